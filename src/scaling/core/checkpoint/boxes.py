@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from scaling.core.errors import LayoutError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, order=True)
@@ -21,22 +25,58 @@ class Box:
         """Return the number of elements."""
         return prod(self.shape)
 
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Return where the box ends (exclusive), one number per dimension."""
+        return tuple(start + length for start, length in zip(self.offset, self.shape, strict=True))
+
     def intersect(self, other: Box) -> Box | None:
         """Return the common part of two boxes of the same tensor, None where they do not overlap."""
         start = tuple(max(a, b) for a, b in zip(self.offset, other.offset, strict=True))
-        stop = tuple(
-            min(a + n, b + m)
-            for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape, strict=True)
-        )
+        stop = tuple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
         if any(b <= a for a, b in zip(start, stop, strict=True)):
             return None
         return Box(start, tuple(b - a for a, b in zip(start, stop, strict=True)))
 
     def slices(self, within: Box) -> tuple[slice, ...]:
         """Return the index of this box inside a tensor that holds `within`."""
-        return tuple(
-            slice(a - b, a - b + n) for a, n, b in zip(self.offset, self.shape, within.offset, strict=True)
-        )
+        return tuple(slice(a - b, a - b + n) for a, n, b in zip(self.offset, self.shape, within.offset, strict=True))
+
+    def inside(self, within: Box) -> Box:
+        """Return this box in the coordinates of a tensor that holds `within`."""
+        return Box(tuple(a - b for a, b in zip(self.offset, within.offset, strict=True)), self.shape)
+
+    def subtract(self, hole: Box) -> Iterator[Box]:
+        """Cut out `hole`: yield disjoint boxes that cover the rest, at most two per dimension."""
+        common = self.intersect(hole)
+        if common is None:
+            yield self
+            return
+        offset, shape = list(self.offset), list(self.shape)
+        for dim in range(len(shape)):
+            before = common.offset[dim] - offset[dim]
+            after = shape[dim] - before - common.shape[dim]
+            if before:
+                yield Box(tuple(offset), (*shape[:dim], before, *shape[dim + 1 :]))
+            if after:
+                start = (*offset[:dim], common.stop[dim], *offset[dim + 1 :])
+                yield Box(start, (*shape[:dim], after, *shape[dim + 1 :]))
+            offset[dim], shape[dim] = common.offset[dim], common.shape[dim]
+
+    def cut(self, elements: int) -> Iterator[Box]:
+        """Cut into boxes of at most `elements` elements (at least 1), contiguous in this box and in its order."""
+        if self.size <= elements:
+            yield self
+            return
+        dim = next(index for index, length in enumerate(self.shape) if length > 1)
+        step = max(1, elements // prod(self.shape[dim + 1 :]))
+        for start in range(0, self.shape[dim], step):
+            length = min(step, self.shape[dim] - start)
+            offset = (*self.offset[:dim], self.offset[dim] + start, *self.offset[dim + 1 :])
+            yield from Box(offset, (*self.shape[:dim], length, *self.shape[dim + 1 :])).cut(elements)
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.offset, self.stop, strict=True)) + "]"
 
 
 def whole(shape: Sequence[int]) -> Box:
@@ -48,10 +88,12 @@ def boxes_of_flat_range(shape: Sequence[int], start: int, stop: int) -> Iterator
     """Cut the elements start..stop of a row-major tensor into boxes.
 
     Yields (box, position of its first element in the flat order), in flat order; at most 2 * dimensions - 1 boxes.
-    The elements of each box are contiguous in the flat order.
+    The elements of each box are contiguous in the flat order. A range beyond the tensor is a `LayoutError`.
     """
     if start >= stop:
         return
+    if start < 0 or stop > prod(shape):
+        raise LayoutError(f"elements {start} to {stop} are not within a tensor of shape {list(shape)}")
     if len(shape) == 0:
         yield Box((), ()), 0
         return
@@ -70,6 +112,36 @@ def boxes_of_flat_range(shape: Sequence[int], start: int, stop: int) -> Iterator
         yield from boxes_of_flat_range(shape, start, head)
         yield from boxes_of_flat_range(shape, head, tail)
         yield from boxes_of_flat_range(shape, tail, stop)
+
+
+def first_overlap(boxes: Sequence[Box]) -> tuple[int, int] | None:
+    """Return the indices of two boxes that share an element, None where all are disjoint.
+
+    Sweeps along the dimension with the most distinct offsets: near-linear for the usual cuts into slices.
+    """
+    if not boxes or not boxes[0].shape:
+        return (0, 1) if len(boxes) > 1 else None
+    sweep = max(range(len(boxes[0].shape)), key=lambda dim: len({box.offset[dim] for box in boxes}))
+    open_boxes: list[int] = []
+    for index in sorted(range(len(boxes)), key=lambda index: boxes[index].offset[sweep]):
+        box = boxes[index]
+        open_boxes = [other for other in open_boxes if boxes[other].stop[sweep] > box.offset[sweep]]
+        for other in open_boxes:
+            if box.intersect(boxes[other]) is not None:
+                return min(index, other), max(index, other)
+        open_boxes.append(index)
+    return None
+
+
+def uncovered(target: Box, boxes: Sequence[Box]) -> list[Box]:
+    """Return disjoint boxes with the elements of `target` that lie in none of `boxes`."""
+    rest = [target] if target.size else []
+    for box in boxes:
+        if not rest:
+            break
+        if box.size:
+            rest = [piece for remaining in rest for piece in remaining.subtract(box)]
+    return rest
 
 
 @dataclass

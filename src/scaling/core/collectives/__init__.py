@@ -1,1 +1,1 @@
-"""Part of the engine: collectives."""
+"""Collective communication: plain operations, their differentiable pairs, and trees of tensors."""

@@ -14,7 +14,7 @@ Sample = TypeVar("Sample")
 class MicroBatch:
     """The samples of one forward pass on one data-parallel rank.
 
-    `inputs` goes to the first layer, `targets` to the loss. Both are a tensor, or a tuple, dict or dataclass of tensors.
+    `inputs` goes to the first layer, `targets` to the loss. Each is a tensor, or a tuple, dict or dataclass of tensors.
     """
 
     inputs: Any
@@ -36,9 +36,9 @@ class BaseDataset(ABC, Generic[Sample]):
     def collate(self, samples: Sequence[Sample], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
         """Make one micro-batch.
 
-        `positions[i]` is the place of sample i in the order of the whole run (0 = the first sample ever trained on): the
-        same in every layout, the key of its dropout masks. Where `valid[i]` is False the sample only fills up the last
-        batch of an evaluation and must not count: its weight in the loss is zero.
+        `positions[i]` is the place of sample i in the order of the whole run (0 = the first sample ever trained on):
+        the same in every layout, the key of its dropout masks. Where `valid[i]` is False the sample only fills up the
+        last batch of an evaluation and must not count: its weight in the loss is zero.
         """
 
     @abstractmethod

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from scaling.core.errors import LayoutError
+
+
+class Initializer(Protocol):
+    """A distribution of initial values."""
+
+    def sample(self, stream: np.random.Generator, count: int) -> NDArray[np.float32]:
+        """Return `count` values drawn from `stream`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,9 @@ class ParameterMeta:
     """Shape of the whole tensor without padding."""
     shard: Shard | None = None
     """This rank's part along the model axis; None = the whole tensor is on every rank of the model axis."""
+    initializer: Initializer | None = None
+    """Distribution of the initial values; None = the module fills the parameter itself when it is built (it is then built
+    under a seed derived from the layer's name, and must be whole on every rank)."""
     sum_grad_over_model: bool = False
     """True where each model rank sees only its part of the gradient although it holds the same values as others:
     norms and row-parallel biases under sequence parallelism, key-value heads shared by several ranks."""

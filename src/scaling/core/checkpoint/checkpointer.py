@@ -1,0 +1,197 @@
+"""Checkpointer: save, find and load checkpoints so that a crash at any moment costs no more than the save it hit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Final, final
+
+from scaling.core.checkpoint.boxes import GlobalTensor
+from scaling.core.checkpoint.communicator import Alone, Communicator
+from scaling.core.checkpoint.folders import Retention
+from scaling.core.checkpoint.load import Rules, describe, execute, join_reports, match, report_of
+from scaling.core.checkpoint.manifest import Json, json_text
+from scaling.core.checkpoint.save import Job, Saver, SaveReport, problem_of, versions
+from scaling.core.checkpoint.search import Search, StoredCheckpoint, find_newest
+from scaling.core.checkpoint.share import plan_share
+from scaling.core.checkpoint.staging import Staging
+from scaling.core.errors import CheckpointError, ScalingError, StorageError
+
+MAX_FILE_BYTES: Final = 4 * 2**30
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What loading did, the same on all ranks."""
+
+    path: Path
+    step: int
+    scalars: Mapping[str, Json]
+    missing: tuple[str, ...]
+    """Tensors that kept their values because they are not stored (and were allowed to be missing)."""
+    unexpected: tuple[str, ...]
+    """Stored tensors that were not read (and were allowed to be there, or ignored)."""
+
+
+@final
+class Checkpointer:
+    """Saves into and loads from directories that all ranks share.
+
+    All methods are collective: every rank calls them in the same order. With `asynchronous`, `save` copies the tensors
+    to host memory and returns; a thread writes them. `save_dir` None turns saving off. `information` is stored for
+    people to read, for example the layout.
+    """
+
+    def __init__(
+        self,
+        save_dir: Path | None,
+        *,
+        communicator: Communicator | None = None,
+        retention: Retention | None = None,
+        asynchronous: bool = False,
+        information: Mapping[str, Json] | None = None,
+        max_file_bytes: int = MAX_FILE_BYTES,
+    ) -> None:
+        self.save_dir = save_dir
+        self.failures = 0
+        """Number of saves that have failed since the last one that succeeded."""
+        self.last_report: SaveReport | None = None
+        """How the last finished save went."""
+        self._ranks = communicator or Alone()
+        self._retention = retention or Retention()
+        self._information = {**versions(), "ranks": self._ranks.world_size, **(information or {})}
+        self._max_file_bytes = max_file_bytes
+        self._staging = Staging() if asynchronous else None
+        self._thread: Thread | None = None
+        self._background: SaveReport | None = None
+
+    def save(self, step: int, tensors: Iterable[GlobalTensor], scalars: Mapping[str, Json]) -> Path | None:
+        """Save what all ranks own as the checkpoint of `step`; rank 0's `scalars` are stored.
+
+        Returns the step folder, None where the save goes on in the background or there is no `save_dir`. A failure
+        raises on all ranks alike: `StorageError` where writing failed (training may go on: earlier checkpoints are
+        untouched, the next save tries again), `CheckpointError` where the tensors do not fit together. A save in the
+        background that failed for storage is logged by the next `save` and counted in `failures`; `wait` raises it.
+        """
+        self._settle()
+        if self.save_dir is None:
+            return None
+        saver = Saver(self.save_dir, self._ranks, self._retention, self._information, self._max_file_bytes)
+        job = self._job(step, tensors, scalars)
+        if self._staging is None:
+            report = self._count(saver.run(job))
+            if report.error is not None:
+                raise report.error
+            return report.path
+        self._thread = Thread(target=self._run, args=(saver, job), name=f"save-step-{step}", daemon=True)
+        self._thread.start()
+        return None
+
+    def wait(self) -> SaveReport | None:
+        """Wait for a save in the background; raise if it failed. Returns its report, None where none was running."""
+        report = self._join()
+        if report is not None and report.error is not None:
+            raise report.error
+        return report
+
+    def find(self, directory: Path | None = None) -> Search:
+        """Verify the checkpoints of a directory (or one step folder; default: `save_dir`) from the newest on.
+
+        All ranks share the reading and get the same result: the newest one that is complete and intact, and those
+        rejected with the reason. An empty or absent directory is no error.
+        """
+        self._settle()
+        where = self.save_dir if directory is None else directory
+        return Search(Path(), None, ()) if where is None else find_newest(where, self._ranks)
+
+    def load(
+        self,
+        source: StoredCheckpoint | Path,
+        tensors: Iterable[GlobalTensor],
+        *,
+        allowed_missing: Sequence[str] = (),
+        allowed_unexpected: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+    ) -> Loaded:
+        """Copy stored values into this rank's views of `tensors`, reading only the slices it holds.
+
+        A path is verified first, as by `find`. Differences that the regular expressions do not allow are reported all
+        together in one `CheckpointError` on all ranks, before anything is overwritten. Floating-point types convert.
+        """
+        self._settle()
+        rules = Rules(allowed_missing, allowed_unexpected, ignore)
+        stored = self.find(source).require() if isinstance(source, Path) else source
+        found = match(stored.manifest, tensors, rules)
+        reports = self._ranks.gather(report_of(found, stored.manifest))
+        joined = self._ranks.broadcast(None if reports is None else join_reports(reports, stored.manifest, rules))
+        if (message := describe(joined, stored.path, stored.manifest)) is not None:
+            raise CheckpointError(message)
+        problem = None
+        try:
+            execute(stored.path, stored.manifest, found.reads)
+        except Exception as error:  # voted on, so that all ranks raise alike
+            problem = problem_of(error)["text"]
+        self._agree(problem, f"{stored.path} could not be read")
+        return Loaded(
+            path=stored.path,
+            step=stored.step,
+            scalars=stored.manifest.scalars,
+            missing=tuple(joined["accepted_missing"]),
+            unexpected=tuple(joined["accepted_unexpected"]),
+        )
+
+    def _job(self, step: int, tensors: Iterable[GlobalTensor], scalars: Mapping[str, Json]) -> Job:
+        try:
+            share = plan_share(tensors, self._max_file_bytes)
+            text = json_text(scalars, "the scalars") if self._ranks.rank == 0 else "{}"
+            if self._staging is None:
+                return Job(step, share, text)
+            return Job(step, self._staging.copy(share), text, ready=self._staging.wait)
+        except Exception as error:  # voted on, so that no rank waits for this one
+            return Job(step, problem=problem_of(error))
+
+    def _run(self, saver: Saver, job: Job) -> None:
+        started = time.monotonic()
+        try:
+            self._background = saver.run(job)
+        except Exception as error:  # raised by the thread that asks
+            failure = (
+                error if isinstance(error, ScalingError) else ScalingError(f"step {job.step} was not saved: {error!r}")
+            )
+            self._background = SaveReport(job.step, None, failure, time.monotonic() - started)
+
+    def _join(self) -> SaveReport | None:
+        """Wait for the save in the background and return its report, None where none was running."""
+        if self._thread is None:
+            return None
+        self._thread.join()
+        self._thread = None
+        report, self._background = self._background, None
+        return None if report is None else self._count(report)
+
+    def _settle(self) -> None:
+        """Let no two operations overlap: wait for the save in the background; raise only what the next cannot mend."""
+        report = self._join()
+        if report is None or report.error is None:
+            return
+        if not isinstance(report.error, StorageError):
+            raise report.error
+        if self._ranks.rank == 0:
+            _log.warning("%s", report.error)
+
+    def _count(self, report: SaveReport) -> SaveReport:
+        self.last_report = report
+        self.failures = 0 if report.error is None else self.failures + 1
+        return report
+
+    def _agree(self, problem: str | None, what: str) -> None:
+        """Raise a `StorageError` on all ranks if one of them has a problem."""
+        problems = self._ranks.gather(problem)
+        named = None if problems is None else [f"rank {rank}: {text}" for rank, text in enumerate(problems) if text]
+        if found := self._ranks.broadcast(named):
+            raise StorageError(f"{what}: {'; '.join(found)}")

@@ -1,0 +1,83 @@
+"""Plain file operations with the guarantees a checkpoint needs: nothing half-written unnoticed, no links followed."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from scaling.core.errors import CheckpointError
+
+CHUNK_BYTES: Final = 8 * 2**20
+"""How much is written, read and hashed at a time."""
+
+_CANNOT_SYNC_FOLDERS: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+
+
+def write_fully(descriptor: int, data: memoryview) -> None:
+    """Write all of `data`: a single `write` may stop early, for example just before the disk is full."""
+    while len(data):
+        data = data[os.write(descriptor, data) :]
+
+
+def write_durably(path: Path, data: bytes, *, halfway: Callable[[], None] | None = None) -> None:
+    """Create a file with this content and force it to the disk; calls `halfway` in the middle."""
+    with path.open("xb", buffering=0) as file:
+        middle = len(data) // 2
+        write_fully(file.fileno(), memoryview(data)[:middle])
+        if halfway is not None:
+            halfway()
+        write_fully(file.fileno(), memoryview(data)[middle:])
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries to the disk, where the file system can do that."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC_FOLDERS:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def open_regular(path: Path) -> io.FileIO:
+    """Open a file for reading without buffer; a symbolic link or anything but a regular file is a `CheckpointError`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        reasons = {errno.ENOENT: "is missing", errno.ENOTDIR: "is missing", errno.ELOOP: "is a symbolic link"}
+        if error.errno in reasons:
+            raise CheckpointError(f"{path} {reasons[error.errno]}") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{path} is not a regular file")
+    return io.FileIO(descriptor)
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise CheckpointError(f"{path} has {size} bytes; at most {limit} are accepted")
+        return file.read(limit)
+
+
+def iterate_chunks(file: io.FileIO, start: int, stop: int) -> Iterator[memoryview]:
+    """Yield the bytes start..stop of a file; each view is only valid until the next one."""
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, stop - start)))
+    file.seek(start)
+    while start < stop:
+        count = file.readinto(buffer[: min(len(buffer), stop - start)])
+        if not count:
+            raise CheckpointError(f"{file.name} ends before byte {stop}")
+        start += count
+        yield buffer[:count]

@@ -1,0 +1,192 @@
+"""Data files: boxes of tensors written with digests on the way, and read back slice by slice in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from scaling.core.checkpoint.boxes import Box, whole
+from scaling.core.checkpoint.disk import CHUNK_BYTES, open_regular, write_fully
+from scaling.core.checkpoint.header import ITEM_BYTES, Slot, encode_header, read_header
+from scaling.core.checkpoint.manifest import FileEntry
+from scaling.core.errors import CheckpointError
+
+TORCH_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
+    {
+        "BOOL": torch.bool,
+        "U8": torch.uint8,
+        "I8": torch.int8,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "U16": torch.uint16,
+        "I16": torch.int16,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "U32": torch.uint32,
+        "I32": torch.int32,
+        "F32": torch.float32,
+        "U64": torch.uint64,
+        "I64": torch.int64,
+        "F64": torch.float64,
+        "C64": torch.complex64,
+    }
+)
+"""The torch type behind each name of the format."""
+
+TYPE_NAMES: Final[Mapping[torch.dtype, str]] = MappingProxyType({value: key for key, value in TORCH_TYPES.items()})
+
+SPAN_BYTES: Final = 64 * 2**10
+"""Rows up to this size are read whole where only some of their columns are wanted: one read beats many small ones."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One box of a global tensor to be written; `load` returns its values, on any device."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    """The global shape."""
+    box: Box
+    dtype: str
+    load: Callable[[], Tensor]
+
+    @property
+    def key(self) -> str:
+        """Return the name inside the file: the tensor's own, followed by the slices where it is only a part."""
+        return self.tensor if self.box == whole(self.shape) else f"{self.tensor}{self.box}"
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the data."""
+        return self.box.size * ITEM_BYTES[self.dtype]
+
+
+def constant(tensor: Tensor) -> Callable[[], Tensor]:
+    """Return the `load` of a piece that is in memory."""
+    return lambda: tensor
+
+
+def write_file(path: Path, pieces: Sequence[Piece], *, before: Callable[[Piece], None]) -> tuple[FileEntry, list[str]]:
+    """Write `pieces` in this order into a new safetensors file and force it to the disk; return it with their digests.
+
+    Calls `before` ahead of each piece. Holds one piece in host memory at a time.
+    """
+    header = encode_header((piece.key, piece.dtype, piece.box.shape) for piece in pieces)
+    digests = []
+    with path.open("xb", buffering=0) as file:
+        write_fully(file.fileno(), memoryview(header))
+        for piece in pieces:
+            before(piece)
+            digest = hashlib.sha256()
+            data = byte_view(piece.load().detach().to("cpu"))
+            for start in range(0, len(data), CHUNK_BYTES):
+                chunk = data[start : start + CHUNK_BYTES]
+                write_fully(file.fileno(), chunk)
+                digest.update(chunk)
+            digests.append(digest.hexdigest())
+        os.fsync(file.fileno())
+    total = len(header) + sum(piece.bytes for piece in pieces)
+    return FileEntry(total, hashlib.sha256(header).hexdigest()), digests
+
+
+def byte_view(tensor: Tensor) -> memoryview:
+    """Return the bytes of a CPU tensor in row-major order; no copy where it is contiguous already."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+class TensorFile:
+    """One data file, open for reading slices. Plain reads, no memory map: a damaged disk is an error, not a SIGBUS."""
+
+    def __init__(self, folder: Path, name: str, entry: FileEntry) -> None:
+        self.path = folder / name
+        self.bytes_read = 0
+        self._file = open_regular(self.path)
+        try:
+            size = os.fstat(self._file.fileno()).st_size
+            if size != entry.bytes:
+                raise CheckpointError(f"{self.path} has {size} bytes, the manifest says {entry.bytes}")
+            header = read_header(self._file, size)
+            if hashlib.sha256(header.raw).hexdigest() != entry.header_sha256:
+                raise CheckpointError(f"{self.path} has another header than the manifest says")
+            self.slots = header.slots
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read_into(self, key: str, box: Box, into: Tensor) -> None:
+        """Copy `box` of the tensor stored under `key` (in that tensor's own coordinates) into a tensor of its shape.
+
+        Converts to the type and device of `into`. Needs `CHUNK_BYTES` of memory at most, none where `into` is a
+        contiguous CPU tensor of the stored type.
+        """
+        slot = self.slots[key]
+        into = into.detach()
+        if not box.shape:
+            slot, box, into = Slot(slot.dtype, (1,), slot.start, slot.stop), Box((0,), (1,)), into.reshape(1)
+        self._read(slot.start, slot.shape, box, into, TORCH_TYPES[slot.dtype])
+
+    def _read(self, start: int, shape: tuple[int, ...], box: Box, into: Tensor, dtype: torch.dtype) -> None:
+        item = dtype.itemsize
+        row = prod(shape[1:]) * item
+        start += box.offset[0] * row
+        if box.shape[1:] == shape[1:]:
+            self._read_rows(start, shape[1:], into, dtype)
+        elif row <= SPAN_BYTES:
+            columns = (slice(None), *box.slices(whole(shape))[1:])
+            step = max(1, CHUNK_BYTES // row)
+            for first in range(0, box.shape[0], step):
+                rows = into[first : first + step]
+                buffer = torch.empty((len(rows), *shape[1:]), dtype=dtype)
+                self._fill(start + first * row, buffer)
+                rows.copy_(buffer[columns])
+        else:
+            inner = Box(box.offset[1:], box.shape[1:])
+            for index in range(box.shape[0]):
+                self._read(start + index * row, shape[1:], inner, into[index], dtype)
+
+    def _read_rows(self, start: int, row_shape: tuple[int, ...], into: Tensor, dtype: torch.dtype) -> None:
+        """Read consecutive whole rows."""
+        if into.is_contiguous() and into.device.type == "cpu" and into.dtype == dtype:
+            self._fill(start, into)
+            return
+        row = prod(row_shape) * dtype.itemsize
+        if row > CHUNK_BYTES and row_shape:
+            for index in range(into.shape[0]):
+                self._read_rows(start + index * row, row_shape[1:], into[index], dtype)
+            return
+        step = max(1, CHUNK_BYTES // row)
+        for first in range(0, into.shape[0], step):
+            rows = into[first : first + step]
+            buffer = torch.empty(rows.shape, dtype=dtype)
+            self._fill(start + first * row, buffer)
+            rows.copy_(buffer)
+
+    def _fill(self, start: int, tensor: Tensor) -> None:
+        view = byte_view(tensor)
+        self._file.seek(start)
+        while len(view):
+            count = self._file.readinto(view)
+            if not count:
+                raise CheckpointError(f"{self.path} ends before byte {start + len(view)}")
+            self.bytes_read += count
+            view = view[count:]

@@ -1,0 +1,167 @@
+"""Match stored tensors with wanted ones by name and shape, and copy the common boxes."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
+from scaling.core.checkpoint.files import TORCH_TYPES, TensorFile
+from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
+from scaling.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which differences between the checkpoint and the model are accepted: regular expressions, searched in names."""
+
+    allowed_missing: Sequence[str] = ()
+    """Wanted tensors that need not be stored: they keep the values they have."""
+    allowed_unexpected: Sequence[str] = ()
+    """Stored tensors that nobody needs to want."""
+    ignore: Sequence[str] = ()
+    """Stored tensors to treat as if they were not there (they are then missing, and that has to be allowed)."""
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.allowed_missing, *self.allowed_unexpected, *self.ignore):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"{pattern!r} is not a regular expression for names of tensors: {error}") from error
+
+
+@dataclass(frozen=True)
+class Read:
+    """One box to copy from a stored part into memory."""
+
+    part: Part
+    box: Box
+    """In the coordinates of the part."""
+    into: Tensor
+
+
+@dataclass(frozen=True)
+class Match:
+    """What this rank has to read, and the differences it sees."""
+
+    reads: Sequence[Read]
+    missing: Sequence[tuple[str, str]]
+    """(name, shape) of wanted tensors that are not stored."""
+    mismatched: Sequence[tuple[str, str]]
+    """(name, the two shapes or types)."""
+    wanted: frozenset[str]
+
+
+def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> Match:
+    """Compare this rank's tensors with the stored ones and plan the copies. Pure."""
+    stored = {name: entry for name, entry in manifest.tensors.items() if not matches(name, rules.ignore)}
+    reads: list[Read] = []
+    missing: list[tuple[str, str]] = []
+    mismatched: list[tuple[str, str]] = []
+    wanted = set()
+    for tensor in tensors:
+        wanted.add(tensor.key)
+        entry = stored.get(tensor.key)
+        if entry is None:
+            if 0 not in tensor.shape:
+                missing.append((tensor.key, str(list(tensor.shape))))
+        elif entry.shape != tuple(tensor.shape):
+            mismatched.append((tensor.key, f"stored {list(entry.shape)}, wanted {list(tensor.shape)}"))
+        else:
+            for box, view in tensor.parts:
+                misfits = [(tensor.key, what) for what in _misfits(entry, box, view)]
+                mismatched += misfits
+                reads += () if misfits else _reads(entry.parts, box, view)
+    return Match(reads, missing, mismatched, frozenset(wanted))
+
+
+def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> int:
+    """Copy the planned boxes, file by file in the order of the data; return the number of bytes read."""
+    by_file: dict[str, list[Read]] = defaultdict(list)
+    for read in reads:
+        by_file[read.part.file].append(read)
+    total = 0
+    with torch.no_grad():
+        for name, planned in sorted(by_file.items()):
+            with TensorFile(folder, name, manifest.files[name]) as file:
+                for read in sorted(planned, key=lambda read: file.slots[read.part.key].start):
+                    file.read_into(read.part.key, read.box, read.into)
+                total += file.bytes_read
+    return total
+
+
+def report_of(found: Match, manifest: Manifest) -> dict[str, Any]:
+    """Return the differences one rank sees as JSON; the stored names it wants as one bit each."""
+    bits = sum(1 << index for index, name in enumerate(manifest.tensors) if name in found.wanted)
+    return {"missing": found.missing, "mismatched": found.mismatched, "wanted": f"{bits:x}"}
+
+
+def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: Rules) -> dict[str, Any]:
+    """Join what all ranks see: every list sorted and without repetition, split into accepted and refused."""
+    bits = 0
+    for report in reports:
+        bits |= int(report["wanted"], 16)
+    unexpected = [
+        (name, str(list(entry.shape)))
+        for index, (name, entry) in enumerate(manifest.tensors.items())
+        if not bits >> index & 1
+    ]
+    missing = sorted({(name, shape) for report in reports for name, shape in report["missing"]})
+    fine = (*rules.allowed_unexpected, *rules.ignore)
+    return {
+        "missing": [row for row in missing if not matches(row[0], rules.allowed_missing)],
+        "unexpected": [row for row in unexpected if not matches(row[0], fine)],
+        "mismatched": sorted({(name, what) for report in reports for name, what in report["mismatched"]}),
+        "accepted_missing": [name for name, _ in missing if matches(name, rules.allowed_missing)],
+        "accepted_unexpected": [name for name, _ in unexpected if matches(name, fine)],
+    }
+
+
+def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | None:
+    """Return the message that names every refused difference, None where there is none."""
+    titles = {
+        "missing": "missing in the checkpoint (trainer.allowed_missing_keys_in_checkpoint)",
+        "unexpected": "in the checkpoint but not in the model (trainer.allowed_unexpected_keys_in_checkpoint)",
+        "mismatched": "of another shape or type",
+    }
+    lines = []
+    for kind, title in titles.items():
+        if joined[kind]:
+            lines.append(f"  {len(joined[kind])} {title}:")
+            lines += [f"    {name} {what}" for name, what in joined[kind]]
+    if not lines:
+        return None
+    removed = [prefix for prefix in manifest.removed if any(name.startswith(prefix) for name, _ in joined["missing"])]
+    if removed:
+        lines.append(f"  Retention has removed what starts with {', '.join(removed)}; load without optimizer states.")
+    return "\n".join([f"the checkpoint {path} does not fit the model:", *lines])
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether one of the regular expressions is found in `name`."""
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _reads(parts: Sequence[Part], box: Box, view: Tensor) -> Iterable[Read]:
+    for part in parts:
+        common = part.box.intersect(box)
+        if common is not None:
+            yield Read(part, common.inside(part.box), view[common.slices(box)])
+
+
+def _misfits(entry: TensorEntry, box: Box, view: Tensor) -> Iterable[str]:
+    """Yield why a stored tensor cannot be copied into a view. Among types, only floating-point ones convert."""
+    dtype = TORCH_TYPES[entry.dtype]
+    if dtype != view.dtype and not (dtype.is_floating_point and view.dtype.is_floating_point):
+        yield f"stored as {entry.dtype}, wanted as {view.dtype}"
+    if tuple(view.shape) != box.shape:
+        yield f"the box {box} is wanted in memory of shape {list(view.shape)}"
+    if len(box.shape) != len(entry.shape) or (box.size and box.intersect(whole(entry.shape)) != box):
+        yield f"the box {box} reaches beyond the stored {list(entry.shape)}: those elements are nowhere"

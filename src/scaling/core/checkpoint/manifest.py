@@ -1,0 +1,279 @@
+"""The manifest of a checkpoint: what is stored where, with a digest for every byte, read without trust."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeAlias
+
+from scaling.core.checkpoint.boxes import Box, first_overlap, uncovered, whole
+from scaling.core.checkpoint.header import ITEM_BYTES, tensor_bytes, unique_keys
+from scaling.core.errors import CheckpointError
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+
+FILE_NAME: Final = "manifest.json"
+FORMAT: Final = "scaling-checkpoint"
+VERSION: Final = 1
+
+MAX_BYTES: Final = 256 * 2**20
+MAX_FILES: Final = 100_000
+MAX_PARTS: Final = 4_000_000
+MAX_DIMENSIONS: Final = 16
+MAX_NAME_LENGTH: Final = 1000
+
+_SAFE_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_PREFIX: Final = b'{\n"sha256": "'
+_BLANK: Final = b"0" * 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box of a tensor, stored under `key` in `file`; `sha256` is the digest of its bytes."""
+
+    box: Box
+    file: str
+    key: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One global tensor; `dtype` is the safetensors name of its data type."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Return the number of bytes of the whole tensor."""
+        return tensor_bytes(self.dtype, self.shape)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One data file. Every byte after the header belongs to exactly one part, so digests cover the whole file."""
+
+    bytes: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The table of contents of one checkpoint."""
+
+    step: int
+    files: Mapping[str, FileEntry]
+    tensors: Mapping[str, TensorEntry]
+    scalars: Mapping[str, Json] = field(default_factory=dict)
+    """Everything that is not a tensor: trainer state, optimizer scalars, data position, fingerprints, configuration."""
+    information: Mapping[str, Json] = field(default_factory=dict)
+    """For people: when, with which versions and in which layout it was written. Loading never depends on it."""
+    removed: tuple[str, ...] = ()
+    """Prefixes of the tensors that retention has removed since."""
+    digest: str = field(default="", compare=False)
+    """The digest of the file that was read."""
+
+    def encode(self) -> bytes:
+        """Return the file's bytes. Numbers that JSON has no word for (NaN, infinity) are a `CheckpointError`."""
+        head = {"format": FORMAT, "version": VERSION, "step": self.step, "removed": list(self.removed)}
+        lines = [f"{_json(key)}: {_json(value)}" for key, value in head.items()]
+        lines.append(f'"information": {_object(self.information)}')
+        lines.append(f'"scalars": {_object(self.scalars)}')
+        lines.append(f'"files": {_object({name: vars(entry) for name, entry in self.files.items()})}')
+        lines.append(f'"tensors": {_object({name: tensor_to_json(entry) for name, entry in self.tensors.items()})}')
+        rest = b'",\n' + ",\n".join(lines).encode() + b"\n}\n"
+        return _PREFIX + _digest(rest) + rest
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Read and check a manifest; a byte that differs from the written one is a `CheckpointError`."""
+        start = len(_PREFIX)
+        if not data.startswith(_PREFIX) or _digest(data[start + 64 :]) != data[start : start + 64]:
+            raise CheckpointError(f"{FILE_NAME} is damaged: its contents do not match its own digest")
+        try:
+            found = json.loads(data.decode(), object_pairs_hook=unique_keys, parse_constant=_no_constant)
+            if found["format"] != FORMAT or found["version"] != VERSION:
+                raise CheckpointError(
+                    f"{FILE_NAME} is of format {found['format']!r} version {found['version']!r}; this library reads "
+                    f"{FORMAT!r} version {VERSION}"
+                )
+            manifest = cls(
+                step=_count(found["step"]),
+                files=files_from_json(found["files"]),
+                tensors=tensors_from_json(found["tensors"]),
+                scalars=_mapping(found["scalars"]),
+                information=_mapping(found["information"]),
+                removed=tuple(_text(prefix) for prefix in found["removed"]),
+                digest=_sha256(found["sha256"]),
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{FILE_NAME} cannot be read ({type(error).__name__}: {error})") from error
+        if problems := manifest.problems():
+            raise CheckpointError(f"{FILE_NAME} contradicts itself: " + "; ".join(problems[:10]))
+        return manifest
+
+    def problems(self) -> list[str]:
+        """Return what keeps the parts from being an exact cover of every tensor and every file."""
+        found: list[str] = []
+        keys: dict[str, set[str]] = {name: set() for name in self.files}
+        for name, entry in self.tensors.items():
+            found += _cover_problems(name, entry)
+            for part in entry.parts:
+                if part.file not in keys:
+                    found.append(f"{name} is said to be in {part.file}, which the list of files does not have")
+                elif part.key in keys[part.file]:
+                    found.append(f"{part.file} is said to hold {part.key} twice")
+                else:
+                    keys[part.file].add(part.key)
+        return found + [f"{name} holds no tensor" for name, held in keys.items() if not held]
+
+    def keys_of_files(self) -> dict[str, dict[str, tuple[str, TensorEntry, Part]]]:
+        """Return for every file the (tensor name, tensor, part) behind each of its keys."""
+        table: dict[str, dict[str, tuple[str, TensorEntry, Part]]] = defaultdict(dict)
+        for name, entry in self.tensors.items():
+            for part in entry.parts:
+                table[part.file][part.key] = (name, entry, part)
+        return table
+
+    def without(self, prefix: str) -> Manifest:
+        """Return the manifest without the tensors whose name starts with `prefix`, nor files that held only those."""
+        tensors = {name: entry for name, entry in self.tensors.items() if not name.startswith(prefix)}
+        used = {part.file for entry in tensors.values() for part in entry.parts}
+        files = {name: entry for name, entry in self.files.items() if name in used}
+        return replace(self, files=files, tensors=tensors, removed=tuple(sorted({*self.removed, prefix})))
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of all data files."""
+        return sum(entry.bytes for entry in self.files.values())
+
+
+def tensor_to_json(entry: TensorEntry) -> dict[str, Any]:
+    """Return the JSON form of one row of the table of tensors."""
+    parts = [
+        {"offset": part.box.offset, "shape": part.box.shape, "file": part.file, "key": part.key, "sha256": part.sha256}
+        for part in entry.parts
+    ]
+    return {"shape": entry.shape, "dtype": entry.dtype, "parts": parts}
+
+
+def tensors_from_json(table: Any) -> dict[str, TensorEntry]:
+    """Read the table of tensors; what is malformed is a `ValueError` or `CheckpointError`."""
+    rows = _mapping(table)
+    if sum(len(row["parts"]) for row in rows.values()) > MAX_PARTS:
+        raise CheckpointError(f"{FILE_NAME} lists more than {MAX_PARTS} parts of tensors")
+    return {_text(name): _tensor(row) for name, row in rows.items()}
+
+
+def files_from_json(table: Any) -> dict[str, FileEntry]:
+    """Read the table of files; a name that could leave the folder is refused."""
+    rows = _mapping(table)
+    if len(rows) > MAX_FILES:
+        raise CheckpointError(f"{FILE_NAME} lists {len(rows)} files; at most {MAX_FILES} are accepted")
+    return {_file(name): FileEntry(_count(row["bytes"]), _sha256(row["header_sha256"])) for name, row in rows.items()}
+
+
+def json_text(value: Json, what: str) -> str:
+    """Return `value` as JSON; what cannot be stored is a `CheckpointError` that names `what`."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{what} cannot be stored as JSON: {error}") from error
+
+
+def _cover_problems(name: str, entry: TensorEntry) -> list[str]:
+    target = whole(entry.shape)
+    for part in entry.parts:
+        fits = len(part.box.shape) == len(entry.shape) and part.box.intersect(target) == part.box
+        if part.box.size and not fits:
+            return [f"{name} {list(entry.shape)} has a part {part.box} in {part.file} that is not within it"]
+        if part.box.size == 0:
+            return [f"{name} {list(entry.shape)} has an empty part {part.box} in {part.file}"]
+    boxes = [part.box for part in entry.parts]
+    if pair := first_overlap(boxes):
+        a, b = (entry.parts[index] for index in pair)
+        return [f"{name} {list(entry.shape)} has parts that overlap: {a.box} in {a.file} and {b.box} in {b.file}"]
+    if sum(box.size for box in boxes) != target.size:
+        gaps = uncovered(target, boxes)
+        missing = sum(gap.size for gap in gaps)
+        return [f"{name} {list(entry.shape)} has {missing} elements that no part holds, first those at {gaps[0]}"]
+    return []
+
+
+def _tensor(row: Any) -> TensorEntry:
+    dtype = _text(row["dtype"])
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"unknown data type {dtype!r}")
+    parts = tuple(
+        Part(Box(_numbers(part["offset"]), _numbers(part["shape"])), _file(part["file"]), _text(part["key"]), digest)
+        for part in row["parts"]
+        for digest in (_sha256(part["sha256"]),)
+    )
+    return TensorEntry(_numbers(row["shape"]), dtype, parts)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, found {type(value).__name__}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError(f"expected a number from 0 to 2**62, found {value!r}")
+    return value
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
+        raise ValueError(f"expected at most {MAX_DIMENSIONS} numbers, found {value!r}")
+    return tuple(_count(number) for number in value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_LENGTH or not value.isprintable():
+        raise ValueError(f"{str(value)[:100]!r} is not a name of 1 to {MAX_NAME_LENGTH} printable characters")
+    return value
+
+
+def _file(value: Any) -> str:
+    if not isinstance(value, str) or not _SAFE_FILE_NAME.fullmatch(value):
+        raise CheckpointError(
+            f"{FILE_NAME} names a file {str(value)[:100]!r}; only plain names such as "
+            "rank_00000_model_000.safetensors are accepted"
+        )
+    return value
+
+
+def _sha256(value: Any) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError(f"{str(value)[:100]!r} is not a SHA-256 digest")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _digest(rest: bytes) -> bytes:
+    state = hashlib.sha256(_PREFIX + _BLANK)
+    state.update(rest)
+    return state.hexdigest().encode()
+
+
+def _json(value: Any) -> str:
+    return json_text(value, "the manifest")
+
+
+def _object(table: Mapping[str, Any]) -> str:
+    """Return a JSON object with one line per entry, so that people can search and compare manifests."""
+    if not table:
+        return "{}"
+    return "{\n" + ",\n".join(f" {_json(key)}: {_json(value)}" for key, value in table.items()) + "\n}"

@@ -1,0 +1,163 @@
+"""Read stored tensors by name, in any cut, and derive new checkpoints or differences from them. One process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from scaling.core.checkpoint.boxes import Box, whole
+from scaling.core.checkpoint.communicator import Alone
+from scaling.core.checkpoint.files import TORCH_TYPES, TYPE_NAMES, Piece, TensorFile
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, Retention, step_folder
+from scaling.core.checkpoint.manifest import TensorEntry, json_text
+from scaling.core.checkpoint.save import Job, Saver, versions
+from scaling.core.checkpoint.search import StoredCheckpoint
+from scaling.core.checkpoint.share import Share
+from scaling.core.errors import CheckpointError
+
+PIECE_BYTES: Final = 256 * 2**20
+"""How much of a tensor is in memory at a time."""
+
+
+@final
+class CheckpointReader:
+    """Reads tensors of a verified checkpoint. Keeps the file it read last open; close it, or use it in a `with`."""
+
+    def __init__(self, stored: StoredCheckpoint) -> None:
+        self.stored = stored
+        self._open: TensorFile | None = None
+        self._name = ""
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def read(self, name: str, box: Box | None = None) -> Tensor:
+        """Return a stored tensor, or a box of it, on the CPU in its stored type."""
+        entry = self.stored.manifest.tensors.get(name)
+        if entry is None:
+            raise CheckpointError(f"{self.stored.path} does not hold a tensor named {name!r}")
+        box = whole(entry.shape) if box is None else box
+        found = torch.empty(box.shape, dtype=TORCH_TYPES[entry.dtype])
+        for part in entry.parts:
+            common = part.box.intersect(box)
+            if common is not None:
+                file = self._file(part.file)
+                file.read_into(part.key, common.inside(part.box), found[common.slices(box)])
+        return found
+
+    def close(self) -> None:
+        """Close the open file."""
+        if self._open is not None:
+            self._open.close()
+        self._open, self._name = None, ""
+
+    def _file(self, name: str) -> TensorFile:
+        if self._open is None or self._name != name:
+            self.close()
+            self._open = TensorFile(self.stored.path, name, self.stored.manifest.files[name])
+            self._name = name
+        return self._open
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one tensor differs between two checkpoints; without `note` the values were compared."""
+
+    name: str
+    note: str = ""
+    """Why the values could not be compared, or that the types differ."""
+    elements: int = 0
+    """How many elements differ (NaN equals NaN)."""
+    largest_absolute: float = 0.0
+    largest_relative: float = 0.0
+
+    @property
+    def is_equal(self) -> bool:
+        """Return whether shape, type and all values are the same."""
+        return not self.note and not self.elements
+
+
+def differences(a: StoredCheckpoint, b: StoredCheckpoint) -> Iterator[Difference]:
+    """Compare two checkpoints tensor by tensor, in the order of names; equal tensors are yielded as well."""
+    first, second = a.manifest.tensors, b.manifest.tensors
+    with CheckpointReader(a) as from_a, CheckpointReader(b) as from_b:
+        for name in sorted({*first, *second}):
+            if name not in second:
+                yield Difference(name, f"only in the first, {list(first[name].shape)}")
+            elif name not in first:
+                yield Difference(name, f"only in the second, {list(second[name].shape)}")
+            elif first[name].shape != second[name].shape:
+                yield Difference(name, f"{list(first[name].shape)} and {list(second[name].shape)}")
+            elif _digests(first[name]) == _digests(second[name]):
+                yield Difference(name)
+            else:
+                yield _compare(name, from_a, from_b)
+
+
+def cast(source: StoredCheckpoint, save_dir: Path, dtype: torch.dtype) -> Path:
+    """Write the model's tensors as a checkpoint of the same step, floating-point ones in `dtype`; return its folder.
+
+    Optimizer states stay behind: they would not fit the rounded weights.
+    """
+    target = step_folder(save_dir, source.step)
+    if target.exists():
+        raise CheckpointError(f"{target} exists already; name another directory")
+    with CheckpointReader(source) as reader:
+        pieces = [
+            piece
+            for name, entry in source.manifest.tensors.items()
+            if not name.startswith(OPTIMIZER_PREFIX)
+            for piece in _cast_pieces(reader, name, entry, dtype)
+        ]
+        information = {**source.manifest.information, **versions(), "cast_from": str(source.path)}
+        saver = Saver(save_dir, Alone(), Retention(), information, 16 * PIECE_BYTES)
+        report = saver.run(Job(source.step, Share(pieces), json_text(source.manifest.scalars, "the scalars")))
+    if report.error is not None:
+        raise report.error
+    return target
+
+
+def _cast_pieces(reader: CheckpointReader, name: str, entry: TensorEntry, dtype: torch.dtype) -> Iterator[Piece]:
+    stored = TORCH_TYPES[entry.dtype]
+    target = dtype if stored.is_floating_point else stored
+    for part in entry.parts:
+        for box in part.box.cut(PIECE_BYTES // stored.itemsize):
+            yield Piece(name, entry.shape, box, TYPE_NAMES[target], partial(_read_as, reader, name, box, target))
+
+
+def _read_as(reader: CheckpointReader, name: str, box: Box, dtype: torch.dtype) -> Tensor:
+    return reader.read(name, box).to(dtype)
+
+
+def _digests(entry: TensorEntry) -> tuple[str, frozenset[tuple[Box, str]]]:
+    return entry.dtype, frozenset((part.box, part.sha256) for part in entry.parts)
+
+
+def _compare(name: str, from_a: CheckpointReader, from_b: CheckpointReader) -> Difference:
+    first, second = from_a.stored.manifest.tensors[name], from_b.stored.manifest.tensors[name]
+    note = "" if first.dtype == second.dtype else f"{first.dtype} in the first, {second.dtype} in the second"
+    elements, absolute, relative = 0, 0.0, 0.0
+    for box in whole(first.shape).cut(PIECE_BYTES // 8):
+        a, b = (_comparable(reader.read(name, box)) for reader in (from_a, from_b))
+        unequal = (a != b) & ~(a.isnan() & b.isnan())
+        count = int(unequal.sum())
+        if count:
+            distance = (a[unequal] - b[unequal]).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
+            larger = torch.maximum(a[unequal].abs(), b[unequal].abs())
+            elements += count
+            absolute = max(absolute, float(distance.max()))
+            relative = max(relative, float((distance / larger).nan_to_num(nan=float("inf"), posinf=float("inf")).max()))
+    return Difference(name, note, elements, absolute, relative)
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

@@ -1,0 +1,113 @@
+"""Find the newest checkpoint that is complete and intact, and say what was rejected and why."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling.core.checkpoint import manifest as manifests
+from scaling.core.checkpoint.communicator import Alone, Communicator
+from scaling.core.checkpoint.folders import list_steps, step_of
+from scaling.core.checkpoint.manifest import Manifest
+from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, share_of
+from scaling.core.errors import CheckpointError, ScalingError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A step folder that has been verified byte for byte."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Return the optimizer step it was saved after."""
+        return self.manifest.step
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A step folder that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found, and everything newer that had to be passed over."""
+
+    directory: Path
+    found: StoredCheckpoint | None
+    rejected: tuple[Rejected, ...]
+
+    def require(self) -> StoredCheckpoint:
+        """Return the checkpoint; without one, a `CheckpointError` that says what was rejected."""
+        if self.found is not None:
+            return self.found
+        if not self.rejected:
+            raise CheckpointError(f"there is no checkpoint in {self.directory}")
+        reasons = "\n".join(f"  - {one.path.name}: {one.reason}" for one in self.rejected)
+        raise CheckpointError(f"no checkpoint in {self.directory} is complete and intact:\n{reasons}")
+
+
+def find_newest(directory: Path, communicator: Communicator | None = None) -> Search:
+    """Verify step folders from the newest on, until one is complete and intact.
+
+    `directory` holds step folders or is one itself. Collective: rank 0 decides on the candidates, all ranks share the
+    reading so that each file is read once, and all return the same. Nothing is changed or executed.
+    """
+    ranks = communicator or Alone()
+    names = ranks.broadcast(_candidates(directory) if ranks.rank == 0 else None)
+    rejected: list[Rejected] = []
+    for name in names:
+        folder = directory / name
+        manifest, report = _examine(folder, ranks)
+        reports = ranks.gather(report)
+        reason = ranks.broadcast(None if reports is None else _verdict(reports))
+        if not reason and manifest is not None:
+            return Search(directory, StoredCheckpoint(folder, manifest), tuple(rejected))
+        rejected.append(Rejected(folder, reason))
+        if ranks.rank == 0:
+            _log.warning("rejected the checkpoint %s: %s", folder, reason)
+    return Search(directory, None, tuple(rejected))
+
+
+def is_step_folder(directory: Path) -> bool:
+    """Return whether a path is a step folder itself rather than a directory of them."""
+    return (directory / manifests.FILE_NAME).exists() or step_of(directory) is not None
+
+
+def _candidates(directory: Path) -> list[str]:
+    if is_step_folder(directory):
+        return ["."]
+    found = [folder.name for folder in list_steps(directory)]
+    return found or (["."] if any(directory.glob("model_state_layer_*.pt")) else [])
+
+
+def _examine(folder: Path, ranks: Communicator) -> tuple[Manifest | None, dict[str, Any]]:
+    """Read the manifest and this rank's share of the files; return it with a report for rank 0."""
+    try:
+        manifest = read_manifest(folder)
+        problems = quick_problems(folder, manifest) if ranks.rank == 0 else []
+        named = step_of(folder.resolve())
+        if named is not None and named != manifest.step:
+            problems.append(f"the folder is named {folder.resolve().name}, but it holds step {manifest.step}")
+        if not problems:
+            problems = file_problems(folder, manifest, share_of(manifest, ranks.rank, ranks.world_size))
+        return manifest, {"problems": problems, "digest": manifest.digest}
+    except (ScalingError, OSError) as error:
+        return None, {"problems": [str(error)], "digest": ""}
+
+
+def _verdict(reports: list[dict[str, Any]]) -> str:
+    """Return why the folder is rejected, empty where every rank found it intact."""
+    problems = list(dict.fromkeys(problem for report in reports for problem in report["problems"]))
+    if not problems and len({report["digest"] for report in reports}) > 1:
+        problems = ["the ranks see different folders there; checkpoints need a directory that all of them share"]
+    return "; ".join(problems)

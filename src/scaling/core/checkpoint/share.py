@@ -1,0 +1,139 @@
+"""One rank's share of a checkpoint: cut its tensors into pieces, write them into files, and join the shares' tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scaling.core import faults
+from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
+from scaling.core.checkpoint.files import TYPE_NAMES, Piece, constant, write_file
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
+from scaling.core.checkpoint.header import ITEM_BYTES
+from scaling.core.checkpoint.manifest import (
+    MAX_NAME_LENGTH,
+    FileEntry,
+    Part,
+    TensorEntry,
+    files_from_json,
+    tensor_to_json,
+    tensors_from_json,
+)
+from scaling.core.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank writes, and the shapes of the tensors it knows of but leaves to others."""
+
+    pieces: Sequence[Piece] = ()
+    mentioned: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def plan_share(tensors: Iterable[GlobalTensor], max_file_bytes: int) -> Share:
+    """Cut this rank's owned tensors into pieces that fit into a file, in the order in which they will be written."""
+    pieces: list[Piece] = []
+    mentioned: dict[str, tuple[int, ...]] = {}
+    for tensor in tensors:
+        shape = tuple(tensor.shape)
+        if not 0 < len(tensor.key) <= MAX_NAME_LENGTH or not tensor.key.isprintable() or tensor.key == "__metadata__":
+            raise CheckpointError(f"{tensor.key[:100]!r} cannot be the name of a tensor in a checkpoint")
+        if mentioned.setdefault(tensor.key, shape) != shape:
+            raise CheckpointError(f"{tensor.key} is given as {list(mentioned[tensor.key])} and as {list(shape)}")
+        if tensor.owned:
+            pieces += [
+                piece for box, view in tensor.parts for piece in _cut(tensor.key, shape, box, view, max_file_bytes)
+            ]
+    return Share(sorted(pieces, key=lambda piece: (_group(piece), -ITEM_BYTES[piece.dtype])), mentioned)
+
+
+def write_share(folder: Path, rank: int, share: Share, max_file_bytes: int) -> dict[str, Any]:
+    """Write the pieces into files of at most `max_file_bytes` and return their tables as JSON."""
+    middle = share.pieces[len(share.pieces) // 2] if share.pieces else None
+
+    def before(piece: Piece) -> None:
+        if piece is middle:
+            faults.point("save.mid_data", rank=rank)
+
+    faults.point("save.before_data", rank=rank)
+    if middle is None:
+        faults.point("save.mid_data", rank=rank)
+    files: dict[str, FileEntry] = {}
+    parts: dict[str, list[Part]] = {}
+    entries: dict[str, TensorEntry] = {}
+    for name, pieces in _files(rank, share.pieces, max_file_bytes).items():
+        files[name], digests = write_file(folder / name, pieces, before=before)
+        for piece, digest in zip(pieces, digests, strict=True):
+            parts.setdefault(piece.tensor, []).append(Part(piece.box, name, piece.key, digest))
+            entries[piece.tensor] = TensorEntry(piece.shape, piece.dtype, tuple(parts[piece.tensor]))
+    faults.point("save.after_data", rank=rank)
+    return {
+        "files": {name: vars(entry) for name, entry in files.items()},
+        "tensors": {name: tensor_to_json(entry) for name, entry in entries.items()},
+        "mentioned": {name: shape for name, shape in share.mentioned.items() if name not in entries},
+    }
+
+
+def join_shares(reports: Sequence[Mapping[str, Any]]) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
+    """Join what the ranks have written; ranks that disagree on a tensor are a `CheckpointError`.
+
+    Whether the parts cover each tensor exactly once is for `Manifest.problems` to say.
+    """
+    files: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
+    problems: list[str] = []
+    for rank, report in enumerate(reports):
+        files |= files_from_json(report["files"])
+        for name, entry in tensors_from_json(report["tensors"]).items():
+            other = tensors.get(name, TensorEntry(entry.shape, entry.dtype, ()))
+            if (entry.shape, entry.dtype) != (other.shape, other.dtype):
+                problems.append(
+                    f"{name} is {entry.dtype} {list(entry.shape)} on rank {rank} "
+                    f"but {other.dtype} {list(other.shape)} on a lower one"
+                )
+            tensors[name] = TensorEntry(entry.shape, entry.dtype, other.parts + entry.parts)
+    for rank, report in enumerate(reports):
+        for name, shape in report["mentioned"].items():
+            if name not in tensors and whole(shape).size:
+                problems.append(f"{name} {list(shape)} is on rank {rank}, but no rank owns it, so none wrote it")
+            elif name in tensors and tuple(shape) != tensors[name].shape:
+                problems.append(f"{name} is {list(shape)} on rank {rank} but {list(tensors[name].shape)} on its owner")
+    if problems:
+        raise CheckpointError("the ranks do not agree on what to save: " + "; ".join(dict.fromkeys(problems)))
+    return files, dict(sorted(tensors.items()))
+
+
+def _cut(key: str, shape: tuple[int, ...], box: Box, view: Tensor, max_file_bytes: int) -> Iterable[Piece]:
+    if tuple(view.shape) != box.shape:
+        raise CheckpointError(f"{key}: the box {box} comes with a tensor of shape {list(view.shape)}")
+    if len(box.shape) != len(shape) or (box.size and box.intersect(whole(shape)) != box):
+        raise CheckpointError(f"{key}: the box {box} is not within the tensor's shape {list(shape)}")
+    if view.dtype not in TYPE_NAMES:
+        raise CheckpointError(f"{key}: tensors of type {view.dtype} cannot be stored")
+    if not box.size:
+        return
+    for small in box.cut(max(1, max_file_bytes // view.dtype.itemsize)):
+        yield Piece(key, shape, small, TYPE_NAMES[view.dtype], constant(view[small.slices(box)]))
+
+
+def _group(piece: Piece) -> str:
+    return "optimizer" if piece.tensor.startswith(OPTIMIZER_PREFIX) else "model"
+
+
+def _files(rank: int, pieces: Sequence[Piece], max_file_bytes: int) -> dict[str, list[Piece]]:
+    """Distribute the pieces over files, in order: a file holds one group, at least one piece, and is bounded."""
+    files: dict[str, list[Piece]] = {}
+    numbers = {"model": -1, "optimizer": -1}
+    name, group, size = "", "", 0
+    for piece in pieces:
+        if _group(piece) != group or size + piece.bytes > max_file_bytes:
+            group, size = _group(piece), 0
+            numbers[group] += 1
+            name = f"rank_{rank:05d}_{group}_{numbers[group]:03d}.safetensors"
+        files.setdefault(name, []).append(piece)
+        size += piece.bytes
+    return files

@@ -1,0 +1,136 @@
+"""Check a step folder against its manifest, byte for byte, without torch and without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from scaling.core.checkpoint import manifest as manifests
+from scaling.core.checkpoint.disk import iterate_chunks, open_regular, read_small
+from scaling.core.checkpoint.header import read_header
+from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
+from scaling.core.errors import CheckpointError
+
+_CODE_SUFFIXES: Final = frozenset(
+    {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".metadata", ".distcp", ".joblib", ".npy", ".npz", ".py", ".so"}
+)
+_CODE_MAGIC: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x7fELF")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a step folder; without one the folder is not a complete checkpoint."""
+    try:
+        data = read_small(folder / manifests.FILE_NAME, manifests.MAX_BYTES)
+    except CheckpointError as error:
+        if any(folder.glob("model_state_layer_*.pt")):
+            raise CheckpointError(
+                f"{folder} is a checkpoint of the predecessor; convert it: scaling checkpoint import {folder} TARGET"
+            ) from error
+        raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from error
+    try:
+        return Manifest.decode(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def strange_files(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Return the names that the manifest does not list: (those that may hold code, harmless ones)."""
+    dangerous: list[str] = []
+    harmless: list[str] = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name == manifests.FILE_NAME or entry.name in manifest.files:
+            continue
+        (dangerous if _may_hold_code(Path(entry.path)) else harmless).append(entry.name)
+    return dangerous, harmless
+
+
+def quick_problems(folder: Path, manifest: Manifest) -> list[str]:
+    """Return what is wrong with a folder's files as far as names and sizes tell; reads no data."""
+    found = [
+        f"{name} does not belong to the checkpoint and may hold code; it was not opened"
+        for name in strange_files(folder, manifest)[0]
+    ]
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            found.append(f"{name} is missing or not a regular file{_contents(manifest, name)}")
+        elif (size := path.stat().st_size) != entry.bytes:
+            found.append(f"{name} has {size} bytes, the manifest says {entry.bytes}{_contents(manifest, name)}")
+    return found
+
+
+def file_problems(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """Read these files in full and return every difference from the manifest by file and tensor.
+
+    An empty list means that each byte is the one that was written. A file that cannot be read is a problem too.
+    """
+    contents = manifest.keys_of_files()
+    found: list[str] = []
+    for name in names:
+        try:
+            found += _compare(folder / name, manifest.files[name], contents[name])
+        except (CheckpointError, OSError) as error:
+            found.append(f"{name}: {error}{_contents(manifest, name)}")
+    return found
+
+
+def share_of(manifest: Manifest, rank: int, world_size: int) -> list[str]:
+    """Return the files that `rank` verifies: each file has exactly one such rank, the bytes are spread evenly."""
+    loads = [0] * world_size
+    mine = []
+    for name, entry in sorted(manifest.files.items(), key=lambda item: (-item[1].bytes, item[0])):
+        target = loads.index(min(loads))
+        loads[target] += entry.bytes
+        if target == rank:
+            mine.append(name)
+    return mine
+
+
+def _compare(path: Path, entry: manifests.FileEntry, contents: dict[str, tuple[str, TensorEntry, Part]]) -> list[str]:
+    found = []
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.bytes:
+            raise CheckpointError(f"it has {size} bytes, the manifest says {entry.bytes}")
+        header = read_header(file, size)
+        if hashlib.sha256(header.raw).hexdigest() != entry.header_sha256:
+            raise CheckpointError("its header is not the one that was written")
+        if header.slots.keys() != contents.keys():
+            raise CheckpointError("it does not hold the tensors that the manifest lists")
+        for key, slot in header.slots.items():
+            name, tensor, part = contents[key]
+            if (slot.dtype, slot.shape) != (tensor.dtype, part.box.shape):
+                found.append(
+                    f"{path.name}: {name} {part.box} is stored as {slot.dtype} {list(slot.shape)}, "
+                    f"the manifest says {tensor.dtype} {list(part.box.shape)}"
+                )
+                continue
+            digest = hashlib.sha256()
+            for chunk in iterate_chunks(file, slot.start, slot.stop):
+                digest.update(chunk)
+            if digest.hexdigest() != part.sha256:
+                found.append(f"{path.name}: the data of {name} {part.box} is damaged")
+    return found
+
+
+def _contents(manifest: Manifest, file: str) -> str:
+    """Name the tensors that a file holds, for a message."""
+    names = [name for name, entry in manifest.tensors.items() if any(part.file == file for part in entry.parts)]
+    return f" (holds {_shortened(names)})" if names else ""
+
+
+def _shortened(names: Sequence[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _may_hold_code(path: Path) -> bool:
+    if path.suffix in _CODE_SUFFIXES or path.name in _CODE_SUFFIXES or path.is_symlink():
+        return True
+    if not path.is_file():
+        return path.is_dir()
+    with path.open("rb") as file:
+        return file.read(8).startswith(_CODE_MAGIC)

@@ -1,0 +1,96 @@
+"""Translate what pydantic found wrong with a section into problems in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from scaling.core.config.fields import NoEffect, Unavailable, marker
+from scaling.core.config.plain_words import alternatives, nearest, refusal
+from scaling.core.errors import Problem
+
+PROBLEMS = "problems"
+"""Type of the validation error that carries the problems of a whole sub-section."""
+
+
+def explain(
+    error: ValidationError,
+    section: type[BaseModel],
+    *,
+    former_names: Iterable[str] = (),
+    root: type[BaseModel] | None = None,
+) -> list[Problem]:
+    """Return the problems of `section`, one for each place; paths are relative to it.
+
+    `root` is the configuration being loaded: where an unknown key may belong.
+    """
+    lines = [(_path(line["loc"]), line) for line in error.errors(include_url=False)]
+    explained = {path for path, line in lines if line["type"] == PROBLEMS}
+    problems: list[Problem] = []
+    for path, line in lines:
+        if line["type"] == PROBLEMS:
+            found: Sequence[Problem] = line["ctx"][PROBLEMS]
+            problems += [Problem(".".join(filter(None, (path, problem.path))), problem.message) for problem in found]
+        elif path not in explained:
+            explained.add(path)
+            problems.append(Problem(path, _message(path, line["type"], line["input"], section, former_names, root)))
+    return problems
+
+
+def sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the section types in an annotation: of `A`, `A | None`, `list[A]`."""
+    for arm in alternatives(annotation):
+        if isinstance(arm, type) and issubclass(arm, BaseModel):
+            yield arm
+        for argument in get_args(arm):
+            yield from sections_of(argument)
+
+
+def _path(location: Sequence[int | str]) -> str:
+    """Return the dotted path of a field or list item; what follows in `location` names arms of a union."""
+    indices = takewhile(lambda part: isinstance(part, int), location[1:])
+    return ".".join(str(part) for part in (*location[:1], *indices))
+
+
+def _message(
+    path: str,
+    kind: str,
+    value: Any,
+    section: type[BaseModel],
+    former_names: Iterable[str],
+    root: type[BaseModel] | None,
+) -> str:
+    name, *indices = path.split(".")
+    if kind == "extra_forbidden":
+        return _unknown(name, [*section.model_fields, *former_names], root or section)
+    field = section.model_fields[name]
+    if kind == "missing":
+        return f"is required. {field.description}"
+    annotation: Any = field.annotation
+    for _ in indices:
+        annotation = next((get_args(arm)[0] for arm in alternatives(annotation) if get_args(arm)), annotation)
+    return refusal(annotation, field.metadata, value)
+
+
+def _unknown(name: str, known: Sequence[str], root: type[BaseModel]) -> str:
+    """Say what an unknown key is probably meant to be: one of another section, or a misspelt one of this."""
+    if places := sorted(_places(name, root), key=len):
+        return f"unknown key here; it belongs in {places[0]}"
+    if near := nearest(name, known):
+        return f"unknown key; did you mean {near}?"
+    if len(known) <= 12:
+        return f"unknown key; this section has {', '.join(known)}"
+    return "unknown key, and none is like it; remove it"
+
+
+def _places(name: str, section: type[BaseModel]) -> Iterator[str]:
+    """Yield the dotted paths below `section` of sections that have a field `name`."""
+    for key, field in section.model_fields.items():
+        if not marker(field, NoEffect) and not marker(field, Unavailable):
+            for inner in sections_of(field.annotation):
+                if name in inner.model_fields:
+                    yield key
+                yield from (f"{key}.{place}" for place in _places(name, inner))

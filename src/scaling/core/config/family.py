@@ -1,0 +1,73 @@
+"""ConfigFamily: sections of which there are several kinds, chosen by a key such as `type:`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from typing_extensions import Self
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.plain_words import nearest, one_of, shown
+from scaling.core.errors import ConfigError, Problem
+
+
+class ConfigFamily(BaseConfig):
+    """A section of several kinds: derive the family from this class, and its members from the family.
+
+    Each member has a text field named like `kind_key` whose default is its kind (`type: str = "adamw"`). A file names a
+    member by its kind, or by the dotted path of its class in an installed package (`my_package.optimizers.Lion`). Use
+    the family as the type of a field; the value will be of the member's class.
+    """
+
+    kind_key: ClassVar[str] = "type"
+    default_kind: ClassVar[str | None] = None
+    """Kind of a section that does not say its kind. None: it must."""
+
+    @classmethod
+    def members(cls) -> dict[str, type[Self]]:
+        """Return the members of the family by kind, in the order they were defined."""
+        found = {cls._kind(): cls} if cls.kind_key in cls.model_fields else {}
+        for member in cls.__subclasses__():
+            found.update(member.members())
+        return found
+
+    @classmethod
+    def choose(cls, values: Mapping[str, Any]) -> type[Self]:
+        """Return the member that `values` name."""
+        if cls.kind_key in cls.model_fields:
+            return cls
+        members, kind = cls.members(), values.get(cls.kind_key, cls.default_kind)
+        if isinstance(kind, str) and kind in members:
+            return members[kind]
+        if isinstance(kind, str) and "." in kind:
+            return cls._imported(kind)
+        near = nearest(kind, members) if isinstance(kind, str) else None
+        hint = f"; did you mean {near}?" if near else ""
+        raise ConfigError(Problem(cls.kind_key, f"must be {one_of(list(members))}, not {shown(kind)}{hint}"))
+
+    @classmethod
+    def _imported(cls, path: str) -> type[Self]:
+        module_name, _, name = path.rpartition(".")
+        try:
+            member = getattr(importlib.import_module(module_name), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(Problem(cls.kind_key, f"{path!r} cannot be imported: {error}")) from None
+        if not (isinstance(member, type) and issubclass(member, cls)):
+            raise ConfigError(Problem(cls.kind_key, f"{path!r} is no {cls.__name__}; derive its class from that"))
+        return member
+
+    @classmethod
+    def _kind(cls) -> str:
+        kind: str = cls.model_fields[cls.kind_key].default
+        return kind
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        if cls.kind_key in cls.model_fields:
+            return handler(schema)
+        return {"anyOf": [handler(member.__pydantic_core_schema__) for member in cls.members().values()]}

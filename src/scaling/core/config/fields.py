@@ -1,0 +1,57 @@
+"""Markers that say what a configuration field is besides a value: `Annotated[bool, NoEffect("why")]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+Marker = TypeVar("Marker")
+
+
+class ConfigWarning(UserWarning):
+    """A configuration holds something that is accepted and does nothing."""
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """The field is accepted and forgotten, with a warning that says why. Its value is never kept."""
+
+    why: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "deprecated": True}
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """The field names a feature this version does not have: any value but the default is a problem."""
+
+    remedy: str = "remove it"
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "deprecated": True}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The field may be null or absent: it then follows from others. Its default is what it is if none is given."""
+
+    null_in_template: bool = True
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), {"type": "null"}]}
+
+
+@dataclass(frozen=True)
+class SetByLauncher:
+    """The field differs between the processes of a run: part of no file, no template and no digest."""
+
+
+def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
+    """Return the field's marker of this kind, None where it has none."""
+    return next((item for item in field.metadata if isinstance(item, kind)), None)

@@ -1,0 +1,152 @@
+"""Say in plain words what a field expects, and whether a value is of that kind."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the one type itself, without `Annotated`."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(arm for member in get_args(annotation) for arm in alternatives(member))
+    return (annotation,)
+
+
+def fits(annotation: Any, value: Any) -> bool:
+    """Return whether `value` is of the kind that `annotation` asks for.
+
+    Stricter than pydantic: text is no number, a number no truth value and a truth value no number. A number without a
+    fraction is a whole number however it is written (`1e3`).
+    """
+    return any(_fits_one(arm, value) for arm in alternatives(annotation))
+
+
+def _fits_one(kind: Any, value: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in arguments)
+    if origin is list:
+        return isinstance(value, (list, tuple)) and all(fits(arguments[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(fits(arguments[1], item) for item in value.values())
+    if not isinstance(kind, type):
+        return True
+    if issubclass(kind, BaseModel):
+        return isinstance(value, (Mapping, kind))
+    if issubclass(kind, Enum):
+        return isinstance(value, kind) or (isinstance(value, str) and value in [member.value for member in kind])
+    if kind in (int, float):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return number and (kind is float or value == int(value))
+    if kind is Path:
+        return isinstance(value, (str, Path)) and str(value) != ""
+    if kind in (bool, str, NoneType):
+        return isinstance(value, kind)
+    return True
+
+
+def expected(annotation: Any, bounds: Iterable[Any] = ()) -> str:
+    """Describe the values a field takes: `a whole number of at least 1, or null`."""
+    arms = alternatives(annotation)
+    words = [_expected_one(arm, list(bounds)) for arm in arms if arm is not NoneType]
+    return " or ".join(words) + (", or null" if NoneType in arms else "")
+
+
+def _expected_one(kind: Any, bounds: Sequence[Any]) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return one_of([str(option) for option in arguments])
+    if origin is list:
+        return f"a list, each item {expected(arguments[0])}"
+    if origin is dict:
+        return f"a mapping from text to {expected(arguments[1])}"
+    if isinstance(kind, type):
+        if issubclass(kind, BaseModel):
+            return "a section (KEY: VALUE lines)"
+        if issubclass(kind, Enum):
+            return one_of([str(member.value) for member in kind])
+        if kind in (int, float):
+            return ("a whole number" if kind is int else "a number") + _bounds(bounds)
+        if kind is str:
+            return "text" + _bounds(bounds)
+    return {bool: "true or false", Path: "a path"}.get(kind, "a value")
+
+
+def _bounds(bounds: Sequence[Any]) -> str:
+    words = []
+    for bound in bounds:
+        match bound:
+            case object(ge=limit):
+                words.append(f"of at least {limit}")
+            case object(gt=limit):
+                words.append(f"greater than {limit}")
+            case object(le=limit):
+                words.append(f"of at most {limit}")
+            case object(lt=limit):
+                words.append(f"less than {limit}")
+            case object(min_length=1):
+                words.append("that is not empty")
+    return f" {' and '.join(words)}" if words else ""
+
+
+def one_of(options: Sequence[str]) -> str:
+    """Join options: `one of a, b or c`."""
+    return options[0] if len(options) == 1 else f"one of {', '.join(options[:-1])} or {options[-1]}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that `word` most probably means, None where nothing is near."""
+    candidates = list(known)
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    matches = difflib.get_close_matches(word.lower().replace("-", "_"), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None
+
+
+def shown(value: Any) -> str:
+    """Write a value as the user would recognise it, on one short line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Enum):
+        return shown(value.value)
+    if isinstance(value, Path):
+        return repr(str(value))
+    if isinstance(value, BaseModel | Mapping):
+        return "a section"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(shown(item) for item in value[:8])}{', ...' if len(value) > 8 else ''}]"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def misfits(annotation: Any, bounds: Iterable[Any], value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield (path, message) of every value at or below `path` that is of a wrong kind."""
+    lists = [arm for arm in alternatives(annotation) if get_origin(arm) is list]
+    if isinstance(value, (list, tuple)) and lists:
+        for index, item in enumerate(value):
+            yield from misfits(get_args(lists[0])[0], (), item, f"{path}.{index}")
+    elif not fits(annotation, value):
+        yield path, refusal(annotation, bounds, value)
+
+
+def refusal(annotation: Any, bounds: Iterable[Any], value: Any) -> str:
+    """Say what a field expects and what it got instead."""
+    hint = ""
+    arms = [arm for arm in alternatives(annotation) if isinstance(arm, type)]
+    options = [str(member.value) for arm in arms if issubclass(arm, Enum) for member in arm]
+    if isinstance(value, str) and (near := nearest(value, options)):
+        hint = f"; did you mean {near}?"
+    elif str in arms and isinstance(value, (bool, int, float)):
+        hint = "; put it in quotes"
+    return f"must be {expected(annotation, bounds)}, not {shown(value)}{hint}"

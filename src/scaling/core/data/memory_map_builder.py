@@ -1,0 +1,225 @@
+"""Write a memory map, document by document: complete under its name, or not there at all.
+
+Everything is written to `<prefix>.*.building` and renamed at the end, the meta file last: a memory map opens only with
+its meta file, so a build that is killed at any moment leaves nothing that opens, and the next build replaces its rest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import DTypeLike
+from typing_extensions import Self
+
+from scaling.core import faults
+from scaling.core.data.documents import Integers, with_suffix
+from scaling.core.data.memory_map_meta import MemoryMapMeta, integer_dtype
+from scaling.core.errors import DataError, StorageError
+
+_SUFFIXES: Final = (".bin", ".idx", ".meta.json")
+_WRITE_BUFFER: Final = 4 << 20
+
+
+@final
+class MemoryMapDatasetBuilder:
+    """Writes documents as a memory map. As a context manager it finalizes at the end, and discards on an error."""
+
+    def __init__(
+        self,
+        prefix: Path | str,
+        dtype: DTypeLike = np.int32,
+        index_dtype: DTypeLike = np.int64,
+        *,
+        tokenizer_sha256: str | None = None,
+    ) -> None:
+        self.prefix = Path(prefix)
+        self.dtype = integer_dtype(self.prefix, np.dtype(dtype).name)
+        self.index_dtype = integer_dtype(self.prefix, np.dtype(index_dtype).name)
+        self.document_count = 0
+        self.token_count = 0
+        self.max_token = 0
+        self.dropped_documents = 0
+        """Documents without tokens, which are left out."""
+        self._tokenizer_sha256 = tokenizer_sha256
+        self._is_open = True
+        self._final = {suffix: with_suffix(self.prefix, suffix) for suffix in _SUFFIXES}
+        self._building = {suffix: with_suffix(self.prefix, f"{suffix}.building") for suffix in _SUFFIXES}
+        with _storing(self.prefix):
+            self.prefix.parent.mkdir(parents=True, exist_ok=True)
+            self._meta_descriptor = self._claim()
+            self._tokens = _DigestingFile(self._building[".bin"])
+            self._index = _DigestingFile(self._building[".idx"])
+
+    def add(self, tokens: Sequence[int] | Integers) -> None:
+        """Append one document. One without tokens is counted and left out."""
+        array = np.asarray(tokens)
+        if array.size == 0:
+            self.dropped_documents += 1
+            return
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise DataError(
+                f"document {self.document_count} is an array of {array.dtype} with shape {array.shape}; "
+                "a document is a one-dimensional sequence of integers"
+            )
+        largest = int(array.max())
+        self._check_range(int(array.min()), largest)
+        if self.token_count + array.size > np.iinfo(self.index_dtype).max:
+            raise DataError(f"an index of {self.index_dtype.name} cannot address more tokens; build with int64")
+        with _storing(self.prefix):
+            self._tokens.write(np.ascontiguousarray(array, dtype=self.dtype))
+            self._index.write(np.array([self.token_count, array.size], dtype=self.index_dtype))
+        self.document_count += 1
+        self.token_count += array.size
+        self.max_token = max(self.max_token, largest)
+
+    def finalize(self) -> None:
+        """Make the memory map appear under its name, safe on disk. A failure discards it."""
+        if not self._is_open:
+            return
+        try:
+            with _storing(self.prefix):
+                self._write_meta()
+                for suffix in _SUFFIXES:  # the meta file is the last: with it the memory map exists
+                    faults.point("data.build.rename")
+                    self._building[suffix].rename(self._final[suffix])
+                _sync_directory(self.prefix.parent)
+        except BaseException:
+            self.discard()
+            raise
+        self._release()
+
+    def discard(self) -> None:
+        """Give the build up and remove what it has written."""
+        if not self._is_open:
+            return
+        if not self._final[".meta.json"].exists():
+            for path in (*self._final.values(), *self._building.values()):
+                path.unlink(missing_ok=True)  # none of them existed when this build began
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finalize()
+        else:
+            self.discard()
+
+    def _check_range(self, smallest: int, largest: int) -> None:
+        limit = int(np.iinfo(self.dtype).max)
+        if smallest < 0:
+            raise DataError(f"document {self.document_count} contains token {smallest}; token ids are not negative")
+        if largest > limit:
+            raise DataError(
+                f"document {self.document_count} contains token {largest}, which {self.dtype.name} cannot hold "
+                f"(0 to {limit}); build with dtype {np.min_scalar_type(largest).name}"
+            )
+
+    def _claim(self) -> int:
+        """Make sure that nobody has built or is building here; lock, and return, the meta file that is to be."""
+        path = self._building[".meta.json"]
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(f"another process is building {self.prefix} now; wait for it, or stop it") from error
+            existing = [final for final in self._final.values() if final.exists()]
+            if existing and not self._were_left_by_killed_build():
+                path.unlink(missing_ok=True)
+                raise DataError(f"{existing[0]} exists already; choose another prefix, or remove it first")
+            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+                raise DataError(f"another process was building {self.prefix} until now; start again")
+            for final in existing:
+                final.unlink()
+            os.ftruncate(descriptor, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _were_left_by_killed_build(self) -> bool:
+        """Return whether a build was killed while it renamed: its meta file is complete, and what has a name moved."""
+        try:
+            MemoryMapMeta.load(self._building[".meta.json"])
+        except DataError:
+            return False
+        return not any(self._final[suffix].exists() and self._building[suffix].exists() for suffix in _SUFFIXES)
+
+    def _write_meta(self) -> None:
+        if self.document_count == 0:
+            raise DataError(
+                f"{self.prefix}: no document has any token ({self.dropped_documents} were empty), so there is nothing "
+                "to write; check the input"
+            )
+        meta = MemoryMapMeta(
+            dtype=self.dtype.name,
+            index_dtype=self.index_dtype.name,
+            document_count=self.document_count,
+            token_count=self.token_count,
+            max_token=self.max_token,
+            dropped_documents=self.dropped_documents,
+            index_sha256=self._index.close(),
+            tokens_sha256=self._tokens.close(),
+            tokenizer_sha256=self._tokenizer_sha256,
+        )
+        os.write(self._meta_descriptor, meta.to_json().encode())
+        os.fsync(self._meta_descriptor)
+
+    def _release(self) -> None:
+        self._is_open = False
+        self._tokens.abandon()
+        self._index.abandon()
+        os.close(self._meta_descriptor)  # and with it the lock
+
+
+@final
+class _DigestingFile:
+    """A file being written, and the digest of what was written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=_WRITE_BUFFER)
+        self._digest = hashlib.sha256()
+
+    def write(self, array: Integers) -> None:
+        data = array.view(np.uint8).data
+        self._file.write(data)
+        self._digest.update(data)
+
+    def close(self) -> str:
+        """Make the file safe on disk and return its digest."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        with suppress(OSError):  # what is still buffered may not fit on the disk
+            self._file.close()
+
+
+@contextmanager
+def _storing(prefix: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{prefix} cannot be written: {error}; make room or choose another place") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

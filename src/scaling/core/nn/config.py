@@ -1,0 +1,152 @@
+"""Configuration of building blocks: norms, attention, rotary positions, activations, LoRA, fp8."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from enum import Enum
+from typing import Annotated
+
+from pydantic import Field
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.fields import NoEffect
+from scaling.core.errors import Problem
+
+
+class NormType(str, Enum):
+    """Which normalisation."""
+
+    LAYERNORM = "layernorm"
+    RMS = "rms"
+
+
+class LayerNormOptimizationType(str, Enum):
+    """Which implementation of a norm."""
+
+    TORCH = "torch"
+
+
+class LayerNormConfig(BaseConfig):
+    """LayerNorm and RMSNorm."""
+
+    optimization_type: LayerNormOptimizationType = LayerNormOptimizationType.TORCH
+    """Implementation: torch."""
+    layernorm_epsilon: float = Field(default=1e-5, gt=0)
+    """Added to the variance."""
+
+
+class MaskedSoftmaxKernel(str, Enum):
+    """Which implementation of attention."""
+
+    TORCH = "torch"
+    FLASH_ATTENTION = "flash_attention"
+
+
+class MaskedSoftmaxConfig(BaseConfig):
+    """The attention kernel."""
+
+    kernel: MaskedSoftmaxKernel = MaskedSoftmaxKernel.TORCH
+    """torch: PyTorch's scaled dot product attention; flash_attention: the flash-attn package where it is installed
+    and the precision is float16 or bfloat16, else PyTorch's own flash kernels."""
+    softmax_in_fp32: bool = False
+    """Compute the softmax in float32. The flash kernels always do."""
+    scale: float = Field(default=1.0, gt=0)
+    """Multiplies the attention scores, on top of 1 / sqrt(head size)."""
+    deterministic_flash_attn_bwd: bool = False
+    """Make the backward pass of flash attention give the same bits each time, at some cost in speed."""
+
+
+class RelativePositionEmbeddingType(str, Enum):
+    """How attention learns of positions."""
+
+    NONE = "none"
+    ROTARY = "rotary"
+    ROTARY_COMPLEX = "rotary_complex"
+
+
+class RotaryConfig(BaseConfig):
+    """Rotary position embeddings."""
+
+    dimensions: int = Field(default=0, ge=0)
+    """Dimensions of each head that are rotated, an even number. 0: none."""
+    base: int = Field(default=10000, ge=1)
+    """Base of the wavelengths."""
+    max_seq_length: int = Field(default=2048, ge=1)
+    """Positions for which angles are computed ahead."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that dimensions come in pairs."""
+        if self.dimensions % 2:
+            yield Problem("dimensions", f"is {self.dimensions}, but must be even: pairs are rotated")
+
+
+class ActivationFunction(str, Enum):
+    """Non-linearity of an MLP."""
+
+    GELU = "gelu"
+    SILU = "silu"
+
+
+class LoRaModuleType(str, Enum):
+    """Which projections of attention LoRA is added to."""
+
+    QUERY = "query"
+    KEY = "key"
+    VALUE = "value"
+    DENSE = "dense"
+
+
+class LoRaConfig(BaseConfig):
+    """Low-rank adaptation of the attention projections."""
+
+    name: str = "lora"
+    """Name of this adaptation, part of its parameters' names."""
+    rank: int = Field(default=64, ge=1)
+    """Rank of the update."""
+    parallel_modules: list[LoRaModuleType] = Field(default=list(LoRaModuleType))
+    """Projections to adapt: any of query, key, value, dense."""
+    dropout: float = Field(default=0.0, ge=0, le=1)
+    """Dropout between the two low-rank matrices."""
+    alpha: int = Field(default=1, ge=0)
+    """The update is multiplied by alpha / rank."""
+    bias: bool = False
+    """Add biases to the low-rank matrices."""
+    kaiming_a: float = Field(default=math.sqrt(5), ge=0)
+    """Slope of the Kaiming-uniform initialisation of the first matrix; the second starts at 0."""
+
+
+class FP8DType(str, Enum):
+    """The 8-bit floating-point types."""
+
+    E4M3 = "e4m3"
+    E5M2 = "e5m2"
+
+
+class FP8MatmulConfig(BaseConfig):
+    """Types of the two factors of a matrix product."""
+
+    left_dtype: FP8DType = FP8DType.E4M3
+    """Type of the left factor: e4m3 or e5m2."""
+    right_dtype: FP8DType = FP8DType.E4M3
+    """Type of the right factor: e4m3 or e5m2."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that hardware has the product."""
+        if self.left_dtype is FP8DType.E5M2 and self.right_dtype is FP8DType.E5M2:
+            yield Problem(
+                "right_dtype", "is e5m2 like left_dtype, which no hardware multiplies; set one of them to e4m3"
+            )
+
+
+class FP8LinearConfig(BaseConfig):
+    """Types of the three matrix products of a linear layer. null: that product stays in the layer's precision."""
+
+    dtypes_forward: FP8MatmulConfig | None = Field(default_factory=FP8MatmulConfig)
+    """Output: input times weight."""
+    dtypes_grad_input: FP8MatmulConfig | None = FP8MatmulConfig(left_dtype=FP8DType.E5M2)
+    """Gradient of the input: output gradient times weight."""
+    dtypes_grad_weight: FP8MatmulConfig | None = FP8MatmulConfig(right_dtype=FP8DType.E5M2)
+    """Gradient of the weight: input times output gradient."""
+    load_in_fp8: Annotated[bool, NoEffect("weights are stored in the precision of the model")] = False
+    """Formerly: keep the weight itself in fp8."""

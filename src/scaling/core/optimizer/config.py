@@ -1,0 +1,73 @@
+"""OptimizerConfig: the optimizer's constants, gradient handling and loss scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Annotated
+
+from pydantic import Field
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.fields import NoEffect
+from scaling.core.errors import Problem
+
+
+class OptimizerMethod(str, Enum):
+    """Which update rule."""
+
+    ADAMW = "adamw"
+
+
+class LossScalerConfig(BaseConfig):
+    """Dynamic scaling of the loss, so that small float16 gradients do not vanish."""
+
+    enable: bool | None = None
+    """null: on exactly for float16, the only precision that needs it."""
+    initial_scale: float = Field(default=2.0**32, gt=0)
+    """Scale of the first step. Overflows lower it; the first steps may be skipped until it fits."""
+    window: int = Field(default=1000, ge=1)
+    """Steps without overflow after which the scale is raised."""
+    hysteresis: int = Field(default=2, ge=1)
+    """Overflows needed to lower the scale; 1 lowers it at each."""
+    consecutive_hysteresis: bool = False
+    """true: a step without overflow restores the full hysteresis; false: only raising the scale does."""
+    min_scale: float = Field(default=1.0, gt=0)
+    """The scale is never lowered below this."""
+    factor: float = Field(default=2.0, gt=1)
+    """The scale is multiplied or divided by this."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the order of the scales."""
+        if self.min_scale > self.initial_scale:
+            yield Problem("min_scale", f"is {self.min_scale:g}, above initial_scale ({self.initial_scale:g}); lower it")
+
+    def enabled(self, *, float16: bool) -> bool:
+        """Return whether the loss is scaled in a run whose parameters are, or are not, float16."""
+        return float16 if self.enable is None else self.enable
+
+
+class OptimizerConfig(BaseConfig):
+    """AdamW on float32 master weights, on request sharded over the data-parallel ranks (ZeRO stage 1)."""
+
+    method: OptimizerMethod = OptimizerMethod.ADAMW
+    """The update rule: adamw."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the running mean of gradients."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the running mean of squared gradients."""
+    eps: float = Field(default=1e-8, ge=0)
+    """Added to the root of the second moment."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this global L2 norm. 0: off."""
+    allreduce_bucket_size: int = Field(default=25_000_000, ge=1)
+    """Gradient elements summed over the data-parallel ranks in one message. Smaller buckets start earlier during the
+    backward pass, larger ones use the network better."""
+    loss_scaler: LossScalerConfig = Field(default_factory=LossScalerConfig)
+    """Dynamic loss scaling for float16."""
+    zero: bool = False
+    """Shard master weights and moments over the data-parallel ranks (ZeRO stage 1): less memory, the same result."""
+    zero_save_static: Annotated[bool, NoEffect("every checkpoint loads in every layout")] = False
+    """Formerly: save each rank's shard as it is."""
+    debug_log: bool = False
+    """Log norms of every parameter and its gradient at each logged step; slows training down."""

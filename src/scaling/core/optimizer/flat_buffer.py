@@ -1,0 +1,181 @@
+"""Flat buffers: parameters and their gradients as views of contiguous memory, cut into buckets.
+
+All parameters of a buffer are alike in everything the optimizer asks: group, type, and what their gradients need. So every
+later operation (reduction, norm, update, cast) is a few calls on long vectors instead of one per parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from scaling.core.checkpoint.boxes import Box, boxes_of_flat_range
+from scaling.core.nn.init import local_part
+from scaling.core.nn.parameter import ParameterMeta
+
+ALIGNMENT = 64  # elements: 128 bytes in half precision, so that every parameter starts on a cache line
+
+
+@dataclass(frozen=True)
+class BufferKind:
+    """What the parameters of one buffer have in common."""
+
+    group: int
+    lr_scale: float
+    dtype: torch.dtype
+    model_replicas: int
+    """How many ranks of the model axis hold the same values."""
+    sum_grad_over_model: bool
+    tied: str | None
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A range of a buffer that is reduced in one message."""
+
+    start: int
+    stop: int
+
+    def slice_of(self, index: int, parts: int) -> slice:
+        """Return the part of the bucket that rank `index` of `parts` owns."""
+        length = (self.stop - self.start) // parts
+        return slice(self.start + index * length, self.start + (index + 1) * length)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a parameter lies in its buffer."""
+
+    start: int
+    stop: int
+    bucket: int
+
+
+def plan(sizes: Sequence[int], *, bucket_size: int, parts: int) -> tuple[list[Placement], list[Bucket]]:
+    """Place parameters of the given sizes one after another and cut the buffer into buckets. Pure.
+
+    Each starts aligned. A bucket closes once it holds `bucket_size` elements, and is filled up so that it divides into
+    `parts` aligned slices; no parameter lies in two buckets.
+    """
+    placements: list[Placement] = []
+    buckets: list[Bucket] = []
+    start = position = 0
+    for number, size in enumerate(sizes):
+        placements.append(Placement(position, position + size, len(buckets)))
+        position += -(-size // ALIGNMENT) * ALIGNMENT
+        if position - start >= bucket_size or number == len(sizes) - 1:
+            step = ALIGNMENT * parts
+            position = start + -(-(position - start) // step) * step
+            buckets.append(Bucket(start, position))
+            start = position
+    return placements, buckets
+
+
+def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which gradients are summed and weights are updated: never less than float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@final
+class FlatBuffer:
+    """Parameters of one kind, their gradients, and where each lies.
+
+    Taking parameters into a buffer moves their values there; `parameter.data` and `parameter.grad` are views from then on,
+    and backward passes add to the gradient in float32 whatever the parameter's type.
+    """
+
+    def __init__(
+        self,
+        kind: BufferKind,
+        parameters: Sequence[tuple[nn.Parameter, ParameterMeta]],
+        *,
+        bucket_size: int,
+        parts: int,
+    ) -> None:
+        self.kind = kind
+        self.parameters = tuple(parameters)
+        self.placements, self.buckets = plan(
+            [parameter.numel() for parameter, _ in parameters], bucket_size=bucket_size, parts=parts
+        )
+        device = parameters[0][0].device
+        total = self.buckets[-1].stop
+        self.weights = torch.zeros(total, dtype=kind.dtype, device=device)
+        self.gradients = torch.zeros(total, dtype=gradient_dtype(kind.dtype), device=device)
+        for (parameter, _), place in zip(self.parameters, self.placements, strict=True):
+            view = self.weights[place.start : place.stop].view(parameter.shape)
+            view.copy_(parameter.detach())
+            parameter.data = view
+            if kind.dtype != self.gradients.dtype:
+                parameter.grad_dtype = self.gradients.dtype
+            parameter.grad = self.gradients[place.start : place.stop].view(parameter.shape)
+
+    def boxes(self, owned: slice, values: Tensor) -> Iterator[tuple[ParameterMeta, list[tuple[Box, Tensor]]]]:
+        """Yield every parameter with the boxes of its global tensor that the range `owned` of the buffer covers.
+
+        `values` holds that range; the boxes' tensors are views of it. Padding belongs to no box.
+        """
+        for (parameter, description), place in zip(self.parameters, self.placements, strict=True):
+            start, stop = max(owned.start, place.start), min(owned.stop, place.stop)
+            yield description, list(
+                _global_boxes(
+                    description,
+                    tuple(parameter.shape),
+                    start - place.start,
+                    stop - place.start,
+                    values[start - owned.start : max(start, stop) - owned.start],
+                )
+            )
+
+
+def _global_boxes(
+    description: ParameterMeta, local_shape: tuple[int, ...], start: int, stop: int, values: Tensor
+) -> Iterator[tuple[Box, Tensor]]:
+    offset, shape = local_part(description)
+    real = Box((0,) * len(shape), shape)
+    for box, position in boxes_of_flat_range(local_shape, start, stop):
+        view = values[position - start : position - start + box.size].view(box.shape)
+        inside = box.intersect(real)
+        if inside is not None:
+            place = Box(tuple(a + b for a, b in zip(inside.offset, offset, strict=True)), inside.shape)
+            yield place, view[inside.slices(box)]
+
+
+def build_buffers(
+    groups: Sequence[Sequence[tuple[nn.Parameter, ParameterMeta]]],
+    *,
+    model_parallel_size: int,
+    bucket_size: int,
+    parts: int,
+) -> list[FlatBuffer]:
+    """Return the buffers of all groups: parameters sorted by kind, within a kind from the last layer to the first.
+
+    Gradients become complete from the last layer on, so the first bucket can be reduced while the rest is computed.
+    """
+    by_kind: dict[BufferKind, list[tuple[nn.Parameter, ParameterMeta]]] = {}
+    for number, parameters in enumerate(groups):
+        for parameter, description in reversed(list(parameters)):
+            kind = BufferKind(
+                group=number,
+                lr_scale=description.lr_scale,
+                dtype=parameter.dtype,
+                model_replicas=description.model_replicas(model_parallel_size),
+                sum_grad_over_model=description.sum_grad_over_model and model_parallel_size > 1,
+                tied=description.tied,
+            )
+            by_kind.setdefault(kind, []).append((parameter, description))
+    return [
+        FlatBuffer(kind, parameters, bucket_size=bucket_size, parts=parts) for kind, parameters in by_kind.items()
+    ]
+
+
+def places(buffers: Iterable[FlatBuffer]) -> Mapping[nn.Parameter, tuple[int, int]]:
+    """Return (buffer, bucket) of every parameter."""
+    return {
+        parameter: (number, place.bucket)
+        for number, buffer in enumerate(buffers)
+        for (parameter, _), place in zip(buffer.parameters, buffer.placements, strict=True)
+    }

@@ -1,0 +1,106 @@
+"""Parameter groups: every trainable parameter in exactly one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from scaling.core.errors import ConfigError, Problem
+from scaling.core.nn.parameter import ParameterMeta
+from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.topology.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters that share a learning rate and a weight decay. May be empty on some ranks."""
+
+    name: str
+    learning_rate_scheduler: LearningRateSchedulerConfig
+    weight_decay: float = 0.01
+    independent_weight_decay: bool = False
+    """Decay by weight_decay * learning rate / peak learning rate a step, whatever the peak (arXiv:2309.14322)."""
+    parameters: Sequence[tuple[nn.Parameter, ParameterMeta]] = ()
+
+    @property
+    def decay_coefficient(self) -> float:
+        """Return what AdamW multiplies with the learning rate."""
+        peak = self.learning_rate_scheduler.learning_rate
+        return self.weight_decay / peak if self.independent_weight_decay and peak else self.weight_decay
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupPattern:
+    """Which parameters a group takes: those whose name matches any of `include` (all, if empty) and none of `exclude`.
+
+    Patterns are regular expressions, searched in the name within the layer (`self_attention.dense.bias`).
+    """
+
+    group: ParameterGroup
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = field(default_factory=tuple)
+
+    def matches(self, name: str) -> bool:
+        """Return whether the group takes the parameter."""
+        included = not self.include or any(re.search(pattern, name) for pattern in self.include)
+        return included and not any(re.search(pattern, name) for pattern in self.exclude)
+
+
+def name_in_layer(key: str) -> str:
+    """Return a parameter's name without `layers.<index>.`."""
+    return key.split(".", 2)[2] if key.startswith("layers.") else key
+
+
+def assign(
+    parameters: Iterable[tuple[nn.Parameter, ParameterMeta]],
+    patterns: Sequence[GroupPattern],
+    topology: Topology,
+    *,
+    allow_missing: bool = False,
+) -> list[ParameterGroup]:
+    """Return the groups with this rank's parameters. Collective: all ranks, over the store.
+
+    A parameter in no group or in several, and a group that takes no parameter on any rank, are one `ConfigError` that is
+    the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no gradient from then on.
+    """
+    taken: list[list[tuple[nn.Parameter, ParameterMeta]]] = [[] for _ in patterns]
+    missing: list[str] = []
+    several: list[str] = []
+    for parameter, description in parameters:
+        takers = [index for index, pattern in enumerate(patterns) if pattern.matches(name_in_layer(description.key))]
+        if len(takers) > 1:
+            names = ", ".join(patterns[index].group.name for index in takers)
+            several.append(f"{description.key} is taken by several groups ({names}); exclude it from all but one")
+        elif takers:
+            taken[takers[0]].append((parameter, description))
+        elif allow_missing:
+            parameter.requires_grad_(False)
+        else:
+            missing.append(
+                f"{description.key} is in no group; include it somewhere, or set "
+                "training.allow_missing_params_in_optimizer to true to freeze such parameters"
+            )
+    said = topology.exchange(
+        "parameter groups", json.dumps([missing, several, [bool(parameters) for parameters in taken]])
+    )
+    reports = [json.loads(report) for report in said if report is not None]
+    problems = sorted({line for report in reports for line in (*report[0], *report[1])})
+    for index, pattern in enumerate(patterns):
+        if not any(report[2][index] for report in reports):
+            problems.append(f"group {pattern.group.name!r} takes no parameter; correct its patterns or remove it")
+    if problems:
+        raise ConfigError([Problem("training_groups", problem) for problem in problems])
+    return [
+        ParameterGroup(
+            name=pattern.group.name,
+            learning_rate_scheduler=pattern.group.learning_rate_scheduler,
+            weight_decay=pattern.group.weight_decay,
+            independent_weight_decay=pattern.group.independent_weight_decay,
+            parameters=tuple(parameters),
+        )
+        for pattern, parameters in zip(patterns, taken, strict=True)
+    ]

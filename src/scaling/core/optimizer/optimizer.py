@@ -1,0 +1,276 @@
+"""Optimizer: gradients in, one fused update of this rank's shard on the device, weights out (ZeRO-1)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from scaling.core.checkpoint.boxes import GlobalTensor
+from scaling.core.errors import CheckpointError
+from scaling.core.optimizer.clip import counts_here, squared_norm
+from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.flat_buffer import FlatBuffer, build_buffers
+from scaling.core.optimizer.grad_sync import GradientSync
+from scaling.core.optimizer.groups import ParameterGroup
+from scaling.core.optimizer.loss_scaler import LossScaler
+from scaling.core.optimizer.lr_schedule import LearningRateScheduler
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+
+
+class Model(Protocol):
+    """What the optimizer asks of a model that may be cut over the pipe axis; `ParallelModule` is one."""
+
+    micro_batches: int
+
+    def uses(self) -> dict[nn.Parameter, int]:
+        """Return how many stages of this rank hold each parameter."""
+        ...
+
+    def tie_ranks(self, key: str) -> tuple[int, ...]:
+        """Return the pipe ranks that hold a tied parameter."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did: device scalars (0-d float64) that nobody has waited for, and learning rates."""
+
+    global_grad_norm: Tensor
+    overflow: Tensor
+    """1.0 where the gradients were not finite and the step was skipped."""
+    loss_scale: Tensor
+    learning_rates: Mapping[str, float]
+
+
+@dataclass
+class _Shard:
+    """A range of a buffer this rank updates, and the weights it updates there, in at least float32."""
+
+    buffer: FlatBuffer
+    owned: slice
+    master: Tensor
+
+    @property
+    def gradients(self) -> Tensor:
+        return self.buffer.gradients[self.owned]
+
+    @property
+    def weights(self) -> Tensor:
+        return self.buffer.weights[self.owned]
+
+    @property
+    def separate(self) -> bool:
+        return self.buffer.kind.dtype != self.master.dtype
+
+
+@final
+class Optimizer:
+    """AdamW over flat shards (Loshchilov and Hutter, arXiv:1711.05101), its state cut over the data axis with `zero`.
+
+    ZeRO stage 1 (Rajbhandari et al., arXiv:1910.02054): gradients are reduce-scattered, each data rank updates its slice
+    and the weights are all-gathered; without `zero` gradients are all-reduced and every data rank updates everything.
+    Weights in half precision have float32 masters. Construct it on all ranks alike; parameters then live in its buffers.
+
+    `usual_weight` is the usual weight of a global batch in the loss (its number of tokens): backward passes are scaled by one
+    over it, which keeps float16 in range, and `step` corrects for the actual weight.
+    """
+
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        groups: Sequence[ParameterGroup],
+        topology: Topology,
+        *,
+        module: Model,
+        usual_weight: float = 1.0,
+    ) -> None:
+        self.config = config
+        self.topology = topology
+        self.groups = tuple(groups)
+        self._module = module
+        self._schedules = [LearningRateScheduler(group.learning_rate_scheduler) for group in groups]
+        self._zero = zero = config.zero and topology.size(Axis.DATA) > 1
+        self._buffers = build_buffers(
+            [group.parameters for group in groups],
+            model_parallel_size=topology.size(Axis.MODEL),
+            bucket_size=config.allreduce_bucket_size,
+            parts=topology.size(Axis.DATA),
+        )
+        uses = module.uses()
+        self._sync = GradientSync(
+            self._buffers,
+            topology,
+            contributions={parameter: count * module.micro_batches for parameter, count in uses.items()},
+            tie_group=self._tie_group,
+            zero=zero,
+        )
+        self._shards = [
+            _Shard(buffer, owned, _master(buffer.weights[owned]))
+            for buffer in self._buffers
+            for owned in self._sync.owned(buffer)
+        ]
+        half = any(buffer.kind.dtype == torch.float16 for buffer in self._buffers)
+        enabled = config.loss_scaler.enable
+        # Whether *any* rank has float16 parameters must be agreed: the scale multiplies the loss on the last stage only.
+        agreed = topology.exchange("float16", "yes" if half else "no")
+        self.loss_scaler = LossScaler(
+            config.loss_scaler, topology.device, enabled=("yes" in agreed) if enabled is None else enabled
+        )
+        self._usual_weight = usual_weight
+        self._counted = [
+            shard
+            for shard in self._shards
+            if counts_here(shard.buffer.kind, topology, zero=zero, tie_owner=self._owns_tie(shard.buffer.kind.tied))
+        ]
+        self._adamw = self._build_adamw()
+
+    def _tie_group(self, key: str) -> dist.ProcessGroup | None:
+        return self.topology.pipe_subgroup(self._module.tie_ranks(key))
+
+    def _owns_tie(self, key: str | None) -> bool:
+        return key is None or self._module.tie_ranks(key)[0] == self.topology.index(Axis.PIPE)
+
+    def _build_adamw(self) -> torch.optim.AdamW | None:
+        torch_groups: list[dict[str, Any]] = []
+        for kind in dict.fromkeys(shard.buffer.kind for shard in self._shards):
+            shards = [shard for shard in self._shards if shard.buffer.kind == kind]
+            for shard in shards:
+                shard.master.grad = shard.gradients
+            torch_groups.append(
+                {
+                    "params": [shard.master for shard in shards],
+                    "weight_decay": self.groups[kind.group].decay_coefficient / kind.lr_scale,
+                    "group": kind.group,
+                    "lr_scale": kind.lr_scale,
+                }
+            )
+        if not torch_groups:
+            return None  # every parameter of this rank is frozen
+        adamw = torch.optim.AdamW(
+            torch_groups,
+            lr=0.0,
+            betas=(self.config.beta1, self.config.beta2),
+            eps=self.config.eps,
+            fused=True,
+        )
+        for shard in self._shards:  # as the first step would, but now, so that a checkpoint has somewhere to load into
+            adamw.state[shard.master] = {
+                "step": torch.zeros((), dtype=torch.float32, device=self.topology.device),
+                "exp_avg": torch.zeros_like(shard.master),
+                "exp_avg_sq": torch.zeros_like(shard.master),
+            }
+        return adamw
+
+    @property
+    def gradient_scale(self) -> Tensor:
+        """Return what loss sums are multiplied with before they are differentiated, 0-d float64 on the device."""
+        return self.loss_scaler.scale / self._usual_weight
+
+    def step(self, step: int, *, weight: Tensor) -> StepReport:
+        """Update the weights with the gradients of one global batch and clear the gradients.
+
+        `step` counts from 1; it fixes the learning rates. `weight` is the weight of the whole global batch. Collective:
+        all ranks. Communicates the gradients over the data axis (what the backward pass has not sent already), one number
+        over the world for the norm, with ZeRO the weights over the data axis. The host waits for nothing. Gradients that
+        are not finite anywhere skip the update everywhere.
+        """
+        self._sync.finish()
+        squared = squared_norm([shard.gradients for shard in self._counted], self.topology)
+        unscale = torch.where(weight > 0, 1.0 / (self.gradient_scale * weight.clamp_min(1e-30)), 0.0)
+        norm = squared.sqrt() * unscale
+        overflow = (~torch.isfinite(squared)).to(torch.float64)
+        coefficient = unscale
+        if self.config.gradient_clipping > 0:
+            coefficient = unscale * (self.config.gradient_clipping / norm).clamp_max(1.0)
+        rates = {
+            group.name: schedule.learning_rate(step)
+            for group, schedule in zip(self.groups, self._schedules, strict=True)
+        }
+        if self._adamw is not None:
+            self._update(coefficient, overflow, rates)
+        self._sync.gather_weights()
+        for buffer in self._buffers:
+            buffer.gradients.zero_()
+        scale = self.loss_scaler.scale
+        self.loss_scaler.update(overflow)
+        return StepReport(norm, overflow, scale, rates)
+
+    def _update(self, coefficient: Tensor, overflow: Tensor, rates: Mapping[str, float]) -> None:
+        assert self._adamw is not None
+        for dtype in {shard.master.dtype for shard in self._shards}:
+            gradients = [shard.gradients for shard in self._shards if shard.master.dtype == dtype]
+            torch._foreach_mul_(gradients, coefficient.to(dtype))
+        for torch_group in self._adamw.param_groups:
+            torch_group["lr"] = rates[self.groups[torch_group["group"]].name] * torch_group["lr_scale"]
+        self._adamw.found_inf = overflow.to(torch.float32)  # type: ignore[attr-defined]  # read by the fused kernel
+        self._adamw.step()
+        for shard in self._shards:
+            if shard.separate:
+                shard.weights.copy_(shard.master)
+
+    def refresh(self) -> None:
+        """Take the weights as they are now as the masters (after loading weights without optimizer state)."""
+        for shard in self._shards:
+            if shard.separate:
+                shard.master.copy_(shard.weights)
+
+    def global_tensors(self) -> Iterator[GlobalTensor]:
+        """Yield this rank's parts of masters and moments: `optimizer.<slot>.<parameter>`, as views.
+
+        Slots: `exp_avg`, `exp_avg_sq`, and `master` where the weights have less than float32.
+        """
+        if self._adamw is None:
+            return
+        for slot in ("master", "exp_avg", "exp_avg_sq"):
+            found: dict[str, GlobalTensor] = {}
+            for shard in self._shards:
+                if slot == "master" and not shard.separate:
+                    continue
+                values = shard.master if slot == "master" else self._adamw.state[shard.master][slot]
+                for description, parts in shard.buffer.boxes(shard.owned, values):
+                    if parts:
+                        key = f"optimizer.{slot}.{description.key}"
+                        tensor = found.setdefault(
+                            key,
+                            GlobalTensor(key, description.global_shape, [], owned=self._owns(shard.buffer, description.key)),
+                        )
+                        tensor.parts.extend(parts)
+            yield from found.values()
+
+    def _owns(self, buffer: FlatBuffer, key: str) -> bool:
+        at = self.topology.coordinate
+        writes = self._zero or at.data == zlib.crc32(key.encode()) % self.topology.size(Axis.DATA)
+        return writes and at.model % buffer.kind.model_replicas == 0 and self._owns_tie(buffer.kind.tied)
+
+    def state(self) -> dict[str, Any]:
+        """Return what is not a tensor of a parameter: the update count and the loss scaler (reads the device)."""
+        counts = [state["step"] for state in self._adamw.state.values()] if self._adamw is not None else []
+        return {"updates": int(counts[0].item()) if counts else 0, "loss_scaler": self.loss_scaler.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state returned by `state`; the tensors are loaded through `global_tensors`."""
+        try:
+            updates, scaler = int(state["updates"]), dict(state["loss_scaler"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's optimizer state is malformed ({error!r}); load another one") from None
+        self.loss_scaler.restore(scaler)
+        if self._adamw is not None:
+            for tensors in self._adamw.state.values():
+                tensors["step"].fill_(updates)
+
+    def close(self) -> None:
+        """Detach from the parameters."""
+        self._sync.close()
+
+
+def _master(weights: Tensor) -> Tensor:
+    """Return the tensor that is updated: the weights themselves, or a float32 copy of half-precision ones."""
+    return weights if weights.dtype in (torch.float32, torch.float64) else weights.float()
+

@@ -1,0 +1,101 @@
+"""The four things a pipeline rank does: forward, backward, send and receive; and where each stage lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Kind: TypeAlias = Literal["activation", "gradient"]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Run one stage on one micro-batch."""
+
+    micro_batch: int
+    stage: int
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Run the backward pass of one stage for one micro-batch."""
+
+    micro_batch: int
+    stage: int
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A directed edge between two pipe ranks: its own communicator, which delivers in the order of the sends.
+
+    Activations and gradients never share one, so that neither waits for the other.
+    """
+
+    source_rank: int
+    target_rank: int
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Message:
+    """What stage `source` makes for its neighbour `target`: activations go to stage + 1, gradients to stage - 1."""
+
+    micro_batch: int
+    source: int
+    target: int
+    kind: Kind
+
+    def channel(self, ranks: int) -> Channel:
+        """Return the channel on which the message travels."""
+        return Channel(rank_of(self.source, ranks), rank_of(self.target, ranks), self.kind)
+
+
+@dataclass(frozen=True)
+class Send(Message):
+    """Hand a message to the channel, and go on at once."""
+
+
+@dataclass(frozen=True)
+class Recv(Message):
+    """Wait for a message."""
+
+
+Compute: TypeAlias = "Forward | Backward"
+Action: TypeAlias = "Forward | Backward | Send | Recv"
+
+
+def rank_of(stage: int, ranks: int) -> int:
+    """Return the pipe rank on which a stage lives: stages are dealt to the ranks in turn."""
+    return stage % ranks
+
+
+def chunk_of(stage: int, ranks: int) -> int:
+    """Return which of its rank's stages this is, counted from 0."""
+    return stage // ranks
+
+
+def stage_of(rank: int, chunk: int, ranks: int) -> int:
+    """Return the global number of stage `chunk` of a pipe rank."""
+    return chunk * ranks + rank
+
+
+def consumed(compute: Compute, stages: int) -> Message | None:
+    """Return what a computation takes from a neighbouring stage: nothing at the first stage's input and at the loss."""
+    stage = compute.stage
+    match compute:
+        case Forward() if stage > 0:
+            return Message(compute.micro_batch, stage - 1, stage, "activation")
+        case Backward() if stage < stages - 1:
+            return Message(compute.micro_batch, stage + 1, stage, "gradient")
+    return None
+
+
+def produced(compute: Compute, stages: int) -> Message | None:
+    """Return what a computation makes for a neighbouring stage."""
+    stage = compute.stage
+    match compute:
+        case Forward() if stage < stages - 1:
+            return Message(compute.micro_batch, stage, stage + 1, "activation")
+        case Backward() if stage > 0:
+            return Message(compute.micro_batch, stage, stage - 1, "gradient")
+    return None

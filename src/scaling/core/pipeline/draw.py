@@ -1,0 +1,83 @@
+"""Show a simulated step: as text in a terminal, and as a trace for chrome://tracing or ui.perfetto.dev."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from scaling.core.pipeline.actions import Action, Backward, Forward, Recv, Send, chunk_of
+from scaling.core.pipeline.simulate import Event, Simulation
+
+
+def label(action: Action, ranks: int) -> str:
+    """Return a short name: `F3`, `B3`, `S3`, `R3` do something with micro-batch 3, `F3.1` on a rank's second stage."""
+    if isinstance(action, (Forward, Backward)):
+        chunk = chunk_of(action.stage, ranks)
+        return f"{type(action).__name__[0]}{action.micro_batch}" + (f".{chunk}" if chunk else "")
+    return f"{type(action).__name__[0]}{action.micro_batch}"
+
+
+def draw(simulation: Simulation, *, width: int = 120) -> str:
+    """Return one line per rank with time from left to right, folded into blocks of at most `width` columns.
+
+    A computation fills its columns with its label and `=`, idle time is `.`:
+
+        rank 0  F0 F1 ......B0=== ...B1===
+        rank 1  ...F0 B0=== F1 B1=== .....
+    """
+    ranks = len(simulation.idle)
+    computing = [event for event in simulation.events if _computes(event) and event.end > event.start]
+    columns = (
+        max((len(label(one.action, ranks)) + 1) / (one.end - one.start) for one in computing) if computing else 0.0
+    )
+    lines = [""] * ranks
+    for event in computing:
+        start, end = round(event.start * columns), round(event.end * columns)
+        drawn = label(event.action, ranks).ljust(end - start - 1, "=") + " "
+        lines[event.rank] = lines[event.rank].ljust(start, ".") + drawn
+    lines = [line.ljust(round(simulation.makespan * columns), ".") for line in lines]
+
+    names = [f"rank {rank}" for rank in range(ranks)]
+    margin = max(len(name) for name in names) + 2
+    fold = max(width - margin, 1)
+    blocks = (
+        "\n".join(name.ljust(margin) + line[start : start + fold] for name, line in zip(names, lines, strict=True))
+        for start in range(0, max(len(line) for line in lines), fold)
+    )
+    return "\n\n".join(blocks)
+
+
+def chrome_trace(simulation: Simulation, *, microseconds: float = 1000.0) -> dict[str, Any]:
+    """Return the step in the trace event format, ready for `json.dump`: a row per rank, an arrow per message.
+
+    `microseconds` is how long one unit of the simulation's time is drawn.
+    """
+    ranks = len(simulation.idle)
+    rows = [
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}"}}
+        for rank in range(ranks)
+    ]
+    return {
+        "traceEvents": rows + [entry for event in simulation.events for entry in _entries(event, ranks, microseconds)],
+        "displayTimeUnit": "ms",
+    }
+
+
+def _entries(event: Event, ranks: int, microseconds: float) -> list[dict[str, Any]]:
+    """Return the trace entries of one event: its box, and for a message the end of an arrow."""
+    action = event.action
+    start, end = event.start * microseconds, event.end * microseconds
+    row = {"pid": 0, "tid": event.rank}
+    kind = type(action).__name__.lower()
+    box = {"ph": "X", "name": label(action, ranks), "cat": kind, "ts": start, "dur": end - start, **row}
+    entries = [{**box, "args": asdict(action)}]
+    match action:
+        case Send(micro_batch, source, target) | Recv(micro_batch, source, target):
+            arrow = {"name": action.kind, "cat": "message", "id": f"{micro_batch}:{source}>{target}", **row}
+            sends = isinstance(action, Send)
+            entries.append(arrow | ({"ph": "s", "ts": start} if sends else {"ph": "f", "bp": "e", "ts": end}))
+    return entries
+
+
+def _computes(event: Event) -> bool:
+    return isinstance(event.action, (Forward, Backward))

@@ -1,0 +1,197 @@
+"""Execute a pipeline schedule's actions on this rank's stages and links."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from scaling.core.collectives import ops, tree
+from scaling.core.data.types import MicroBatch
+from scaling.core.errors import ScheduleError
+from scaling.core.pipeline.actions import Action, Backward, Forward, Message, Recv, Send, rank_of
+from scaling.core.pipeline.link import ActivationReceiver, ActivationSender, Outbox
+from scaling.core.pipeline.loss import LossFunction, LossOutput, StepLoss
+from scaling.core.pipeline.stage import Stage
+from scaling.core.topology.topology import Topology
+
+Timer = Callable[[Action], contextlib.AbstractContextManager[None]]
+
+
+def _untimed(action: Action) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+@final
+class PipelineEngine:
+    """Runs action lists. What a stage computes it knows from the stage; what to do next it reads from the list.
+
+    Making one is collective over the pipe axis (the links' groups are made, in one order on all ranks).
+    """
+
+    def __init__(self, stages: Mapping[int, Stage], *, number_of_stages: int, topology: Topology) -> None:
+        self.stages = stages
+        self.last = number_of_stages - 1
+        self.topology = topology
+        self.timer: Timer = _untimed
+        self._outbox = Outbox()
+        self._ranks = topology.layout.pipe
+        self._senders: dict[int, ActivationSender] = {}
+        self._receivers: dict[int, ActivationReceiver] = {}
+        self._gradient_links: dict[tuple[int, int], Any] = {}
+        self._connect()
+
+    def _connect(self) -> None:
+        here = self.topology.coordinate.pipe
+        for stage in range(self.last):  # the same order on all ranks: making a group waits for its other member
+            source, target = rank_of(stage, self._ranks), rank_of(stage + 1, self._ranks)
+            if source == target or here not in (source, target):
+                continue
+            forward = self.topology.link("activation", source=source, target=target)
+            backward = self.topology.link("gradient", source=target, target=source)
+            assert forward is not None and backward is not None  # two different ranks make a group
+            if here == source:
+                self._senders[stage] = ActivationSender(forward, _peer(source, target), self._outbox, stage)
+            else:
+                self._receivers[stage] = ActivationReceiver(forward, _peer(target, source))
+            self._gradient_links[stage + 1, stage] = (
+                backward,
+                _peer(target, source) if here == target else _peer(source, target),
+            )
+
+    def forget_shapes(self) -> None:
+        """Let the next micro-batches have other shapes: headers are sent again. Call it on all pipe ranks alike."""
+        for end in (*self._senders.values(), *self._receivers.values()):
+            end.forget()
+
+    def run(
+        self,
+        actions: Sequence[Action],
+        batches: Iterator[MicroBatch],
+        loss_function: LossFunction,
+        gradient_scale: Tensor,
+    ) -> StepLoss:
+        """Carry out `actions` and return the summed losses of this rank (not yet reduced over ranks).
+
+        `gradient_scale` multiplies the loss sums before they are differentiated (0-d, on the device). Collective: all
+        ranks of the pipe and model axes, each with its own list.
+        """
+        step = _Step(self, batches, loss_function, gradient_scale)
+        try:
+            for action in actions:
+                with self.timer(action):
+                    step.do(action)
+        finally:
+            self._outbox.wait()
+        return step.total
+
+
+def _peer(here: int, there: int) -> int:
+    """Return the group rank of the other end of a link: groups are ordered by global rank."""
+    return int(there > here)
+
+
+@final
+class _Step:
+    """The values in flight during one step."""
+
+    def __init__(
+        self, engine: PipelineEngine, batches: Iterator[MicroBatch], loss_function: LossFunction, scale: Tensor
+    ) -> None:
+        self.engine = engine
+        self.total = StepLoss(engine.topology)
+        self._batches = batches
+        self._loss_function = loss_function
+        self._scale = scale
+        self._loaded: dict[int, MicroBatch] = {}
+        self._inputs: dict[tuple[int, int], Any] = {}
+        self._outputs: dict[tuple[int, int], Any] = {}
+        self._gradients: dict[tuple[int, int], list[Tensor]] = {}
+        self._readers = (0 in engine.stages) + (engine.last in engine.stages)  # who asks for each micro-batch
+        self._reads: dict[int, int] = {}
+
+    def do(self, action: Action) -> None:
+        match action:
+            case Forward(micro_batch, stage):
+                self._forward(micro_batch, stage)
+            case Backward(micro_batch, stage):
+                self._backward(micro_batch, stage)
+            case Recv(kind="activation"):
+                device = self.engine.topology.device
+                self._inputs[action.micro_batch, action.target] = self.engine._receivers[action.source].receive(device)
+            case Send(kind="activation"):
+                device = self.engine.topology.device
+                output = self._outputs[action.micro_batch, action.source]
+                self.engine._senders[action.source].send(output, device)
+                if not torch.is_grad_enabled():
+                    del self._outputs[action.micro_batch, action.source]
+            case Recv(kind="gradient"):
+                self._receive_gradient(action)
+            case Send(kind="gradient"):
+                group, peer = self.engine._gradient_links[action.source, action.target]
+                for gradient in self._gradients.pop((action.micro_batch, action.target)):
+                    self.engine._outbox.send(gradient, group, peer)
+
+    def _batch(self, micro_batch: int) -> MicroBatch:
+        while micro_batch not in self._loaded:
+            try:
+                self._loaded[len(self._reads)] = next(self._batches)
+            except StopIteration:
+                raise ScheduleError(
+                    f"the data ended at micro-batch {len(self._reads)} of a step that needs more; a training iterator "
+                    "must be endless, an evaluation must ask for as many micro-batches as there are"
+                ) from None
+            self._reads[len(self._reads)] = self._readers
+        self._reads[micro_batch] -= 1
+        return self._loaded[micro_batch] if self._reads[micro_batch] else self._loaded.pop(micro_batch)
+
+    def _forward(self, micro_batch: int, stage: int) -> None:
+        engine = self.engine
+        inputs = self._batch(micro_batch).inputs if stage == 0 else self._input(micro_batch, stage)
+        output = engine.stages[stage](inputs)
+        if stage == engine.last:
+            output = self._loss_function(output, self._batch(micro_batch).targets)
+            if not isinstance(output, LossOutput):
+                raise ScheduleError(
+                    f"the loss function returned a {type(output).__name__}; it must return LossOutput(loss_sum, weight)"
+                )
+            self.total.add(output)
+        if torch.is_grad_enabled() or stage < engine.last:
+            self._outputs[micro_batch, stage] = output
+
+    def _input(self, micro_batch: int, stage: int) -> Any:
+        if (micro_batch, stage) not in self._inputs:  # made on this rank: cut the graph as a message would
+            made = self._outputs[micro_batch, stage - 1]
+            cut = tree.map_tensors(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad), made)
+            self._inputs[micro_batch, stage] = cut
+        if torch.is_grad_enabled():
+            return self._inputs[micro_batch, stage]
+        self._outputs.pop((micro_batch, stage - 1), None)
+        return self._inputs.pop((micro_batch, stage))
+
+    def _backward(self, micro_batch: int, stage: int) -> None:
+        output = self._outputs.pop((micro_batch, stage))
+        if stage == self.engine.last:
+            loss: Tensor = output.loss_sum
+            loss.backward(self._scale.to(loss.dtype))
+        else:
+            tensors = [tensor for _, tensor in tree.flatten(output) if tensor.requires_grad]
+            torch.autograd.backward(tensors, self._gradients.pop((micro_batch, stage)))
+        if stage > 0:
+            needing = [
+                tensor for _, tensor in tree.flatten(self._inputs.pop((micro_batch, stage))) if tensor.requires_grad
+            ]
+            self._gradients[micro_batch, stage - 1] = [
+                torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in needing
+            ]
+
+    def _receive_gradient(self, message: Message) -> None:
+        group, peer = self.engine._gradient_links[message.source, message.target]
+        output = self._outputs[message.micro_batch, message.target]
+        buffers = [torch.empty_like(t, memory_format=torch.contiguous_format) for _, t in tree.flatten(output) if t.requires_grad]
+        for work in [ops.receive_start(buffer, group, source=peer) for buffer in buffers]:
+            work.wait()
+        self._gradients[message.micro_batch, message.target] = buffers

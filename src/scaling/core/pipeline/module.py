@@ -1,0 +1,166 @@
+"""ParallelModule: the model as the trainer and the user hold it, whatever the layout."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
+from scaling.core.data.types import MicroBatch
+from scaling.core.nn.init import local_part
+from scaling.core.nn.parameter import ParameterMeta, meta
+from scaling.core.pipeline.actions import Action
+from scaling.core.pipeline.engine import PipelineEngine
+from scaling.core.pipeline.layer_spec import LayerSpec
+from scaling.core.pipeline.loss import LossFunction, StepLoss
+from scaling.core.pipeline.lowering import lower
+from scaling.core.pipeline.partition import partition
+from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
+from scaling.core.pipeline.stage import build_stages, ties
+from scaling.core.topology.config import TopologyConfig
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+
+
+def schedule_of(config: TopologyConfig) -> Schedule:
+    """Return the training schedule a configuration asks for."""
+    match config.pipe_schedule.value:
+        case "gpipe":
+            return GPipe()
+        case "1f1b":
+            return OneFOneB()
+        case _:
+            return Interleaved1F1B(config.pipe_chunks_per_rank)
+
+
+@final
+class ParallelModule(nn.Module):
+    """A model given as a list of layers, cut over the pipe axis; each layer cuts itself over the model axis.
+
+    Construct it on all ranks alike. Layer i takes what layer i - 1 returns: a tensor, or a tuple, dict or dataclass of
+    tensors; the first takes a micro-batch's inputs, the last one's output goes to the loss function.
+    """
+
+    def __init__(self, specs: Sequence[LayerSpec], topology: Topology, config: TopologyConfig, *, seed: int) -> None:
+        super().__init__()
+        self.topology = topology
+        self.micro_batches = config.gradient_accumulation_steps
+        self.schedule = schedule_of(config)
+        pipe = topology.size(Axis.PIPE)
+        self.partition = partition(
+            [spec.cost for spec in specs],
+            pipe * self.schedule.chunks,
+            config.pipe_partition_method.value,
+            config.pipe_partition_overwrite,
+        )
+        topology.rng.seed(seed)
+        stages = build_stages(
+            specs,
+            self.partition,
+            topology=topology,
+            seed=seed,
+            recompute=config.activation_checkpointing_type.value,
+        )
+        self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
+        self.ties = ties(specs, self.partition, pipe)
+        self._engine = PipelineEngine(stages, number_of_stages=len(self.partition), topology=topology)
+        self._metric_names: dict[str, tuple[str, ...]] = {}
+        self._one = torch.ones((), dtype=torch.float64, device=topology.device)
+        self._actions = self._lower(self.schedule, self.micro_batches)
+        self._evaluation_actions = self._lower(ForwardOnly(self.schedule.chunks), self.micro_batches)
+
+    @property
+    def engine(self) -> PipelineEngine:
+        """Return the executor, for profiling."""
+        return self._engine
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank runs the first layer."""
+        return "0" in self.stages
+
+    @property
+    def last(self) -> bool:
+        """Whether this rank runs the last layer."""
+        return str(len(self.partition) - 1) in self.stages
+
+    def train_step(
+        self, batches: Iterator[MicroBatch], loss_function: LossFunction, *, gradient_scale: Tensor | None = None
+    ) -> StepLoss:
+        """Run forward and backward of one global batch; gradients accumulate in the parameters.
+
+        `batches` yields this data rank's micro-batches on ranks that run the first or the last layer; others never read
+        it. Gradients are those of the *sum* of all losses times `gradient_scale`; the optimizer divides by the weight of
+        the whole batch. Collective: all ranks.
+        """
+        self.train()
+        scale = self._one if gradient_scale is None else gradient_scale
+        loss = self._engine.run(self._actions, batches, loss_function, scale)
+        return loss.reduce(self._metrics_of(loss, "train"))
+
+    @torch.no_grad()
+    def eval_step(self, batches: Iterator[MicroBatch], loss_function: LossFunction) -> StepLoss:
+        """Run the forward pass of one global batch and return its loss. Collective: all ranks."""
+        self.eval()
+        loss = self._engine.run(self._evaluation_actions, batches, loss_function, self._one)
+        return loss.reduce(self._metrics_of(loss, "eval"))
+
+    def parameters_with_meta(self) -> Iterator[tuple[nn.Parameter, ParameterMeta]]:
+        """Yield this rank's parameters, each once, in the order of the layers, with their descriptions."""
+        for parameter in self.parameters():
+            yield parameter, meta(parameter)
+
+    def uses(self) -> dict[nn.Parameter, int]:
+        """Return how many of this rank's stages hold each parameter: its gradient arrives as often per micro-batch."""
+        counts: dict[nn.Parameter, int] = {}
+        for parameter in itertools.chain.from_iterable(stage.parameters() for stage in self.stages.values()):
+            counts[parameter] = counts.get(parameter, 0) + 1
+        return counts
+
+    def tie_ranks(self, key: str) -> tuple[int, ...]:
+        """Return the pipe ranks that hold the tied parameter `key`."""
+        return next(tie.ranks for tie in self.ties.values() if key in tie.keys)
+
+    def global_tensors(self) -> Iterator[GlobalTensor]:
+        """Yield this rank's parts of all weights and persistent buffers, as views."""
+        for parameter, description in self.parameters_with_meta():
+            offset, shape = local_part(description)
+            local = parameter.detach()
+            if description.shard is not None:
+                local = local.narrow(description.shard.dim, 0, description.shard.length)
+            parts = [(Box(offset, shape), local)] if local.numel() else []
+            yield GlobalTensor(description.key, description.global_shape, parts, self._owns(description))
+        for stage in self.stages.values():
+            for index, layer in zip(stage.indices, stage.layers, strict=True):  # type: ignore[arg-type, call-overload, union-attr]  # ModuleDict forgets Stage
+                saved = layer.state_dict(keep_vars=True)
+                for name, buffer in layer.named_buffers():
+                    if name in saved:
+                        key = f"layers.{index}.{name}"
+                        owned = self._owns(ParameterMeta(key=key, global_shape=tuple(buffer.shape)))
+                        yield GlobalTensor(key, tuple(buffer.shape), [(whole(buffer.shape), buffer)], owned)
+
+    def _owns(self, description: ParameterMeta) -> bool:
+        """Whether this rank writes the tensor: one data rank (spread by name), one model replica, one stage of a tie."""
+        at, sizes = self.topology.coordinate, self.topology.layout
+        return (
+            at.data == zlib.crc32(description.key.encode()) % sizes.data
+            and at.model % description.model_replicas(sizes.model) == 0
+            and (description.tied is None or at.pipe == self.tie_ranks(description.tied)[0])
+        )
+
+    def _lower(self, schedule: Schedule, micro_batches: int) -> tuple[Action, ...]:
+        return lower(schedule, self.topology.index(Axis.PIPE), self.topology.size(Axis.PIPE), micro_batches)
+
+    def _metrics_of(self, loss: StepLoss, mode: str) -> tuple[str, ...]:
+        """Return the names of the metrics the last stage reports; agreed over the store in the first step."""
+        if mode not in self._metric_names:
+            mine = json.dumps(loss.names) if self.last else None
+            said = self.topology.exchange(f"metric names {mode}", mine)
+            self._metric_names[mode] = tuple(json.loads(next(names for names in reversed(said) if names is not None)))
+        return self._metric_names[mode]

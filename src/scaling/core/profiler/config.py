@@ -1,0 +1,20 @@
+"""ProfilerConfig: which steps are timed, and where the timeline goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from scaling.core.config.base import BaseConfig
+
+
+class ProfilerConfig(BaseConfig):
+    """Timeline of what each rank did in a few steps."""
+
+    profile_steps: int = Field(default=0, ge=0)
+    """Number of steps to record. 0: off."""
+    profile_start_at_step: int = Field(default=10, ge=1)
+    """First step to record, counted from the start of this process so that warm-up is left out."""
+    profiler_output: Path | None = None
+    """File for the timeline. null: profile.json in logger.log_dir, nothing where that is null too."""

@@ -1,0 +1,78 @@
+"""RunnerConfig: where the processes of a run are started, and how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.fields import NoEffect
+from scaling.core.errors import Problem
+
+
+class RunnerType(str, Enum):
+    """How processes are started."""
+
+    LOCAL = "local"
+    PDSH = "pdsh"
+    PDSH_DOCKER = "pdsh_docker"
+
+
+class RunnerDockerConfig(BaseConfig):
+    """The container of pdsh_docker."""
+
+    docker_container: str | None = None
+    """Name of the image; needed for pdsh_docker."""
+    docker_sudo: bool = False
+    """Call docker through sudo."""
+    docker_mounts: list[list[str]] | None = None
+    """Folders to mount: pairs of [path on the host, path in the container]. null: none."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that mounts are pairs."""
+        for index, mount in enumerate(self.docker_mounts or ()):
+            if len(mount) != 2:
+                yield Problem(
+                    f"docker_mounts.{index}", f"has {len(mount)} parts; write [path on the host, path in the container]"
+                )
+
+
+class RunnerConfig(BaseConfig):
+    """Where the processes of a run are started. Their number is topology.world_size."""
+
+    former_names: ClassVar[Mapping[str, str]] = {"hostfile": "hostsfile"}
+
+    runner_type: RunnerType = RunnerType.LOCAL
+    """local: on this machine; pdsh: on several over ssh; pdsh_docker: the same in containers. Inside torchrun or srun
+    nothing is started."""
+    hostsfile: Path | None = None
+    """File with a line for each machine: `name`, `name slots=4` or `name slots=0,2`. null: hosts, else this machine."""
+    hosts: list[str] | None = None
+    """The same lines here instead of in a file. null: hostsfile, else this machine."""
+    master_addr: str | None = None
+    """Address under which the first machine is reached by the others. null: found out."""
+    master_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for the start on the first machine. null: any free one on one machine, 29500 across machines."""
+    script: Path | None = None
+    """Training script that each process runs. null: the one that was started."""
+    default_gpu_count: int = Field(default=8, ge=1)
+    """Processes on a machine whose line names no slots."""
+    docker_config: RunnerDockerConfig = Field(default_factory=RunnerDockerConfig)
+    """The container of pdsh_docker."""
+    use_determined: Annotated[bool, NoEffect("determined is no longer supported")] = False
+    """Formerly: run under determined."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that hosts are given once, are host names, and that containers have an image."""
+        if self.hostsfile is not None and self.hosts is not None:
+            yield Problem("hosts", f"is given together with hostsfile ({str(self.hostsfile)!r}); remove one")
+        for index, host in enumerate(self.hosts or ()):
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*(\s+slots=\d+(,\d*)*)?", host.strip()):
+                yield Problem(f"hosts.{index}", f"is {host!r}; write `name`, `name slots=4` or `name slots=0,2`")
+        if self.runner_type is RunnerType.PDSH_DOCKER and self.docker_config.docker_container is None:
+            yield Problem("docker_config.docker_container", "is needed for pdsh_docker: the name of the image")

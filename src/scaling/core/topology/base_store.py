@@ -1,0 +1,92 @@
+"""The store where processes first meet: served by torchrun's agent or by rank 0, reached by everyone else."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from scaling.core.errors import LayoutError, ScalingError
+from scaling.core.topology.launch import LaunchContext
+
+_ANSWER_SECONDS = 30.0
+"""How long a port that accepts connections may take to answer as a store; TCPStore itself would wait for ever."""
+
+
+def open_base_store(launch: LaunchContext, deadline: float) -> dist.Store:
+    """Return the store at the launch's meeting place, serving it where that falls to this process.
+
+    `deadline` is a time of `time.monotonic`. Raises `LayoutError` where the port is taken or answers as something else,
+    `ScalingError` where nobody is there in time.
+    """
+    if launch.rank == 0 and not launch.agent_store:
+        return _serve(launch, deadline)
+    return _reach(launch, deadline)
+
+
+def poll_until(deadline: float) -> Iterator[None]:
+    """Yield at once, and then again and again, less often each time, until `deadline` (of `time.monotonic`) passes."""
+    yield
+    pause = 0.002
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(pause, left))
+        pause = min(0.1, pause * 1.3)
+        yield
+
+
+def _serve(launch: LaunchContext, deadline: float) -> dist.Store:
+    host, port = launch.meeting_place
+    try:
+        return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=_left(deadline))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" in str(error):
+            raise LayoutError(
+                f"port {port} on {socket.gethostname()} is in use, so rank 0 cannot wait for the other processes there; "
+                "set MASTER_PORT to a free port for all processes, or end the program that holds it"
+            ) from error
+        raise LayoutError(f"rank 0 cannot listen on {host}:{port}: {error}; set MASTER_PORT to another port") from error
+
+
+def _reach(launch: LaunchContext, deadline: float) -> dist.Store:
+    host, port = launch.meeting_place
+    problem = "no answer"
+    for _ in poll_until(deadline):
+        # A plain socket knocks first: TCPStore prints a stack trace for every refusal, and is deaf to signals meanwhile.
+        try:
+            socket.create_connection((host, port), timeout=_left(deadline, most=2.0).total_seconds()).close()
+            break
+        except OSError as error:
+            problem = str(error)
+    else:
+        raise ScalingError(
+            f"rank {launch.rank} found nobody at {host}:{port} ({problem}): rank 0 did not start, or MASTER_ADDR and "
+            "MASTER_PORT do not name its machine and port, or a firewall stands between"
+        )
+    stores: list[dist.Store] = []
+    errors: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            stores.append(dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_left(deadline)))
+        except dist.DistNetworkError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=connect, name="scaling-rendezvous", daemon=True)
+    thread.start()
+    thread.join(_left(deadline, most=_ANSWER_SECONDS).total_seconds())
+    if stores:
+        return stores[0]
+    raise LayoutError(
+        f"what listens at {host}:{port} does not answer rank {launch.rank} as a store does"
+        f"{f' ({errors[0]})' if errors else ''}: another program holds the port; set MASTER_PORT to a free port for all "
+        "processes"
+    )
+
+
+def _left(deadline: float, *, most: float = float(24 * 3600)) -> timedelta:
+    """Return the time until `deadline`, between a second and `most` seconds."""
+    return timedelta(seconds=min(most, max(1.0, deadline - time.monotonic())))

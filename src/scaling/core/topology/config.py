@@ -1,0 +1,224 @@
+"""TopologyConfig: how many processes there are on each axis, and how a global batch is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from itertools import pairwise
+from math import prod
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import Self
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.fields import Derived, SetByLauncher
+from scaling.core.errors import ConfigError, Problem
+from scaling.core.topology.layout import Layout
+
+
+class Device(str, Enum):
+    """What a process computes on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class PipePartitionMethod(str, Enum):
+    """How layers are dealt out to pipeline stages."""
+
+    UNIFORM = "uniform"
+    BALANCED = "balanced"
+
+
+class PipeSchedule(str, Enum):
+    """In which order a pipeline rank works on its micro-batches."""
+
+    GPIPE = "gpipe"
+    ONE_F_ONE_B = "1f1b"
+    INTERLEAVED = "interleaved_1f1b"
+
+
+class ActivationCheckpointingType(str, Enum):
+    """What is recomputed in the backward pass instead of being kept."""
+
+    DISABLED = "disabled"
+    EVERY_LAYER = "every_layer"
+    EVERY_PIPE_STAGE = "every_pipe_stage"
+
+
+DATA_PARALLEL_SIZE = "data_parallel_size"
+PARALLEL_SIZES = ("model_parallel_size", "pipe_parallel_size", DATA_PARALLEL_SIZE)
+BATCH_SIZES = ("micro_batch_size", "gradient_accumulation_steps")
+DEFAULT_SIZES = MappingProxyType({"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 1})
+DEFAULT_BATCH = MappingProxyType({"micro_batch_size": 2, "gradient_accumulation_steps": 1})
+
+
+class TopologyConfig(BaseConfig):
+    """Processes on each axis, and samples in each step.
+
+    Two products hold: model_parallel_size * pipe_parallel_size * data_parallel_size = world_size, and
+    micro_batch_size * gradient_accumulation_steps * data_parallel_size = global_batch_size. Give three of the first
+    four numbers, and two of the three batch numbers; the others follow. Without any, one process, micro-batches of 2.
+    """
+
+    model_parallel_size: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
+    """Number of processes that share every layer (tensor parallelism)."""
+    pipe_parallel_size: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
+    """Number of pipeline ranks the layers are dealt out to."""
+    data_parallel_size: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
+    """Number of copies of the model that each train on their part of the batch."""
+    world_size: Annotated[int, Derived()] = Field(default=1, ge=1)
+    """Number of processes, one for each GPU where there are GPUs: the product of the three sizes."""
+    micro_batch_size: Annotated[int, Derived(null_in_template=False)] = Field(default=2, ge=1)
+    """Samples in one forward pass of one data-parallel rank."""
+    gradient_accumulation_steps: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
+    """Micro-batches each data-parallel rank works through in one optimizer step."""
+    global_batch_size: Annotated[int, Derived()] = Field(default=2, ge=1)
+    """Samples in one optimizer step, over all ranks and micro-batches."""
+    device: Device = Device.AUTO
+    """auto: GPUs where this machine has them, else CPU."""
+    pipe_partition_method: PipePartitionMethod = PipePartitionMethod.UNIFORM
+    """uniform: the same number of layers for each stage; balanced: about the same number of parameters."""
+    pipe_partition_overwrite: list[int] | None = None
+    """Boundaries of the stages instead of a method: [0, ..., number of layers], one more than there are stages.
+    null: off."""
+    pipe_schedule: PipeSchedule = PipeSchedule.ONE_F_ONE_B
+    """gpipe: all forwards, then all backwards; 1f1b: few live activations; interleaved_1f1b: several stages on each
+    rank, so less idle time and more communication."""
+    pipe_chunks_per_rank: int = Field(default=1, ge=1)
+    """Stages on each pipeline rank: at least 2 with interleaved_1f1b, else 1."""
+    activation_checkpointing_type: ActivationCheckpointingType = ActivationCheckpointingType.DISABLED
+    """Recompute activations in the backward pass to save memory: disabled, every_layer or every_pipe_stage."""
+    sequence_parallel: bool = False
+    """Split the activations between tensor-parallel layers along the sequence. Nothing to split with
+    model_parallel_size 1."""
+    process_group_timeout_seconds: float = Field(default=1200.0, gt=0)
+    """Seconds a process waits for the others in a collective before it gives up."""
+    global_rank: Annotated[int | None, SetByLauncher()] = Field(default=None, ge=0)
+    """This process among all; set by the launcher, never in a file."""
+    local_slot: Annotated[int | None, SetByLauncher()] = Field(default=None, ge=0)
+    """This process among those of its machine; set by the launcher, never in a file."""
+
+    @property
+    def layout(self) -> Layout:
+        """Return the sizes of all axes."""
+        return Layout(pipe=self.pipe_parallel_size, data=self.data_parallel_size, model=self.model_parallel_size)
+
+    @property
+    def pipe_stages(self) -> int:
+        """Return the number of stages the layers are cut into."""
+        return self.pipe_parallel_size * self.pipe_chunks_per_rank
+
+    @classmethod
+    def prepare(cls, given: dict[str, Any]) -> Iterator[Problem]:
+        """Complete the two products from the numbers that were given."""
+        sizes = _numbers(given, (*PARALLEL_SIZES, "world_size")) or DEFAULT_SIZES
+        batch = _numbers(given, (*BATCH_SIZES, "global_batch_size")) or DEFAULT_BATCH
+        if min(*sizes.values(), *batch.values()) < 1:
+            return  # each such number is reported as a field
+        completed = complete_product(PARALLEL_SIZES, "world_size", sizes)
+        if isinstance(completed, dict):
+            given.update(completed)
+            batch = {**batch, DATA_PARALLEL_SIZE: completed[DATA_PARALLEL_SIZE]}
+            completed = complete_product((*BATCH_SIZES, DATA_PARALLEL_SIZE), "global_batch_size", batch)
+        if isinstance(completed, dict):
+            given.update(completed)
+        else:
+            yield completed
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the schedule and explicit stage boundaries."""
+        ranks, chunks, steps = self.pipe_parallel_size, self.pipe_chunks_per_rank, self.gradient_accumulation_steps
+        interleaved = self.pipe_schedule is PipeSchedule.INTERLEAVED
+        if interleaved and chunks < 2:
+            yield Problem(
+                "pipe_chunks_per_rank",
+                f"is {chunks}, but interleaved_1f1b needs at least 2 stages on each rank; set it to 2, or "
+                "pipe_schedule to 1f1b",
+            )
+        if not interleaved and chunks > 1:
+            yield Problem(
+                "pipe_chunks_per_rank",
+                f"is {chunks}, but {self.pipe_schedule.value} has 1 stage on each rank; set it to 1, or "
+                "pipe_schedule to interleaved_1f1b",
+            )
+        if interleaved and steps % ranks:
+            yield Problem(
+                "gradient_accumulation_steps",
+                f"is {steps}, but must be a multiple of pipe_parallel_size ({ranks}) with interleaved_1f1b; the "
+                f"nearest is {_nearest_multiple(steps, ranks)}",
+            )
+        bounds = self.pipe_partition_overwrite
+        if bounds is None:
+            return
+        if len(bounds) != self.pipe_stages + 1:
+            yield Problem(
+                "pipe_partition_overwrite",
+                f"has {len(bounds)} boundaries, but {self.pipe_stages} stages (pipe_parallel_size {ranks} * "
+                f"pipe_chunks_per_rank {chunks}) need {self.pipe_stages + 1}",
+            )
+        if bounds[:1] != [0] or any(after <= before for before, after in pairwise(bounds)):
+            yield Problem(
+                "pipe_partition_overwrite", f"is {bounds}, but must start with 0 and increase: no stage may be empty"
+            )
+
+    def with_launch(self, rank: int, world_size: int, local_slot: int) -> Self:
+        """Return a copy for the process `rank` of `world_size`, the `local_slot`-th of its machine.
+
+        Raises `ConfigError` if the launcher started another number of processes than the topology has.
+        """
+        if world_size != self.world_size:
+            sizes = {name: getattr(self, name) for name in PARALLEL_SIZES}
+            raise ConfigError(
+                Problem(
+                    "topology.world_size",
+                    f"the launcher started {world_size} {'process' if world_size == 1 else 'processes'}, but "
+                    f"{_product(sizes)}; start {self.world_size}, or {self._fitting(world_size)}",
+                )
+            )
+        return self.model_copy(update={"global_rank": rank, "local_slot": local_slot})
+
+    def _fitting(self, world_size: int) -> str:
+        model_and_pipe = self.model_parallel_size * self.pipe_parallel_size
+        if world_size % model_and_pipe == 0:
+            return f"set topology.data_parallel_size to {world_size // model_and_pipe}"
+        return f"set sizes whose product is {world_size}"
+
+
+def complete_product(factors: Sequence[str], whole: str, given: Mapping[str, int]) -> dict[str, int] | Problem:
+    """Return the numbers of `factors[0] * factors[1] * ... = whole` from all but one of them, or what does not fit."""
+    missing = [name for name in (*factors, whole) if name not in given]
+    if len(missing) > 1:
+        wanted = " or ".join(missing) if len(missing) == 2 else f"{len(missing) - 1} of {', '.join(missing)}"
+        known = " and ".join(f"{name} {value}" for name, value in given.items())
+        return Problem(missing[0], f"does not follow from {known} alone; give {wanted} too")
+    known_factors = {name: given[name] for name in factors if name in given}
+    product = prod(known_factors.values())
+    if missing == [whole]:
+        return {**known_factors, whole: product}
+    if missing and given[whole] % product:
+        return Problem(
+            missing[0],
+            f"does not follow: {whole} ({given[whole]}) is not divisible by {_product(known_factors)}; the nearest "
+            f"{whole} that is: {_nearest_multiple(given[whole], product)}",
+        )
+    if not missing and given[whole] != product:
+        return Problem(
+            whole, f"is {given[whole]}, but {_product(known_factors)}; make them equal, or leave out one of the numbers"
+        )
+    return {**given, **{name: given[whole] // product for name in missing}}
+
+
+def _numbers(given: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, int]:
+    return {name: int(given[name]) for name in names if name in given}
+
+
+def _product(factors: Mapping[str, int]) -> str:
+    return f"{' * '.join(f'{name} {value}' for name, value in factors.items())} = {prod(factors.values())}"
+
+
+def _nearest_multiple(value: int, of: int) -> int:
+    return max(of, round(value / of) * of)

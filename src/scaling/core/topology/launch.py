@@ -1,0 +1,130 @@
+"""LaunchContext: what the launcher that started this process put into its environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scaling.core.errors import LayoutError
+
+_SLURM_MASTER = (
+    'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500 before srun'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchContext:
+    """This process's number in the run, and where the processes meet. The default is a process on its own."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Number among the processes of this machine; picks the GPU."""
+    master_addr: str | None = None
+    """Host of rank 0, where the processes meet; None for a process on its own."""
+    master_port: int | None = None
+    agent_store: bool = False
+    """True where torchrun's agent already listens on the master port and rank 0 must not."""
+    job_id: str | None = None
+    """What the launcher calls this job; tells two jobs of one configuration apart. None where it gives no name."""
+    restart_count: int = 0
+    """How often this machine's agent restarted its processes. Differs between machines, so it identifies nothing."""
+    launched: bool = False
+    """True where a launcher started this process, whatever the number of processes: there is nothing left to start."""
+
+    def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise LayoutError(f"the number of processes is {self.world_size}; it must be at least 1")
+        if not 0 <= self.rank < self.world_size:
+            raise LayoutError(
+                f"this process has rank {self.rank}, but in a run of {self.world_size} processes ranks go from 0 to "
+                f"{self.world_size - 1}; check RANK and WORLD_SIZE"
+            )
+        if self.local_rank < 0:
+            raise LayoutError(f"the local rank is {self.local_rank}; it counts from 0")
+        if self.master_port is not None and not 0 < self.master_port < 2**16:
+            raise LayoutError(f"the master port is {self.master_port}; set MASTER_PORT to a port between 1 and 65535")
+        if self.world_size > 1 and (self.master_addr is None or self.master_port is None):
+            raise LayoutError(
+                f"{self.world_size} processes need a place to meet: set MASTER_ADDR to the host of rank 0 and "
+                "MASTER_PORT to a free port on it"
+            )
+
+    @property
+    def meeting_place(self) -> tuple[str, int]:
+        """Return the host and port where the processes of the run find each other."""
+        if self.master_addr is None or self.master_port is None:
+            raise LayoutError("a process on its own has nobody to meet: MASTER_ADDR and MASTER_PORT are not set")
+        return self.master_addr, self.master_port
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> LaunchContext:
+        """Read the environment (`os.environ` unless given).
+
+        RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without RANK, the numbers that
+        srun gives its tasks, with MASTER_ADDR and MASTER_PORT set by the user; with neither, a process on its own.
+        """
+        environ = os.environ if environ is None else environ
+        if "RANK" in environ or "WORLD_SIZE" in environ:
+            return cls._from_names(environ, rank="RANK", world_size="WORLD_SIZE", local_rank="LOCAL_RANK")
+        if _is_srun_task(environ):
+            names = {"rank": "SLURM_PROCID", "world_size": "SLURM_NTASKS", "local_rank": "SLURM_LOCALID"}
+            return cls._from_names(environ, **names)
+        return cls()
+
+    @classmethod
+    def _from_names(cls, environ: Mapping[str, str], *, rank: str, world_size: str, local_rank: str) -> LaunchContext:
+        size = _number(environ, world_size)
+        several = size > 1
+        return cls(
+            rank=_number(environ, rank),
+            world_size=size,
+            local_rank=_number(environ, local_rank) if several or local_rank in environ else 0,
+            master_addr=environ.get("MASTER_ADDR") or None,
+            master_port=_number(environ, "MASTER_PORT") if several and "MASTER_PORT" in environ else None,
+            agent_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            job_id=_job_id(environ),
+            restart_count=_number(environ, "TORCHELASTIC_RESTART_COUNT", default=0),
+            launched=True,
+        )
+
+
+def _is_srun_task(environ: Mapping[str, str]) -> bool:
+    """Tell a task of srun from a program that merely runs inside a Slurm allocation.
+
+    The shell of a batch job has SLURM_PROCID and SLURM_NTASKS too, without being one of several processes: only a step
+    number, or the user having named a meeting place, says so. One task alone is for the runner to multiply.
+    """
+    if "SLURM_PROCID" not in environ or _number(environ, "SLURM_NTASKS", default=1) < 2:
+        return False
+    if "MASTER_ADDR" in environ and "MASTER_PORT" in environ:
+        return True
+    if "SLURM_STEP_NUM_TASKS" in environ:
+        raise LayoutError(f"srun started {environ['SLURM_NTASKS']} tasks without a place to meet; {_SLURM_MASTER}")
+    return False
+
+
+def _job_id(environ: Mapping[str, str]) -> str | None:
+    if run := environ.get("TORCHELASTIC_RUN_ID"):
+        return f"torchrun {run}"
+    if job := environ.get("SLURM_JOB_ID"):
+        return f"slurm {job}.{environ.get('SLURM_STEP_ID', '0')}"
+    return None
+
+
+def _number(environ: Mapping[str, str], name: str, *, default: int | None = None) -> int:
+    text = environ.get(name)
+    if text is None:
+        if default is not None:
+            return default
+        raise LayoutError(
+            f"{name} is not set although its companions are; a launcher such as torchrun sets RANK, WORLD_SIZE, "
+            "LOCAL_RANK, MASTER_ADDR and MASTER_PORT together. Unset them all to train in one process"
+        )
+    try:
+        return int(text)
+    except ValueError:
+        raise LayoutError(
+            f"{name} is {text!r}, which is not a whole number; check the launcher's environment"
+        ) from None

@@ -1,0 +1,287 @@
+"""Bring the processes of one attempt together in a store of their own, and refuse company that does not fit.
+
+All processes reach one base store. It may outlive an attempt (an agent that restarts its processes keeps its store, and
+with it the addresses of the dead), so nothing in it is believed as it stands. Rank 0 publishes a fresh nonce; the keys
+below that nonce are the store of this attempt. The others sign in there and wait for rank 0's verdict, which lists the
+signatures it saw: only a verdict with one's own signature in it is of this attempt. The verdict is also where the ranks
+are checked against each other, before any collective: gloo ends a process beyond catching when sizes differ.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import TypedDict
+
+import torch.distributed as dist
+
+from scaling.core.errors import ConfigError, LayoutError, ScalingError
+from scaling.core.topology.base_store import open_base_store, poll_until
+from scaling.core.topology.launch import LaunchContext
+
+logger = logging.getLogger(__name__)
+
+_CURRENT = "scaling/attempt"
+_SKEW_SECONDS = 2.0
+_LINGER_SECONDS = 5.0
+"""How long rank 0, which may serve the store, gives the others to read why the run cannot start."""
+
+
+class _Problem(TypedDict):
+    """An error as it travels through the store."""
+
+    kind: str
+    message: str
+
+
+class _Verdict(TypedDict):
+    """What rank 0 decided: on whom, why not (if not), and when (seconds since the epoch by its clock)."""
+
+    signatures: list[str]
+    problem: _Problem | None
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """What one process says about itself when it signs in."""
+
+    rank: int
+    world_size: int
+    digest: str
+    run_name: str
+    job_id: str | None
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    signature: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    def is_of_another_run(self, other: _Member) -> bool:
+        if self.job_id is not None and other.job_id is not None:
+            return self.job_id != other.job_id
+        return self.run_name != other.run_name
+
+    @property
+    def run(self) -> str:
+        return f"run {self.run_name!r}" + (f" ({self.job_id})" if self.job_id else "")
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def connect_store(launch: LaunchContext, *, digest: str, run_name: str, timeout: timedelta) -> dist.Store:
+    """Meet the other processes and return the store of this attempt. Collective: all ranks.
+
+    `digest` stands for the configuration and has to be the same on every rank; `run_name` names the run in messages.
+    Where ranks do not fit together all of them raise the same error, which names them: `ConfigError` where digests
+    differ, `LayoutError` where a rank is claimed twice or the processes disagree about their number, `ScalingError`
+    where some did not come within `timeout`. A process that finds another run at the meeting place, or a rank 0 whose
+    port is taken, raises `LayoutError` alone.
+    """
+    if launch.world_size == 1:
+        return dist.HashStore()
+    deadline = time.monotonic() + timeout.total_seconds()
+    me = _Member(rank=launch.rank, world_size=launch.world_size, digest=digest, run_name=run_name, job_id=launch.job_id)
+    base = open_base_store(launch, deadline)
+    try:
+        if launch.rank == 0:
+            store = _gather(base, me, deadline, timeout)
+        else:
+            store = _join(base, me, deadline, timeout, may_be_stale=launch.agent_store)
+    except dist.DistNetworkError as error:
+        raise ScalingError(
+            f"rank {launch.rank} lost the store while the processes were meeting: rank 0 or its launcher ended, and its "
+            "message says why"
+        ) from error
+    store.set_timeout(timeout)
+    return store
+
+
+def leave_store(store: dist.Store, *, world_size: int, timeout: timedelta = timedelta(seconds=10)) -> bool:
+    """Wait until every rank is through with `store`; return False where some did not come. Collective: all ranks.
+
+    For the end of a run that went well: rank 0 may serve the store, and a launcher stops all processes as soon as one
+    has left with a status other than 0.
+    """
+    try:
+        store.add("left", 1)
+        for _ in poll_until(time.monotonic() + timeout.total_seconds()):
+            if store.add("left", 0) >= world_size:
+                return True
+    except dist.DistNetworkError:  # rank 0 saw the last of us and is gone
+        return True
+    return False
+
+
+def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta) -> dist.Store:
+    """Rank 0: open an attempt, wait for all signatures, compare them, publish the verdict and obey it."""
+    nonce = secrets.token_hex(16)
+    store = dist.PrefixStore(f"scaling/{nonce}", base)
+    base.set(_CURRENT, json.dumps({"nonce": nonce, "host": asdict(me)}))
+    problem: _Problem | None = None
+    signatures: list[str] = []
+    for _ in poll_until(deadline):
+        if store.check(["objection"]):
+            objection = json.loads(store.get("objection"))
+            problem, signatures = objection["problem"], [objection["signature"]]
+            break
+        if json.loads(base.get(_CURRENT))["nonce"] != nonce:
+            problem = _problem(
+                LayoutError, f"another process than {me} claims rank 0 as well; every process needs its own"
+            )
+            break
+        if store.add("arrived", 0) == me.world_size - 1:
+            break
+    members = [me, *_members(store, me.world_size)]
+    if problem is None and len(members) < me.world_size:
+        problem = _absence(members, me.world_size, me.run_name, timeout, rank_0_came=True)
+    problem = problem or _difference(members)
+    verdict = _Verdict(
+        signatures=signatures + [member.signature for member in members], problem=problem, time=time.time()
+    )
+    store.set("verdict", json.dumps(verdict))
+    if problem is not None:
+        for _ in poll_until(time.monotonic() + _LINGER_SECONDS):
+            if store.add("informed", 0) >= len(verdict["signatures"]) - 1:
+                break
+        raise _exception(problem)
+    return store
+
+
+def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *, may_be_stale: bool) -> dist.Store:
+    """Any other rank: sign in to the newest attempt until one of them answers with a verdict on this signature.
+
+    What does not fit is an error at once where rank 0 itself serves the store. Where an agent does, it may be the trace
+    of an earlier attempt: then rank 0 is asked, and only silence until the deadline makes it an error.
+    """
+    nonce, signed_in, problem, store = "", 0.0, None, None
+    for _ in poll_until(deadline):
+        if not base.check([_CURRENT]):
+            continue
+        current = json.loads(base.get(_CURRENT))
+        if store is None or current["nonce"] != nonce:
+            nonce, signed_in = current["nonce"], time.time()
+            store = dist.PrefixStore(f"scaling/{nonce}", base)
+            problem = _sign_in(store, me, _Member(**current["host"]))
+            if problem is not None and not may_be_stale:
+                break
+        if store.check(["verdict"]):
+            verdict: _Verdict = json.loads(store.get("verdict"))
+            if me.signature in verdict["signatures"]:
+                if verdict["problem"] is not None:
+                    store.add("informed", 1)
+                    raise _exception(verdict["problem"])
+                _warn_of_clock_skew(signed_in, verdict["time"], time.time())
+                return store
+    if problem is None:
+        members = [] if store is None else _members(store, me.world_size)
+        problem = _absence(members, me.world_size, me.run_name, timeout, rank_0_came=store is not None)
+        if store is not None:
+            _object(store, me, problem)
+    raise _exception(problem)
+
+
+def _sign_in(store: dist.Store, me: _Member, host: _Member) -> _Problem | None:
+    """Put `me` on the list of the attempt that `host` opened. Return why that cannot be, if so, having told rank 0."""
+    if me.is_of_another_run(host):
+        return _problem(
+            LayoutError,
+            f"the meeting place of rank {me.rank} belongs to another run: there, {host} is rank 0 of {host.run}, while "
+            f"this is {me.run}; give every run a MASTER_PORT of its own",
+        )
+    if me.world_size != host.world_size:
+        problem = _problem(
+            LayoutError,
+            f"rank {me.rank} ({me}) was told that the run has {me.world_size} processes, rank 0 ({host}) that it has "
+            f"{host.world_size}; start all of them with the same WORLD_SIZE",
+        )
+    else:
+        holder = _Member(**json.loads(store.compare_set(f"rank/{me.rank}", "", json.dumps(asdict(me)))))
+        if holder.signature == me.signature:
+            store.add("arrived", 1)
+            return None
+        problem = _problem(
+            LayoutError,
+            f"two processes claim rank {me.rank}: {holder} and {me}; every process needs a RANK of its own, and every "
+            "run a MASTER_PORT of its own",
+        )
+    _object(store, me, problem)
+    return problem
+
+
+def _object(store: dist.Store, me: _Member, problem: _Problem) -> None:
+    store.compare_set("objection", "", json.dumps({"problem": problem, "signature": me.signature}))
+
+
+def _members(store: dist.Store, world_size: int) -> list[_Member]:
+    """Return the processes that signed in so far, rank 0 apart."""
+    keys = [f"rank/{rank}" for rank in range(1, world_size)]
+    present = keys if store.check(keys) else [key for key in keys if store.check([key])]
+    return [_Member(**json.loads(text)) for text in store.multi_get(present)]
+
+
+def _difference(members: Sequence[_Member]) -> _Problem | None:
+    ranks: defaultdict[str, list[int]] = defaultdict(list)
+    for member in members:
+        ranks[member.digest].append(member.rank)
+    if len(ranks) == 1:
+        return None
+    groups = sorted(ranks.items(), key=lambda item: -len(item[1]))
+    parts = [f"{_enumerate(same)} read {digest[:12]!r}" for digest, same in groups]
+    return _problem(
+        ConfigError,
+        f"the processes do not share one configuration: by its digest, {', '.join(parts)}; start every process with the "
+        "same file and the same KEY=VALUE settings",
+    )
+
+
+def _absence(
+    members: Sequence[_Member], world_size: int, run_name: str, timeout: timedelta, *, rank_0_came: bool
+) -> _Problem:
+    first = 1 if rank_0_came else 0
+    missing = sorted(set(range(first, world_size)) - {member.rank for member in members})
+    came = f"{_enumerate(missing)} did not come" if missing else "rank 0 did not answer"
+    return _problem(
+        ScalingError,
+        f"{came} within {timeout.total_seconds():g} s, so the {world_size} processes of run {run_name!r} cannot start; "
+        "look for the message of a process that failed before, and for machines that were not started",
+    )
+
+
+def _warn_of_clock_skew(signed_in: float, judged: float, read: float) -> None:
+    """Rank 0 judged after this process signed in and before it read: rank 0's clock must show a time in between."""
+    skew = max(signed_in - judged, judged - read)
+    if skew > _SKEW_SECONDS:
+        logger.warning(
+            "the clock of this machine differs by at least %.1f s from that of rank 0; torchrun across machines takes "
+            "a healthy one for dead when clocks disagree. Synchronise them (chrony, ntp)",
+            skew,
+        )
+
+
+def _enumerate(ranks: Sequence[int]) -> str:
+    """Return `rank 3` or `ranks 0-2, 5`; consecutive numbers are drawn together."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and runs[-1][1] == rank - 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {text}"
+
+
+def _problem(kind: type[ScalingError], message: str) -> _Problem:
+    return _Problem(kind=kind.__name__, message=message)
+
+
+def _exception(problem: _Problem) -> ScalingError:
+    kinds: tuple[type[ScalingError], ...] = (ConfigError, LayoutError, ScalingError)
+    return {kind.__name__: kind for kind in kinds}[problem["kind"]](problem["message"])

@@ -1,0 +1,83 @@
+"""Per-axis random streams: one shared by the model axis, one of this rank's own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scaling.core.topology.layout import Coordinate
+
+Stream = Literal["replicated", "sharded"]
+
+
+def derive_seed(seed: int, *names: object) -> int:
+    """Return a 63-bit seed that is a pure function of `seed` and the names."""
+    text = "\x1f".join(str(name) for name in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+class RngTracker:
+    """Random streams for code that draws from torch's default generator (the fast dropout).
+
+    `replicated` is the same on all ranks of the model axis, for tensors they hold alike; `sharded` differs, for tensors
+    they hold parts of. Both differ along the other axes. Layers that need the same numbers in every layout do not use
+    streams at all but keys (`scaling.core.nn.dropout`).
+    """
+
+    def __init__(self, coordinate: Coordinate, device: torch.device) -> None:
+        self._coordinate = coordinate
+        self._device = device
+        self._states: dict[str, Tensor] = {}
+        self.seed(0)
+
+    def seed(self, seed: int) -> None:
+        """Restart both streams."""
+        at = self._coordinate
+        place = ("pipe", at.pipe, "data", at.data, "context", at.context)
+        for stream, names in {"replicated": place, "sharded": (*place, "model", at.model)}.items():
+            generator = torch.Generator(device=self._device)
+            generator.manual_seed(derive_seed(seed, stream, *names))
+            self._states[stream] = generator.get_state()
+
+    @contextlib.contextmanager
+    def stream(self, name: Stream) -> Iterator[None]:
+        """Draw from a stream inside the context: the default generator takes its state and gives it back advanced."""
+        outside = self._get()
+        self._set(self._states[name])
+        try:
+            yield
+        finally:
+            self._states[name] = self._get()
+            self._set(outside)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state of all streams."""
+        return dict(self._states)
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state returned by `state`."""
+        self._states = dict(state)
+
+    @contextlib.contextmanager
+    def replaying(self, state: dict[str, Tensor]) -> Iterator[None]:
+        """Repeat from `state` inside the context, for recomputation; afterwards go on as if nothing had been drawn."""
+        present = self.state()
+        self.restore(state)
+        try:
+            yield
+        finally:
+            self.restore(present)
+
+    def _get(self) -> Tensor:
+        return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else torch.get_rng_state()
+
+    def _set(self, state: Tensor) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state, self._device)
+        else:
+            torch.set_rng_state(state)

@@ -1,0 +1,182 @@
+"""Topology: one process's place in the layout, its device, and the process groups it talks through."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.distributed as dist
+from typing_extensions import Self
+
+from scaling.core.errors import LayoutError
+from scaling.core.topology.launch import LaunchContext
+from scaling.core.topology.layout import Axis, Coordinate, Layout
+from scaling.core.topology.rendezvous import connect_store
+from scaling.core.topology.rng import RngTracker
+
+if TYPE_CHECKING:
+    from scaling.core.topology.config import TopologyConfig
+
+Message = Literal["activation", "gradient"]
+
+
+class Topology:
+    """One process's view of the run. Passed explicitly to everything that needs it.
+
+    Without processes (`Topology.single()`) every group is None and all layers work undistributed. Use it as a context
+    manager: leaving it destroys the process groups.
+    """
+
+    def __init__(self, layout: Layout, rank: int, device: torch.device, *, sequence_parallel: bool = False) -> None:
+        self.layout = layout
+        self.rank = rank
+        self.device = device
+        self.coordinate: Coordinate = layout.coordinate(rank)
+        self.sequence_parallel = sequence_parallel and layout.model > 1
+        self.rng = RngTracker(self.coordinate, device)
+        self._groups: dict[tuple[str, tuple[int, ...]], dist.ProcessGroup] = {}
+        self._store: dist.Store | None = None
+        self._exchanges = 0
+
+    @classmethod
+    def single(cls, device: str = "cpu") -> Self:
+        """Return the topology of a process that works alone."""
+        return cls(Layout(), 0, torch.device(device))
+
+    @classmethod
+    def connect(
+        cls, config: TopologyConfig, launch: LaunchContext | None = None, *, digest: str = "", run_name: str = "scaling"
+    ) -> Self:
+        """Join the other processes of the run. Collective: all ranks.
+
+        The store is the engine's own, one per attempt; `digest` (of the resolved configuration) is compared over it
+        before the first collective, so that processes with different settings end with a message instead of a hang.
+        """
+        launch = launch or LaunchContext.from_environment()
+        config = config.with_launch(rank=launch.rank, world_size=launch.world_size, local_slot=launch.local_rank)
+        layout = Layout(
+            pipe=config.pipe_parallel_size, data=config.data_parallel_size, model=config.model_parallel_size
+        )
+        device = choose_device(config.device, launch.local_rank)
+        topology = cls(layout, launch.rank, device, sequence_parallel=config.sequence_parallel)
+        if layout.world_size > 1:
+            timeout = datetime.timedelta(seconds=config.process_group_timeout_seconds)
+            store = connect_store(launch, digest=digest, run_name=run_name, timeout=timeout)
+            dist.init_process_group(
+                backend="nccl" if device.type == "cuda" else "gloo",
+                store=store,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=timeout,
+                device_id=device if device.type == "cuda" else None,
+            )
+            topology._store = store
+            for axis in Axis:
+                topology.group(axis)
+        return topology
+
+    def size(self, axis: Axis) -> int:
+        """Return the number of ranks along `axis`."""
+        return self.layout.size(axis)
+
+    def index(self, axis: Axis) -> int:
+        """Return this process's position along `axis`."""
+        return self.coordinate.index(axis)
+
+    def group(self, axis: Axis) -> dist.ProcessGroup | None:
+        """Return the group of ranks that differ from this one along `axis` only; None where that is this rank alone.
+
+        Its ranks are in axis order. Collective on the first call: all ranks of the group.
+        """
+        return self.subgroup(axis.value, self.layout.group(axis, self.rank))
+
+    @property
+    def world(self) -> dist.ProcessGroup | None:
+        """Return the group of all ranks; None for a process that works alone."""
+        return dist.group.WORLD if self._store is not None else None
+
+    @property
+    def store(self) -> dist.Store | None:
+        """Return the key-value store all ranks of this attempt share; None for a process that works alone."""
+        return self._store
+
+    def subgroup(self, purpose: str, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+        """Return a group of the given global ranks, ordered by rank; None for fewer than two.
+
+        Groups are made once per (purpose, ranks): NCCL serialises what shares a group, so independent streams of
+        messages name different purposes. Collective on the first call: the ranks named, and only they.
+        """
+        if len(ranks) < 2 or self._store is None:
+            return None
+        key = (purpose, tuple(ranks))
+        if key not in self._groups:
+            self._groups[key] = dist.new_group(sorted(ranks), use_local_synchronization=True)
+        return self._groups[key]
+
+    def link(self, kind: Message, *, source: int, target: int) -> dist.ProcessGroup | None:
+        """Return the group of one directed edge between two pipe ranks of this column.
+
+        One group per direction and kind: messages of a group then flow one way, in one order, on both ends, and no send
+        can stand in the way of a receive. Collective on the first call: the two ranks.
+        """
+        ranks = [self.layout.rank_along(Axis.PIPE, self.rank, pipe) for pipe in (source, target)]
+        return self.subgroup(f"{kind} {source}->{target}", ranks)
+
+    def model_replica_group(self, replicas: int) -> dist.ProcessGroup | None:
+        """Return the group of `replicas` consecutive model ranks around this one. Collective on the first call."""
+        first = self.index(Axis.MODEL) // replicas * replicas
+        ranks = self.layout.group(Axis.MODEL, self.rank)[first : first + replicas]
+        return self.group(Axis.MODEL) if replicas == self.size(Axis.MODEL) else self.subgroup("replicas", ranks)
+
+    def pipe_subgroup(self, stages: Sequence[int]) -> dist.ProcessGroup | None:
+        """Return the group of this column's ranks at the given pipe indices. Collective on the first call: they."""
+        return self.subgroup("tie", [self.layout.rank_along(Axis.PIPE, self.rank, pipe) for pipe in stages])
+
+    def exchange(self, purpose: str, value: str | None) -> list[str | None]:
+        """Return what every rank passed, in rank order. Collective: all ranks; over the store, not the network fabric.
+
+        For what happens once, before or beside training: names, plans, complaints.
+        """
+        if self._store is None:
+            return [value]
+        self._exchanges += 1
+        prefix = f"exchange/{self._exchanges}/{purpose}"
+        self._store.set(f"{prefix}/{self.rank}", json.dumps(value))
+        keys = [f"{prefix}/{rank}" for rank in range(self.layout.world_size)]
+        return [json.loads(said) for said in self._store.multi_get(keys)]
+
+    def close(self) -> None:
+        """Destroy the process groups. Safe to call twice."""
+        self._groups.clear()
+        if self._store is not None:
+            self._store = None
+            with contextlib.suppress(Exception):  # a broken peer must not hide the error that brought us here
+                dist.destroy_process_group()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """Return this process's device. `auto` takes GPU number `local_rank` where there are GPUs, else the CPU."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise LayoutError("topology.device is cuda, but torch sees no GPU; set topology.device to cpu or auto")
+    if local_rank >= torch.cuda.device_count():
+        raise LayoutError(
+            f"this machine has {torch.cuda.device_count()} visible GPUs, but process {local_rank} (counted from 0) "
+            "needs one of its own; start fewer processes per machine or set topology.device to cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,113 @@
+"""TrainerConfig: how long to train, when to evaluate and save, and what to resume from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.fields import NoEffect, Unavailable
+from scaling.core.errors import Problem
+
+
+class TrainerConfig(BaseConfig):
+    """Length of the training, evaluation, checkpoints and data loading."""
+
+    train_iterations: int | None = Field(default=None, ge=0)
+    """Optimizer steps at which training ends, counted from the very first. null: 0, nothing is trained."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of weights, data order and dropout. The same seed gives the same run in every layout."""
+    eval_interval: int | None = Field(default=None, ge=1)
+    """Evaluate after every so many steps. null: never."""
+    eval_iterations: int | None = Field(default=None, ge=1)
+    """Global batches of one evaluation. null: the whole validation set once."""
+    log_interval: int = Field(default=1, ge=1)
+    """Write metrics after every so many steps. The device is waited for only then."""
+    save_dir: Path | None = None
+    """Folder of this run's checkpoints. A run that finds its own here continues from the newest. null: nothing is
+    saved."""
+    save_interval: int | None = Field(default=None, ge=1)
+    """Save after every so many steps. null: only at the end and when stopped."""
+    final_save: bool = True
+    """Save after the last step."""
+    save_async: bool = False
+    """Write checkpoints in the background while training goes on; needs host memory for one copy."""
+    keep_last_checkpoints: int | None = Field(default=None, ge=1)
+    """Delete all but the newest so many checkpoints. null: keep all."""
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Never delete checkpoints whose step is a multiple of this. null: none is exempt."""
+    delete_past_optimizer_states: bool = False
+    """Delete the optimizer states of all checkpoints but the newest: they can then be used, not resumed from."""
+    load_dir: Path | None = None
+    """Checkpoint to start from if save_dir holds none: a folder of checkpoints or one step's folder. null: random
+    weights."""
+    assert_checkpoint_loaded: bool = False
+    """Fail if no checkpoint was found instead of starting from random weights."""
+    load_optimizer_states: bool = True
+    """Load master weights and moments too; false starts the optimizer anew from the loaded weights."""
+    load_context: bool = True
+    """Continue counting steps and samples; false starts at step 0 and the first sample."""
+    allowed_missing_keys_in_checkpoint: list[str] | None = None
+    """Patterns (regular expressions, found anywhere) of parameters that may be absent from the checkpoint; they keep
+    their initial values. null: none."""
+    allowed_unexpected_keys_in_checkpoint: list[str] | None = None
+    """Patterns of parameters that may be in the checkpoint and not in the model; they are not read. null: none."""
+    ignore_keys_in_checkpoint: list[str] | None = None
+    """Patterns of parameters that are not read although they are in both; list them as allowed to be missing too.
+    null: none."""
+    accept_changes: list[str] = Field(default_factory=list)
+    """Settings, by dotted name, that may differ from the checkpoint's although they change what is trained, for example
+    transformer_architecture.dropout_embedding."""
+    max_consecutive_nonfinite_steps: int = Field(default=5, ge=0)
+    """A step whose loss or gradient is not finite is skipped; more than this many in a row end the run."""
+    gc_interval: int = Field(default=100, ge=0)
+    """Collect Python's garbage every so many steps, on all ranks at once. 0: leave it to Python."""
+    dataloader_num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare samples for each rank. 0: the training process does."""
+    dataloader_pin_memory: bool = True
+    """Copy batches to the GPU from page-locked memory. Has no effect on the CPU."""
+    dataloader_prefetch_factor: int | None = Field(default=None, ge=1)
+    """Micro-batches each worker prepares ahead. null: 2."""
+    merge_lora_after_loading_checkpoint: Annotated[bool | None, Unavailable()] = False
+    """Merge LoRA weights into the base weights after loading."""
+    tensor_statistics_recorder_config: Annotated[dict[str, Any] | None, Unavailable()] = None
+    """Record statistics of activations, weights and gradients."""
+    separate_file_for_parameters: Annotated[
+        list[str] | None, NoEffect("checkpoints hold named tensors, of which any part can be loaded by itself")
+    ] = None
+    """Formerly: parameters saved in files of their own."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check what saving and loading need."""
+        if self.save_interval is not None and self.save_dir is None:
+            yield Problem("save_interval", f"is {self.save_interval}, but there is no save_dir; set it, or remove this")
+        if self.dataloader_prefetch_factor is not None and self.dataloader_num_workers == 0:
+            yield Problem(
+                "dataloader_prefetch_factor",
+                f"is {self.dataloader_prefetch_factor}, but without workers nothing is prepared ahead; set "
+                "dataloader_num_workers to 1 or more, or remove it",
+            )
+        if self.assert_checkpoint_loaded and self.load_dir is None and self.save_dir is None:
+            yield Problem(
+                "assert_checkpoint_loaded",
+                "is true, but neither load_dir nor save_dir says where a checkpoint is; set one, or this to false",
+            )
+        for name in (
+            "allowed_missing_keys_in_checkpoint",
+            "allowed_unexpected_keys_in_checkpoint",
+            "ignore_keys_in_checkpoint",
+        ):
+            yield from pattern_problems(name, getattr(self, name) or ())
+
+
+def pattern_problems(name: str, patterns: Iterable[str]) -> Iterator[Problem]:
+    """Yield a problem for each pattern in the list `name` that is no regular expression."""
+    for index, pattern in enumerate(patterns):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield Problem(f"{name}.{index}", f"is {pattern!r}, which is not a regular expression: {error}")

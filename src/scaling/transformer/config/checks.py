@@ -1,0 +1,143 @@
+"""Checks between sections: each function runs once the sections it names are valid by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from math import gcd
+
+from scaling.core.errors import Problem
+from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.topology.config import TopologyConfig
+from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
+from scaling.transformer.config.data import DataConfig
+from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig
+
+
+def widths_are_divisible(
+    transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
+) -> Iterator[Problem]:
+    """Each tensor-parallel rank has the same number of heads and the same part of the MLP."""
+    parts, kv_heads = topology.model_parallel_size, transformer_architecture.num_kv_heads
+    heads, mlp_size = transformer_architecture.num_attention_heads, transformer_architecture.mlp_size
+    possible = [size for size in range(1, parts + 1) if gcd(heads, mlp_size) % size == 0]
+    remedy = f"set topology.model_parallel_size to {' or '.join(str(size) for size in possible)}"
+    if heads % parts:
+        yield Problem(
+            "transformer_architecture.num_attention_heads",
+            f"is {heads}, but must be divisible by topology.model_parallel_size ({parts}); {remedy}",
+        )
+    elif kv_heads % parts and parts % kv_heads:
+        yield Problem(
+            "transformer_architecture.attention_num_kv_heads",
+            f"is {kv_heads}, but must be a multiple of topology.model_parallel_size ({parts}), or divide it; set "
+            f"either to {gcd(kv_heads, parts)}",
+        )
+    if mlp_size % parts:
+        yield Problem(
+            "transformer_architecture.mlp_factor",
+            f"is {transformer_architecture.mlp_factor:g}, but times hidden_size "
+            f"({transformer_architecture.hidden_size}) = {mlp_size} must be divisible by "
+            f"topology.model_parallel_size ({parts}); {remedy}",
+        )
+
+
+def sequence_is_divisible(
+    transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
+) -> Iterator[Problem]:
+    """Under sequence parallelism each rank has the same part of the sequence."""
+    length, parts = transformer_architecture.sequence_length, topology.model_parallel_size
+    if topology.sequence_parallel and length % parts:
+        yield Problem(
+            "transformer_architecture.sequence_length",
+            f"is {length}, but must be divisible by topology.model_parallel_size ({parts}) with "
+            f"topology.sequence_parallel; the nearest that is: {max(1, round(length / parts)) * parts}",
+        )
+
+
+def stages_have_layers(
+    transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
+) -> Iterator[Problem]:
+    """No pipeline stage is empty, and explicit boundaries end with the last layer."""
+    layers, stages = transformer_architecture.num_pipeline_layers, topology.pipe_stages
+    bounds = topology.pipe_partition_overwrite
+    counted = (
+        f"{layers} layers (embedding, {transformer_architecture.num_layers} transformer layers, norm"
+        f"{', head' if transformer_architecture.lm_head else ''})"
+    )
+    if stages > layers:
+        yield Problem(
+            "topology.pipe_parallel_size",
+            f"is {topology.pipe_parallel_size}, with pipe_chunks_per_rank {topology.pipe_chunks_per_rank} that is "
+            f"{stages} stages, but there are {counted}; use at most {layers} stages, or raise "
+            "transformer_architecture.num_layers",
+        )
+    elif bounds is not None and bounds[-1] != layers:
+        yield Problem(
+            "topology.pipe_partition_overwrite",
+            f"ends with {bounds[-1]}, but the model has {counted}; end with {layers}",
+        )
+
+
+def float16_is_scaled(
+    transformer_architecture: TransformerArchitectureConfig, optimizer: OptimizerConfig
+) -> Iterator[Problem]:
+    """Without loss scaling small float16 gradients vanish."""
+    if transformer_architecture.precision is Precision.FLOAT16 and optimizer.loss_scaler.enable is False:
+        yield Problem(
+            "optimizer.loss_scaler.enable",
+            "is false, but float16 gradients vanish without loss scaling; remove it, or set "
+            "transformer_architecture.precision to bfloat16",
+        )
+
+
+def loss_has_its_head(
+    transformer_architecture: TransformerArchitectureConfig, training: TrainingConfig
+) -> Iterator[Problem]:
+    """Cross entropy compares logits, which the language model head computes."""
+    if not transformer_architecture.lm_head and not isinstance(training.loss_function_config, ContrastiveLossConfig):
+        yield Problem("transformer_architecture.lm_head", "is false, but cross entropy needs it; set it to true")
+
+
+def documents_end_in_the_vocabulary(
+    transformer_architecture: TransformerArchitectureConfig, data: DataConfig
+) -> Iterator[Problem]:
+    """The token that ends a document is one the model knows."""
+    vocab_size, token = transformer_architecture.vocab_size, data.eod_token_id
+    if vocab_size and token is not None and token >= vocab_size:
+        yield Problem(
+            "data.eod_token_id",
+            f"is {token}, outside the vocabulary of transformer_architecture.vocab_size ({vocab_size}); use 0 to "
+            f"{vocab_size - 1}",
+        )
+
+
+def groups_are_given_once(
+    training_groups: list[TrainingGroupConfig], learning_rate_scheduler: LearningRateSchedulerConfig | None
+) -> Iterator[Problem]:
+    """Parameters are grouped in one way, and groups have different names."""
+    if training_groups and learning_rate_scheduler is not None:
+        yield Problem(
+            "learning_rate_scheduler",
+            f"is the short form for a single group, but training_groups has {len(training_groups)}; remove it, or "
+            "move it into the groups",
+        )
+    first: dict[str, int] = {}
+    for index, group in enumerate(training_groups):
+        if group.group_name in first:
+            yield Problem(
+                f"training_groups.{index}.group_name",
+                f"{group.group_name!r} is the name of training_groups.{first[group.group_name]} too; choose another",
+            )
+        first.setdefault(group.group_name, index)
+
+
+CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
+    widths_are_divisible,
+    sequence_is_divisible,
+    stages_have_layers,
+    float16_is_scaled,
+    loss_has_its_head,
+    documents_end_in_the_vocabulary,
+    groups_are_given_once,
+)

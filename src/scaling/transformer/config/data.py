@@ -1,0 +1,112 @@
+"""DataConfig: the texts a model is trained and evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.fields import NoEffect, Unavailable
+from scaling.core.data.config import BlendedDatasetConfig
+from scaling.core.errors import Problem
+
+
+class Corpus(str, Enum):
+    """A corpus that the library builds itself."""
+
+    PYTHON_STDLIB = "python_stdlib"
+
+
+class DataConfig(BaseConfig):
+    """Training and validation data."""
+
+    data_prefixes: list[Path] | None = None
+    """Memory-mapped token data sets (paths without .bin / .idx), as `scaling data tokenize` writes them. null:
+    corpus."""
+    validation_data_prefixes: list[Path] | None = None
+    """The same for validation. null: validation_fraction of the training documents."""
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training documents that is held out for validation where there are no validation_data_prefixes.
+    0: none."""
+    corpus: Corpus | None = None
+    """python_stdlib: build a corpus and its tokenizer, once, from the source and documentation of the running Python's
+    standard library. null: use data_prefixes."""
+    corpus_dir: Path = Path(".data")
+    """Folder in which the corpus is built, or found where it has been."""
+    eod_token_id: int | None = Field(default=None, ge=0)
+    """Token that ends a document: attention and positions start anew behind it. null: the tokenizer's; 0 without
+    one."""
+    legacy_dataset: bool = False
+    """Read the .bin/.idx files of Megatron."""
+    blended_dataset: BlendedDatasetConfig = Field(default_factory=BlendedDatasetConfig)
+    """How several training data sets are mixed."""
+    validation_blended_dataset: BlendedDatasetConfig | None = None
+    """How several validation data sets are mixed. null: like the training data."""
+    only_full_sequences: bool = False
+    """Drop what is left of each document behind its last full sequence, instead of packing it with the next
+    document."""
+    allow_incomplete_sequences_every_n: int = Field(default=0, ge=0)
+    """With only_full_sequences: pack one sequence from left-overs for each n full ones. 0: none."""
+    use_mmap: bool = True
+    """Map the files into memory; false reads them instead, with retries, for unreliable network file systems."""
+    load_mmap_index_to_memory: bool = False
+    """Read the index of documents into memory instead of mapping it."""
+    load_data_item_mmap_index_to_memory: Annotated[bool, NoEffect("samples are computed, not stored in an index")] = (
+        False
+    )
+    """Formerly: read the index of samples into memory."""
+    finetuning_dataset: Annotated[bool, Unavailable()] = False
+    """Prompts and completions as JSON."""
+    finetuning_chat_dataset: Annotated[bool, Unavailable()] = False
+    """Conversations as JSON lines."""
+    finetuning_dataset_memory_map: Annotated[bool, Unavailable()] = False
+    """Prompts and completions as memory maps."""
+    embedding_dataset: Annotated[bool, Unavailable()] = False
+    """Queries with positives and negatives as JSON lines."""
+    embedding_dataset_memory_map: Annotated[bool, Unavailable()] = False
+    """Queries with positives and negatives as memory maps."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that the data are named once and the mixtures fit them."""
+        if self.corpus is not None:
+            for name in ("data_prefixes", "validation_data_prefixes"):
+                if getattr(self, name):
+                    yield Problem(name, f"and corpus ({self.corpus.value}) are both given; remove one")
+            if self.legacy_dataset:
+                yield Problem(
+                    "legacy_dataset", f"is true, but corpus ({self.corpus.value}) is no .bin/.idx; remove one"
+                )
+        if self.validation_data_prefixes and self.validation_fraction > 0:
+            yield Problem(
+                "validation_fraction",
+                f"is {self.validation_fraction:g}, but validation_data_prefixes are given; set it to 0",
+            )
+        if self.allow_incomplete_sequences_every_n and not self.only_full_sequences:
+            yield Problem(
+                "allow_incomplete_sequences_every_n",
+                f"is {self.allow_incomplete_sequences_every_n}, but only_full_sequences is false, so that all "
+                "sequences are packed; set it to 0, or only_full_sequences to true",
+            )
+        yield from self._mixture_problems("blended_dataset", self.blended_dataset, self.data_prefixes)
+        if self.validation_blended_dataset is None:
+            yield from self._mixture_problems(
+                "validation_blended_dataset", self.blended_dataset, self.validation_data_prefixes
+            )
+        else:
+            yield from self._mixture_problems(
+                "validation_blended_dataset", self.validation_blended_dataset, self.validation_data_prefixes
+            )
+
+    @staticmethod
+    def _mixture_problems(name: str, mixture: BlendedDatasetConfig, prefixes: list[Path] | None) -> Iterator[Problem]:
+        if prefixes is None or mixture.weight_by_num_documents or mixture.weights is None or len(prefixes) == 1:
+            return
+        if len(mixture.weights) != len(prefixes):
+            yield Problem(
+                f"{name}.weights",
+                f"has {len(mixture.weights)} weights for {len(prefixes)} data sets; give one for each",
+            )

@@ -1,0 +1,130 @@
+"""Checks of what a configuration needs around it: files, folders, GPUs, and something to train on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from scaling.core.config.base import run_checks
+from scaling.core.errors import Problem
+from scaling.core.logging.config import LoggerConfig
+from scaling.core.nn.config import MaskedSoftmaxKernel
+from scaling.core.runner.config import RunnerConfig, RunnerType
+from scaling.core.topology.config import Device, TopologyConfig
+from scaling.core.trainer.config import TrainerConfig
+from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
+from scaling.transformer.config.checks import CHECKS
+from scaling.transformer.config.data import DataConfig
+from scaling.transformer.config.root import TransformerConfig
+
+
+def data_sets_exist(data: DataConfig) -> Iterator[Problem]:
+    """Each prefix has its two files."""
+    for name in ("data_prefixes", "validation_data_prefixes"):
+        for index, prefix in enumerate(getattr(data, name) or ()):
+            missing = [suffix for suffix in (".bin", ".idx") if not Path(f"{prefix}{suffix}").is_file()]
+            if not missing:
+                continue
+            if prefix.suffix in (".bin", ".idx") and prefix.is_file():
+                remedy = f"leave out {prefix.suffix}"
+            else:
+                remedy = f"make it with `scaling data tokenize INPUT --output {prefix} --tokenizer FILE`"
+            yield Problem(
+                f"data.{name}.{index}", f"is {str(prefix)!r}, but there is no {' and no '.join(missing)} file; {remedy}"
+            )
+
+
+def tokenizer_exists(transformer_architecture: TransformerArchitectureConfig, data: DataConfig) -> Iterator[Problem]:
+    """The tokenizer is there, unless the corpus brings one."""
+    if data.corpus is None:
+        yield from _missing_file("transformer_architecture.vocab_file", transformer_architecture.vocab_file)
+
+
+def machines_and_script_exist(runner: RunnerConfig) -> Iterator[Problem]:
+    """The files that the runner reads are there."""
+    yield from _missing_file("runner.hostsfile", runner.hostsfile)
+    yield from _missing_file("runner.script", runner.script)
+
+
+def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterator[Problem]:
+    """What is written to can be a folder, and what is loaded from is one."""
+    for path, folder in (("trainer.save_dir", trainer.save_dir), ("logger.log_dir", logger.log_dir)):
+        for place in (folder, *folder.parents) if folder else ():
+            if place.is_file():
+                yield Problem(path, f"is {str(folder)!r}, but {str(place)!r} is a file; name another folder")
+    if trainer.load_dir is not None and not trainer.load_dir.is_dir():
+        yield Problem("trainer.load_dir", f"is {str(trainer.load_dir)!r}, but there is no such folder; correct it")
+
+
+def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Problem]:
+    """Each process that the runner starts here has a GPU where GPUs are asked for."""
+    gpus = visible_gpus()
+    if topology.device is not Device.CUDA or runner.runner_type is not RunnerType.LOCAL or gpus is None:
+        return
+    if topology.world_size > gpus:
+        yield Problem(
+            "topology.device",
+            f"is cuda and each of the {topology.world_size} processes needs a GPU, but {gpus} are visible here; reduce the "
+            "sizes, or set device to cpu or auto",
+        )
+
+
+ENVIRONMENT_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
+    data_sets_exist,
+    tokenizer_exists,
+    machines_and_script_exist,
+    folders_are_folders,
+    gpus_suffice,
+)
+
+
+class TransformerConfigHere(TransformerConfig):
+    """A configuration whose files and devices are there too."""
+
+    cross_checks = (*CHECKS, *ENVIRONMENT_CHECKS)
+
+
+def environment_problems(config: TransformerConfig) -> list[Problem]:
+    """Return what this machine lacks for a valid configuration."""
+    return list(run_checks(ENVIRONMENT_CHECKS, dict(config)))
+
+
+def notes(config: TransformerConfig) -> Iterator[Problem]:
+    """Yield what is allowed and probably not meant."""
+    architecture, data, trainer = config.transformer_architecture, config.data, config.trainer
+    if not data.data_prefixes and data.corpus is None:
+        yield Problem("data", "names neither data_prefixes nor a corpus: there is nothing to train on")
+    elif not architecture.vocab_size and architecture.vocab_file is None and data.corpus is None:
+        yield Problem("transformer_architecture", "has neither vocab_size nor vocab_file: the vocabulary is not known")
+    if not trainer.train_iterations:
+        yield Problem("trainer.train_iterations", "is not given: nothing is trained")
+    if trainer.save_dir is None:
+        yield Problem("trainer.save_dir", "is not given: nothing is saved")
+    if trainer.eval_interval and not data.validation_data_prefixes and data.validation_fraction == 0:
+        yield Problem(
+            "trainer.eval_interval",
+            "has nothing to evaluate on; set data.validation_fraction or data.validation_data_prefixes",
+        )
+    kernel, precision = architecture.masked_softmax.kernel, architecture.precision
+    if kernel is MaskedSoftmaxKernel.FLASH_ATTENTION and precision not in (Precision.FLOAT16, Precision.BFLOAT16):
+        yield Problem(
+            "transformer_architecture.masked_softmax.kernel",
+            f"is flash_attention, which computes in float16 or bfloat16; in {precision.value} PyTorch's kernels are used",
+        )
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int | None:
+    """Return how many NVIDIA GPUs a process here can use, without importing PyTorch. None: unknown on this system."""
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        chosen = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
+        return next((index for index, name in enumerate(chosen) if name in ("", "-1")), len(chosen))
+    if not sys.platform.startswith("linux") or (devices / "dxg").exists():
+        return None
+    return sum(path.name.removeprefix("nvidia").isdecimal() for path in devices.glob("nvidia*"))
+
+
+def _missing_file(path: str, file: Path | None) -> Iterator[Problem]:
+    if file is not None and not file.is_file():
+        yield Problem(path, f"is {str(file)!r}, but there is no such file; correct it")

@@ -1,0 +1,72 @@
+"""TransformerConfig: everything about a training run of a language model, one section for each concern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import Self
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.fields import NoEffect
+from scaling.core.logging.config import LoggerConfig
+from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.profiler.config import ProfilerConfig
+from scaling.core.runner.config import RunnerConfig
+from scaling.core.topology.config import TopologyConfig
+from scaling.core.trainer.config import TrainerConfig
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.checks import CHECKS
+from scaling.transformer.config.data import DataConfig
+from scaling.transformer.config.training import TrainingConfig, TrainingGroupConfig
+
+
+class TransformerConfig(BaseConfig):
+    """A training run of a language model. Every section and every key has a default."""
+
+    former_names: ClassVar[Mapping[str, str]] = {"luminous_architecture": "transformer_architecture"}
+    cross_checks = CHECKS
+
+    version: str = ".unknown."
+    """Free text about the model, kept in checkpoints."""
+    runner: RunnerConfig = Field(default_factory=RunnerConfig)
+    """Where the processes of the run are started, and how."""
+    logger: LoggerConfig = Field(default_factory=LoggerConfig)
+    """What is logged, and where to."""
+    topology: TopologyConfig = Field(default_factory=TopologyConfig)
+    """Processes on each axis, and how a global batch is cut."""
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """The optimizer."""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """The loss, and what is asked of the training as a whole."""
+    training_groups: list[TrainingGroupConfig] = Field(default_factory=list)
+    """Groups of parameters, each with its weight decay and learning rate. Empty: one group of all parameters."""
+    learning_rate_scheduler: LearningRateSchedulerConfig | None = None
+    """Short form for a single group of all parameters, instead of training_groups. null: training_groups."""
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    """Length of the training, evaluation, checkpoints, data loading."""
+    profiler: ProfilerConfig = Field(default_factory=ProfilerConfig)
+    """Timeline of a few steps."""
+    transformer_architecture: TransformerArchitectureConfig = Field(default_factory=TransformerArchitectureConfig)
+    """The model."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    """Training and validation data."""
+    determined_experiment_id: Annotated[int | None, NoEffect("determined is no longer supported")] = None
+    """Formerly: number of the experiment."""
+    determined_trial_id: Annotated[int | None, NoEffect("determined is no longer supported")] = None
+    """Formerly: number of the trial."""
+
+    def derived(self) -> Mapping[str, Any]:
+        """Make the short form, or nothing, one group of all parameters: `training_groups` is never empty."""
+        if self.training_groups:
+            return {}
+        scheduler = self.learning_rate_scheduler or LearningRateSchedulerConfig()
+        group = TrainingGroupConfig(group_name="all", learning_rate_scheduler=scheduler)
+        return {"training_groups": [group], "learning_rate_scheduler": None}
+
+    def with_launch(self, *, rank: int, world_size: int, local_slot: int) -> Self:
+        """Return a copy for one process; `ConfigError` if the number of processes is not the topology's."""
+        topology = self.topology.with_launch(rank=rank, world_size=world_size, local_slot=local_slot)
+        return self.model_copy(update={"topology": topology})

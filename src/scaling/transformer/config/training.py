@@ -1,0 +1,92 @@
+"""TrainingConfig and TrainingGroupConfig: the loss, and which parameters are trained how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from pydantic import Field
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.family import ConfigFamily
+from scaling.core.errors import Problem
+from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.trainer.config import pattern_problems
+
+
+class LossFunctionConfig(ConfigFamily):
+    """What is minimised."""
+
+    kind_key: ClassVar[str] = "loss_type"
+    default_kind: ClassVar[str | None] = "cross_entropy_loss"
+
+
+class CrossEntropyLossConfig(LossFunctionConfig):
+    """Cross entropy of the next token: the sum over all valid tokens of the global batch divided by their number."""
+
+    loss_type: str = "cross_entropy_loss"
+    """The kind of loss."""
+
+
+class ContrastiveLossConfig(LossFunctionConfig):
+    """Contrastive loss of embeddings."""
+
+    loss_type: str = "contrastive_loss"
+    """The kind of loss."""
+    number_of_hard_negatives: int = Field(default=1, ge=0)
+    """Negatives given with each sample."""
+    use_instructions: bool = True
+    """Keep the instructions in front of the texts."""
+    query_side_only: bool = False
+    """Keep the instructions in front of queries only."""
+    scale: int = Field(default=1, ge=1)
+    """Multiplies the cosine similarities."""
+    log_verbose_metrics: bool = True
+    """Log similarities and accuracies too."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Refuse the loss, which has no embedding head to act on yet."""
+        yield Problem("loss_type", "contrastive_loss is not available in this version; use cross_entropy_loss")
+
+
+class TrainingConfig(BaseConfig):
+    """The loss and what is asked of the training as a whole."""
+
+    allow_missing_params_in_optimizer: bool = False
+    """true: parameters in no training group stay as they are; false: each must be in exactly one group."""
+    use_deterministic_torch_algorithms: bool = False
+    """Use only GPU kernels that give the same bits each time, at some cost in speed. On the CPU they always do."""
+    loss_function_config: LossFunctionConfig = Field(default_factory=CrossEntropyLossConfig)
+    """What is minimised."""
+
+
+class TrainingGroupConfig(BaseConfig):
+    """Parameters that share a learning rate and weight decay."""
+
+    group_name: str = Field(min_length=1)
+    """Name of the group in metrics; unique."""
+    parameters_include: list[str] | None = None
+    """Patterns (regular expressions, found anywhere in a parameter's name) that put a parameter into the group.
+    null: all."""
+    parameters_exclude: list[str] = Field(default_factory=list)
+    """Patterns that keep a parameter out of the group although it is included."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Weights shrink by this times the learning rate in each step. 0: off."""
+    independent_weight_decay: bool = False
+    """Divide weight_decay by the peak learning rate, so that it does not depend on it."""
+    learning_rate_scheduler: LearningRateSchedulerConfig = Field(default_factory=LearningRateSchedulerConfig)
+    """Learning rate of the group."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the patterns and what independent weight decay needs."""
+        include = self.parameters_include or []
+        yield from pattern_problems("parameters_include", include)
+        yield from pattern_problems("parameters_exclude", self.parameters_exclude)
+        for pattern in sorted(set(include) & set(self.parameters_exclude)):
+            yield Problem("parameters_exclude", f"has {pattern!r}, which parameters_include has too; remove one")
+        if self.independent_weight_decay and self.learning_rate_scheduler.learning_rate == 0:
+            yield Problem(
+                "independent_weight_decay",
+                "divides by the peak learning rate, which is 0; set learning_rate, or independent_weight_decay to "
+                "false",
+            )

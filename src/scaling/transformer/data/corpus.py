@@ -1,0 +1,177 @@
+"""A corpus of real text that every machine has: the source code and documentation of Python's standard library."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from tokenize import detect_encoding
+
+from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
+from scaling.core.errors import DataError
+from scaling.transformer.data.files import exclusive, storage_errors, sync_directory, write_atomically
+from scaling.transformer.data.progress import ProgressCallback, silent
+from scaling.transformer.data.shards import token_dtype
+from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
+
+SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+"""Folders of the library that hold no part of it, or tests with deliberately odd contents."""
+
+DOCUMENTS_AT_ONCE = 32
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class CorpusLimits:
+    """What the corpus is made of, and how large it gets."""
+
+    vocab_size: int = 8192
+    max_bytes: int | None = None
+    """Text in the corpus; whole documents are left out evenly. None: all there is, about 13 MB."""
+    tokenizer_bytes: int = 3 << 20
+    """Text, of the corpus, that the tokenizer is trained on."""
+
+
+@dataclass(frozen=True)
+class CorpusPaths:
+    """Where a corpus lies."""
+
+    prefix: Path
+    """Of the memory map."""
+    tokenizer: Path
+
+
+def build_stdlib_corpus(
+    directory: Path, limits: CorpusLimits | None = None, *, progress: ProgressCallback = silent
+) -> CorpusPaths:
+    """Return the corpus in a folder of `directory`, building it where it is not there or not intact.
+
+    Any number of processes may call this at once: one builds, the others wait for it. The corpus appears by one rename;
+    the rest of a build that was killed is removed by the next.
+
+    Raises:
+        DataError: This Python comes without the sources of its standard library.
+        StorageError: The folder cannot be written.
+    """
+    limits = limits or CorpusLimits()
+    identity = {"python": sys.version, "implementation": sys.implementation.name, "format": 1, **asdict(limits)}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    name = f"stdlib-{sys.version_info.major}.{sys.version_info.minor}-{limits.vocab_size}-{digest[:8]}"
+    final = directory / name
+    if _intact(final):
+        return _paths(final)
+    with storage_errors(f"building the corpus in {directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        waiting = "waiting for another process that builds the corpus"
+        with exclusive(directory / f".{name}.lock", on_wait=lambda: progress(waiting, 0, 1)):
+            if not _intact(final):
+                building = directory / f".{name}.building"
+                for rest in (building, final):
+                    if rest.exists():
+                        shutil.rmtree(rest)
+                building.mkdir()
+                _build(building, limits, progress)
+                _write_manifest(building, identity)
+                building.rename(final)
+                sync_directory(directory)
+    return _paths(final)
+
+
+def stdlib_documents() -> Iterator[tuple[str, str]]:
+    """Yield name and text of each document: the modules of the library, sorted by path, then its help topics."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if SKIPPED_FOLDERS.isdisjoint(name.parts) and name.parts[0] != "pydoc_data":
+            text = _source_text(path)
+            if text is not None:
+                yield name.as_posix(), text
+    yield from sorted(_help_topics().items())
+
+
+def _source_text(path: Path) -> str | None:
+    """Return the text of a module in the encoding it declares, None where it is empty or not text."""
+    try:
+        content = path.read_bytes()
+        encoding, _ = detect_encoding(io.BytesIO(content).readline)
+        text = content.decode(encoding).replace("\r\n", "\n")
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return None
+    return text if text and "\0" not in text else None
+
+
+def _help_topics() -> Mapping[str, str]:
+    """Return the texts behind Python's `help()`, where this Python has them."""
+    try:
+        topics = import_module("pydoc_data.topics").topics
+    except (ImportError, AttributeError):
+        return {}
+    return {f"topics/{name}": str(text) for name, text in topics.items()}
+
+
+def _thin(texts: Sequence[str], max_bytes: int | None) -> list[str]:
+    """Leave texts out evenly, so that what stays has about `max_bytes`."""
+    total = sum(len(text) for text in texts)
+    if max_bytes is None or total <= max_bytes:
+        return list(texts)
+    kept: list[str] = []
+    seen = size = 0
+    for text in texts:
+        seen += len(text)
+        if (size + len(text)) * total <= seen * max_bytes:
+            kept.append(text)
+            size += len(text)
+    return kept or [min(texts, key=len)]
+
+
+def _build(directory: Path, limits: CorpusLimits, progress: ProgressCallback) -> None:
+    texts = _thin([text for _, text in stdlib_documents()], limits.max_bytes)
+    if not texts:
+        raise DataError(
+            f"this Python ({sys.executable}) comes without the sources of its standard library, of which the corpus "
+            "'python_stdlib' is made; name your own data in data.data_prefixes (see `scaling data tokenize`)."
+        )
+    progress("training the tokenizer", 0, 1)
+    tokenizer = train_tokenizer(_thin(texts, limits.tokenizer_bytes), limits.vocab_size)
+    progress("training the tokenizer", 1, 1)
+    paths = _paths(directory)
+    tokenizer.save(paths.tokenizer)
+    tokenizer = Tokenizer.from_str(tokenizer.to_str(), plain_text=True)
+    end = [tokenizer.eos_token_id]
+    dtype = token_dtype(tokenizer.vocab_size)
+    with MemoryMapDatasetBuilder(paths.prefix, dtype, tokenizer_sha256=tokenizer.sha256) as builder:
+        for start in range(0, len(texts), DOCUMENTS_AT_ONCE):
+            batch = texts[start : start + DOCUMENTS_AT_ONCE]
+            for ids in tokenizer.encode_batch(batch):
+                builder.add(ids + end)
+            progress("tokenizing the corpus", start + len(batch), len(texts))
+
+
+def _paths(directory: Path) -> CorpusPaths:
+    return CorpusPaths(directory / "text", directory / "tokenizer.json")
+
+
+def _write_manifest(directory: Path, identity: Mapping[str, object]) -> None:
+    files = {path.name: _sha256(path) for path in sorted(directory.iterdir())}
+    content = json.dumps({"made_of": identity, "sha256": files}, indent=2)
+    write_atomically(directory / MANIFEST, content.encode())
+
+
+def _intact(directory: Path) -> bool:
+    """Tell whether a corpus is there, every file of it as it was written (some 10 MB to read)."""
+    try:
+        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        return bool(files) and all(_sha256(directory / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,250 @@
+"""Read documents from text files of several formats; a bad record is reported with its place, and reading goes on.
+
+Formats: `.txt` (a document a file), `.jsonl` (a document a line, in one field of a JSON object), `.parquet` (a document
+a row, in one column); the first two also with `.gz` or `.zst`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, final
+
+from scaling.core.errors import DataError
+from scaling.transformer.data.compression import DAMAGE, open_binary
+
+PLAIN_SUFFIXES = (".txt", ".jsonl")
+COMPRESSED_SUFFIXES = tuple(plain + packed for plain in PLAIN_SUFFIXES for packed in (".gz", ".zst"))
+SUFFIXES = (*PLAIN_SUFFIXES, *COMPRESSED_SUFFIXES, ".parquet")
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SKIP_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an input file: the lines that begin at bytes `start` to `stop` (exclusive). No `stop`: all of it."""
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that cannot be a document."""
+
+    path: Path
+    line: int
+    """Counted from 1: in the whole file, or, from the reader of a piece, in that piece. The row of a parquet file."""
+    offset: int
+    """The byte of the (uncompressed) file at which the trouble, or the line with it, begins."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line} (byte {self.offset}): {self.reason}"
+
+
+def find_inputs(inputs: Sequence[Path]) -> list[Path]:
+    """List the files to read: those given, and in folders given all of a known format, sorted.
+
+    Raises:
+        DataError: One is missing, of an unknown format or given twice, or there is none.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            found += sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file) is not None)
+        elif not path.exists():
+            raise DataError(f"input {path} does not exist.")
+        elif _suffix(path) is None:
+            raise DataError(f"input {path} is of no known format; its name has to end in one of {', '.join(SUFFIXES)}.")
+        else:
+            found.append(path)
+    if not found:
+        raise DataError(
+            f"no file that ends in one of {', '.join(SUFFIXES)} in {', '.join(map(str, inputs)) or 'nothing'}."
+        )
+    repeated = {path for path in found if found.count(path) > 1} if len(set(found)) < len(found) else set()
+    if repeated:
+        raise DataError(f"input {min(repeated)} is given more than once; leave the others out.")
+    return found
+
+
+def splittable(path: Path) -> bool:
+    """Tell whether a file can be read from the middle."""
+    return _suffix(path) == ".jsonl"
+
+
+def _suffix(path: Path) -> str | None:
+    name = path.name.lower()
+    return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
+
+
+@final
+class PieceReader:
+    """Iterates over the documents of a piece: texts, possibly empty, and in the place of what is none a BadRecord.
+
+    Memory stays within a few times `max_document_bytes`, whatever the file holds. `lines` counts the lines read so far.
+
+    Raises, while iterating:
+        DataError: The file as a whole cannot be read, or needs a package that is not installed.
+    """
+
+    def __init__(self, piece: Piece, *, field: str = "text", max_document_bytes: int = 32 << 20) -> None:
+        self._piece = piece
+        self._field = field
+        self._limit = max_document_bytes
+        self.lines = 0
+
+    def __iter__(self) -> Iterator[str | BadRecord]:
+        suffix = _suffix(self._piece.path) or ""
+        try:
+            if suffix == ".parquet":
+                yield from self._rows()
+                return
+            with open_binary(self._piece.path) as handle:
+                yield from self._whole(handle) if suffix.startswith(".txt") else self._json_lines(handle)
+        except OSError as error:
+            raise DataError(f"{self._piece.path} cannot be read: {error.strerror or error}.") from error
+
+    def _bad(self, reason: str, *, offset: int, line: int | None = None) -> BadRecord:
+        return BadRecord(self._piece.path, self.lines if line is None else line, offset, reason)
+
+    def _whole(self, handle: IO[bytes]) -> Iterator[str | BadRecord]:
+        try:
+            content = handle.read(self._limit + 1)
+        except DAMAGE as error:
+            yield self._bad(f"the compressed file is damaged or cut off ({error})", offset=0, line=1)
+            return
+        if len(content) > self._limit:
+            yield self._bad(_too_long(self._limit), offset=0, line=1)
+            return
+        text = _decode(content)
+        if isinstance(text, _Fault):
+            line = content.count(b"\n", 0, text.offset) + 1
+            yield self._bad(text.reason, offset=text.offset, line=line)
+        else:
+            self.lines = text.count("\n") + 1
+            yield text.replace("\r\n", "\n")
+
+    def _json_lines(self, handle: IO[bytes]) -> Iterator[str | BadRecord]:
+        start, stop = self._piece.start, self._piece.stop
+        offset = start
+        if start > 0:
+            # The line that is under way at `start` belongs to the piece before, unless `start` is right behind its end.
+            handle.seek(start - 1)
+            offset = start - 1 + _skip_line(handle)
+        while stop is None or offset < stop:
+            try:
+                line = handle.readline(self._limit + 1)
+                size = len(line)
+                whole = size <= self._limit or line.endswith(b"\n")
+                if not whole:
+                    size += _skip_line(handle)
+            except DAMAGE as error:
+                self.lines += 1
+                yield self._bad(f"the compressed file is damaged or cut off ({error})", offset=offset)
+                return
+            if not line:
+                return
+            self.lines += 1
+            if not whole:
+                yield self._bad(_too_long(self._limit), offset=offset)
+            elif line.strip():
+                yield self._json_document(line, offset)
+            offset += size
+
+    def _json_document(self, line: bytes, offset: int) -> str | BadRecord:
+        text = _decode(line, start_of_file=offset == 0)
+        if isinstance(text, _Fault):
+            return self._bad(text.reason, offset=offset + text.offset)
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            return self._bad(f"not JSON: {error.msg} at column {error.colno}", offset=offset)
+        except (ValueError, RecursionError) as error:
+            return self._bad(f"not JSON that can be read: {error}", offset=offset)
+        if not isinstance(record, dict):
+            return self._bad(
+                f"a JSON {_json_type(record)} where an object with the key {self._field!r} is expected", offset=offset
+            )
+        if self._field not in record:
+            keys = ", ".join(map(repr, list(record)[:8])) or "none"
+            return self._bad(f"no key {self._field!r}; the keys are {keys}", offset=offset)
+        return self._document(record[self._field], offset)
+
+    def _document(self, value: Any, offset: int) -> str | BadRecord:
+        if not isinstance(value, str):
+            return self._bad(f"{self._field!r} is a JSON {_json_type(value)}, not text", offset=offset)
+        if "\0" in value:
+            return self._bad(_NUL, offset=offset)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return self._bad(f"half a surrogate pair at character {error.start}, which is no character", offset=offset)
+        return value
+
+    def _rows(self) -> Iterator[str | BadRecord]:
+        path = self._piece.path
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise DataError(
+                f"{path}: reading .parquet files takes the package pyarrow; run `pip install pyarrow`."
+            ) from error
+        try:
+            with pyarrow.parquet.ParquetFile(path) as table:
+                if self._field not in table.schema_arrow.names:
+                    names = ", ".join(map(repr, table.schema_arrow.names))
+                    raise DataError(
+                        f"{path} has no column {self._field!r}; its columns are {names}: name one with --field."
+                    )
+                for batch in table.iter_batches(columns=[self._field], batch_size=1024):
+                    for value in batch.column(0).to_pylist():
+                        self.lines += 1
+                        yield self._document(value, 0)
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is no parquet file that can be read: {error}.") from error
+
+
+@dataclass(frozen=True)
+class _Fault:
+    reason: str
+    offset: int
+
+
+_NUL = "a NUL character, which text does not contain; is this a binary file, or UTF-16?"
+
+
+def _too_long(limit: int) -> str:
+    return f"longer than {limit} bytes; split it, or raise --max-document-bytes"
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
+
+
+def _decode(content: bytes, *, start_of_file: bool = True) -> str | _Fault:
+    """Decode UTF-8 without a byte-order mark at the start of the file."""
+    skipped = len(BYTE_ORDER_MARK) if start_of_file and content.startswith(BYTE_ORDER_MARK) else 0
+    if (place := content.find(b"\0")) >= 0:
+        return _Fault(_NUL, place)
+    try:
+        return content[skipped:].decode()
+    except UnicodeDecodeError as error:
+        return _Fault(f"not UTF-8 ({error.reason})", skipped + error.start)
+
+
+def _skip_line(handle: IO[bytes]) -> int:
+    """Read on to the end of the line, a bounded number of bytes at a time; return how many bytes that were."""
+    skipped = 0
+    while part := handle.readline(SKIP_BYTES):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped

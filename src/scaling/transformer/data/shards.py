@@ -1,0 +1,165 @@
+"""Tokenize one chunk of the input into a shard: files that are complete if, and only if, their report is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling.transformer.data.chunks import Chunk
+from scaling.transformer.data.files import storage_errors, write_atomically
+from scaling.transformer.data.readers import BadRecord, PieceReader
+from scaling.transformer.data.tokenizer import Tokenizer
+
+BATCH_CHARACTERS = 1 << 20
+BATCH_DOCUMENTS = 1024
+"""Text that is tokenized in one call: enough to make the call cheap, little enough to hold."""
+
+
+@dataclass(frozen=True)
+class TokenizeOptions:
+    """How documents become tokens."""
+
+    tokenizer: Path
+    field: str = "text"
+    """The key, or column, that holds the text."""
+    append_eod: bool = True
+    """End each document with the tokenizer's end-of-document token."""
+    max_bad: int = 0
+    """Bad records that are skipped before the data is refused."""
+    max_document_bytes: int = 32 << 20
+    """Longest document, in bytes; a longer one is a bad record."""
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What became of a chunk."""
+
+    documents: int
+    tokens: int
+    empty: int
+    """Documents without text, which are left out."""
+    lines: tuple[int, ...]
+    """Lines in each piece of the chunk."""
+    bad: tuple[BadRecord, ...]
+    """Skipped records, their lines counted from the start of their piece."""
+    complete: bool = True
+    """False: there were more bad records than the whole run may have, so the rest was not read."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The files of one tokenized chunk."""
+
+    directory: Path
+    index: int
+
+    def _path(self, suffix: str) -> Path:
+        return self.directory / f"chunk-{self.index:06d}{suffix}"
+
+    def report(self) -> ShardReport | None:
+        """Return the report of a finished shard, None where it is still to be made."""
+        try:
+            content = json.loads(self._path(".json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        bad = tuple(BadRecord(**{**record, "path": Path(record["path"])}) for record in content.pop("bad"))
+        return replace(ShardReport(**content, bad=bad), lines=tuple(content["lines"]))
+
+    def documents(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+        """Yield the tokens of each document."""
+        lengths = np.fromfile(self._path(".lengths"), np.int64)
+        if lengths.size == 0:
+            return
+        tokens = np.memmap(self._path(".tokens"), dtype=dtype, mode="r")
+        stop = 0
+        for length in lengths.tolist():
+            start, stop = stop, stop + length
+            yield tokens[start:stop]
+
+    def delete(self) -> None:
+        """Remove the shard's files, the report first."""
+        for suffix in (".json", ".lengths", ".tokens"):
+            self._path(suffix).unlink(missing_ok=True)
+
+    def write(self, chunk: Chunk, options: TokenizeOptions, dtype: np.dtype[Any]) -> ShardReport:
+        """Tokenize a chunk; nothing counts as written unless all of it was."""
+        counts = _Counts()
+        with (
+            storage_errors(f"writing tokens below {self.directory}"),
+            self._path(".tokens").open("wb") as tokens_file,
+            self._path(".lengths").open("wb") as lengths_file,
+        ):
+            for batch in _batches(chunk, options, counts):
+                lengths_file.write(np.asarray([len(ids) for ids in batch], np.int64).tobytes())
+                for ids in batch:
+                    tokens_file.write(np.asarray(ids, dtype).tobytes())
+                counts.documents += len(batch)
+                counts.tokens += sum(map(len, batch))
+            for handle in (tokens_file, lengths_file):  # before the report that vouches for them
+                handle.flush()
+                os.fsync(handle.fileno())
+        complete = len(counts.bad) <= options.max_bad
+        report = ShardReport(
+            counts.documents, counts.tokens, counts.empty, tuple(counts.lines), tuple(counts.bad), complete
+        )
+        if complete:
+            content = json.dumps(asdict(report), default=str)
+            with storage_errors(f"writing tokens below {self.directory}"):
+                write_atomically(self._path(".json"), content.encode())
+        return report
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest type for the tokens of a vocabulary, little-endian everywhere."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<i4")
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self.documents = self.tokens = self.empty = 0
+        self.lines: list[int] = []
+        self.bad: list[BadRecord] = []
+
+
+def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts) -> Iterator[list[list[int]]]:
+    """Yield the token ids of the chunk's documents, some at a time; stop where too many records are bad."""
+    tokenizer = _load(options.tokenizer)
+    end = [tokenizer.eos_token_id] if options.append_eod else []
+    waiting: list[str] = []
+    characters = 0
+
+    def tokenize() -> list[list[int]]:
+        nonlocal characters
+        batch = [ids + end for ids in tokenizer.encode_batch(waiting) if ids]
+        counts.empty += len(waiting) - len(batch)
+        waiting.clear()
+        characters = 0
+        return batch
+
+    for piece in chunk.pieces:
+        reader = PieceReader(piece, field=options.field, max_document_bytes=options.max_document_bytes)
+        for document in reader:
+            if isinstance(document, BadRecord):
+                counts.bad.append(document)
+                if len(counts.bad) > options.max_bad:
+                    return
+                continue
+            waiting.append(document)
+            characters += len(document)
+            if characters >= BATCH_CHARACTERS or len(waiting) >= BATCH_DOCUMENTS:
+                yield tokenize()
+        counts.lines.append(reader.lines)
+    yield tokenize()
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path) -> Tokenizer:
+    return Tokenizer.from_file(path, plain_text=True)

@@ -1,0 +1,125 @@
+"""TextDataset: token documents as a finite, indexed collection of sequences of equal length."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling.core.data.types import BaseDataset, MicroBatch
+from scaling.core.errors import DataError
+from scaling.transformer.data.batch import TextCollator, TextSample
+from scaling.transformer.data.packing import Packing
+from scaling.transformer.data.split import Part, Split
+
+
+class Documents(Protocol):
+    """Documents of token ids, each readable without the others: any token file of `scaling.core`."""
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        ...
+
+    def read(self, index: int, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Return tokens `start` to `stop` (exclusive) of a document."""
+        ...
+
+    def sizes(self) -> NDArray[Any]:
+        """Return the number of tokens of each document."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a digest of the data's identity."""
+        ...
+
+
+@final
+class TextDataset(BaseDataset[TextSample]):
+    """Sequences cut from documents, each an input of s tokens and the s tokens that follow them.
+
+    The order of sequences is that of the documents; shuffling is the loader's part. Documents of fewer than two tokens
+    are left out, since nothing in them can be predicted.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        packing: Packing,
+        *,
+        collator: TextCollator,
+        name: str,
+        split: Split | None = None,
+    ) -> None:
+        self._documents = documents
+        self._sizes = documents.sizes()  # usually a view of the memory-mapped index
+        self._packing = packing
+        self._collator = collator
+        self.name = name
+        self._split = split or Split()
+        self._plan = packing.plan(self._lengths, len(documents))
+
+    def _lengths(self, start: int, stop: int) -> NDArray[np.int64]:
+        sizes = np.asarray(self._sizes[start:stop], np.int64)
+        used = sizes >= 2
+        if self._split.part is not Part.ALL:
+            used &= self._split.contains(start, stop)
+        return np.where(used, sizes, 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the sizes, which a view of a memory map would carry along as a copy."""
+        return {name: value for name, value in self.__dict__.items() if name != "_sizes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the sizes from the documents, opened again in this process."""
+        self.__dict__.update(state)
+        self._sizes = self._documents.sizes()
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, index: int) -> TextSample:
+        """Return a sequence.
+
+        Raises:
+            IndexError: There is no such sequence.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)} in {self.name}")
+        spans = self._plan.spans(index)
+        size = self._packing.sequence_length + 1
+        tokens = np.full(size, self._collator.eod_token_id, np.int64)
+        place = 0
+        for document, start, stop in spans:
+            tokens[place : place + stop - start] = self._documents.read(document, start, stop)
+            place += stop - start
+        return TextSample(tokens, spans, self.name)
+
+    def collate(self, samples: Sequence[TextSample], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
+        """Make one micro-batch of (TextInputs, TextTargets).
+
+        Raises:
+            DataError: A token lies outside the vocabulary.
+        """
+        return self._collator.collate(samples, positions, valid)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the documents and of everything that decides which tokens a sequence number stands for."""
+        rules = f"{self._packing} {self._split} eod {self._collator.eod_token_id}"
+        return hashlib.sha256(f"{self._documents.fingerprint()} {rules}".encode()).hexdigest()[:32]
+
+    def require_sequences(self) -> None:
+        """Refuse a data set that makes no sequence at all.
+
+        Raises:
+            DataError: There are too few tokens.
+        """
+        if len(self) == 0:
+            part = "" if self._split.part is Part.ALL else f" in the {self._split.part.value} part"
+            raise DataError(
+                f"{self.name}: {len(self._documents)} documents make no sequence of {self._packing.sequence_length} + "
+                f"1 tokens{part}; give more text, a shorter transformer_architecture.sequence_length, or another "
+                "data.validation_fraction."
+            )

@@ -1,0 +1,210 @@
+"""Tokenize files into a memory map: in parallel, in a fixed order, and from where it stopped if it was stopped.
+
+The input is cut into chunks; each becomes a shard in `<output>.partial/`, and when all are there they are joined in
+order into the memory map. A second run with the same inputs and options takes over the shards that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
+from scaling.core.errors import DataError, DataRefusedError, ScalingError
+from scaling.transformer.data.chunks import Chunk, plan_chunks
+from scaling.transformer.data.files import storage_errors, write_atomically
+from scaling.transformer.data.progress import ProgressCallback, silent
+from scaling.transformer.data.readers import BadRecord, find_inputs
+from scaling.transformer.data.shards import Shard, ShardReport, TokenizeOptions, token_dtype
+from scaling.transformer.data.tokenizer import Tokenizer
+
+CHUNK_BYTES = 8 << 20
+"""Least input per chunk, some seconds of work: what a run that was stopped has to do again."""
+CHUNKS = 4096
+"""Most chunks into which input is divided that can be divided."""
+
+
+@dataclass(frozen=True)
+class TokenizeResult:
+    """What went into a memory map, and what did not."""
+
+    documents: int
+    tokens: int
+    empty: int
+    """Documents without text, left out."""
+    bad: tuple[BadRecord, ...]
+    """Records that were skipped."""
+    reused_chunks: int
+    """Chunks that an earlier run, stopped before its end, had tokenized."""
+
+
+def tokenize_files(
+    inputs: Sequence[Path],
+    output: Path,
+    options: TokenizeOptions,
+    *,
+    workers: int = 1,
+    progress: ProgressCallback = silent,
+    chunk_bytes: int | None = None,
+) -> TokenizeResult:
+    """Tokenize files into the memory map `output`; the same bytes for any number of workers.
+
+    Records that are skipped are also listed in `<output>.skipped.jsonl`. `chunk_bytes` is for tests.
+
+    Raises:
+        DataError: An input or the tokenizer is missing or unusable, a record is bad and none may be, nothing is left to
+            write, or the memory map exists already.
+        DataRefusedError: More records are bad than `options.max_bad` (which is above 0).
+        StorageError: A file cannot be written.
+    """
+    files = [(path, path.stat()) for path in find_inputs(inputs)]
+    tokenizer = Tokenizer.from_file(options.tokenizer, plain_text=True)
+    if options.append_eod:
+        _ = tokenizer.eos_token_id  # fails here rather than in every worker
+    dtype = token_dtype(tokenizer.vocab_size)
+    chunk_bytes = chunk_bytes or max(CHUNK_BYTES, sum(status.st_size for _, status in files) // CHUNKS)
+    chunks = plan_chunks([(path, status.st_size) for path, status in files], chunk_bytes)
+    directory = _file(output, ".partial")
+    # The builder comes first: it refuses an output that exists, or that another process is at work on.
+    with MemoryMapDatasetBuilder(output, dtype, tokenizer_sha256=tokenizer.sha256) as builder:
+        _prepare(directory, _plan_digest(files, options, tokenizer, chunk_bytes))
+        result = _tokenize_chunks(chunks, directory, options, dtype, workers, progress)
+        for chunk in chunks:
+            for tokens in Shard(directory, chunk.index).documents(dtype):
+                builder.add(tokens)
+            progress("writing", chunk.index + 1, len(chunks))
+        if result.bad:
+            lines = "".join(json.dumps({**vars(record), "path": str(record.path)}) + "\n" for record in result.bad)
+            with storage_errors("writing the list of skipped records"):
+                write_atomically(_file(output, ".skipped.jsonl"), lines.encode())
+    shutil.rmtree(directory, ignore_errors=True)
+    return result
+
+
+def _file(output: Path, suffix: str) -> Path:
+    return output.parent / (output.name + suffix)
+
+
+def _plan_digest(
+    files: Sequence[tuple[Path, os.stat_result]], options: TokenizeOptions, tokenizer: Tokenizer, chunk_bytes: int
+) -> str:
+    """Identify everything that decides what is in the shards (how many bad records are allowed does not)."""
+    inputs = [(str(path.resolve()), status.st_size, status.st_mtime_ns) for path, status in files]
+    rules = replace(options, tokenizer=Path(tokenizer.sha256), max_bad=0)
+    return hashlib.sha256(json.dumps([inputs, repr(rules), chunk_bytes]).encode()).hexdigest()
+
+
+def _prepare(directory: Path, plan: str) -> None:
+    """Keep the shards of an earlier run of the same plan, and no others."""
+    marker = directory / "plan"
+    with storage_errors(f"preparing {directory}"):
+        if directory.exists() and not (marker.exists() and marker.read_text() == plan):
+            shutil.rmtree(directory)
+        directory.mkdir(exist_ok=True)
+        write_atomically(marker, plan.encode())
+
+
+def _tokenize_chunks(
+    chunks: Sequence[Chunk],
+    directory: Path,
+    options: TokenizeOptions,
+    dtype: np.dtype[Any],
+    workers: int,
+    progress: ProgressCallback,
+) -> TokenizeResult:
+    finished = {chunk.index: report for chunk in chunks if (report := Shard(directory, chunk.index).report())}
+    missing = [chunk for chunk in chunks if chunk.index not in finished]
+    reports: list[ShardReport] = []
+    bad: list[BadRecord] = []
+    lines_before: Counter[Path] = Counter()
+    done, total = 0, sum(chunk.size for chunk in chunks)
+    progress("tokenizing", done, total)
+    with closing(_make_shards(missing, directory, options, dtype, workers)) as made:
+        for chunk in chunks:
+            report = finished.get(chunk.index) or next(made)
+            reports.append(report)
+            bad += [replace(record, line=record.line + lines_before[record.path]) for record in report.bad]
+            _check_budget(bad, options.max_bad)
+            for piece, lines in zip(chunk.pieces, report.lines, strict=True):
+                lines_before[piece.path] += lines
+            done += chunk.size
+            progress("tokenizing", done, total)
+    return TokenizeResult(
+        documents=sum(report.documents for report in reports),
+        tokens=sum(report.tokens for report in reports),
+        empty=sum(report.empty for report in reports),
+        bad=tuple(bad),
+        reused_chunks=len(finished),
+    )
+
+
+def _check_budget(bad: Sequence[BadRecord], max_bad: int) -> None:
+    if len(bad) <= max_bad:
+        return
+    if max_bad == 0:
+        raise DataError(
+            f"{bad[0]}. Mend it, or skip up to n such records with --max-bad n; what is done so far is kept."
+        )
+    raise DataRefusedError(
+        f"more than {max_bad} records are bad, the last one: {bad[max_bad]}. Mend the data, or raise --max-bad; "
+        "what is done so far is kept."
+    )
+
+
+def _make_shards(
+    chunks: Sequence[Chunk], directory: Path, options: TokenizeOptions, dtype: np.dtype[Any], workers: int
+) -> Generator[ShardReport, None, None]:
+    """Yield the report of each chunk in order, having tokenized some chunks ahead of it in worker processes."""
+    if workers == 1 or len(chunks) <= 1:
+        for chunk in chunks:
+            yield Shard(directory, chunk.index).write(chunk, options, dtype)
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(chunks)), mp_context=get_context("forkserver"), initializer=_start_worker
+    )
+    waiting: deque[Future[ShardReport]] = deque()
+    upcoming = iter(chunks)
+    try:
+        while True:
+            for chunk in islice(upcoming, 2 * workers - len(waiting)):
+                waiting.append(pool.submit(Shard(directory, chunk.index).write, chunk, options, dtype))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise ScalingError(
+            "a worker process died while tokenizing, most often for want of memory; run the same command again, "
+            "perhaps with fewer --workers: it goes on where it stopped."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """End quietly on Ctrl-C, use one core, and do not outlive the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+
+    def follow() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

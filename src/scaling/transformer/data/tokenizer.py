@@ -1,0 +1,162 @@
+"""Tokenizer: text to token ids and back, by a tokenizer file in the format of the `tokenizers` library."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import final
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from scaling.core.errors import DataError
+from scaling.transformer.data.files import storage_errors, write_atomically
+
+END_OF_TEXT = "<|endoftext|>"
+"""The end-of-document token of the tokenizers trained here."""
+
+END_TOKENS = ("<|end_of_text|>", END_OF_TEXT, "</s>")
+"""Names of end-of-document tokens; the first that a tokenizer knows is its own."""
+
+
+@final
+class Tokenizer:
+    """A tokenizer and its serialised form, whose digest identifies it.
+
+    `plain_text` makes the names of special tokens in a text stand for their own letters, so that no document can hold
+    the end of a document: for tokenizing data. Otherwise they become the special tokens: for prompts.
+    """
+
+    def __init__(self, serialized: str, *, name: str = "tokenizer", plain_text: bool = False) -> None:
+        try:
+            self._backend = Backend.from_str(serialized)
+        except Exception as error:  # the library raises bare Exceptions
+            raise DataError(
+                f"{name} is not a tokenizer file ({error}); give a JSON file of the `tokenizers` library, for example "
+                "one written by `scaling data train-tokenizer`."
+            ) from error
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = plain_text
+        self._serialized = serialized
+        self._name = name
+        self._vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @classmethod
+    def from_str(cls, serialized: str, *, plain_text: bool = False) -> Tokenizer:
+        """Read a tokenizer from the text of its file.
+
+        Raises:
+            DataError: The text is not a tokenizer's.
+        """
+        return cls(serialized, plain_text=plain_text)
+
+    @classmethod
+    def from_file(cls, path: Path | str, *, plain_text: bool = False) -> Tokenizer:
+        """Read a tokenizer file.
+
+        Raises:
+            DataError: The file is missing or not a tokenizer.
+        """
+        try:
+            serialized = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"tokenizer file {path} is not UTF-8 text: {error}.") from error
+        except OSError as error:
+            raise DataError(f"tokenizer file {path} cannot be read: {error.strerror}.") from error
+        return cls(serialized, name=f"tokenizer file {path}", plain_text=plain_text)
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Return the token ids of a text."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, without special tokens."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token given by its name, None where there is no such token."""
+        identifier: int | None = self._backend.token_to_id(token)
+        return identifier
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest token id, special and added tokens included: the rows an embedding needs."""
+        return self._vocab_size
+
+    def __len__(self) -> int:
+        return self._vocab_size
+
+    @property
+    def eos_token_id(self) -> int:
+        """The id of the end-of-document token, which also serves as padding.
+
+        Raises:
+            DataError: The tokenizer has no token of a usual name for it.
+        """
+        for token in END_TOKENS:
+            if (identifier := self.token_id(token)) is not None:
+                return identifier
+        raise DataError(
+            f"{self._name} has no end-of-document token (one of {', '.join(END_TOKENS)}); name its id in "
+            "data.eod_token_id."
+        )
+
+    @property
+    def padding_token_id(self) -> int:
+        """The id that fills up rows; never a target."""
+        return self.eos_token_id
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 digest of the serialised tokenizer, the bytes of its file."""
+        return hashlib.sha256(self._serialized.encode()).hexdigest()
+
+    def to_str(self) -> str:
+        """Return the serialised tokenizer."""
+        return self._serialized
+
+    def save(self, path: Path | str) -> None:
+        """Write the tokenizer file.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        with storage_errors(f"writing the tokenizer file {path}"):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(path), self._serialized.encode())
+
+
+def train_tokenizer(texts: Iterable[str] | Iterator[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer, which can encode any text; the same texts give the same tokenizer.
+
+    It has at most `vocab_size` tokens (fewer, where the texts are short), `END_OF_TEXT` being number 0.
+
+    Raises:
+        DataError: `vocab_size` leaves no room for the 256 bytes and the end-of-document token.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size <= len(alphabet):
+        raise DataError(
+            f"a vocabulary of {vocab_size} is too small: the {len(alphabet)} bytes and {END_OF_TEXT} take "
+            f"{len(alphabet) + 1}; ask for more."
+        )
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    backend.train_from_iterator(iter(texts), trainer)
+    return Tokenizer(backend.to_str(), name="the trained tokenizer")

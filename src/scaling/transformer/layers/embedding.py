@@ -1,0 +1,36 @@
+"""The first layer: token ids to activations."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import nn
+
+from scaling.core import Dropout, Normal, Topology, VocabParallelEmbedding
+from scaling.transformer.data.batch import TextInputs
+from scaling.transformer.io import TransformerIO
+
+
+@final
+class EmbeddingInput(nn.Module):
+    """Look up the tokens' embeddings and drop some of their features."""
+
+    def __init__(
+        self, vocab_size: int, hidden_size: int, *, std: float, dropout: Dropout, topology: Topology, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.embedding = VocabParallelEmbedding(
+            vocab_size,
+            hidden_size,
+            topology=topology,
+            dtype=dtype,
+            initializer=Normal(std),
+            sequence_parallel=topology.sequence_parallel,
+        )
+        self.dropout = dropout
+
+    def forward(self, inputs: TextInputs) -> TransformerIO:
+        """Return the embedded micro-batch."""
+        activations = self.dropout(self.embedding(inputs.token_ids), inputs.sample_positions)
+        return TransformerIO(activations, inputs.position_ids, inputs.document_ids, inputs.sample_positions)

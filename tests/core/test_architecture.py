@@ -1,0 +1,349 @@
+"""The rules that hold for every source file: layers, where collectives live, no hidden state or waits, small files.
+
+Files are parsed, never imported. A rule that hurts gets an entry with a reason in the lists below, not a workaround.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+MAX_LINES = 400
+
+LAYERS: Sequence[Sequence[str]] = (
+    ("errors", "faults"),
+    ("config", "collectives"),
+    ("logging",),
+    ("topology",),
+    ("nn", "data", "checkpoint", "profiler"),
+    ("pipeline", "optimizer"),
+    ("trainer",),
+    ("runner",),
+)
+"""The parts of `scaling.core`. A part may import those of the rows above its own, and nothing beside it."""
+
+MAY_NAME_TORCH_DISTRIBUTED = {
+    "src/scaling/core/topology/": "makes the store and the process groups",
+    "src/scaling/core/collectives/": "wraps every collective in use",
+    "src/scaling/core/pipeline/link.py": "moves messages between stages",
+    "src/scaling/core/pipeline/engine.py": "executes sends and receives",
+    "src/scaling/core/optimizer/grad_sync.py": "reduces gradients",
+    "src/scaling/core/optimizer/clip.py": "sums norms over ranks",
+    "src/scaling/core/optimizer/optimizer.py": "gathers updated weights",
+    "src/scaling/core/checkpoint/": "lets ranks agree on what is saved",
+    "src/scaling/core/runner/": "starts processes through the elastic launcher",
+}
+
+MAY_WAIT_FOR_THE_DEVICE = {
+    "src/scaling/core/data/": "works on NumPy arrays in memory",
+    "src/scaling/core/checkpoint/": "copies to the host to write files",
+    "src/scaling/core/logging/": "fetches metrics, once per log interval",
+    "src/scaling/core/profiler/": "reads timers after the profiled steps",
+    "src/scaling/core/optimizer/loss_scaler.py::LossScaler.state": "is written into checkpoints",
+    "src/scaling/core/optimizer/optimizer.py::Optimizer.state": "is written into checkpoints",
+    "src/scaling/core/pipeline/link.py::ActivationReceiver": "reads the header of the first message",
+    "src/scaling/transformer/data/": "works on NumPy arrays in memory",
+    "src/scaling/transformer/inference/": "hands tokens to the user one by one",
+    "src/scaling/cli/": "runs outside of training",
+}
+
+WAITS = ("item", "cpu", "tolist", "synchronize")
+
+READ_ONLY_ANNOTATIONS = ("Mapping", "Sequence", "Collection", "Final", "tuple", "frozenset")
+
+Rule = Callable[["Source"], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed file."""
+
+    path: str
+    """Relative to the repository, with slashes."""
+    text: str
+    tree: ast.Module
+
+    @classmethod
+    def parse(cls, path: str, text: str) -> Source:
+        return cls(path, text, ast.parse(text, path))
+
+    @property
+    def module(self) -> str:
+        parts = self.path.removeprefix("src/").removesuffix(".py").split("/")
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    def imports(self, tree: ast.AST | None = None) -> Iterator[tuple[int, str]]:
+        """Yield (line, dotted name) of all imports: `from a.b import c` is a.b.c."""
+        for node in ast.walk(tree or self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = "." * node.level + (node.module or "")
+                yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+    def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+        for node in ast.walk(self.tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield node
+
+
+def sources(*folders: str) -> list[Source]:
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return [Source.parse(path.relative_to(ROOT).as_posix(), path.read_text()) for path in paths]
+
+
+def allowed(path: str, entries: dict[str, str]) -> bool:
+    return any(path.startswith(entry) for entry in entries)
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def core_imports_point_to_lower_layers(source: Source) -> Iterator[str]:
+    row = {part: index for index, parts in enumerate(LAYERS) for part in parts}
+    if not source.module.startswith("scaling.core."):
+        return
+    own = source.module.split(".")[2]
+    if own not in row:
+        yield f"scaling.core.{own} has no layer yet"
+        return
+    for line, name in source.imports():
+        if name.startswith("."):
+            yield f"line {line}: {name} is relative; write the whole name"
+        elif inside(name, "scaling"):
+            part = name.split(".")[2] if inside(name, "scaling.core") else ""
+            if part not in row:
+                yield f"line {line}: {name} is above every layer of scaling.core, or not of any"
+            elif part != own and row[part] >= row[own]:
+                yield f"line {line}: {own} imports {part}, which is not below it"
+
+
+def clients_use_public_names(source: Source) -> Iterator[str]:
+    own = "scaling.transformer" if inside(source.module, "scaling.transformer") else source.module.rpartition(".")[0]
+    if inside(source.module, "scaling.core") or inside(source.module, "scaling.cli"):
+        return
+    parts = {f"scaling.core.{part}" for parts in LAYERS for part in parts}
+    for line, name in source.imports():
+        if name.startswith("."):
+            yield f"line {line}: {name} is relative; write the whole name"
+        elif inside(name, own) or not inside(name, "scaling"):
+            continue
+        elif inside(name, "scaling.cli") or (own == "scaling.transformer" and not inside(name, "scaling.core")):
+            yield f"line {line}: {name} is above this module"
+        elif any(inside(name, part) for part in parts) or name.count(".") != 2:
+            yield f"line {line}: {name} is not a public name; import it from {'.'.join(name.split('.')[:2])}"
+
+
+def the_mlp_example_needs_only_the_core(source: Source) -> Iterator[str]:
+    if source.path.startswith("examples/mlp_example/"):
+        for line, name in source.imports():
+            top = name.split(".")[0]
+            known = top in ("torch", "numpy") or top in sys.stdlib_module_names
+            if not (known or inside(name, "scaling.core") or inside(name, "examples.mlp_example")):
+                yield f"line {line}: {name} is more than scaling.core, torch and numpy"
+
+
+def torch_distributed_is_named_in_few_files(source: Source) -> Iterator[str]:
+    if allowed(source.path, MAY_NAME_TORCH_DISTRIBUTED):
+        return
+    for line, name in source.imports():
+        if inside(name, "torch.distributed"):
+            yield f"line {line}: imports {name}"
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+            yield f"line {node.lineno}: names torch.distributed"
+
+
+def modules_have_no_mutable_state(source: Source) -> Iterator[str]:
+    mutable_calls = ("list", "dict", "set", "bytearray", "deque", "defaultdict", "Counter", "OrderedDict")
+    for node in source.tree.body:
+        target: ast.expr
+        if isinstance(node, ast.AnnAssign):
+            target, value = node.target, node.value
+            if ast.unparse(node.annotation).split("[")[0] in READ_ONLY_ANNOTATIONS:
+                continue
+        elif isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+        else:
+            continue
+        called = ast.unparse(value.func).split(".")[-1] if isinstance(value, ast.Call) else ""
+        literal = isinstance(value, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp))
+        if (literal or called in mutable_calls) and ast.unparse(target) != "__all__":
+            types = ", ".join(READ_ONLY_ANNOTATIONS)
+            yield f"line {node.lineno}: {ast.unparse(target)} can be changed; make it a tuple, or annotate it: {types}"
+    for inner in ast.walk(source.tree):
+        if isinstance(inner, ast.Global):
+            yield f"line {inner.lineno}: global {', '.join(inner.names)}"
+
+
+def nothing_prints(source: Source) -> Iterator[str]:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield f"line {node.lineno}: prints; use logging, or typer.echo in the command line"
+
+
+def functions_do_not_import_this_package(source: Source) -> Iterator[str]:
+    for function in source.functions():
+        for line, name in source.imports(function):
+            if inside(name, "scaling") or name.startswith("."):
+                yield f"line {line}: {function.name} imports {name}"
+
+
+def nothing_waits_for_the_device(source: Source) -> Iterator[str]:
+    if allowed(source.path, MAY_WAIT_FOR_THE_DEVICE):
+        return
+    for name, call in calls_by_function(source.tree):
+        waits = isinstance(call.func, ast.Attribute) and call.func.attr in WAITS
+        if waits and not allowed(f"{source.path}::{name}", MAY_WAIT_FOR_THE_DEVICE):
+            yield f"line {call.lineno}: {name or 'the module'} calls {ast.unparse(call.func)}()"
+
+
+def calls_by_function(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.Call]]:
+    """Yield (qualified name of the function or class around it, call)."""
+    for node in ast.iter_child_nodes(tree):
+        name = prefix
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            name = f"{prefix}.{node.name}" if prefix else node.name
+        elif isinstance(node, ast.Call):
+            yield prefix, node
+        yield from calls_by_function(node, name)
+
+
+def files_are_small(source: Source) -> Iterator[str]:
+    lines = source.text.count("\n")
+    if lines > MAX_LINES:
+        yield f"{lines} lines are more than {MAX_LINES}; a file has one idea"
+
+
+def files_say_what_they_are_for(source: Source) -> Iterator[str]:
+    docstring = ast.get_docstring(source.tree)
+    if not docstring or not docstring.splitlines()[0].endswith("."):
+        yield "the first line has to be a docstring, one sentence with a full stop"
+    code = [node for node in source.tree.body if not isinstance(node, ast.Expr)]
+    future = "from __future__ import annotations"
+    if code and ast.unparse(code[0]) != future and not source.path.endswith("__init__.py"):
+        yield f"{future} is missing"
+
+
+RULES: dict[Rule, tuple[str, ...]] = {
+    core_imports_point_to_lower_layers: ("src",),
+    clients_use_public_names: ("src", "examples"),
+    the_mlp_example_needs_only_the_core: ("examples",),
+    torch_distributed_is_named_in_few_files: ("src",),
+    modules_have_no_mutable_state: ("src",),
+    nothing_prints: ("src",),
+    functions_do_not_import_this_package: ("src", "examples"),
+    nothing_waits_for_the_device: ("src",),
+    files_are_small: ("src", "examples", "benchmarks", "tests"),
+    files_say_what_they_are_for: ("src", "examples", "benchmarks"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_file_keeps_the_rule(rule: Rule) -> None:
+    broken = [f"{source.path}: {problem}" for source in sources(*RULES[rule]) for problem in rule(source)]
+    assert not broken, "\n".join(["", *broken])
+
+
+def docstring_of(package: str, name: str) -> str | None:
+    """Return the docstring of a name that a package imports or defines, None where it has none."""
+    path = ROOT / "src" / package.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(file.read_text())
+    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return ast.get_docstring(node)
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == name:
+            described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            return str(ast.literal_eval(after.value)) if described and isinstance(after, ast.Expr) else None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and inside(node.module, "scaling"):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return docstring_of(node.module, alias.name)
+    raise LookupError(f"{package} neither defines nor imports {name}")
+
+
+@pytest.mark.parametrize("package", ["scaling.core", "scaling.transformer"])
+def test_public_names_are_listed_once_and_documented(package: str) -> None:
+    tree = ast.parse((ROOT / "src" / package.replace(".", "/") / "__init__.py").read_text())
+    lists = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    assert len(lists) == 1, f"{package} has to list its public names in __all__"
+    names = ast.literal_eval(lists[0])
+    assert names
+    assert len(names) == len(set(names))
+    assert [name for name in names if not docstring_of(package, name)] == []
+
+
+CORE, MODEL = "src/scaling/core/nn/linear.py", "src/scaling/transformer/model.py"
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (core_imports_point_to_lower_layers, CORE, "from scaling.core.pipeline.stage import Stage"),
+        (core_imports_point_to_lower_layers, CORE, "from scaling.core.data.types import MicroBatch"),
+        (core_imports_point_to_lower_layers, CORE, "import scaling.core.trainer"),
+        (core_imports_point_to_lower_layers, CORE, "from scaling.core import runner"),
+        (core_imports_point_to_lower_layers, CORE, "from scaling.core import Topology"),
+        (core_imports_point_to_lower_layers, CORE, "from scaling.transformer import TransformerConfig"),
+        (core_imports_point_to_lower_layers, CORE, "from ..errors import LayoutError"),
+        (core_imports_point_to_lower_layers, "src/scaling/core/novelty.py", ""),
+        (clients_use_public_names, MODEL, "from scaling.core.topology.topology import Topology"),
+        (clients_use_public_names, MODEL, "from scaling.core import nn"),
+        (clients_use_public_names, MODEL, "import scaling.core"),
+        (clients_use_public_names, MODEL, "from scaling.cli.main import main"),
+        (
+            clients_use_public_names,
+            "examples/transformer_example/run.py",
+            "from scaling.transformer.model import specs",
+        ),
+        (the_mlp_example_needs_only_the_core, "examples/mlp_example/data.py", "import torchvision"),
+        (the_mlp_example_needs_only_the_core, "examples/mlp_example/data.py", "from scaling.transformer import X"),
+        (torch_distributed_is_named_in_few_files, CORE, "import torch.distributed as dist"),
+        (torch_distributed_is_named_in_few_files, CORE, "from torch import distributed"),
+        (torch_distributed_is_named_in_few_files, CORE, "import torch\ntorch.distributed.barrier()"),
+        (modules_have_no_mutable_state, CORE, "CACHE = {}"),
+        (modules_have_no_mutable_state, CORE, "SEEN: set[int] = set()"),
+        (modules_have_no_mutable_state, CORE, "import collections\nQUEUE = collections.deque()"),
+        (modules_have_no_mutable_state, CORE, "def f() -> None:\n    global STATE\n    STATE = 1"),
+        (nothing_prints, CORE, "def f() -> None:\n    print(1)"),
+        (functions_do_not_import_this_package, CORE, "def f() -> None:\n    from scaling.core.errors import DataError"),
+        (nothing_waits_for_the_device, CORE, "def f(x: Tensor) -> float:\n    return x.sum().item()"),
+        (files_are_small, CORE, "\n" * 401),
+        (files_say_what_they_are_for, CORE, "import torch"),
+        (files_say_what_they_are_for, CORE, '"""Linear layers."""\nimport torch'),
+        (files_say_what_they_are_for, CORE, '"""linear layers"""'),
+    ],
+)
+def test_a_rule_finds_what_it_is_for(rule: Rule, path: str, text: str) -> None:
+    assert list(rule(Source.parse(path, text)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (core_imports_point_to_lower_layers, CORE, "from scaling.core.topology.topology import Topology"),
+        (core_imports_point_to_lower_layers, CORE, "from scaling.core.nn.parameter import meta"),
+        (clients_use_public_names, MODEL, "from scaling.core import Topology"),
+        (clients_use_public_names, MODEL, "from scaling.transformer.config.root import TransformerConfig"),
+        (clients_use_public_names, "examples/mlp_example/run.py", "from examples.mlp_example.model import layers"),
+        (torch_distributed_is_named_in_few_files, "src/scaling/core/collectives/ops.py", "import torch.distributed"),
+        (modules_have_no_mutable_state, CORE, "NAMES: Mapping[str, int] = {}\n__all__ = ['A']\nSIZES = (1, 2)"),
+        (functions_do_not_import_this_package, CORE, "def f() -> None:\n    import wandb"),
+        (nothing_waits_for_the_device, "src/scaling/core/logging/metrics.py", "x.item()"),
+    ],
+)
+def test_a_rule_lets_pass_what_is_right(rule: Rule, path: str, text: str) -> None:
+    assert not list(rule(Source.parse(path, text)))

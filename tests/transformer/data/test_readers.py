@@ -1,0 +1,173 @@
+"""Documents are read from whatever people keep them in; what is none is reported with its place and skipped."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from scaling.core.errors import DataError
+from scaling.transformer.data.readers import BadRecord, Piece, PieceReader, find_inputs
+
+GOOD = b'{"text": "good"}\n'
+
+
+def read(path: Path, start: int = 0, stop: int | None = None, **options: object) -> list[str | BadRecord]:
+    return list(PieceReader(Piece(path, start, stop), **options))  # type: ignore[arg-type]  # options of several types
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "offset"),
+    [
+        (b'{"text": "cut off', "not JSON: Unterminated string", 0),
+        (b"plain words", "not JSON: Expecting value at column 1", 0),
+        (b'{"text": "a" "b"}', "not JSON: Expecting ',' delimiter", 0),
+        (b"[" * 200_000, "not JSON", 0),
+        (b'{"n": ' + b"9" * 5000 + b"}", "not JSON that can be read: Exceeds the limit", 0),
+        (b'{"text": "caf\xe9"}', "not UTF-8 (invalid continuation byte)", 13),
+        (b'{"text": "\xff"}', "not UTF-8 (invalid start byte)", 10),
+        ('{"text": "wide"}'.encode("utf-16-le"), "a NUL character", 1),
+        (b'{"text": "a\x00b"}', "a NUL character", 11),
+        (b'{"text": "a\\u0000b"}', "a NUL character", 0),
+        (b'{"text": "\\ud83d"}', "half a surrogate pair at character 0", 0),
+        (b'{"body": "a"}', "no key 'text'; the keys are 'body'", 0),
+        (b"{}", "no key 'text'; the keys are none", 0),
+        (b'{"text": null}', "'text' is a JSON null, not text", 0),
+        (b'{"text": ["a"]}', "'text' is a JSON array, not text", 0),
+        (b'["text"]', "a JSON array where an object with the key 'text' is expected", 0),
+        (b'"text"', "a JSON string where", 0),
+        (b'{"text": "' + b"x" * 3_000_000 + b'"}', "longer than 1000000 bytes", 0),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_bad_line_is_reported_with_line_and_byte_and_the_others_are_read(
+    tmp_path: Path, line: bytes, reason: str, offset: int
+) -> None:
+    path = write(tmp_path / "data.jsonl", GOOD + line + b"\n" + GOOD)
+    first, bad, last = read(path, max_document_bytes=1_000_000)
+    assert (first, last) == ("good", "good")
+    assert isinstance(bad, BadRecord)
+    assert reason in bad.reason
+    assert (bad.path, bad.line, bad.offset) == (path, 2, len(GOOD) + offset)
+    assert str(bad).startswith(f"{path}, line 2 (byte {len(GOOD) + offset}): ")
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        (b'\xef\xbb\xbf{"text": "a"}\n', ["a"]),
+        (b'{"text": "a"}\r\n{"text": "b"}\r\n', ["a", "b"]),
+        (b'{"text": "a"}\n{"text": "b"}', ["a", "b"]),
+        (b'{"text": "a"}\n\n  \n{"text": "b"}\n\n', ["a", "b"]),
+        (b'{"text": ""}\n{"text": "b"}\n', ["", "b"]),
+        (b'{"text": "\\ud83c\\udf89 \\u00fc \\n\\u2028"}\n', ["🎉 ü \n\u2028"]),
+        ('{"text": "\u2028\u0085"}\n'.encode(), ["\u2028\u0085"]),
+        (b"", []),
+        (b"\n", []),
+    ],
+)
+def test_harmless_oddities_of_json_lines_change_nothing(tmp_path: Path, content: bytes, documents: list[str]) -> None:
+    assert read(write(tmp_path / "data.jsonl", content)) == documents
+
+
+def test_the_field_can_be_chosen(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "data.jsonl", b'{"text": "a", "body": "b"}\n'), field="body") == ["b"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 16, 17, 18, 1000])
+def test_pieces_of_a_file_hold_each_line_once_wherever_it_is_cut(tmp_path: Path, size: int) -> None:
+    lines = [json.dumps({"text": f"document {number} {'x' * (number * 7 % 23)}"}) for number in range(12)]
+    lines[5] = "bad"
+    path = write(tmp_path / "data.jsonl", "\n".join(lines).encode())
+    total = path.stat().st_size
+    pieces = [PieceReader(Piece(path, start, min(start + size, total))) for start in range(0, total, size)]
+    found = [document for piece in pieces for document in piece]
+    texts = [document if isinstance(document, str) else document.offset for document in found]
+    whole = [document if isinstance(document, str) else document.offset for document in read(path)]
+    assert texts == whole
+    assert sum(piece.lines for piece in pieces) == len(lines)
+
+
+def test_a_text_file_is_one_document_without_byte_order_mark_and_carriage_returns(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.TXT", b"\xef\xbb\xbfone\r\n\r\ntwo\rthree\n")
+    assert read(path) == ["one\n\ntwo\rthree\n"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "line", "offset"),
+    [
+        (b"one\ntwo \xff\n", "not UTF-8", 2, 8),
+        (b"one\ntwo\nthr\x00ee", "a NUL character", 3, 11),
+        (b"one\n" * 300, "longer than 1000 bytes", 1, 0),
+    ],
+)
+def test_a_text_file_that_is_no_text_is_one_bad_record(
+    tmp_path: Path, content: bytes, reason: str, line: int, offset: int
+) -> None:
+    (bad,) = read(write(tmp_path / "data.txt", content), max_document_bytes=1000)
+    assert isinstance(bad, BadRecord)
+    assert reason in bad.reason
+    assert (bad.line, bad.offset) == (line, offset)
+
+
+def test_gzip_files_are_read_and_one_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
+    content = gzip.compress(b"".join(json.dumps({"text": str(number)}).encode() + b"\n" for number in range(5000)))
+    assert read(write(tmp_path / "data.jsonl.gz", content)) == [str(number) for number in range(5000)]
+    *documents, bad = read(write(tmp_path / "cut.jsonl.gz", content[: len(content) // 2]))
+    assert documents == [str(number) for number in range(len(documents))]
+    assert isinstance(bad, BadRecord)
+    assert "damaged or cut off" in bad.reason
+    (bad,) = read(write(tmp_path / "fake.txt.gz", b"no gzip"))
+    assert isinstance(bad, BadRecord)
+    assert read(write(tmp_path / "text.txt.gz", gzip.compress(b"words"))) == ["words"]
+
+
+@pytest.mark.parametrize(("name", "package"), [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow")])
+def test_a_package_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=rf"{name}.* takes the package {package}; run `pip install {package}`"):
+        read(write(tmp_path / name, b"content"))
+
+
+def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jsonl cannot be read: No such file"):
+        read(tmp_path / "gone.jsonl")
+
+
+def test_inputs_are_files_and_the_readable_files_of_folders_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("b.txt", "a.jsonl", "notes.md", "deeper/c.jsonl.gz", "deeper/d.parquet"):
+        (folder / name).touch()
+    (tmp_path / "z.txt").touch()
+    found = find_inputs([tmp_path / "z.txt", folder])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "z.txt",
+        "folder/a.jsonl",
+        "folder/b.txt",
+        "folder/deeper/c.jsonl.gz",
+        "folder/deeper/d.parquet",
+    ]
+
+
+def test_inputs_that_cannot_be_read_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.txt does not exist"):
+        find_inputs([tmp_path / "absent.txt"])
+    with pytest.raises(DataError, match=r"no known format; its name has to end in one of \.txt, \.jsonl"):
+        find_inputs([write(tmp_path / "data.csv", b"")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no file that ends in one of"):
+        find_inputs([tmp_path / "empty"])
+    path = write(tmp_path / "data.txt", b"")
+    with pytest.raises(DataError, match="given more than once"):
+        find_inputs([path, path])
