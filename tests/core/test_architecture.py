@@ -253,24 +253,33 @@ def test_every_file_keeps_the_rule(rule: Rule) -> None:
     assert not broken, "\n".join(["", *broken])
 
 
-def docstring_of(package: str, name: str) -> str | None:
-    """Return the docstring of a name that a package imports or defines, None where it has none."""
-    path = ROOT / "src" / package.replace(".", "/")
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    tree = ast.parse(file.read_text())
+def text_of(statement: ast.stmt | None) -> str | None:
+    """Return the string that a statement consists of, None where it is anything else."""
+    match statement:
+        case ast.Expr(value=ast.Constant(value=str(text))):
+            return text
+    return None
+
+
+def docstring_of(module: str, name: str) -> str | None:
+    """Return the docstring of a name that a module defines or imports, None where it has none."""
+    path = ROOT / "src" / module.replace(".", "/")
+    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
     for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-            return ast.get_docstring(node)
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and target.id == name:
-            described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            return str(ast.literal_eval(after.value)) if described and isinstance(after, ast.Expr) else None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and inside(node.module, "scaling"):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return docstring_of(node.module, alias.name)
-    raise LookupError(f"{package} neither defines nor imports {name}")
+        match node, after:
+            case (ast.ClassDef() | ast.FunctionDef(), _) if node.name == name:
+                return ast.get_docstring(node)
+            case (
+                (ast.Assign(targets=[ast.Name(id=assigned)]) | ast.AnnAssign(target=ast.Name(id=assigned))),
+                following,
+            ):
+                if assigned == name:
+                    return text_of(following)
+    for imported in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
+        for alias in imported.names:
+            if (alias.asname or alias.name) == name:
+                return docstring_of(imported.module or "", alias.name)
+    raise LookupError(f"{module} neither defines nor imports {name}")
 
 
 @pytest.mark.parametrize("package", ["scaling.core", "scaling.transformer"])

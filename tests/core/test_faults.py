@@ -78,6 +78,15 @@ def test_every_passage_fails_where_asked(monkeypatch: pytest.MonkeyPatch) -> Non
         assert caught.value.errno == errno.ENOSPC
 
 
+def test_each_fault_counts_all_passages_of_its_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(faults.VARIABLE, "here:1=eio,here:2=raise")
+    with pytest.raises(OSError, match="injected"):
+        faults.point("here")
+    with pytest.raises(InjectedFault):
+        faults.point("here")
+    faults.point("here")
+
+
 def test_an_input_output_error_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(faults.VARIABLE, "here=eio")
     with pytest.raises(OSError, match="injected") as caught:

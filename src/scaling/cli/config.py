@@ -39,7 +39,7 @@ def check(
     config: Annotated[Path, typer.Argument(help="The configuration, YAML or JSON.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as trainer.seed=1.", show_default=False),
+        typer.Argument(metavar="KEY=VALUE", help="Changes, such as trainer.seed=1.", show_default=False),
     ] = None,
 ) -> None:
     """Report everything that is wrong with a configuration at once, and exit with status 2 if anything is."""

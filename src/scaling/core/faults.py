@@ -126,9 +126,9 @@ def point(name: str, *, rank: int | None = None) -> None:
     if not specification:
         return
     here = int(os.environ.get("RANK", "0")) if rank is None else rank
-    for fault in _armed(specification):
-        if fault.is_due(name, here):
-            ACTIONS[fault.action](f"{name} on rank {here}")
+    due = [fault for fault in _armed(specification) if fault.is_due(name, here)]  # all count, before one of them raises
+    for fault in due:
+        ACTIONS[fault.action](f"{name} on rank {here}")
 
 
 def forget_passages() -> None:

@@ -16,10 +16,20 @@ from scaling.core.checkpoint import save as saving
 from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Communicator
+from scaling.core.checkpoint.files import byte_view
 from scaling.core.checkpoint.folders import Retention
+from scaling.core.checkpoint.manifest import Json
 from scaling.core.checkpoint.share import write_share
 from scaling.core.errors import CheckpointError, ConfigError, StorageError
-from tests.core.checkpoint.virtual import Cut, RankState, global_state, loads_exactly, on_ranks, outcomes_on_ranks, save_cut
+from tests.core.checkpoint.virtual import (
+    Cut,
+    RankState,
+    global_state,
+    loads_exactly,
+    on_ranks,
+    outcomes_on_ranks,
+    save_cut,
+)
 
 CUTS = [
     Cut(),
@@ -39,6 +49,10 @@ def one(key: str, tensor: Tensor, *, owned: bool = True) -> GlobalTensor:
 
 def part(key: str, shape: tuple[int, ...], box: Box, *, owned: bool = True) -> GlobalTensor:
     return GlobalTensor(key, shape, [(box, torch.zeros(box.shape))], owned)
+
+
+def row(length: int, start: int, stop: int, *, owned: bool = True) -> GlobalTensor:
+    return part("w", (length,), Box((start,), (stop - start,)), owned=owned)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +88,8 @@ def test_a_folder_holds_safetensors_and_json_only_and_latest_names_it(tmp_path: 
 
 
 def test_scalars_come_back_as_rank_0_gave_them(tmp_path: Path) -> None:
-    scalars = {"step": 3, "rate": 0.1 + 0.2, "state": 2**70, "text": "é\ud800", "nested": {"a": [1, None, True]}}
+    nested: Json = {"a": [1, None, True]}
+    scalars: dict[str, Json] = {"step": 3, "rate": 0.1 + 0.2, "state": 2**70, "text": "é\ud800", "nested": nested}
     saved = Checkpointer(tmp_path, information={"layout": "1x1x1"})
     saved.save(3, [one("w", torch.ones(2))], scalars)
     loaded = Checkpointer(None).load(tmp_path, [one("w", torch.zeros(2))])
@@ -88,7 +103,8 @@ def test_scalars_come_back_as_rank_0_gave_them(tmp_path: Path) -> None:
 def test_scalars_that_json_cannot_hold_are_refused_on_all_ranks(tmp_path: Path) -> None:
     for bad in (float("nan"), object()):
         outcomes = outcomes_on_ranks(
-            2, lambda ranks, bad=bad: Checkpointer(tmp_path, communicator=ranks).save(1, [], {"loss": bad})  # type: ignore[misc]
+            2,
+            lambda ranks, bad=bad: Checkpointer(tmp_path, communicator=ranks).save(1, [], {"loss": bad}),  # type: ignore[misc]
         )
         assert [type(outcome) for outcome in outcomes] == [CheckpointError] * 2
         assert "the scalars cannot be stored as JSON" in str(outcomes[1])
@@ -110,8 +126,7 @@ def test_tensors_of_every_type_and_odd_shape_survive(tmp_path: Path) -> None:
     copies = {key: torch.zeros_like(tensor) for key, tensor in tensors.items()}
     Checkpointer(None).load(tmp_path, [one(key, tensor) for key, tensor in copies.items()])
     for key, tensor in tensors.items():
-        assert torch.equal(copies[key].view(torch.uint8) if tensor.dim() == 1 else copies[key],
-                           tensor.view(torch.uint8) if tensor.dim() == 1 else tensor), key
+        assert byte_view(copies[key]) == byte_view(tensor), key
 
 
 def test_not_a_number_and_negative_zero_keep_their_bits(tmp_path: Path) -> None:
@@ -145,13 +160,13 @@ def test_large_tensors_are_cut_so_that_files_stay_bounded(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ([[part("w", (4,), Box((0,), (4,)))], [part("w", (4,), Box((0,), (4,)))]], r"w \[4\] has parts that overlap"),
-        ([[part("w", (4,), Box((0,), (3,)))], [part("w", (4,), Box((2,), (2,)))]], r"overlap: \[0:3\] in rank_00000"),
-        ([[part("w", (4,), Box((0,), (2,)))], []], r"w \[4\] has 2 elements that no part holds, first those at \[2:4\]"),
-        ([[part("w", (4,), Box((0,), (4,)), owned=False)], []], r"w \[4\] is on rank 0, but no rank owns it"),
-        ([[part("w", (4,), Box((0,), (4,)))], [part("w", (5,), Box((0,), (5,)), owned=False)]], r"w is \[5\] on rank 1"),
-        ([[part("w", (4,), Box((0,), (2,)))], [part("w", (6,), Box((2,), (2,)))]], r"w is F32 \[6\] on rank 1"),
-        ([[part("w", (4,), Box((2,), (3,)))], []], r"the box \[2:5\] is not within the tensor's shape \[4\]"),
+        ([[row(4, 0, 4)], [row(4, 0, 4)]], r"w \[4\] has parts that overlap"),
+        ([[row(4, 0, 3)], [row(4, 2, 4)]], r"overlap: \[0:3\] in rank_00000"),
+        ([[row(4, 0, 2)], []], r"w \[4\] has 2 elements that no part holds, first those at \[2:4\]"),
+        ([[row(4, 0, 4, owned=False)], []], r"w \[4\] is on rank 0, but no rank owns it"),
+        ([[row(4, 0, 4)], [row(5, 0, 5, owned=False)]], r"w is \[5\] on rank 1"),
+        ([[row(4, 0, 2)], [row(6, 2, 4)]], r"w is F32 \[6\] on rank 1"),
+        ([[row(4, 2, 5)], []], r"the box \[2:5\] is not within the tensor's shape \[4\]"),
         ([[GlobalTensor("w", (4,), [(Box((0,), (4,)), torch.zeros(3))])], []], r"\[0:4\] comes with a tensor of shape"),
         ([[one("w\n", torch.zeros(1))], []], "cannot be the name of a tensor"),
         ([[one("w", torch.zeros(2)), one("w", torch.zeros(3))], []], r"w is given as \[2\] and as \[3\]"),
@@ -182,7 +197,9 @@ def test_an_exception_while_collecting_tensors_is_voted_on(tmp_path: Path) -> No
     outcomes = outcomes_on_ranks(
         2, lambda ranks: Checkpointer(tmp_path, communicator=ranks).save(1, broken(ranks.rank), {})
     )
-    assert all(isinstance(outcome, StorageError) and "rank 1: ZeroDivisionError" in str(outcome) for outcome in outcomes)
+    assert all(
+        isinstance(outcome, StorageError) and "rank 1: ZeroDivisionError" in str(outcome) for outcome in outcomes
+    )
 
 
 POINTS = ["before_data", "mid_data", "after_data", "before_manifest", "mid_manifest", "before_rename"]
@@ -275,7 +292,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one_with_the_reason(
     assert step == 1
     assert [name for name, _ in rejected] == ["global_step3", "global_step2"]
     assert "not a complete checkpoint" in rejected[0][1]
-    assert "rank_00001_optimizer_000.safetensors: the data of optimizer.exp_avg_sq.layers.3.norm.weight" in rejected[1][1]
+    assert (
+        "rank_00001_optimizer_000.safetensors: the data of optimizer.exp_avg_sq.layers.3.norm.weight" in rejected[1][1]
+    )
     assert "rejected the checkpoint" in caplog.text
     with pytest.raises(CheckpointError, match="is complete and intact"):
         Checkpointer(None).load(tmp_path / "global_step2", [])
@@ -296,7 +315,9 @@ def test_all_differences_are_reported_together_and_nothing_is_overwritten(tmp_pa
         [one("same", torch.zeros(2)), one("shape", torch.zeros(3, 2)), one("only.wanted.a", torch.zeros(4))],
         [one("same", torch.zeros(2, dtype=torch.int32)), one("only.wanted.b", torch.zeros(5, 5))],
     ]
-    outcomes = outcomes_on_ranks(2, lambda ranks: Checkpointer(None, communicator=ranks).load(tmp_path, held[ranks.rank]))
+    outcomes = outcomes_on_ranks(
+        2, lambda ranks: Checkpointer(None, communicator=ranks).load(tmp_path, held[ranks.rank])
+    )
     assert str(outcomes[0]) == str(outcomes[1])
     for line in (
         "2 missing in the checkpoint",
@@ -348,7 +369,9 @@ def test_a_box_beyond_the_stored_tensor_is_named(tmp_path: Path) -> None:
             Checkpointer(None).load(tmp_path, [tensor])
 
 
-def test_an_error_while_reading_is_a_storage_error_on_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_reading_is_a_storage_error_on_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = global_state()
     save_cut(tmp_path, 1, Cut(), state)
     found = Checkpointer(None).find(tmp_path).require()

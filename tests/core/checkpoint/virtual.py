@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from scaling.core.checkpoint.boxes import Box, GlobalTensor, boxes_of_flat_range, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
@@ -36,7 +36,7 @@ class Cut(NamedTuple):
 
 def outcomes_on_ranks(world_size: int, function: Callable[[Communicator], T], *, seconds: float = 20) -> list[Any]:
     """Call `function` with the communicator of each rank, side by side; return results, or exceptions, by rank."""
-    store = dist.HashStore()
+    store = HashStore()
     outcomes: list[Any] = [None] * world_size
 
     def target(rank: int) -> None:
@@ -163,5 +163,3 @@ def loads_exactly(path: Path, cut: Cut, state: dict[str, Tensor]) -> bool:
         return held.matches(state)
 
     return all(on_ranks(cut.world_size, rank))
-
-

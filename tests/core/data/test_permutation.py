@@ -35,8 +35,8 @@ def test_any_index_of_a_huge_range_is_sent_into_the_range_whatever_is_asked_for_
 
 def test_the_same_key_always_gives_the_same_order() -> None:
     """A changed order would break the resumption of every run, so these numbers may never change."""
-    assert permute(np.arange(10), length=10, key=(42, 0)).tolist() == EXPECTED_TEN
-    assert permute(np.array([0, 10**9 - 1]), length=10**9, key=(42, 7)).tolist() == EXPECTED_BILLION
+    assert permute(np.arange(10), length=10, key=(42, 0)).tolist() == [0, 2, 9, 5, 3, 4, 1, 7, 6, 8]
+    assert permute(np.array([0, 10**9 - 1]), length=10**9, key=(42, 7)).tolist() == [75870045, 87665767]
 
 
 @pytest.mark.parametrize("length", [2, 3, 4])

@@ -16,7 +16,7 @@ STEP = simulate(lower_all(OneFOneB(), 2, 2))
 
 def test_a_step_is_drawn_with_a_line_per_rank() -> None:
     assert draw(STEP).splitlines() == [
-        "rank 0  F0 F1 ......B0=== ...B1=== ",
+        "rank 0  F0 F1 ......B0=== ...B1===",
         "rank 1  ...F0 B0=== F1 B1=== ......",
     ]
 
@@ -24,9 +24,9 @@ def test_a_step_is_drawn_with_a_line_per_rank() -> None:
 def test_a_long_step_is_folded() -> None:
     assert draw(STEP, width=23).splitlines() == [
         "rank 0  F0 F1 ......B0=",
-        "rank 1  ...F0 B0=== F1 ",
+        "rank 1  ...F0 B0=== F1",
         "",
-        "rank 0  == ...B1=== ",
+        "rank 0  == ...B1===",
         "rank 1  B1=== ......",
     ]
     drawing = draw(simulate(lower_all(Interleaved1F1B(2), 4, 16)), width=60)

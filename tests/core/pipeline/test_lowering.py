@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -28,7 +28,7 @@ class Scripted:
 
 
 def messages(actions: tuple[Action, ...], kind: type[Send] | type[Recv]) -> list[Message]:
-    return [Message(*astuple(action)) for action in actions if isinstance(action, kind)]
+    return [action.message() for action in actions if isinstance(action, kind)]
 
 
 @given(configurations())
@@ -53,10 +53,10 @@ def test_the_schedules_need_no_early_receive(configuration: tuple[Schedule, int,
         for before, action, after in zip((None, *own), own, (*own[1:], None), strict=False):
             if isinstance(action, Recv):
                 assert isinstance(after, (Forward, Backward))
-                assert consumed(after, stages) == Message(*astuple(action))
+                assert consumed(after, stages) == action.message()
             if isinstance(action, Send):
                 assert isinstance(before, (Forward, Backward))
-                assert produced(before, stages) == Message(*astuple(action))
+                assert produced(before, stages) == action.message()
 
 
 @given(configurations())

@@ -93,7 +93,7 @@ def test_an_overwrite_that_does_not_fit_is_refused(overwrite: list[int], message
 
 @pytest.mark.parametrize("method", ["uniform", "balanced"])
 def test_more_stages_than_layers_is_refused(method: PartitionMethod) -> None:
-    with pytest.raises(LayoutError, match="3 layers cannot fill 4 pipeline stages.*pipe_parallel_size"):
+    with pytest.raises(LayoutError, match=r"3 layers cannot fill 4 pipeline stages.*pipe_parallel_size"):
         partition([1.0] * 3, 4, method)
 
 

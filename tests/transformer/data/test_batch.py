@@ -77,7 +77,9 @@ def test_types_are_those_of_the_contract() -> None:
 @pytest.mark.parametrize("token", [VOCAB, 1 << 40, -1])
 def test_a_token_outside_the_vocabulary_is_named_with_its_document(token: int) -> None:
     good, bad = sample([1, 2, 3, 4], [4]), sample([1, 2, 3, token], [2, 2])
-    with pytest.raises(DataError, match=rf"token 1 of document 11 of texts is {token}, outside the vocabulary \(0 to 10\)"):
+    with pytest.raises(
+        DataError, match=rf"token 1 of document 11 of texts is {token}, outside the vocabulary \(0 to 10\)"
+    ):
         collate(good, bad)
 
 
@@ -99,7 +101,7 @@ def loss_sum(inputs: TextInputs, targets: TextTargets) -> Tensor:
 documents = st.lists(st.lists(st.integers(1, VOCAB - 1), min_size=1, max_size=6), min_size=1, max_size=5)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(documents)
 def test_the_loss_of_a_packed_row_is_the_sum_of_the_losses_of_its_documents(documents: list[list[int]]) -> None:
     documents = [[*tokens, EOD] for tokens in documents]

@@ -39,9 +39,7 @@ class FakeError(Exception):
 
 @pytest.fixture(autouse=True)
 def zstandard(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = SimpleNamespace(
-        ZstdDecompressor=lambda: SimpleNamespace(decompressobj=FakeFrame), ZstdError=FakeError
-    )
+    fake = SimpleNamespace(ZstdDecompressor=lambda: SimpleNamespace(decompressobj=FakeFrame), ZstdError=FakeError)
     monkeypatch.setitem(sys.modules, "zstandard", fake)
 
 

@@ -122,7 +122,9 @@ def test_prefix_sums_find_the_item_of_each_position(counts: list[int]) -> None:
     array = np.array(counts, np.int64)
     sums = PrefixSums(lambda start, stop: array[start:stop], len(counts))
     assert sums.total == sum(counts)
-    assert [sums.before(item) for item in range(len(counts) + 1)] == [sum(counts[:item]) for item in range(len(counts) + 1)]
+    assert [sums.before(item) for item in range(len(counts) + 1)] == [
+        sum(counts[:item]) for item in range(len(counts) + 1)
+    ]
     owners = [(item, place) for item, count in enumerate(counts) for place in range(count)]
     assert [sums.find(position) for position in range(sums.total)] == owners
 

@@ -27,11 +27,11 @@ def write(path: Path, content: bytes) -> Path:
 @pytest.mark.parametrize(
     ("line", "reason", "offset"),
     [
-        (b'{"text": "cut off', "not JSON: Unterminated string", 0),
-        (b"plain words", "not JSON: Expecting value at column 1", 0),
-        (b'{"text": "a" "b"}', "not JSON: Expecting ',' delimiter", 0),
+        (b'{"text": "cut off', "not JSON (Unterminated string", 0),
+        (b"plain words", "not JSON (Expecting value: column 1)", 0),
+        (b'{"text": "a" "b"}', "not JSON (Expecting ',' delimiter", 0),
         (b"[" * 200_000, "not JSON", 0),
-        (b'{"n": ' + b"9" * 5000 + b"}", "not JSON that can be read: Exceeds the limit", 0),
+        (b'{"n": ' + b"9" * 5000 + b"}", "not JSON that can be read (Exceeds the limit", 0),
         (b'{"text": "caf\xe9"}', "not UTF-8 (invalid continuation byte)", 13),
         (b'{"text": "\xff"}', "not UTF-8 (invalid start byte)", 10),
         ('{"text": "wide"}'.encode("utf-16-le"), "a NUL character", 1),

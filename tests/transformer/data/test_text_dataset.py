@@ -99,9 +99,7 @@ def test_a_data_set_over_a_memory_map_travels_to_a_worker_without_its_contents(t
     with MemoryMapDatasetBuilder(tmp_path / "data", np.uint16) as builder:
         for _ in range(2000):
             builder.add(random.integers(1, 100, size=8))
-    data = TextDataset(
-        MemoryMapDataset(tmp_path / "data"), Packing(16), collator=TextCollator(100, 0), name="data"
-    )
+    data = TextDataset(MemoryMapDataset(tmp_path / "data"), Packing(16), collator=TextCollator(100, 0), name="data")
     sent = pickle.dumps(data)
     assert len(sent) < 5000
     received = pickle.loads(sent)

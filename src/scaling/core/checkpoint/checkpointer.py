@@ -126,14 +126,14 @@ class Checkpointer:
         self._settle()
         rules = Rules(allowed_missing, allowed_unexpected, ignore)
         stored = self.find(source).require() if isinstance(source, Path) else source
-        found = match(stored.manifest, tensors, rules)
-        reports = self._ranks.gather(report_of(found, stored.manifest))
+        matched = match(stored.manifest, tensors, rules)
+        reports = self._ranks.gather(report_of(matched, stored.manifest))
         joined = self._ranks.broadcast(None if reports is None else join_reports(reports, stored.manifest, rules))
         if (message := describe(joined, stored.path, stored.manifest)) is not None:
             raise CheckpointError(message)
         problem = None
         try:
-            execute(stored.path, stored.manifest, found.reads)
+            execute(stored.path, stored.manifest, matched.reads)
         except Exception as error:  # voted on, so that all ranks raise alike
             problem = problem_of(error)["text"]
         self._agree(problem, f"{stored.path} could not be read")

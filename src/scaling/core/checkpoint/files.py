@@ -101,7 +101,9 @@ def write_file(path: Path, pieces: Sequence[Piece], *, before: Callable[[Piece],
 
 def byte_view(tensor: Tensor) -> memoryview:
     """Return the bytes of a CPU tensor in row-major order; no copy where it is contiguous already."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().contiguous().reshape(-1)
+    flat = flat.as_strided(flat.shape, (1,))  # a single element counts as contiguous with any stride
+    return flat.view(torch.uint8).numpy().data
 
 
 class TensorFile:

@@ -56,7 +56,8 @@ class Match:
     """(name, shape) of wanted tensors that are not stored."""
     mismatched: Sequence[tuple[str, str]]
     """(name, the two shapes or types)."""
-    wanted: frozenset[str]
+    found: frozenset[str]
+    """Names that are stored as well as wanted."""
 
 
 def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> Match:
@@ -65,21 +66,22 @@ def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> 
     reads: list[Read] = []
     missing: list[tuple[str, str]] = []
     mismatched: list[tuple[str, str]] = []
-    wanted = set()
+    found = set()
     for tensor in tensors:
-        wanted.add(tensor.key)
         entry = stored.get(tensor.key)
         if entry is None:
             if 0 not in tensor.shape:
                 missing.append((tensor.key, str(list(tensor.shape))))
-        elif entry.shape != tuple(tensor.shape):
+            continue
+        found.add(tensor.key)
+        if entry.shape != tuple(tensor.shape):
             mismatched.append((tensor.key, f"stored {list(entry.shape)}, wanted {list(tensor.shape)}"))
         else:
             for box, view in tensor.parts:
                 misfits = [(tensor.key, what) for what in _misfits(entry, box, view)]
                 mismatched += misfits
                 reads += () if misfits else _reads(entry.parts, box, view)
-    return Match(reads, missing, mismatched, frozenset(wanted))
+    return Match(reads, missing, mismatched, frozenset(found))
 
 
 def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> int:
@@ -97,17 +99,17 @@ def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> int:
     return total
 
 
-def report_of(found: Match, manifest: Manifest) -> dict[str, Any]:
+def report_of(matched: Match, manifest: Manifest) -> dict[str, Any]:
     """Return the differences one rank sees as JSON; the stored names it wants as one bit each."""
-    bits = sum(1 << index for index, name in enumerate(manifest.tensors) if name in found.wanted)
-    return {"missing": found.missing, "mismatched": found.mismatched, "wanted": f"{bits:x}"}
+    bits = sum(1 << index for index, name in enumerate(manifest.tensors) if name in matched.found)
+    return {"missing": matched.missing, "mismatched": matched.mismatched, "found": f"{bits:x}"}
 
 
 def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: Rules) -> dict[str, Any]:
     """Join what all ranks see: every list sorted and without repetition, split into accepted and refused."""
     bits = 0
     for report in reports:
-        bits |= int(report["wanted"], 16)
+        bits |= int(report["found"], 16)
     unexpected = [
         (name, str(list(entry.shape)))
         for index, (name, entry) in enumerate(manifest.tensors.items())

@@ -232,7 +232,7 @@ def _count(value: Any) -> int:
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_DIMENSIONS:
         raise ValueError(f"expected at most {MAX_DIMENSIONS} numbers, found {value!r}")
     return tuple(_count(number) for number in value)
 

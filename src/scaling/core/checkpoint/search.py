@@ -12,7 +12,7 @@ from scaling.core.checkpoint.communicator import Alone, Communicator
 from scaling.core.checkpoint.folders import list_steps, step_of
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, share_of
-from scaling.core.errors import CheckpointError, ScalingError
+from scaling.core.errors import CheckpointError, ScalingError, StorageError
 
 _log = logging.getLogger(__name__)
 
@@ -63,9 +63,11 @@ def find_newest(directory: Path, communicator: Communicator | None = None) -> Se
     reading so that each file is read once, and all return the same. Nothing is changed or executed.
     """
     ranks = communicator or Alone()
-    names = ranks.broadcast(_candidates(directory) if ranks.rank == 0 else None)
+    listed = ranks.broadcast(_list(directory) if ranks.rank == 0 else None)
+    if listed["problem"] is not None:
+        raise StorageError(f"{directory} cannot be searched for checkpoints: {listed['problem']}")
     rejected: list[Rejected] = []
-    for name in names:
+    for name in listed["names"]:
         folder = directory / name
         manifest, report = _examine(folder, ranks)
         reports = ranks.gather(report)
@@ -81,6 +83,13 @@ def find_newest(directory: Path, communicator: Communicator | None = None) -> Se
 def is_step_folder(directory: Path) -> bool:
     """Return whether a path is a step folder itself rather than a directory of them."""
     return (directory / manifests.FILE_NAME).exists() or step_of(directory) is not None
+
+
+def _list(directory: Path) -> dict[str, Any]:
+    try:
+        return {"names": _candidates(directory), "problem": None}
+    except OSError as error:
+        return {"names": [], "problem": str(error)}
 
 
 def _candidates(directory: Path) -> list[str]:

@@ -53,13 +53,7 @@ def quick_problems(folder: Path, manifest: Manifest) -> list[str]:
         f"{name} does not belong to the checkpoint and may hold code; it was not opened"
         for name in strange_files(folder, manifest)[0]
     ]
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            found.append(f"{name} is missing or not a regular file{_contents(manifest, name)}")
-        elif (size := path.stat().st_size) != entry.bytes:
-            found.append(f"{name} has {size} bytes, the manifest says {entry.bytes}{_contents(manifest, name)}")
-    return found
+    return found + [problem for name in manifest.files if (problem := _size_problem(folder, manifest, name))]
 
 
 def file_problems(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
@@ -70,6 +64,9 @@ def file_problems(folder: Path, manifest: Manifest, names: Iterable[str]) -> lis
     contents = manifest.keys_of_files()
     found: list[str] = []
     for name in names:
+        if problem := _size_problem(folder, manifest, name):
+            found.append(problem)
+            continue
         try:
             found += _compare(folder / name, manifest.files[name], contents[name])
         except (CheckpointError, OSError) as error:
@@ -92,10 +89,7 @@ def share_of(manifest: Manifest, rank: int, world_size: int) -> list[str]:
 def _compare(path: Path, entry: manifests.FileEntry, contents: dict[str, tuple[str, TensorEntry, Part]]) -> list[str]:
     found = []
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != entry.bytes:
-            raise CheckpointError(f"it has {size} bytes, the manifest says {entry.bytes}")
-        header = read_header(file, size)
+        header = read_header(file, entry.bytes)
         if hashlib.sha256(header.raw).hexdigest() != entry.header_sha256:
             raise CheckpointError("its header is not the one that was written")
         if header.slots.keys() != contents.keys():
@@ -114,6 +108,16 @@ def _compare(path: Path, entry: manifests.FileEntry, contents: dict[str, tuple[s
             if digest.hexdigest() != part.sha256:
                 found.append(f"{path.name}: the data of {name} {part.box} is damaged")
     return found
+
+
+def _size_problem(folder: Path, manifest: Manifest, name: str) -> str | None:
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        return f"{name} is missing or not a regular file{_contents(manifest, name)}"
+    size, expected = path.stat().st_size, manifest.files[name].bytes
+    if size != expected:
+        return f"{name} has {size} bytes, the manifest says {expected}{_contents(manifest, name)}"
+    return None
 
 
 def _contents(manifest: Manifest, file: str) -> str:

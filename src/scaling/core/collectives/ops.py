@@ -65,20 +65,20 @@ def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:
     return tensor
 
 
-def send_start(tensor: Tensor, group: dist.ProcessGroup, *, to: int) -> Work:
+def send_start(tensor: Tensor, group: Group, *, to: int) -> Work:
     """Start sending `tensor` to the group's rank `to`; the tensor must live until the work is done."""
     work = dist.isend(tensor, group=group, group_dst=to)
     assert work is not None  # None only on ranks outside the group, which never call this
     return work
 
 
-def receive(tensor: Tensor, group: dist.ProcessGroup, *, source: int) -> Tensor:
+def receive(tensor: Tensor, group: Group, *, source: int) -> Tensor:
     """Fill `tensor` with the next message from the group's rank `source`."""
     receive_start(tensor, group, source=source).wait()
     return tensor
 
 
-def receive_start(tensor: Tensor, group: dist.ProcessGroup, *, source: int) -> Work:
+def receive_start(tensor: Tensor, group: Group, *, source: int) -> Work:
     """Start filling `tensor` with the next message from the group's rank `source`."""
     work = dist.irecv(tensor, group=group, group_src=source)
     assert work is not None

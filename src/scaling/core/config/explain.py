@@ -64,7 +64,7 @@ def _message(
     root: type[BaseModel] | None,
 ) -> str:
     name, *indices = path.split(".")
-    if kind == "extra_forbidden":
+    if name not in section.model_fields:
         return _unknown(name, [*section.model_fields, *former_names], root or section)
     field = section.model_fields[name]
     if kind == "missing":

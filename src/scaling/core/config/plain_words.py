@@ -8,9 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+
+
+_LIMITS: Final[Mapping[type, float]] = {int: 2.0**63, float: math.inf}
+"""Whole numbers have 64 bits, as in files and tensors; other numbers are finite."""
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -46,8 +50,9 @@ def _fits_one(kind: Any, value: Any) -> bool:
     if issubclass(kind, Enum):
         return isinstance(value, kind) or (isinstance(value, str) and value in [member.value for member in kind])
     if kind in (int, float):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return number and (kind is float or value == int(value))
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LIMITS[kind]:
+            return False
+        return kind is float or value == int(value)
     if kind is Path:
         return isinstance(value, (str, Path)) and str(value) != ""
     if kind in (bool, str, NoneType):

@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar, Final, TypeVar
 
 import yaml
 
 from scaling.core.errors import ConfigError, Problem
 
-MAX_BYTES = 4 * 2**20
-MAX_VALUES = 200_000
+MAX_CHARACTERS: Final = 4 * 2**20
+MAX_VALUES: Final = 200_000
 """Limit on values after aliases are expanded, so that a few lines of aliases cannot fill the memory."""
 
-_CORE_TYPES = {
-    "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "tag:yaml.org,2002:int": (r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "tag:yaml.org,2002:float": (
+_TAG: Final = "tag:yaml.org,2002:"
+_CORE_TYPES: Final = (
+    ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
         r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        list("-+.0123456789"),
+        "-+.0123456789",
     ),
-    "tag:yaml.org,2002:merge": (r"<<", ["<"]),
-}
+    ("merge", r"<<", "<"),
+)
+"""Tag, pattern and first characters of the plain scalars of YAML 1.2 that are no text, and of merge keys."""
+
+Reader = TypeVar("Reader", bound=type[yaml.resolver.BaseResolver])
 
 
+def _with_core_types(reader: Reader) -> Reader:
+    for tag, pattern, first in _CORE_TYPES:
+        reader.add_implicit_resolver(_TAG + tag, re.compile(f"^(?:{pattern})$"), list(first))
+    return reader
+
+
+@_with_core_types
 class _Loader(yaml.SafeLoader):
     """Composes nodes with the scalar types of YAML 1.2: `1e-4` is a number, `no` and `12:30` are text."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # as the base class has it
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # the stub puts it on instances
 
 
+@_with_core_types
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that YAML 1.1 or 1.2 would read as something else; writes lists of plain values on one line."""
 
@@ -41,20 +54,14 @@ class _Dumper(yaml.SafeDumper):
     def represent_list(self, data: Iterable[Any]) -> yaml.SequenceNode:
         items = list(data)
         plain = not any(isinstance(item, (dict, list)) for item in items)
-        return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain)
+        return self.represent_sequence(_TAG + "seq", items, flow_style=plain)
 
     def represent_float(self, data: float) -> yaml.ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:float", repr(data))
+        return self.represent_scalar(_TAG + "float", repr(data))
 
 
 _Dumper.add_representer(list, _Dumper.represent_list)
 _Dumper.add_representer(float, _Dumper.represent_float)
-
-
-for _tag, (_pattern, _first) in _CORE_TYPES.items():
-    _regex = re.compile(f"^(?:{_pattern})$")
-    _Loader.add_implicit_resolver(_tag, _regex, _first)
-    _Dumper.add_implicit_resolver(_tag, _regex, _first)
 
 
 def parse_yaml(text: str, *, source: str | None = None) -> tuple[dict[str, Any], list[Problem]]:
@@ -87,8 +94,8 @@ def dump_yaml(value: Any) -> str:
 
 
 def _parse(text: str, source: str | None) -> tuple[Any, list[Problem]]:
-    if len(text) > MAX_BYTES:
-        raise ConfigError(f"the configuration has {len(text)} characters; {MAX_BYTES} is the limit", source=source)
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"the configuration has {len(text)} characters; {MAX_CHARACTERS} is the limit", source=source)
     if re.match(r"\s*(?:(?:#|//)[^\n]*\n\s*)*[{\[]", text):
         text = _without_slash_comments(text)
     problems: list[Problem] = []
@@ -143,9 +150,9 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 def _value(node: yaml.Node, path: tuple[str, ...], problems: list[Problem]) -> Any:
     match node:
-        case yaml.SequenceNode() if node.tag == "tag:yaml.org,2002:seq":
+        case yaml.SequenceNode() if node.tag == _TAG + "seq":
             return [_value(child, (*path, str(index)), problems) for index, child in enumerate(node.value)]
-        case yaml.MappingNode() if node.tag == "tag:yaml.org,2002:map":
+        case yaml.MappingNode() if node.tag == _TAG + "map":
             return _mapping(node, path, problems)
         case yaml.ScalarNode():
             return _scalar(node)
@@ -159,7 +166,7 @@ def _mapping(node: yaml.MappingNode, path: tuple[str, ...], problems: list[Probl
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key_node.start_mark)
-        if key_node.tag == "tag:yaml.org,2002:merge":
+        if key_node.tag == _TAG + "merge":
             value = _value(value_node, path, problems)
             for base in reversed(value if isinstance(value, list) else [value]):
                 if not isinstance(base, dict):
@@ -176,15 +183,17 @@ def _mapping(node: yaml.MappingNode, path: tuple[str, ...], problems: list[Probl
 
 def _scalar(node: yaml.ScalarNode) -> Any:
     text: str = node.value
-    match node.tag.removeprefix("tag:yaml.org,2002:"):
+    match node.tag.removeprefix(_TAG):
         case "str":
             return text
         case "null":
             return None
         case "bool":
             return text.lower() == "true"
-        case "int":
+        case "int" if len(text) <= 100:
             return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+        case "int":
+            raise yaml.MarkedYAMLError(problem="this number is too long", problem_mark=node.start_mark)
         case "float":
             return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
     raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} is not allowed", problem_mark=node.start_mark)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from scaling.core.collectives import ops
@@ -30,7 +30,7 @@ class GradientSync:
         topology: Topology,
         *,
         contributions: Mapping[nn.Parameter, int],
-        tie_group: Callable[[str], dist.ProcessGroup | None],
+        ties: Mapping[str, Sequence[int]],
         zero: bool,
     ) -> None:
         self._buffers = buffers
@@ -43,13 +43,7 @@ class GradientSync:
             first.append(first[-1] + len(buffer.buckets))
         self._expected = [0] * len(self._buckets)
         self._works: list[ops.Work] = []
-        self._extra_groups = [
-            (
-                topology.model_replica_group(buffer.kind.model_replicas) if buffer.kind.sum_grad_over_model else None,
-                tie_group(buffer.kind.tied) if buffer.kind.tied is not None else None,
-            )
-            for buffer in buffers
-        ]
+        self._extra_groups = _extra_groups(buffers, topology, ties)
         self._hooks = []
         for parameter, (buffer, bucket) in places(buffers).items():
             number = first[buffer] + bucket
@@ -118,3 +112,25 @@ class GradientSync:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+
+
+def _extra_groups(
+    buffers: Sequence[FlatBuffer], topology: Topology, ties: Mapping[str, Sequence[int]]
+) -> list[tuple[ops.Group, ops.Group]]:
+    """Return over which model replicas and which tie each buffer is summed.
+
+    Every rank takes part in making every group, also those that only other stages need: they tell each other which.
+    """
+    kinds = [buffer.kind for buffer in buffers]
+    wanted = [kind.model_replicas for kind in kinds if kind.sum_grad_over_model]
+    said = topology.exchange("sizes of model replica groups", json.dumps(wanted))
+    sizes = sorted({size for sizes in said if sizes is not None for size in json.loads(sizes)})
+    replicas = {size: topology.model_replica_group(size) for size in sizes}
+    tied = {key: topology.tie_group(key, ranks) for key, ranks in sorted(ties.items())}
+    return [
+        (
+            replicas[kind.model_replicas] if kind.sum_grad_over_model else None,
+            tied[kind.tied] if kind.tied is not None else None,
+        )
+        for kind in kinds
+    ]

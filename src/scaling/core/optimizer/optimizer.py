@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from scaling.core.checkpoint.boxes import GlobalTensor
@@ -33,8 +32,9 @@ class Model(Protocol):
         """Return how many stages of this rank hold each parameter."""
         ...
 
-    def tie_ranks(self, key: str) -> tuple[int, ...]:
-        """Return the pipe ranks that hold a tied parameter."""
+    @property
+    def tie_ranks(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the pipe ranks that hold each tied parameter."""
         ...
 
 
@@ -108,7 +108,7 @@ class Optimizer:
             self._buffers,
             topology,
             contributions={parameter: count * module.micro_batches for parameter, count in uses.items()},
-            tie_group=self._tie_group,
+            ties=module.tie_ranks,
             zero=zero,
         )
         self._shards = [
@@ -131,11 +131,8 @@ class Optimizer:
         ]
         self._adamw = self._build_adamw()
 
-    def _tie_group(self, key: str) -> dist.ProcessGroup | None:
-        return self.topology.pipe_subgroup(self._module.tie_ranks(key))
-
     def _owns_tie(self, key: str | None) -> bool:
-        return key is None or self._module.tie_ranks(key)[0] == self.topology.index(Axis.PIPE)
+        return key is None or self._module.tie_ranks[key][0] == self.topology.index(Axis.PIPE)
 
     def _build_adamw(self) -> torch.optim.AdamW | None:
         torch_groups: list[dict[str, Any]] = []

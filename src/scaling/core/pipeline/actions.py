@@ -49,10 +49,22 @@ class Message:
         """Return the channel on which the message travels."""
         return Channel(rank_of(self.source, ranks), rank_of(self.target, ranks), self.kind)
 
+    def sent(self) -> Send:
+        """Return the action that sends the message."""
+        return Send(self.micro_batch, self.source, self.target, self.kind)
+
+    def received(self) -> Recv:
+        """Return the action that receives the message."""
+        return Recv(self.micro_batch, self.source, self.target, self.kind)
+
+    def message(self) -> Message:
+        """Return the message that an action sends or receives."""
+        return Message(self.micro_batch, self.source, self.target, self.kind)
+
 
 @dataclass(frozen=True)
 class Send(Message):
-    """Hand a message to the channel, and go on at once."""
+    """Hand a message to its channel, and go on at once."""
 
 
 @dataclass(frozen=True)

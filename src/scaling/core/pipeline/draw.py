@@ -23,7 +23,7 @@ def draw(simulation: Simulation, *, width: int = 120) -> str:
     A computation fills its columns with its label and `=`, idle time is `.`:
 
         rank 0  F0 F1 ......B0=== ...B1===
-        rank 1  ...F0 B0=== F1 B1=== .....
+        rank 1  ...F0 B0=== F1 B1=== ......
     """
     ranks = len(simulation.idle)
     computing = [event for event in simulation.events if _computes(event) and event.end > event.start]
@@ -41,7 +41,7 @@ def draw(simulation: Simulation, *, width: int = 120) -> str:
     margin = max(len(name) for name in names) + 2
     fold = max(width - margin, 1)
     blocks = (
-        "\n".join(name.ljust(margin) + line[start : start + fold] for name, line in zip(names, lines, strict=True))
+        "\n".join((name.ljust(margin) + line[start : start + fold]).rstrip() for name, line in zip(names, lines))
         for start in range(0, max(len(line) for line in lines), fold)
     )
     return "\n\n".join(blocks)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scaling.core.collectives import ops, tree
+from scaling.core.collectives.ops import Group
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import ScheduleError
 from scaling.core.pipeline.actions import Action, Backward, Forward, Message, Recv, Send, rank_of
@@ -29,7 +30,7 @@ def _untimed(action: Action) -> contextlib.AbstractContextManager[None]:
 class PipelineEngine:
     """Runs action lists. What a stage computes it knows from the stage; what to do next it reads from the list.
 
-    Making one is collective over the pipe axis (the links' groups are made, in one order on all ranks).
+    Making one is collective: all ranks (the links' groups are made).
     """
 
     def __init__(self, stages: Mapping[int, Stage], *, number_of_stages: int, topology: Topology) -> None:
@@ -41,26 +42,24 @@ class PipelineEngine:
         self._ranks = topology.layout.pipe
         self._senders: dict[int, ActivationSender] = {}
         self._receivers: dict[int, ActivationReceiver] = {}
-        self._gradient_links: dict[tuple[int, int], Any] = {}
+        self._gradient_links: dict[tuple[int, int], tuple[Group, int]] = {}
         self._connect()
 
     def _connect(self) -> None:
-        here = self.topology.coordinate.pipe
-        for stage in range(self.last):  # the same order on all ranks: making a group waits for its other member
-            source, target = rank_of(stage, self._ranks), rank_of(stage + 1, self._ranks)
-            if source == target or here not in (source, target):
+        here, ranks = self.topology.coordinate.pipe, self._ranks
+        for stage in range(self.last):
+            source, target = rank_of(stage, ranks), rank_of(stage + 1, ranks)
+            if source == target:
                 continue
-            forward = self.topology.link("activation", source=source, target=target)
-            backward = self.topology.link("gradient", source=target, target=source)
-            assert forward is not None and backward is not None  # two different ranks make a group
+            wrapping = source > target
+            forward = self.topology.link("activation", wrapping=wrapping)
+            backward = self.topology.link("gradient", wrapping=wrapping)
             if here == source:
-                self._senders[stage] = ActivationSender(forward, _peer(source, target), self._outbox, stage)
-            else:
-                self._receivers[stage] = ActivationReceiver(forward, _peer(target, source))
-            self._gradient_links[stage + 1, stage] = (
-                backward,
-                _peer(target, source) if here == target else _peer(source, target),
-            )
+                self._senders[stage] = ActivationSender(forward, target, self._outbox, stage)
+                self._gradient_links[stage + 1, stage] = backward, target
+            elif here == target:
+                self._receivers[stage] = ActivationReceiver(forward, source)
+                self._gradient_links[stage + 1, stage] = backward, source
 
     def forget_shapes(self) -> None:
         """Let the next micro-batches have other shapes: headers are sent again. Call it on all pipe ranks alike."""
@@ -87,11 +86,6 @@ class PipelineEngine:
         finally:
             self._outbox.wait()
         return step.total
-
-
-def _peer(here: int, there: int) -> int:
-    """Return the group rank of the other end of a link: groups are ordered by global rank."""
-    return int(there > here)
 
 
 @final

@@ -100,7 +100,9 @@ def check_ties(specs: Sequence[LayerSpec]) -> None:
         if isinstance(spec, TiedLayerSpec):
             members.setdefault(spec.tie, {})[index] = spec
     for tie, layers in members.items():
-        listed = ", ".join(f"layer {index} ({spec.name}) {list(spec.tied_parameters)}" for index, spec in layers.items())
+        listed = ", ".join(
+            f"layer {index} ({spec.name}) {list(spec.tied_parameters)}" for index, spec in layers.items()
+        )
         if len(layers) == 1:
             raise ConfigError(
                 f"the tie {tie!r} of {listed} joins it to no other layer; give the other layer the same tie, "

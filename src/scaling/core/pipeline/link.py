@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from scaling.core.collectives import ops, tree
+from scaling.core.collectives.ops import Group
 from scaling.core.errors import ScheduleError
 
 Structure = Any
@@ -81,7 +81,7 @@ class Outbox:
     def __init__(self) -> None:
         self._flying: list[tuple[Tensor, ops.Work]] = []
 
-    def send(self, tensor: Tensor, group: dist.ProcessGroup, to: int) -> None:
+    def send(self, tensor: Tensor, group: Group, to: int) -> None:
         """Start sending; forget sends that are done."""
         self._flying = [(kept, work) for kept, work in self._flying if not work.is_completed()]
         tensor = tensor.contiguous()
@@ -97,7 +97,7 @@ class Outbox:
 class ActivationSender:
     """Sending end of one stage boundary."""
 
-    def __init__(self, group: dist.ProcessGroup, peer: int, outbox: Outbox, stage: int) -> None:
+    def __init__(self, group: Group, peer: int, outbox: Outbox, stage: int) -> None:
         self._group, self._peer, self._outbox, self._stage = group, peer, outbox, stage
         self._announced: dict[bool, tuple[Leaf, ...]] = {}  # by whether gradients are enabled
 
@@ -124,7 +124,7 @@ class ActivationSender:
 class ActivationReceiver:
     """Receiving end of one stage boundary."""
 
-    def __init__(self, group: dist.ProcessGroup, peer: int) -> None:
+    def __init__(self, group: Group, peer: int) -> None:
         self._group, self._peer = group, peer
         self._announced: dict[bool, tuple[Structure, tuple[Leaf, ...]]] = {}  # by whether gradients are enabled
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple
 
 from scaling.core.errors import ScheduleError
 from scaling.core.pipeline.actions import (
@@ -14,8 +13,6 @@ from scaling.core.pipeline.actions import (
     Compute,
     Forward,
     Message,
-    Recv,
-    Send,
     consumed,
     produced,
     rank_of,
@@ -45,11 +42,11 @@ def lower(schedule: Schedule, rank: int, ranks: int, micro_batches: int) -> tupl
             while needed not in received:
                 if not inbox:
                     raise ScheduleError(f"rank {rank} needs {needed} for {compute}, but the schedule never produces it")
-                actions.append(Recv(*astuple(inbox[0])))
+                actions.append(inbox[0].received())
                 received.add(inbox.popleft())
         actions.append(compute)
         if (message := produced(compute, stages)) and rank_of(message.target, ranks) != rank:
-            actions.append(Send(*astuple(message)))
+            actions.append(message.sent())
     for message in (message for inbox in arriving.values() for message in inbox):
         raise ScheduleError(f"the schedule produces {message} for rank {rank}, which never uses it")
     return tuple(actions)

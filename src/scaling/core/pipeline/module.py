@@ -123,9 +123,10 @@ class ParallelModule(nn.Module):
             counts[parameter] = counts.get(parameter, 0) + 1
         return counts
 
-    def tie_ranks(self, key: str) -> tuple[int, ...]:
-        """Return the pipe ranks that hold the tied parameter `key`."""
-        return next(tie.ranks for tie in self.ties.values() if key in tie.keys)
+    @property
+    def tie_ranks(self) -> dict[str, tuple[int, ...]]:
+        """Return the pipe ranks that hold each tied parameter; the same on all ranks."""
+        return {key: tie.ranks for tie in self.ties.values() for key in tie.keys}
 
     def global_tensors(self) -> Iterator[GlobalTensor]:
         """Yield this rank's parts of all weights and persistent buffers, as views."""
@@ -151,7 +152,7 @@ class ParallelModule(nn.Module):
         return (
             at.data == zlib.crc32(description.key.encode()) % sizes.data
             and at.model % description.model_replicas(sizes.model) == 0
-            and (description.tied is None or at.pipe == self.tie_ranks(description.tied)[0])
+            and (description.tied is None or at.pipe == self.tie_ranks[description.tied][0])
         )
 
     def _lower(self, schedule: Schedule, micro_batches: int) -> tuple[Action, ...]:

@@ -32,7 +32,7 @@ def partition(
     elif layers < stages:
         raise LayoutError(
             f"{layers} layers cannot fill {stages} pipeline stages, of which each needs at least 1; "
-            f"lower topology.pipe_parallel_size or the number of stages per rank, or add layers"
+            "lower topology.pipe_parallel_size or topology.pipe_chunks_per_rank, or add layers"
         )
     elif method == "balanced":
         boundaries = _balanced(costs, stages)

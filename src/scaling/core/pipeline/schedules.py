@@ -73,7 +73,7 @@ class Interleaved1F1B:
             raise LayoutError(
                 f"the interleaved schedule needs a number of micro-batches that pipe_parallel_size divides, but "
                 f"gradient_accumulation_steps is {micro_batches} and pipe_parallel_size {ranks}; set "
-                f"gradient_accumulation_steps to {max(1, micro_batches // ranks) * ranks}, or use the 1f1b schedule"
+                f"gradient_accumulation_steps to {max(1, micro_batches // ranks) * ranks}, or pipe_schedule to 1f1b"
             )
         chunks = range(self.chunks)
         forwards = (Forward(*at) for at in _rounds(chunks, rank, ranks, micro_batches))

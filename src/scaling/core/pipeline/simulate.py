@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import final
 
@@ -176,7 +176,7 @@ class _World:
         """Put a message on its channel; in a rendezvous the receiver ends the send."""
         if rank in self.offering:
             return False
-        message = Message(*astuple(action))
+        message = action.message()
         channel = message.channel(self.ranks)
         if channel.source_rank != rank:
             raise ScheduleError(f"rank {rank} sends {message}, whose source is on rank {channel.source_rank}")
@@ -192,7 +192,7 @@ class _World:
 
     def receive(self, rank: int, action: Recv) -> bool:
         """Take the next message from its channel, if there is one; it has to be the one that is expected."""
-        message = Message(*astuple(action))
+        message = action.message()
         channel = message.channel(self.ranks)
         if channel.target_rank != rank:
             raise ScheduleError(f"rank {rank} receives {message}, whose target is on rank {channel.target_rank}")
@@ -203,7 +203,7 @@ class _World:
             raise ScheduleError(f"rank {rank} receives {message}, but the next message on its channel is {arrived}")
         end = max(self.clock[rank], time)
         if self.rendezvous:
-            end += self.duration(Send(*astuple(message)))
+            end += self.duration(message.sent())
             self.offering.remove(channel.source_rank)
             self.finish(channel.source_rank, end)
             self.ready.append(channel.source_rank)

@@ -27,7 +27,7 @@ class RunnerDockerConfig(BaseConfig):
     """The container of pdsh_docker."""
 
     docker_container: str | None = None
-    """Name of the image; needed for pdsh_docker."""
+    """Name of the image. null: none, which pdsh_docker does not accept."""
     docker_sudo: bool = False
     """Call docker through sudo."""
     docker_mounts: list[list[str]] | None = None

@@ -45,7 +45,7 @@ def _serve(launch: LaunchContext, deadline: float) -> dist.Store:
     except dist.DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise LayoutError(
-                f"port {port} on {socket.gethostname()} is in use, so rank 0 cannot wait for the other processes there; "
+                f"port {port} on {socket.gethostname()} is in use, so rank 0 cannot wait for the other others there; "
                 "set MASTER_PORT to a free port for all processes, or end the program that holds it"
             ) from error
         raise LayoutError(f"rank 0 cannot listen on {host}:{port}: {error}; set MASTER_PORT to another port") from error
@@ -55,7 +55,7 @@ def _reach(launch: LaunchContext, deadline: float) -> dist.Store:
     host, port = launch.meeting_place
     problem = "no answer"
     for _ in poll_until(deadline):
-        # A plain socket knocks first: TCPStore prints a stack trace for every refusal, and is deaf to signals meanwhile.
+        # A plain socket knocks first: TCPStore prints a stack trace for every refusal and is deaf to signals meanwhile.
         try:
             socket.create_connection((host, port), timeout=_left(deadline, most=2.0).total_seconds()).close()
             break
@@ -69,21 +69,23 @@ def _reach(launch: LaunchContext, deadline: float) -> dist.Store:
     stores: list[dist.Store] = []
     errors: list[Exception] = []
 
+    limit = _left(deadline, most=_ANSWER_SECONDS)
+
     def connect() -> None:
         try:
-            stores.append(dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_left(deadline)))
+            stores.append(dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit))
         except dist.DistNetworkError as error:
             errors.append(error)
 
     thread = threading.Thread(target=connect, name="scaling-rendezvous", daemon=True)
     thread.start()
-    thread.join(_left(deadline, most=_ANSWER_SECONDS).total_seconds())
+    thread.join(limit.total_seconds())
     if stores:
         return stores[0]
     raise LayoutError(
         f"what listens at {host}:{port} does not answer rank {launch.rank} as a store does"
-        f"{f' ({errors[0]})' if errors else ''}: another program holds the port; set MASTER_PORT to a free port for all "
-        "processes"
+        f"{f' ({errors[0]})' if errors else ''}: another program holds the port; set MASTER_PORT to a free "
+        "port for all processes"
     )
 
 

@@ -157,8 +157,8 @@ class TopologyConfig(BaseConfig):
         if len(bounds) != self.pipe_stages + 1:
             yield Problem(
                 "pipe_partition_overwrite",
-                f"has {len(bounds)} boundaries, but {self.pipe_stages} stages (pipe_parallel_size {ranks} * "
-                f"pipe_chunks_per_rank {chunks}) need {self.pipe_stages + 1}",
+                f"has {len(bounds)} boundaries, but must have {self.pipe_stages + 1}: one more than there are stages "
+                f"(pipe_parallel_size {ranks} * pipe_chunks_per_rank {chunks})",
             )
         if bounds[:1] != [0] or any(after <= before for before, after in pairwise(bounds)):
             yield Problem(
@@ -221,4 +221,4 @@ def _product(factors: Mapping[str, int]) -> str:
 
 
 def _nearest_multiple(value: int, of: int) -> int:
-    return max(of, round(value / of) * of)
+    return max(of, (value + of // 2) // of * of)

@@ -97,8 +97,8 @@ def connect_store(launch: LaunchContext, *, digest: str, run_name: str, timeout:
             store = _join(base, me, deadline, timeout, may_be_stale=launch.agent_store)
     except dist.DistNetworkError as error:
         raise ScalingError(
-            f"rank {launch.rank} lost the store while the processes were meeting: rank 0 or its launcher ended, and its "
-            "message says why"
+            f"rank {launch.rank} lost the store while the processes were meeting: rank 0 or its launcher ended, and "
+            "its message says why"
         ) from error
     store.set_timeout(timeout)
     return store
@@ -140,16 +140,15 @@ def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta) 
         if store.add("arrived", 0) == me.world_size - 1:
             break
     members = [me, *_members(store, me.world_size)]
-    if problem is None and len(members) < me.world_size:
-        problem = _absence(members, me.world_size, me.run_name, timeout, rank_0_came=True)
+    if problem is None and (missing := _missing(members, me)):
+        problem = _absence(missing, me, timeout)
     problem = problem or _difference(members)
-    verdict = _Verdict(
-        signatures=signatures + [member.signature for member in members], problem=problem, time=time.time()
-    )
-    store.set("verdict", json.dumps(verdict))
+    signatures = sorted({*signatures, *(member.signature for member in members)})
+    store.set("verdict", json.dumps(_Verdict(signatures=signatures, problem=problem, time=time.time())))
     if problem is not None:
+        _confirm_reading(store, me)
         for _ in poll_until(time.monotonic() + _LINGER_SECONDS):
-            if store.add("informed", 0) >= len(verdict["signatures"]) - 1:
+            if store.check([f"informed/{signature}" for signature in signatures]):
                 break
         raise _exception(problem)
     return store
@@ -176,13 +175,13 @@ def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *,
             verdict: _Verdict = json.loads(store.get("verdict"))
             if me.signature in verdict["signatures"]:
                 if verdict["problem"] is not None:
-                    store.add("informed", 1)
+                    _confirm_reading(store, me)
                     raise _exception(verdict["problem"])
                 _warn_of_clock_skew(signed_in, verdict["time"], time.time())
                 return store
     if problem is None:
-        members = [] if store is None else _members(store, me.world_size)
-        problem = _absence(members, me.world_size, me.run_name, timeout, rank_0_came=store is not None)
+        missing = [0] if store is None else _missing(_members(store, me.world_size), me)
+        problem = _absence(missing, me, timeout)
         if store is not None:
             _object(store, me, problem)
     raise _exception(problem)
@@ -218,6 +217,11 @@ def _sign_in(store: dist.Store, me: _Member, host: _Member) -> _Problem | None:
 
 def _object(store: dist.Store, me: _Member, problem: _Problem) -> None:
     store.compare_set("objection", "", json.dumps({"problem": problem, "signature": me.signature}))
+    _confirm_reading(store, me)
+
+
+def _confirm_reading(store: dist.Store, me: _Member) -> None:
+    store.set(f"informed/{me.signature}", "yes")
 
 
 def _members(store: dist.Store, world_size: int) -> list[_Member]:
@@ -225,6 +229,10 @@ def _members(store: dist.Store, world_size: int) -> list[_Member]:
     keys = [f"rank/{rank}" for rank in range(1, world_size)]
     present = keys if store.check(keys) else [key for key in keys if store.check([key])]
     return [_Member(**json.loads(text)) for text in store.multi_get(present)]
+
+
+def _missing(members: Sequence[_Member], me: _Member) -> list[int]:
+    return sorted(set(range(1, me.world_size)) - {me.rank, *(member.rank for member in members)})
 
 
 def _difference(members: Sequence[_Member]) -> _Problem | None:
@@ -237,20 +245,17 @@ def _difference(members: Sequence[_Member]) -> _Problem | None:
     parts = [f"{_enumerate(same)} read {digest[:12]!r}" for digest, same in groups]
     return _problem(
         ConfigError,
-        f"the processes do not share one configuration: by its digest, {', '.join(parts)}; start every process with the "
-        "same file and the same KEY=VALUE settings",
+        f"the processes do not share one configuration: by its digest, {', '.join(parts)}; start every process with "
+        "the same file and the same KEY=VALUE settings",
     )
 
 
-def _absence(
-    members: Sequence[_Member], world_size: int, run_name: str, timeout: timedelta, *, rank_0_came: bool
-) -> _Problem:
-    first = 1 if rank_0_came else 0
-    missing = sorted(set(range(first, world_size)) - {member.rank for member in members})
+def _absence(missing: Sequence[int], me: _Member, timeout: timedelta) -> _Problem:
     came = f"{_enumerate(missing)} did not come" if missing else "rank 0 did not answer"
     return _problem(
         ScalingError,
-        f"{came} within {timeout.total_seconds():g} s, so the {world_size} processes of run {run_name!r} cannot start; "
+        f"{came} within {timeout.total_seconds():g} s, so "
+        f"the {me.world_size} processes of run {me.run_name!r} cannot start; "
         "look for the message of a process that failed before, and for machines that were not started",
     )
 

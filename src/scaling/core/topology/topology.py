@@ -39,7 +39,7 @@ class Topology:
         self.coordinate: Coordinate = layout.coordinate(rank)
         self.sequence_parallel = sequence_parallel and layout.model > 1
         self.rng = RngTracker(self.coordinate, device)
-        self._groups: dict[tuple[str, tuple[int, ...]], dist.ProcessGroup] = {}
+        self._groups: dict[str, dist.ProcessGroup] = {}
         self._store: dist.Store | None = None
         self._exchanges = 0
 
@@ -91,9 +91,11 @@ class Topology:
     def group(self, axis: Axis) -> dist.ProcessGroup | None:
         """Return the group of ranks that differ from this one along `axis` only; None where that is this rank alone.
 
-        Its ranks are in axis order. Collective on the first call: all ranks of the group.
+        Its ranks are in axis order.
         """
-        return self.subgroup(axis.value, self.layout.group(axis, self.rank))
+        if self.size(axis) == 1:
+            return None
+        return self.subgroup(f"axis {axis.value}", self.layout.group(axis, self.rank))
 
     @property
     def world(self) -> dist.ProcessGroup | None:
@@ -106,36 +108,42 @@ class Topology:
         return self._store
 
     def subgroup(self, purpose: str, ranks: Sequence[int]) -> dist.ProcessGroup | None:
-        """Return a group of the given global ranks, ordered by rank; None for fewer than two.
+        """Return a group of the given global ranks, ordered by rank; None for a rank that stays alone.
 
-        Groups are made once per (purpose, ranks): NCCL serialises what shares a group, so independent streams of
-        messages name different purposes. Collective on the first call: the ranks named, and only they.
+        Collective: *all* ranks, in one order of purposes, each with the ranks it belongs to (only itself, if to none).
+        A group is made once per purpose: NCCL serialises what shares a group, so independent streams of messages name
+        different purposes. Only the members wait for each other; but torch derives a group's name from the number of
+        groups its rank has made, which is why a rank that stays alone makes one too.
         """
-        if len(ranks) < 2 or self._store is None:
+        if self._store is None:
             return None
-        key = (purpose, tuple(ranks))
-        if key not in self._groups:
-            self._groups[key] = dist.new_group(sorted(ranks), use_local_synchronization=True)
-        return self._groups[key]
+        if purpose not in self._groups:
+            self._groups[purpose] = dist.new_group(sorted(ranks), use_local_synchronization=True)
+        group = self._groups[purpose]
+        return group if group.size() > 1 else None
 
-    def link(self, kind: Message, *, source: int, target: int) -> dist.ProcessGroup | None:
-        """Return the group of one directed edge between two pipe ranks of this column.
+    def link(self, kind: Message, *, wrapping: bool) -> dist.ProcessGroup | None:
+        """Return the group of this pipe column for one kind of message, its ranks in pipe order.
 
-        One group per direction and kind: messages of a group then flow one way, in one order, on both ends, and no send
-        can stand in the way of a receive. Collective on the first call: the two ranks.
+        Activations and gradients, and those between the last rank and the first (`wrapping`, for interleaved schedules),
+        each have their own: between two ranks the messages of a group then flow one way, in one order on both ends, and no
+        send can stand in the way of a receive. Collective: all ranks.
         """
-        ranks = [self.layout.rank_along(Axis.PIPE, self.rank, pipe) for pipe in (source, target)]
-        return self.subgroup(f"{kind} {source}->{target}", ranks)
+        ranks = self.layout.group(Axis.PIPE, self.rank)
+        return self.subgroup(f"{kind} wrapping" if wrapping else kind, ranks) if len(ranks) > 1 else None
 
     def model_replica_group(self, replicas: int) -> dist.ProcessGroup | None:
-        """Return the group of `replicas` consecutive model ranks around this one. Collective on the first call."""
+        """Return the group of `replicas` consecutive model ranks around this one. Collective: all ranks."""
+        if replicas == self.size(Axis.MODEL):
+            return self.group(Axis.MODEL)
         first = self.index(Axis.MODEL) // replicas * replicas
-        ranks = self.layout.group(Axis.MODEL, self.rank)[first : first + replicas]
-        return self.group(Axis.MODEL) if replicas == self.size(Axis.MODEL) else self.subgroup("replicas", ranks)
+        return self.subgroup(f"{replicas} replicas", self.layout.group(Axis.MODEL, self.rank)[first : first + replicas])
 
-    def pipe_subgroup(self, stages: Sequence[int]) -> dist.ProcessGroup | None:
-        """Return the group of this column's ranks at the given pipe indices. Collective on the first call: they."""
-        return self.subgroup("tie", [self.layout.rank_along(Axis.PIPE, self.rank, pipe) for pipe in stages])
+    def tie_group(self, key: str, pipe_ranks: Sequence[int]) -> dist.ProcessGroup | None:
+        """Return the group of this column's ranks at the given pipe indices, for the tie `key`. Collective: all ranks."""
+        member = self.index(Axis.PIPE) in pipe_ranks
+        ranks = [self.layout.rank_along(Axis.PIPE, self.rank, pipe) for pipe in pipe_ranks] if member else [self.rank]
+        return self.subgroup(f"tie {key}", ranks)
 
     def exchange(self, purpose: str, value: str | None) -> list[str | None]:
         """Return what every rank passed, in rank order. Collective: all ranks; over the store, not the network fabric.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.fields import NoEffect, Unavailable
+from scaling.core.config.patterns import pattern_problems
 from scaling.core.errors import Problem
 
 
@@ -102,12 +102,3 @@ class TrainerConfig(BaseConfig):
             "ignore_keys_in_checkpoint",
         ):
             yield from pattern_problems(name, getattr(self, name) or ())
-
-
-def pattern_problems(name: str, patterns: Iterable[str]) -> Iterator[Problem]:
-    """Yield a problem for each pattern in the list `name` that is no regular expression."""
-    for index, pattern in enumerate(patterns):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            yield Problem(f"{name}.{index}", f"is {pattern!r}, which is not a regular expression: {error}")

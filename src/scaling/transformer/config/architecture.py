@@ -12,7 +12,6 @@ from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.fields import Derived, NoEffect, Unavailable
-from scaling.core.config.plain_words import one_of
 from scaling.core.errors import Problem
 from scaling.core.nn.config import (
     FP8LinearConfig,
@@ -291,8 +290,7 @@ class TransformerArchitectureConfig(BaseConfig):
         if kv_heads is not None and heads % kv_heads:
             yield Problem(
                 "attention_num_kv_heads",
-                f"is {kv_heads}, but must divide num_attention_heads ({heads}): "
-                f"{one_of([str(size) for size in range(1, heads + 1) if heads % size == 0])}",
+                f"is {kv_heads}, but must divide num_attention_heads ({heads}); {math.gcd(kv_heads, heads)} does",
             )
         if kv_heads is not None and self.attention_qkv_in_one:
             yield Problem(

@@ -20,7 +20,7 @@ def widths_are_divisible(
     """Each tensor-parallel rank has the same number of heads and the same part of the MLP."""
     parts, kv_heads = topology.model_parallel_size, transformer_architecture.num_kv_heads
     heads, mlp_size = transformer_architecture.num_attention_heads, transformer_architecture.mlp_size
-    possible = [size for size in range(1, parts + 1) if gcd(heads, mlp_size) % size == 0]
+    possible = [size for size in range(1, min(parts, 1024) + 1) if gcd(heads, mlp_size) % size == 0]
     remedy = f"set topology.model_parallel_size to {' or '.join(str(size) for size in possible)}"
     if heads % parts:
         yield Problem(

@@ -66,8 +66,8 @@ def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Pro
     if topology.world_size > gpus:
         yield Problem(
             "topology.device",
-            f"is cuda and each of the {topology.world_size} processes needs a GPU, but {gpus} are visible here; reduce the "
-            "sizes, or set device to cpu or auto",
+            f"is cuda and each of the {topology.world_size} processes needs a GPU, but {gpus} are visible here; "
+            "reduce the sizes, or set device to cpu or auto",
         )
 
 
@@ -111,7 +111,8 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
     if kernel is MaskedSoftmaxKernel.FLASH_ATTENTION and precision not in (Precision.FLOAT16, Precision.BFLOAT16):
         yield Problem(
             "transformer_architecture.masked_softmax.kernel",
-            f"is flash_attention, which computes in float16 or bfloat16; in {precision.value} PyTorch's kernels are used",
+            f"is flash_attention, which computes in float16 or bfloat16; in {precision.value} PyTorch's kernels are "
+            "used",
         )
 
 

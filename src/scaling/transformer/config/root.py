@@ -66,7 +66,7 @@ class TransformerConfig(BaseConfig):
         group = TrainingGroupConfig(group_name="all", learning_rate_scheduler=scheduler)
         return {"training_groups": [group], "learning_rate_scheduler": None}
 
-    def with_launch(self, *, rank: int, world_size: int, local_slot: int) -> Self:
+    def with_launch(self, rank: int, world_size: int, local_slot: int) -> Self:
         """Return a copy for one process; `ConfigError` if the number of processes is not the topology's."""
-        topology = self.topology.with_launch(rank=rank, world_size=world_size, local_slot=local_slot)
+        topology = self.topology.with_launch(rank, world_size, local_slot)
         return self.model_copy(update={"topology": topology})

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.family import ConfigFamily
+from scaling.core.config.patterns import pattern_problems
 from scaling.core.errors import Problem
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
-from scaling.core.trainer.config import pattern_problems
 
 
 class LossFunctionConfig(ConfigFamily):

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.errors import DataError
 from scaling.transformer.data.files import exclusive, storage_errors, sync_directory, write_atomically
 from scaling.transformer.data.progress import ProgressCallback, silent
+from scaling.transformer.data.sampling import thin
 from scaling.transformer.data.shards import token_dtype
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -65,13 +66,13 @@ def build_stdlib_corpus(
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     name = f"stdlib-{sys.version_info.major}.{sys.version_info.minor}-{limits.vocab_size}-{digest[:8]}"
     final = directory / name
-    if _intact(final):
+    if _intact(final, identity):
         return _paths(final)
     with storage_errors(f"building the corpus in {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         waiting = "waiting for another process that builds the corpus"
         with exclusive(directory / f".{name}.lock", on_wait=lambda: progress(waiting, 0, 1)):
-            if not _intact(final):
+            if not _intact(final, identity):
                 building = directory / f".{name}.building"
                 for rest in (building, final):
                     if rest.exists():
@@ -116,30 +117,19 @@ def _help_topics() -> Mapping[str, str]:
     return {f"topics/{name}": str(text) for name, text in topics.items()}
 
 
-def _thin(texts: Sequence[str], max_bytes: int | None) -> list[str]:
-    """Leave texts out evenly, so that what stays has about `max_bytes`."""
-    total = sum(len(text) for text in texts)
-    if max_bytes is None or total <= max_bytes:
-        return list(texts)
-    kept: list[str] = []
-    seen = size = 0
-    for text in texts:
-        seen += len(text)
-        if (size + len(text)) * total <= seen * max_bytes:
-            kept.append(text)
-            size += len(text)
-    return kept or [min(texts, key=len)]
-
-
 def _build(directory: Path, limits: CorpusLimits, progress: ProgressCallback) -> None:
-    texts = _thin([text for _, text in stdlib_documents()], limits.max_bytes)
+    texts = [text for _, text in stdlib_documents()]
+    size = sum(map(len, texts))
+    if limits.max_bytes is not None and limits.max_bytes < size:
+        texts = list(thin(texts, total=size, budget=limits.max_bytes))
+        size = sum(map(len, texts))
     if not texts:
         raise DataError(
             f"this Python ({sys.executable}) comes without the sources of its standard library, of which the corpus "
             "'python_stdlib' is made; name your own data in data.data_prefixes (see `scaling data tokenize`)."
         )
     progress("training the tokenizer", 0, 1)
-    tokenizer = train_tokenizer(_thin(texts, limits.tokenizer_bytes), limits.vocab_size)
+    tokenizer = train_tokenizer(thin(texts, total=size, budget=limits.tokenizer_bytes), limits.vocab_size)
     progress("training the tokenizer", 1, 1)
     paths = _paths(directory)
     tokenizer.save(paths.tokenizer)
@@ -164,13 +154,14 @@ def _write_manifest(directory: Path, identity: Mapping[str, object]) -> None:
     write_atomically(directory / MANIFEST, content.encode())
 
 
-def _intact(directory: Path) -> bool:
+def _intact(directory: Path, identity: Mapping[str, object]) -> bool:
     """Tell whether a corpus is there, every file of it as it was written (some 10 MB to read)."""
     try:
-        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        return bool(files) and all(_sha256(directory / name) == digest for name, digest in files.items())
-    except (OSError, ValueError, KeyError):
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        files = {path.name: _sha256(path) for path in directory.iterdir() if path.name != MANIFEST}
+    except (OSError, ValueError):
         return False
+    return bool(manifest == {"made_of": identity, "sha256": files})
 
 
 def _sha256(path: Path) -> str:

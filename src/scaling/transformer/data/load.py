@@ -8,7 +8,8 @@ from scaling.core.data.blended import BlendedDataset
 from scaling.core.data.config import BlendedDatasetConfig
 from scaling.core.data.documents import TokenDocuments
 from scaling.core.data.megatron import MegatronDataset
-from scaling.core.data.memory_map import MemoryMapDataset
+from scaling.core.data.memory_map import MemoryMapDocuments
+from scaling.core.data.open_documents import open_documents
 from scaling.core.errors import ConfigError, DataError, Problem
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextCollator, TextSample
@@ -25,9 +26,9 @@ TextMixture = BlendedDataset[TextSample]
 def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = silent) -> TransformerConfig:
     """Build the corpus where one is asked for, and fill in what follows from the data and the tokenizer.
 
-    The result names `data_prefixes`, `vocab_size` and `eod_token_id`, and `vocab_file` where there is a tokenizer; for it
-    this function has nothing more to do. Call it before the processes of a run are started; where several call it, one
-    builds and the others wait.
+    The result names `data_prefixes`, `vocab_size` and `eod_token_id`, and `vocab_file` where there is a tokenizer; for
+    it this function has nothing more to do. Call it before the processes of a run are started; where several call it,
+    one builds and the others wait.
 
     Raises:
         ConfigError: No data is named, or vocabulary, tokenizer and end-of-document token do not fit together.
@@ -125,17 +126,21 @@ def _vocab_size(given: int | None, tokenizer: Tokenizer | None) -> int:
 
 def _open(prefix: Path, config: TransformerConfig) -> TokenDocuments:
     """Open a data set and refuse one that was made for another vocabulary or tokenizer."""
-    architecture = config.transformer_architecture
-    documents = MegatronDataset(prefix) if config.data.legacy_dataset else MemoryMapDataset(prefix)
+    architecture, data = config.transformer_architecture, config.data
+    documents = (
+        MegatronDataset(prefix, data.load_mmap_index_to_memory)
+        if data.legacy_dataset
+        else open_documents(prefix, use_mmap=data.use_mmap, load_index_to_memory=data.load_mmap_index_to_memory)
+    )
     documents.check_vocabulary(architecture.vocab_size or 0)
-    recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDataset) else None
+    recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
     if recorded is not None and architecture.vocab_file is not None:
         actual = Tokenizer.from_file(architecture.vocab_file).sha256
         if actual != recorded:
             raise DataError(
                 f"{prefix} was made with a tokenizer of SHA-256 {recorded[:16]}..., but that of "
-                f"transformer_architecture.vocab_file ({architecture.vocab_file}) is {actual[:16]}...; name the tokenizer "
-                "the data was made with, or tokenize the data again with this one."
+                f"transformer_architecture.vocab_file ({architecture.vocab_file}) is {actual[:16]}...; name the "
+                "tokenizer the data was made with, or tokenize the data again with this one."
             )
     return documents
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 Lengths = Callable[[int, int], NDArray[np.int64]]
 """`lengths(start, stop)`: the number of tokens of each of these documents, 0 for one that is left out."""
 
-BLOCK = 512
-"""Documents whose lengths are summed up on request; one total per block is kept: 16 MB for 10^9 documents."""
+BLOCK = 64
+"""Documents whose lengths are summed up on request; one total per block is kept: 12 MB for 10^8 documents."""
 
 
 class Span(NamedTuple):

@@ -108,7 +108,7 @@ class PieceReader:
             with open_binary(self._piece.path) as handle:
                 yield from self._whole(handle) if suffix.startswith(".txt") else self._json_lines(handle)
         except OSError as error:
-            raise DataError(f"{self._piece.path} cannot be read: {error.strerror or error}.") from error
+            raise DataError(f"{self._piece.path} cannot be read: {error.strerror or error}") from error
 
     def _bad(self, reason: str, *, offset: int, line: int | None = None) -> BadRecord:
         return BadRecord(self._piece.path, self.lines if line is None else line, offset, reason)
@@ -158,15 +158,15 @@ class PieceReader:
             offset += size
 
     def _json_document(self, line: bytes, offset: int) -> str | BadRecord:
-        text = _decode(line, start_of_file=offset == 0)
+        text = _decode(line.rstrip(b"\r\n"), start_of_file=offset == 0)
         if isinstance(text, _Fault):
             return self._bad(text.reason, offset=offset + text.offset)
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
-            return self._bad(f"not JSON: {error.msg} at column {error.colno}", offset=offset)
+            return self._bad(f"not JSON ({error.msg}: column {error.colno})", offset=offset)
         except (ValueError, RecursionError) as error:
-            return self._bad(f"not JSON that can be read: {error}", offset=offset)
+            return self._bad(f"not JSON that can be read ({error})", offset=offset)
         if not isinstance(record, dict):
             return self._bad(
                 f"a JSON {_json_type(record)} where an object with the key {self._field!r} is expected", offset=offset
@@ -208,7 +208,7 @@ class PieceReader:
                         self.lines += 1
                         yield self._document(value, 0)
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is no parquet file that can be read: {error}.") from error
+            raise DataError(f"{path} is no parquet file that can be read: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -74,20 +74,13 @@ class Shard:
         return replace(ShardReport(**content, bad=bad), lines=tuple(content["lines"]))
 
     def documents(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-        """Yield the tokens of each document."""
+        """Yield the tokens of each document, none for an empty one."""
         lengths = np.fromfile(self._path(".lengths"), np.int64)
-        if lengths.size == 0:
-            return
-        tokens = np.memmap(self._path(".tokens"), dtype=dtype, mode="r")
+        tokens = np.memmap(self._path(".tokens"), dtype=dtype, mode="r") if lengths.any() else np.empty(0, dtype)
         stop = 0
         for length in lengths.tolist():
             start, stop = stop, stop + length
             yield tokens[start:stop]
-
-    def delete(self) -> None:
-        """Remove the shard's files, the report first."""
-        for suffix in (".json", ".lengths", ".tokens"):
-            self._path(suffix).unlink(missing_ok=True)
 
     def write(self, chunk: Chunk, options: TokenizeOptions, dtype: np.dtype[Any]) -> ShardReport:
         """Tokenize a chunk; nothing counts as written unless all of it was."""
@@ -101,8 +94,7 @@ class Shard:
                 lengths_file.write(np.asarray([len(ids) for ids in batch], np.int64).tobytes())
                 for ids in batch:
                     tokens_file.write(np.asarray(ids, dtype).tobytes())
-                counts.documents += len(batch)
-                counts.tokens += sum(map(len, batch))
+                counts.add(batch)
             for handle in (tokens_file, lengths_file):  # before the report that vouches for them
                 handle.flush()
                 os.fsync(handle.fileno())
@@ -128,6 +120,12 @@ class _Counts:
         self.lines: list[int] = []
         self.bad: list[BadRecord] = []
 
+    def add(self, batch: list[list[int]]) -> None:
+        sizes = [len(ids) for ids in batch if ids]
+        self.documents += len(sizes)
+        self.tokens += sum(sizes)
+        self.empty += len(batch) - len(sizes)
+
 
 def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts) -> Iterator[list[list[int]]]:
     """Yield the token ids of the chunk's documents, some at a time; stop where too many records are bad."""
@@ -138,8 +136,7 @@ def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts) -> Iterato
 
     def tokenize() -> list[list[int]]:
         nonlocal characters
-        batch = [ids + end for ids in tokenizer.encode_batch(waiting) if ids]
-        counts.empty += len(waiting) - len(batch)
+        batch = [ids + end if ids else [] for ids in tokenizer.encode_batch(waiting)]
         waiting.clear()
         characters = 0
         return batch

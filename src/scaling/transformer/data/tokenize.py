@@ -140,7 +140,7 @@ def _tokenize_chunks(
             report = finished.get(chunk.index) or next(made)
             reports.append(report)
             bad += [replace(record, line=record.line + lines_before[record.path]) for record in report.bad]
-            _check_budget(bad, options.max_bad)
+            check_budget(bad, options.max_bad)
             for piece, lines in zip(chunk.pieces, report.lines, strict=True):
                 lines_before[piece.path] += lines
             done += chunk.size
@@ -154,16 +154,19 @@ def _tokenize_chunks(
     )
 
 
-def _check_budget(bad: Sequence[BadRecord], max_bad: int) -> None:
+def check_budget(bad: Sequence[BadRecord], max_bad: int) -> None:
+    """Refuse more bad records than there may be.
+
+    Raises:
+        DataError: There is one, and there may be none.
+        DataRefusedError: There are more than `max_bad`, which is above 0.
+    """
     if len(bad) <= max_bad:
         return
     if max_bad == 0:
-        raise DataError(
-            f"{bad[0]}. Mend it, or skip up to n such records with --max-bad n; what is done so far is kept."
-        )
+        raise DataError(f"{bad[0]}. Mend it, or skip up to n such records with --max-bad n")
     raise DataRefusedError(
-        f"more than {max_bad} records are bad, the last one: {bad[max_bad]}. Mend the data, or raise --max-bad; "
-        "what is done so far is kept."
+        f"more than {max_bad} records are bad, the last one: {bad[max_bad]}. Mend the data, or raise --max-bad"
     )
 
 

@@ -62,9 +62,9 @@ class Tokenizer:
         try:
             serialized = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"tokenizer file {path} is not UTF-8 text: {error}.") from error
+            raise DataError(f"tokenizer file {path} is not UTF-8 text: {error}") from error
         except OSError as error:
-            raise DataError(f"tokenizer file {path} cannot be read: {error.strerror}.") from error
+            raise DataError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
         return cls(serialized, name=f"tokenizer file {path}", plain_text=plain_text)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:

@@ -1,0 +1,216 @@
+"""`scaling checkpoint`: list, verify, compare, cast and import checkpoints, without processes and without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_of
+from scaling.core.checkpoint.manifest import Manifest
+from scaling.core.checkpoint.predecessor_import import import_predecessor
+from scaling.core.checkpoint.reader import Difference, cast, differences
+from scaling.core.checkpoint.resume import ChangeRules, compare
+from scaling.core.checkpoint.search import find_newest, is_step_folder
+from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
+from scaling.core.errors import CheckpointError, ExitStatus, StorageError
+
+app = typer.Typer(name="checkpoint", help="List, verify, compare, cast and import checkpoints.", no_args_is_help=True)
+
+READERS = 8
+PIPE_WIDTH = 160
+
+
+class Precision(str, Enum):
+    """The floating-point types that weights can be cast to."""
+
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+Directory = Annotated[Path, typer.Argument(help="A folder of checkpoints, or one step's folder.", show_default=False)]
+Source = Annotated[
+    Path, typer.Argument(metavar="SRC", help="One step's folder, or a folder whose newest one is meant.")
+]
+Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write global_step<N> into.")]
+
+
+@app.command("ls")
+def list_checkpoints(
+    directory: Directory,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List checkpoints with size, contents and state, as far as names and sizes tell (`verify` reads every byte)."""
+    rows = [_row(folder) for folder in _step_folders(directory)]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("step", "state", "saved at", "size", "parameters", "optimizer", "ranks", "version")
+    for row in rows:
+        optimizer = "yes" if row["optimizer"] else "no"
+        told = [
+            row["saved_at"],
+            _bytes(row["bytes"]),
+            f"{row['parameters']:,}",
+            optimizer,
+            row["ranks"],
+            row["scaling"],
+        ]
+        table.add_row(str(row["step"]), row["state"], *(map(str, told) if row["complete"] else ()))
+    _console().print(table)
+
+
+@app.command()
+def verify(path: Directory) -> None:
+    """Read every byte and compare it with the digests; exit with status 2 if anything is damaged or incomplete."""
+    damaged = 0
+    for folder in _step_folders(path):
+        try:
+            manifest = read_manifest(folder)
+            problems = quick_problems(folder, manifest) or _read_all(folder, manifest)
+        except CheckpointError as error:
+            problems = [str(error)]
+        if problems:
+            damaged += 1
+            typer.echo(f"{folder}: DAMAGED")
+            for problem in problems:
+                typer.echo(f"  {problem}")
+            continue
+        typer.echo(f"{folder}: intact, {_bytes(manifest.bytes)} in {len(manifest.files)} files")
+        for name in strange_files(folder, manifest)[1]:
+            typer.echo(f"  {name} does not belong to the checkpoint and is ignored")
+    if damaged:
+        raise typer.Exit(ExitStatus.USER_INPUT)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.", show_default=False)],
+    everything: Annotated[bool, typer.Option("--all", help="List equal tensors too.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with status 1 if a tensor differs.")] = False,
+) -> None:
+    """Compare two checkpoints tensor by tensor, whatever layouts they were saved in, and their scalars."""
+    a, b = find_newest(first).require(), find_newest(second).require()
+    table = Table("tensor", "differs in", "largest absolute", "largest relative", "remark")
+    total = unequal = 0
+    for found in differences(a, b):
+        total += 1
+        unequal += not found.is_equal
+        if everything or not found.is_equal:
+            table.add_row(*_cells(found))
+    if table.row_count:
+        _console().print(table)
+    for change in compare(a.manifest.scalars, b.manifest.scalars, ChangeRules()).runtime:
+        typer.echo(f"{change.path}: {change.stored!r} and {change.present!r}")
+    typer.echo(f"{unequal} of {total} tensors differ between {a.path} and {b.path}")
+    if unequal and exit_code:
+        raise typer.Exit(ExitStatus.FAILURE)
+
+
+@app.command("cast")
+def cast_checkpoint(
+    source: Source,
+    target: Target,
+    dtype: Annotated[Precision, typer.Option(help="Type of the weights.")],
+) -> None:
+    """Write the model's weights in another precision. Optimizer states are left out."""
+    types = {
+        Precision.FLOAT64: torch.float64,
+        Precision.FLOAT32: torch.float32,
+        Precision.BFLOAT16: torch.bfloat16,
+        Precision.FLOAT16: torch.float16,
+    }
+    typer.echo(f"wrote {cast(find_newest(source).require(), target, types[dtype])}")
+
+
+@app.command("import")
+def import_checkpoint(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint of the predecessor.", show_default=False)],
+    target: Target,
+    step: Annotated[int | None, typer.Option(min=0, help="Step number.", show_default="the folder's")] = None,
+) -> None:
+    """Convert the model of a layer-wise checkpoint (model_state_layer_<i>_<Class>.pt); nothing in it is executed."""
+    typer.echo(f"wrote {import_predecessor(source, target, step=step)}")
+
+
+def _step_folders(directory: Path) -> list[Path]:
+    try:
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory} is not a folder")
+        found = [directory] if is_step_folder(directory) else list_steps(directory)
+    except OSError as error:
+        raise StorageError(f"{directory} cannot be read: {error}") from error
+    if not found:
+        raise CheckpointError(f"there is no checkpoint in {directory}")
+    return found
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": step_of(folder.absolute()), "path": str(folder), "complete": False}
+    try:
+        manifest = read_manifest(folder)
+        problems = quick_problems(folder, manifest)
+    except (CheckpointError, OSError) as error:
+        return row | {"state": f"unusable: {error}"}
+    tensors = {name: entry for name, entry in manifest.tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
+    information = manifest.information
+    return row | {
+        "step": manifest.step,
+        "complete": not problems,
+        "state": f"damaged: {'; '.join(problems)}" if problems else "complete",
+        "saved_at": information.get("saved_at"),
+        "bytes": manifest.bytes,
+        "parameters": sum(prod(entry.shape) for entry in tensors.values()),
+        "optimizer": len(tensors) < len(manifest.tensors),
+        "ranks": information.get("ranks"),
+        "scaling": information.get("scaling"),
+    }
+
+
+def _read_all(folder: Path, manifest: Manifest) -> list[str]:
+    """Verify all files, several at a time: hashing does not hold Python's lock."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(folder.name, total=manifest.bytes)
+
+        def check(name: str) -> list[str]:
+            found = file_problems(folder, manifest, [name])
+            progress.advance(task, manifest.files[name].bytes)
+            return found
+
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+            return [problem for found in pool.map(check, manifest.files) for problem in found]
+
+
+def _cells(found: Difference) -> Iterable[str]:
+    if found.elements:
+        numbers = f"{found.elements:,} elements", f"{found.largest_absolute:.3g}", f"{found.largest_relative:.3g}"
+    else:
+        numbers = ("", "", "")
+    return found.name, *numbers, found.note or ("equal" if found.is_equal else "")
+
+
+def _bytes(count: int) -> str:
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)

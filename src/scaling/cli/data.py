@@ -1,0 +1,193 @@
+"""`scaling data`: make token data sets and tokenizers, look into them, and show what a training step consumes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from scaling.core.data.memory_map import MemoryMapDocuments
+from scaling.core.data.open_documents import open_documents
+from scaling.core.errors import DataError
+from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.progress import ConsoleProgress
+from scaling.transformer.data.readers import find_inputs
+from scaling.transformer.data.sampling import sample_texts
+from scaling.transformer.data.shards import TokenizeOptions
+from scaling.transformer.data.tokenize import tokenize_files
+from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
+from scaling.transformer.data.trace import ConsumedSample, samples_of_step
+
+app = typer.Typer(
+    name="data", help="Make token data sets, look into them, and show what a step consumes.", no_args_is_help=True
+)
+
+BAR_WIDTH = 40
+LISTED_BAD_RECORDS = 20
+
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="INPUT...",
+        help="Files that end in .txt (a document a file), .jsonl (a document a line) or .parquet (a document a row), "
+        "the first two also with .gz or .zst; or folders of such files.",
+        show_default=False,
+    ),
+]
+Field = Annotated[str, typer.Option(help="Key of a .jsonl line, or column of a .parquet file, that holds the text.")]
+MaxBad = Annotated[int, typer.Option(min=0, help="Bad records to skip before the data is refused.")]
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it, macOS does not
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@app.command()
+def tokenize(
+    inputs: Inputs,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Prefix of the memory map.", show_default=False)],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="Tokenizer file.", show_default=False)],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="all cores")] = None,
+    field: Field = "text",
+    append_eod: Annotated[bool, typer.Option(help="End each document with the end-of-document token.")] = True,
+    max_bad: MaxBad = 0,
+    max_document_bytes: Annotated[int, typer.Option(min=1, help="Longest document.")] = 32 << 20,
+) -> None:
+    """Tokenize text files into a memory map, in parallel. A run that was stopped goes on where it stopped."""
+    options = TokenizeOptions(
+        tokenizer, field=field, append_eod=append_eod, max_bad=max_bad, max_document_bytes=max_document_bytes
+    )
+    with ConsoleProgress() as progress:
+        result = tokenize_files(inputs, output, options, workers=workers or available_cores(), progress=progress)
+    typer.echo(f"{output}: {result.documents} documents, {result.tokens} tokens")
+    if result.reused_chunks:
+        typer.echo(f"went on after {result.reused_chunks} chunks that an earlier run had done")
+    if result.empty:
+        typer.echo(f"left out {result.empty} documents without text")
+    if result.bad:
+        typer.echo(f"skipped {len(result.bad)} bad records, all of them listed in {output}.skipped.jsonl:")
+        for record in result.bad[:LISTED_BAD_RECORDS]:
+            typer.echo(f"  {record}")
+
+
+@app.command("train-tokenizer")
+def train_tokenizer_command(
+    inputs: Inputs,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer file to write.", show_default=False)],
+    vocab_size: Annotated[int, typer.Option(help="Number of tokens.", show_default=False)],
+    field: Field = "text",
+    max_bytes: Annotated[int, typer.Option(min=1, help="Text to train on; of more, an even part is taken.")] = 100
+    << 20,
+    max_bad: MaxBad = 0,
+) -> None:
+    """Train a byte-level BPE tokenizer. The same texts give the same tokenizer."""
+    if output.exists():
+        raise DataError(f"{output} exists already; choose another output, or remove it first")
+    files = find_inputs(inputs)
+    with ConsoleProgress() as progress:
+        texts = sample_texts(files, field=field, budget=max_bytes, max_bad=max_bad, progress=progress)
+        tokenizer = train_tokenizer(texts, vocab_size)
+    tokenizer.save(output)
+    typer.echo(f"{output}: {tokenizer.vocab_size} tokens, SHA-256 {tokenizer.sha256}")
+
+
+@app.command()
+def inspect(
+    prefix: Annotated[Path, typer.Argument(metavar="PREFIX", help="A memory map or Megatron data set.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", "-t", help="Tokenizer file, to show samples as text.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Documents to show.")] = 3,
+    verify: Annotated[bool, typer.Option(help="Check every byte of the data set.")] = False,
+) -> None:
+    """Show counts, the lengths of documents and a few samples of a token data set."""
+    documents = open_documents(prefix)
+    if verify:
+        documents.verify()
+    sizes = np.asarray(documents.sizes(), np.int64)
+    typer.echo(
+        f"{prefix}: {type(documents).__name__} of {documents.dtype.name}{', every byte verified' if verify else ''}"
+    )
+    typer.echo(f"documents    {len(documents)}")
+    typer.echo(f"tokens       {documents.token_count}")
+    if documents.max_token is not None:
+        typer.echo(f"largest      {documents.max_token}")
+    recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
+    if recorded is not None:
+        typer.echo(f"tokenizer    SHA-256 {recorded}")
+    typer.echo(f"fingerprint  {documents.fingerprint()}")
+    typer.echo(f"length       {sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}, median {int(np.median(sizes))}")
+    for line in histogram(sizes):
+        typer.echo(f"  {line}")
+    decoder = None if tokenizer is None else Tokenizer.from_file(tokenizer)
+    if decoder is not None and recorded not in (None, decoder.sha256):
+        typer.echo(f"note: {tokenizer} is another tokenizer than the one this data was made with")
+    for index in np.unique(np.linspace(0, len(documents) - 1, samples).astype(np.int64)).tolist():
+        typer.echo(f"\ndocument {index}, {sizes[index]} tokens:")
+        typer.echo(_text(documents.read(index, 0, 200), decoder))
+
+
+@app.command()
+def show(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes, such as trainer.seed=1.", show_default=False),
+    ] = None,
+    step: Annotated[int, typer.Option(help="The training step, counted from 1.")] = 1,
+    consumed_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Samples consumed before the step, if the global batch size was changed on resume: "
+            "training/consumed_samples of the step before.",
+        ),
+    ] = None,
+) -> None:
+    """Show exactly the samples that a training step consumes: text, documents and offsets."""
+    loaded = TransformerConfig.from_yaml(config, overrides or (), quiet=True)
+    with ConsoleProgress() as progress:
+        prepared = prepare_data(loaded, progress=progress)
+    train, _ = load_datasets(prepared)
+    vocab_file = prepared.transformer_architecture.vocab_file
+    decoder = None if vocab_file is None else Tokenizer.from_file(vocab_file)
+    for consumed in samples_of_step(prepared, train, step, consumed_samples=consumed_samples):
+        _show(consumed, decoder)
+
+
+def _show(consumed: ConsumedSample, decoder: Tokenizer | None) -> None:
+    sample = consumed.sample
+    typer.echo(
+        f"=== sample {consumed.position} (micro-batch {consumed.micro_batch}, data-parallel rank "
+        f"{consumed.data_parallel_rank}): sequence {consumed.index} of {sample.source}"
+    )
+    place = 0
+    for document, start, stop in sample.spans:
+        typer.echo(f"--- document {document}, tokens {start} to {stop - 1}")
+        typer.echo(_text(sample.tokens[place : place + stop - start], decoder))
+        place += stop - start
+
+
+def _text(tokens: np.ndarray[tuple[int, ...], np.dtype[np.integer]], decoder: Tokenizer | None) -> str:
+    ids = [int(token) for token in tokens]
+    return " ".join(map(str, ids)) if decoder is None else decoder.decode(ids, skip_special_tokens=False)
+
+
+def histogram(sizes: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> list[str]:
+    """Return a line for each power of two up to the largest size: how many sizes lie between it and the next."""
+    bits = np.frexp(sizes.astype(np.float64))[1]  # sizes of b bits lie in [2^(b-1), 2^b)
+    counts = np.bincount(bits)
+    lines = []
+    for bit, count in enumerate(counts.tolist()):
+        if count == 0 and not counts[:bit].any():
+            continue
+        first, last = (0, 0) if bit == 0 else (1 << (bit - 1), (1 << bit) - 1)
+        bar = "#" * round(BAR_WIDTH * count / counts.max())
+        lines.append(f"{first:>10} - {last:<10} {count:>10} {bar}".rstrip())
+    return lines

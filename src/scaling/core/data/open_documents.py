@@ -1,0 +1,23 @@
+"""Open token documents by their prefix, whatever format they are in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scaling.core.data.documents import TokenDocuments, with_suffix
+from scaling.core.data.file_dataset import FileDataset
+from scaling.core.data.megatron import MegatronDataset
+from scaling.core.data.memory_map import MemoryMapDataset
+
+
+def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_memory: bool = False) -> TokenDocuments:
+    """Open a memory map, which has a meta file, or else a Megatron data set; what is neither is a `DataError`.
+
+    `use_mmap: false` reads a memory map's files with seek and read; a Megatron data set is always mapped.
+    """
+    prefix = Path(prefix)
+    if not with_suffix(prefix, ".meta.json").exists() and with_suffix(prefix, ".idx").exists():
+        return MegatronDataset(prefix, load_index_to_memory)
+    if use_mmap:
+        return MemoryMapDataset(prefix, load_index_to_memory)
+    return FileDataset(prefix, load_index_to_memory)

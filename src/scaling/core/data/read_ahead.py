@@ -1,0 +1,137 @@
+"""Read micro-batches ahead of time in worker processes, and replace workers that die."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import pickle
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain
+from multiprocessing.context import BaseContext
+from typing import Any, final
+
+import torch
+from torch.utils.data import DataLoader as TorchDataLoader
+
+from scaling.core.data.reader import MicroBatchReader, ReadFailure, ignore_keyboard
+from scaling.core.data.types import MicroBatch
+from scaling.core.errors import DataError, ScalingError
+
+_logger = logging.getLogger(__name__)
+
+
+@final
+class _Positions:
+    """Positions still to be read. Those which workers were asked for count as unread until they have delivered."""
+
+    def __init__(self) -> None:
+        self.asked: deque[range] = deque()
+        self.rest: Iterator[range] = iter(())
+
+    def __iter__(self) -> Iterator[range]:
+        self.rest = chain(tuple(self.asked), self.rest)
+        self.asked.clear()
+        for positions in self.rest:
+            self.asked.append(positions)
+            yield positions
+
+
+@final
+class ReadAhead(Iterator[MicroBatch]):
+    """Reads the micro-batches at given positions in order, in this process or ahead of time in workers.
+
+    A worker that dies (out of memory, or by a signal meant for the whole job) is replaced: since a micro-batch follows
+    from its positions, what was lost is simply read again.
+    """
+
+    def __init__(self, reader: MicroBatchReader, *, num_workers: int, prefetch_factor: int | None) -> None:
+        self._reader = reader
+        self._num_workers = num_workers
+        self._prefetch_factor = prefetch_factor
+        self._positions = _Positions()
+        self._pool: TorchDataLoader[Any] | None = None
+        self._results: Iterator[Any] | None = None
+        self._workers_have_delivered = True
+
+    def start(self, positions: Iterator[range]) -> None:
+        """Go on with the micro-batches at `positions`, and forget what was read ahead."""
+        self._positions.asked.clear()
+        self._positions.rest = positions
+        self._results = None
+
+    def __next__(self) -> MicroBatch:
+        while True:
+            try:
+                if self._results is None:
+                    self._results = self._ask_workers()
+                result = next(self._results)
+                break
+            except (RuntimeError, OSError, EOFError) as error:  # a dead worker: readers raise ScalingError only
+                self._replace_workers(error)
+        self._positions.asked.popleft()
+        self._workers_have_delivered = True
+        if isinstance(result, ReadFailure):
+            raise result.error()
+        batch: MicroBatch = result
+        return batch
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._results = None
+        self._pool = None  # its iterator stops the workers when the last reference goes
+
+    def _ask_workers(self) -> Iterator[Any]:
+        if self._pool is None:
+            self._pool = self._new_pool()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # PyTorch's advice about pickling; ours follows
+                return iter(self._pool)  # starts the workers, or makes them drop what they had been asked for
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            self.close()
+            raise DataError(
+                f"the data set cannot be sent to worker processes: {error}; define its class at the top level of a "
+                "module, open files in it on first use, or set num_workers to 0"
+            ) from error
+
+    def _new_pool(self) -> TorchDataLoader[Any]:
+        return TorchDataLoader(
+            self._reader,
+            sampler=self._positions,
+            batch_size=None,  # a position range is one item, which the reader collates
+            collate_fn=_unchanged,
+            num_workers=self._num_workers,
+            prefetch_factor=self._prefetch_factor if self._num_workers else None,
+            persistent_workers=self._num_workers > 0,
+            multiprocessing_context=_worker_context() if self._num_workers else None,
+            worker_init_fn=ignore_keyboard,
+            generator=torch.Generator(),  # otherwise it draws from the generator of the training process
+        )
+
+    def _replace_workers(self, error: Exception) -> None:
+        if self._num_workers == 0:
+            raise error
+        error.__traceback__ = None  # its frames would keep the workers that are left
+        self.close()
+        if not self._workers_have_delivered:
+            raise ScalingError(
+                f"data workers die as soon as they start ({error}); with too little memory (or /dev/shm) lower "
+                "num_workers or prefetch_factor, and set num_workers to 0 to see an error of the data set itself"
+            ) from error
+        _logger.warning("a data worker died (%s); new workers go on where it stopped", str(error))
+        self._workers_have_delivered = False
+
+
+def _worker_context() -> BaseContext:
+    """Return a way to start processes that is safe beside threads (fork is not) and imports PyTorch only once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _unchanged(result: Any) -> Any:
+    return result

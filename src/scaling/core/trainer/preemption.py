@@ -1,0 +1,73 @@
+"""Preemption: notice that this process was asked to leave, so that the trainer can save first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+SECOND_REQUEST_SECONDS = 0.5
+"""Requests closer together count as one: Slurm signals every process of a job, and the launcher passes it on as well."""
+
+
+class Preemption:
+    """While entered, turn the first SIGTERM, SIGUSR1 or Ctrl-C into a flag; a second one ends the process at once.
+
+    Poll it by calling it, at step boundaries, and let the ranks agree on the answer before acting on it: signals do not
+    arrive everywhere at the same time. Keep it entered until the state is saved. Outside the main thread, where Python
+    allows no signal handlers, the flag is never set.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)) -> None:
+        self._signals = tuple(signals)
+        self._former: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
+        self._first: signal.Signals | None = None
+        self._since = 0.0
+
+    def __call__(self) -> bool:
+        """Return whether this process was asked to leave."""
+        return self._first is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Return the name of the signal that asked, such as `SIGTERM`; None while none did."""
+        return None if self._first is None else self._first.name
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._process = os.getpid()
+            self._former = {number: signal.signal(number, self._receive) for number in self._signals}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._former.items():
+            # None stands for a handler that was not installed from Python; it cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._former = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal. No output here: the handler may interrupt a write to the very stream it would use."""
+        if os.getpid() != self._process:  # a data-loading worker, forked with these handlers: it leaves with its parent
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._since = signal.Signals(number), now
+        elif now - self._since >= SECOND_REQUEST_SECONDS:
+            leave_by(number)
+
+
+def leave_by(number: int) -> None:
+    """End this process by the signal itself, so that whoever waits for it sees the conventional status."""
+    signal.signal(number, signal.SIG_DFL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(os.getpid(), number)

@@ -1,0 +1,50 @@
+"""Choose an even, reproducible part of many texts, to train a tokenizer on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from scaling.transformer.data.progress import ProgressCallback, silent
+from scaling.transformer.data.readers import BadRecord, Piece, PieceReader
+from scaling.transformer.data.tokenize import check_budget
+
+
+def thin(texts: Iterable[str], *, total: int, budget: int) -> Iterator[str]:
+    """Leave out texts evenly, so that of `total` characters about `budget` remain; never more."""
+    seen = kept = 0
+    for text in texts:
+        seen += len(text)
+        if (kept + len(text)) * max(total, seen) <= seen * budget:
+            kept += len(text)
+            yield text
+
+
+def sample_texts(
+    files: Sequence[Path],
+    *,
+    field: str,
+    budget: int,
+    max_bad: int = 0,
+    progress: ProgressCallback = silent,
+) -> Iterator[str]:
+    """Yield an even part of the documents in some files, about `budget` characters.
+
+    Raises:
+        DataError: A file cannot be read, or a record is bad and none may be.
+        DataRefusedError: More than `max_bad` records are bad.
+    """
+    sizes = [path.stat().st_size for path in files]
+
+    def texts() -> Iterator[str]:
+        bad: list[BadRecord] = []
+        for number, path in enumerate(files):
+            for document in PieceReader(Piece(path), field=field):
+                if isinstance(document, BadRecord):
+                    bad.append(document)
+                    check_budget(bad, max_bad)
+                else:
+                    yield document
+            progress("reading", sum(sizes[: number + 1]), sum(sizes))
+
+    yield from thin(texts(), total=sum(sizes), budget=budget)

@@ -1,0 +1,169 @@
+"""`scaling checkpoint` works on folders alone: no processes, no GPU, nothing executed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from scaling.cli import checkpoint
+from scaling.cli.checkpoint import app
+from scaling.core.checkpoint.folders import Retention
+from scaling.core.checkpoint.search import find_newest
+from scaling.core.errors import CheckpointError, ExitStatus, ScalingError, StorageError
+from tests.core.checkpoint.virtual import Cut, global_state, save_cut
+
+MODEL = "rank_00000_model_000.safetensors"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def status(result: Result) -> int:
+    """Return the status the command ends with once `main` has turned the library's errors into theirs."""
+    error = result.exception
+    return int(error.exit_status) if isinstance(error, ScalingError) else result.exit_code
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    options = {"information": {"scaling": "9.9"}, "retention": Retention(keep_optimizer_last=2)}
+    for step in (9, 10, 11):
+        save_cut(tmp_path, step, Cut(data=2, zero=True), global_state(step), **options)
+    return tmp_path
+
+
+def test_ls_tells_what_is_there(runs: Path) -> None:
+    (runs / "global_step11" / MODEL).unlink()
+    (runs / "global_step12").mkdir()
+    result = run("ls", runs)
+    assert status(result) == 0
+    lines = [line.split() for line in result.output.splitlines() if "│" in line]
+    rows = {line[1]: line for line in lines}
+    assert list(rows) == ["12", "11", "10", "9"]
+    assert "complete" in rows["9"]
+    assert {"2,080", "no", "9.9"} <= set(rows["9"])
+    assert {"2,080", "yes", "9.9"} <= set(rows["10"])
+    assert f"damaged: {MODEL} is missing" in " ".join(rows["11"])
+    assert "unusable:" in rows["12"]
+
+
+def test_ls_prints_json_for_programs(runs: Path) -> None:
+    rows = json.loads(run("ls", runs, "--json").output)
+    assert [(row["step"], row["complete"], row["optimizer"]) for row in rows] == [
+        (11, True, True),
+        (10, True, True),
+        (9, True, False),
+    ]
+    assert rows[0]["bytes"] > 0
+    (only,) = json.loads(run("ls", runs / "global_step9", "--json").output)
+    assert only["step"] == 9
+
+
+def test_verify_reads_every_byte(runs: Path) -> None:
+    result = run("verify", runs)
+    assert status(result) == 0
+    assert result.output.count("intact") == 3
+    victim = runs / "global_step10" / MODEL
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    (runs / "global_step9" / "notes.txt").write_text("mine")
+    (runs / "global_step11" / "evil.pt").write_text("mine")
+    result = run("verify", runs)
+    assert status(result) == ExitStatus.USER_INPUT
+    assert f"{runs / 'global_step10'}: DAMAGED\n  {MODEL}: the data of layers.3.norm.weight [0:8] is damaged" in result.output
+    assert "notes.txt does not belong to the checkpoint and is ignored" in result.output
+    assert "evil.pt does not belong to the checkpoint and may hold code" in result.output
+    assert status(run("verify", runs / "global_step9")) == 0
+    (runs / "global_step9" / "manifest.json").unlink()
+    assert status(run("verify", runs / "global_step9")) == ExitStatus.USER_INPUT
+
+
+@pytest.mark.parametrize("command", ["ls", "verify"])
+def test_a_place_without_checkpoints_is_the_users_mistake(command: str, tmp_path: Path) -> None:
+    for place, message in ((tmp_path, "there is no checkpoint in"), (tmp_path / "nowhere", "is not a folder")):
+        result = run(command, place)
+        assert status(result) == ExitStatus.USER_INPUT
+        assert message in str(result.exception)
+
+
+def test_a_folder_that_cannot_be_read_is_a_storage_error(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", denied)
+    for arguments in (("ls", runs), ("diff", runs, runs)):
+        result = run(*arguments)
+        assert status(result) == ExitStatus.STORAGE
+        assert isinstance(result.exception, StorageError)
+
+
+def test_diff_compares_tensor_by_tensor_across_layouts(runs: Path, tmp_path: Path) -> None:
+    state = global_state(11)
+    state["layers.0.norm.weight"][3] += 0.5
+    save_cut(tmp_path / "other", 11, Cut(pipe=2, model=2), state)
+    result = run("diff", runs, tmp_path / "other")
+    assert status(result) == 0
+    (row,) = [line for line in result.output.splitlines() if "layers.0.norm.weight" in line]
+    assert "1 elements" in row
+    assert "0.5" in row
+    assert "1 of 49 tensors differ" in result.output
+    assert run("diff", runs, tmp_path / "other", "--exit-code").exit_code == 1
+    same = run("diff", runs / "global_step10", runs / "global_step10", "--exit-code", "--all")
+    assert same.exit_code == 0
+    assert same.output.count("equal") == 49
+
+
+def test_diff_names_scalars_and_missing_tensors(runs: Path) -> None:
+    result = run("diff", runs / "global_step9", runs / "global_step10")
+    assert "step: 9 and 10" in result.output
+    assert "only in the second, [8]" in result.output
+    result = run("diff", runs / "global_step9", runs / "nowhere")
+    assert status(result) == ExitStatus.USER_INPUT
+    assert isinstance(result.exception, CheckpointError)
+
+
+def test_cast_writes_a_checkpoint_in_another_precision(runs: Path, tmp_path: Path) -> None:
+    result = run("cast", runs, tmp_path / "half", "--dtype", "bfloat16")
+    assert status(result) == 0
+    assert result.output == f"wrote {tmp_path / 'half' / 'global_step11'}\n"
+    manifest = find_newest(tmp_path / "half").require().manifest
+    assert {entry.dtype for entry in manifest.tensors.values()} == {"BF16"}
+    assert status(run("cast", runs, tmp_path / "half", "--dtype", "bfloat16")) == ExitStatus.USER_INPUT
+    assert status(run("cast", runs, tmp_path / "half", "--dtype", "int8")) == ExitStatus.USER_INPUT
+
+
+def test_casting_onto_a_full_disk_is_a_storage_error(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALING_FAULT", "save.mid_data:*=enospc")
+    result = run("cast", runs, tmp_path / "half", "--dtype", "float16")
+    assert status(result) == ExitStatus.STORAGE
+    assert not find_newest(tmp_path / "half").found
+
+
+def test_a_layerwise_checkpoint_is_imported(tmp_path: Path) -> None:
+    old = tmp_path / "global_step3"
+    old.mkdir()
+    torch.save({"norm.weight": torch.ones(2)}, old / "model_state_layer_0_LayerNormWrapper.pt")
+    assert "checkpoint of the predecessor" in str(run("ls", old).output)
+    result = run("import", old, tmp_path / "new")
+    assert status(result) == 0
+    assert list(find_newest(tmp_path / "new").require().manifest.tensors) == ["layers.0.norm.weight"]
+    assert status(run("import", old, tmp_path / "newer", "--step", 7)) == 0
+    assert (tmp_path / "newer" / "global_step7").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 * 2**30, "5.0 GiB"), (2**52, "4096.0 TiB")]
+)
+def test_sizes_are_readable(count: int, text: str) -> None:
+    assert checkpoint._bytes(count) == text

@@ -1,0 +1,131 @@
+"""`scaling data` at the keyboard."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from scaling.cli.data import app, histogram
+from scaling.core.data.memory_map import MemoryMapDataset
+from scaling.core.errors import DataError
+from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer
+from scaling.transformer.data.trace import samples_of_step
+
+TEXTS = [f"Text number {number} speaks of {'many ' * (number % 9)}things." for number in range(80)]
+
+
+def scaling_data(*arguments: object) -> Result:
+    """Run a command; let errors through as the main program receives them."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file, a tokenizer trained on it and the tokens of it, made by the commands."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = [*(json.dumps({"body": text}) for text in TEXTS), '{"body": ""}', "bad"]
+    (folder / "text.jsonl").write_text("\n".join(lines))
+    options = ("--field", "body", "--max-bad", 1)
+    trained = scaling_data(
+        "train-tokenizer", folder / "text.jsonl", "-o", folder / "tok.json", "--vocab-size", 300, *options
+    )
+    assert "300 tokens, SHA-256" in trained.stdout
+    made = scaling_data(
+        "tokenize", folder / "text.jsonl", "-o", folder / "tokens", "-t", folder / "tok.json", "--workers", 1, *options
+    )
+    assert made.exit_code == 0
+    assert f"{folder / 'tokens'}: 80 documents" in made.stdout
+    assert "left out 1 documents without text" in made.stdout
+    assert f"skipped 1 bad records, all of them listed in {folder / 'tokens'}.skipped.jsonl" in made.stdout
+    assert "text.jsonl, line 82" in made.stdout
+    assert "tokenizing: 100 %" in made.stderr
+    return folder
+
+
+def test_tokenized_documents_are_the_texts(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(folder / "tok.json")
+    assert [tokenizer.decode(tokens.tolist()) for tokens in MemoryMapDataset(folder / "tokens")] == TEXTS
+
+
+def test_inspect_shows_counts_lengths_and_documents(folder: Path) -> None:
+    documents = MemoryMapDataset(folder / "tokens")
+    output = scaling_data("inspect", folder / "tokens", "-t", folder / "tok.json", "--samples", 2, "--verify").stdout
+    assert "every byte verified" in output
+    assert f"tokens       {documents.token_count}\n" in output
+    assert f"documents    {len(documents)}\n" in output
+    assert f"{TEXTS[0]}{END_OF_TEXT}" in output
+    assert f"{TEXTS[-1]}{END_OF_TEXT}" in output
+    assert "note" not in output
+    ids = scaling_data("inspect", folder / "tokens", "--samples", 1).stdout
+    assert " ".join(str(token) for token in documents[0].tolist()) in ids
+
+
+def test_inspect_names_a_data_set_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        scaling_data("inspect", tmp_path / "absent")
+
+
+def test_a_tokenizer_is_not_overwritten(folder: Path) -> None:
+    with pytest.raises(DataError, match="exists already"):
+        scaling_data("train-tokenizer", folder / "text.jsonl", "-o", folder / "tok.json", "--vocab-size", 300)
+
+
+@pytest.fixture(scope="module")
+def config_file(folder: Path) -> Path:
+    path = folder / "config.yml"
+    path.write_text(
+        f"""
+        topology: {{micro_batch_size: 3, gradient_accumulation_steps: 2}}
+        transformer_architecture: {{sequence_length: 16, vocab_file: {folder / "tok.json"}}}
+        data: {{data_prefixes: [{folder / "tokens"}]}}
+        """
+    )
+    return path
+
+
+def test_show_prints_text_documents_and_offsets_of_a_step(folder: Path, config_file: Path) -> None:
+    output = scaling_data("show", config_file, "--step", 4, "trainer.seed=3").stdout
+    config = prepare_data(TransformerConfig.from_yaml(config_file, ["trainer.seed=3"]))
+    tokenizer = Tokenizer.from_file(folder / "tok.json")
+    lines = []
+    for consumed in samples_of_step(config, load_datasets(config)[0], 4):
+        lines.append(
+            f"=== sample {consumed.position} (micro-batch {consumed.micro_batch}, data-parallel rank 0): sequence "
+            f"{consumed.index} of {folder / 'tokens'}"
+        )
+        for document, start, stop in consumed.sample.spans:
+            text = MemoryMapDataset(folder / "tokens").read(document, start, stop).tolist()
+            lines += [
+                f"--- document {document}, tokens {start} to {stop - 1}",
+                tokenizer.decode(text, skip_special_tokens=False),
+            ]
+    assert output == "\n".join(lines) + "\n"
+    assert output.startswith("=== sample 18 ")
+    assert scaling_data("show", config_file, "--step", 9, "--consumed-samples", 18, "trainer.seed=3").stdout == output
+
+
+def test_lengths_are_counted_by_powers_of_two() -> None:
+    lines = histogram(np.array([1, 2, 3, 3, 4, 7, 16]))
+    assert [line.split() for line in lines] == [
+        ["1", "-", "1", "1", "#############"],
+        ["2", "-", "3", "3", "#" * 40],
+        ["4", "-", "7", "2", "#" * 27],
+        ["8", "-", "15", "0"],
+        ["16", "-", "31", "1", "#############"],
+    ]
+
+
+def test_the_commands_start_without_pytorch() -> None:
+    code = "import sys, scaling.cli.data; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

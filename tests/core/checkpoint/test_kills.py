@@ -1,0 +1,140 @@
+"""Saves that are killed at every step of the protocol, and at random moments: real processes, SIGKILL, no clean-up."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from torch._C._distributed_c10d import FileStore
+
+from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.checkpoint.communicator import Communicator, StoreCommunicator
+from scaling.core.checkpoint.folders import Retention
+from scaling.core.checkpoint.search import find_newest
+from scaling.core.errors import ScalingError
+from tests.core.checkpoint.virtual import Cut, RankState, global_state, loads_exactly, on_ranks, save_cut
+from tests.distributed import PRELOAD, run_world
+
+POINTS = [
+    *("before_data", "mid_data", "after_data", "before_manifest", "mid_manifest", "before_rename"),
+    *("after_rename", "during_retention"),
+]
+CUT = Cut(data=2, zero=True)
+
+
+def job(rank: int, world_size: int, directory: Path, step: int, asynchronous: bool) -> None:
+    """A whole job in one process: its two ranks are threads, so that the kill takes both at the same instant."""
+    os.environ.pop("RANK")
+    save_cut(directory, step, CUT, global_state(step + 100), retention=Retention(keep_last=2), asynchronous=asynchronous)
+
+
+def half(rank: int, world_size: int, directory: Path) -> str:
+    """One rank of a job whose ranks are processes."""
+    store = FileStore(str(directory / "store"), world_size)
+    ranks = StoreCommunicator(store, rank, world_size, timeout=timedelta(seconds=1))
+    held = RankState(CUT, rank).fill(global_state(2))
+    try:
+        Checkpointer(directory / "runs", communicator=ranks).save(2, held.tensors, {})
+    except ScalingError as error:
+        return str(error)
+    return ""
+
+
+def endless(directory: Path, asynchronous: bool, ready: Connection) -> None:
+    """Save one step after the other until killed; step n holds the state of seed n."""
+
+    def rank(ranks: Communicator) -> None:
+        held = RankState(CUT, ranks.rank)
+        checkpointer = Checkpointer(
+            directory, communicator=ranks, retention=Retention(keep_last=2), asynchronous=asynchronous
+        )
+        found = checkpointer.find().found
+        step = 0 if found is None else found.step
+        if ranks.rank == 0:
+            ready.send(step)
+        while True:
+            checkpointer.save(step, held.fill(global_state(step)).tensors, {"step": step})
+            step += 1
+
+    on_ranks(CUT.world_size, rank)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("step", [2, 3], ids=["again", "next"])
+def test_a_job_killed_anywhere_in_a_save_loads_a_complete_step_and_saves_again(
+    point: str, rank: int, step: int, tmp_path: Path
+) -> None:
+    for earlier in (1, 2):
+        save_cut(tmp_path, earlier, CUT, global_state(earlier))
+    fault = {"SCALING_FAULT": f"save.{point}@{rank}=kill"}
+    (outcome,) = run_world(job, 1, tmp_path, step, rank == 1, environment=fault)
+    assert outcome.exit_code == -signal.SIGKILL
+
+    newest = find_newest(tmp_path).require()
+    written = newest.manifest.scalars == {"step": step, "rank": 0} and loads_exactly(
+        newest.path, Cut(model=2), global_state(step + 100)
+    )
+    untouched = newest.step == 2 and loads_exactly(newest.path, Cut(model=2), global_state(2))
+    assert written or untouched
+    if POINTS.index(point) < POINTS.index("before_rename"):
+        assert untouched or rank == 1
+    if point in ("after_rename", "during_retention"):
+        assert written
+
+    save_cut(tmp_path, step, CUT, global_state(9))
+    assert loads_exactly(tmp_path, Cut(), global_state(9))
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_one_rank_dies_the_other_says_so_and_the_next_job_is_not_blocked(rank: int, tmp_path: Path) -> None:
+    save_cut(tmp_path / "runs", 1, CUT, global_state(1))
+    fault = {"SCALING_FAULT": f"save.mid_data@{rank}=kill"}
+    outcomes = run_world(half, 2, tmp_path, environment=fault, grace=5)
+    assert outcomes[rank].exit_code == -signal.SIGKILL
+    assert f"rank {rank} did not take part" in outcomes[1 - rank].value
+    assert loads_exactly(tmp_path / "runs", Cut(), global_state(1))
+    save_cut(tmp_path / "runs", 2, CUT, global_state(2))
+    assert loads_exactly(tmp_path / "runs", Cut(), global_state(2))
+
+
+def kill_at_random(directory: Path, count: int) -> None:
+    generator = random.Random(count)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)  # a process then starts in milliseconds
+    last = -1
+    for number in range(count):
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=endless, args=(directory, number % 2 == 0, there))
+        process.start()
+        there.close()
+        assert here.recv() == max(last, 0)
+        time.sleep(generator.uniform(0, 0.15) if number else 0.3)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        search = find_newest(directory)
+        newest = search.require()
+        assert search.rejected == ()
+        assert newest.step >= last
+        assert newest.manifest.scalars == {"step": newest.step}
+        assert loads_exactly(newest.path, Cut(model=2), global_state(newest.step))
+        last = newest.step
+    assert last > count / 10
+
+
+def test_a_job_killed_at_any_moment_resumes_from_a_complete_step(tmp_path: Path) -> None:
+    kill_at_random(tmp_path, 6)
+
+
+@pytest.mark.slow
+def test_a_job_killed_at_a_hundred_moments_resumes_from_a_complete_step(tmp_path: Path) -> None:
+    kill_at_random(tmp_path, 100)

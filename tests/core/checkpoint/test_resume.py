@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaling.core.checkpoint.manifest import Json
+from scaling.core.checkpoint.resume import ABSENT, Change, ChangeRules, Kind, compare, covers
+from scaling.core.errors import ConfigError
+from tests.core.checkpoint.test_manifest import json_values
+
+RULES = ChangeRules(
+    identity=["transformer_architecture", "data.fingerprint", "seed"],
+    schedule=["training", "training_groups.*.learning_rate", "transformer_architecture.dropout*"],
+    runtime=["transformer_architecture.kernel"],
+)
+
+STORED: dict[str, Json] = {
+    "transformer_architecture": {"hidden_size": 64, "dropout_attention": 0.0, "kernel": "torch", "lora": None},
+    "training_groups": [{"learning_rate": 1e-3, "name": "all"}],
+    "data": {"fingerprint": "abc"},
+    "topology": {"data_parallel_size": 2},
+    "seed": 1,
+}
+
+
+def changed(**sections: Json) -> dict[str, Json]:
+    return {**STORED, **sections}
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=4))
+def test_a_configuration_does_not_differ_from_itself(config: dict[str, Json]) -> None:
+    comparison = compare(config, config, ChangeRules(identity=["*"]))
+    assert comparison.refused == comparison.schedule == comparison.runtime == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("transformer_architecture.hidden_size", Kind.IDENTITY),
+        ("transformer_architecture.dropout_attention", Kind.SCHEDULE),
+        ("transformer_architecture.kernel", Kind.RUNTIME),
+        ("transformer_architecture", Kind.IDENTITY),
+        ("training_groups.0.learning_rate", Kind.SCHEDULE),
+        ("training_groups.0.name", Kind.RUNTIME),
+        ("seed", Kind.IDENTITY),
+        ("seeds", Kind.RUNTIME),
+    ],
+)
+def test_the_most_specific_path_decides(path: str, kind: Kind) -> None:
+    assert RULES.kind(path) is kind
+
+
+def test_of_equally_specific_paths_the_stricter_kind_wins() -> None:
+    assert ChangeRules(identity=["a.*"], schedule=["a.b"]).kind("a.b") is Kind.IDENTITY
+
+
+def test_differences_are_sorted_by_what_they_mean() -> None:
+    present = changed(
+        transformer_architecture={
+            "hidden_size": 128,
+            "dropout_attention": 0.1,
+            "kernel": "flash_attention",
+            "lora": None,
+        },
+        training_groups=[{"learning_rate": 2e-3, "name": "all"}],
+        topology={"data_parallel_size": 4},
+    )
+    comparison = compare(STORED, present, RULES)
+    assert comparison.refused == (Change("transformer_architecture.hidden_size", 64, 128, Kind.IDENTITY),)
+    assert [change.path for change in comparison.schedule] == [
+        "training_groups.0.learning_rate",
+        "transformer_architecture.dropout_attention",
+    ]
+    assert [str(change) for change in comparison.runtime] == [
+        "topology.data_parallel_size: 2 in the checkpoint, 4 now",
+        "transformer_architecture.kernel: 'torch' in the checkpoint, 'flash_attention' now",
+    ]
+
+
+def test_refused_changes_are_all_named_with_the_way_out() -> None:
+    present = changed(seed=2, data={"fingerprint": "xyz"})
+    with pytest.raises(ConfigError) as caught:
+        compare(STORED, present, RULES).require()
+    assert [problem.path for problem in caught.value.problems] == ["data.fingerprint", "seed"]
+    assert "'xyz', but 'abc' in the checkpoint" in str(caught.value)
+    assert "add 'seed' to trainer.accept_changes" in str(caught.value)
+
+
+def test_a_change_accepted_by_name_is_let_through() -> None:
+    comparison = compare(STORED, changed(seed=2, data={"fingerprint": "xyz"}), RULES, accept=["data", "seed"])
+    comparison.require()
+    assert [change.path for change in comparison.accepted] == ["data.fingerprint", "seed"]
+
+
+def test_a_section_that_was_empty_is_one_change() -> None:
+    architecture = {**STORED["transformer_architecture"], "lora": {"rank": 8}}  # type: ignore[dict-item]
+    (change,) = compare(STORED, changed(transformer_architecture=architecture), RULES).refused
+    assert (change.path, change.stored, change.present) == ("transformer_architecture.lora", None, {"rank": 8})
+
+
+def test_settings_that_one_side_does_not_know_are_listed_and_not_refused() -> None:
+    without = {key: value for key, value in STORED.items() if key != "seed"}
+    for stored, present in ((without, STORED), (STORED, without)):
+        comparison = compare(stored, present, RULES)
+        assert comparison.refused == ()
+        (change,) = comparison.schedule
+        assert ABSENT in (change.stored, change.present)
+        assert "not there" in str(change)
+
+
+@pytest.mark.parametrize(
+    ("stored", "present", "differs"), [(1, 1.0, False), (True, 1, True), ([1], [1, 2], True), ((1,), [1], False)]
+)
+def test_values_are_compared_as_a_person_would(stored: Json, present: Json, differs: bool) -> None:
+    assert bool(compare({"a": stored}, {"a": present}, ChangeRules()).runtime) is differs
+
+
+def test_a_path_covers_what_lies_below_it_and_nothing_beside_it() -> None:
+    assert covers("a.*", "a.b.c")
+    assert covers("a", "a")
+    assert not covers("a.b", "a")
+    assert not covers("a", "ab")

@@ -1,0 +1,125 @@
+"""What a configuration needs around it is checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.core.errors import ConfigError
+from scaling.transformer.config import TransformerConfig, environment
+from scaling.transformer.config.environment import TransformerConfigHere, environment_problems, notes, visible_gpus
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def lacking(values: dict[str, Any]) -> list[str]:
+    return [str(problem) for problem in environment_problems(TransformerConfig.from_dict(values))]
+
+
+def test_nothing_is_lacking_where_everything_is_there() -> None:
+    for name in ("a.bin", "a.idx", "v.json", "hosts", "script.py"):
+        Path(name).touch()
+    Path("load").mkdir()
+    values = {
+        "data": {"data_prefixes": ["a"], "validation_data_prefixes": ["a"]},
+        "transformer_architecture": {"vocab_file": "v.json"},
+        "runner": {"hostsfile": "hosts", "script": "script.py"},
+        "trainer": {"load_dir": "load", "save_dir": "new/folder"},
+        "logger": {"log_dir": "load"},
+    }
+    assert lacking(values) == []
+    assert (
+        lacking({"data": {"corpus": "python_stdlib"}, "transformer_architecture": {"vocab_file": "later.json"}}) == []
+    )
+
+
+def test_everything_that_is_lacking_is_named() -> None:
+    for name in ("a.bin", "b.bin", "b.idx", "file"):
+        Path(name).touch()
+    values = {
+        "data": {"data_prefixes": ["a", "b.bin"], "validation_data_prefixes": ["c"]},
+        "transformer_architecture": {"vocab_file": "v.json"},
+        "runner": {"hostsfile": "hosts", "script": "script.py"},
+        "trainer": {"load_dir": "load", "save_dir": "file/x"},
+        "logger": {"log_dir": "file"},
+    }
+    assert lacking(values) == [
+        "data.data_prefixes.0: is 'a', but there is no .idx file; make it with `scaling data tokenize INPUT --output a "
+        "--tokenizer FILE`",
+        "data.data_prefixes.1: is 'b.bin', but there is no .bin and no .idx file; leave out .bin",
+        "data.validation_data_prefixes.0: is 'c', but there is no .bin and no .idx file; make it with `scaling data "
+        "tokenize INPUT --output c --tokenizer FILE`",
+        "transformer_architecture.vocab_file: is 'v.json', but there is no such file; correct it",
+        "runner.hostsfile: is 'hosts', but there is no such file; correct it",
+        "runner.script: is 'script.py', but there is no such file; correct it",
+        "trainer.save_dir: is 'file/x', but 'file' is a file; name another folder",
+        "logger.log_dir: is 'file', but 'file' is a file; name another folder",
+        "trainer.load_dir: is 'load', but there is no such folder; correct it",
+    ]
+
+
+def test_missing_files_are_reported_with_the_problems_of_other_sections() -> None:
+    with pytest.raises(ConfigError) as raised:
+        TransformerConfigHere.from_dict({"runner": {"script": "x.py"}, "optimizer": {"beta1": 2}})
+    assert [problem.path for problem in raised.value.problems] == ["optimizer.beta1", "runner.script"]
+
+
+def test_each_process_needs_a_gpu_where_gpus_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 3}
+    monkeypatch.setattr(environment, "visible_gpus", lambda: 2)
+    assert lacking({"topology": {**sizes, "device": "cuda"}}) == [
+        "topology.device: is cuda and each of the 3 processes needs a GPU, but 2 are visible here; reduce the sizes, "
+        "or set device to cpu or auto"
+    ]
+    assert lacking({"topology": {**sizes, "device": "auto"}}) == []
+    assert lacking({"topology": {**sizes, "device": "cuda"}, "runner": {"runner_type": "pdsh"}}) == []
+    for enough_or_unknown in (3, None):
+        monkeypatch.setattr(environment, "visible_gpus", lambda gpus=enough_or_unknown: gpus)
+        assert lacking({"topology": {**sizes, "device": "cuda"}}) == []
+
+
+def test_gpus_are_counted_without_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"": 0, "-1": 0, "0": 1, "3,1": 2, "GPU-a,GPU-b": 2, "0,-1,1": 1}
+    assert {chosen: visible_gpus({"CUDA_VISIBLE_DEVICES": chosen}, tmp_path) for chosen in counts} == counts
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert visible_gpus({}, tmp_path) == 2
+    (tmp_path / "dxg").touch()
+    assert visible_gpus({}, tmp_path) is None
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert visible_gpus({}, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, ["data", "trainer.train_iterations", "trainer.save_dir"]),
+        (
+            {"data": {"data_prefixes": ["a"]}, "trainer": {"train_iterations": 3, "save_dir": "x"}},
+            ["transformer_architecture"],
+        ),
+        (
+            {
+                "data": {"corpus": "python_stdlib"},
+                "trainer": {"train_iterations": 3, "save_dir": "x", "eval_interval": 1},
+                "transformer_architecture": {"masked_softmax": {"kernel": "flash_attention"}},
+            },
+            ["trainer.eval_interval", "transformer_architecture.masked_softmax.kernel"],
+        ),
+        (
+            {
+                "data": {"corpus": "python_stdlib", "validation_fraction": 0.1},
+                "trainer": {"train_iterations": 3, "save_dir": "x", "eval_interval": 1},
+            },
+            [],
+        ),
+    ],
+)
+def test_what_is_probably_not_meant_is_noted(values: dict[str, Any], expected: list[str]) -> None:
+    assert [note.path for note in notes(TransformerConfig.from_dict(values))] == expected

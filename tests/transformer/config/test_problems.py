@@ -1,0 +1,373 @@
+"""Every problem a configuration can have is shown here, word for word; nothing the checks can say is missing."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from scaling.core.config import patterns
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.yaml_text import parse_value
+from scaling.core.data import config as data
+from scaling.core.errors import ConfigError, Problem
+from scaling.core.logging import config as logging
+from scaling.core.nn import config as nn
+from scaling.core.optimizer import config as optimizer
+from scaling.core.runner import config as runner
+from scaling.core.trainer import config as trainer
+from scaling.transformer.config import architecture, checks, training
+from scaling.transformer.config import data as texts
+from scaling.transformer.config.root import TransformerConfig
+
+MODULES: tuple[ModuleType, ...] = (
+    *(patterns, data, logging, nn, optimizer, runner, trainer),
+    *(architecture, checks, texts, training),
+)
+"""Every module with checks, except the two that tests of their own show completely: topology and learning rate."""
+
+SIZES = "model_parallel_size: 1, pipe_parallel_size: 1, data_parallel_size: 1"
+
+PROBLEMS = [
+    # transformer_architecture by itself
+    (
+        "transformer_architecture: {hidden_size: 250}",
+        "transformer_architecture.hidden_size: is 250, but must be divisible by num_attention_heads (4); the nearest "
+        "that is: 248",
+    ),
+    (
+        "transformer_architecture: {hidden_size: 100, mlp_factor: 4}",
+        "transformer_architecture.rotary_percentage: is 1, which rotates 25 of the 25 dimensions of a head "
+        "(hidden_size 100 / num_attention_heads 4), but rotation needs an even number of at least 2; change one of "
+        "the three, or set relative_position_embedding_type to none",
+    ),
+    (
+        "transformer_architecture: {rotary_percentage: 0.01}",
+        "transformer_architecture.rotary_percentage: is 0.01, which rotates 0 of the 64 dimensions of a head "
+        "(hidden_size 256 / num_attention_heads 4), but rotation needs an even number of at least 2; change one of "
+        "the three, or set relative_position_embedding_type to none",
+    ),
+    (
+        "transformer_architecture: {attention_num_kv_heads: 3, num_attention_heads: 8}",
+        "transformer_architecture.attention_num_kv_heads: is 3, but must divide num_attention_heads (8); 1 does",
+    ),
+    (
+        "transformer_architecture: {attention_num_kv_heads: 2, attention_qkv_in_one: true}",
+        "transformer_architecture.attention_qkv_in_one: is true, but with attention_num_kv_heads (2) the weights have "
+        "different sizes; set it to false",
+    ),
+    (
+        "transformer_architecture: {mlp_factor: 2.7}",
+        "transformer_architecture.mlp_factor: is 2.7, but times hidden_size (256) must be a whole number, not 691.2; "
+        "2.69921875 gives 691",
+    ),
+    (
+        "transformer_architecture: {dropout_after_mlp: 1.5}",
+        "transformer_architecture.dropout_after_mlp: must be a number of at least 0 and of at most 1, not 1.5",
+    ),
+    (
+        "transformer_architecture: {num_layers: 0}",
+        "transformer_architecture.num_layers: must be a whole number of at least 1, not 0",
+    ),
+    # between sections
+    (
+        "{topology: {model_parallel_size: 3, pipe_parallel_size: 1, data_parallel_size: 1},"
+        " transformer_architecture: {mlp_factor: 3}}",
+        "transformer_architecture.num_attention_heads: is 4, but must be divisible by topology.model_parallel_size "
+        "(3); set topology.model_parallel_size to 1 or 2",
+    ),
+    (
+        "{topology: {model_parallel_size: 4, pipe_parallel_size: 1, data_parallel_size: 1},"
+        " transformer_architecture: {num_attention_heads: 24, hidden_size: 48, attention_num_kv_heads: 6}}",
+        "transformer_architecture.attention_num_kv_heads: is 6, but must be a multiple of topology.model_parallel_size "
+        "(4), or divide it; set either to 2",
+    ),
+    (
+        "{topology: {model_parallel_size: 4, pipe_parallel_size: 1, data_parallel_size: 1},"
+        " transformer_architecture: {mlp_factor: 1.0078125}}",
+        "transformer_architecture.mlp_factor: is 1.00781, but times hidden_size (256) = 258 must be divisible by "
+        "topology.model_parallel_size (4); set topology.model_parallel_size to 1 or 2",
+    ),
+    (
+        "{topology: {model_parallel_size: 4, pipe_parallel_size: 1, data_parallel_size: 1, sequence_parallel: true},"
+        " transformer_architecture: {sequence_length: 1023}}",
+        "transformer_architecture.sequence_length: is 1023, but must be divisible by topology.model_parallel_size (4) "
+        "with topology.sequence_parallel; the nearest that is: 1024",
+    ),
+    (
+        "{topology: {model_parallel_size: 1, pipe_parallel_size: 4, data_parallel_size: 1, pipe_chunks_per_rank: 2,"
+        " pipe_schedule: interleaved_1f1b, micro_batch_size: 1, gradient_accumulation_steps: 4}}",
+        "topology.pipe_parallel_size: is 4, with pipe_chunks_per_rank 2 that is 8 stages, but there are 7 layers "
+        "(embedding, 4 transformer layers, norm, head); use at most 7 stages, or raise "
+        "transformer_architecture.num_layers",
+    ),
+    (
+        f"topology: {{{SIZES}, pipe_partition_overwrite: [0, 6]}}",
+        "topology.pipe_partition_overwrite: ends with 6, but the model has 7 layers (embedding, 4 transformer layers, "
+        "norm, head); end with 7",
+    ),
+    (
+        "{optimizer: {loss_scaler: {enable: false}}, transformer_architecture: {precision: float16}}",
+        "optimizer.loss_scaler.enable: is false, but float16 gradients vanish without loss scaling; remove it, or set "
+        "transformer_architecture.precision to bfloat16",
+    ),
+    (
+        "transformer_architecture: {lm_head: false}",
+        "transformer_architecture.lm_head: is false, but cross entropy needs it; set it to true",
+    ),
+    (
+        "{transformer_architecture: {vocab_size: 100}, data: {eod_token_id: 100}}",
+        "data.eod_token_id: is 100, outside the vocabulary of transformer_architecture.vocab_size (100); use 0 to 99",
+    ),
+    (
+        "{learning_rate_scheduler: {}, training_groups: [{group_name: a}]}",
+        "learning_rate_scheduler: is the short form for a single group, but training_groups has 1; remove it, or move "
+        "it into the groups",
+    ),
+    (
+        "training_groups: [{group_name: a, parameters_include: [norm]}, {group_name: a, parameters_exclude: [norm]}]",
+        "training_groups.1.group_name: 'a' is the name of training_groups.0 too; choose another",
+    ),
+    # training and its groups
+    (
+        "training: {loss_function_config: {loss_type: contrastive_loss}}",
+        "training.loss_function_config.loss_type: contrastive_loss is not available in this version; use "
+        "cross_entropy_loss",
+    ),
+    (
+        "training_groups: [{group_name: a, parameters_include: ['(']}]",
+        "training_groups.0.parameters_include.0: is '(', which is not a regular expression: missing ), unterminated "
+        "subpattern at position 0",
+    ),
+    (
+        "training_groups: [{group_name: a, parameters_exclude: ['*']}]",
+        "training_groups.0.parameters_exclude.0: is '*', which is not a regular expression: nothing to repeat at "
+        "position 0",
+    ),
+    (
+        "training_groups: [{group_name: a, parameters_include: [x, y], parameters_exclude: [y]}]",
+        "training_groups.0.parameters_exclude: has 'y', which parameters_include has too; remove one",
+    ),
+    (
+        "training_groups: "
+        "[{group_name: a, independent_weight_decay: true, learning_rate_scheduler: {learning_rate: 0}}]",
+        "training_groups.0.independent_weight_decay: divides by the peak learning rate, which is 0; set learning_rate, "
+        "or independent_weight_decay to false",
+    ),
+    (
+        "training_groups: [{group_name: ''}]",
+        "training_groups.0.group_name: must be text that is not empty, not ''",
+    ),
+    # optimizer
+    (
+        "optimizer: {loss_scaler: {min_scale: 8, initial_scale: 4}}",
+        "optimizer.loss_scaler.min_scale: is 8, above initial_scale (4); lower it",
+    ),
+    ("optimizer: {method: adam}", "optimizer.method: must be adamw, not 'adam'; did you mean adamw?"),
+    # trainer
+    (
+        "trainer: {save_interval: 10}",
+        "trainer.save_interval: is 10, but there is no save_dir; set it, or remove this",
+    ),
+    (
+        "trainer: {dataloader_prefetch_factor: 2}",
+        "trainer.dataloader_prefetch_factor: is 2, but without workers nothing is prepared ahead; set "
+        "dataloader_num_workers to 1 or more, or remove it",
+    ),
+    (
+        "trainer: {assert_checkpoint_loaded: true}",
+        "trainer.assert_checkpoint_loaded: is true, but neither load_dir nor save_dir says where a checkpoint is; set "
+        "one, or this to false",
+    ),
+    (
+        "trainer: {ignore_keys_in_checkpoint: [a, '[']}",
+        "trainer.ignore_keys_in_checkpoint.1: is '[', which is not a regular expression: unterminated character set at "
+        "position 0",
+    ),
+    # logger
+    (
+        "logger: {use_tensorboard: true}",
+        "logger.use_tensorboard: is true, but there is no log_dir to write to; set logger.log_dir",
+    ),
+    ("logger: {wandb_ranks: [0, -1]}", "logger.wandb_ranks.1: is -1; ranks start at 0"),
+    (
+        "logger: {tensorboard_ranks: {pipe_parallel_rank: -1}}",
+        "logger.tensorboard_ranks.pipe_parallel_rank: must be a whole number of at least 0, or null, not -1",
+    ),
+    # runner
+    (
+        "runner: {hosts: [a], hostfile: b}",
+        "runner.hosts: is given together with hostsfile ('b'); remove one",
+    ),
+    (
+        "runner: {hosts: [a slots=2, 'b; rm']}",
+        "runner.hosts.1: is 'b; rm'; write `name`, `name slots=4` or `name slots=0,2`",
+    ),
+    (
+        "runner: {docker_config: {docker_mounts: [[a, b], [a, b, c, d]]}}",
+        "runner.docker_config.docker_mounts.1: has 4 parts; write [path on the host, path in the container]",
+    ),
+    (
+        "runner: {runner_type: pdsh_docker}",
+        "runner.docker_config.docker_container: is needed for pdsh_docker: the name of the image",
+    ),
+    # data
+    (
+        "data: {corpus: python_stdlib, data_prefixes: [a]}",
+        "data.data_prefixes: and corpus (python_stdlib) are both given; remove one",
+    ),
+    (
+        "data: {corpus: python_stdlib, legacy_dataset: true}",
+        "data.legacy_dataset: is true, but corpus (python_stdlib) is no .bin/.idx; remove one",
+    ),
+    (
+        "data: {data_prefixes: [a], validation_data_prefixes: [b], validation_fraction: 0.1}",
+        "data.validation_fraction: is 0.1, but validation_data_prefixes are given; set it to 0",
+    ),
+    (
+        "data: {validation_fraction: 1}",
+        "data.validation_fraction: must be a number of at least 0 and less than 1, not 1",
+    ),
+    (
+        "data: {allow_incomplete_sequences_every_n: 3}",
+        "data.allow_incomplete_sequences_every_n: is 3, but only_full_sequences is false, so that all sequences are "
+        "packed; set it to 0, or only_full_sequences to true",
+    ),
+    (
+        "data: {blended_dataset: {weight_by_num_documents: false}}",
+        "data.blended_dataset.weights: are needed with weight_by_num_documents: false, one for each data set",
+    ),
+    (
+        "data: {blended_dataset: {weights: [1, -1]}}",
+        "data.blended_dataset.weights: must not be negative, and at least one must be positive; they are [1.0, -1.0]",
+    ),
+    (
+        "data: {blended_dataset: {weight_by_num_documents: false, weights: [1], weight_examples_proportional: true}}",
+        "data.blended_dataset.weight_examples_proportional: needs weight_by_num_documents: true",
+    ),
+    (
+        "data: {data_prefixes: [a, b], blended_dataset: {weight_by_num_documents: false, weights: [1, 1, 1]}}",
+        "data.blended_dataset.weights: has 3 weights for 2 data sets; give one for each",
+    ),
+    (
+        "data: {data_prefixes: [a, b], validation_data_prefixes: [a, b, c],"
+        " blended_dataset: {weight_by_num_documents: false, weights: [1, 1]}}",
+        "data.validation_blended_dataset.weights: has 2 weights for 3 data sets; give one for each",
+    ),
+]
+
+UNAVAILABLE = [
+    "trainer.merge_lora_after_loading_checkpoint=true",
+    "trainer.tensor_statistics_recorder_config={interval: 1}",
+    "transformer_architecture.num_local_attention_heads=2",
+    "transformer_architecture.local_attention_window_size=2",
+    "transformer_architecture.fp8_config_attention={}",
+    "transformer_architecture.fp8_config_attention_dense_out={}",
+    "transformer_architecture.fp8_config_mlp={}",
+    "transformer_architecture.fp8_config_mlp_dense_out={}",
+    "transformer_architecture.fp8_config_lm_head={}",
+    "transformer_architecture.bitfit_bias_config={name: a}",
+    "transformer_architecture.finetunable_token_ids=[1]",
+    "transformer_architecture.image_encoder=true",
+    "transformer_architecture.softprompt_config={name: a, n_tokens: 3}",
+    "transformer_architecture.adapter_config={name: a}",
+    "transformer_architecture.lora_config={rank: 4, parallel_modules: [query]}",
+    "transformer_architecture.embedding_head_config={name: a, proj_layers: [1]}",
+    "transformer_architecture.umup.enable=true",
+    "data.finetuning_dataset=true",
+    "data.finetuning_chat_dataset=true",
+    "data.finetuning_dataset_memory_map=true",
+    "data.embedding_dataset=true",
+    "data.embedding_dataset_memory_map=true",
+]
+
+OTHER_SECTIONS: list[tuple[type[BaseConfig], str, str]] = [
+    (nn.RotaryConfig, "{dimensions: 3}", "dimensions: is 3, but must be even: pairs are rotated"),
+    (
+        nn.FP8MatmulConfig,
+        "{left_dtype: e5m2, right_dtype: e5m2}",
+        "right_dtype: is e5m2 like left_dtype, which no hardware multiplies; set one of them to e4m3",
+    ),
+]
+
+
+def problems_of(section: type[BaseConfig], text: str) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        section.from_dict(parse_value(text))
+    return [str(problem) for problem in raised.value.problems]
+
+
+@pytest.mark.parametrize(("text", "message"), PROBLEMS)
+def test_a_problem_is_named_with_its_values_and_what_to_do(text: str, message: str) -> None:
+    assert problems_of(TransformerConfig, text) == [message]
+
+
+@pytest.mark.parametrize(("section", "text", "message"), OTHER_SECTIONS)
+def test_a_section_of_the_engine_alone_has_its_problems_named(
+    section: type[BaseConfig], text: str, message: str
+) -> None:
+    assert problems_of(section, text) == [message]
+
+
+@pytest.mark.parametrize("override", UNAVAILABLE)
+def test_a_feature_this_version_does_not_have_is_refused_instead_of_ignored(override: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        TransformerConfig.from_dict({}, [override])
+    path = override.partition("=")[0]
+    assert str(raised.value) == f"{path}: is not available in this version; remove it"
+
+
+def test_problems_of_several_sections_are_reported_together() -> None:
+    text = """{
+        optimizer: {beta1: 1, bta2: 0.9},
+        topology: {model_parallel_size: 3, world_size: 8, pipe_parallel_size: 1},
+        transformer_architecture: {hidden_size: 250},
+        trainer: {save_interval: 3},
+        data: {eod_token_id: -1},
+    }"""
+    assert problems_of(TransformerConfig, text) == [
+        "topology.data_parallel_size: does not follow: world_size (8) is not divisible by model_parallel_size 3 * "
+        "pipe_parallel_size 1 = 3; the nearest world_size that is: 9",
+        "optimizer.beta1: must be a number of at least 0 and less than 1, not 1",
+        "optimizer.bta2: unknown key; did you mean beta2?",
+        "trainer.save_interval: is 3, but there is no save_dir; set it, or remove this",
+        "transformer_architecture.hidden_size: is 250, but must be divisible by num_attention_heads (4); the nearest "
+        "that is: 248",
+        "data.eod_token_id: must be a whole number of at least 0, or null, not -1",
+    ]
+
+
+def problem_calls(module: ModuleType) -> Iterator[tuple[int, int]]:
+    """Yield the first and last line of each place that makes a problem."""
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
+            yield node.lineno, node.end_lineno or node.lineno
+
+
+def test_every_place_that_makes_a_problem_is_shown_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: set[tuple[str, int]] = set()
+
+    def recording(*arguments: Any) -> Problem:
+        frame = sys._getframe(1)
+        reached.add((frame.f_code.co_filename, frame.f_lineno))
+        return Problem(*arguments)
+
+    for module in MODULES:
+        monkeypatch.setattr(module, "Problem", recording)
+    for text, _ in PROBLEMS:
+        problems_of(TransformerConfig, text)
+    for section, text, _ in OTHER_SECTIONS:
+        problems_of(section, text)
+    missing = [
+        f"{module.__name__}, line {first}"
+        for module in MODULES
+        for first, last in problem_calls(module)
+        if not any(file == module.__file__ and first <= line <= last for file, line in reached)
+    ]
+    assert missing == []

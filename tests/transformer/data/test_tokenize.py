@@ -1,0 +1,213 @@
+"""Tokenizing files: the same bytes for any number of workers, resumed where it stopped, refused where data is bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scaling.core.data.memory_map import MemoryMapDataset
+from scaling.core.errors import DataError, DataRefusedError, ExitStatus
+from scaling.transformer.data import shards
+from scaling.transformer.data.chunks import Chunk
+from scaling.transformer.data.shards import TokenizeOptions
+from scaling.transformer.data.tokenize import TokenizeResult, tokenize_files
+from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+
+TEXTS = [f"document number {number}: " + "the quick brown fox " * (number % 7) for number in range(300)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(TEXTS, 300).save(path)
+    return path
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[Path]:
+    """Two files of JSON lines and one of text."""
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    for name, texts in (("a", TEXTS[:200]), ("b", TEXTS[200:-1])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "c.txt").write_text(TEXTS[-1])
+    return [folder]
+
+
+def run(
+    inputs: list[Path], output: Path, tokenizer_file: Path, *, workers: int = 1, **options: object
+) -> TokenizeResult:
+    rules = TokenizeOptions(tokenizer_file, **options)  # type: ignore[arg-type]  # options of several types
+    return tokenize_files(inputs, output, rules, workers=workers, chunk_bytes=4000)
+
+
+def files(output: Path) -> dict[str, bytes]:
+    return {suffix: (output.parent / (output.name + suffix)).read_bytes() for suffix in (".bin", ".idx", ".meta.json")}
+
+
+def test_documents_come_out_as_they_went_in_and_end_with_the_end_token(
+    tmp_path: Path, inputs: list[Path], tokenizer_file: Path
+) -> None:
+    result = run(inputs, tmp_path / "out" / "data", tokenizer_file)
+    documents = MemoryMapDataset(tmp_path / "out" / "data")
+    tokenizer = Tokenizer.from_file(tokenizer_file)
+    assert result.documents == len(documents) == len(TEXTS)
+    assert result.tokens == documents.token_count
+    for tokens, text in zip(documents, TEXTS, strict=True):
+        assert tokenizer.decode(tokens.tolist(), skip_special_tokens=False) == text + END_OF_TEXT
+    assert documents.meta.tokenizer_sha256 == tokenizer.sha256
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data.bin", "data.idx", "data.meta.json"]
+
+
+def test_the_end_token_can_be_left_out(tmp_path: Path, inputs: list[Path], tokenizer_file: Path) -> None:
+    run(inputs, tmp_path / "data", tokenizer_file, append_eod=False)
+    end = Tokenizer.from_file(tokenizer_file).eos_token_id
+    assert all(end not in tokens for tokens in MemoryMapDataset(tmp_path / "data"))
+
+
+def test_two_workers_write_the_same_bytes_as_one(tmp_path: Path, inputs: list[Path], tokenizer_file: Path) -> None:
+    one = run(inputs, tmp_path / "one", tokenizer_file)
+    two = run(inputs, tmp_path / "two", tokenizer_file, workers=2)
+    assert one == two
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_stopped(
+    tmp_path: Path, inputs: list[Path], tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(inputs, tmp_path / "whole", tokenizer_file)
+    write = shards.Shard.write
+
+    def stop_at_third(shard: shards.Shard, chunk: Chunk, *arguments: object) -> shards.ShardReport:
+        if chunk.index == 2:
+            raise KeyboardInterrupt
+        return write(shard, chunk, *arguments)  # type: ignore[arg-type]  # handed on as they came
+
+    monkeypatch.setattr(shards.Shard, "write", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "data", tokenizer_file)
+    assert not (tmp_path / "data.meta.json").exists()
+    monkeypatch.undo()
+    assert run(inputs, tmp_path / "data", tokenizer_file).reused_chunks == 2
+    assert files(tmp_path / "whole") == files(tmp_path / "data")
+    assert not (tmp_path / "data.partial").exists()
+
+
+def test_what_was_made_with_other_options_is_not_taken_over(
+    tmp_path: Path, inputs: list[Path], tokenizer_file: Path
+) -> None:
+    (tmp_path / "inputs" / "d.jsonl").write_text("bad")
+    for append_eod in (True, False, False):
+        with pytest.raises(DataError):
+            run(inputs, tmp_path / "data", tokenizer_file, append_eod=append_eod)
+    result = run(inputs, tmp_path / "data", tokenizer_file, append_eod=False, max_bad=1)
+    assert result.reused_chunks > 0
+    assert END_OF_TEXT not in str(MemoryMapDataset(tmp_path / "data")[0])
+    end = Tokenizer.from_file(tokenizer_file).eos_token_id
+    assert all(end not in tokens for tokens in MemoryMapDataset(tmp_path / "data"))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from scaling.transformer.data.shards import TokenizeOptions
+from scaling.transformer.data.tokenize import tokenize_files
+
+def progress(stage, done, total):
+    if stage == sys.argv[4] and done:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    options = TokenizeOptions(Path(sys.argv[3]))
+    tokenize_files([Path(sys.argv[1])], Path(sys.argv[2]), options, workers=int(sys.argv[5]), chunk_bytes=4000,
+                   progress=progress)
+"""
+
+
+@pytest.mark.parametrize(("stage", "workers"), [("tokenizing", 2), ("writing", 1)])
+def test_a_killed_run_leaves_no_memory_map_and_no_process_and_the_next_one_finishes(
+    tmp_path: Path, inputs: list[Path], tokenizer_file: Path, stage: str, workers: int
+) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    arguments = [str(inputs[0]), str(tmp_path / "data"), str(tokenizer_file), stage, str(workers)]
+    process = subprocess.Popen([sys.executable, str(script), *arguments], start_new_session=True)
+    assert process.wait() == -signal.SIGKILL
+    with pytest.raises(DataError, match="does not exist"):
+        MemoryMapDataset(tmp_path / "data")
+    assert run(inputs, tmp_path / "data", tokenizer_file).reused_chunks > 0
+    run(inputs, tmp_path / "whole", tokenizer_file)
+    assert files(tmp_path / "whole") == files(tmp_path / "data")
+    deadline = time.monotonic() + 10
+    while _session_is_alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _session_is_alive(process.pid)
+
+
+def _session_is_alive(session: int) -> bool:
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_bad_record_is_refused_by_file_and_line(tmp_path: Path, inputs: list[Path], tokenizer_file: Path) -> None:
+    path = tmp_path / "inputs" / "a.jsonl"
+    lines = path.read_text().splitlines()
+    lines[149] = '{"text": 1}'
+    path.write_text("\n".join(lines))
+    for workers in (1, 2):
+        with pytest.raises(DataError, match=r"a\.jsonl, line 150 \(byte \d+\): 'text' is a JSON number") as raised:
+            run(inputs, tmp_path / "data", tokenizer_file, workers=workers)
+        assert raised.value.exit_status == ExitStatus.USER_INPUT
+    assert not (tmp_path / "data.meta.json").exists()
+
+
+def test_bad_records_within_the_budget_are_skipped_and_listed(
+    tmp_path: Path, inputs: list[Path], tokenizer_file: Path
+) -> None:
+    path = tmp_path / "inputs" / "b.jsonl"
+    path.write_text("bad\n" + path.read_text() + '{"text": ""}\n' + '{"texts": "bad"}')
+    result = run(inputs, tmp_path / "data", tokenizer_file, max_bad=2)
+    assert (result.documents, result.empty) == (len(TEXTS), 1)
+    assert [(record.path.name, record.line) for record in result.bad] == [("b.jsonl", 1), ("b.jsonl", 102)]
+    listed = [json.loads(line) for line in (tmp_path / "data.skipped.jsonl").read_text().splitlines()]
+    assert [(record["path"], record["line"]) for record in listed] == [(str(path), 1), (str(path), 102)]
+    assert listed[1]["offset"] == path.stat().st_size - len('{"texts": "bad"}')
+
+
+def test_more_bad_records_than_the_budget_are_refused(tmp_path: Path, inputs: list[Path], tokenizer_file: Path) -> None:
+    (tmp_path / "inputs" / "b.jsonl").write_text("bad\n" * 5)
+    with pytest.raises(DataRefusedError, match=r"more than 3 records are bad, the last one: .*b\.jsonl, line 4 "):
+        run(inputs, tmp_path / "data", tokenizer_file, max_bad=3)
+
+
+def test_input_without_any_text_is_refused(tmp_path: Path, tokenizer_file: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
+    (tmp_path / "b.txt").touch()
+    with pytest.raises(DataError, match=r"\(2 were empty\)"):
+        run([tmp_path], tmp_path / "data", tokenizer_file)
+
+
+def test_an_existing_output_is_refused_before_any_work(
+    tmp_path: Path, inputs: list[Path], tokenizer_file: Path
+) -> None:
+    run(inputs, tmp_path / "data", tokenizer_file)
+    before = files(tmp_path / "data")
+    with pytest.raises(DataError, match="exists already"):
+        run(inputs, tmp_path / "data", tokenizer_file)
+    assert files(tmp_path / "data") == before
+
+
+def test_a_missing_tokenizer_is_refused_before_any_work(tmp_path: Path, inputs: list[Path]) -> None:
+    with pytest.raises(DataError, match=r"tokenizer file .*absent\.json cannot be read"):
+        run(inputs, tmp_path / "data", tmp_path / "absent.json")
+    assert not list(tmp_path.glob("data*"))
