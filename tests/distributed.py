@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import functools
 import inspect
+import math
 import multiprocessing
 import os
 import pickle
@@ -252,7 +253,7 @@ def _task(function: Callable[..., Any], args: Sequence[Any], timeout: float, env
         environment=environment,
         directory=os.getcwd(),
         search_path=list(sys.path),
-        give_up_after=timeout + 30,
+        give_up_after=math.ceil(timeout) + 30,
     )
 
 

@@ -42,8 +42,8 @@ class Task:
     environment: dict[str, str]
     directory: str
     search_path: list[str]
-    give_up_after: float
-    """Seconds after which a worker whose parent has died ends itself."""
+    give_up_after: int
+    """Seconds after which a worker whose parent has died is ended by the kernel."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ def serve(connection: Connection, stack_path: str) -> None:
                 task: Task = connection.recv()
             except EOFError:
                 return
-            faulthandler.dump_traceback_later(task.give_up_after, exit=True, file=stacks)
+            # Without a thread, which would make forks in the task unsafe.
+            signal.alarm(task.give_up_after)
             reply = perform(task)
-            faulthandler.cancel_dump_traceback_later()
+            signal.alarm(0)
             for number, handler in signals.items():
                 signal.signal(number, handler)
             connection.send_bytes(pickle.dumps(reply))

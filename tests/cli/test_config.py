@@ -53,8 +53,7 @@ def test_everything_wrong_is_reported_at_once_with_status_2(tmp_path: Path) -> N
     path.write_text("topology: {model_parallel_sise: 2}\ntransformer_architecture: {vocab_file: absent.json}\n")
     result = runner.invoke(app, ["check", str(path), "trainer.sed=3", "oops"])
     assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr == (
+    assert result.output == (
         f"4 problems in {path}:\n"
         "  - 'oops' is not KEY=VALUE; write for example topology.data_parallel_size=2\n"
         "  - topology.model_parallel_sise: unknown key; did you mean model_parallel_size?\n"
@@ -66,7 +65,7 @@ def test_everything_wrong_is_reported_at_once_with_status_2(tmp_path: Path) -> N
 def test_a_missing_file_is_named_with_status_2(tmp_path: Path) -> None:
     result = runner.invoke(app, ["check", str(tmp_path / "absent.yml")])
     assert result.exit_code == 2
-    assert result.stderr == f"cannot read the configuration {tmp_path / 'absent.yml'}: No such file or directory\n"
+    assert result.output == f"cannot read the configuration {tmp_path / 'absent.yml'}: No such file or directory\n"
 
 
 def test_the_command_does_not_import_torch() -> None:

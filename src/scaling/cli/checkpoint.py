@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -60,17 +61,11 @@ def list_checkpoints(
         return
     table = Table("step", "state", "saved at", "size", "parameters", "optimizer", "ranks", "version")
     for row in rows:
-        optimizer = "yes" if row["optimizer"] else "no"
-        told = [
-            row["saved_at"],
-            _bytes(row["bytes"]),
-            f"{row['parameters']:,}",
-            optimizer,
-            row["ranks"],
-            row["scaling"],
-        ]
-        table.add_row(str(row["step"]), row["state"], *(map(str, told) if row["complete"] else ()))
+        table.add_row(*map(escape, _told(row)))
     _console().print(table)
+    for row in rows:
+        for problem in row["problems"]:
+            typer.echo(f"{row['path']}: {problem}")
 
 
 @app.command()
@@ -105,13 +100,13 @@ def diff(
 ) -> None:
     """Compare two checkpoints tensor by tensor, whatever layouts they were saved in, and their scalars."""
     a, b = find_newest(first).require(), find_newest(second).require()
-    table = Table("tensor", "differs in", "largest absolute", "largest relative", "remark")
+    table = Table("tensor", "elements that differ", "largest absolute", "largest relative", "remark")
     total = unequal = 0
     for found in differences(a, b):
         total += 1
         unequal += not found.is_equal
         if everything or not found.is_equal:
-            table.add_row(*_cells(found))
+            table.add_row(*map(escape, _cells(found)))
     if table.row_count:
         _console().print(table)
     for change in compare(a.manifest.scalars, b.manifest.scalars, ChangeRules()).runtime:
@@ -160,25 +155,32 @@ def _step_folders(directory: Path) -> list[Path]:
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {"step": step_of(folder.absolute()), "path": str(folder), "complete": False}
     try:
         manifest = read_manifest(folder)
         problems = quick_problems(folder, manifest)
     except (CheckpointError, OSError) as error:
-        return row | {"state": f"unusable: {error}"}
-    tensors = {name: entry for name, entry in manifest.tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
-    information = manifest.information
-    return row | {
+        return {"step": step_of(folder.absolute()), "path": str(folder), "state": "unusable", "problems": [str(error)]}
+    model = {name: entry for name, entry in manifest.tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
+    return {
         "step": manifest.step,
-        "complete": not problems,
-        "state": f"damaged: {'; '.join(problems)}" if problems else "complete",
-        "saved_at": information.get("saved_at"),
+        "path": str(folder),
+        "state": "damaged" if problems else "complete",
+        "problems": problems,
         "bytes": manifest.bytes,
-        "parameters": sum(prod(entry.shape) for entry in tensors.values()),
-        "optimizer": len(tensors) < len(manifest.tensors),
-        "ranks": information.get("ranks"),
-        "scaling": information.get("scaling"),
+        "parameters": sum(prod(entry.shape) for entry in model.values()),
+        "optimizer": len(model) < len(manifest.tensors),
+        **{key: manifest.information.get(key) for key in ("saved_at", "ranks", "scaling")},
     }
+
+
+def _told(row: dict[str, Any]) -> list[str]:
+    """Return the cells of a row; there are fewer where the manifest could not be read."""
+    told = [str(row["step"]), row["state"]]
+    if "bytes" in row:
+        optimizer = "yes" if row["optimizer"] else "no"
+        told += [str(row["saved_at"]), _bytes(row["bytes"]), f"{row['parameters']:,}", optimizer]
+        told += [str(row["ranks"]), str(row["scaling"])]
+    return told
 
 
 def _read_all(folder: Path, manifest: Manifest) -> list[str]:
@@ -197,7 +199,7 @@ def _read_all(folder: Path, manifest: Manifest) -> list[str]:
 
 def _cells(found: Difference) -> Iterable[str]:
     if found.elements:
-        numbers = f"{found.elements:,} elements", f"{found.largest_absolute:.3g}", f"{found.largest_relative:.3g}"
+        numbers = f"{found.elements:,}", f"{found.largest_absolute:.3g}", f"{found.largest_relative:.3g}"
     else:
         numbers = ("", "", "")
     return found.name, *numbers, found.note or ("equal" if found.is_equal else "")

@@ -1,1 +1,213 @@
-"""The model-agnostic engine."""
+"""The model-agnostic engine: its public names, loaded when first used so that what needs no torch starts without it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaling.core.checkpoint.boxes import Box as Box, GlobalTensor as GlobalTensor
+    from scaling.core.checkpoint.checkpointer import Checkpointer as Checkpointer
+    from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
+    from scaling.core.checkpoint.folders import Retention as Retention
+    from scaling.core.checkpoint.resume import ChangeRules as ChangeRules
+    from scaling.core.config.base import BaseConfig as BaseConfig
+    from scaling.core.data.blended import BlendedDataset as BlendedDataset
+    from scaling.core.data.config import BlendedDatasetConfig as BlendedDatasetConfig
+    from scaling.core.data.documents import TokenDocuments as TokenDocuments
+    from scaling.core.data.file_dataset import FileDataset as FileDataset
+    from scaling.core.data.loader import DataLoader as DataLoader
+    from scaling.core.data.megatron import MegatronDataset as MegatronDataset
+    from scaling.core.data.memory_map import (
+        MemoryMapDataset as MemoryMapDataset,
+        MemoryMapDocuments as MemoryMapDocuments,
+    )
+    from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder as MemoryMapDatasetBuilder
+    from scaling.core.data.open_documents import open_documents as open_documents
+    from scaling.core.data.sampler import (
+        BatchGeometry as BatchGeometry,
+        items_of as items_of,
+        order_of as order_of,
+        positions_of as positions_of,
+    )
+    from scaling.core.data.types import BaseDataset as BaseDataset, MicroBatch as MicroBatch
+    from scaling.core.errors import (
+        CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
+        DataError as DataError,
+        DataRefusedError as DataRefusedError,
+        ExitStatus as ExitStatus,
+        LayoutError as LayoutError,
+        Problem as Problem,
+        ScalingError as ScalingError,
+        ScheduleError as ScheduleError,
+        StorageError as StorageError,
+    )
+    from scaling.core.logging.config import LoggerConfig as LoggerConfig
+    from scaling.core.nn.attention import (
+        AttentionShape as AttentionShape,
+        ParallelSelfAttention as ParallelSelfAttention,
+    )
+    from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks
+    from scaling.core.nn.config import (
+        ActivationFunction as ActivationFunction,
+        LayerNormConfig as LayerNormConfig,
+        LoRaConfig as LoRaConfig,
+        MaskedSoftmaxConfig as MaskedSoftmaxConfig,
+        MaskedSoftmaxKernel as MaskedSoftmaxKernel,
+        NormType as NormType,
+        RelativePositionEmbeddingType as RelativePositionEmbeddingType,
+        RotaryConfig as RotaryConfig,
+    )
+    from scaling.core.nn.dropout import Dropout as Dropout
+    from scaling.core.nn.embedding import VocabParallelEmbedding as VocabParallelEmbedding
+    from scaling.core.nn.init import (
+        Constant as Constant,
+        Normal as Normal,
+        Uniform as Uniform,
+        xavier_normal as xavier_normal,
+    )
+    from scaling.core.nn.linear import (
+        ColumnParallelLinear as ColumnParallelLinear,
+        RowParallelLinear as RowParallelLinear,
+        enter_model_parallel as enter_model_parallel,
+        leave_model_parallel as leave_model_parallel,
+        linear as linear,
+        new_parameter as new_parameter,
+    )
+    from scaling.core.nn.loss import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy
+    from scaling.core.nn.mlp import ParallelMLP as ParallelMLP, ParallelSwiGLUMLP as ParallelSwiGLUMLP
+    from scaling.core.nn.norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
+    from scaling.core.nn.parameter import (
+        Initializer as Initializer,
+        ParameterMeta as ParameterMeta,
+        Shard as Shard,
+        annotate as annotate,
+        even_shard as even_shard,
+        meta as meta,
+        padded_shard as padded_shard,
+    )
+    from scaling.core.nn.rotary import RotaryEmbedding as RotaryEmbedding
+    from scaling.core.optimizer.config import LossScalerConfig as LossScalerConfig, OptimizerConfig as OptimizerConfig
+    from scaling.core.optimizer.groups import (
+        GroupPattern as GroupPattern,
+        ParameterGroup as ParameterGroup,
+        assign as assign,
+    )
+    from scaling.core.optimizer.loss_scaler import LossScaler as LossScaler
+    from scaling.core.optimizer.lr_schedule import (
+        LearningRateScheduler as LearningRateScheduler,
+        LearningRateSchedulerConfig as LearningRateSchedulerConfig,
+    )
+    from scaling.core.optimizer.optimizer import Optimizer as Optimizer, StepReport as StepReport
+    from scaling.core.pipeline.layer_spec import LayerSpec as LayerSpec, TiedLayerSpec as TiedLayerSpec
+    from scaling.core.pipeline.loss import LossFunction as LossFunction, LossOutput as LossOutput, StepLoss as StepLoss
+    from scaling.core.pipeline.module import ParallelModule as ParallelModule
+    from scaling.core.profiler.config import ProfilerConfig as ProfilerConfig
+    from scaling.core.runner.config import RunnerConfig as RunnerConfig
+    from scaling.core.topology.config import TopologyConfig as TopologyConfig
+    from scaling.core.topology.launch import LaunchContext as LaunchContext
+    from scaling.core.topology.layout import Axis as Axis, Coordinate as Coordinate, Layout as Layout
+    from scaling.core.topology.topology import Topology as Topology
+    from scaling.core.trainer.config import TrainerConfig as TrainerConfig
+    from scaling.core.trainer.data import TrainingData as TrainingData
+    from scaling.core.trainer.hooks import TrainerHook as TrainerHook
+    from scaling.core.trainer.state import RunIdentity as RunIdentity, TrainState as TrainState
+    from scaling.core.trainer.trainer import Trainer as Trainer
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "errors": (
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "DataRefusedError",
+        "ExitStatus",
+        "LayoutError",
+        "Problem",
+        "ScalingError",
+        "ScheduleError",
+        "StorageError",
+    ),
+    "config.base": ("BaseConfig",),
+    "topology.config": ("TopologyConfig",),
+    "topology.launch": ("LaunchContext",),
+    "topology.layout": ("Axis", "Coordinate", "Layout"),
+    "topology.topology": ("Topology",),
+    "nn.config": (
+        "ActivationFunction",
+        "LayerNormConfig",
+        "LoRaConfig",
+        "MaskedSoftmaxConfig",
+        "MaskedSoftmaxKernel",
+        "NormType",
+        "RelativePositionEmbeddingType",
+        "RotaryConfig",
+    ),
+    "nn.parameter": ("Initializer", "ParameterMeta", "Shard", "annotate", "even_shard", "meta", "padded_shard"),
+    "nn.init": ("Constant", "Normal", "Uniform", "xavier_normal"),
+    "nn.linear": (
+        "ColumnParallelLinear",
+        "RowParallelLinear",
+        "enter_model_parallel",
+        "leave_model_parallel",
+        "linear",
+        "new_parameter",
+    ),
+    "nn.embedding": ("VocabParallelEmbedding",),
+    "nn.norm": ("LayerNorm", "RMSNorm"),
+    "nn.loss": ("vocab_parallel_cross_entropy",),
+    "nn.dropout": ("Dropout",),
+    "nn.rotary": ("RotaryEmbedding",),
+    "nn.attention": ("AttentionShape", "ParallelSelfAttention"),
+    "nn.attention_kernels": ("DocumentMasks",),
+    "nn.mlp": ("ParallelMLP", "ParallelSwiGLUMLP"),
+    "data.config": ("BlendedDatasetConfig",),
+    "data.types": ("BaseDataset", "MicroBatch"),
+    "data.documents": ("TokenDocuments",),
+    "data.memory_map": ("MemoryMapDataset", "MemoryMapDocuments"),
+    "data.memory_map_builder": ("MemoryMapDatasetBuilder",),
+    "data.megatron": ("MegatronDataset",),
+    "data.file_dataset": ("FileDataset",),
+    "data.open_documents": ("open_documents",),
+    "data.blended": ("BlendedDataset",),
+    "data.loader": ("DataLoader",),
+    "data.sampler": ("BatchGeometry", "items_of", "order_of", "positions_of"),
+    "checkpoint.boxes": ("Box", "GlobalTensor"),
+    "checkpoint.checkpointer": ("Checkpointer",),
+    "checkpoint.communicator": ("StoreCommunicator",),
+    "checkpoint.folders": ("Retention",),
+    "checkpoint.resume": ("ChangeRules",),
+    "profiler.config": ("ProfilerConfig",),
+    "pipeline.layer_spec": ("LayerSpec", "TiedLayerSpec"),
+    "pipeline.loss": ("LossFunction", "LossOutput", "StepLoss"),
+    "pipeline.module": ("ParallelModule",),
+    "optimizer.config": ("LossScalerConfig", "OptimizerConfig"),
+    "optimizer.groups": ("GroupPattern", "ParameterGroup", "assign"),
+    "optimizer.loss_scaler": ("LossScaler",),
+    "optimizer.lr_schedule": ("LearningRateScheduler", "LearningRateSchedulerConfig"),
+    "optimizer.optimizer": ("Optimizer", "StepReport"),
+    "logging.config": ("LoggerConfig",),
+    "trainer.config": ("TrainerConfig",),
+    "trainer.data": ("TrainingData",),
+    "trainer.hooks": ("TrainerHook",),
+    "trainer.state": ("RunIdentity", "TrainState"),
+    "trainer.trainer": ("Trainer",),
+    "runner.config": ("RunnerConfig",),
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+
+__all__ = list(_HOMES)  # noqa: PLE0605  # the table above is the list
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

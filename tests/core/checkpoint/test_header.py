@@ -17,7 +17,9 @@ from scaling.core.checkpoint.files import TORCH_TYPES, Piece, constant, write_fi
 from scaling.core.checkpoint.header import ITEM_BYTES, encode_header, read_header, tensor_bytes
 from scaling.core.errors import CheckpointError
 
-names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(
+    lambda name: name != "__metadata__"
+)
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 tables = st.dictionaries(names, st.tuples(st.sampled_from(sorted(ITEM_BYTES)), shapes), max_size=6)
 

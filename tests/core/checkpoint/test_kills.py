@@ -32,7 +32,9 @@ CUT = Cut(data=2, zero=True)
 def job(rank: int, world_size: int, directory: Path, step: int, asynchronous: bool) -> None:
     """A whole job in one process: its two ranks are threads, so that the kill takes both at the same instant."""
     os.environ.pop("RANK")
-    save_cut(directory, step, CUT, global_state(step + 100), retention=Retention(keep_last=2), asynchronous=asynchronous)
+    save_cut(
+        directory, step, CUT, global_state(step + 100), retention=Retention(keep_last=2), asynchronous=asynchronous
+    )
 
 
 def half(rank: int, world_size: int, directory: Path) -> str:

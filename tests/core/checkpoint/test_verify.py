@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from scaling.core.checkpoint import verify
 from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.checkpoint.disk import open_regular
 from scaling.core.checkpoint.manifest import FileEntry, Manifest
 from scaling.core.checkpoint.search import find_newest
 from scaling.core.checkpoint.verify import read_manifest, share_of, strange_files
@@ -211,9 +212,8 @@ def test_a_file_that_cannot_be_read_is_a_reason_to_fall_back(copy: Path, monkeyp
     def broken(path: Path) -> object:
         if path.parent.name == "global_step2" and path.suffix == ".safetensors":
             raise OSError(5, "Input/output error", str(path))
-        return opened(path)
+        return open_regular(path)
 
-    opened = verify.open_regular
     monkeypatch.setattr(verify, "open_regular", broken)
     assert "Input/output error" in rejection(copy)
 

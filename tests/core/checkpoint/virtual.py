@@ -163,3 +163,18 @@ def loads_exactly(path: Path, cut: Cut, state: dict[str, Tensor]) -> bool:
         return held.matches(state)
 
     return all(on_ranks(cut.world_size, rank))
+
+
+def one(key: str, tensor: Tensor, *, owned: bool = True) -> GlobalTensor:
+    """Return a whole tensor."""
+    return GlobalTensor(key, tuple(tensor.shape), [(whole(tensor.shape), tensor)], owned)
+
+
+def part(key: str, shape: tuple[int, ...], box: Box, *, owned: bool = True) -> GlobalTensor:
+    """Return a part of a tensor of zeros."""
+    return GlobalTensor(key, shape, [(box, torch.zeros(box.shape))], owned)
+
+
+def row(length: int, start: int, stop: int, *, owned: bool = True) -> GlobalTensor:
+    """Return elements start..stop of the vector `w`."""
+    return part("w", (length,), Box((start,), (stop - start,)), owned=owned)

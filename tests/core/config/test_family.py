@@ -102,7 +102,4 @@ def test_problems_of_members_are_collected_under_their_path() -> None:
 
 def test_the_schema_offers_every_member() -> None:
     members = Drawing.model_json_schema()["$defs"]["Shape"]["anyOf"]
-    assert [(member["title"], member["properties"]["type"]["default"]) for member in members] == [
-        ("Circle", "circle"),
-        ("Square", "square"),
-    ]
+    assert [member.get("title") or member["$ref"].rpartition("/")[2] for member in members] == ["Circle", "Square"]

@@ -121,7 +121,7 @@ def test_nothing_given_is_one_process_with_micro_batches_of_two() -> None:
         (
             {"micro_batch_size": 4, "global_batch_size": 10},
             "gradient_accumulation_steps: does not follow: global_batch_size (10) is not divisible by "
-            "micro_batch_size 4 * data_parallel_size 1 = 4; the nearest global_batch_size that is: 8",
+            "micro_batch_size 4 * data_parallel_size 1 = 4; the nearest global_batch_size that is: 12",
         ),
         (
             {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "global_batch_size": 10},

@@ -74,13 +74,20 @@ def test_a_real_process_leaves_on_the_second_signal_with_its_status(number: sign
         assert process.wait(5) == -number
 
 
+FORKING_SCRIPT = """
+import os, signal
+from scaling.core.trainer.preemption import Preemption
+with Preemption() as preempted:
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(9 if preempted() else 0)
+    raise SystemExit(os.waitpid(child, 0)[1])
+"""
+
+
 def test_a_forked_worker_ignores_what_its_parent_handles() -> None:
-    with Preemption() as preempted:
-        child = os.fork()
-        if child == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os._exit(9 if preempted() else 0)
-        assert os.waitpid(child, 0)[1] == 0
+    assert subprocess.run([sys.executable, "-c", FORKING_SCRIPT], check=False, timeout=30).returncode == 0
 
 
 def test_outside_the_main_thread_it_does_nothing() -> None:

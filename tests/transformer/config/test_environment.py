@@ -33,9 +33,6 @@ def test_nothing_is_lacking_where_everything_is_there() -> None:
         "logger": {"log_dir": "load"},
     }
     assert lacking(values) == []
-    assert (
-        lacking({"data": {"corpus": "python_stdlib"}, "transformer_architecture": {"vocab_file": "later.json"}}) == []
-    )
 
 
 def test_everything_that_is_lacking_is_named() -> None:

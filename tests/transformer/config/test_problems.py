@@ -125,6 +125,11 @@ PROBLEMS = [
         "data.eod_token_id: is 100, outside the vocabulary of transformer_architecture.vocab_size (100); use 0 to 99",
     ),
     (
+        "{transformer_architecture: {vocab_file: v.json}, data: {corpus: python_stdlib}}",
+        "transformer_architecture.vocab_file: is 'v.json', but data.corpus (python_stdlib) has a tokenizer of its own; "
+        "remove one",
+    ),
+    (
         "{learning_rate_scheduler: {}, training_groups: [{group_name: a}]}",
         "learning_rate_scheduler: is the short form for a single group, but training_groups has 1; remove it, or move "
         "it into the groups",

@@ -17,7 +17,7 @@ from scaling.core.config.explain import sections_of
 from scaling.core.config.family import ConfigFamily
 from scaling.core.config.fields import ConfigWarning, NoEffect, SetByLauncher, Unavailable, marker
 from scaling.core.config.template import template
-from scaling.core.errors import ConfigError
+from scaling.core.errors import ConfigError, Problem
 from scaling.core.nn.config import MaskedSoftmaxKernel, NormType
 from scaling.core.optimizer.lr_schedule import LearningRateDecayStyle
 from scaling.core.topology.config import ActivationCheckpointingType
@@ -285,12 +285,14 @@ def guesses(section: type[BaseConfig]) -> st.SearchStrategy[Any]:
         ),
     )
     anything = st.recursive(scalar, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
-    inner = {
-        name: st.one_of(
-            *(guesses(nested) for nested in nested_sections), st.lists(guesses(nested_sections[0]), max_size=2)
-        )
+    nested = {
+        name: [inner for inner in sections_of(field.annotation) if issubclass(inner, BaseConfig)]
         for name, field in section.model_fields.items()
-        if (nested_sections := [*sections_of(field.annotation)]) and issubclass(nested_sections[0], BaseConfig)
+    }
+    inner = {
+        name: st.one_of(*map(guesses, inners), st.lists(guesses(inners[0]), max_size=2))
+        for name, inners in nested.items()
+        if inners
     }
     keys = {**dict.fromkeys([*section.model_fields, "unknown"], anything), **inner}
     return st.one_of(
@@ -304,7 +306,9 @@ def test_any_data_is_either_a_configuration_or_named_problems(values: dict[str, 
     try:
         config = TransformerConfig.from_dict(values, quiet=True)
     except ConfigError as error:
-        assert error.problems
-        assert all(problem.message for problem in error.problems)
+        problems = error.problems
     else:
+        problems = (Problem("", "none"),)
         assert TransformerConfig.from_str(config.to_yaml()) == config
+    assert problems
+    assert all(problem.message for problem in problems)

@@ -151,7 +151,8 @@ def test_options_of_the_configuration_reach_the_data_set(tmp_path: Path) -> None
 def test_how_files_are_read_changes_no_sample(tmp_path: Path, option: str) -> None:
     data = str(make_data(tmp_path / "a"))
     mapped, _ = load_datasets(prepare_data(config(data_prefixes=[data])))
-    other, _ = load_datasets(prepare_data(config(data_prefixes=[data], **{option: option != "use_mmap"})))
+    options: dict[str, Any] = {"data_prefixes": [data], option: option != "use_mmap"}
+    other, _ = load_datasets(prepare_data(config(**options)))
     received = pickle.loads(pickle.dumps(other))
     assert [sample.tokens.tolist() for sample in map(received.__getitem__, range(len(received)))] == [
         sample.tokens.tolist() for sample in map(mapped.__getitem__, range(len(mapped)))

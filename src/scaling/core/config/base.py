@@ -12,15 +12,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ModelWrapValidatorHandler,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, model_validator
+from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -225,9 +218,8 @@ class BaseConfig(BaseModel):
 
     def _problems_within(self) -> Iterator[Problem]:
         for name, field in type(self).model_fields.items():
-            unavailable, value = marker(field, Unavailable), getattr(self, name)
-            if unavailable and value != field.get_default(call_default_factory=True):
-                yield Problem(name, f"is not available in this version; {unavailable.remedy}")
+            if marker(field, Unavailable) and getattr(self, name) != field.get_default(call_default_factory=True):
+                yield Problem(name, "is not available in this version; remove it")
         yield from self.problems()
 
     def as_dict(self) -> dict[str, Any]:

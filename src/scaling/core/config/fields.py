@@ -31,15 +31,13 @@ class NoEffect:
 class Unavailable:
     """The field names a feature this version does not have: any value but the default is a problem."""
 
-    remedy: str = "remove it"
-
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {**handler(schema), "deprecated": True}
 
 
 @dataclass(frozen=True)
 class Derived:
-    """The field may be null or absent: it then follows from others. Its default is what it is if none is given."""
+    """The field may be null or absent: `BaseConfig.prepare` then gives it the value that follows from others."""
 
     null_in_template: bool = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -12,8 +12,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-
-_LIMITS: Final[Mapping[type, float]] = {int: 2.0**63, float: math.inf}
+_LIMITS: Final[Mapping[type, float]] = {int: 2.0**63, float: sys.float_info.max}
 """Whole numbers have 64 bits, as in files and tensors; other numbers are finite."""
 
 

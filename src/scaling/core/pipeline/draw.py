@@ -37,11 +37,12 @@ def draw(simulation: Simulation, *, width: int = 120) -> str:
         lines[event.rank] = lines[event.rank].ljust(start, ".") + drawn
     lines = [line.ljust(round(simulation.makespan * columns), ".") for line in lines]
 
-    names = [f"rank {rank}" for rank in range(ranks)]
-    margin = max(len(name) for name in names) + 2
+    margin = len(f"rank {ranks - 1}") + 2
     fold = max(width - margin, 1)
     blocks = (
-        "\n".join((name.ljust(margin) + line[start : start + fold]).rstrip() for name, line in zip(names, lines))
+        "\n".join(
+            (f"rank {rank}".ljust(margin) + line[start : start + fold]).rstrip() for rank, line in enumerate(lines)
+        )
         for start in range(0, max(len(line) for line in lines), fold)
     )
     return "\n\n".join(blocks)

@@ -14,7 +14,7 @@ from typing import Any
 from typing_extensions import Self
 
 SECOND_REQUEST_SECONDS = 0.5
-"""Requests closer together count as one: Slurm signals every process of a job, and the launcher passes it on as well."""
+"""Signals closer together are one request: Slurm signals every process of a job, and the launcher passes it on too."""
 
 
 class Preemption:

@@ -138,10 +138,11 @@ class UMuPConfig(BaseConfig):
 class TransformerArchitectureConfig(BaseConfig):
     """A decoder-only language model."""
 
-    vocab_size: int | None = Field(default=None, ge=0)
-    """Tokens the model knows; need not be divisible by anything. null or 0: as many as the tokenizer has."""
+    vocab_size: Annotated[int, Derived()] = Field(default=0, ge=0)
+    """Tokens the model knows; need not be divisible by anything. With data.corpus, the size of the tokenizer to train.
+    null or 0: as many as the tokenizer has."""
     vocab_file: Path | None = None
-    """Tokenizer, a JSON file of Hugging Face tokenizers; copied into checkpoints. null: none, or the corpus's own."""
+    """Tokenizer, a JSON file of Hugging Face tokenizers. null: none, or that of data.corpus."""
     hidden_size: int = Field(default=256, ge=1)
     """Width of the residual stream."""
     num_layers: int = Field(default=4, ge=1)

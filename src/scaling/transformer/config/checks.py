@@ -112,6 +112,18 @@ def documents_end_in_the_vocabulary(
         )
 
 
+def corpus_brings_its_tokenizer(
+    transformer_architecture: TransformerArchitectureConfig, data: DataConfig
+) -> Iterator[Problem]:
+    """A corpus that the library builds is tokenized by the tokenizer trained on it."""
+    vocab_file = transformer_architecture.vocab_file
+    if data.corpus is not None and vocab_file is not None:
+        yield Problem(
+            "transformer_architecture.vocab_file",
+            f"is {str(vocab_file)!r}, but data.corpus ({data.corpus.value}) has a tokenizer of its own; remove one",
+        )
+
+
 def groups_are_given_once(
     training_groups: list[TrainingGroupConfig], learning_rate_scheduler: LearningRateSchedulerConfig | None
 ) -> Iterator[Problem]:
@@ -139,5 +151,6 @@ CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     float16_is_scaled,
     loss_has_its_head,
     documents_end_in_the_vocabulary,
+    corpus_brings_its_tokenizer,
     groups_are_given_once,
 )

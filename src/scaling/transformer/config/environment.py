@@ -36,10 +36,9 @@ def data_sets_exist(data: DataConfig) -> Iterator[Problem]:
             )
 
 
-def tokenizer_exists(transformer_architecture: TransformerArchitectureConfig, data: DataConfig) -> Iterator[Problem]:
-    """The tokenizer is there, unless the corpus brings one."""
-    if data.corpus is None:
-        yield from _missing_file("transformer_architecture.vocab_file", transformer_architecture.vocab_file)
+def tokenizer_exists(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
+    """The tokenizer is there."""
+    yield from _missing_file("transformer_architecture.vocab_file", transformer_architecture.vocab_file)
 
 
 def machines_and_script_exist(runner: RunnerConfig) -> Iterator[Problem]:

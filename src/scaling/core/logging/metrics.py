@@ -1,0 +1,117 @@
+"""MetricWriter: collect metrics on the device, and bring them to the host in one transfer when they are written."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+
+class MetricSink(Protocol):
+    """A place that metrics are written to."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of one step; steps come in order."""
+
+    def close(self) -> None:
+        """Finish writing."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Values of one dtype that were added together, still on their device."""
+
+    step: int
+    names: tuple[str, ...]
+    values: Tensor
+
+
+class MetricWriter:
+    """Keep the metrics of each step, device scalars included, until `flush` writes them to every sink.
+
+    Without sinks, as on most ranks, it does nothing at all. A sink that cannot write is reported once and tried again
+    at the next flush: a full disk costs metrics, not the run. Leaving it as a context manager flushes and closes.
+    """
+
+    def __init__(self, sinks: Sequence[MetricSink]) -> None:
+        self._sinks = tuple(sinks)
+        self._rows: dict[int, dict[str, float]] = {}
+        self._held: list[_Held] = []
+        self._complained: set[int] = set()
+
+    def add(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
+        """Add metrics of `step`, to what was added for it before. Tensors have one element; no synchronisation.
+
+        Their values are copied on the device (one kernel per dtype), so they may change afterwards.
+        """
+        if not self._sinks:
+            return
+        row = self._rows.setdefault(step, {})
+        tensors: defaultdict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = defaultdict(dict)
+        for name, value in metrics.items():
+            if isinstance(value, Tensor):
+                row[name] = float("nan")  # holds the place in the row
+                tensors[value.device, value.dtype][name] = value.detach().reshape(())
+            else:
+                row[name] = value
+        for group in tensors.values():
+            self._held.append(_Held(step, tuple(group), torch.stack(list(group.values()))))
+
+    def flush(self) -> None:
+        """Write everything that was added since the last flush. One transfer from the device, which it waits for."""
+        rows, self._rows = self._rows, {}
+        held, self._held = self._held, []
+        for one, values in zip(held, _to_host([one.values for one in held]), strict=True):
+            rows[one.step].update(zip(one.names, values, strict=True))
+        for index, sink in enumerate(self._sinks):
+            try:
+                for step in sorted(rows):
+                    sink.write(step, rows[step])
+            except OSError as error:
+                if index not in self._complained:
+                    self._complained.add(index)
+                    logger.warning("metrics are being lost: %s cannot write (%s)", type(sink).__name__, error)
+
+    def close(self) -> None:
+        """Write what is left and close the sinks."""
+        self.flush()
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _to_host(vectors: Sequence[Tensor]) -> list[list[float]]:
+    """Return the values of 1-d tensors of any dtypes, by one transfer per device they are on.
+
+    Through float64, which holds every float32 and every integer up to 2^53 exactly.
+    """
+    result: list[list[float]] = [[] for _ in vectors]
+    by_device: defaultdict[torch.device, defaultdict[torch.dtype, list[int]]]
+    by_device = defaultdict(lambda: defaultdict(list))
+    for index, vector in enumerate(vectors):
+        by_device[vector.device][vector.dtype].append(index)
+    for device, by_dtype in by_device.items():
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        order = [index for indices in by_dtype.values() for index in indices]
+        joined = [torch.cat([vectors[index] for index in indices]).to(exact) for indices in by_dtype.values()]
+        values = iter(torch.cat(joined).tolist())
+        for index in order:
+            result[index] = [next(values) for _ in range(len(vectors[index]))]
+    return result

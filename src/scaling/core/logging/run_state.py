@@ -1,0 +1,164 @@
+"""run_state.json: how a run stands, for schedulers that see only their launcher's exit status."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from scaling.core.errors import ExitStatus, ScalingError, StorageError
+
+logger = logging.getLogger(__name__)
+
+RUN_STATE_FILE = "run_state.json"
+
+
+class RunPhase(str, Enum):
+    """How a run stands."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    PREEMPTED = "pre-empted"
+    FAILED = "failed"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """One entry of run_state.json."""
+
+    state: RunPhase
+    step: int = 0
+    """Last finished step."""
+    reason: str | None = None
+    """Why the run is not running any more, in words."""
+    exit_status: int | None = None
+    """What the process ends with; None while it runs."""
+    updated: str = field(default_factory=_now)
+
+    def write(self, log_dir: Path) -> None:
+        """Replace the file in `log_dir`, in one go: whoever reads it finds the old state or the new one."""
+        write_json(log_dir / RUN_STATE_FILE, asdict(self) | {"state": self.state.value})
+
+    @classmethod
+    def read(cls, log_dir: Path) -> RunState | None:
+        """Return what the file in `log_dir` says, None where there is none or it cannot be understood."""
+        try:
+            values = json.loads((log_dir / RUN_STATE_FILE).read_text(encoding="utf-8"))
+            return cls(**{**values, "state": RunPhase(values["state"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+class RunStateRecorder:
+    """Keep run_state.json up to date from one process of the run; a context manager around its whole work.
+
+    Rank 0 records that the run is running, pre-empted or finished. An exception that leaves the context is recorded as a
+    failure, by whichever rank meets it first: what other ranks report afterwards is a consequence. Without a `log_dir`
+    nothing is written. A folder that cannot be written is an error at the start and a warning later.
+    """
+
+    def __init__(self, log_dir: Path | None, *, rank: int = 0) -> None:
+        self._log_dir = log_dir
+        self._rank = rank
+        self._started = _now()
+        self._step = 0
+        self._last: RunPhase | None = None
+
+    def running(self, step: int) -> None:
+        """Record that the run goes on and has finished `step`."""
+        self._step = step
+        self._record(RunState(state=RunPhase.RUNNING, step=step))
+
+    def preempted(self, step: int, reason: str) -> None:
+        """Record that the run saved its state at `step` and leaves."""
+        self._step = step
+        self._record(
+            RunState(state=RunPhase.PREEMPTED, step=step, reason=reason, exit_status=ExitStatus.PREEMPTED.value)
+        )
+
+    def finished(self, step: int) -> None:
+        """Record that the run has done all its steps."""
+        self._step = step
+        self._record(RunState(state=RunPhase.FINISHED, step=step, exit_status=ExitStatus.DONE.value))
+
+    def at(self, step: int) -> None:
+        """Remember the last finished step for a failure to name, without writing anything."""
+        self._step = step
+
+    def __enter__(self) -> Self:
+        if self._log_dir is not None and self._rank == 0:
+            try:
+                self._log_dir.mkdir(parents=True, exist_ok=True)
+                RunState(state=RunPhase.RUNNING).write(self._log_dir)
+            except OSError as error:
+                raise StorageError(
+                    f"{self._log_dir} cannot be written ({error}); set logger.log_dir to another folder"
+                ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        match error:
+            case None | SystemExit():
+                return
+            case KeyboardInterrupt():
+                self.preempted(self._step, "SIGINT")
+            case _:
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._log_dir is None:
+            return
+        known = RunState.read(self._log_dir)
+        if known is not None and known.state is RunPhase.FAILED and known.updated >= self._started:
+            return
+        status = error.exit_status if isinstance(error, ScalingError) else ExitStatus.FAILURE
+        self._write(
+            RunState(
+                state=RunPhase.FAILED,
+                step=self._step,
+                reason=f"rank {self._rank}: {describe_error(error)}",
+                exit_status=int(status),
+            )
+        )
+
+    def _record(self, state: RunState) -> None:
+        if self._rank == 0 and self._log_dir is not None:
+            self._write(state)
+
+    def _write(self, state: RunState) -> None:
+        assert self._log_dir is not None
+        try:
+            state.write(self._log_dir)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s)", self._log_dir / RUN_STATE_FILE, error)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's message, preceded by its type where the message alone is not meant for a user."""
+    return str(error) if isinstance(error, ScalingError) else f"{type(error).__name__}: {error}"
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace `path` in one go."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

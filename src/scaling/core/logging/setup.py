@@ -1,0 +1,96 @@
+"""Set up the log: one format, a prefix for the rank, a file for each rank, colour on a terminal only."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from scaling.core.errors import StorageError
+from scaling.core.logging.config import LoggerConfig
+
+ROOT = "scaling"
+"""Name of the logger above all others of this library; programs built on it may log below it, or on their own."""
+_FORMAT = "[%(asctime)s] [%(levelname)s] [%(rank)s] %(message)s"
+_COLOURS = {
+    logging.DEBUG: "\x1b[2m",
+    logging.WARNING: "\x1b[33m",
+    logging.ERROR: "\x1b[31m",
+    logging.CRITICAL: "\x1b[1;31m",
+}
+
+
+def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 1) -> None:
+    """Send what is logged to the terminal and to `<log_dir>/rank_<rank>.log`. Calling it again replaces the first call.
+
+    Rank 0 shows everything from `log_level` on; the others show warnings and worse, and write the rest to their files.
+    """
+    root = logging.getLogger(ROOT)
+    close_logging()
+    level = config.log_level.value.upper()
+    prefix = f"rank {rank}" if world_size > 1 else "run"
+    console = _ConsoleHandler()
+    console.setLevel(level if rank == 0 else max(logging.WARNING, logging.getLevelName(level)))
+    console.setFormatter(_Formatter(prefix, colour=True))
+    handlers: list[logging.Handler] = [console]
+    if config.log_dir is not None:
+        file = _RankFileHandler(config.log_dir / f"rank_{rank}.log")
+        file.setFormatter(_Formatter(prefix, colour=False))
+        handlers.append(file)
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(level)
+    root.propagate = False
+
+
+def close_logging() -> None:
+    """Undo `configure_logging`: close its files and leave the log as Python has it."""
+    root = logging.getLogger(ROOT)
+    for handler in list(root.handlers):
+        if isinstance(handler, _ConsoleHandler | _RankFileHandler):
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(logging.NOTSET)
+    root.propagate = True
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, prefix: str, *, colour: bool) -> None:
+        super().__init__(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S", defaults={"rank": prefix})
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        colour = _COLOURS.get(record.levelno) if self._colour and sys.stderr.isatty() else None
+        return text if colour is None else f"{colour}{text}\x1b[0m"
+
+
+class _ConsoleHandler(logging.Handler):
+    """Write to whatever `sys.stderr` is at the moment: a live progress display puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
+class _RankFileHandler(logging.FileHandler):
+    """Append to a rank's file. A disk that fills up later ends the file, not the run."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise StorageError(
+                f"the log {path} cannot be written ({error}); set logger.log_dir to another folder"
+            ) from error
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError):
+            self.setLevel(logging.CRITICAL + 1)
+            logging.getLogger(ROOT).warning("%s cannot be written any more: %s", self.baseFilename, sys.exc_info()[1])
+        else:
+            super().handleError(record)

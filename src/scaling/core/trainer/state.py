@@ -1,0 +1,70 @@
+"""What a run is besides tensors: where it stands, and what must not change when it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from scaling.core.checkpoint.resume import ChangeRules
+from scaling.core.errors import CheckpointError
+
+
+@dataclass
+class TrainState:
+    """Two integers that say where the run stands; everything else of the data's state follows from them."""
+
+    step: int = 0
+    consumed_samples: int = 0
+
+    def advance(self, samples: int) -> None:
+        """Take note of one step."""
+        self.step += 1
+        self.consumed_samples += samples
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the state for a checkpoint."""
+        return {"step": self.step, "consumed_samples": self.consumed_samples}
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Continue from a state returned by `as_dict`."""
+        try:
+            self.step, self.consumed_samples = int(stored["step"]), int(stored["consumed_samples"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's trainer state is malformed ({error!r}); load another one") from None
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a checkpoint remembers of the run that wrote it, and which of it must be the same to go on."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved configuration as plain values."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Digests of what the configuration only points at, such as the training data."""
+    rules: ChangeRules = field(default_factory=ChangeRules)
+    """What a change of each setting means; fingerprints are settings below `fingerprints`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is stored and compared."""
+        return {**self.config, "fingerprints": dict(self.fingerprints)}
+
+
+class Metrics(Protocol):
+    """Where the numbers of a step go; `MetricWriter` is one."""
+
+    def add(self, step: int, metrics: Mapping[str, float | torch.Tensor]) -> None:
+        """Keep the metrics of a step; device scalars are not read yet."""
+        ...
+
+    def flush(self) -> None:
+        """Read what is on the device in one transfer and write everything kept."""
+        ...
+
+
+def due(step: int, interval: int | None) -> bool:
+    """Return whether something done every `interval` steps is done after `step`; None = never."""
+    return interval is not None and step % interval == 0
+

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaling.core.checkpoint.boxes import Box, GlobalTensor
+from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.checkpoint.communicator import Communicator
+from scaling.core.checkpoint.files import byte_view
+from scaling.core.checkpoint.folders import Retention
+from scaling.core.errors import CheckpointError, ConfigError, StorageError
+from tests.core.checkpoint.virtual import (
+    Cut,
+    RankState,
+    global_state,
+    one,
+    outcomes_on_ranks,
+    part,
+    save_cut,
+)
+from tests.distributed import run_distributed
+
+
+def test_tensors_of_every_type_and_odd_shape_survive(tmp_path: Path) -> None:
+    types = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16, torch.float64]
+    types += [torch.complex64, torch.float8_e4m3fn, torch.uint16]
+    tensors = {f"t{index}": torch.arange(7).to(dtype) for index, dtype in enumerate(types)}
+    tensors |= {"scalar": torch.tensor(3.5), "empty": torch.zeros(0, 4), "transposed": torch.randn(3, 5).t()}
+    Checkpointer(tmp_path).save(1, [one(key, tensor) for key, tensor in tensors.items()], {})
+    copies = {key: torch.zeros_like(tensor) for key, tensor in tensors.items()}
+    Checkpointer(None).load(tmp_path, [one(key, tensor) for key, tensor in copies.items()])
+    for key, tensor in tensors.items():
+        assert byte_view(copies[key]) == byte_view(tensor), key
+
+
+def test_not_a_number_and_negative_zero_keep_their_bits(tmp_path: Path) -> None:
+    bits = torch.tensor([0x7FC00001, 0x7F800000, -(2**31), 1], dtype=torch.int32)
+    Checkpointer(tmp_path).save(1, [one("w", bits.view(torch.float32))], {})
+    found = torch.zeros(4)
+    Checkpointer(None).load(tmp_path, [one("w", found)])
+    assert torch.equal(found.view(torch.int32), bits)
+
+
+def test_parameters_are_written_in_place_and_types_convert(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(1, [one("w", torch.tensor([1.0, 2.0009765625]))], {})
+    parameter = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    address = parameter.data_ptr()
+    Checkpointer(None).load(tmp_path, [one("w", parameter)])
+    assert parameter.tolist() == [1.0, 2.0]
+    assert parameter.data_ptr() == address
+
+
+def test_all_differences_are_reported_together_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(
+        1, [one("same", torch.ones(2)), one("shape", torch.ones(2, 3)), one("only.stored", torch.ones(1))], {}
+    )
+    held = [
+        [one("same", torch.zeros(2)), one("shape", torch.zeros(3, 2)), one("only.wanted.a", torch.zeros(4))],
+        [one("same", torch.zeros(2, dtype=torch.int32)), one("only.wanted.b", torch.zeros(5, 5))],
+    ]
+    outcomes = outcomes_on_ranks(
+        2, lambda ranks: Checkpointer(None, communicator=ranks).load(tmp_path, held[ranks.rank])
+    )
+    assert str(outcomes[0]) == str(outcomes[1])
+    for line in (
+        "2 missing in the checkpoint",
+        "only.wanted.a [4]",
+        "only.wanted.b [5, 5]",
+        "1 in the checkpoint but not in the model",
+        "only.stored [1]",
+        "shape stored [2, 3], wanted [3, 2]",
+        "same stored as F32, wanted as torch.int32",
+    ):
+        assert line in str(outcomes[0]), line
+    assert held[0][0].parts[0][1].tolist() == [0, 0]
+
+
+def test_differences_can_be_allowed_by_regular_expression(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(1, [one("a", torch.ones(2)), one("b", torch.ones(2)), one("old.c", torch.ones(2))], {})
+    a, b, new = torch.zeros(2), torch.zeros(2), torch.zeros(2)
+    wanted = [one("a", a), one("b", b), one("new.d", new)]
+    load = Checkpointer(None).load
+    with pytest.raises(CheckpointError, match=r"new\.d"):
+        load(tmp_path, wanted, allowed_unexpected=["^old"])
+    with pytest.raises(CheckpointError, match=r"1 missing.*\n    b \[2\]"):
+        load(tmp_path, wanted, allowed_missing=["new"], allowed_unexpected=["c$"], ignore=["^b$"])
+    loaded = load(tmp_path, wanted, allowed_missing=["new", "^b"], allowed_unexpected=["c$"], ignore=["^b$"])
+    assert (a.tolist(), b.tolist(), new.tolist()) == ([1, 1], [0, 0], [0, 0])
+    assert loaded.missing == ("b", "new.d")
+    assert loaded.unexpected == ("b", "old.c")
+    with pytest.raises(ConfigError, match="is not a regular expression"):
+        load(tmp_path, wanted, ignore=["("])
+
+
+def test_weights_load_alone_and_removed_optimizer_states_are_explained(tmp_path: Path) -> None:
+    state = global_state()
+    for step in (1, 2):
+        save_cut(tmp_path, step, Cut(data=2, zero=True), state, retention=Retention(keep_optimizer_last=1))
+    assert not list((tmp_path / "global_step1").glob("*optimizer*"))
+    held = RankState(Cut(), 0)
+    weights = [tensor for tensor in held.tensors if not tensor.key.startswith("optimizer.")]
+    Checkpointer(None).load(tmp_path / "global_step2", weights, allowed_unexpected=[r"^optimizer\."])
+    Checkpointer(None).load(tmp_path / "global_step1", weights)
+    with pytest.raises(CheckpointError, match=r"Retention has removed what starts with optimizer\."):
+        Checkpointer(None).load(tmp_path / "global_step1", held.tensors)
+
+
+def test_a_box_beyond_the_stored_tensor_is_named(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(1, [one("w", torch.ones(4))], {})
+    for tensor in (part("w", (4,), Box((2,), (4,))), part("w", (4,), Box((2, 0), (1, 1)))):
+        with pytest.raises(CheckpointError, match="those elements are nowhere"):
+            Checkpointer(None).load(tmp_path, [tensor])
+
+
+def test_an_error_while_reading_is_a_storage_error_on_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = global_state()
+    save_cut(tmp_path, 1, Cut(), state)
+    found = Checkpointer(None).find(tmp_path).require()
+    (found.path / "rank_00000_model_000.safetensors").unlink()
+
+    def load(ranks: Communicator) -> None:
+        held = RankState(Cut(pipe=2), ranks.rank)
+        wanted = held.tensors if ranks.rank == 0 else []
+        Checkpointer(None, communicator=ranks).load(found, wanted, allowed_unexpected=["."])
+
+    outcomes = outcomes_on_ranks(2, load)
+    assert [type(outcome) for outcome in outcomes] == [StorageError] * 2
+    assert "rank 0" in str(outcomes[1])
+
+
+def test_two_names_of_one_stored_tensor_are_both_filled(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(1, [one("tied", torch.ones(2))], {})
+    first, second = torch.zeros(2), torch.zeros(2)
+    Checkpointer(None).load(tmp_path, [one("tied", first), one("tied", second)])
+    assert first.tolist() == second.tolist() == [1, 1]
+
+
+def peak_while_loading(rank: int, world_size: int, directory: Path) -> tuple[int, int]:
+    """Load half of the columns of every tensor, in two precisions; return the shard's bytes and the peak above it."""
+    boxes = [Box((0, 1024), (1024, 1024)) for _ in range(16)]
+    views = [torch.zeros(1024, 1024, dtype=(torch.float32, torch.bfloat16)[index % 2]) for index in range(16)]
+    found = [GlobalTensor(f"w{index}", (1024, 2048), [(boxes[index], views[index])]) for index in range(16)]
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = resident("VmRSS")
+    Checkpointer(None).load(directory, found)
+    assert all(float(view.min()) == index + 1 for index, view in enumerate(views))
+    return sum(view.nbytes for view in views), resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak since a moment")
+def test_loading_needs_little_memory_beyond_the_model(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(1, [one(f"w{index}", torch.full((1024, 2048), index + 1.0)) for index in range(16)], {})
+    ((shard, peak),) = run_distributed(peak_while_loading, 1, tmp_path)
+    assert peak <= 1.25 * shard
+    assert peak <= 40 * 2**20
