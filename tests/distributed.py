@@ -43,9 +43,6 @@ LAUNCHER_VARIABLES = (
 )
 """What launchers set."""
 
-PRELOAD = ["numpy", "torch", "torch.distributed", "hypothesis", "pytest", "scaling.core", "scaling.transformer"]
-"""What the fork server imports."""
-
 GRACE = 1.0
 """Seconds the other ranks have to report too, once one has failed; then they are ended."""
 
@@ -169,9 +166,7 @@ class _Worker:
             ready = False
         if not ready:
             self.end()
-            raise WorldError(
-                f"a worker did not start; its own words are on stderr. Can {', '.join(PRELOAD)} be imported?"
-            )
+            raise WorldError("a worker did not start; its own words are on stderr. Can tests.preload be imported?")
 
     def stacks(self) -> str:
         """Return the stacks of all threads, as they are now."""
@@ -203,7 +198,7 @@ class _Pool:
         self.directory = tempfile.TemporaryDirectory(prefix="scaling_test_workers_")
         self.idle: list[_Worker] = []
         self.started = 0
-        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preload"])
         # Libraries that start threads when they are imported would take them through the fork, dead.
         surroundings = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
         surroundings["PYTHONPATH"] = os.pathsep.join(sys.path)

@@ -11,12 +11,21 @@ if TYPE_CHECKING:
     from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
     from scaling.core.checkpoint.folders import Retention as Retention
     from scaling.core.checkpoint.resume import ChangeRules as ChangeRules
-    from scaling.core.config.base import BaseConfig as BaseConfig
+    from scaling.core.config.base import BaseConfig as BaseConfig, run_checks as run_checks
+    from scaling.core.config.family import ConfigFamily as ConfigFamily
+    from scaling.core.config.fields import (
+        ConfigWarning as ConfigWarning,
+        Derived as Derived,
+        NoEffect as NoEffect,
+        Unavailable as Unavailable,
+    )
+    from scaling.core.config.patterns import pattern_problems as pattern_problems
+    from scaling.core.config.template import template as template
     from scaling.core.data.blended import BlendedDataset as BlendedDataset
     from scaling.core.data.config import BlendedDatasetConfig as BlendedDatasetConfig
     from scaling.core.data.documents import TokenDocuments as TokenDocuments
     from scaling.core.data.file_dataset import FileDataset as FileDataset
-    from scaling.core.data.loader import DataLoader as DataLoader
+    from scaling.core.data.loader import DataLoader as DataLoader, evaluation_batches as evaluation_batches
     from scaling.core.data.megatron import MegatronDataset as MegatronDataset
     from scaling.core.data.memory_map import (
         MemoryMapDataset as MemoryMapDataset,
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from scaling.core.data.open_documents import open_documents as open_documents
     from scaling.core.data.sampler import (
         BatchGeometry as BatchGeometry,
+        evaluation_steps as evaluation_steps,
         items_of as items_of,
         order_of as order_of,
         positions_of as positions_of,
@@ -44,13 +54,15 @@ if TYPE_CHECKING:
         StorageError as StorageError,
     )
     from scaling.core.logging.config import LoggerConfig as LoggerConfig
+    from scaling.core.logging.setup import configure_logging as configure_logging
     from scaling.core.nn.attention import (
         AttentionShape as AttentionShape,
         ParallelSelfAttention as ParallelSelfAttention,
     )
-    from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks
+    from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks, KeyValueCache as KeyValueCache
     from scaling.core.nn.config import (
         ActivationFunction as ActivationFunction,
+        FP8LinearConfig as FP8LinearConfig,
         LayerNormConfig as LayerNormConfig,
         LoRaConfig as LoRaConfig,
         MaskedSoftmaxConfig as MaskedSoftmaxConfig,
@@ -104,14 +116,15 @@ if TYPE_CHECKING:
     from scaling.core.pipeline.loss import LossFunction as LossFunction, LossOutput as LossOutput, StepLoss as StepLoss
     from scaling.core.pipeline.module import ParallelModule as ParallelModule
     from scaling.core.profiler.config import ProfilerConfig as ProfilerConfig
-    from scaling.core.runner.config import RunnerConfig as RunnerConfig
-    from scaling.core.topology.config import TopologyConfig as TopologyConfig
+    from scaling.core.runner.config import RunnerConfig as RunnerConfig, RunnerType as RunnerType
+    from scaling.core.topology.config import Device as Device, TopologyConfig as TopologyConfig
     from scaling.core.topology.launch import LaunchContext as LaunchContext
     from scaling.core.topology.layout import Axis as Axis, Coordinate as Coordinate, Layout as Layout
     from scaling.core.topology.topology import Topology as Topology
     from scaling.core.trainer.config import TrainerConfig as TrainerConfig
     from scaling.core.trainer.data import TrainingData as TrainingData
     from scaling.core.trainer.hooks import TrainerHook as TrainerHook
+    from scaling.core.trainer.run import run_training as run_training
     from scaling.core.trainer.state import RunIdentity as RunIdentity, TrainState as TrainState
     from scaling.core.trainer.trainer import Trainer as Trainer
 
@@ -128,14 +141,19 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "ScheduleError",
         "StorageError",
     ),
-    "config.base": ("BaseConfig",),
-    "topology.config": ("TopologyConfig",),
+    "config.base": ("BaseConfig", "run_checks"),
+    "config.family": ("ConfigFamily",),
+    "config.fields": ("ConfigWarning", "Derived", "NoEffect", "Unavailable"),
+    "config.patterns": ("pattern_problems",),
+    "config.template": ("template",),
+    "topology.config": ("Device", "TopologyConfig"),
     "topology.launch": ("LaunchContext",),
     "topology.layout": ("Axis", "Coordinate", "Layout"),
     "topology.topology": ("Topology",),
     "nn.config": (
         "ActivationFunction",
         "LayerNormConfig",
+        "FP8LinearConfig",
         "LoRaConfig",
         "MaskedSoftmaxConfig",
         "MaskedSoftmaxKernel",
@@ -159,7 +177,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "nn.dropout": ("Dropout",),
     "nn.rotary": ("RotaryEmbedding",),
     "nn.attention": ("AttentionShape", "ParallelSelfAttention"),
-    "nn.attention_kernels": ("DocumentMasks",),
+    "nn.attention_kernels": ("DocumentMasks", "KeyValueCache"),
     "nn.mlp": ("ParallelMLP", "ParallelSwiGLUMLP"),
     "data.config": ("BlendedDatasetConfig",),
     "data.types": ("BaseDataset", "MicroBatch"),
@@ -170,8 +188,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "data.file_dataset": ("FileDataset",),
     "data.open_documents": ("open_documents",),
     "data.blended": ("BlendedDataset",),
-    "data.loader": ("DataLoader",),
-    "data.sampler": ("BatchGeometry", "items_of", "order_of", "positions_of"),
+    "data.loader": ("DataLoader", "evaluation_batches"),
+    "data.sampler": ("BatchGeometry", "evaluation_steps", "items_of", "order_of", "positions_of"),
     "checkpoint.boxes": ("Box", "GlobalTensor"),
     "checkpoint.checkpointer": ("Checkpointer",),
     "checkpoint.communicator": ("StoreCommunicator",),
@@ -187,12 +205,14 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "optimizer.lr_schedule": ("LearningRateScheduler", "LearningRateSchedulerConfig"),
     "optimizer.optimizer": ("Optimizer", "StepReport"),
     "logging.config": ("LoggerConfig",),
+    "logging.setup": ("configure_logging",),
     "trainer.config": ("TrainerConfig",),
     "trainer.data": ("TrainingData",),
     "trainer.hooks": ("TrainerHook",),
     "trainer.state": ("RunIdentity", "TrainState"),
     "trainer.trainer": ("Trainer",),
-    "runner.config": ("RunnerConfig",),
+    "trainer.run": ("run_training",),
+    "runner.config": ("RunnerConfig", "RunnerType"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.core.checkpoint.virtual import (
     row,
     save_cut,
 )
+from tests.distributed import run_distributed
 
 
 def test_a_folder_holds_safetensors_and_json_only_and_latest_names_it(tmp_path: Path) -> None:
@@ -78,6 +80,7 @@ def test_large_tensors_are_cut_so_that_files_stay_bounded(tmp_path: Path) -> Non
     [
         ([[row(4, 0, 4)], [row(4, 0, 4)]], r"w \[4\] has parts that overlap"),
         ([[row(4, 0, 3)], [row(4, 2, 4)]], r"overlap: \[0:3\] in rank_00000"),
+        ([[row(4, 0, 4), row(4, 0, 4)], []], r"w \[4\] has parts that overlap"),
         ([[row(4, 0, 2)], []], r"w \[4\] has 2 elements that no part holds, first those at \[2:4\]"),
         ([[row(4, 0, 4, owned=False)], []], r"w \[4\] is on rank 0, but no rank owns it"),
         ([[row(4, 0, 4)], [row(5, 0, 5, owned=False)]], r"w is \[5\] on rank 1"),
@@ -185,3 +188,26 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
         save_cut(tmp_path, 5, Cut(data=2, zero=True), global_state(seed))
     assert loads_exactly(tmp_path, Cut(), global_state(2))
     assert sorted(os.listdir(tmp_path)) == ["global_step5", "latest"]
+
+
+def save_with_small_files(rank: int, world_size: int, directory: Path) -> tuple[str, list[str]]:
+    """Save under a limit that the operating system sets on the size of files, then without it."""
+    checkpointer = Checkpointer(directory)
+    tensors = [one("w", torch.ones(100_000))]
+    checkpointer.save(1, tensors, {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        checkpointer.save(2, tensors, {})
+    except StorageError as error:
+        return str(error), sorted(os.listdir(directory))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return "saved", []
+
+
+def test_a_write_that_the_system_refuses_half_way_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    ((message, left),) = run_distributed(save_with_small_files, 1, tmp_path)
+    assert "File too large" in message
+    assert left == ["global_step1", "latest"]
+    assert Checkpointer(tmp_path).find().require().step == 1

@@ -47,7 +47,6 @@ def describe_run(*, layout: Mapping[str, int], data_fingerprint: str | None) -> 
             "python": platform.python_version(),
             **{package: _version(package) for package in _PACKAGES},
             "cuda": torch.version.cuda,
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else None,
         },
         "git": git_state(Path.cwd()),
         "hardware": {

@@ -66,8 +66,8 @@ class RunState:
 class RunStateRecorder:
     """Keep run_state.json up to date from one process of the run; a context manager around its whole work.
 
-    Rank 0 records that the run is running, pre-empted or finished. An exception that leaves the context is recorded as a
-    failure, by whichever rank meets it first: what other ranks report afterwards is a consequence. Without a `log_dir`
+    Rank 0 records that the run goes on, is pre-empted or finished. An exception that leaves the context is recorded as
+    a failure by whichever rank meets it first: what other ranks report afterwards is a consequence. Without `log_dir`
     nothing is written. A folder that cannot be written is an error at the start and a warning later.
     """
 
@@ -76,28 +76,19 @@ class RunStateRecorder:
         self._rank = rank
         self._started = _now()
         self._step = 0
-        self._last: RunPhase | None = None
 
     def running(self, step: int) -> None:
         """Record that the run goes on and has finished `step`."""
-        self._step = step
         self._record(RunState(state=RunPhase.RUNNING, step=step))
 
     def preempted(self, step: int, reason: str) -> None:
         """Record that the run saved its state at `step` and leaves."""
-        self._step = step
-        self._record(
-            RunState(state=RunPhase.PREEMPTED, step=step, reason=reason, exit_status=ExitStatus.PREEMPTED.value)
-        )
+        status = ExitStatus.PREEMPTED
+        self._record(RunState(state=RunPhase.PREEMPTED, step=step, reason=reason, exit_status=status.value))
 
     def finished(self, step: int) -> None:
         """Record that the run has done all its steps."""
-        self._step = step
         self._record(RunState(state=RunPhase.FINISHED, step=step, exit_status=ExitStatus.DONE.value))
-
-    def at(self, step: int) -> None:
-        """Remember the last finished step for a failure to name, without writing anything."""
-        self._step = step
 
     def __enter__(self) -> Self:
         if self._log_dir is not None and self._rank == 0:
@@ -119,34 +110,30 @@ class RunStateRecorder:
             case KeyboardInterrupt():
                 self.preempted(self._step, "SIGINT")
             case _:
-                self._fail(error)
+                status = error.exit_status if isinstance(error, ScalingError) else ExitStatus.FAILURE
+                reason = f"rank {self._rank}: {describe_error(error)}"
+                self._record_failure(
+                    RunState(state=RunPhase.FAILED, step=self._step, reason=reason, exit_status=status)
+                )
 
-    def _fail(self, error: BaseException) -> None:
+    def _record(self, state: RunState) -> None:
+        self._step = state.step
+        if self._rank == 0 and self._log_dir is not None:
+            _write_or_warn(state, self._log_dir)
+
+    def _record_failure(self, state: RunState) -> None:
         if self._log_dir is None:
             return
         known = RunState.read(self._log_dir)
-        if known is not None and known.state is RunPhase.FAILED and known.updated >= self._started:
-            return
-        status = error.exit_status if isinstance(error, ScalingError) else ExitStatus.FAILURE
-        self._write(
-            RunState(
-                state=RunPhase.FAILED,
-                step=self._step,
-                reason=f"rank {self._rank}: {describe_error(error)}",
-                exit_status=int(status),
-            )
-        )
+        if known is None or known.state is not RunPhase.FAILED or known.updated < self._started:
+            _write_or_warn(state, self._log_dir)
 
-    def _record(self, state: RunState) -> None:
-        if self._rank == 0 and self._log_dir is not None:
-            self._write(state)
 
-    def _write(self, state: RunState) -> None:
-        assert self._log_dir is not None
-        try:
-            state.write(self._log_dir)
-        except OSError as error:
-            logger.warning("%s cannot be written (%s)", self._log_dir / RUN_STATE_FILE, error)
+def _write_or_warn(state: RunState, log_dir: Path) -> None:
+    try:
+        state.write(log_dir)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s)", log_dir / RUN_STATE_FILE, error)
 
 
 def describe_error(error: BaseException) -> str:

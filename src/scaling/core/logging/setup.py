@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -87,6 +88,10 @@ class _RankFileHandler(logging.FileHandler):
             raise StorageError(
                 f"the log {path} cannot be written ({error}); set logger.log_dir to another folder"
             ) from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what a full disk did not take is lost
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], OSError):

@@ -16,6 +16,8 @@ from scaling.core.errors import LayoutError
 from scaling.core.nn.attention_kernels import (
     DocumentMasks,
     FlashAttention,
+    KeyValueCache,
+    cached_documents,
     flash_attention_available,
     scaled_dot_product,
     spelled_out,
@@ -139,6 +141,8 @@ class ParallelSelfAttention(nn.Module):
             initializer=initializer,
             sequence_parallel=sequence_parallel,
         )
+        self.cache: KeyValueCache | None = None
+        """While generating: what earlier calls have seen. Set and cleared by the inference module."""
         self._flash: FlashAttention | None = None
         if shape.kernel == "flash_attention" and flash_attention_available(topology.device, dtype):
             self._flash = FlashAttention(causal=shape.causal, deterministic=shape.deterministic)
@@ -191,6 +195,9 @@ class ParallelSelfAttention(nn.Module):
                 keep = drawn >= dropout.probability
             documents = self.masks(document_ids)
             return spelled_out(q, k, v, documents, scale=scale, keep=keep, probability=dropout.probability)
+        if self.cache is not None:
+            k, v = self.cache.append(k, v)
+            return scaled_dot_product(q, k, v, cached_documents(q.shape[1], k.shape[1], q.device), scale=scale)
         if self._flash is not None:
             return self._flash(q, k, v, document_ids, scale=scale)
         return scaled_dot_product(q, k, v, self.masks(document_ids), scale=scale)

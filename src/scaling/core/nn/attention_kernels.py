@@ -158,3 +158,40 @@ def flash_attention_available(device: torch.device, dtype: torch.dtype) -> bool:
     except ImportError:
         return False
     return True
+
+
+class KeyValueCache:
+    """Keys and values of the positions generated so far, one document per row, in buffers that double when full."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, k_BSKD: Tensor, v_BSKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new positions and return all of them."""
+        stop = self.length + k_BSKD.shape[1]
+        self._keys = self._grown(self._keys, k_BSKD, stop)
+        self._values = self._grown(self._values, v_BSKD, stop)
+        self._keys[:, self.length : stop] = k_BSKD
+        self._values[:, self.length : stop] = v_BSKD
+        self.length = stop
+        return self._keys[:, :stop], self._values[:, :stop]
+
+    def _grown(self, buffer: Tensor | None, like: Tensor, length: int) -> Tensor:
+        if buffer is not None and buffer.shape[1] >= length:
+            return buffer
+        grown = like.new_zeros(like.shape[0], max(length, 2 * self.length), *like.shape[2:])
+        if buffer is not None:
+            grown[:, : self.length] = buffer[:, : self.length]
+        return grown
+
+
+def cached_documents(queries: int, keys: int, device: torch.device) -> Documents:
+    """Return what the last `queries` of `keys` positions may see: everything up to themselves."""
+    if queries == 1:
+        return Documents(None, causal=False)
+    if queries == keys:
+        return Documents(None, causal=True)
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return Documents(mask[None, None], causal=True)

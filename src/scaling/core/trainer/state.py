@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import torch
 
 from scaling.core.checkpoint.resume import ChangeRules
+from scaling.core.config.base import BaseConfig
 from scaling.core.errors import CheckpointError
 
 
@@ -40,8 +41,8 @@ class TrainState:
 class RunIdentity:
     """What a checkpoint remembers of the run that wrote it, and which of it must be the same to go on."""
 
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved configuration as plain values."""
+    config: BaseConfig
+    """The resolved configuration."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Digests of what the configuration only points at, such as the training data."""
     rules: ChangeRules = field(default_factory=ChangeRules)
@@ -49,7 +50,7 @@ class RunIdentity:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is stored and compared."""
-        return {**self.config, "fingerprints": dict(self.fingerprints)}
+        return {**self.config.as_dict(), "fingerprints": dict(self.fingerprints)}
 
 
 class Metrics(Protocol):
@@ -62,6 +63,24 @@ class Metrics(Protocol):
     def flush(self) -> None:
         """Read what is on the device in one transfer and write everything kept."""
         ...
+
+    def close(self) -> None:
+        """Write what is left and finish."""
+        ...
+
+
+@final
+class Unopened:
+    """Stands for the metrics before training starts: takes everything and keeps nothing."""
+
+    def add(self, step: int, metrics: Mapping[str, float | torch.Tensor]) -> None:
+        """Keep nothing."""
+
+    def flush(self) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
 
 
 def due(step: int, interval: int | None) -> bool:

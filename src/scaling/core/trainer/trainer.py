@@ -10,7 +10,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -31,7 +31,7 @@ from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.data import TrainingData
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.preemption import Preemption
-from scaling.core.trainer.state import Metrics, RunIdentity, TrainState, due
+from scaling.core.trainer.state import Metrics, RunIdentity, TrainState, Unopened, due
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ _log = logging.getLogger(__name__)
 class Trainer:
     """Drives model, optimizer, data and checkpoints to `train_iterations`. Every method is collective: all ranks.
 
-    `tokens_per_sample` turns samples into tokens in the metrics (None: samples are counted).
+    `tokens_per_sample` turns samples into tokens in the metrics (None: samples are counted). `open_metrics` is called with
+    the step the run goes on from, once that is known.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class Trainer:
         loss_function: LossFunction,
         data: TrainingData,
         checkpointer: Checkpointer,
-        metrics: Metrics,
-        identity: RunIdentity | None = None,
+        open_metrics: Callable[[int], Metrics],
+        identity: RunIdentity,
         tokens_per_sample: int | None = None,
         hooks: Sequence[TrainerHook] = (),
     ) -> None:
@@ -65,8 +66,9 @@ class Trainer:
         self.loss_function = loss_function
         self.data = data
         self.checkpointer = checkpointer
-        self.metrics = metrics
-        self.identity = identity or RunIdentity()
+        self._open_metrics = open_metrics
+        self.metrics: Metrics = Unopened()
+        self.identity = identity
         self.tokens_per_sample = tokens_per_sample
         self.hooks = tuple(hooks)
         self.state = TrainState()
@@ -86,6 +88,7 @@ class Trainer:
         """Resume where there is something to resume from, then train to the end or until asked to leave."""
         with self._closing(), garbage_collected(self.config.gc_interval) as collect, Preemption() as preemption:
             self.resume()
+            self.metrics = self._open_metrics(self.state.step)
             self._clock = time.perf_counter()
             while self.state.step < self.target and self.preempted is None:
                 self.step()
@@ -273,7 +276,7 @@ class Trainer:
         finally:
             for hook in self.hooks:
                 hook.on_exit(self, error)
-            self.metrics.flush()
+            self.metrics.close()
             self.data.close()
             self.optimizer.close()
 

@@ -1,0 +1,134 @@
+"""One training run from assembled parts to exit status: metrics, run files, checkpoints and the trainer around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.checkpoint.communicator import Alone, Communicator, StoreCommunicator
+from scaling.core.checkpoint.folders import Retention
+from scaling.core.data.types import BaseDataset
+from scaling.core.errors import ExitStatus
+from scaling.core.logging.config import LoggerConfig
+from scaling.core.logging.metrics import MetricWriter
+from scaling.core.logging.provenance import write_run_files
+from scaling.core.logging.run_state import RunStateRecorder
+from scaling.core.logging.sinks import open_sinks
+from scaling.core.optimizer.optimizer import Optimizer, StepReport
+from scaling.core.pipeline.loss import LossFunction
+from scaling.core.pipeline.module import ParallelModule
+from scaling.core.topology.config import TopologyConfig
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+from scaling.core.trainer.config import TrainerConfig
+from scaling.core.trainer.data import TrainingData
+from scaling.core.trainer.hooks import TrainerHook
+from scaling.core.trainer.state import RunIdentity
+from scaling.core.trainer.trainer import Trainer
+
+
+def run_training(
+    trainer_config: TrainerConfig,
+    logger_config: LoggerConfig,
+    topology_config: TopologyConfig,
+    *,
+    topology: Topology,
+    module: ParallelModule,
+    optimizer: Optimizer,
+    loss_function: LossFunction,
+    training: BaseDataset[Any],
+    identity: RunIdentity,
+    validation: BaseDataset[Any] | None = None,
+    tokens_per_sample: int | None = None,
+    hooks: Sequence[TrainerHook] = (),
+) -> ExitStatus:
+    """Train to the end, or until asked to leave, and return what the process should end with. Collective: all ranks.
+
+    Writes metrics, the resolved configuration, versions and the state of the run below `logger.log_dir`, checkpoints below
+    `trainer.save_dir`. Errors pass through, recorded in run_state.json.
+    """
+    with RunStateRecorder(logger_config.log_dir, rank=topology.rank) as recorder:
+        sizes = {axis.value: topology.size(axis) for axis in Axis}
+        write_run_files(
+            logger_config.log_dir,
+            identity.config,
+            layout=sizes,
+            data_fingerprint=identity.fingerprints.get("data"),
+            rank=topology.rank,
+        )
+
+        def open_metrics(resumed_step: int) -> MetricWriter:
+            sinks = open_sinks(
+                logger_config,
+                rank=topology.rank,
+                positions={axis.value: topology.index(axis) for axis in Axis},
+                resumed_step=resumed_step,
+                total_steps=trainer_config.train_iterations or 0,
+                run_config=identity.config.as_dict(),
+            )
+            return MetricWriter(sinks)
+
+        checkpointer = Checkpointer(
+            trainer_config.save_dir,
+            communicator=communicator(topology),
+            retention=Retention(
+                keep_last=trainer_config.keep_last_checkpoints,
+                keep_every=trainer_config.keep_every_steps,
+                keep_optimizer_last=1 if trainer_config.delete_past_optimizer_states else None,
+            ),
+            asynchronous=trainer_config.save_async,
+            information={"layout": sizes},
+        )
+        data = TrainingData(
+            training,
+            validation,
+            config=trainer_config,
+            batch=topology_config,
+            topology=topology,
+            reads=module.first or module.last,
+        )
+        trainer = Trainer(
+            trainer_config,
+            topology,
+            module=module,
+            optimizer=optimizer,
+            loss_function=loss_function,
+            data=data,
+            checkpointer=checkpointer,
+            open_metrics=open_metrics,
+            identity=identity,
+            tokens_per_sample=tokens_per_sample,
+            hooks=(*hooks, _Recording(recorder)),
+        )
+        trainer.fit()
+        if trainer.preempted is None:
+            recorder.finished(trainer.state.step)
+            return ExitStatus.DONE
+        saved = "saved" if trainer_config.save_dir is not None else "nothing saved: trainer.save_dir is null"
+        recorder.preempted(trainer.state.step, f"{trainer.preempted}, {saved}")
+        return ExitStatus.PREEMPTED
+
+
+def communicator(topology: Topology) -> Communicator:
+    """Return how the ranks of a topology agree on checkpoints."""
+    if topology.store is None:
+        return Alone()
+    return StoreCommunicator(topology.store, topology.rank, topology.layout.world_size)
+
+
+@final
+class _Recording:
+    """Tells run_state.json how far the run is, so that a failure names its step."""
+
+    def __init__(self, recorder: RunStateRecorder) -> None:
+        self._recorder = recorder
+
+    def before_step(self, trainer: Trainer) -> None:
+        pass
+
+    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        self._recorder.at(trainer.state.step)
+
+    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+        pass

@@ -1,0 +1,1 @@
+"""Inference: load a checkpoint into one process, score and generate text."""

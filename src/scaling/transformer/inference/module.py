@@ -1,0 +1,178 @@
+"""TransformerInferenceModule: a trained model in one process, whatever layout it was trained in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from scaling.core import (
+    CheckpointError,
+    Checkpointer,
+    ConfigError,
+    KeyValueCache,
+    ParallelModule,
+    ParallelSelfAttention,
+    RotaryEmbedding,
+    Topology,
+    TopologyConfig,
+)
+from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
+from scaling.transformer.data.batch import TextInputs
+from scaling.transformer.data.tokenizer import Tokenizer
+from scaling.transformer.inference.sampling import Sampling, choose
+from scaling.transformer.model import layer_specs
+
+TOKENIZER_FILE = "vocab.json"
+"""Name under which a run leaves its tokenizer beside its checkpoints."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What `generate` returns."""
+
+    completion_tokens: list[int]
+    """The new tokens, without the prompt; with the stop token, if one ended them."""
+    completion_text: str
+    """Their text, without the stop token; empty for a model without a tokenizer."""
+
+
+@final
+class TransformerInferenceModule:
+    """Scores and generates text on one device. Make one with `from_checkpoint`."""
+
+    def __init__(
+        self, config: TransformerArchitectureConfig, *, device: str = "cpu", tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self._topology = Topology.single(device)
+        self.module = ParallelModule(
+            layer_specs(config, self._topology, seed=0), self._topology, TopologyConfig(), seed=0
+        )
+        self.module.eval()
+        (self._stage,) = self.module.stages.values()
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str, *, device: str = "cpu", precision: str | None = None) -> Self:
+        """Load the newest checkpoint of a directory, or one step folder, of any layout.
+
+        `precision` converts the weights (`float32`, `bfloat16`, `float16`, `float64`); None keeps the trained one. The
+        tokenizer is the one the run left beside its checkpoints, if any. `CheckpointError` if there is none to load.
+        """
+        path = Path(path)
+        checkpointer = Checkpointer(None)
+        stored = checkpointer.find(path).require()
+        scalars: Mapping[str, Any] = stored.manifest.scalars
+        try:
+            section = dict(scalars["config"]["transformer_architecture"])
+        except (KeyError, TypeError):
+            raise CheckpointError(
+                f"{stored.path} has no transformer_architecture in its configuration, so it is not a language model's "
+                "checkpoint; name another folder"
+            ) from None
+        if precision is not None:
+            section["precision"] = Precision(precision).value
+        beside = stored.path.parent / TOKENIZER_FILE
+        tokenizer = Tokenizer.from_file(beside) if beside.exists() else None
+        section["vocab_file"] = None
+        model = cls(TransformerArchitectureConfig.from_dict(section), device=device, tokenizer=tokenizer)
+        checkpointer.load(stored, model.module.global_tensors(), allowed_unexpected=[r"^optimizer\."])
+        return model
+
+    @torch.no_grad()
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """Return the logits [b, s, vocabulary] of token ids int64 [b, s]; each row is one document."""
+        return self._run(input_ids, first=0)
+
+    @torch.no_grad()
+    def log_likelihood(self, input_ids: Tensor) -> Tensor:
+        """Return log p(token | tokens before it) of all but the first token, [b, s - 1] in at least float32."""
+        logits = self.logits(input_ids[:, :-1])
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return wide.log_softmax(dim=-1).gather(-1, input_ids[:, 1:].unsqueeze(-1).to(wide.device)).squeeze(-1)
+
+    def generate(
+        self,
+        max_tokens: int,
+        *,
+        input_text: str | None = None,
+        input_tokens: Sequence[int] | None = None,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Completion:
+        """Continue a prompt given as text or as tokens, until a stop token or `max_tokens` new ones.
+
+        The default stops at the end of the document and takes the most likely token each time.
+        """
+        tokens: list[int] = []
+        stop = self._stop_tokens(stop_tokens)
+        prompt = self._prompt(input_text, input_tokens)
+        for token in self.stream(prompt, sampling=sampling, seed=seed):
+            if len(tokens) == max_tokens:
+                break
+            tokens.append(token)
+            if token in stop:
+                break
+        shown = tokens[:-1] if tokens and tokens[-1] in stop else tokens
+        return Completion(tokens, self.tokenizer.decode(shown) if self.tokenizer is not None else "")
+
+    @torch.no_grad()
+    def stream(
+        self, prompt: Sequence[int], *, sampling: Sampling | None = None, seed: int | None = None
+    ) -> Iterator[int]:
+        """Yield new tokens one by one, without end; keys and values of earlier tokens are kept, not computed again."""
+        sampling = sampling or Sampling()
+        generator = torch.Generator(device=self._topology.device)
+        generator.manual_seed(seed if seed is not None else torch.seed())
+        attentions = [module for module in self.module.modules() if isinstance(module, ParallelSelfAttention)]
+        caches = [KeyValueCache() for _ in attentions]
+        first, tokens = 0, list(prompt)
+        while True:
+            for attention, cache in zip(attentions, caches, strict=True):
+                attention.cache = cache
+            try:
+                logits = self._run(torch.tensor([tokens]), first=first)
+            finally:  # between tokens the model is free for other calls
+                for attention in attentions:
+                    attention.cache = None
+            first += len(tokens)
+            tokens = [int(choose(logits[:, -1], sampling, generator))]
+            yield tokens[0]
+
+    def _run(self, input_ids: Tensor, *, first: int) -> Tensor:
+        device = self._topology.device
+        input_ids = input_ids.to(device)
+        rows, length = input_ids.shape
+        for module in self.module.modules():
+            if isinstance(module, RotaryEmbedding):
+                module.grow(first + length)
+        positions = torch.arange(first, first + length, device=device).expand(rows, length)
+        samples = torch.zeros(rows, dtype=torch.int64, device=device)
+        logits: Tensor = self._stage(TextInputs(input_ids, positions, None, samples))
+        return logits
+
+    def _prompt(self, text: str | None, tokens: Sequence[int] | None) -> list[int]:
+        if (text is None) == (tokens is None):
+            raise ConfigError("give the prompt either as input_text or as input_tokens")
+        if tokens is None:
+            if self.tokenizer is None:
+                raise ConfigError("this checkpoint has no tokenizer beside it; give the prompt as input_tokens")
+            tokens = self.tokenizer.encode(text or "")
+        if not tokens:
+            raise ConfigError("the prompt is empty; give at least one token")
+        outside = [token for token in tokens if not 0 <= token < (self.config.vocab_size or 0)]
+        if outside:
+            raise ConfigError(f"the prompt has token {outside[0]}, outside the vocabulary of {self.config.vocab_size}")
+        return list(tokens)
+
+    def _stop_tokens(self, given: Sequence[int] | None) -> set[int]:
+        if given is not None:
+            return set(given)
+        return {self.tokenizer.eos_token_id} if self.tokenizer is not None else set()

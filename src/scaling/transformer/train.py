@@ -1,0 +1,150 @@
+"""Train a language model in the processes a launcher has started: everything, top to bottom.
+
+    torchrun --nproc-per-node 4 -m scaling.transformer.train CONFIG [KEY=VALUE ...]
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from scaling.core import (
+    Axis,
+    ChangeRules,
+    ConfigError,
+    ExitStatus,
+    GroupPattern,
+    LaunchContext,
+    Optimizer,
+    ParallelModule,
+    ParameterGroup,
+    RunIdentity,
+    Topology,
+    assign,
+    configure_logging,
+    run_process,
+    run_training,
+)
+from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.inference.module import TOKENIZER_FILE
+from scaling.transformer.losses import CrossEntropyLoss
+from scaling.transformer.model import layer_specs
+
+_log = logging.getLogger(__name__)
+
+CHANGE_RULES = ChangeRules(
+    identity=("transformer_architecture", "trainer.seed", "fingerprints", "data.eod_token_id"),
+    schedule=(
+        "transformer_architecture.precision",
+        "transformer_architecture.dropout_stream",
+        "transformer_architecture.dropout_embedding",
+        "transformer_architecture.dropout_attention_probs",
+        "transformer_architecture.dropout_after_attention",
+        "transformer_architecture.dropout_after_mlp",
+        "topology.global_batch_size",
+        "optimizer",
+        "training",
+        "training_groups",
+        "trainer.train_iterations",
+    ),
+    runtime=("transformer_architecture.masked_softmax.kernel", "transformer_architecture.vocab_file"),
+)
+"""What may change when a run is resumed. The data is known by its fingerprint, wherever its files lie."""
+
+
+def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
+    """Train as `config` says, as one of the processes of `launch`, and return what to end with."""
+    config = prepare_data(config)
+    configure_logging(config.logger, rank=launch.rank, world_size=launch.world_size)
+    if config.training.use_deterministic_torch_algorithms:
+        torch.use_deterministic_algorithms(True)
+    with Topology.connect(config.topology, launch, digest=config.digest()) as topology:
+        architecture = config.transformer_architecture
+        training, validation = load_datasets(config)
+        module = ParallelModule(
+            layer_specs(architecture, topology, seed=config.trainer.seed),
+            topology,
+            config.topology,
+            seed=config.trainer.seed,
+        )
+        optimizer = Optimizer(
+            config.optimizer,
+            parameter_groups(config, module, topology),
+            topology,
+            module=module,
+            usual_weight=config.topology.global_batch_size * architecture.sequence_length,
+        )
+        _introduce(config, module, topology)
+        return run_training(
+            config.trainer,
+            config.logger,
+            config.topology,
+            topology=topology,
+            module=module,
+            optimizer=optimizer,
+            loss_function=CrossEntropyLoss(architecture.vocab_size, topology),
+            training=training,
+            validation=validation,
+            identity=RunIdentity(config, {"data": training.fingerprint()}, CHANGE_RULES),
+            tokens_per_sample=architecture.sequence_length,
+        )
+
+
+def parameter_groups(config: TransformerConfig, module: ParallelModule, topology: Topology) -> list[ParameterGroup]:
+    """Return the optimizer's groups as `training_groups` asks for them. Collective: all ranks, over the store."""
+    patterns = [
+        GroupPattern(
+            group=ParameterGroup(
+                name=group.group_name,
+                learning_rate_scheduler=group.learning_rate_scheduler,
+                weight_decay=group.weight_decay,
+                independent_weight_decay=group.independent_weight_decay,
+            ),
+            include=tuple(group.parameters_include or ()),
+            exclude=tuple(group.parameters_exclude),
+        )
+        for group in config.training_groups
+    ]
+    return assign(
+        module.parameters_with_meta(),
+        patterns,
+        topology,
+        allow_missing=config.training.allow_missing_params_in_optimizer,
+    )
+
+
+def _introduce(config: TransformerConfig, module: ParallelModule, topology: Topology) -> None:
+    """Say what is about to be trained, and leave the tokenizer beside the checkpoints."""
+    if topology.rank != 0:
+        return
+    sizes = " x ".join(f"{axis.value} {topology.size(axis)}" for axis in Axis if axis is not Axis.CONTEXT)
+    local = sum(parameter.numel() for parameter in module.parameters())
+    whose = "parameters" if topology.layout.world_size == 1 else "parameters on this rank"
+    _log.info(
+        "%d layers, %s %s, %s on %s", config.transformer_architecture.num_layers, f"{local:,}", whose, sizes, topology.device
+    )
+    vocab_file, save_dir = config.transformer_architecture.vocab_file, config.trainer.save_dir
+    if vocab_file is not None and save_dir is not None:
+        save_dir.mkdir(parents=True, exist_ok=True)
+        if not (save_dir / TOKENIZER_FILE).exists():
+            shutil.copyfile(vocab_file, save_dir / TOKENIZER_FILE)
+
+
+def main(arguments: Sequence[str] | None = None) -> ExitStatus:
+    """Read CONFIG [KEY=VALUE ...] and train."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        raise ConfigError("name a configuration: python3 -m scaling.transformer.train CONFIG [KEY=VALUE ...]")
+    launch = LaunchContext.from_environment()
+    config = TransformerConfig.from_yaml(Path(arguments[0]), arguments[1:], quiet=launch.rank != 0)
+    return train(config, launch)
+
+
+if __name__ == "__main__":
+    run_process(main)

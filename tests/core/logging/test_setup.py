@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scaling.core.errors import StorageError
+from scaling.core.logging.config import LoggerConfig
+from scaling.core.logging.setup import ROOT, close_logging, configure_logging
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_log_alone() -> Iterator[None]:
+    yield
+    close_logging()
+    assert not [handler for handler in logging.getLogger(ROOT).handlers if "scaling" in type(handler).__module__]
+
+
+def log() -> logging.Logger:
+    return logging.getLogger("scaling.core.anything")
+
+
+def test_configuring_twice_shows_each_message_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        configure_logging(LoggerConfig())
+    log().info("hello")
+    shown = capsys.readouterr().err
+    assert shown.count("hello") == 1
+
+
+def test_each_line_names_time_level_and_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggerConfig(), rank=0, world_size=2)
+    log().info("ready")
+    shown = capsys.readouterr().err
+    assert shown.rstrip().endswith("[INFO] [rank 0] ready")
+
+
+def test_other_ranks_show_warnings_only_but_write_all_to_their_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(LoggerConfig(log_dir=tmp_path / "run"), rank=3, world_size=4)
+    log().info("detail")
+    log().warning("trouble")
+    shown = capsys.readouterr().err
+    assert "detail" not in shown
+    assert "trouble" in shown
+    written = (tmp_path / "run" / "rank_3.log").read_text()
+    assert "detail" in written
+    assert "trouble" in written
+
+
+def test_a_file_is_continued_not_replaced(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        configure_logging(LoggerConfig(log_dir=tmp_path))
+        log().info(text)
+    assert [line.rpartition(" ")[2] for line in (tmp_path / "rank_0.log").read_text().splitlines()] == [
+        "first",
+        "second",
+    ]
+
+
+def test_the_level_is_respected(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggerConfig.from_dict({"log_level": "error"}))
+    log().warning("not this")
+    log().error("but this")
+    shown = capsys.readouterr().err
+    assert "not this" not in shown
+    assert "but this" in shown
+
+
+def test_colour_is_for_terminals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure_logging(LoggerConfig(log_dir=tmp_path))
+    for stream, coloured in ((io.StringIO(), False), (Terminal(), True)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        log().error("red")
+        assert ("\x1b[31m" in stream.getvalue()) == coloured
+    assert "\x1b" not in (tmp_path / "rank_0.log").read_text()
+
+
+def test_nothing_is_written_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    configure_logging(LoggerConfig())
+    log().error("only shown")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_named_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"logger\.log_dir"):
+        configure_logging(LoggerConfig(log_dir=tmp_path / "file" / "run"))
+
+
+def test_a_disk_that_fills_up_ends_the_file_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggerConfig(log_dir=tmp_path))
+    [file] = [handler for handler in logging.getLogger(ROOT).handlers if isinstance(handler, logging.FileHandler)]
+    file.stream.close()
+    file.stream = open("/dev/full", "w")  # noqa: SIM115  # closed with the handler
+    for _ in range(3):
+        log().info("message")
+    shown = capsys.readouterr().err
+    assert shown.count("message") == 3
+    assert shown.count("cannot be written any more") == 1
+    assert "Traceback" not in shown
