@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ if TYPE_CHECKING:
     from scaling.core.trainer.state import RunIdentity as RunIdentity, TrainState as TrainState
     from scaling.core.trainer.trainer import Trainer as Trainer
 
-_NAMES: dict[str, tuple[str, ...]] = {
+_NAMES: Mapping[str, tuple[str, ...]] = {
     "errors": (
         "CheckpointError",
         "ConfigError",
@@ -214,7 +215,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "trainer.run": ("run_training",),
     "runner.config": ("RunnerConfig", "RunnerType"),
 }
-_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+_HOMES: Mapping[str, str] = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = list(_HOMES)  # noqa: PLE0605  # the table above is the list
 

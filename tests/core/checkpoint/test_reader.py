@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,3 +125,14 @@ def test_a_cast_checkpoint_loads_in_any_layout(tmp_path: Path) -> None:
     path = cast(find_newest(tmp_path / "a").require(), tmp_path / "b", torch.float64)
     assert find_newest(path).require().manifest.tensors["layers.0.up.weight"].dtype == "F64"
     assert loads_exactly(tmp_path / "a", Cut(pipe=2), state)
+
+
+def test_the_reader_in_the_documentation_works_without_this_library(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "checkpoint_format.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    state = global_state()
+    save_cut(tmp_path, 1, Cut(data=2, model=2, zero=True), state)
+    for name, tensor in state.items():
+        assert torch.equal(torch.from_numpy(names["read"](tmp_path / "global_step1", name)), tensor)

@@ -102,6 +102,7 @@ def test_a_folder_that_cannot_be_made_is_a_named_error(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_ends_the_file_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LoggerConfig(log_dir=tmp_path))
     [file] = [handler for handler in logging.getLogger(ROOT).handlers if isinstance(handler, logging.FileHandler)]
+    assert file.stream is not None
     file.stream.close()
     file.stream = open("/dev/full", "w")  # noqa: SIM115  # closed with the handler
     for _ in range(3):

@@ -34,14 +34,22 @@ def open_sinks(
     `run_config` is what Weights & Biases stores as the configuration.
     """
     sinks: list[MetricSink] = []
-    if config.log_dir is not None and rank == 0:
-        sinks.append(JsonLinesSink(config.log_dir / METRICS_FILE, resumed_step=resumed_step))
-    if config.use_tensorboard and config.log_dir is not None and _is_chosen(config.tensorboard_ranks, rank, positions):
-        sinks.append(TensorBoardSink(config.log_dir / "tensorboard", rank=rank, resumed_step=resumed_step))
-    if config.use_wandb and _is_chosen(config.wandb_ranks, rank, positions):
-        sinks.append(WandbSink(config, rank=rank, resumed_step=resumed_step, run_config=run_config or {}))
-    if _is_chosen(config.metrics_ranks, rank, positions):
-        sinks.append(ConsoleSink(total_steps=total_steps, first_step=resumed_step, may_draw=rank == 0))
+    with contextlib.ExitStack() as opened:
+
+        def add(sink: MetricSink) -> None:
+            opened.callback(sink.close)
+            sinks.append(sink)
+
+        if config.log_dir is not None and rank == 0:
+            add(JsonLinesSink(config.log_dir / METRICS_FILE, resumed_step=resumed_step))
+        to_tensorboard = config.use_tensorboard and _is_chosen(config.tensorboard_ranks, rank, positions)
+        if config.log_dir is not None and to_tensorboard:
+            add(TensorBoardSink(config.log_dir / "tensorboard", rank=rank, resumed_step=resumed_step))
+        if config.use_wandb and _is_chosen(config.wandb_ranks, rank, positions):
+            add(WandbSink(config, rank=rank, resumed_step=resumed_step, run_config=run_config or {}))
+        if _is_chosen(config.metrics_ranks, rank, positions):
+            add(ConsoleSink(total_steps=total_steps, first_step=resumed_step, may_draw=rank == 0))
+        opened.pop_all()
     return sinks
 
 

@@ -17,7 +17,7 @@ from scaling.core.nn.init import local_part
 from scaling.core.nn.parameter import ParameterMeta, meta
 from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.engine import PipelineEngine
-from scaling.core.pipeline.layer_spec import LayerSpec
+from scaling.core.pipeline.layer_spec import LayerSpec, check_ties
 from scaling.core.pipeline.loss import LossFunction, StepLoss
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.partition import partition
@@ -49,6 +49,7 @@ class ParallelModule(nn.Module):
 
     def __init__(self, specs: Sequence[LayerSpec], topology: Topology, config: TopologyConfig, *, seed: int) -> None:
         super().__init__()
+        check_ties(specs)
         self.topology = topology
         self.micro_batches = config.gradient_accumulation_steps
         self.schedule = schedule_of(config)

@@ -24,7 +24,7 @@ from scaling.core.topology.topology import Topology
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.data import TrainingData
 from scaling.core.trainer.hooks import TrainerHook
-from scaling.core.trainer.state import RunIdentity
+from scaling.core.trainer.state import RunIdentity, due
 from scaling.core.trainer.trainer import Trainer
 
 
@@ -119,7 +119,7 @@ def communicator(topology: Topology) -> Communicator:
 
 @final
 class _Recording:
-    """Tells run_state.json how far the run is, so that a failure names its step."""
+    """Tells run_state.json how far the run is, for people and for a failure to name its step."""
 
     def __init__(self, recorder: RunStateRecorder) -> None:
         self._recorder = recorder
@@ -128,7 +128,8 @@ class _Recording:
         pass
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
-        self._recorder.at(trainer.state.step)
+        if due(trainer.state.step, trainer.config.log_interval):
+            self._recorder.running(trainer.state.step)
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
         pass

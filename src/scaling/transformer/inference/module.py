@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,39 @@ class TransformerInferenceModule:
             tokens = [int(choose(logits[:, -1], sampling, generator))]
             yield tokens[0]
 
+    def stream_text(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Yield the continuation of a text piece by piece, up to the end of the document or the first of `stop`.
+
+        A piece is held back while it may still be part of a character or of a stop text.
+        """
+        if self.tokenizer is None:
+            raise ConfigError("this checkpoint has no tokenizer beside it; use generate with input_tokens")
+        tokens: list[int] = []
+        shown = 0
+        for token in itertools.islice(self.stream(self._prompt(prompt, None), sampling=sampling, seed=seed), max_tokens):
+            if token == self.tokenizer.eos_token_id:
+                break
+            tokens.append(token)
+            text = self.tokenizer.decode(tokens)
+            ends = [place for place in (text.find(end) for end in stop) if place >= 0]
+            if ends:
+                yield text[shown : min(ends)]
+                return
+            held = max((_overlap(text, end) for end in stop), default=0)
+            ready = len(text) - held
+            if ready > shown and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[shown:ready]
+                shown = ready
+        yield self.tokenizer.decode(tokens)[shown:]
+
     def _run(self, input_ids: Tensor, *, first: int) -> Tensor:
         device = self._topology.device
         input_ids = input_ids.to(device)
@@ -176,3 +210,8 @@ class TransformerInferenceModule:
         if given is not None:
             return set(given)
         return {self.tokenizer.eos_token_id} if self.tokenizer is not None else set()
+
+
+def _overlap(text: str, end: str) -> int:
+    """Return how many characters at the end of `text` could begin `end`."""
+    return next((size for size in range(min(len(end) - 1, len(text)), 0, -1) if text.endswith(end[:size])), 0)
