@@ -1,7 +1,45 @@
-"""Train the example and show what it has learnt: python3 -m examples.transformer_example.run CONFIG [KEY=VALUE ...]"""
+"""Train a language model and show what it has learnt.
 
+python3 -m examples.transformer_example.run examples/transformer_example/config.yml [KEY=VALUE ...]
+"""
+
+import os
 import sys
 from pathlib import Path
 
-from scaling.core import run_program, runner_main
-from scaling.transformer import Sampling, TransformerConfig, TransformerInferenceModule, prepare_data
+from scaling.core import ConfigError, ExitStatus, run_process
+from scaling.transformer import Sampling, TransformerInferenceModule, launch_training
+
+PROMPTS = ("def ", "import ", "The following")
+
+
+def main() -> int:
+    """Train through the runner; then, in this process, continue a few prompts with the model."""
+    if len(sys.argv) < 2:
+        raise ConfigError("name a configuration: python3 -m examples.transformer_example.run CONFIG [KEY=VALUE ...]")
+    config_path, *overrides = sys.argv[1:]
+    config, status = launch_training(Path(config_path), overrides)
+    save_dir = config.trainer.save_dir
+    if status != ExitStatus.DONE or save_dir is None or int(os.environ.get("RANK", "0")) != 0:
+        return status
+    model = TransformerInferenceModule.from_checkpoint(save_dir)
+    print("\nThe model continues:")
+    for prompt in PROMPTS:
+        print(f"\n  {prompt}", end="")
+        text = model.stream_text(prompt, max_tokens=48, sampling=Sampling(temperature=0.7, top_p=0.9), seed=1)
+        for piece in text:
+            print(piece.replace("\n", "\n  "), end="", flush=True)
+        print()
+    print(
+        f"""
+Next:
+  scaling generate {save_dir} --prompt "class Queue:"
+  python3 -m examples.transformer_example.run {config_path} topology.data_parallel_size=2 trainer.save_dir=null
+  scaling config template            # every setting, with its meaning
+  scaling checkpoint ls {save_dir}"""
+    )
+    return ExitStatus.DONE
+
+
+if __name__ == "__main__":
+    run_process(main)

@@ -76,7 +76,7 @@ def verify(path: Directory) -> None:
         try:
             manifest = read_manifest(folder)
             problems = quick_problems(folder, manifest) or _read_all(folder, manifest)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             problems = [str(error)]
         if problems:
             damaged += 1

@@ -118,6 +118,8 @@ if TYPE_CHECKING:
     from scaling.core.pipeline.module import ParallelModule as ParallelModule
     from scaling.core.profiler.config import ProfilerConfig as ProfilerConfig
     from scaling.core.runner.config import RunnerConfig as RunnerConfig, RunnerType as RunnerType
+    from scaling.core.runner.main import runner_main as runner_main
+    from scaling.core.runner.process import run_process as run_process
     from scaling.core.topology.config import Device as Device, TopologyConfig as TopologyConfig
     from scaling.core.topology.launch import LaunchContext as LaunchContext
     from scaling.core.topology.layout import Axis as Axis, Coordinate as Coordinate, Layout as Layout
@@ -213,11 +215,13 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "trainer.state": ("RunIdentity", "TrainState"),
     "trainer.trainer": ("Trainer",),
     "trainer.run": ("run_training",),
+    "runner.main": ("runner_main",),
+    "runner.process": ("run_process",),
     "runner.config": ("RunnerConfig", "RunnerType"),
 }
 _HOMES: Mapping[str, str] = {name: home for home, names in _NAMES.items() for name in names}
 
-__all__ = list(_HOMES)  # noqa: PLE0605  # the table above is the list
+__all__ = list(_HOMES)  # the table above is the list
 
 
 def __getattr__(name: str) -> Any:

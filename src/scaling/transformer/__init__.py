@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from scaling.transformer.inference.module import TransformerInferenceModule as TransformerInferenceModule
     from scaling.transformer.inference.sampling import Sampling as Sampling
     from scaling.transformer.io import TransformerIO as TransformerIO
+    from scaling.transformer.launch import launch_training as launch_training
     from scaling.transformer.losses import CrossEntropyLoss as CrossEntropyLoss
     from scaling.transformer.model import layer_specs as layer_specs
-    from scaling.transformer.train import train as train
 
 _HOMES: Mapping[str, str] = {
     "TransformerConfig": "config.root",
@@ -29,7 +29,7 @@ _HOMES: Mapping[str, str] = {
     "layer_specs": "model",
     "TransformerIO": "io",
     "CrossEntropyLoss": "losses",
-    "train": "train",
+    "launch_training": "launch",
     "prepare_data": "data.load",
     "load_datasets": "data.load",
     "TextDataset": "data.text_dataset",
@@ -39,7 +39,7 @@ _HOMES: Mapping[str, str] = {
     "Sampling": "inference.sampling",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0605  # the table above is the list
+__all__ = list(_HOMES)  # the table above is the list
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -12,8 +13,8 @@ from scaling.core import (
     Dropout,
     LayerNorm,
     LayerSpec,
-    NormType,
     Normal,
+    NormType,
     ParallelMLP,
     ParallelSelfAttention,
     ParallelSwiGLUMLP,
@@ -37,13 +38,13 @@ def layer_specs(config: TransformerArchitectureConfig, topology: Topology, *, se
     make = _Maker(config, topology, seed)
     hidden, vocabulary = config.hidden_size, config.vocab_size
     head_cost = float(hidden * vocabulary)
-    table = {"std": make.std, "topology": topology, "dtype": make.dtype}
     specs: list[LayerSpec] = []
     embedding_dropout = make.dropout("embedding", config.dropout_embedding)
+    table: dict[str, Any] = {"std": make.std, "topology": topology, "dtype": make.dtype}
     if config.lm_head and config.weight_tying:
-        tie = {"tie": "embedding_tying", "tied_parameters": ["embedding.weight"]}
-        specs.append(TiedLayerSpec(EmbeddingInput, vocabulary, hidden, dropout=embedding_dropout, cost=0.0, **tie, **table))
-        head: LayerSpec = TiedLayerSpec(TransformerLMHeadTied, vocabulary, hidden, cost=head_cost, **tie, **table)
+        table |= {"tie": "embedding_tying", "tied_parameters": ["embedding.weight"]}
+        specs.append(TiedLayerSpec(EmbeddingInput, vocabulary, hidden, dropout=embedding_dropout, cost=0.0, **table))
+        head: LayerSpec = TiedLayerSpec(TransformerLMHeadTied, vocabulary, hidden, cost=head_cost, **table)
     else:
         specs.append(LayerSpec(EmbeddingInput, vocabulary, hidden, dropout=embedding_dropout, cost=0.0, **table))
         head = LayerSpec(TransformerLMHead, vocabulary, hidden, cost=head_cost, **table)

@@ -1,6 +1,6 @@
 """Train a language model in the processes a launcher has started: everything, top to bottom.
 
-    torchrun --nproc-per-node 4 -m scaling.transformer.train CONFIG [KEY=VALUE ...]
+torchrun --nproc-per-node 4 -m scaling.transformer.train CONFIG [KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -127,7 +127,12 @@ def _introduce(config: TransformerConfig, module: ParallelModule, topology: Topo
     local = sum(parameter.numel() for parameter in module.parameters())
     whose = "parameters" if topology.layout.world_size == 1 else "parameters on this rank"
     _log.info(
-        "%d layers, %s %s, %s on %s", config.transformer_architecture.num_layers, f"{local:,}", whose, sizes, topology.device
+        "%d layers, %s %s, %s on %s",
+        config.transformer_architecture.num_layers,
+        f"{local:,}",
+        whose,
+        sizes,
+        topology.device,
     )
     vocab_file, save_dir = config.transformer_architecture.vocab_file, config.trainer.save_dir
     if vocab_file is not None and save_dir is not None:

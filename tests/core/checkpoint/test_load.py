@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,21 @@ def test_an_error_while_reading_is_a_storage_error_on_all_ranks(
     assert "rank 0" in str(outcomes[1])
 
 
+def test_an_exception_while_listing_tensors_is_raised_on_all_ranks(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(1, [one("w", torch.ones(4))], {})
+
+    def wanted(rank: int) -> Iterator[GlobalTensor]:
+        yield one("w", torch.zeros(4))
+        if rank == 1:
+            raise ZeroDivisionError("no tensor today")
+
+    outcomes = outcomes_on_ranks(
+        2, lambda ranks: Checkpointer(None, communicator=ranks).load(tmp_path, wanted(ranks.rank))
+    )
+    assert [type(outcome) for outcome in outcomes] == [CheckpointError] * 2
+    assert "rank 1: ZeroDivisionError: no tensor today" in str(outcomes[0])
+
+
 def test_two_names_of_one_stored_tensor_are_both_filled(tmp_path: Path) -> None:
     Checkpointer(tmp_path).save(1, [one("tied", torch.ones(2))], {})
     first, second = torch.zeros(2), torch.zeros(2)
@@ -142,7 +158,7 @@ def test_two_names_of_one_stored_tensor_are_both_filled(tmp_path: Path) -> None:
 def peak_while_loading(rank: int, world_size: int, directory: Path) -> tuple[int, int]:
     """Load half of the columns of every tensor, in two precisions; return the shard's bytes and the peak above it."""
     boxes = [Box((0, 1024), (1024, 1024)) for _ in range(16)]
-    views = [torch.zeros(1024, 1024, dtype=(torch.float32, torch.bfloat16)[index % 2]) for index in range(16)]
+    views = [torch.full((1024, 1024), -1.0, dtype=(torch.float32, torch.bfloat16)[index % 2]) for index in range(16)]
     found = [GlobalTensor(f"w{index}", (1024, 2048), [(boxes[index], views[index])]) for index in range(16)]
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident("VmRSS")

@@ -142,8 +142,11 @@ def test_files_that_do_not_belong_are_ignored_where_they_are_harmless(copy: Path
     shutil.copy(folder / MODEL, folder / "extra.safetensors")
     (folder / "notes.json").write_text("{}")
     (folder / "README.md").write_text("hello")
+    (folder / "link.json").symlink_to(copy / "latest")
+    (folder / "tokenizer").mkdir()
     assert find_newest(copy).require().step == 2
-    assert strange_files(folder, read_manifest(folder)) == ([], ["README.md", "extra.safetensors", "notes.json"])
+    names = ["README.md", "extra.safetensors", "link.json", "notes.json", "tokenizer"]
+    assert strange_files(folder, read_manifest(folder)) == ([], names)
 
 
 class Bomb:

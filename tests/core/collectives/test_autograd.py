@@ -1,4 +1,4 @@
-"""Every differentiable collective against the derivative of what it computes, written with all ranks' tensors at hand."""
+"""Every differentiable collective against the derivative of what it computes, all ranks' tensors at hand."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from scaling.core.collectives.autograd import (
 )
 from scaling.core.topology.layout import Axis
 from tests.distributed import run_distributed
+from tests.reference.compare import backward, close, gradient_of
 from tests.reference.worlds import connected, model_group, random
 
 Slices = list[Tensor]
@@ -62,15 +63,14 @@ def compare_with_the_derivative(rank: int, world_size: int) -> None:
                 inputs = [random(*shape, seed=100 * number + r).requires_grad_() for r in range(ranks)]
                 outputs = case.dense(inputs, world_size, dim)
                 weights = [random(*y.shape, seed=7 + 100 * number + r) for r, y in enumerate(outputs)]
-                torch.stack([(y * w).sum() for y, w in zip(outputs, weights, strict=True)]).sum().backward()
+                torch.autograd.backward(outputs, weights)
                 own, expected = (0 if one else rank for one in (case.one_input, case.one_output))
 
                 x = inputs[own].detach().clone().requires_grad_()
                 y = case.collective(x, group, dim=dim) if case.takes_dim else case.collective(x, group)
-                torch.testing.assert_close(y, outputs[expected], msg=lambda m, c=case, d=dim: f"{c.name}, {d}: {m}")
-                (y * weights[expected]).sum().backward()
-                assert x.grad is not None
-                torch.testing.assert_close(x.grad, inputs[own].grad, msg=lambda m, c=case, d=dim: f"{c.name}, {d}: {m}")
+                close(y, outputs[expected], f"{case.name} along {dim}")
+                backward(y, weights[expected])
+                close(gradient_of(x), gradient_of(inputs[own]), f"gradient of {case.name} along {dim}")
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -89,7 +89,7 @@ def use_strided_tensors(rank: int, world_size: int) -> None:
                         leaf = x.detach().requires_grad_()
                         y = case.collective(leaf, group, dim=0) if case.takes_dim else case.collective(leaf, group)
                         assert y.dtype == dtype
-                        y.backward(random(*reversed(y.shape), seed=2, dtype=dtype).t())
+                        backward(y, random(*reversed(y.shape), seed=2, dtype=dtype).t())
                         results.append((y.detach(), leaf.grad))
                     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
 
@@ -106,12 +106,10 @@ def sum_halves(rank: int, world_size: int) -> list[float]:
         reduced = reduce_from_model(part, group)
         scattered = scatter_sequence(part, group, dim=0)
         replicated = torch.ones(4, dtype=torch.bfloat16, requires_grad=True)
-        copy_to_model(replicated, group).backward(part.detach())
+        backward(copy_to_model(replicated, group), part.detach())
         slices = torch.ones(1, dtype=torch.bfloat16, requires_grad=True)
-        gather_sequence(slices, group, dim=0).backward(part.detach())
-        assert replicated.grad is not None
-        assert slices.grad is not None
-        return [t.detach()[0].item() for t in (reduced, scattered, replicated.grad, slices.grad)]
+        backward(gather_sequence(slices, group, dim=0), part.detach())
+        return [t.detach()[0].item() for t in (reduced, scattered, gradient_of(replicated), gradient_of(slices))]
 
 
 def test_half_precision_is_summed_in_float32() -> None:
@@ -127,7 +125,7 @@ def leave_the_input_alone(rank: int, world_size: int) -> None:
         assert x.eq(rank + 1).all()
         gradient = torch.ones(4, 4)
         leaf = torch.zeros(4, 4, requires_grad=True)
-        copy_to_model(leaf, topology.group(Axis.MODEL)).backward(gradient)
+        backward(copy_to_model(leaf, topology.group(Axis.MODEL)), gradient)
         assert gradient.eq(1).all()
 
 

@@ -6,6 +6,7 @@ import torch
 
 from scaling.core.collectives import ops
 from tests.distributed import run_distributed
+from tests.reference.compare import close
 from tests.reference.worlds import connected, model_group, random
 
 
@@ -14,41 +15,40 @@ def do_each(rank: int, world_size: int) -> None:
         group = model_group(topology)
         everyone = [random(2 * world_size, 3, seed=r) for r in range(world_size)]
         mine, total = everyone[rank], torch.stack(everyone).sum(0)
-        same = dict(rtol=1e-12, atol=1e-12)
 
         summed = ops.all_reduce(given := mine.clone(), group)
         assert summed is given
-        torch.testing.assert_close(summed, total, **same)
+        close(summed, total)
         highest = ops.all_reduce(mine.clone(), group, maximum=True)
-        torch.testing.assert_close(highest, torch.stack(everyone).amax(0), **same)
+        close(highest, torch.stack(everyone).amax(0))
         later = mine.clone()
         work = ops.all_reduce_start(later, group)
         assert work is not None
         work.wait()
-        torch.testing.assert_close(later, total, **same)
+        close(later, total)
 
         own = slice(2 * rank, 2 * rank + 2)
-        torch.testing.assert_close(ops.reduce_scatter(torch.empty(2, 3).double(), mine, group), total[own], **same)
+        close(ops.reduce_scatter(torch.empty(2, 3).double(), mine, group), total[own])
         inside = mine.clone()  # the optimizer lets the result replace the rank's own part of the input
         ops.reduce_scatter_start(inside[own], inside, group).wait()
-        torch.testing.assert_close(inside[own], total[own], **same)
+        close(inside[own], total[own])
 
         gathered = torch.empty(2 * world_size, 3, dtype=torch.float64)
-        torch.testing.assert_close(ops.all_gather(gathered, everyone[0][own].clone(), group), everyone[0])
+        close(ops.all_gather(gathered, everyone[0][own].clone(), group), everyone[0])
         inside = torch.full((2 * world_size, 3), torch.nan, dtype=torch.float64)
         inside[own] = everyone[0][own]
         ops.all_gather_start(inside, inside[own], group).wait()
-        torch.testing.assert_close(inside, everyone[0])
+        close(inside, everyone[0])
 
         source = world_size - 1
-        torch.testing.assert_close(ops.broadcast(mine.clone(), group, source=source), everyone[source])
+        close(ops.broadcast(mine.clone(), group, source=source), everyone[source])
 
         for dim in (0, 1, -1):
-            torch.testing.assert_close(ops.gather_slices(mine, group, dim=dim), torch.cat(everyone, dim=dim))
+            close(ops.gather_slices(mine, group, dim=dim), torch.cat(everyone, dim=dim))
         wide = torch.cat(everyone, dim=1)
         expected = (wide * world_size).chunk(world_size, dim=1)[rank]
-        torch.testing.assert_close(ops.scatter_sum(wide, group, dim=1), expected, **same)
-        torch.testing.assert_close(ops.scatter_sum(wide.t(), group, dim=-2), expected.t(), **same)
+        close(ops.scatter_sum(wide, group, dim=1), expected)
+        close(ops.scatter_sum(wide.t(), group, dim=-2), expected.t())
 
 
 def test_each_collective_leaves_what_it_says() -> None:

@@ -13,7 +13,7 @@ from typing import Final, final
 from scaling.core.checkpoint.boxes import GlobalTensor
 from scaling.core.checkpoint.communicator import Alone, Communicator
 from scaling.core.checkpoint.folders import Retention
-from scaling.core.checkpoint.load import Rules, describe, execute, join_reports, match, report_of
+from scaling.core.checkpoint.load import Match, Rules, describe, execute, join_reports, match, report_of
 from scaling.core.checkpoint.manifest import Json, json_text
 from scaling.core.checkpoint.save import Job, Saver, SaveReport, problem_of, versions
 from scaling.core.checkpoint.search import Search, StoredCheckpoint, find_newest
@@ -126,7 +126,10 @@ class Checkpointer:
         self._settle()
         rules = Rules(allowed_missing, allowed_unexpected, ignore)
         stored = self.find(source).require() if isinstance(source, Path) else source
-        matched = match(stored.manifest, tensors, rules)
+        try:
+            matched = match(stored.manifest, tensors, rules)
+        except Exception as error:  # reported to all ranks, so that none waits for this one
+            matched = Match(problem=problem_of(error)["text"])
         reports = self._ranks.gather(report_of(matched, stored.manifest))
         joined = self._ranks.broadcast(None if reports is None else join_reports(reports, stored.manifest, rules))
         if (message := describe(joined, stored.path, stored.manifest)) is not None:

@@ -85,7 +85,7 @@ def sweep(save_dir: Path) -> None:
     """Remove what killed saves and deletions left behind; bring back a checkpoint whose replacement never arrived."""
     for path in list(save_dir.iterdir()):
         aside = _ASIDE.fullmatch(path.name)
-        if aside and not (save_dir / aside[1]).exists():
+        if aside and not os.path.lexists(save_dir / aside[1]):
             path.rename(save_dir / aside[1])
         elif aside or path.name.startswith((".tmp-", ".trash-")):
             _log.info("removing %s, left behind by an interrupted save", path)

@@ -51,13 +51,15 @@ class Read:
 class Match:
     """What this rank has to read, and the differences it sees."""
 
-    reads: Sequence[Read]
-    missing: Sequence[tuple[str, str]]
+    reads: Sequence[Read] = ()
+    missing: Sequence[tuple[str, str]] = ()
     """(name, shape) of wanted tensors that are not stored."""
-    mismatched: Sequence[tuple[str, str]]
+    mismatched: Sequence[tuple[str, str]] = ()
     """(name, the two shapes or types)."""
-    found: frozenset[str]
+    found: frozenset[str] = frozenset()
     """Names that are stored as well as wanted."""
+    problem: str | None = None
+    """Why this rank could not even compare."""
 
 
 def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> Match:
@@ -102,7 +104,12 @@ def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> int:
 def report_of(matched: Match, manifest: Manifest) -> dict[str, Any]:
     """Return the differences one rank sees as JSON; the stored names it wants as one bit each."""
     bits = sum(1 << index for index, name in enumerate(manifest.tensors) if name in matched.found)
-    return {"missing": matched.missing, "mismatched": matched.mismatched, "found": f"{bits:x}"}
+    return {
+        "missing": matched.missing,
+        "mismatched": matched.mismatched,
+        "found": f"{bits:x}",
+        "problem": matched.problem,
+    }
 
 
 def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: Rules) -> dict[str, Any]:
@@ -118,6 +125,7 @@ def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: R
     missing = sorted({(name, shape) for report in reports for name, shape in report["missing"]})
     fine = (*rules.allowed_unexpected, *rules.ignore)
     return {
+        "problems": [(f"rank {rank}:", row["problem"]) for rank, row in enumerate(reports) if row["problem"]],
         "missing": [row for row in missing if not matches(row[0], rules.allowed_missing)],
         "unexpected": [row for row in unexpected if not matches(row[0], fine)],
         "mismatched": sorted({(name, what) for report in reports for name, what in report["mismatched"]}),
@@ -129,6 +137,7 @@ def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: R
 def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | None:
     """Return the message that names every refused difference, None where there is none."""
     titles = {
+        "problems": "not comparable",
         "missing": "missing in the checkpoint (trainer.allowed_missing_keys_in_checkpoint)",
         "unexpected": "in the checkpoint but not in the model (trainer.allowed_unexpected_keys_in_checkpoint)",
         "mismatched": "of another shape or type",

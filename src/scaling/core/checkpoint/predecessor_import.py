@@ -25,8 +25,8 @@ Rename = Callable[[int, str, str], "str | None"]
 
 
 def by_layer_index(layer: int, layer_class: str, name: str) -> str:
-    """Name a tensor `layers.<index>.<name>`."""
-    return f"layers.{layer}.{name}"
+    """Name a tensor `layers.<index>.<name>`; a tied head shares the embedding of layer 0."""
+    return f"layers.{0 if layer_class.endswith('Tied') else layer}.{name}"
 
 
 def read_predecessor(folder: Path, *, rename: Rename = by_layer_index) -> dict[str, Tensor]:

@@ -110,8 +110,9 @@ def _examine(folder: Path, ranks: Communicator) -> tuple[Manifest | None, dict[s
         if not problems:
             problems = file_problems(folder, manifest, share_of(manifest, ranks.rank, ranks.world_size))
         return manifest, {"problems": problems, "digest": manifest.digest}
-    except (ScalingError, OSError) as error:
-        return None, {"problems": [str(error)], "digest": ""}
+    except Exception as error:  # a reason to pass the folder over on all ranks, whatever it is
+        text = str(error) if isinstance(error, (ScalingError, OSError)) else f"{type(error).__name__}: {error}"
+        return None, {"problems": [text], "digest": ""}
 
 
 def _verdict(reports: list[dict[str, Any]]) -> str:

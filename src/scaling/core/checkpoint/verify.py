@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from scaling.core.errors import CheckpointError
 _CODE_SUFFIXES: Final = frozenset(
     {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".metadata", ".distcp", ".joblib", ".npy", ".npz", ".py", ".so"}
 )
+"""Endings of files that other programs unpickle, import or run."""
 _CODE_MAGIC: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x7fELF")
 
 
@@ -48,7 +50,7 @@ def strange_files(folder: Path, manifest: Manifest) -> tuple[list[str], list[str
 
 
 def quick_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Return what is wrong with a folder's files as far as names and sizes tell; reads no data."""
+    """Return what is wrong with a folder's files as far as names, sizes and the first bytes of strange files tell."""
     found = [
         f"{name} does not belong to the checkpoint and may hold code; it was not opened"
         for name in strange_files(folder, manifest)[0]
@@ -76,12 +78,12 @@ def file_problems(folder: Path, manifest: Manifest, names: Iterable[str]) -> lis
 
 def share_of(manifest: Manifest, rank: int, world_size: int) -> list[str]:
     """Return the files that `rank` verifies: each file has exactly one such rank, the bytes are spread evenly."""
-    loads = [0] * world_size
+    loads = [(0, other) for other in range(world_size)]
     mine = []
     for name, entry in sorted(manifest.files.items(), key=lambda item: (-item[1].bytes, item[0])):
-        target = loads.index(min(loads))
-        loads[target] += entry.bytes
-        if target == rank:
+        load, least = loads[0]
+        heapq.heapreplace(loads, (load + entry.bytes, least))
+        if least == rank:
             mine.append(name)
     return mine
 
@@ -132,9 +134,9 @@ def _shortened(names: Sequence[str], limit: int = 3) -> str:
 
 
 def _may_hold_code(path: Path) -> bool:
-    if path.suffix in _CODE_SUFFIXES or path.name in _CODE_SUFFIXES or path.is_symlink():
+    if path.suffix in _CODE_SUFFIXES or path.name in _CODE_SUFFIXES:
         return True
-    if not path.is_file():
-        return path.is_dir()
+    if path.is_symlink() or not path.is_file():
+        return False
     with path.open("rb") as file:
         return file.read(8).startswith(_CODE_MAGIC)

@@ -59,7 +59,7 @@ class _Copy(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch types it as *Any
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _sum(grad, ctx.group), None
 
 
@@ -69,7 +69,7 @@ class _Reduce(torch.autograd.Function):
         return _sum(x, group)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # as above
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -80,7 +80,7 @@ class _GatherSequence(torch.autograd.Function):
         return _gather(x, group, dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # as above
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _scatter_sum(grad, ctx.group, ctx.dim), None, None
 
 
@@ -91,7 +91,7 @@ class _ScatterSequence(torch.autograd.Function):
         return _scatter_sum(x, group, dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # as above
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _gather(grad, ctx.group, ctx.dim), None, None
 
 
@@ -102,7 +102,7 @@ class _GatherFeatures(torch.autograd.Function):
         return _gather(x, group, dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # as above
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _own_slice(grad, ctx.group, ctx.dim), None, None
 
 
@@ -113,35 +113,39 @@ class _SplitFeatures(torch.autograd.Function):
         return _own_slice(x, group, dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # as above
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _gather(grad, ctx.group, ctx.dim), None, None
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    return cast(Tensor, function.apply(*arguments))
 
 
 def copy_to_model(x: Tensor, group: Group) -> Tensor:
     """Use a replicated tensor in sharded computation. Backward: all-reduce of the gradient over the group."""
-    return x if group is None else cast(Tensor, _Copy.apply(x, group))
+    return x if group is None else _apply(_Copy, x, group)
 
 
 def reduce_from_model(x: Tensor, group: Group) -> Tensor:
     """Sum partial results over the group. Forward: all-reduce."""
-    return x if group is None else cast(Tensor, _Reduce.apply(x, group))
+    return x if group is None else _apply(_Reduce, x, group)
 
 
 def gather_sequence(x: Tensor, group: Group, *, dim: int = 1) -> Tensor:
     """Join sequence slices for sharded computation. Forward: all-gather; backward: reduce-scatter."""
-    return x if group is None else cast(Tensor, _GatherSequence.apply(x, group, dim))
+    return x if group is None else _apply(_GatherSequence, x, group, dim)
 
 
 def scatter_sequence(x: Tensor, group: Group, *, dim: int = 1) -> Tensor:
     """Sum partial results and keep this rank's sequence slice. Forward: reduce-scatter; backward: all-gather."""
-    return x if group is None else cast(Tensor, _ScatterSequence.apply(x, group, dim))
+    return x if group is None else _apply(_ScatterSequence, x, group, dim)
 
 
 def gather_features(x: Tensor, group: Group, *, dim: int = -1) -> Tensor:
     """Join slices into a tensor every rank then uses alike. Forward: all-gather; backward: own slice."""
-    return x if group is None else cast(Tensor, _GatherFeatures.apply(x, group, dim))
+    return x if group is None else _apply(_GatherFeatures, x, group, dim)
 
 
 def split_features(x: Tensor, group: Group, *, dim: int = -1) -> Tensor:
     """Keep this rank's slice of a tensor every rank holds alike. Forward: own slice; backward: all-gather."""
-    return x if group is None else cast(Tensor, _SplitFeatures.apply(x, group, dim))
+    return x if group is None else _apply(_SplitFeatures, x, group, dim)

@@ -1,7 +1,7 @@
 """Every collective call the library makes, in one place; a group of None is an axis of size one and costs nothing.
 
-Naming follows the effect, and each function states what travels. Versions of torch differ in names: `reduce_scatter_tensor`
-and `all_gather_into_tensor` became `reduce_scatter_single` and `all_gather_single` in 2.13.
+Naming follows the effect, and each function states what travels. Versions of torch differ in names:
+`reduce_scatter_tensor` and `all_gather_into_tensor` became `reduce_scatter_single` and `all_gather_single` in 2.13.
 """
 
 from __future__ import annotations

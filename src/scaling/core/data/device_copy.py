@@ -46,4 +46,4 @@ class DeviceCopy:
 
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch's constructor has no annotations
+    return torch.cuda.Stream(device)

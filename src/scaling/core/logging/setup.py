@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from scaling.core.errors import StorageError
@@ -13,7 +14,7 @@ from scaling.core.logging.config import LoggerConfig
 ROOT = "scaling"
 """Name of the logger above all others of this library; programs built on it may log below it, or on their own."""
 _FORMAT = "[%(asctime)s] [%(levelname)s] [%(rank)s] %(message)s"
-_COLOURS = {
+_COLOURS: Mapping[int, str] = {
     logging.DEBUG: "\x1b[2m",
     logging.WARNING: "\x1b[33m",
     logging.ERROR: "\x1b[31m",
@@ -42,6 +43,14 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
         root.addHandler(handler)
     root.setLevel(level)
     root.propagate = False
+
+
+def log_to_file(message: str) -> None:
+    """Log an error to this rank's file only: for what the terminal shows by other means, or not at all."""
+    record = logging.LogRecord(ROOT, logging.ERROR, __file__, 0, message, None, None)
+    for handler in logging.getLogger(ROOT).handlers:
+        if isinstance(handler, _RankFileHandler):
+            handler.handle(record)
 
 
 def close_logging() -> None:

@@ -1,6 +1,7 @@
 """Multi-head, grouped-query and multi-query self-attention, heads cut over the model axis.
 
-Shape suffixes: B batch, S sequence, E hidden, H query heads of this rank, K key-value heads of this rank, D head features.
+Shape suffixes: B batch, S sequence, E hidden, H query heads of this rank, K key-value heads of this rank, D head
+features.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class AttentionShape:
 
 
 def kv_shard(kv_heads: int, head_dim: int, parts: int, index: int) -> Shard:
-    """Return which key and value rows model rank `index` of `parts` holds; ranks share heads where there are too few."""
+    """Return which key and value rows model rank `index` of `parts` holds; ranks share heads if there are too few."""
     if kv_heads % parts == 0:
         length = kv_heads // parts * head_dim
         return Shard(dim=0, offset=index * length, length=length, local_length=length)
@@ -76,11 +77,12 @@ def kv_shard(kv_heads: int, head_dim: int, parts: int, index: int) -> Shard:
 class ParallelSelfAttention(nn.Module):
     """Self-attention over packed documents; each model rank computes its heads.
 
-    A fused `query_key_value` weight has its rows grouped by head, [q | k | v] of head_dim rows each, so that a cut by heads
-    is a cut of rows, whatever the model-parallel size. With `num_kv_heads` the projections are separate, and where there
-    are fewer key-value heads than ranks, neighbouring ranks hold the same head and sum its gradient. Communicates: one
-    all-reduce forward and one backward (or their sequence-parallel halves). Sources: arXiv:1706.03762 (attention),
-    arXiv:1911.02150 (multi-query), arXiv:2305.13245 (grouped-query), arXiv:1909.08053 section 3 (cut by heads).
+    A fused `query_key_value` weight has its rows grouped by head, [q | k | v] of head_dim rows each, so that a cut by
+    heads is a cut of rows, whatever the model-parallel size. With `num_kv_heads` the projections are separate, and
+    where there are fewer key-value heads than ranks, neighbouring ranks hold the same head and sum its gradient.
+    Communicates: one all-reduce forward and one backward (or their sequence-parallel halves). Sources:
+    arXiv:1706.03762 (attention), arXiv:1911.02150 (multi-query), arXiv:2305.13245 (grouped-query), arXiv:1909.08053
+    section 3 (cut by heads).
     """
 
     def __init__(
@@ -147,8 +149,10 @@ class ParallelSelfAttention(nn.Module):
         if shape.kernel == "flash_attention" and flash_attention_available(topology.device, dtype):
             self._flash = FlashAttention(causal=shape.causal, deterministic=shape.deterministic)
 
-    def with_key_query_norm(self, norm_query: LayerNorm | RMSNorm, norm_key: LayerNorm | RMSNorm) -> ParallelSelfAttention:
-        """Normalise queries and keys per head (arXiv:2302.05442). Each model rank sees the gradient of its heads only."""
+    def with_key_query_norm(
+        self, norm_query: LayerNorm | RMSNorm, norm_key: LayerNorm | RMSNorm
+    ) -> ParallelSelfAttention:
+        """Normalise queries and keys per head (arXiv:2302.05442). A model rank sees the gradient of its heads only."""
         self.norm_query, self.norm_key = norm_query, norm_key
         for norm in (norm_query, norm_key):
             for parameter in norm.parameters():
@@ -158,7 +162,8 @@ class ParallelSelfAttention(nn.Module):
     def forward(self, x_BSE: Tensor, position_ids: Tensor, document_ids: Tensor | None, samples: Tensor) -> Tensor:
         """Return the attention output, shaped as `x_BSE` (under sequence parallelism both are slices of the sequence).
 
-        `position_ids` int64 [b, s], `document_ids` int32 [b, s] or None and `samples` int64 [b] are whole on every rank.
+        `position_ids` int64 [b, s], `document_ids` int32 [b, s] or None and `samples` int64 [b] are whole on every
+        rank.
         """
         x_BSE = enter_model_parallel(x_BSE, self.topology, sequence_parallel=self.sequence_parallel)
         q_BSHD, k_BSKD, v_BSKD = self._project(x_BSE)

@@ -1,8 +1,8 @@
 """Dropout whose mask is a pure function of global coordinates, the same in every layout, in recomputation, on resume.
 
-A mask bit is a hash of (seed, layer, site, sample, position, feature). The sample is known by its place in the order of the
-whole run, which the data loader provides; so no generator state exists that a layout, a schedule or a restart could
-disturb. The hash is two rounds of the multiply-xorshift kind (as in MurmurHash3's finaliser) on 32-bit integers:
+A mask bit is a hash of (seed, layer, site, sample, position, feature). The sample is known by its place in the order
+of the whole run, which the data loader provides; so no generator state exists that a layout, a schedule or a restart
+could disturb. The hash is two rounds of the multiply-xorshift kind (as in MurmurHash3's finaliser) on 32-bit integers:
 good enough for dropout, and cheap on every device.
 """
 
@@ -18,7 +18,11 @@ from scaling.core.topology.topology import Topology
 
 DropoutStream = Literal["layout_invariant", "per_rank"]
 
-_ROW = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # odd 64-bit constants of splitmix64 and xxHash
+_ROW = (
+    -7046029254386353131,
+    -4658895280553007687,
+    -7723592293110705685,
+)  # odd 64-bit constants of splitmix64 and xxHash
 _MIX = (-2048144789, -1028477387)  # 0x85EBCA6B and 0xC2B2AE35 as signed 32-bit integers
 
 

@@ -20,8 +20,8 @@ class VocabParallelEmbedding(nn.Module):
     """Look up token ids; each model rank holds a range of the vocabulary.
 
     Input: int64 [b, s]. Output: [b, s, embedding_dim], under `sequence_parallel` this rank's slice of s. The vocabulary
-    need not be divisible: the last ranks' rows are filled up with padding that no id reaches. Communicates: all-reduce (or
-    reduce-scatter) of the output. Ids outside the vocabulary give zero vectors: check data where it is loaded.
+    need not be divisible: the last ranks' rows are filled up with padding that no id reaches. Communicates: all-reduce
+    (or reduce-scatter) of the output. Ids outside the vocabulary give zero vectors: check data where it is loaded.
     """
 
     def __init__(

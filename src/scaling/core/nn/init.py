@@ -1,8 +1,8 @@
 """Initial values as a pure function of (seed, global name, block of the global tensor).
 
-A tensor is cut into blocks of fixed shape. Each block has its own Philox stream (Salmon et al., SC 2011) keyed by a hash
-of the seed, the tensor's name and the block's number, so a rank generates just the blocks its part touches, and the
-same element has the same bits in every layout, on every machine (numpy's generators are specified bit for bit).
+A tensor is cut into blocks of fixed shape. Each block has its own Philox stream (Salmon et al., SC 2011) keyed by a
+hash of the seed, the tensor's name and the block's number, so a rank generates just the blocks its part touches, and
+the same element has the same bits in every layout, on every machine (numpy's generators are specified bit for bit).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Normal:
 
     def sample(self, stream: np.random.Generator, count: int) -> NDArray[np.float32]:
         """Return `count` normal values."""
-        return stream.standard_normal(count, dtype=np.float32) * np.float32(self.std)
+        values: NDArray[np.float32] = stream.standard_normal(count, dtype=np.float32) * np.float32(self.std)
+        return values
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Uniform:
 
     def sample(self, stream: np.random.Generator, count: int) -> NDArray[np.float32]:
         """Return `count` uniform values."""
-        return (stream.random(count, dtype=np.float32) * np.float32(2) - np.float32(1)) * np.float32(self.bound)
+        unit = stream.random(count, dtype=np.float32) * np.float32(2) - np.float32(1)
+        values: NDArray[np.float32] = unit * np.float32(self.bound)
+        return values
 
 
 def xavier_normal(fan_in: int, fan_out: int) -> Normal:
@@ -69,12 +72,18 @@ def _blocks(rows: range, columns: range, total_columns: int) -> Iterator[tuple[i
 
 
 def part_of_initial_values(
-    initializer: Initializer, *, seed: int, key: str, shape: tuple[int, ...], offset: tuple[int, ...], part: tuple[int, ...]
+    initializer: Initializer,
+    *,
+    seed: int,
+    key: str,
+    shape: tuple[int, ...],
+    offset: tuple[int, ...],
+    part: tuple[int, ...],
 ) -> NDArray[np.float32]:
     """Return the values of the part at `offset` with shape `part` of the tensor `key` of global `shape`.
 
-    Tensors of more than two dimensions are seen as [first, product of the others]; only the first may be cut then, which
-    every parallel layer of this library satisfies.
+    Tensors of more than two dimensions are seen as [first, product of the others]; only the first may be cut then,
+    which every parallel layer of this library satisfies.
     """
     if isinstance(initializer, Constant):
         return initializer.sample(np.random.default_rng(0), math.prod(part)).reshape(part)

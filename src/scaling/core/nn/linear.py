@@ -30,8 +30,8 @@ _HALF = (torch.bfloat16, torch.float16)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply as `torch.nn.functional.linear`; half precision on a CPU is multiplied in float32 and rounded once.
 
-    CPUs without AMX or AVX512-BF16 take 20 to 80 times longer for a half-precision product than for the same in float32;
-    the rounding of operands and result is that of the half-precision product either way.
+    CPUs without AMX or AVX512-BF16 take 20 to 80 times longer for a half-precision product than for the same in
+    float32; the rounding of operands and result is that of the half-precision product either way.
     """
     if x.device.type == "cpu" and x.dtype in _HALF:
         return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
@@ -48,8 +48,8 @@ def new_parameter(
 ) -> nn.Parameter:
     """Return this rank's part of a parameter of global `shape`, described and filled.
 
-    The values are those of an unnamed tensor under seed 0, so that a layer works on its own; a pipeline stage fills them
-    anew when the parameter's name and the run's seed are known.
+    The values are those of an unnamed tensor under seed 0, so that a layer works on its own; a pipeline stage fills
+    them anew when the parameter's name and the run's seed are known.
     """
     local = list(shape)
     if shard is not None:
@@ -68,8 +68,8 @@ def new_parameter(
 def enter_model_parallel(x: Tensor, topology: Topology, *, sequence_parallel: bool) -> Tensor:
     """Hand an activation to sharded computation: gather its sequence slices, or use the replicated tensor as it is.
 
-    Several column-parallel layers that share an input call this once and are built with `copy_input=False`, so that their
-    input gradients are summed over the model axis in one message instead of one each.
+    Several column-parallel layers that share an input call this once and are built with `copy_input=False`, so that
+    their input gradients are summed over the model axis in one message instead of one each.
     """
     group = topology.group(Axis.MODEL)
     return gather_sequence(x, group) if sequence_parallel else copy_to_model(x, group)
@@ -85,9 +85,9 @@ def leave_model_parallel(partial: Tensor, topology: Topology, *, sequence_parall
 class ColumnParallelLinear(nn.Module):
     """y_Bo = x_BI W_oI^T + b_o: each model rank computes its part of the output features.
 
-    Input: [..., in_features], alike on all model ranks. Output: [..., out_features / model_parallel_size], or all features
-    with `gather_output`. Communicates: all-reduce of the input gradient (unless `copy_input` is False), all-gather of the
-    output with `gather_output`. Source: Megatron-LM, arXiv:1909.08053, section 3.
+    Input: [..., in_features], alike on all model ranks. Output: [..., out_features / model_parallel_size], or all
+    features with `gather_output`. Communicates: all-reduce of the input gradient (unless `copy_input` is False),
+    all-gather of the output with `gather_output`. Source: Megatron-LM, arXiv:1909.08053, section 3.
 
     `shard` overrides the even cut (shared key-value heads). `LayoutError` if out_features is not divisible.
     """
@@ -140,8 +140,8 @@ class RowParallelLinear(nn.Module):
     """y_BO = sum over model ranks of x_Bi W_Oi^T, + b_O: each model rank holds a part of the input features.
 
     Input: [..., in_features / model_parallel_size] as a column-parallel layer leaves it (or all features, alike on all
-    ranks, with `split_input`). Output: [..., out_features] on all model ranks; with `sequence_parallel` [b, s, h] becomes
-    [b, s / model_parallel_size, h]. The bias is added once, after the sum. Communicates: one all-reduce (or
+    ranks, with `split_input`). Output: [..., out_features] on all model ranks; with `sequence_parallel` [b, s, h]
+    becomes [b, s / model_parallel_size, h]. The bias is added once, after the sum. Communicates: one all-reduce (or
     reduce-scatter) of the output.
     """
 

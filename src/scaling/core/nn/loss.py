@@ -37,10 +37,11 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         total_N, target_logit_N = sums
         softmax_Nv = exp_Nv.div_(total_N.unsqueeze(-1))
         ctx.save_for_backward(softmax_Nv, here_N, index_N1)
-        return total_N.log() - target_logit_N
+        losses_N: Tensor = total_N.log() - target_logit_N
+        return losses_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]  # torch types it as *Any
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None, None]:
         softmax_Nv, here_N, index_N1 = ctx.saved_tensors
         grad_Nv = softmax_Nv * grad_N.unsqueeze(-1)
         if grad_Nv.shape[-1]:
@@ -55,10 +56,11 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, *, group: Grou
     Collective over `group`: one maximum and one sum of two numbers per position; the logits stay where they are
     (Megatron-LM, arXiv:1909.08053, section 3). Backward communicates nothing.
     """
-    flat = logits.reshape(-1, logits.shape[-1])
+    flat = logits.reshape(targets.numel(), logits.shape[-1])
     flat = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
     if group is None:
         losses = F.cross_entropy(flat, targets.reshape(-1), reduction="none")
     else:
-        losses = cast(Tensor, _VocabParallelCrossEntropy.apply(flat, targets.reshape(-1), offset, group))
+        function: Any = _VocabParallelCrossEntropy.apply
+        losses = cast(Tensor, function(flat, targets.reshape(-1), offset, group))
     return losses.view(targets.shape)

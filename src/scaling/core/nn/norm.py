@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm, replicated over the model axis; under sequence parallelism their gradients are summed over it."""
+"""LayerNorm and RMSNorm, alike on all model ranks; under sequence parallelism their gradients are summed over them."""
 
 from __future__ import annotations
 

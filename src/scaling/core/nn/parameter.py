@@ -49,8 +49,8 @@ class ParameterMeta:
     shard: Shard | None = None
     """This rank's part along the model axis; None = the whole tensor is on every rank of the model axis."""
     initializer: Initializer | None = None
-    """Distribution of the initial values; None = the module fills the parameter itself when it is built (it is then built
-    under a seed derived from the layer's name, and must be whole on every rank)."""
+    """Distribution of the initial values; None = the module fills the parameter itself when it is built (it is then
+    built under a seed derived from the layer's name, and must be whole on every rank)."""
     sum_grad_over_model: bool = False
     """True where each model rank sees only its part of the gradient although it holds the same values as others:
     norms and row-parallel biases under sequence parallelism, key-value heads shared by several ranks."""
@@ -85,7 +85,7 @@ def update_meta(parameter: nn.Parameter, **changes: Any) -> None:
 
 
 def even_shard(size: int, parts: int, index: int, *, dim: int, what: str) -> Shard:
-    """Return part `index` of `size` elements cut into equal `parts`; a remainder is a `LayoutError` that names `what`."""
+    """Return part `index` of `size` elements cut into equal `parts`; `LayoutError` naming `what` for a remainder."""
     if size % parts:
         raise LayoutError(f"{what} ({size}) must be divisible by model_parallel_size ({parts})")
     length = size // parts
@@ -93,7 +93,7 @@ def even_shard(size: int, parts: int, index: int, *, dim: int, what: str) -> Sha
 
 
 def padded_shard(size: int, parts: int, index: int, *, dim: int) -> Shard:
-    """Return part `index` of `size` elements cut into `parts` of equal local length; the tail of the last ones is padding."""
+    """Return part `index` of `size` elements cut into `parts` of equal local length; the last ones end in padding."""
     local = -(-size // parts)
     offset = min(index * local, size)
     return Shard(dim=dim, offset=offset, length=min(local, size - offset), local_length=local)

@@ -14,15 +14,18 @@ from scaling.core.errors import LayoutError
 class RotaryEmbedding(nn.Module):
     """Rotate pairs of features of queries and keys by an angle proportional to the token's position.
 
-    The angle of pair i is position * base^(-2i / dimensions). `interleaved` False pairs feature i with i + dimensions / 2
-    (GPT-NeoX, Hugging Face Llama; the predecessor's `rotary`), True pairs neighbours (Meta's Llama; `rotary_complex`).
-    Features beyond `dimensions` pass unchanged. Angles and rotation are computed in at least float32.
+    The angle of pair i is position * base^(-2i / dimensions). `interleaved` False pairs feature i with i + dimensions
+    / 2 (GPT-NeoX, Hugging Face Llama; the predecessor's `rotary`), True pairs neighbours (Meta's Llama;
+    `rotary_complex`). Features beyond `dimensions` pass unchanged. Angles and rotation are computed in at least
+    float32.
     """
 
     cosine: Tensor
     sine: Tensor
 
-    def __init__(self, dimensions: int, *, max_seq_length: int, base: float = 10000.0, interleaved: bool = False) -> None:
+    def __init__(
+        self, dimensions: int, *, max_seq_length: int, base: float = 10000.0, interleaved: bool = False
+    ) -> None:
         super().__init__()
         if dimensions < 2 or dimensions % 2:
             raise LayoutError(f"rotary dimensions ({dimensions}) must be even and at least 2")
@@ -41,7 +44,7 @@ class RotaryEmbedding(nn.Module):
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch leaves it untyped
         # `module.to(bfloat16)` must not round the tables: angles of far positions would lose all meaning.
         tables = self.cosine, self.sine
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
         self.cosine, self.sine = (table.to(self.cosine.device) for table in tables)
         return self
 

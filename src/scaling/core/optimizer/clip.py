@@ -19,9 +19,7 @@ def counts_here(kind: BufferKind, topology: Topology, *, zero: bool, tie_owner: 
     With ZeRO each data rank holds another slice, so all of them count.
     """
     return (
-        topology.index(Axis.MODEL) % kind.model_replicas == 0
-        and tie_owner
-        and (zero or topology.index(Axis.DATA) == 0)
+        topology.index(Axis.MODEL) % kind.model_replicas == 0 and tie_owner and (zero or topology.index(Axis.DATA) == 0)
     )
 
 

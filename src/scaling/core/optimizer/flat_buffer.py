@@ -1,7 +1,7 @@
 """Flat buffers: parameters and their gradients as views of contiguous memory, cut into buckets.
 
-All parameters of a buffer are alike in everything the optimizer asks: group, type, and what their gradients need. So every
-later operation (reduction, norm, update, cast) is a few calls on long vectors instead of one per parameter.
+All parameters of a buffer are alike in everything the optimizer asks: group, type, and what their gradients need. So
+every later operation (reduction, norm, update, cast) is a few calls on long vectors instead of one per parameter.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
 class FlatBuffer:
     """Parameters of one kind, their gradients, and where each lies.
 
-    Taking parameters into a buffer moves their values there; `parameter.data` and `parameter.grad` are views from then on,
-    and backward passes add to the gradient in float32 whatever the parameter's type.
+    Taking parameters into a buffer moves their values there; `parameter.data` and `parameter.grad` are views from then
+    on, and backward passes add to the gradient in float32 whatever the parameter's type.
     """
 
     def __init__(
@@ -120,14 +120,17 @@ class FlatBuffer:
         """
         for (parameter, description), place in zip(self.parameters, self.placements, strict=True):
             start, stop = max(owned.start, place.start), min(owned.stop, place.stop)
-            yield description, list(
-                _global_boxes(
-                    description,
-                    tuple(parameter.shape),
-                    start - place.start,
-                    stop - place.start,
-                    values[start - owned.start : max(start, stop) - owned.start],
-                )
+            yield (
+                description,
+                list(
+                    _global_boxes(
+                        description,
+                        tuple(parameter.shape),
+                        start - place.start,
+                        stop - place.start,
+                        values[start - owned.start : max(start, stop) - owned.start],
+                    )
+                ),
             )
 
 
@@ -167,9 +170,7 @@ def build_buffers(
                 tied=description.tied,
             )
             by_kind.setdefault(kind, []).append((parameter, description))
-    return [
-        FlatBuffer(kind, parameters, bucket_size=bucket_size, parts=parts) for kind, parameters in by_kind.items()
-    ]
+    return [FlatBuffer(kind, parameters, bucket_size=bucket_size, parts=parts) for kind, parameters in by_kind.items()]
 
 
 def places(buffers: Iterable[FlatBuffer]) -> Mapping[nn.Parameter, tuple[int, int]]:

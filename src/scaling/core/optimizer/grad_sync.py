@@ -18,10 +18,10 @@ from scaling.core.topology.topology import Topology
 class GradientSync:
     """Starts the reduction of a bucket as soon as its last gradient of the step has arrived.
 
-    With `zero` each data rank receives the sum of its own slice (reduce-scatter: (d-1)/d of the bytes leave a rank), else
-    of everything (all-reduce: twice that). Buckets start in one order on all ranks, whatever order autograd finds. Then,
-    over few ranks and for few parameters, come the sums over the model axis (`sum_grad_over_model`) and over the stages of
-    a tie. Construct it on all ranks alike.
+    With `zero` each data rank receives the sum of its own slice (reduce-scatter: (d-1)/d of the bytes leave a rank),
+    else of everything (all-reduce: twice that). Buckets start in one order on all ranks, whatever order autograd
+    finds. Then, over few ranks and for few parameters, come the sums over the model axis (`sum_grad_over_model`) and
+    over the stages of a tie. Construct it on all ranks alike.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class GradientSync:
         self._works: list[ops.Work] = []
         self._extra_groups = _extra_groups(buffers, topology, ties)
         self._hooks = []
-        for parameter, (buffer, bucket) in places(buffers).items():
-            number = first[buffer] + bucket
+        for parameter, (buffer_number, bucket) in places(buffers).items():
+            number = first[buffer_number] + bucket
             self._expected[number] += contributions[parameter]
             if self._group is not None:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._arrived(number)))
@@ -96,7 +96,7 @@ class GradientSync:
         return [bucket.slice_of(self._index, self._parts) for bucket in buffer.buckets]
 
     def gather_weights(self) -> None:
-        """Give all data ranks the slices each of them has updated. Collective: all ranks of the data axis; all-gather."""
+        """Give all data ranks the slices each of them updated. Collective: all ranks of the data axis; all-gather."""
         if not self._zero or self._group is None:
             return
         works = []

@@ -64,8 +64,9 @@ def assign(
 ) -> list[ParameterGroup]:
     """Return the groups with this rank's parameters. Collective: all ranks, over the store.
 
-    A parameter in no group or in several, and a group that takes no parameter on any rank, are one `ConfigError` that is
-    the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no gradient from then on.
+    A parameter in no group or in several, and a group that takes no parameter on any rank, are one `ConfigError` that
+    is the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no gradient from then
+    on.
     """
     taken: list[list[tuple[nn.Parameter, ParameterMeta]]] = [[] for _ in patterns]
     missing: list[str] = []

@@ -74,12 +74,13 @@ class _Shard:
 class Optimizer:
     """AdamW over flat shards (Loshchilov and Hutter, arXiv:1711.05101), its state cut over the data axis with `zero`.
 
-    ZeRO stage 1 (Rajbhandari et al., arXiv:1910.02054): gradients are reduce-scattered, each data rank updates its slice
-    and the weights are all-gathered; without `zero` gradients are all-reduced and every data rank updates everything.
-    Weights in half precision have float32 masters. Construct it on all ranks alike; parameters then live in its buffers.
+    ZeRO stage 1 (Rajbhandari et al., arXiv:1910.02054): gradients are reduce-scattered, each data rank updates its
+    slice and the weights are all-gathered; without `zero` gradients are all-reduced and every data rank updates
+    everything. Weights in half precision have float32 masters. Construct it on all ranks alike; parameters then live
+    in its buffers.
 
-    `usual_weight` is the usual weight of a global batch in the loss (its number of tokens): backward passes are scaled by one
-    over it, which keeps float16 in range, and `step` corrects for the actual weight.
+    `usual_weight` is the usual weight of a global batch in the loss (its number of tokens): backward passes are scaled
+    by one over it, which keeps float16 in range, and `step` corrects for the actual weight.
     """
 
     def __init__(
@@ -118,7 +119,8 @@ class Optimizer:
         ]
         half = any(buffer.kind.dtype == torch.float16 for buffer in self._buffers)
         enabled = config.loss_scaler.enable
-        # Whether *any* rank has float16 parameters must be agreed: the scale multiplies the loss on the last stage only.
+        # Whether *any* rank has float16 parameters must be agreed: the scale multiplies the loss on the last stage
+        # only.
         agreed = topology.exchange("float16", "yes" if half else "no")
         self.loss_scaler = LossScaler(
             config.loss_scaler, topology.device, enabled=("yes" in agreed) if enabled is None else enabled
@@ -174,9 +176,9 @@ class Optimizer:
         """Update the weights with the gradients of one global batch and clear the gradients.
 
         `step` counts from 1; it fixes the learning rates. `weight` is the weight of the whole global batch. Collective:
-        all ranks. Communicates the gradients over the data axis (what the backward pass has not sent already), one number
-        over the world for the norm, with ZeRO the weights over the data axis. The host waits for nothing. Gradients that
-        are not finite anywhere skip the update everywhere.
+        all ranks. Communicates the gradients over the data axis (what the backward pass has not sent already), one
+        number over the world for the norm, with ZeRO the weights over the data axis. The host waits for nothing.
+        Gradients that are not finite anywhere skip the update everywhere.
         """
         self._sync.finish()
         squared = squared_norm([shard.gradients for shard in self._counted], self.topology)
@@ -236,7 +238,9 @@ class Optimizer:
                         key = f"optimizer.{slot}.{description.key}"
                         tensor = found.setdefault(
                             key,
-                            GlobalTensor(key, description.global_shape, [], owned=self._owns(shard.buffer, description.key)),
+                            GlobalTensor(
+                                key, description.global_shape, [], owned=self._owns(shard.buffer, description.key)
+                            ),
                         )
                         tensor.parts.extend(parts)
             yield from found.values()
@@ -256,7 +260,9 @@ class Optimizer:
         try:
             updates, scaler = int(state["updates"]), dict(state["loss_scaler"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint's optimizer state is malformed ({error!r}); load another one") from None
+            raise CheckpointError(
+                f"the checkpoint's optimizer state is malformed ({error!r}); load another one"
+            ) from None
         self.loss_scaler.restore(scaler)
         if self._adamw is not None:
             for tensors in self._adamw.state.values():
@@ -270,4 +276,3 @@ class Optimizer:
 def _master(weights: Tensor) -> Tensor:
     """Return the tensor that is updated: the weights themselves, or a float32 copy of half-precision ones."""
     return weights if weights.dtype in (torch.float32, torch.float64) else weights.float()
-

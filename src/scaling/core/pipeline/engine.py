@@ -63,8 +63,10 @@ class PipelineEngine:
 
     def forget_shapes(self) -> None:
         """Let the next micro-batches have other shapes: headers are sent again. Call it on all pipe ranks alike."""
-        for end in (*self._senders.values(), *self._receivers.values()):
-            end.forget()
+        for sender in self._senders.values():
+            sender.forget()
+        for receiver in self._receivers.values():
+            receiver.forget()
 
     def run(
         self,
@@ -185,7 +187,11 @@ class _Step:
     def _receive_gradient(self, message: Message) -> None:
         group, peer = self.engine._gradient_links[message.source, message.target]
         output = self._outputs[message.micro_batch, message.target]
-        buffers = [torch.empty_like(t, memory_format=torch.contiguous_format) for _, t in tree.flatten(output) if t.requires_grad]
+        buffers = [
+            torch.empty_like(t, memory_format=torch.contiguous_format)
+            for _, t in tree.flatten(output)
+            if t.requires_grad
+        ]
         for work in [ops.receive_start(buffer, group, source=peer) for buffer in buffers]:
             work.wait()
         self._gradients[message.micro_batch, message.target] = buffers

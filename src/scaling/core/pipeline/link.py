@@ -1,7 +1,8 @@
 """Links: move trees of tensors between neighbouring pipeline stages.
 
-The first message between two stages is preceded by a header (structure, shapes, types, which tensors need a gradient), once
-for training and once for evaluation; afterwards only tensors travel. Gradients come back for the tensors that need one, in the same order, without a header.
+The first message between two stages is preceded by a header (structure, shapes, types, which tensors need a gradient),
+once for training and once for evaluation; afterwards only tensors travel. Gradients come back for the tensors that
+need one, in the same order, without a header.
 """
 
 from __future__ import annotations

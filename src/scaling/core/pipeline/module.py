@@ -97,8 +97,8 @@ class ParallelModule(nn.Module):
         """Run forward and backward of one global batch; gradients accumulate in the parameters.
 
         `batches` yields this data rank's micro-batches on ranks that run the first or the last layer; others never read
-        it. Gradients are those of the *sum* of all losses times `gradient_scale`; the optimizer divides by the weight of
-        the whole batch. Collective: all ranks.
+        it. Gradients are those of the *sum* of all losses times `gradient_scale`; the optimizer divides by the weight
+        of the whole batch. Collective: all ranks.
         """
         self.train()
         scale = self._one if gradient_scale is None else gradient_scale
@@ -139,7 +139,7 @@ class ParallelModule(nn.Module):
             parts = [(Box(offset, shape), local)] if local.numel() else []
             yield GlobalTensor(description.key, description.global_shape, parts, self._owns(description))
         for stage in self.stages.values():
-            for index, layer in zip(stage.indices, stage.layers, strict=True):  # type: ignore[arg-type, call-overload, union-attr]  # ModuleDict forgets Stage
+            for index, layer in zip(stage.indices, stage.layers, strict=True):  # type: ignore[arg-type]  # ModuleDict forgets that it holds stages
                 saved = layer.state_dict(keep_vars=True)
                 for name, buffer in layer.named_buffers():
                     if name in saved:
@@ -148,7 +148,7 @@ class ParallelModule(nn.Module):
                         yield GlobalTensor(key, tuple(buffer.shape), [(whole(buffer.shape), buffer)], owned)
 
     def _owns(self, description: ParameterMeta) -> bool:
-        """Whether this rank writes the tensor: one data rank (spread by name), one model replica, one stage of a tie."""
+        """Whether this rank writes it: one data rank (spread by name), one model replica, one stage of a tie."""
         at, sizes = self.topology.coordinate, self.topology.layout
         return (
             at.data == zlib.crc32(description.key.encode()) % sizes.data

@@ -50,7 +50,9 @@ def ties(specs: Sequence[LayerSpec], stages: Sequence[range], pipe_ranks: int) -
 class Stage(nn.Module):
     """Consecutive layers of the model, run one after another on this rank."""
 
-    def __init__(self, layers: Sequence[nn.Module], indices: range, *, recompute: Recompute, topology: Topology) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], indices: range, *, recompute: Recompute, topology: Topology
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.indices = indices
@@ -76,10 +78,11 @@ class Stage(nn.Module):
 def build_stages(
     specs: Sequence[LayerSpec], stages: Sequence[range], *, topology: Topology, seed: int, recompute: Recompute
 ) -> dict[int, Stage]:
-    """Build this rank's stages, by global stage number: layers made, parameters named, tied, filled, moved to the device.
+    """Build this rank's stages, by global number: layers made, parameters named, tied, filled, moved to the device.
 
     Each rank fills its own parts from (seed, name, part); nothing is communicated. A layer that fills its parameters
-    itself (any plain `nn.Module`) is built under a seed derived from its place in the model, and so is alike on all ranks.
+    itself (any plain `nn.Module`) is built under a seed derived from its place in the model, and so is alike on all
+    ranks.
     """
     pipe_ranks = topology.layout.pipe
     all_ties = ties(specs, stages, pipe_ranks)

@@ -24,8 +24,22 @@ def open_base_store(launch: LaunchContext, deadline: float) -> dist.Store:
     `ScalingError` where nobody is there in time.
     """
     if launch.rank == 0 and not launch.agent_store:
-        return _serve(launch, deadline)
+        return serve_store(*launch.meeting_place, timeout=_left(deadline), setting="MASTER_PORT")
     return _reach(launch, deadline)
+
+
+def serve_store(host: str, port: int, *, timeout: timedelta, setting: str) -> dist.TCPStore:
+    """Serve a store from this process; port 0 is any free one. `setting` is what the user sets to choose the port."""
+    try:
+        return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timeout)
+    except dist.DistNetworkError as error:
+        here = socket.gethostname()
+        if "EADDRINUSE" in str(error):
+            raise LayoutError(
+                f"port {port} on {here} is in use, so the processes cannot meet there; set {setting} to a free port "
+                "or end the program that holds it"
+            ) from error
+        raise LayoutError(f"{here} cannot listen on port {port} ({error}); set {setting} to another port") from error
 
 
 def poll_until(deadline: float) -> Iterator[None]:
@@ -36,19 +50,6 @@ def poll_until(deadline: float) -> Iterator[None]:
         time.sleep(min(pause, left))
         pause = min(0.1, pause * 1.3)
         yield
-
-
-def _serve(launch: LaunchContext, deadline: float) -> dist.Store:
-    host, port = launch.meeting_place
-    try:
-        return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=_left(deadline))
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" in str(error):
-            raise LayoutError(
-                f"port {port} on {socket.gethostname()} is in use, so rank 0 cannot wait for the other others there; "
-                "set MASTER_PORT to a free port for all processes, or end the program that holds it"
-            ) from error
-        raise LayoutError(f"rank 0 cannot listen on {host}:{port}: {error}; set MASTER_PORT to another port") from error
 
 
 def _reach(launch: LaunchContext, deadline: float) -> dist.Store:

@@ -46,7 +46,9 @@ class Layout:
     def __post_init__(self) -> None:
         for axis in Axis:
             if self.size(axis) < 1:
-                raise LayoutError(f"the {axis.value} axis has size {self.size(axis)}; every axis needs a size of at least 1")
+                raise LayoutError(
+                    f"the {axis.value} axis has size {self.size(axis)}; every axis needs a size of at least 1"
+                )
         object.__setattr__(self, "world_size", prod(self.size(axis) for axis in Axis))
 
     def size(self, axis: Axis) -> int:
@@ -57,7 +59,9 @@ class Layout:
     def coordinate(self, rank: int) -> Coordinate:
         """Return where `rank` sits. The model axis varies fastest, the pipe axis slowest."""
         if not 0 <= rank < self.world_size:
-            raise LayoutError(f"rank {rank} is outside the world of {self.world_size} ranks (0 to {self.world_size - 1})")
+            raise LayoutError(
+                f"rank {rank} is outside the world of {self.world_size} ranks (0 to {self.world_size - 1})"
+            )
         at: dict[str, int] = {}
         for axis in reversed(Axis):
             rank, at[axis.value] = divmod(rank, self.size(axis))

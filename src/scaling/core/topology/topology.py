@@ -125,9 +125,9 @@ class Topology:
     def link(self, kind: Message, *, wrapping: bool) -> dist.ProcessGroup | None:
         """Return the group of this pipe column for one kind of message, its ranks in pipe order.
 
-        Activations and gradients, and those between the last rank and the first (`wrapping`, for interleaved schedules),
-        each have their own: between two ranks the messages of a group then flow one way, in one order on both ends, and no
-        send can stand in the way of a receive. Collective: all ranks.
+        Activations and gradients, and those between the last rank and the first (`wrapping`, for interleaved
+        schedules), each have their own: between two ranks the messages of a group then flow one way, in one order on
+        both ends, and no send can stand in the way of a receive. Collective: all ranks.
         """
         ranks = self.layout.group(Axis.PIPE, self.rank)
         return self.subgroup(f"{kind} wrapping" if wrapping else kind, ranks) if len(ranks) > 1 else None
@@ -140,7 +140,7 @@ class Topology:
         return self.subgroup(f"{replicas} replicas", self.layout.group(Axis.MODEL, self.rank)[first : first + replicas])
 
     def tie_group(self, key: str, pipe_ranks: Sequence[int]) -> dist.ProcessGroup | None:
-        """Return the group of this column's ranks at the given pipe indices, for the tie `key`. Collective: all ranks."""
+        """Return the group of this column's ranks at some pipe indices, for the tie `key`. Collective: all ranks."""
         member = self.index(Axis.PIPE) in pipe_ranks
         ranks = [self.layout.rank_along(Axis.PIPE, self.rank, pipe) for pipe in pipe_ranks] if member else [self.rank]
         return self.subgroup(f"tie {key}", ranks)

@@ -61,7 +61,9 @@ class TrainingData:
 
     def evaluation_steps(self) -> int:
         """Return how many global batches one evaluation takes; the same on all ranks."""
-        return 0 if self.validation is None else evaluation_steps(len(self.validation), self.geometry, limit=self._limit)
+        return (
+            0 if self.validation is None else evaluation_steps(len(self.validation), self.geometry, limit=self._limit)
+        )
 
     def evaluation(self) -> Iterator[MicroBatch]:
         """Return this rank's micro-batches of one pass over the validation set."""

@@ -45,8 +45,8 @@ def run_training(
 ) -> ExitStatus:
     """Train to the end, or until asked to leave, and return what the process should end with. Collective: all ranks.
 
-    Writes metrics, the resolved configuration, versions and the state of the run below `logger.log_dir`, checkpoints below
-    `trainer.save_dir`. Errors pass through, recorded in run_state.json.
+    Writes metrics, the resolved configuration, versions and the state of the run below `logger.log_dir`, checkpoints
+    below `trainer.save_dir`. Errors pass through, recorded in run_state.json.
     """
     with RunStateRecorder(logger_config.log_dir, rank=topology.rank) as recorder:
         sizes = {axis.value: topology.size(axis) for axis in Axis}

@@ -34,7 +34,9 @@ class TrainState:
         try:
             self.step, self.consumed_samples = int(stored["step"]), int(stored["consumed_samples"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint's trainer state is malformed ({error!r}); load another one") from None
+            raise CheckpointError(
+                f"the checkpoint's trainer state is malformed ({error!r}); load another one"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -86,4 +88,3 @@ class Unopened:
 def due(step: int, interval: int | None) -> bool:
     """Return whether something done every `interval` steps is done after `step`; None = never."""
     return interval is not None and step % interval == 0
-

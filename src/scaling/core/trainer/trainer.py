@@ -40,8 +40,8 @@ _log = logging.getLogger(__name__)
 class Trainer:
     """Drives model, optimizer, data and checkpoints to `train_iterations`. Every method is collective: all ranks.
 
-    `tokens_per_sample` turns samples into tokens in the metrics (None: samples are counted). `open_metrics` is called with
-    the step the run goes on from, once that is known.
+    `tokens_per_sample` turns samples into tokens in the metrics (None: samples are counted). `open_metrics` is called
+    with the step the run goes on from, once that is known.
     """
 
     def __init__(
@@ -254,9 +254,9 @@ class Trainer:
         patience = self.config.max_consecutive_nonfinite_steps
         if nonfinite > patience and not self.optimizer.loss_scaler.enabled:
             raise DataRefusedError(
-                f"the gradients of {int(nonfinite)} steps in a row, up to step {self.state.step}, were not finite (their "
-                f"updates were skipped), more than trainer.max_consecutive_nonfinite_steps ({patience}) allows; lower the "
-                "learning rate or look at the data of these steps"
+                f"the gradients of {int(nonfinite)} steps in a row, up to step {self.state.step}, were not finite "
+                f"(their updates were skipped), more than trainer.max_consecutive_nonfinite_steps ({patience}) allows; "
+                "lower the learning rate or look at the data of these steps"
             )
 
     def _peak_memory(self) -> int:

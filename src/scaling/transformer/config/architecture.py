@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import Derived, NoEffect, Unavailable
-from scaling.core.errors import Problem
-from scaling.core.nn.config import (
+from scaling.core import (
+    BaseConfig,
+    Derived,
     FP8LinearConfig,
     LayerNormConfig,
     LoRaConfig,
     MaskedSoftmaxConfig,
+    NoEffect,
     NormType,
+    Problem,
     RelativePositionEmbeddingType,
+    Unavailable,
 )
 
 if TYPE_CHECKING:

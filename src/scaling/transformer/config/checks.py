@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from math import gcd
 
-from scaling.core.errors import Problem
-from scaling.core.optimizer.config import OptimizerConfig
-from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
-from scaling.core.topology.config import TopologyConfig
+from scaling.core import LearningRateSchedulerConfig, OptimizerConfig, Problem, TopologyConfig
 from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig

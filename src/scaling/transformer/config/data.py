@@ -9,10 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import NoEffect, Unavailable
-from scaling.core.data.config import BlendedDatasetConfig
-from scaling.core.errors import Problem
+from scaling.core import BaseConfig, BlendedDatasetConfig, NoEffect, Problem, Unavailable
 
 
 class Corpus(str, Enum):

@@ -7,13 +7,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from scaling.core.config.base import run_checks
-from scaling.core.errors import Problem
-from scaling.core.logging.config import LoggerConfig
-from scaling.core.nn.config import MaskedSoftmaxKernel
-from scaling.core.runner.config import RunnerConfig, RunnerType
-from scaling.core.topology.config import Device, TopologyConfig
-from scaling.core.trainer.config import TrainerConfig
+from scaling.core import (
+    Device,
+    LoggerConfig,
+    MaskedSoftmaxKernel,
+    Problem,
+    RunnerConfig,
+    RunnerType,
+    TopologyConfig,
+    TrainerConfig,
+    run_checks,
+)
 from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig

@@ -8,15 +8,17 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from typing_extensions import Self
 
-from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import NoEffect
-from scaling.core.logging.config import LoggerConfig
-from scaling.core.optimizer.config import OptimizerConfig
-from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
-from scaling.core.profiler.config import ProfilerConfig
-from scaling.core.runner.config import RunnerConfig
-from scaling.core.topology.config import TopologyConfig
-from scaling.core.trainer.config import TrainerConfig
+from scaling.core import (
+    BaseConfig,
+    LearningRateSchedulerConfig,
+    LoggerConfig,
+    NoEffect,
+    OptimizerConfig,
+    ProfilerConfig,
+    RunnerConfig,
+    TopologyConfig,
+    TrainerConfig,
+)
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig

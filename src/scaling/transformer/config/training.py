@@ -7,11 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from scaling.core.config.base import BaseConfig
-from scaling.core.config.family import ConfigFamily
-from scaling.core.config.patterns import pattern_problems
-from scaling.core.errors import Problem
-from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core import BaseConfig, ConfigFamily, LearningRateSchedulerConfig, Problem, pattern_problems
 
 
 class LossFunctionConfig(ConfigFamily):

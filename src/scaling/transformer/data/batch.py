@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.core.data.types import MicroBatch
-from scaling.core.errors import DataError
+from scaling.core import DataError, MicroBatch
 from scaling.transformer.data.boundaries import document_ids, document_starts, loss_weights, position_ids
 from scaling.transformer.data.packing import Span
 

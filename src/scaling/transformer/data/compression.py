@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from scaling.core.errors import DataError
+from scaling.core import DataError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -14,8 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from tokenize import detect_encoding
 
-from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
-from scaling.core.errors import DataError
+from scaling.core import DataError, MemoryMapDatasetBuilder
 from scaling.transformer.data.files import exclusive, storage_errors, sync_directory, write_atomically
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.sampling import thin

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scaling.core.errors import StorageError
+from scaling.core import StorageError
 
 
 @contextmanager

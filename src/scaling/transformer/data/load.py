@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scaling.core.data.blended import BlendedDataset
-from scaling.core.data.config import BlendedDatasetConfig
-from scaling.core.data.documents import TokenDocuments
-from scaling.core.data.megatron import MegatronDataset
-from scaling.core.data.memory_map import MemoryMapDocuments
-from scaling.core.data.open_documents import open_documents
-from scaling.core.errors import ConfigError, DataError, Problem
+from scaling.core import (
+    BlendedDataset,
+    BlendedDatasetConfig,
+    ConfigError,
+    DataError,
+    MegatronDataset,
+    MemoryMapDocuments,
+    Problem,
+    TokenDocuments,
+    open_documents,
+)
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.corpus import CorpusLimits, build_stdlib_corpus

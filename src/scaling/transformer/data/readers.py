@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
 
-from scaling.core.errors import DataError
+from scaling.core import DataError
 from scaling.transformer.data.compression import DAMAGE, open_binary
 
 PLAIN_SUFFIXES = (".txt", ".jsonl")

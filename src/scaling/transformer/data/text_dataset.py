@@ -9,8 +9,7 @@ from typing import Any, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.core.data.types import BaseDataset, MicroBatch
-from scaling.core.errors import DataError
+from scaling.core import BaseDataset, DataError, MicroBatch
 from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.packing import Packing
 from scaling.transformer.data.split import Part, Split

@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
-from scaling.core.errors import DataError, DataRefusedError, ScalingError
+from scaling.core import DataError, DataRefusedError, MemoryMapDatasetBuilder, ScalingError
 from scaling.transformer.data.chunks import Chunk, plan_chunks
 from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.progress import ProgressCallback, silent

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scaling.core.data.sampler import BatchGeometry, items_of, order_of, positions_of
-from scaling.core.errors import ConfigError
+from scaling.core import BatchGeometry, ConfigError, items_of, order_of, positions_of
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextSample
 from scaling.transformer.data.load import TextMixture

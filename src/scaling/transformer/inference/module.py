@@ -13,8 +13,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from scaling.core import (
-    CheckpointError,
     Checkpointer,
+    CheckpointError,
     ConfigError,
     KeyValueCache,
     ParallelModule,
@@ -164,7 +164,9 @@ class TransformerInferenceModule:
             raise ConfigError("this checkpoint has no tokenizer beside it; use generate with input_tokens")
         tokens: list[int] = []
         shown = 0
-        for token in itertools.islice(self.stream(self._prompt(prompt, None), sampling=sampling, seed=seed), max_tokens):
+        for token in itertools.islice(
+            self.stream(self._prompt(prompt, None), sampling=sampling, seed=seed), max_tokens
+        ):
             if token == self.tokenizer.eos_token_id:
                 break
             tokens.append(token)

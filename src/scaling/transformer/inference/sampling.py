@@ -27,7 +27,9 @@ class Sampling:
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k ({self.top_k}) must be at least 1; leave it out to draw from all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p ({self.top_p}) must be above 0 and at most 1; leave it out to draw from all tokens")
+            raise ConfigError(
+                f"top_p ({self.top_p}) must be above 0 and at most 1; leave it out to draw from all tokens"
+            )
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -43,14 +43,16 @@ def _local_logits(x: TransformerIO, table: VocabParallelEmbedding) -> Tensor:
 class TransformerLMHead(nn.Module):
     """Logits from a matrix of its own."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, topology: Topology, dtype: torch.dtype) -> None:
+    def __init__(
+        self, vocab_size: int, hidden_size: int, *, std: float, topology: Topology, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.linear = VocabParallelEmbedding(
             vocab_size, hidden_size, topology=topology, dtype=dtype, initializer=Normal(std)
         )
 
     def forward(self, x: TransformerIO) -> Tensor:
-        """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of the input gradient."""
+        """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of its input."""
         return _local_logits(x, self.linear)
 
 
@@ -58,12 +60,14 @@ class TransformerLMHead(nn.Module):
 class TransformerLMHeadTied(nn.Module):
     """Logits from the embedding matrix, which the first layer shares under the tie `embedding_tying`."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, topology: Topology, dtype: torch.dtype) -> None:
+    def __init__(
+        self, vocab_size: int, hidden_size: int, *, std: float, topology: Topology, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.embedding = VocabParallelEmbedding(
             vocab_size, hidden_size, topology=topology, dtype=dtype, initializer=Normal(std)
         )
 
     def forward(self, x: TransformerIO) -> Tensor:
-        """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of the input gradient."""
+        """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of its input."""
         return _local_logits(x, self.embedding)

@@ -1,0 +1,100 @@
+"""The `scaling` command: which sub-commands there are, and how errors end it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from scaling.core.errors import ScalingError
+
+
+@dataclass(frozen=True)
+class SubCommand:
+    """Where a sub-command lives, and what it does in a line."""
+
+    home: str
+    """`module:name` of a typer app, or of a function that is the command."""
+    help: str
+
+    def load(self, name: str) -> Any:
+        """Import the sub-command and return it as the command `name`."""
+        module, _, attribute = self.home.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        holder = typer.Typer(add_completion=False)
+        if isinstance(found, typer.Typer):
+            holder.add_typer(found, name=name)
+        else:
+            holder.command(name)(found)
+        command: Any = typer.main.get_command(holder)
+        return command.commands[name] if isinstance(command, TyperGroup) else command
+
+
+SUB_COMMANDS: Mapping[str, SubCommand] = {
+    "train": SubCommand("scaling.cli.train:train", "Train a language model."),
+    "config": SubCommand("scaling.cli.config:app", "Write a template, a schema for editors, or check a configuration."),
+    "data": SubCommand("scaling.cli.data:app", "Make token data sets, look into them, and show what a step consumes."),
+    "checkpoint": SubCommand("scaling.cli.checkpoint:app", "List, verify, compare, cast and import checkpoints."),
+    "generate": SubCommand("scaling.cli.generate:generate", "Continue a text with a trained model."),
+}
+
+
+class _Loading(TyperGroup):
+    """Import a sub-command when it is called, not before: most need torch or NumPy, and `--help` needs neither."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and name in SUB_COMMANDS:
+            command = SUB_COMMANDS[name].load(name)
+        return name, command, rest
+
+
+app = typer.Typer(
+    name="scaling",
+    cls=_Loading,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train neural networks across many devices.",
+)
+
+
+def _stand_in() -> None:
+    """Stand for a sub-command in the list of them."""
+
+
+for _name, _sub_command in SUB_COMMANDS.items():
+    app.command(_name, help=_sub_command.help)(_stand_in)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(importlib.metadata.version("scaling"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command. What is the user's to put right ends with a message and its status, without a traceback."""
+    try:
+        app()
+    except ScalingError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""`scaling train`: start a training through the runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scaling.transformer import launch_training
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, YAML or JSON.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes, such as topology.data_parallel_size=2.", show_default=False),
+    ] = None,
+) -> None:
+    """Train a language model in as many processes of this machine as the topology asks for.
+
+    Inside torchrun or srun, which have started the processes already, this one trains. Ctrl-C saves and leaves; a
+    second one leaves at once.
+    """
+    _, status = launch_training(config, overrides or ())
+    raise typer.Exit(status)

@@ -1,0 +1,171 @@
+"""runner_main: start the processes of a run, wait for them, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from scaling.core.errors import ExitStatus
+from scaling.core.logging.run_state import RunPhase, RunState
+from scaling.core.runner.cluster import machines, refuse_other_machines
+from scaling.core.runner.config import RunnerConfig
+from scaling.core.runner.outcome import Outcome, ProcessEnd, outcome
+from scaling.core.runner.process import ERROR_FILE_VARIABLE, RUNNER_VARIABLE
+from scaling.core.runner.report import Report
+from scaling.core.runner.supervisor import POLL_SECONDS, Supervisor
+from scaling.core.topology.launch import LaunchContext
+
+
+def runner_main(
+    config: RunnerConfig,
+    *,
+    module_or_script: str,
+    config_path: Path | str,
+    overrides: Sequence[str] = (),
+    processes: int,
+    log_dir: Path | None = None,
+) -> int:
+    """Run `module_or_script CONFIG [KEY=VALUE ...]` in `processes` processes of this machine; return the exit status.
+
+    The processes read the configuration themselves, from the same file and overrides. What a person reads when one
+    fails is printed here, once: the first cause, which is also written to `run_state.json` in `log_dir`. Signals are
+    passed on; no process is left behind. Inside torchrun or srun nothing is started: the work is done in this process.
+    """
+    target = str(config.script or module_or_script)
+    arguments = [str(config_path), *overrides]
+    if LaunchContext.from_environment().launched:
+        return _run_here(target, arguments)
+    program = [target, *arguments] if _is_script(target) else ["-m", target, *arguments]
+    named = machines(config)
+    refuse_other_machines(named, config, program, processes=processes)
+    command = [sys.executable, "-u", *program]
+    with _environment(processes, gpus=named[0].gpus if named else None):
+        if processes == 1:
+            ends, supervisor = _run_one(command)
+        else:
+            # Imported here, because it imports torch, which the other case can do without.
+            run_processes: Callable[..., tuple[list[ProcessEnd], Supervisor]]
+            run_processes = importlib.import_module("scaling.core.runner.elastic").run_processes
+            ends, supervisor = run_processes(command, processes=processes, master_port=config.master_port)
+    result = outcome(ends, asked=supervisor.asked, forced=supervisor.forced)
+    _tell(result, processes=processes)
+    if log_dir is not None:
+        _record(result, log_dir, asked=supervisor.asked)
+    return result.status
+
+
+def _run_one(command: Sequence[str]) -> tuple[list[ProcessEnd], Supervisor]:
+    """Run `command` in one process of its own, without an agent."""
+    started: list[subprocess.Popen[bytes]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="scaling_run_") as folder,
+        Supervisor(lambda: [process.pid for process in started]) as supervisor,
+    ):
+        error_file = Path(folder) / "error.json"
+        environment = os.environ | {ERROR_FILE_VARIABLE: str(error_file)}
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        started.append(process)
+        while True:
+            supervisor.check()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                exit_code = process.wait(POLL_SECONDS)
+                break
+        return [ProcessEnd(rank=0, exit_code=exit_code, report=Report.read(error_file))], supervisor
+
+
+def _run_here(target: str, arguments: Sequence[str]) -> int:
+    """Run `target` as if Python had been started with it."""
+    former = sys.argv
+    sys.argv = [target, *arguments]
+    try:
+        if _is_script(target):
+            runpy.run_path(target, run_name="__main__")
+        else:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+    except SystemExit as leaving:
+        match leaving.code:
+            case None:
+                return ExitStatus.DONE
+            case int() as status:
+                return status
+            case message:
+                sys.stderr.write(f"{message}\n")
+                return ExitStatus.FAILURE
+    finally:
+        sys.argv = former
+    return ExitStatus.DONE
+
+
+def _is_script(target: str) -> bool:
+    return target.endswith(".py") or os.sep in target
+
+
+@contextlib.contextmanager
+def _environment(processes: int, *, gpus: Sequence[int] | None) -> Iterator[None]:
+    """Set what the processes inherit; apart from the runner's own variable, only where the user has not set it."""
+    defaults = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # warnings of gloo and the store are dozens of lines each
+    if gpus is not None:
+        defaults["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    cores = available_cores()
+    if processes > 1 or cores < (os.cpu_count() or 1):
+        defaults["OMP_NUM_THREADS"] = str(max(1, cores // processes))
+    values = {name: value for name, value in defaults.items() if name not in os.environ}
+    values[RUNNER_VARIABLE] = str(os.getpid())
+    former = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: those it is bound to, fewer where a container has a quota of time."""
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or the word `max` for no quota
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def _tell(result: Outcome, *, processes: int) -> None:
+    """Print the first cause."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")  # a progress display that was killed has left the cursor hidden
+    if result.cause is not None:
+        sys.stderr.write(f"{result.explain()}\n")
+        if not result.is_shared:
+            others = "process was" if processes == 2 else f"{processes - 1} processes were"
+            sys.stderr.write(f"The other {others} stopped.\n")
+    sys.stderr.flush()
+
+
+def _record(result: Outcome, log_dir: Path, *, asked: signal.Signals | None) -> None:
+    """Write to run_state.json what processes that were killed could not, or knew only the consequences of."""
+    known = RunState.read(log_dir)
+    step = 0 if known is None else known.step
+    if result.status == ExitStatus.DONE or not log_dir.is_dir():
+        return
+    if result.status == ExitStatus.PREEMPTED:
+        if known is not None and known.state is RunPhase.PREEMPTED:
+            return
+        phase, reason = RunPhase.PREEMPTED, f"{asked.name if asked else 'a signal'} before training began"
+    elif result.cause is not None:
+        phase, reason = RunPhase.FAILED, f"rank {result.cause.rank}: {result.cause.summary}"
+    else:
+        phase, reason = RunPhase.FAILED, "ended at once on a second signal"
+    with contextlib.suppress(OSError):
+        RunState(state=phase, step=step, reason=reason, exit_status=int(result.status)).write(log_dir)

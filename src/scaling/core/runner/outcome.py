@@ -1,0 +1,109 @@
+"""From how each process ended: what the run ends with, and what its user reads first."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scaling.core.errors import ExitStatus
+from scaling.core.runner.report import Report
+
+_NEVER_A_CONSEQUENCE = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+"""Signals that the failure of another process does not bring about; an abort may be one of gloo's or NCCL's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessEnd:
+    """How one process ended."""
+
+    rank: int
+    exit_code: int
+    """Its status; negative for the signal that ended it."""
+    report: Report | None = None
+    """What it said itself."""
+    time: float = float("inf")
+    """When its end was noticed, in seconds since the epoch."""
+    stopped: bool = False
+    """True where the runner killed it."""
+
+    @property
+    def ended_by(self) -> int | None:
+        """Return the number of the signal that ended the process, if one did."""
+        return -self.exit_code if self.exit_code < 0 else None
+
+    @property
+    def summary(self) -> str:
+        """Return why the process ended, without a traceback."""
+        if self.report is not None:
+            return self.report.message
+        if self.ended_by is None:
+            return f"the process ended with status {self.exit_code}; its output says why, if anything does"
+        text = f"the process was ended by {_name(self.ended_by)}"
+        if self.ended_by == signal.SIGKILL:
+            text += "; if nobody did that by hand, the machine ran out of memory"
+        return text
+
+    @property
+    def cause_time(self) -> float:
+        """Return when the process failed; the smallest is the first cause."""
+        if self.ended_by in _NEVER_A_CONSEQUENCE:
+            return float("-inf")
+        return self.report.time if self.report is not None else self.time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the run ends with."""
+
+    status: int
+    cause: ProcessEnd | None = None
+    """The process whose failure was the first; None where nothing failed."""
+    is_shared: bool = False
+    """Whether every process says the same, as when a file that all of them read is wrong."""
+
+    def explain(self) -> str:
+        """Return what the user reads: the first cause, with its traceback unless it is of the user's own making."""
+        if self.cause is None:
+            return ""
+        trace = self.cause.report.trace if self.cause.report is not None else ""
+        who = "" if self.is_shared else f"rank {self.cause.rank}: "
+        return f"{trace}error: {who}{self.cause.summary}"
+
+
+def outcome(ends: Sequence[ProcessEnd], *, asked: signal.Signals | None = None, forced: bool = False) -> Outcome:
+    """Return what a run of processes that ended like this ends with.
+
+    `asked` is the signal by which the runner was asked to leave, `forced` whether a second one made it leave at once.
+    A process that was asked before it could listen dies of the signal: then there was nothing to save, and the run may
+    be started again like one that saved.
+    """
+    failed = [end for end in ends if end.exit_code != 0]
+    if asked is not None and forced and failed:
+        return Outcome(status=128 + asked)
+    left = [end for end in failed if end.exit_code == ExitStatus.PREEMPTED]
+    causes = [end for end in failed if end not in left and not _was_stopped(end)]
+    if causes:
+        cause = min(causes, key=lambda end: (end.cause_time, end.rank))
+        is_shared = len({end.summary for end in ends}) == 1
+        return Outcome(status=_status(cause), cause=cause, is_shared=is_shared)
+    if left or (failed and asked is not None):
+        return Outcome(status=ExitStatus.PREEMPTED)
+    if failed:
+        return Outcome(status=_status(failed[0]), cause=failed[0], is_shared=len(ends) == 1)
+    return Outcome(status=ExitStatus.DONE)
+
+
+def _was_stopped(end: ProcessEnd) -> bool:
+    return end.stopped or end.ended_by in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def _status(end: ProcessEnd) -> int:
+    return end.exit_code if end.ended_by is None else 128 + end.ended_by

@@ -1,0 +1,98 @@
+"""The outermost frame of every training process: how it ends, and who reads why."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from scaling.core.errors import ExitStatus
+from scaling.core.logging.setup import log_to_file
+from scaling.core.runner.report import Report
+
+RUNNER_VARIABLE = "SCALING_RUNNER_PID"
+"""Set by the runner for the processes it starts: it prints the first cause itself, and they end when it is gone."""
+ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
+
+
+def run_process(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` as the whole work of this process, and end with the status that its outcome stands for.
+
+    `main` returns an exit status or None for 0. An error raised on purpose ends with its `exit_status` and its message,
+    without traceback; any other exception with 1 and its traceback; Ctrl-C before anyone listens to it with 75. Under
+    the runner and under torchrun the message is left in the error file; the first process to fail, or the runner,
+    prints it. After a failure the process ends at once: what is left of a broken group could make it wait for ever.
+    """
+    faulthandler.enable()
+    _end_with_runner()
+    try:
+        status = main() or ExitStatus.DONE
+    except KeyboardInterrupt:
+        status = ExitStatus.PREEMPTED
+    except Exception as error:
+        report = Report.of(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+        _tell(report)
+        _leave_at_once(report.status)
+    _ignore_signals()
+    sys.exit(int(status))
+
+
+def _tell(report: Report) -> None:
+    log_to_file(f"{report.trace}{report.message}")
+    path = os.environ.get(ERROR_FILE_VARIABLE)
+    is_told = False
+    if path:
+        with contextlib.suppress(OSError):
+            report.write(Path(path))
+            is_told = RUNNER_VARIABLE in os.environ or not _is_first(Path(path).parent.parent)
+    if not is_told:
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        who = f"rank {os.environ.get('RANK')}: " if several else ""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{report.trace}error: {who}{report.message}\n")
+
+
+def _is_first(attempt: Path) -> bool:
+    """Return whether no other process of this machine failed before in the attempt whose folder is `attempt`."""
+    try:
+        os.close(os.open(attempt / "first_failure", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    logging.shutdown()
+    os._exit(status)
+
+
+def _ignore_signals() -> None:
+    """The work is done: a launcher that stops everyone because the first one left must not change how this one ends."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _end_with_runner() -> None:
+    """If the runner is killed, which takes nobody along, ask this process to leave as the runner would have."""
+    runner = os.environ.get(RUNNER_VARIABLE)
+    if runner is None or os.getppid() != int(runner):
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(runner):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="scaling-runner-watch", daemon=True).start()

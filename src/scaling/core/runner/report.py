@@ -1,0 +1,77 @@
+"""What a process that fails leaves behind for whoever started it, in the format of torch's elastic launcher."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaling.core.errors import ExitStatus, ScalingError
+
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Why one process failed, in its own words."""
+
+    message: str
+    trace: str = ""
+    """The traceback; empty where the message alone is meant for the reader."""
+    status: int = ExitStatus.FAILURE.value
+    """What the process ends with."""
+    time: float = field(default_factory=time.time)
+    """When it failed, in seconds since the epoch."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Report:
+        """Describe an exception: by its message where it was raised on purpose or a disk is at fault, else in full."""
+        if isinstance(error, ScalingError):
+            return cls(message=str(error), status=error.exit_status.value)
+        if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+            return cls(message=str(error), status=ExitStatus.STORAGE.value)
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        return cls(message=f"{type(error).__name__}: {error}", trace=trace)
+
+    def write(self, path: Path) -> None:
+        """Write the error file. In one go: a reader takes a half-written one for a crash of its own."""
+        extra = {
+            "py_callstack": self.trace or self.message,
+            "timestamp": str(int(self.time)),
+            "time": self.time,
+            "trace": self.trace,
+            "status": self.status,
+        }
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({"message": {"message": self.message, "extraInfo": extra}}), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Report | None:
+        """Return what a process left at `path`, None where it left nothing."""
+        try:
+            return cls.from_error_file(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    @classmethod
+    def from_error_file(cls, data: Mapping[str, Any]) -> Report | None:
+        """Read what `write`, or torch's own recorder, wrote; None where it says nothing."""
+        message = data.get("message")
+        if not isinstance(message, dict):
+            return None
+        extra = message.get("extraInfo", {})
+        trace = extra.get("trace", extra.get("py_callstack", ""))
+        seconds = float(extra.get("time", extra.get("timestamp", "inf")))
+        return cls(
+            message=str(message.get("message", "")),
+            trace=trace,
+            status=extra.get("status", ExitStatus.FAILURE.value),
+            time=seconds,
+        )

@@ -1,0 +1,126 @@
+"""Supervisor: pass signals on to the processes of a run, and see to it that none outlives it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from scaling.core.errors import ExitStatus
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 5.0
+"""How long the others may take to end by themselves once a process has failed. Without it they cannot go on."""
+_SECOND_REQUEST_SECONDS = 0.5
+"""Signals closer together are one request: what a shell passes on may have reached the runner directly as well."""
+
+
+class Supervisor:
+    """While entered, pass SIGTERM, SIGUSR1, SIGHUP and Ctrl-C on to processes; on a second request, end them at once.
+
+    `pids` returns the processes known so far; each leads a process group of its own. Call `check` every `POLL_SECONDS`.
+    Leaving kills whatever is left of the groups. Outside the main thread, signals are not handled.
+    """
+
+    def __init__(self, pids: Callable[[], Sequence[int]]) -> None:
+        self._pids = pids
+        self._former: dict[int, Any] = {}
+        self._told: set[int] = set()
+        self._since = 0.0
+        self._deadline: float | None = None
+        self.asked: signal.Signals | None = None
+        """The signal by which the run was asked to leave."""
+        self.forced = False
+        """Whether it was asked twice."""
+        self.ended: dict[int, float] = {}
+        """When each process was seen to have ended, in seconds since the epoch."""
+        self.killed: set[int] = set()
+        """The processes killed here."""
+
+    def check(self) -> None:
+        """Note who ended, pass on what is to be passed on, and end what outstays its time."""
+        self._note_ends()
+        if self.asked is not None:
+            self._pass_on(self.asked)
+        if self.forced or (self._deadline is not None and time.monotonic() > self._deadline):
+            self._kill()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                self._former[number] = signal.signal(number, self._receive)
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
+                self._former[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._receive)
+            self._former[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda number, frame: self._note_ends())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pid in self._pids():
+            _signal_group(pid, signal.SIGKILL)
+        for number, handler in self._former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.asked is None:
+            self.asked, self._since = signal.Signals(number), now
+            self._pass_on(self.asked)
+            _say(f"{self.asked.name}: the run saves and leaves; a second one ends it at once")
+        elif now - self._since >= _SECOND_REQUEST_SECONDS and not self.forced:
+            self.forced = True
+            self._kill()
+            _say("ended at once")
+
+    def _note_ends(self) -> None:
+        """Look who ended, without taking its status away from the one who waits for it."""
+        for pid in self._pids():
+            if pid in self.ended:
+                continue
+            try:
+                state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # already waited for: how it ended is known there
+                self.ended[pid] = time.time()
+                continue
+            if state is not None:
+                self.ended[pid] = time.time()
+                well = state.si_code == os.CLD_EXITED and state.si_status in (ExitStatus.DONE, ExitStatus.PREEMPTED)
+                if not well and self._deadline is None:
+                    self._deadline = time.monotonic() + GRACE_SECONDS
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        """Tell the processes, not their groups: data-loading workers leave with the process they work for.
+
+        Ctrl-C and a closed terminal go on as SIGTERM: a process that does not listen yet then ends without a traceback.
+        """
+        passed_on = signal.SIGUSR1 if number is signal.SIGUSR1 else signal.SIGTERM
+        for pid in self._pids():
+            if pid not in self._told and pid not in self.ended:
+                self._told.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, passed_on)
+
+    def _kill(self) -> None:
+        for pid in self._pids():
+            if pid not in self.ended and pid not in self.killed:
+                self.killed.add(pid)
+                _signal_group(pid, signal.SIGKILL)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _say(text: str) -> None:
+    """Write to standard error past its buffer, which the signal may have interrupted in the middle of a line."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())

@@ -1,0 +1,31 @@
+"""Start a training from a configuration file: check it, prepare the data once, start the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaling.core import LaunchContext, runner_main
+from scaling.transformer.config.environment import TransformerConfigHere
+from scaling.transformer.data.load import prepare_data
+from scaling.transformer.data.progress import ConsoleProgress
+
+
+def launch_training(config_path: Path, overrides: Sequence[str] = ()) -> tuple[TransformerConfigHere, int]:
+    """Train in as many processes as the topology asks for; return the configuration and the exit status.
+
+    `ConfigError` with everything that is wrong before anything starts. Inside torchrun or srun no process is started:
+    this one trains.
+    """
+    config = TransformerConfigHere.from_yaml(config_path, overrides, quiet=LaunchContext.from_environment().rank != 0)
+    with ConsoleProgress() as progress:
+        prepare_data(config, progress=progress)
+    status = runner_main(
+        config.runner,
+        module_or_script="scaling.transformer.train",
+        config_path=config_path,
+        overrides=overrides,
+        processes=config.topology.world_size,
+        log_dir=config.logger.log_dir,
+    )
+    return config, status

@@ -1,0 +1,69 @@
+"""Norms against their formulas, and their gradients where each rank sees a slice of the sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scaling.core.nn.norm import LayerNorm, RMSNorm
+from scaling.core.nn.parameter import meta
+from tests.distributed import run_distributed
+from tests.reference import dense
+from tests.reference.compare import close
+from tests.reference.sharding import Weights, compare_layer
+from tests.reference.worlds import connected, random
+
+DOUBLE = torch.float64
+
+
+def compare_norms(rank: int, world_size: int) -> None:
+    with connected(model=world_size) as topology:
+        x = random(2, 8, 12, seed=1) * 3 + 1
+        for sequence_parallel, epsilon in product((False, True), (1e-5, 0.3)):
+            options: dict[str, Any] = {"epsilon": epsilon, "dtype": DOUBLE, "sequence_parallel": sequence_parallel}
+            for norm in (RMSNorm(12, **options), LayerNorm(12, **options), LayerNorm(12, bias=False, **options)):
+                cut = 1 if sequence_parallel else None
+                compare_layer(norm, partial(formula_of(norm), epsilon), x, topology, cut_input=cut, cut_output=cut)
+
+
+def formula_of(norm: RMSNorm | LayerNorm) -> Callable[[float, Weights, Tensor], Tensor]:
+    if isinstance(norm, RMSNorm):
+        return lambda epsilon, weights, x: dense.rms_norm(x, weights["weight"], epsilon)
+    return lambda epsilon, weights, x: dense.layer_norm(x, weights["weight"], weights.get("bias"), epsilon)
+
+
+def test_norms_follow_their_formulas_alone_and_on_slices_of_the_sequence() -> None:
+    compare_norms(0, 1)
+    run_distributed(compare_norms, 4)
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_gradients_are_summed_over_the_model_axis_exactly_where_ranks_see_slices(sequence_parallel: bool) -> None:
+    for norm in (RMSNorm(4, sequence_parallel=sequence_parallel), LayerNorm(4, sequence_parallel=sequence_parallel)):
+        for parameter in norm.parameters():
+            assert meta(parameter).sum_grad_over_model is sequence_parallel
+            assert meta(parameter).model_replicas(4) == 4
+
+
+def test_a_new_norm_scales_by_one_and_shifts_by_nothing() -> None:
+    norm = LayerNorm(8)
+    assert norm.bias is not None
+    assert norm.weight.eq(1).all()
+    assert RMSNorm(8).weight.eq(1).all()
+    assert not norm.bias.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_of_half_precision_are_taken_in_float32(dtype: torch.dtype) -> None:
+    # A mean of squares in float16 would overflow, one in bfloat16 would lose the small elements.
+    x = (random(4, 4096, seed=1) * 300).to(dtype)
+    step = torch.finfo(dtype).eps
+    ones = torch.ones(4096, dtype=DOUBLE)
+    close(RMSNorm(4096, dtype=dtype)(x), dense.rms_norm(x.double(), ones), tolerance=step)
+    close(LayerNorm(4096, dtype=dtype)(x), dense.layer_norm(x.double(), ones, None), tolerance=step)
