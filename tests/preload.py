@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from contextlib import suppress
 
-for name in ("numpy", "torch", "torch.distributed", "hypothesis", "pytest", "tests.worker"):
+# torch._dynamo because every optimizer imports it when it is made: two seconds that each worker would spend otherwise.
+for name in ("numpy", "torch", "torch.distributed", "torch._dynamo", "hypothesis", "pytest", "tests.worker"):
     importlib.import_module(name)
 
 for package in ("scaling.core", "scaling.transformer"):

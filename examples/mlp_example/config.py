@@ -20,7 +20,7 @@ from scaling.core import (
 class TrainingConfig(BaseConfig):
     """What happens to the weights besides following the gradient."""
 
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     """AdamW's weight decay. 0: off."""
 
 
@@ -37,30 +37,24 @@ class DataConfig(BaseConfig):
     """Where the digits are."""
 
     directory: Path | None = None
-    """Folder with the four files of MNIST, gzipped or not. null: the 10 000 digits that come with the example."""
+    """Folder of the four files of MNIST, gzipped or not. null: the 10 000 digits that come with the example."""
     download: bool = False
-    """Download into the directory what is missing. All machines of a run must see the same directory."""
-
-    def problems(self) -> Iterator[Problem]:
-        """Check what is wrong within the section."""
-        if self.download and self.directory is None:
-            yield Problem("download", "is true, but directory is null; name the folder to download into")
+    """Download what the directory lacks (null: .data/mnist). All machines of a run must see the same directory."""
 
 
-def cut(topology: TopologyConfig, architecture: ArchitectureConfig) -> Iterator[Problem]:
-    """Check that the model can be cut as the topology asks."""
-    fewest = max(0, topology.pipe_stages - 3)
-    if architecture.n_hidden_layers < fewest:
-        yield Problem("architecture.n_hidden_layers", f"is {architecture.n_hidden_layers}; it must be {fewest} or more")
-    if architecture.hidden_dim < 1 or architecture.hidden_dim % topology.model_parallel_size:
-        parts = f"model_parallel_size ({topology.model_parallel_size})"
-        yield Problem("architecture.hidden_dim", f"is {architecture.hidden_dim}; it must be a multiple of {parts}")
+def fit(topology: TopologyConfig, architecture: ArchitectureConfig) -> Iterator[Problem]:
+    """Check that the topology can cut the model."""
+    parts, layers = topology.model_parallel_size, max(0, topology.pipe_stages - 3)
+    if architecture.hidden_dim < 1 or architecture.hidden_dim % parts:
+        yield Problem("architecture.hidden_dim", f"must be a multiple of topology.model_parallel_size ({parts})")
+    if architecture.n_hidden_layers < layers:
+        yield Problem("architecture.n_hidden_layers", f"must be {layers} or more, to give each pipeline stage a layer")
 
 
 class MLPConfig(BaseConfig):
     """A training run of the classifier."""
 
-    cross_checks = (cut,)
+    cross_checks = (fit,)
 
     runner: RunnerConfig = RunnerConfig()
     logger: LoggerConfig = LoggerConfig()

@@ -1,4 +1,4 @@
-"""The digits: a data set for the engine, the files it is read from, and where to download all of MNIST."""
+"""The digits: a data set for the engine, the files it is read from, and the download of the whole of MNIST."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
 
 from scaling.core import BaseDataset, DataError, MicroBatch
 
 NO_DIGIT = -1
-SUBSET = Path(__file__).parent / "digits"
+SUBSET, WHOLE = Path(__file__).parent / "digits", Path(".data/mnist")
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist")
 SHA256 = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -30,55 +30,70 @@ SHA256 = {
 }
 
 
-class Digits(BaseDataset[tuple[NDArray[np.uint8], int]]):
-    """Images of 28 x 28 pixels with the digits they show; `moving` ones shift by up to a pixel from epoch to epoch."""
+class Digits(BaseDataset[Any]):
+    """Images of 28 x 28 bytes, and the digits they show. `moving` images shift by up to a pixel from epoch to epoch."""
 
-    def __init__(self, directory: Path | None, part: str, *, moving: bool) -> None:
-        files = (directory or SUBSET) / part
-        images, labels = read_idx(f"{files}-images-idx3-ubyte", 3), read_idx(f"{files}-labels-idx1-ubyte", 1)
-        if images.shape != (len(labels), 28, 28) or labels.max(initial=255 * (len(labels) == 0)) > 9:
+    def __init__(self, directory: Path, part: str, *, moving: bool) -> None:
+        images = read_idx(directory / f"{part}-images-idx3-ubyte", 28, 28)
+        labels = read_idx(directory / f"{part}-labels-idx1-ubyte").long()
+        if len(images) != len(labels) or labels.max() > 9:
             raise DataError(
-                f"{files}: images {images.shape} and labels {labels.shape} are not those of MNIST; get them anew"
+                f"{directory}: the {len(images)} {part} images and {len(labels)} labels up to {labels.max()} are not those "
+                "of MNIST; get all files from one place"
             )
-        self.images, self.labels, self.moving = np.pad(images, ((0, 0), (1, 1), (1, 1))), labels, moving
+        self.images, self.labels, self.moving = pad(images, (1, 1, 1, 1)), labels, moving
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        return self.images[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
 
     def collate(self, samples: Sequence[Any], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
-        """Cut the images out of their margins. Where depends on their place in the run: alike in every layout."""
+        images, labels = zip(*samples, strict=True)
         corners = [divmod(position % 9, 3) if self.moving else (1, 1) for position in positions]
-        images = [image[y : y + 28, x : x + 28] for (image, _), (y, x) in zip(samples, corners, strict=True)]
-        labels = [label if counts else NO_DIGIT for (_, label), counts in zip(samples, valid, strict=True)]
-        return MicroBatch(torch.from_numpy(np.stack(images)) / 255, torch.tensor(labels))
+        windows = [image[y : y + 28, x : x + 28] for image, (y, x) in zip(images, corners, strict=True)]
+        return MicroBatch(torch.stack(windows) / 255, torch.stack(labels).where(torch.tensor(valid), NO_DIGIT))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+        return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
 
 
-def read_idx(name: str, dimensions: int) -> NDArray[np.uint8]:
-    """Return the array in an IDX file: 0, 0, type (8: bytes), number of dimensions, sizes, elements."""
+def read_idx(path: Path, *item: int) -> Tensor:
+    """Return the bytes [count, *item] of an IDX file: 0, 0, 8 for bytes, how many sizes; the sizes; the elements."""
+    path = path if path.exists() else path.with_name(f"{path.name}.gz")
     try:
-        content = Path(name).read_bytes() if Path(name).exists() else gzip.decompress(Path(f"{name}.gz").read_bytes())
+        content = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name}[.gz] cannot be read: {error}; correct data.directory, or set data.download") from None
-    header, start = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
-    if content[:4] != header:
-        raise DataError(f"{name} starts with {content[:4]!r}, not {header!r}: it is no such IDX file; get it anew")
-    shape = struct.unpack(f">{dimensions}I", content[4:start].ljust(4 * dimensions, b"\0"))
-    if len(content) != start + math.prod(shape):
-        raise DataError(f"{name} has {len(content)} bytes, not {start + math.prod(shape)}: it is damaged; get it anew")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+        raise DataError(f"{path} cannot be read ({error}); correct data.directory, or set data.download") from error
+    count = int.from_bytes(content[4:8], "big")
+    header = struct.pack(f">4B{1 + len(item)}I", 0, 0, 8, 1 + len(item), count, *item)
+    length = len(header) + count * math.prod(item)
+    if not content.startswith(header) or len(content) != length or count == 0:
+        raise DataError(
+            f"{path} has {len(content)} bytes and starts with {content[: len(header)].hex()}; {count} items of {item} "
+            f"bytes should be {length} bytes and start with {header.hex()}; get it anew"
+        )
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[len(header) :].reshape(count, *item)
 
 
 def download(directory: Path) -> None:
-    """Get the files of MNIST that `directory` lacks, or has with another content."""
+    """Get the files of MNIST that `directory` lacks, each from the first mirror that has it."""
     for name, digest in SHA256.items():
         path, problems = directory / name, []
+        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            continue
         for mirror in MIRRORS:
-            if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            try:
+                with urlopen(f"{mirror}/{name}", timeout=30) as response:
+                    content = response.read()
+                if hashlib.sha256(content).hexdigest() != digest:
+                    raise OSError("what it sent is not the file of MNIST")
+                directory.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
                 break
-            ...
+            except (OSError, HTTPException) as error:
+                problems.append(f"{mirror}: {error}")
+        else:
+            reasons = "; ".join(problems)
+            raise DataError(f"{name} could not be downloaded ({reasons}); put it into {directory} by hand")

@@ -19,7 +19,8 @@ class Hidden(nn.Module):
         self.down = RowParallelLinear(dim, dim, topology=topology)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(F.gelu(self.up(x)))
+        change: Tensor = self.down(F.gelu(self.up(x)))
+        return x + change
 
 
 def layer_specs(config: ArchitectureConfig, topology: Topology) -> list[LayerSpec]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from examples.mlp_example.config import MLPConfig
-from examples.mlp_example.data import Digits, download
+from examples.mlp_example.data import SUBSET, WHOLE, Digits, download
 from examples.mlp_example.model import layer_specs, loss
 from scaling.core import (
     ChangeRules,
@@ -17,6 +19,7 @@ from scaling.core import (
     Topology,
     assign,
     configure_logging,
+    run_process,
     run_training,
 )
 
@@ -24,22 +27,17 @@ from scaling.core import (
 def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
     """Train as `config` says, as one of the processes of `launch`, and return what to end with."""
     configure_logging(config.logger, rank=launch.rank, world_size=launch.world_size)
-    if config.data.download and config.data.directory and launch.rank == 0:
-        download(config.data.directory)  # the others wait for this process to connect
+    directory = config.data.directory or (WHOLE if config.data.download else SUBSET)
+    if config.data.download and launch.rank == 0:
+        download(directory)  # the others wait for this process to connect
     with Topology.connect(config.topology, launch, digest=config.digest()) as topology:
-        training = Digits(config.data.directory, "train", moving=True)
-        held_out = Digits(config.data.directory, "t10k", moving=False)
         layers = layer_specs(config.architecture, topology)
         module = ParallelModule(layers, topology, config.topology, seed=config.trainer.seed)
-        everything = ParameterGroup(
-            name="all",
-            learning_rate_scheduler=config.learning_rate_scheduler,
-            weight_decay=config.training.weight_decay,
-        )
-        groups = assign(module.parameters_with_meta(), [GroupPattern(group=everything)], topology)
-        optimizer = Optimizer(
-            config.optimizer, groups, topology, module=module, usual_weight=config.topology.global_batch_size
-        )
+        rate, decay = config.learning_rate_scheduler, config.training.weight_decay
+        group = ParameterGroup(name="all", learning_rate_scheduler=rate, weight_decay=decay)
+        groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
+        batch = config.topology.global_batch_size
+        training = Digits(directory, "train", moving=True)
         rules = ChangeRules(identity=("architecture", "trainer.seed", "fingerprints"))
         return run_training(
             config.trainer,
@@ -47,9 +45,17 @@ def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
             config.topology,
             topology=topology,
             module=module,
-            optimizer=optimizer,
+            optimizer=Optimizer(config.optimizer, groups, topology, module=module, usual_weight=batch),
             loss_function=loss,
             training=training,
-            validation=held_out,
+            validation=Digits(directory, "t10k", moving=False),
             identity=RunIdentity(config, {"data": training.fingerprint()}, rules),
         )
+
+
+def main() -> ExitStatus:
+    return train(MLPConfig.from_yaml(sys.argv[1], sys.argv[2:]), LaunchContext.from_environment())
+
+
+if __name__ == "__main__":
+    run_process(main)

@@ -32,6 +32,7 @@ from scaling.core import (
 )
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.flops import flops_per_token
 from scaling.transformer.inference.module import TOKENIZER_FILE
 from scaling.transformer.losses import CrossEntropyLoss
 from scaling.transformer.model import layer_specs
@@ -93,6 +94,7 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
             validation=validation,
             identity=RunIdentity(config, {"data": training.fingerprint()}, CHANGE_RULES),
             tokens_per_sample=architecture.sequence_length,
+            flops_per_sample=float(flops_per_token(architecture) * architecture.sequence_length),
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from scaling.core.errors import StorageError
 from scaling.core.logging.config import LoggerConfig
-from scaling.core.logging.setup import ROOT, close_logging, configure_logging
+from scaling.core.logging.setup import LOGGERS, close_logging, configure_logging, log_to_file
 
 
 class Terminal(io.StringIO):
@@ -22,7 +22,8 @@ class Terminal(io.StringIO):
 def _leave_the_log_alone() -> Iterator[None]:
     yield
     close_logging()
-    assert not [handler for handler in logging.getLogger(ROOT).handlers if "scaling" in type(handler).__module__]
+    for name in LOGGERS:
+        assert not [one for one in logging.getLogger(name).handlers if type(one).__module__.startswith("scaling")]
 
 
 def log() -> logging.Logger:
@@ -86,6 +87,19 @@ def test_colour_is_for_terminals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "\x1b" not in (tmp_path / "rank_0.log").read_text()
 
 
+def test_the_program_that_is_run_logs_like_the_library(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggerConfig())
+    logging.getLogger("__main__").info("hello")
+    assert capsys.readouterr().err.count("hello") == 1
+
+
+def test_what_is_for_the_file_alone_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggerConfig(log_dir=tmp_path))
+    log_to_file("the whole traceback")
+    assert "the whole traceback" in (tmp_path / "rank_0.log").read_text()
+    assert capsys.readouterr().err == ""
+
+
 def test_nothing_is_written_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     configure_logging(LoggerConfig())
@@ -101,7 +115,7 @@ def test_a_folder_that_cannot_be_made_is_a_named_error(tmp_path: Path) -> None:
 
 def test_a_disk_that_fills_up_ends_the_file_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LoggerConfig(log_dir=tmp_path))
-    [file] = [handler for handler in logging.getLogger(ROOT).handlers if isinstance(handler, logging.FileHandler)]
+    [file] = [handler for handler in logging.getLogger(LOGGERS[0]).handlers if isinstance(handler, logging.FileHandler)]
     assert file.stream is not None
     file.stream.close()
     file.stream = open("/dev/full", "w")  # noqa: SIM115  # closed with the handler

@@ -25,6 +25,12 @@ from scaling.core.topology.rendezvous import connect_store, leave_store
 Outcome = dist.Store | Exception
 
 
+@pytest.fixture(autouse=True)
+def _impatient_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's store asks who 127.0.0.1 is; where no name server answers, that takes 5 seconds unless told otherwise."""
+    monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

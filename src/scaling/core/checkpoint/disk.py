@@ -71,9 +71,8 @@ def read_small(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
-def iterate_chunks(file: io.FileIO, start: int, stop: int) -> Iterator[memoryview]:
-    """Yield the bytes start..stop of a file; each view is only valid until the next one."""
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, stop - start)))
+def iterate_chunks(file: io.FileIO, start: int, stop: int, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield the bytes start..stop of a file, read into `buffer`; each view is only valid until the next one."""
     file.seek(start)
     while start < stop:
         count = file.readinto(buffer[: min(len(buffer), stop - start)])

@@ -106,12 +106,27 @@ def byte_view(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
+class Scratch:
+    """A buffer that is kept from one read to the next: large blocks that come and go would fragment the heap."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor without defined content, valid until the next call."""
+        size = prod(shape) * dtype.itemsize
+        if len(self._bytes) < size:
+            self._bytes = torch.empty(max(size, CHUNK_BYTES), dtype=torch.uint8)
+        return self._bytes[:size].view(dtype).view(shape)
+
+
 class TensorFile:
     """One data file, open for reading slices. Plain reads, no memory map: a damaged disk is an error, not a SIGBUS."""
 
-    def __init__(self, folder: Path, name: str, entry: FileEntry) -> None:
+    def __init__(self, folder: Path, name: str, entry: FileEntry, *, scratch: Scratch | None = None) -> None:
         self.path = folder / name
         self.bytes_read = 0
+        self._scratch = Scratch() if scratch is None else scratch
         self._file = open_regular(self.path)
         try:
             size = os.fstat(self._file.fileno()).st_size
@@ -155,12 +170,7 @@ class TensorFile:
             self._read_rows(start, shape[1:], into, dtype)
         elif row <= SPAN_BYTES:
             columns = (slice(None), *box.slices(whole(shape))[1:])
-            step = max(1, CHUNK_BYTES // row)
-            for first in range(0, box.shape[0], step):
-                rows = into[first : first + step]
-                buffer = torch.empty((len(rows), *shape[1:]), dtype=dtype)
-                self._fill(start + first * row, buffer)
-                rows.copy_(buffer[columns])
+            self._read_through_buffer(start, shape[1:], columns, into, dtype)
         else:
             inner = Box(box.offset[1:], box.shape[1:])
             for index in range(box.shape[0]):
@@ -176,12 +186,19 @@ class TensorFile:
             for index in range(into.shape[0]):
                 self._read_rows(start + index * row, row_shape[1:], into[index], dtype)
             return
-        step = max(1, CHUNK_BYTES // row)
-        for first in range(0, into.shape[0], step):
-            rows = into[first : first + step]
-            buffer = torch.empty(rows.shape, dtype=dtype)
-            self._fill(start + first * row, buffer)
-            rows.copy_(buffer)
+        self._read_through_buffer(start, row_shape, (slice(None),), into, dtype)
+
+    def _read_through_buffer(
+        self, start: int, row_shape: tuple[int, ...], columns: tuple[slice, ...], into: Tensor, dtype: torch.dtype
+    ) -> None:
+        """Read consecutive whole rows, a chunk at a time, and keep these columns of them."""
+        row = prod(row_shape) * dtype.itemsize
+        count = min(into.shape[0], max(1, CHUNK_BYTES // row))
+        buffer = self._scratch.take((count, *row_shape), dtype)
+        for first in range(0, into.shape[0], count):
+            rows = into[first : first + count]
+            self._fill(start + first * row, buffer[: len(rows)])
+            rows.copy_(buffer[: len(rows)][columns])
 
     def _fill(self, start: int, tensor: Tensor) -> None:
         view = byte_view(tensor)

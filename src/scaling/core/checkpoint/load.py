@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
-from scaling.core.checkpoint.files import TORCH_TYPES, TensorFile
+from scaling.core.checkpoint.files import TORCH_TYPES, Scratch, TensorFile
 from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
 from scaling.core.errors import ConfigError
 
@@ -92,9 +92,10 @@ def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> int:
     for read in reads:
         by_file[read.part.file].append(read)
     total = 0
+    scratch = Scratch()
     with torch.no_grad():
         for name, planned in sorted(by_file.items()):
-            with TensorFile(folder, name, manifest.files[name]) as file:
+            with TensorFile(folder, name, manifest.files[name], scratch=scratch) as file:
                 for read in sorted(planned, key=lambda read: file.slots[read.part.key].start):
                     file.read_into(read.part.key, read.box, read.into)
                 total += file.bytes_read

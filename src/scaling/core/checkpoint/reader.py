@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scaling.core.checkpoint.boxes import Box, whole
 from scaling.core.checkpoint.communicator import Alone
-from scaling.core.checkpoint.files import TORCH_TYPES, TYPE_NAMES, Piece, TensorFile
+from scaling.core.checkpoint.files import TORCH_TYPES, TYPE_NAMES, Piece, Scratch, TensorFile
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, Retention, step_folder
 from scaling.core.checkpoint.manifest import TensorEntry, json_text
 from scaling.core.checkpoint.save import Job, Saver, versions
@@ -33,6 +33,7 @@ class CheckpointReader:
         self.stored = stored
         self._open: TensorFile | None = None
         self._name = ""
+        self._scratch = Scratch()
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -63,7 +64,8 @@ class CheckpointReader:
     def _file(self, name: str) -> TensorFile:
         if self._open is None or self._name != name:
             self.close()
-            self._open = TensorFile(self.stored.path, name, self.stored.manifest.files[name])
+            entry = self.stored.manifest.files[name]
+            self._open = TensorFile(self.stored.path, name, entry, scratch=self._scratch)
             self._name = name
         return self._open
 

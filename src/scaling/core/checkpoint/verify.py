@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from scaling.core.checkpoint import manifest as manifests
-from scaling.core.checkpoint.disk import iterate_chunks, open_regular, read_small
+from scaling.core.checkpoint.disk import CHUNK_BYTES, iterate_chunks, open_regular, read_small
 from scaling.core.checkpoint.header import read_header
-from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
+from scaling.core.checkpoint.manifest import FileEntry, Manifest, Part, TensorEntry
 from scaling.core.errors import CheckpointError
 
 _CODE_SUFFIXES: Final = frozenset(
@@ -64,13 +64,14 @@ def file_problems(folder: Path, manifest: Manifest, names: Iterable[str]) -> lis
     An empty list means that each byte is the one that was written. A file that cannot be read is a problem too.
     """
     contents = manifest.keys_of_files()
+    buffer = memoryview(bytearray(CHUNK_BYTES))  # one for all: large blocks that come and go fragment the heap
     found: list[str] = []
     for name in names:
         if problem := _size_problem(folder, manifest, name):
             found.append(problem)
             continue
         try:
-            found += _compare(folder / name, manifest.files[name], contents[name])
+            found += _compare(folder / name, manifest.files[name], contents[name], buffer)
         except (CheckpointError, OSError) as error:
             found.append(f"{name}: {error}{_contents(manifest, name)}")
     return found
@@ -88,7 +89,9 @@ def share_of(manifest: Manifest, rank: int, world_size: int) -> list[str]:
     return mine
 
 
-def _compare(path: Path, entry: manifests.FileEntry, contents: dict[str, tuple[str, TensorEntry, Part]]) -> list[str]:
+def _compare(
+    path: Path, entry: FileEntry, contents: dict[str, tuple[str, TensorEntry, Part]], buffer: memoryview
+) -> list[str]:
     found = []
     with open_regular(path) as file:
         header = read_header(file, entry.bytes)
@@ -105,7 +108,7 @@ def _compare(path: Path, entry: manifests.FileEntry, contents: dict[str, tuple[s
                 )
                 continue
             digest = hashlib.sha256()
-            for chunk in iterate_chunks(file, slot.start, slot.stop):
+            for chunk in iterate_chunks(file, slot.start, slot.stop, buffer):
                 digest.update(chunk)
             if digest.hexdigest() != part.sha256:
                 found.append(f"{path.name}: the data of {name} {part.box} is damaged")

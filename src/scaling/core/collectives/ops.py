@@ -6,8 +6,8 @@ Naming follows the effect, and each function states what travels. Versions of to
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,27 @@ from torch import Tensor
 
 Group = dist.ProcessGroup | None
 Work = dist.Work
+
+
+class Pending(Protocol):
+    """Communication under way."""
+
+    def wait(self) -> object:
+        """Wait until it is done (on a GPU: make the current stream wait)."""
+        ...
+
+
+class _Several:
+    """Several works that are one to the caller."""
+
+    def __init__(self, works: Sequence[Work | None]) -> None:
+        self._works = works
+
+    def wait(self) -> None:
+        for work in self._works:
+            if work is not None:
+                work.wait()
+
 
 _reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -34,28 +55,48 @@ def all_reduce_start(tensor: Tensor, group: Group) -> Work | None:
     return None if group is None else dist.all_reduce(tensor, group=group, async_op=True)
 
 
-def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Work:
-    """Start summing `tensor` over the group, each rank keeping its equal slice of the flat result in `output`."""
+def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
+    """Start summing the flat `tensor` over the group, each rank keeping its equal slice of the result in `output`.
+
+    `output` may be that slice of `tensor`; the rest of `tensor` is undefined afterwards.
+    """
+    if group.size() == 2 and _is_gloo(tensor) and _is_own_slice(output, tensor, group):
+        # Gloo's reduce-scatter takes 2.6 times as long as one reduction to each of two ranks (4 MB, two cores); with
+        # more ranks they are level, and their sums would no longer be those of all_reduce bit for bit.
+        slices = enumerate(tensor.chunk(2))
+        return _Several([dist.reduce(part, group_dst=rank, group=group, async_op=True) for rank, part in slices])
     work: Work = _reduce_scatter(output, tensor, group=group, async_op=True)
     return work
 
 
 def reduce_scatter(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Sum `tensor` over the group, each rank keeping its equal slice (along dimension 0) in `output`."""
-    _reduce_scatter(output, tensor, group=group)
+    reduce_scatter_start(output, tensor, group).wait()
     return output
 
 
-def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Work:
-    """Start joining every rank's `tensor` along dimension 0 into `output`."""
+def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
+    """Start joining every rank's flat `tensor` into `output`; `tensor` may be this rank's slice of `output`."""
+    if _is_gloo(tensor) and _is_own_slice(tensor, output, group):
+        # Gloo's all-gather takes about twice as long as one broadcast from each rank (4 MB, 2 and 4 ranks).
+        slices = enumerate(output.chunk(group.size()))
+        return _Several([dist.broadcast(part, group_src=rank, group=group, async_op=True) for rank, part in slices])
     work: Work = _all_gather(output, tensor, group=group, async_op=True)
     return work
 
 
 def all_gather(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Join every rank's `tensor` along dimension 0 into `output`."""
-    _all_gather(output, tensor, group=group)
+    all_gather_start(output, tensor, group).wait()
     return output
+
+
+def _is_gloo(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _is_own_slice(part: Tensor, whole: Tensor, group: dist.ProcessGroup) -> bool:
+    return part.data_ptr() == whole.data_ptr() + group.rank() * part.numel() * part.element_size()
 
 
 def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:

@@ -11,8 +11,8 @@ from pathlib import Path
 from scaling.core.errors import StorageError
 from scaling.core.logging.config import LoggerConfig
 
-ROOT = "scaling"
-"""Name of the logger above all others of this library; programs built on it may log below it, or on their own."""
+LOGGERS = ("scaling", "__main__")
+"""The loggers set up here: this library, and the program that is run with `python -m` or as a script."""
 _FORMAT = "[%(asctime)s] [%(levelname)s] [%(rank)s] %(message)s"
 _COLOURS: Mapping[int, str] = {
     logging.DEBUG: "\x1b[2m",
@@ -27,7 +27,6 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
 
     Rank 0 shows everything from `log_level` on; the others show warnings and worse, and write the rest to their files.
     """
-    root = logging.getLogger(ROOT)
     close_logging()
     level = config.log_level.value.upper()
     prefix = f"rank {rank}" if world_size > 1 else "run"
@@ -39,29 +38,32 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
         file = _RankFileHandler(config.log_dir / f"rank_{rank}.log")
         file.setFormatter(_Formatter(prefix, colour=False))
         handlers.append(file)
-    for handler in handlers:
-        root.addHandler(handler)
-    root.setLevel(level)
-    root.propagate = False
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        for handler in handlers:
+            logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
 
 
 def log_to_file(message: str) -> None:
     """Log an error to this rank's file only: for what the terminal shows by other means, or not at all."""
-    record = logging.LogRecord(ROOT, logging.ERROR, __file__, 0, message, None, None)
-    for handler in logging.getLogger(ROOT).handlers:
+    record = logging.LogRecord(LOGGERS[0], logging.ERROR, __file__, 0, message, None, None)
+    for handler in logging.getLogger(LOGGERS[0]).handlers:
         if isinstance(handler, _RankFileHandler):
             handler.handle(record)
 
 
 def close_logging() -> None:
     """Undo `configure_logging`: close its files and leave the log as Python has it."""
-    root = logging.getLogger(ROOT)
-    for handler in list(root.handlers):
-        if isinstance(handler, _ConsoleHandler | _RankFileHandler):
-            root.removeHandler(handler)
-            handler.close()
-    root.setLevel(logging.NOTSET)
-    root.propagate = True
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if isinstance(handler, _ConsoleHandler | _RankFileHandler):
+                logger.removeHandler(handler)
+                handler.close()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
 
 
 class _Formatter(logging.Formatter):
@@ -105,6 +107,8 @@ class _RankFileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], OSError):
             self.setLevel(logging.CRITICAL + 1)
-            logging.getLogger(ROOT).warning("%s cannot be written any more: %s", self.baseFilename, sys.exc_info()[1])
+            logging.getLogger(LOGGERS[0]).warning(
+                "%s cannot be written any more: %s", self.baseFilename, sys.exc_info()[1]
+            )
         else:
             super().handleError(record)

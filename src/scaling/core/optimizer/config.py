@@ -60,7 +60,7 @@ class OptimizerConfig(BaseConfig):
     """Added to the root of the second moment."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this global L2 norm. 0: off."""
-    allreduce_bucket_size: int = Field(default=25_000_000, ge=1)
+    allreduce_bucket_size: int = Field(default=4_000_000, ge=1)
     """Gradient elements summed over the data-parallel ranks in one message. Smaller buckets start earlier during the
     backward pass, larger ones use the network better."""
     loss_scaler: LossScalerConfig = Field(default_factory=LossScalerConfig)

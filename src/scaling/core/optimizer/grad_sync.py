@@ -42,7 +42,7 @@ class GradientSync:
         for buffer in buffers:
             first.append(first[-1] + len(buffer.buckets))
         self._expected = [0] * len(self._buckets)
-        self._works: list[ops.Work] = []
+        self._works: list[ops.Pending] = []
         self._extra_groups = _extra_groups(buffers, topology, ties)
         self._hooks = []
         for parameter, (buffer_number, bucket) in places(buffers).items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, final
 
 import torch
@@ -47,6 +48,11 @@ class StepReport:
     """1.0 where the gradients were not finite and the step was skipped."""
     loss_scale: Tensor
     learning_rates: Mapping[str, float]
+
+
+GradientObserver = Callable[[Iterator[GlobalTensor], Tensor], None]
+"""Takes this rank's parts of a step's summed gradients, as views, and what makes them gradients of the mean loss when they
+are multiplied with it (0-d, on the device)."""
 
 
 @dataclass
@@ -95,6 +101,8 @@ class Optimizer:
         self.config = config
         self.topology = topology
         self.groups = tuple(groups)
+        self.observer: GradientObserver | None = None
+        """Sees each step's gradients after they have been summed over ranks and before they are clipped."""
         self._module = module
         self._schedules = [LearningRateScheduler(group.learning_rate_scheduler) for group in groups]
         self._zero = zero = config.zero and topology.size(Axis.DATA) > 1
@@ -184,6 +192,8 @@ class Optimizer:
         squared = squared_norm([shard.gradients for shard in self._counted], self.topology)
         unscale = torch.where(weight > 0, 1.0 / (self.gradient_scale * weight.clamp_min(1e-30)), 0.0)
         norm = squared.sqrt() * unscale
+        if self.observer is not None:
+            self.observer(self._boxed("", lambda shard: shard.gradients), unscale)
         overflow = (~torch.isfinite(squared)).to(torch.float64)
         coefficient = unscale
         if self.config.gradient_clipping > 0:
@@ -228,22 +238,33 @@ class Optimizer:
         if self._adamw is None:
             return
         for slot in ("master", "exp_avg", "exp_avg_sq"):
-            found: dict[str, GlobalTensor] = {}
-            for shard in self._shards:
-                if slot == "master" and not shard.separate:
-                    continue
-                values = shard.master if slot == "master" else self._adamw.state[shard.master][slot]
-                for description, parts in shard.buffer.boxes(shard.owned, values):
-                    if parts:
-                        key = f"optimizer.{slot}.{description.key}"
-                        tensor = found.setdefault(
-                            key,
-                            GlobalTensor(
-                                key, description.global_shape, [], owned=self._owns(shard.buffer, description.key)
-                            ),
-                        )
-                        tensor.parts.extend(parts)
-            yield from found.values()
+            yield from self._boxed(f"optimizer.{slot}.", partial(self._slot, slot))
+
+    def _slot(self, slot: str, shard: _Shard) -> Tensor | None:
+        if slot == "master":
+            return shard.master if shard.separate else None
+        assert self._adamw is not None
+        values: Tensor = self._adamw.state[shard.master][slot]
+        return values
+
+    def _boxed(self, prefix: str, values_of: Callable[[_Shard], Tensor | None]) -> Iterator[GlobalTensor]:
+        """Yield the global tensors that lie in one vector per shard; a shard without one has no part in them."""
+        found: dict[str, GlobalTensor] = {}
+        for shard in self._shards:
+            if (values := values_of(shard)) is None:
+                continue
+            for description, parts in shard.buffer.boxes(shard.owned, values):
+                if parts:
+                    tensor = found.setdefault(
+                        description.key,
+                        GlobalTensor(
+                            prefix + description.key,
+                            description.global_shape,
+                            owned=self._owns(shard.buffer, description.key),
+                        ),
+                    )
+                    tensor.parts.extend(parts)
+        yield from found.values()
 
     def _owns(self, buffer: FlatBuffer, key: str) -> bool:
         at = self.topology.coordinate

@@ -106,9 +106,14 @@ class ParallelModule(nn.Module):
         return loss.reduce(self._metrics_of(loss, "train"))
 
     @torch.no_grad()
-    def eval_step(self, batches: Iterator[MicroBatch], loss_function: LossFunction) -> StepLoss:
-        """Run the forward pass of one global batch and return its loss. Collective: all ranks."""
-        self.eval()
+    def eval_step(
+        self, batches: Iterator[MicroBatch], loss_function: LossFunction, *, dropout: bool = False
+    ) -> StepLoss:
+        """Run the forward pass of one global batch and return its loss, with `dropout` that of training.
+
+        Collective: all ranks.
+        """
+        self.train(dropout)
         loss = self._engine.run(self._evaluation_actions, batches, loss_function, self._one)
         return loss.reduce(self._metrics_of(loss, "eval"))
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
@@ -115,22 +116,21 @@ def run_processes(
         rendezvous.shutdown()
         if not results:
             raise ScalingError(f"the {processes} processes could not be started: {errors}") from errors[0]
-        return list(_ends(results[0], supervisor, processes)), supervisor
+        return [_end(rank, results[0], supervisor, Path(folder)) for rank in range(processes)], supervisor
 
 
-def _ends(result: RunResult, supervisor: Supervisor, processes: int) -> Iterator[ProcessEnd]:
-    for rank in range(processes):
-        failure = result.failures.get(rank)
-        if failure is None:
-            yield ProcessEnd(rank=rank, exit_code=0)
-        else:
-            yield ProcessEnd(
-                rank=rank,
-                exit_code=failure.exitcode,
-                report=Report.from_error_file(failure.error_file_data),
-                time=supervisor.ended.get(failure.pid, float("inf")),
-                stopped=failure.pid in supervisor.killed,
-            )
+def _end(rank: int, result: RunResult, supervisor: Supervisor, folder: Path) -> ProcessEnd:
+    report = next((Report.read(path) for path in folder.glob(f"*/attempt_0/{rank}/error.json")), None)
+    failure = result.failures.get(rank)
+    if failure is None:  # it ended with 0, but may have left word that it was asked to leave
+        return ProcessEnd(rank=rank, exit_code=0 if report is None else report.status, report=report)
+    return ProcessEnd(
+        rank=rank,
+        exit_code=failure.exitcode,
+        report=report,
+        time=supervisor.ended.get(failure.pid, float("inf")),
+        stopped=failure.pid in supervisor.killed,
+    )
 
 
 @contextmanager

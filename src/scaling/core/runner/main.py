@@ -73,17 +73,18 @@ def _run_one(command: Sequence[str]) -> tuple[list[ProcessEnd], Supervisor]:
         environment = os.environ | {ERROR_FILE_VARIABLE: str(error_file)}
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         started.append(process)
-        while True:
+        while process.poll() is None:
             supervisor.check()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                exit_code = process.wait(POLL_SECONDS)
-                break
-        return [ProcessEnd(rank=0, exit_code=exit_code, report=Report.read(error_file))], supervisor
+                process.wait(POLL_SECONDS)
+        report = Report.read(error_file)
+        said = report.status if report is not None else 0
+        return [ProcessEnd(rank=0, exit_code=process.returncode or said, report=report)], supervisor
 
 
 def _run_here(target: str, arguments: Sequence[str]) -> int:
     """Run `target` as if Python had been started with it."""
-    former = sys.argv
+    argv, handlers = sys.argv, {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     sys.argv = [target, *arguments]
     try:
         if _is_script(target):
@@ -91,16 +92,15 @@ def _run_here(target: str, arguments: Sequence[str]) -> int:
         else:
             runpy.run_module(target, run_name="__main__", alter_sys=True)
     except SystemExit as leaving:
-        match leaving.code:
-            case None:
-                return ExitStatus.DONE
-            case int() as status:
-                return status
-            case message:
-                sys.stderr.write(f"{message}\n")
-                return ExitStatus.FAILURE
+        if isinstance(leaving.code, str):
+            sys.stderr.write(f"{leaving.code}\n")
+            return ExitStatus.FAILURE
+        return leaving.code or ExitStatus.DONE
     finally:
-        sys.argv = former
+        sys.argv = argv
+        with contextlib.suppress(ValueError):  # not in the main thread, which alone has changed them
+            for number, handler in handlers.items():  # a process that is done ignores them
+                signal.signal(number, handler)
     return ExitStatus.DONE
 
 
@@ -155,17 +155,18 @@ def _tell(result: Outcome, *, processes: int) -> None:
 
 def _record(result: Outcome, log_dir: Path, *, asked: signal.Signals | None) -> None:
     """Write to run_state.json what processes that were killed could not, or knew only the consequences of."""
-    known = RunState.read(log_dir)
-    step = 0 if known is None else known.step
-    if result.status == ExitStatus.DONE or not log_dir.is_dir():
+    if result.status == ExitStatus.DONE:
         return
+    known = RunState.read(log_dir)
     if result.status == ExitStatus.PREEMPTED:
         if known is not None and known.state is RunPhase.PREEMPTED:
             return
-        phase, reason = RunPhase.PREEMPTED, f"{asked.name if asked else 'a signal'} before training began"
-    elif result.cause is not None:
-        phase, reason = RunPhase.FAILED, f"rank {result.cause.rank}: {result.cause.summary}"
+        phase, reason = RunPhase.PREEMPTED, f"{asked.name if asked else 'asked to leave'} before training began"
     else:
-        phase, reason = RunPhase.FAILED, "ended at once on a second signal"
+        cause = result.cause
+        reason = f"rank {cause.rank}: {cause.summary}" if cause is not None else "ended at once on a second signal"
+        phase = RunPhase.FAILED
+    step = 0 if known is None else known.step
     with contextlib.suppress(OSError):
+        log_dir.mkdir(parents=True, exist_ok=True)
         RunState(state=phase, step=step, reason=reason, exit_status=int(result.status)).write(log_dir)

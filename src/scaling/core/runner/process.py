@@ -42,7 +42,20 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
         _tell(report)
         _leave_at_once(report.status)
     _ignore_signals()
-    sys.exit(int(status))
+    sys.exit(_told_to_runner(int(status)))
+
+
+def _told_to_runner(status: int) -> int:
+    """Leave word of a pre-emption to the runner, and end with 0.
+
+    The agent takes any other status for a failure, and would stop the processes that are still saving.
+    """
+    path = os.environ.get(ERROR_FILE_VARIABLE)
+    if status == ExitStatus.PREEMPTED and RUNNER_VARIABLE in os.environ and path:
+        with contextlib.suppress(OSError):
+            Report(message="pre-empted", status=status).write(Path(path))
+            return ExitStatus.DONE
+    return status
 
 
 def _tell(report: Report) -> None:

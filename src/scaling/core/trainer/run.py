@@ -41,6 +41,7 @@ def run_training(
     identity: RunIdentity,
     validation: BaseDataset[Any] | None = None,
     tokens_per_sample: int | None = None,
+    flops_per_sample: float | None = None,
     hooks: Sequence[TrainerHook] = (),
 ) -> ExitStatus:
     """Train to the end, or until asked to leave, and return what the process should end with. Collective: all ranks.
@@ -99,6 +100,7 @@ def run_training(
             open_metrics=open_metrics,
             identity=identity,
             tokens_per_sample=tokens_per_sample,
+            flops_per_sample=flops_per_sample,
             hooks=(*hooks, _Recording(recorder)),
         )
         trainer.fit()

@@ -29,6 +29,7 @@ from scaling.core.topology.rng import derive_seed
 from scaling.core.topology.topology import Topology
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.data import TrainingData
+from scaling.core.trainer.hardware import peak_flops
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.preemption import Preemption
 from scaling.core.trainer.state import Metrics, RunIdentity, TrainState, Unopened, due
@@ -40,7 +41,8 @@ _log = logging.getLogger(__name__)
 class Trainer:
     """Drives model, optimizer, data and checkpoints to `train_iterations`. Every method is collective: all ranks.
 
-    `tokens_per_sample` turns samples into tokens in the metrics (None: samples are counted). `open_metrics` is called
+    `tokens_per_sample` turns samples into tokens in the metrics (None: samples are counted). `flops_per_sample`
+    gives the share of the GPU's peak rate that is used. `open_metrics` is called
     with the step the run goes on from, once that is known.
     """
 
@@ -57,6 +59,7 @@ class Trainer:
         open_metrics: Callable[[int], Metrics],
         identity: RunIdentity,
         tokens_per_sample: int | None = None,
+        flops_per_sample: float | None = None,
         hooks: Sequence[TrainerHook] = (),
     ) -> None:
         self.config = config
@@ -70,6 +73,7 @@ class Trainer:
         self.metrics: Metrics = Unopened()
         self.identity = identity
         self.tokens_per_sample = tokens_per_sample
+        self.flops_per_sample = flops_per_sample
         self.hooks = tuple(hooks)
         self.state = TrainState()
         self.preempted: str | None = None
@@ -243,6 +247,9 @@ class Trainer:
             if self.tokens_per_sample is None
             else {"training/tokens_per_second": samples * self.tokens_per_sample}
         )
+        peak_rate = peak_flops(self.topology.device)
+        if self.flops_per_sample is not None and peak_rate is not None:
+            rate["training/mfu"] = samples * self.flops_per_sample / (peak_rate * self.topology.layout.world_size)
         self.metrics.add(
             self.state.step, {"training/step_duration": duration, **rate, "training/peak_memory_bytes": peak}
         )

@@ -1,0 +1,158 @@
+"""How far tensors that ranks hold in parts are from a reference: pure arithmetic on arrays and boxes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling.core.checkpoint.boxes import Box, uncovered, whole
+
+Array = NDArray[np.float64]
+
+FLOOR = 1e-3
+"""Differences are relative to the tensor's largest element, but to no less than this share of the largest one of all
+tensors: the gradient of some parameters is zero but for rounding, and rounding must not be compared with itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """How far what one rank holds of a tensor is from the reference, where it is farthest."""
+
+    key: str
+    rank: int
+    largest: float
+    """The largest |expected| among the elements this rank holds."""
+    absolute: float = 0.0
+    """The largest |actual - expected|; infinite where only one of them is finite."""
+    index: tuple[int, ...] = ()
+    """Global index of that element."""
+    actual: float = 0.0
+    expected: float = 0.0
+    different: int = 0
+    """Elements that are not equal bit by bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far a tensor is from the reference on the rank where it is farthest, relative to the reference's size."""
+
+    key: str
+    rank: int
+    index: tuple[int, ...]
+    actual: float
+    expected: float
+    relative: float
+    different: int
+    """Elements that are not equal bit by bit, over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What one rank holds of one tensor: no values, only where they belong."""
+
+    key: str
+    shape: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    owned: bool
+
+
+def measure(key: str, rank: int, parts: Iterable[tuple[Box, Array, Array]]) -> Deviation:
+    """Return the deviation of one rank's parts (box, actual, expected) of the tensor `key`."""
+    largest, different = 0.0, 0
+    worst = Deviation(key=key, rank=rank, largest=0.0)
+    for box, actual, expected in parts:
+        if not box.size:
+            continue
+        with np.errstate(invalid="ignore"):
+            gaps = np.abs(actual - expected)
+        gaps = np.where(
+            np.isfinite(gaps) | (actual == expected) | (np.isnan(actual) & np.isnan(expected)), gaps, np.inf
+        )
+        gaps = np.nan_to_num(gaps, nan=0.0, posinf=np.inf)
+        different += int((actual.view(np.int64) != expected.view(np.int64)).sum())
+        largest = max(largest, float(np.max(np.abs(expected), where=np.isfinite(expected), initial=0.0)))
+        at = np.unravel_index(int(gaps.argmax()), gaps.shape)
+        if float(gaps[at]) > worst.absolute or not worst.index:
+            worst = Deviation(
+                key=key,
+                rank=rank,
+                largest=0.0,
+                absolute=float(gaps[at]),
+                index=tuple(int(i) + start for i, start in zip(at, box.offset, strict=True)),
+                actual=float(actual[at]),
+                expected=float(expected[at]),
+            )
+    return Deviation(**{**vars(worst), "largest": largest, "different": different})
+
+
+def distances(deviations: Iterable[Deviation]) -> list[Distance]:
+    """Return one distance for each tensor, in the order of the model, from the deviations of all ranks."""
+    by_key: dict[str, list[Deviation]] = {}
+    for deviation in deviations:
+        by_key.setdefault(deviation.key, []).append(deviation)
+    scales = {key: max(one.largest for one in held) for key, held in by_key.items()}
+    floor = FLOOR * max(scales.values(), default=0.0)
+    found = []
+    for key in in_model_order(by_key):
+        worst = max(by_key[key], key=lambda one: (one.absolute, -one.rank))
+        found.append(
+            Distance(
+                key=key,
+                rank=worst.rank,
+                index=worst.index,
+                actual=worst.actual,
+                expected=worst.expected,
+                relative=ratio(worst.absolute, max(scales[key], floor)),
+                different=sum(one.different for one in by_key[key]),
+            )
+        )
+    return found
+
+
+def ratio(absolute: float, scale: float) -> float:
+    """Return `absolute / scale`; no difference is 0 whatever the scale, a difference from nothing infinite."""
+    if absolute == 0.0:
+        return 0.0
+    return absolute / scale if scale > 0.0 else math.inf
+
+
+def relative_difference(actual: float, expected: float) -> float:
+    """Return |actual - expected| / |expected|; infinite where only one of them is a finite number."""
+    if actual == expected or (math.isnan(actual) and math.isnan(expected)):
+        return 0.0
+    gap = abs(actual - expected)
+    return ratio(gap, abs(expected)) if math.isfinite(gap) else math.inf
+
+
+def in_model_order(keys: Iterable[str]) -> list[str]:
+    """Sort parameter names as the layers come: `layers.2` before `layers.10`."""
+    return sorted(
+        keys, key=lambda key: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in _parts(key)]
+    )
+
+
+def _parts(key: str) -> Sequence[str]:
+    return re.split(r"\.", key)
+
+
+def shapes(held_by_rank: Iterable[Iterable[Held]]) -> dict[str, tuple[int, ...]]:
+    """Return the global shape of every tensor that some rank holds."""
+    return {held.key: held.shape for rank in held_by_rank for held in rank}
+
+
+def incomplete(held_by_rank: Sequence[Iterable[Held]]) -> Iterator[tuple[str, Box]]:
+    """Yield (tensor, a part of it) for each tensor of which no rank owns that part."""
+    boxes: dict[str, list[Box]] = {}
+    for rank in held_by_rank:
+        for held in rank:
+            boxes.setdefault(held.key, []).extend(held.boxes if held.owned else ())
+    known: Mapping[str, tuple[int, ...]] = shapes(held_by_rank)
+    for key in in_model_order(boxes):
+        missing = uncovered(whole(known[key]), boxes[key])
+        if missing:
+            yield key, missing[0]

@@ -1,0 +1,281 @@
+"""Prove that two layouts are the same training run, or find where they part."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from scaling.core.checkpoint.boxes import whole
+from scaling.core.errors import ConfigError
+from scaling.core.topology.config import TopologyConfig
+from scaling.core.verify.deviation import (
+    Distance,
+    Held,
+    distances,
+    in_model_order,
+    incomplete,
+    relative_difference,
+    shapes,
+)
+from scaling.core.verify.diagnosis import Change, Trial, causes
+from scaling.core.verify.session import Recipe, Tensors
+from scaling.core.verify.shared_tensors import SharedTensors
+from scaling.core.verify.world import LocalWorld
+
+Quantity = Literal[
+    "parameters", "initial weights", "loss", "gradients", "gradient norm", "updated weights", "evaluation loss"
+]
+
+TOLERANCES: Mapping[str, float] = MappingProxyType(
+    {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2.0**-5, "float16": 2.0**-8}
+)
+"""How far layouts may be apart, relative to the largest element, by precision: docs/layout_contract.md says why."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """How far apart the layouts are in one quantity, where they are farthest."""
+
+    quantity: Quantity
+    step: int
+    relative: float
+    actual: float = 0.0
+    expected: float = 0.0
+    key: str | None = None
+    """The parameter; None for a loss or a norm."""
+    rank: int | None = None
+    index: tuple[int, ...] = ()
+    """Global index of the element of the parameter."""
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where two layouts stop being the same training run: the first step, and the first quantity of it."""
+
+    gap: Gap
+    message: str = ""
+    """What is wrong, where that is not a number."""
+    parameters: tuple[str, ...] = ()
+    """All parameters that differ there, or through which a loss comes to differ; the first to look at comes first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutReport:
+    """What `verify_layout` found."""
+
+    steps: int
+    tolerance: float
+    digest: str | None = None
+    """SHA-256 of the initial weights, the same in both layouts; None where they are not."""
+    elements: int = 0
+    """Number of elements of all parameters."""
+    worst: Mapping[Quantity, Gap] = field(default_factory=dict)
+    """The largest difference in each quantity, over all steps that agree."""
+    parting: Parting | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Return whether the layouts are the same training run."""
+        return self.parting is None
+
+
+class _Parted(Exception):
+    def __init__(self, parting: Parting) -> None:
+        super().__init__(parting)
+        self.parting = parting
+
+
+def verify_layout(
+    recipe: Recipe,
+    layout: TopologyConfig,
+    against: TopologyConfig | None = None,
+    *,
+    steps: int = 3,
+    tolerance: float | None = None,
+    timeout: float = 300.0,
+    progress: Progress | None = None,
+) -> LayoutReport:
+    """Train `recipe` in two layouts at once, in processes of this machine, and compare everything after each step.
+
+    `against` is the reference, one process by default; both have the same global batch. Compared are the initial
+    weights (bit by bit), and in each step the loss, every gradient, the gradient norm and every updated weight, on
+    every rank; at the end the loss over the evaluation set. `tolerance` is relative (`TOLERANCES` by default);
+    `timeout` is in seconds, for each step. Call it where a program may start others: below
+    `if __name__ == "__main__"`.
+
+    Raises `ConfigError` where the layouts cannot be compared, and whatever the layers raise.
+    """
+    against = single_process(layout) if against is None else against
+    if against.global_batch_size != layout.global_batch_size:
+        raise ConfigError(
+            f"the layouts have different global batches ({layout.global_batch_size} and {against.global_batch_size} "
+            "samples), so their losses are not comparable; give both the same global_batch_size"
+        )
+    if steps < 1:
+        raise ConfigError(f"the number of steps is {steps}; it has to be at least 1")
+    if tolerance is None:
+        tolerance = TOLERANCES[recipe.precision or "float32"]
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scaling_verify_")))
+        reference = stack.enter_context(LocalWorld(recipe, against, name="the reference layout", timeout=timeout))
+        tested = stack.enter_context(LocalWorld(recipe, layout, name="the layout", timeout=timeout))
+        pair = _Pair(tested, reference, directory, tolerance, progress or _silent)
+        parting = None
+        try:
+            pair.prepare()
+            for step in range(1, steps + 1):
+                pair.step(step)
+            pair.evaluate(steps)
+        except _Parted as parted:
+            parting = parted.parting
+        return LayoutReport(
+            steps=steps,
+            tolerance=tolerance,
+            digest=pair.digest,
+            elements=pair.elements,
+            worst=pair.worst,
+            parting=parting,
+        )
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+def single_process(layout: TopologyConfig) -> TopologyConfig:
+    """Return the layout of one process that takes each global batch of `layout` as a whole."""
+    return TopologyConfig.from_dict({"global_batch_size": layout.global_batch_size, "gradient_accumulation_steps": 1})
+
+
+class _Pair:
+    """Two worlds in step, and what has been found so far."""
+
+    def __init__(
+        self, tested: LocalWorld, reference: LocalWorld, directory: Path, tolerance: float, progress: Progress
+    ) -> None:
+        self._tested, self._reference = tested, reference
+        self._directory = directory
+        self._tolerance = tolerance
+        self._progress = progress
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.digest: str | None = None
+        self.worst: dict[Quantity, Gap] = {}
+
+    @property
+    def elements(self) -> int:
+        return sum(whole(shape).size for shape in self._shapes.values())
+
+    def prepare(self) -> None:
+        """Compare which parameters there are, and their initial values."""
+        self._progress("comparing initial weights")
+        tested, reference = self._both("held")
+        self._compare_parameters(tested, reference)
+        self._compare_tensors("initial weights", "weights", 0)
+        self.digest = SharedTensors(self._directory / "weights").digest(self._shapes)
+
+    def step(self, step: int) -> None:
+        """Train on one global batch and compare all it produces, in the order in which it is produced."""
+        self._progress(f"step {step}")
+        tested, reference = (answers[0] for answers in self._both("step", step))
+        loss = _gap("loss", step, tested.loss, reference.loss)
+        if not self._accepted(loss):
+            raise _Parted(Parting(loss, parameters=self._causes(step)))
+        self._compare_tensors("gradients", "gradients", step)
+        norm = _gap("gradient norm", step, tested.gradient_norm, reference.gradient_norm)
+        if not self._accepted(norm):
+            raise _Parted(Parting(norm, "every gradient agrees, so the norm is computed wrongly"))
+        self._compare_tensors("updated weights", "weights", step)
+
+    def evaluate(self, step: int) -> None:
+        """Compare the loss over the evaluation set, where there is one."""
+        tested, reference = (answers[0] for answers in self._both("evaluate"))
+        if reference is not None:
+            gap = _gap("evaluation loss", step, tested, reference)
+            if not self._accepted(gap):
+                raise _Parted(Parting(gap, "every weight agrees, so samples are counted differently"))
+
+    def _both(self, method: str, *arguments: Any) -> tuple[list[Any], list[Any]]:
+        for world in (self._tested, self._reference):
+            world.start(method, *arguments)
+        return self._tested.finish(), self._reference.finish()
+
+    def _compare_parameters(self, tested: Sequence[list[Held]], reference: Sequence[list[Held]]) -> None:
+        def parted(key: str, message: str) -> _Parted:
+            return _Parted(Parting(Gap(quantity="parameters", step=0, relative=math.inf, key=key), message, (key,)))
+
+        here, there = shapes(tested), shapes(reference)
+        for key in in_model_order({*here, *there}):
+            if key not in here or key not in there:
+                raise parted(key, f"only the {'layout' if key in here else 'reference'} has it")
+            if here[key] != there[key]:
+                raise parted(key, f"has shape {list(here[key])} instead of {list(there[key])}")
+        for held, where in ((tested, "layout"), (reference, "reference")):
+            for key, box in incomplete(held):
+                raise parted(key, f"no rank of the {where} has {box} of {list(here[key])}")
+        self._shapes = here
+
+    def _compare_tensors(self, quantity: Quantity, which: Tensors, step: int) -> None:
+        """Compare everything that the ranks hold with what the reference's owners hold."""
+        directory = self._directory / which
+        self._reference.call("write", which, directory)
+        for world, deviations in zip(("layout", "reference"), self._both("compare", which, directory), strict=True):
+            found = distances(deviation for rank in deviations for deviation in rank)
+            gaps = [_gap_of(quantity, step, distance) for distance in found]
+            exact = quantity == "initial weights"
+            bad = [
+                gap
+                for gap, distance in zip(gaps, found, strict=True)
+                if (distance.different if exact else gap.relative > self._tolerance)
+            ]
+            if bad:
+                # A wrong gradient makes those of all layers before it wrong: the last one is nearest to the mistake.
+                bad = bad[::-1] if quantity == "gradients" else bad
+                message = "" if world == "layout" else "ranks of the reference layout hold different values"
+                raise _Parted(Parting(bad[0], message, tuple(str(gap.key) for gap in bad)))
+            for gap in gaps:
+                self._note(gap)
+
+    def _causes(self, step: int) -> tuple[str, ...]:
+        self._progress(f"the losses of step {step} differ: looking for the parameter")
+
+        def attempt(changes: Mapping[str, Change]) -> Trial:
+            tested, reference = self._both("probe", step, dict(changes))
+            return Trial(tested[0], reference[0])
+
+        return causes(self._shapes, attempt, tolerance=self._tolerance)
+
+    def _accepted(self, gap: Gap) -> bool:
+        if gap.relative > self._tolerance:
+            return False
+        self._note(gap)
+        return True
+
+    def _note(self, gap: Gap) -> None:
+        if gap.quantity not in self.worst or gap.relative > self.worst[gap.quantity].relative:
+            self.worst[gap.quantity] = gap
+
+
+def _gap(quantity: Quantity, step: int, actual: float, expected: float) -> Gap:
+    relative = relative_difference(actual, expected)
+    return Gap(quantity=quantity, step=step, relative=relative, actual=actual, expected=expected)
+
+
+def _gap_of(quantity: Quantity, step: int, distance: Distance) -> Gap:
+    return Gap(
+        quantity=quantity,
+        step=step,
+        relative=distance.relative,
+        actual=distance.actual,
+        expected=distance.expected,
+        key=distance.key,
+        rank=distance.rank,
+        index=distance.index,
+    )

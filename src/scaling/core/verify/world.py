@@ -1,0 +1,188 @@
+"""The processes of one layout on this machine, and calls to all of them at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import time
+import traceback
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from typing import Any, final
+
+import torch
+from typing_extensions import Self
+
+from scaling.core.errors import ScalingError
+from scaling.core.topology.base_store import serve_store
+from scaling.core.topology.config import Device, TopologyConfig
+from scaling.core.topology.launch import LaunchContext
+from scaling.core.topology.topology import Topology
+from scaling.core.verify.session import Recipe, Session
+
+_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one process made of a call."""
+
+    value: Any = None
+    error: bytes | None = None
+    """The pickled exception, where it is one of this library's."""
+    traceback: str = ""
+    """Empty where the call succeeded."""
+
+
+@final
+class LocalWorld:
+    """A `Session` in each of the processes of a layout, on the CPUs of this machine. Use it as a context manager.
+
+    Processes come from multiprocessing's fork server, which imports PyTorch once for all of them. They end with the
+    context, and with the process that made them, however that ends.
+    """
+
+    def __init__(self, recipe: Recipe, config: TopologyConfig, *, name: str, timeout: float) -> None:
+        self._name = name
+        self._timeout = timeout
+        config = config.model_copy(update={"device": Device.CPU, "process_group_timeout_seconds": timeout})
+        # Served from here, on a port that is free: there is none to choose, and none for another program to take.
+        self._store = serve_store(_HOST, 0, timeout=timedelta(seconds=timeout), setting="MASTER_PORT")
+        context = _context()
+        self._processes = []
+        self._connections: list[Connection] = []
+        try:
+            job = uuid.uuid4().hex
+            for rank in range(config.world_size):
+                launch = LaunchContext(
+                    rank=rank,
+                    world_size=config.world_size,
+                    local_rank=rank,
+                    master_addr=_HOST,
+                    master_port=self._store.port,
+                    agent_store=True,
+                    job_id=job,
+                    launched=True,
+                )
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, recipe, config, launch), daemon=True)  # type: ignore[attr-defined]  # typeshed's BaseContext lacks it
+                process.start()
+                theirs.close()
+                self._processes.append(process)
+                self._connections.append(ours)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, method: str, *arguments: Any) -> None:
+        """Call a method of `Session` in every process, without waiting."""
+        for connection in self._connections:
+            with suppress(OSError):  # a process that has ended is reported by `finish`
+                connection.send((method, arguments))
+
+    def finish(self) -> list[Any]:
+        """Wait for the last call and return what it returned, by rank.
+
+        An error of this library in any process is raised here; any other, a process that ended and one that does not
+        answer in time are a `ScalingError` that names the rank.
+        """
+        answers: dict[int, Any] = {}
+        deadline = time.monotonic() + self._timeout
+        while missing := {self._connections[r]: r for r in range(len(self._connections)) if r not in answers}:
+            ready = wait(list(missing), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                ranks = ", ".join(str(rank) for rank in missing.values())
+                raise ScalingError(
+                    f"{self._name}: no answer from rank {ranks} within {self._timeout:g} s; the ranks wait for each "
+                    "other (a layer that communicates on some of them only), or the model is too large for this machine"
+                )
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                answers[missing[connection]] = self._receive(connection, missing[connection])
+        return [answers[rank] for rank in range(len(self._connections))]
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of `Session` in every process and return what it returned, by rank."""
+        self.start(method, *arguments)
+        return self.finish()
+
+    def close(self) -> None:
+        """End all processes. Safe to call twice."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.kill()  # there is nothing for them to save
+            process.join()
+            process.close()
+        self._connections.clear()
+        self._processes.clear()
+
+    def _receive(self, connection: Connection, rank: int) -> Any:
+        try:
+            answer: _Answer = connection.recv()
+        except (EOFError, ConnectionResetError):
+            process = self._processes[rank]
+            process.join()
+            raise ScalingError(
+                f"{self._name}: the process of rank {rank} ended with status {process.exitcode}; its own words are "
+                "above. Status -9 usually means too little memory"
+            ) from None
+        if not answer.traceback:
+            return answer.value
+        if answer.error is not None:
+            error: ScalingError = pickle.loads(answer.error)
+            raise error
+        raise ScalingError(f"{self._name}: rank {rank} failed:\n{answer.traceback}")
+
+
+def _context() -> BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # torch._dynamo because every optimizer imports it when it is made: two seconds for each process otherwise.
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    return context
+
+
+def _serve(connection: Connection, recipe: Recipe, config: TopologyConfig, launch: LaunchContext) -> None:
+    """Be one rank: make a session, then do as told until the other end hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller, who ends the world
+    torch.set_num_threads(1)  # all ranks share this machine, and sums have one order
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = loopback  # the machine's own name may not resolve; gloo would look it up
+    session: Session | None = None
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            method, arguments = connection.recv()
+            try:
+                if session is None:
+                    session = Session(recipe, config, Topology.connect(config, launch))
+                answer = _Answer(getattr(session, method)(*arguments))
+            except Exception as error:
+                answer = _Answer(error=_pickled(error), traceback=traceback.format_exc())
+            connection.send(answer)
+
+
+def _pickled(error: Exception) -> bytes | None:
+    """Return an error of this library as bytes, None for any other and where it would not survive the way."""
+    if not isinstance(error, ScalingError):
+        return None
+    with suppress(Exception):
+        data = pickle.dumps(error)
+        pickle.loads(data)
+        return data
+    return None

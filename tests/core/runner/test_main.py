@@ -1,0 +1,294 @@
+"""The runner with real processes. Those that need no signal to the runner itself start it from the test's process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.core.errors import ConfigError, LayoutError
+from scaling.core.logging.run_state import RunPhase, RunState
+from scaling.core.runner import supervisor
+from scaling.core.runner.config import RunnerConfig
+from scaling.core.runner.main import available_cores, runner_main
+
+WORKER = Path(__file__).with_name("worker_script.py")
+START = Path(__file__).with_name("start_script.py")
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def _impatient_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's store asks who 127.0.0.1 is; where no name server answers, that takes 5 seconds unless told otherwise."""
+    monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run the worker script through the runner; returns the status."""
+
+    def run_here(*behaviours: str, processes: int = 1, config: RunnerConfig | None = None) -> int:
+        return runner_main(
+            config or RunnerConfig(),
+            module_or_script=str(WORKER),
+            config_path=tmp_path / "config.yml",
+            overrides=behaviours,
+            processes=processes,
+            log_dir=tmp_path / "log",
+        )
+
+    return run_here
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the runner in a process of its own, to be sent signals."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_it(*behaviours: str, processes: int = 1) -> subprocess.Popen[str]:
+        command = [sys.executable, str(START), str(processes), str(tmp_path / "config.yml"), *behaviours]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(["src", os.environ.get("PYTHONPATH", "")])}
+        started.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
+        return started[-1]
+
+    yield start_it
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(paths: list[Path], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not all(path.exists() and path.read_text() for path in paths):
+        assert time.monotonic() < deadline, f"{paths} did not appear"
+        time.sleep(0.01)
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.read_text()) for path in sorted(folder.glob("pid_*"))]
+
+
+def assert_gone(folder: Path, seconds: float = 5.0) -> None:
+    """No process that the run started is there any more."""
+    deadline = time.monotonic() + seconds
+    assert pids(folder)
+    while any(_is_running(pid) for pid in pids(folder)):
+        assert time.monotonic() < deadline, "a process was left behind"
+        time.sleep(0.02)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "message"),
+    [
+        ("ok", 0, ""),
+        ("raise:ConfigError", 2, "error: this is a ConfigError\n"),
+        ("raise:DataRefusedError", 65, "error: this is a DataRefusedError\n"),
+        ("raise:StorageError", 74, "error: this is a StorageError\n"),
+        ("exit:70", 70, "error: the process ended with status 70; its output says why, if anything does\n"),
+        ("exit:75", 75, ""),
+        ("signal:9", 137, "error: the process was ended by SIGKILL; if nobody did that by hand, the machine ran out"),
+    ],
+)
+def test_the_status_and_the_message_of_a_process_are_the_runners(
+    run: Run, capfd: pytest.CaptureFixture[str], behaviour: str, status: int, message: str
+) -> None:
+    assert run(behaviour) == status
+    shown = capfd.readouterr().err
+    assert shown.startswith(message)
+    assert bool(shown) == bool(message)
+
+
+def test_an_unexpected_error_shows_its_traceback_once(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("fail_after:0") == 1
+    shown = capfd.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.count("RuntimeError: unexpected") == 2  # the end of the traceback, and the summary
+    assert shown.endswith("error: RuntimeError: unexpected\n")
+    assert "run_process" not in shown
+
+
+def test_one_failure_stops_all_and_is_what_the_user_reads(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.5)
+    started = time.monotonic()
+    assert run("stubborn", "raise:DataError", "listen:60", processes=3) == 2
+    assert time.monotonic() - started < 15
+    assert_gone(tmp_path)
+    assert capfd.readouterr().err == "error: rank 1: this is a DataError\nThe other 2 processes were stopped.\n"
+    state = RunState.read(tmp_path / "log")
+    assert state is not None
+    assert (state.state, state.reason, state.exit_status) == (RunPhase.FAILED, "rank 1: this is a DataError", 2)
+
+
+def test_a_killed_process_is_the_cause_of_what_others_report(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("fail_after:0.05", "signal:9", processes=2) in (1, 137)
+    shown = capfd.readouterr().err
+    assert "rank 1: the process was ended by SIGKILL" in shown or "rank 0: RuntimeError" in shown
+    assert shown.count("error: ") == 1
+
+
+def test_what_is_wrong_for_all_is_said_once(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("raise:ConfigError", processes=2) == 2
+    shown = capfd.readouterr().err
+    assert shown.count("this is a ConfigError") == 1
+    assert "Traceback" not in shown
+
+
+def test_processes_are_given_the_contract_and_nothing_secret(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    assert run("tell", "tell", processes=2, config=RunnerConfig(hosts=["localhost slots=3,5"])) == 0
+    given: list[dict[str, Any]] = [json.loads((tmp_path / f"given_{rank}.json").read_text()) for rank in range(2)]
+    assert [(one["RANK"], one["LOCAL_RANK"], one["WORLD_SIZE"]) for one in given] == [("0", "0", "2"), ("1", "1", "2")]
+    assert given[0]["MASTER_PORT"] == given[1]["MASTER_PORT"]
+    assert given[0]["OMP_NUM_THREADS"] == str(max(1, available_cores() // 2))
+    assert given[0]["CUDA_VISIBLE_DEVICES"] == "3,5"
+    assert given[0]["argv"] == [str(WORKER), str(tmp_path / "config.yml"), "tell", "tell"]
+    assert dict(os.environ) == before
+
+
+def test_what_the_user_has_set_stays(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert run("tell") == 0
+    assert json.loads((tmp_path / "given_0.json").read_text())["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_port_in_use_is_named(run: Run) -> None:
+    with socket.socket() as holder:
+        holder.bind(("0.0.0.0", 0))
+        holder.listen(1)
+        port = holder.getsockname()[1]
+        with pytest.raises(LayoutError, match=rf"port {port} .*runner\.master_port"):
+            run("ok", processes=2, config=RunnerConfig(master_port=port))
+
+
+def test_inside_a_launcher_this_process_does_the_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    assert run("tell", processes=8) == 0
+    assert pids(tmp_path) == [os.getpid()]
+    assert run("exit:75") == 75
+    assert (sys.argv, signal.getsignal(signal.SIGTERM)) == (argv, handler)
+
+
+def test_a_module_runs_like_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "program.py").write_text("import sys; sys.exit(0 if sys.argv[1:] == ['config.yml', 'a=1'] else 9)")
+    monkeypatch.chdir(tmp_path)
+
+    def run_it() -> int:
+        return runner_main(
+            RunnerConfig(), module_or_script="program", config_path="config.yml", overrides=["a=1"], processes=1
+        )
+
+    assert run_it() == 0
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run_it() == 0
+
+
+def test_the_configured_script_comes_before_the_programs_own(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text("raise SystemExit(65)")
+    config = RunnerConfig(script=script)
+    assert runner_main(config, module_or_script="no.such.module", config_path="c.yml", processes=1) == 65
+
+
+def test_other_machines_are_refused_with_the_commands_to_use(run: Run) -> None:
+    config = RunnerConfig.from_dict({"runner_type": "pdsh", "hosts": ["a slots=2", "b slots=2"]})
+    with pytest.raises(
+        ConfigError, match=r"on b: torchrun --nnodes=2 --node-rank=1 --nproc-per-node=2 --master-addr=a"
+    ):
+        run("ok", processes=4, config=config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_runner_lets_the_process_save_and_leave(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start("listen:0.3")
+    wait_for([tmp_path / "pid_0"])
+    process.send_signal(number)
+    assert process.wait(10) == 75
+    asked = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
+    assert (tmp_path / "asked_0").read_text() == asked.name
+    assert (tmp_path / "saved_0").exists()
+    assert_gone(tmp_path)
+
+
+def test_all_processes_save_however_long_one_takes(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    process = start("listen:0", "listen:1.0", processes=3)
+    wait_for([tmp_path / f"pid_{rank}" for rank in range(3)])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 75
+    assert all((tmp_path / f"saved_{rank}").exists() for rank in range(3))
+    assert_gone(tmp_path)
+
+
+def test_a_second_signal_ends_all_at_once(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    process = start("listen:60", "stubborn", processes=2)
+    wait_for([tmp_path / f"pid_{rank}" for rank in range(2)])
+    process.send_signal(signal.SIGTERM)
+    wait_for([tmp_path / "asked_0"])
+    time.sleep(0.6)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 128 + signal.SIGTERM
+    assert_gone(tmp_path)
+
+
+def test_a_process_that_does_not_listen_yet_may_be_started_again(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start("slow_start:60")
+    wait_for([tmp_path / "pid_0"])
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 75
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    state = RunState.read(tmp_path / "log")
+    assert state is not None
+    assert (state.state, state.reason) == (RunPhase.PREEMPTED, "SIGINT before training began")
+
+
+def test_processes_leave_when_their_runner_is_killed(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start("listen:0")
+    wait_for([tmp_path / "pid_0"])
+    process.kill()
+    wait_for([tmp_path / "asked_0"])
+    assert_gone(tmp_path)
+
+
+def test_cores_are_never_less_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert available_cores() == 1

@@ -1,0 +1,171 @@
+"""One process's view of the run: its place, its device, and the groups it makes with others."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Literal
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from scaling.core.errors import ConfigError, LayoutError
+from scaling.core.topology.layout import Axis, Layout
+from scaling.core.topology.topology import Topology, choose_device
+from tests.distributed import run_distributed
+from tests.reference.worlds import connected, topology_config
+
+Ranks = tuple[int, ...] | None
+
+
+def ranks_of(group: dist.ProcessGroup | None) -> Ranks:
+    """Return the global ranks of a group, in the order of their ranks within it, found out by talking."""
+    if group is None:
+        return None
+    said = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
+    dist.all_gather(said, torch.tensor([dist.get_rank()]), group=group)
+    return tuple(int(rank) for rank in said)
+
+
+def test_a_process_that_works_alone_has_no_groups() -> None:
+    topology = Topology.single()
+    assert topology.layout == Layout()
+    assert topology.device == torch.device("cpu")
+    assert all(topology.group(axis) is None and topology.size(axis) == 1 for axis in Axis)
+    assert topology.world is None
+    assert topology.store is None
+    assert topology.subgroup("any", [0]) is None
+    assert topology.exchange("any", "said") == ["said"]
+    topology.close()
+
+
+def test_sequence_parallelism_needs_more_than_one_model_rank() -> None:
+    for model in (1, 2):
+        topology = Topology(Layout(model=model), 0, torch.device("cpu"), sequence_parallel=True)
+        assert topology.sequence_parallel is (model > 1)
+
+
+def look_around(rank: int, world_size: int, sizes: dict[str, int]) -> dict[Axis, Ranks]:
+    with connected(**sizes) as topology:
+        layout = topology.layout
+        assert (topology.rank, layout.world_size) == (rank, world_size)
+        assert topology.coordinate == layout.coordinate(rank)
+        assert topology.world is not None
+        assert ranks_of(topology.world) == tuple(range(world_size))
+        for axis in Axis:
+            assert topology.index(axis) == topology.coordinate.index(axis)
+            assert topology.group(axis) is topology.group(axis)
+        return {axis: ranks_of(topology.group(axis)) for axis in Axis}
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2}, {"pipe": 2, "model": 2}, {"pipe": 2, "data": 2, "model": 2}])
+def test_the_group_of_an_axis_holds_the_ranks_that_differ_along_it_in_axis_order(sizes: dict[str, int]) -> None:
+    layout = Layout(**sizes)
+    for rank, found in enumerate(run_distributed(look_around, layout.world_size, sizes)):
+        for axis in Axis:
+            assert found[axis] == (layout.group(axis, rank) if layout.size(axis) > 1 else None)
+
+
+def make_other_groups(rank: int, world_size: int) -> dict[str, Ranks]:
+    kinds: tuple[Literal["activation", "gradient"], ...] = ("activation", "gradient")
+    with connected(pipe=2, model=4) as topology:
+        links = [topology.link(kind, wrapping=flag) for kind, flag in product(kinds, (False, True))]
+        assert len({id(link) for link in links}) == 4
+        assert topology.link("activation", wrapping=True) is links[1]
+        found = {f"link {number}": ranks_of(link) for number, link in enumerate(links)}
+        found["replicas of 2"] = ranks_of(topology.model_replica_group(2))
+        found["replicas of 1"] = ranks_of(topology.model_replica_group(1))
+        assert topology.model_replica_group(4) is topology.group(Axis.MODEL)
+        found["tie of both"] = ranks_of(topology.tie_group("a", (0, 1)))
+        found["tie of the last"] = ranks_of(topology.tie_group("b", (1,)))
+        return found
+
+
+def test_links_replicas_and_ties_join_the_ranks_they_are_for() -> None:
+    layout = Layout(pipe=2, model=4)
+    for rank, found in enumerate(run_distributed(make_other_groups, 8)):
+        column = layout.group(Axis.PIPE, rank)
+        first = rank // 2 * 2
+        assert found == {
+            **{f"link {number}": column for number in range(4)},
+            "replicas of 2": (first, first + 1),
+            "replicas of 1": None,
+            "tie of both": column,
+            "tie of the last": None,
+        }
+
+
+def tie_some_stages(rank: int, world_size: int) -> list[Ranks]:
+    with connected(pipe=4, model=2) as topology:
+        ties = {"ends": (0, 3), "middle": (1, 2), "three": (0, 2, 3)}
+        return [ranks_of(topology.tie_group(key, ranks)) for key, ranks in ties.items()]
+
+
+def test_stages_outside_a_tie_go_on_without_its_members() -> None:
+    found = run_distributed(tie_some_stages, 8)
+    for model in range(2):
+        ends, middle, three = ((model, 6 + model), (2 + model, 4 + model), (model, 4 + model, 6 + model))
+        assert [found[2 * pipe + model] for pipe in range(4)] == [
+            [ends, None, three],
+            [None, middle, None],
+            [None, middle, three],
+            [ends, None, three],
+        ]
+
+
+def exchange_words(rank: int, world_size: int) -> list[list[str | None]]:
+    with connected(data=world_size) as topology:
+        assert topology.store is not None
+        return [topology.exchange("same name", None if rank == 1 else f"{rank} says {n} \x1f ✓") for n in range(3)]
+
+
+def test_what_ranks_tell_each_other_comes_in_rank_order_however_often() -> None:
+    for said in run_distributed(exchange_words, 3):
+        assert said == [[f"0 says {n} \x1f ✓", None, f"2 says {n} \x1f ✓"] for n in range(3)]
+
+
+def connect_again(rank: int, world_size: int) -> bool:
+    with connected(data=world_size) as first:
+        first.close()
+        assert not dist.is_initialized()
+        first.close()
+    with connected(model=world_size) as second:
+        assert ranks_of(second.world) == (0, 1)
+        assert second.group(Axis.DATA) is None
+    return not dist.is_initialized()
+
+
+def test_leaving_destroys_the_groups_and_a_process_may_connect_anew() -> None:
+    assert run_distributed(connect_again, 2) == [True, True]
+
+
+def connect_with_too_few(rank: int, world_size: int) -> None:
+    with connected(data=4):
+        pass
+
+
+def test_another_number_of_processes_than_the_layout_has_is_refused_before_anyone_waits() -> None:
+    with pytest.raises(ConfigError, match=r"the launcher started 2 processes, but .* = 4; start 4, or set"):
+        run_distributed(connect_with_too_few, 2)
+
+
+def test_one_process_connects_without_a_network() -> None:
+    with Topology.connect(topology_config()) as topology:
+        assert topology.world is None
+        assert not dist.is_initialized()
+
+
+def test_the_device_is_what_the_configuration_says_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert choose_device("cpu", 7) == torch.device("cpu")
+    assert choose_device("auto", 1) == choose_device("cuda", 1) == torch.device("cuda", 1)
+    assert chosen == [1, 1]
+    with pytest.raises(LayoutError, match=r"has 2 visible GPUs, but process 2 \(counted from 0\) needs one of its own"):
+        choose_device("auto", 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto", 5) == torch.device("cpu")
+    with pytest.raises(LayoutError, match=r"topology.device is cuda, but torch sees no GPU"):
+        choose_device("cuda", 0)

@@ -1,0 +1,214 @@
+"""A small language model twice: as layers of the engine, and as one dense function of its whole weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scaling.core.data.types import MicroBatch
+from scaling.core.nn.attention import AttentionShape, ParallelSelfAttention
+from scaling.core.nn.attention_kernels import DocumentMasks
+from scaling.core.nn.dropout import Dropout
+from scaling.core.nn.embedding import VocabParallelEmbedding
+from scaling.core.nn.linear import enter_model_parallel, linear
+from scaling.core.nn.loss import vocab_parallel_cross_entropy
+from scaling.core.nn.mlp import ParallelSwiGLUMLP
+from scaling.core.nn.norm import LayerNorm, RMSNorm
+from scaling.core.nn.parameter import padded_shard
+from scaling.core.nn.rotary import RotaryEmbedding
+from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
+from scaling.core.pipeline.loss import LossOutput
+from scaling.core.topology.config import TopologyConfig
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+from tests.reference import dense
+
+LENGTHS = ([3, 5], [8], [1, 1, 6], [7, 1])
+"""Documents of a sample, by its number modulo four."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of the model; a vocabulary that no number of ranks divides, and an odd number of layers."""
+
+    vocabulary: int = 21
+    hidden: int = 16
+    heads: int = 4
+    kv_heads: int | None = None
+    sequence: int = 8
+    blocks: int = 3
+    tied: bool = True
+    dropout: float = 0.0
+    per_rank_dropout: bool = False
+    dtype: torch.dtype = torch.float64
+    global_batch: int = 8
+
+    @property
+    def attention(self) -> AttentionShape:
+        return AttentionShape(hidden_size=self.hidden, num_heads=self.heads, num_kv_heads=self.kv_heads)
+
+
+@dataclass
+class Activations:
+    """What travels between the layers."""
+
+    x: Tensor
+    positions: Tensor
+    documents: Tensor
+    samples: Tensor
+
+
+class Embed(nn.Module):
+    def __init__(self, model: Model, topology: Topology) -> None:
+        super().__init__()
+        self.embedding = VocabParallelEmbedding(
+            model.vocabulary,
+            model.hidden,
+            topology=topology,
+            dtype=model.dtype,
+            sequence_parallel=topology.sequence_parallel,
+        )
+
+    def forward(self, inputs: dict[str, Tensor]) -> Activations:
+        x = self.embedding(inputs["tokens"])
+        return Activations(x, inputs["positions"], inputs["documents"], inputs["samples"])
+
+
+class Block(nn.Module):
+    def __init__(self, index: int, model: Model, topology: Topology, masks: DocumentMasks) -> None:
+        super().__init__()
+        sliced = topology.sequence_parallel
+
+        def dropout(site: str, *, sequence_parallel: bool) -> Dropout:
+            return Dropout(
+                model.dropout,
+                seed=1,
+                site=f"{index} {site}",
+                topology=topology,
+                stream="per_rank" if model.per_rank_dropout else "layout_invariant",
+                sequence_parallel=sequence_parallel,
+            )
+
+        self.norm_1 = RMSNorm(model.hidden, dtype=model.dtype, sequence_parallel=sliced)
+        self.norm_2 = LayerNorm(model.hidden, dtype=model.dtype, sequence_parallel=sliced)
+        self.attention = ParallelSelfAttention(
+            model.attention,
+            masks=masks,
+            rotary=RotaryEmbedding(model.hidden // model.heads, max_seq_length=model.sequence),
+            dropout=dropout("scores", sequence_parallel=False),
+            topology=topology,
+            dtype=model.dtype,
+            sequence_parallel=sliced,
+        )
+        self.mlp = ParallelSwiGLUMLP(
+            model.hidden, 2 * model.hidden, topology=topology, dtype=model.dtype, sequence_parallel=sliced
+        )
+        self.dropout_1, self.dropout_2 = (dropout(site, sequence_parallel=sliced) for site in ("1", "2"))
+
+    def forward(self, a: Activations) -> Activations:
+        x = a.x + self.dropout_1(self.attention(self.norm_1(a.x), a.positions, a.documents, a.samples), a.samples)
+        x = x + self.dropout_2(self.mlp(self.norm_2(x)), a.samples)
+        return Activations(x, a.positions, a.documents, a.samples)
+
+
+class Head(nn.Module):
+    def __init__(self, model: Model, topology: Topology) -> None:
+        super().__init__()
+        self.topology = topology
+        self.norm = RMSNorm(model.hidden, dtype=model.dtype, sequence_parallel=topology.sequence_parallel)
+        self.embedding = VocabParallelEmbedding(model.vocabulary, model.hidden, topology=topology, dtype=model.dtype)
+
+    def forward(self, a: Activations) -> Tensor:
+        x = self.norm(a.x)
+        x = enter_model_parallel(x, self.topology, sequence_parallel=self.topology.sequence_parallel)
+        return linear(x, self.embedding.weight[: self.embedding.shard.length])
+
+
+def layer_specs(model: Model, topology: Topology) -> list[LayerSpec]:
+    """Return the layers, embedding and head tied on request."""
+    masks = DocumentMasks(causal=True)
+
+    def end(layer: type[nn.Module]) -> LayerSpec:
+        if model.tied:
+            return TiedLayerSpec(layer, model, topology, tie="embedding", tied_parameters=["embedding.weight"])
+        return LayerSpec(layer, model, topology)
+
+    return [end(Embed), *(LayerSpec(Block, i, model, topology, masks) for i in range(model.blocks)), end(Head)]
+
+
+class Loss:
+    """Cross entropy over the valid tokens, and how many of them there were of the lower half of the vocabulary."""
+
+    def __init__(self, model: Model, topology: Topology) -> None:
+        self.group = topology.group(Axis.MODEL)
+        self.offset = padded_shard(
+            model.vocabulary, topology.size(Axis.MODEL), topology.index(Axis.MODEL), dim=0
+        ).offset
+        self.half = model.vocabulary // 2
+
+    def __call__(self, logits: Tensor, targets: dict[str, Tensor]) -> LossOutput:
+        losses = vocab_parallel_cross_entropy(logits, targets["tokens"], group=self.group, offset=self.offset)
+        valid = targets["valid"]
+        return LossOutput((losses * valid).sum(), valid.sum(), {"low": ((targets["tokens"] < self.half) * valid).sum()})
+
+
+def global_batch(model: Model, step: int) -> dict[str, Tensor]:
+    """Return all samples of a step, packed documents with some tokens that do not count."""
+    generator = torch.Generator().manual_seed(step)
+    samples = torch.arange(model.global_batch) + model.global_batch * step
+    tokens = torch.randint(model.vocabulary, (model.global_batch, model.sequence + 1), generator=generator)
+    lengths = [LENGTHS[int(sample) % 4] for sample in samples]
+    valid = torch.rand(model.global_batch, model.sequence, generator=generator) > 0.3
+    valid[5] = False  # a micro-batch of one sample has no valid token
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "valid": valid.double(),
+        "samples": samples,
+        "documents": dense.lengths_to_documents(lengths),
+        "positions": dense.lengths_to_positions(lengths),
+    }
+
+
+def micro_batches(model: Model, step: int, config: TopologyConfig, topology: Topology) -> Iterator[MicroBatch]:
+    """Yield this data rank's micro-batches of a step, as the data loader would cut them."""
+    batch = global_batch(model, step)
+    size = config.micro_batch_size
+    for number in range(config.gradient_accumulation_steps):
+        first = (number * config.data_parallel_size + topology.index(Axis.DATA)) * size
+        cut = {name: values[first : first + size] for name, values in batch.items()}
+        targets = {"tokens": cut.pop("targets"), "valid": cut.pop("valid")}
+        yield MicroBatch(cut, targets)
+
+
+def dense_loss(model: Model, weights: dict[str, Tensor], step: int) -> Tensor:
+    """Return the loss of a whole global batch, in one piece, from the whole weights by global name."""
+    batch = global_batch(model, step)
+    x = weights["layers.0.embedding.weight"][batch["tokens"]]
+    head_dim = model.hidden // model.heads
+    for index in range(1, model.blocks + 1):
+        prefix = f"layers.{index}."
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        attention = {name.removeprefix("attention."): value for name, value in own.items()}
+        mlp = {name.removeprefix("mlp."): value for name, value in own.items()}
+        y = dense.rms_norm(x, own["norm_1.weight"])
+        if model.kv_heads is None:
+            by_head = dense.affine(attention, "query_key_value", y).unflatten(-1, (model.heads, 3, head_dim))
+            q, k, v = by_head[..., 0, :], by_head[..., 1, :], by_head[..., 2, :]
+        else:
+            q, k, v = (
+                dense.affine(attention, name, y).unflatten(-1, (-1, head_dim)) for name in ("query", "key", "value")
+            )
+            k, v = (t.repeat_interleave(model.heads // model.kv_heads, dim=2) for t in (k, v))
+        q, k = (dense.rotate(t, batch["positions"], head_dim) for t in (q, k))
+        out = dense.attend(q, k, v, scale=1 / math.sqrt(head_dim), causal=True, documents=batch["documents"])
+        x = x + dense.affine(attention, "dense", out.flatten(2))
+        x = x + dense.swiglu(mlp, dense.layer_norm(x, own["norm_2.weight"], own["norm_2.bias"]))
+    last = model.blocks + 1
+    head = weights["layers.0.embedding.weight" if model.tied else f"layers.{last}.embedding.weight"]
+    logits = dense.rms_norm(x, weights[f"layers.{last}.norm.weight"]) @ head.t()
+    return (dense.cross_entropy(logits, batch["targets"]) * batch["valid"]).sum() / batch["valid"].sum()
