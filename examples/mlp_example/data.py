@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import torch
@@ -28,28 +27,27 @@ SHA256 = {
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
+Digit = tuple[Tensor, Tensor]
 
 
-class Digits(BaseDataset[Any]):
+class Digits(BaseDataset[Digit]):
     """Images of 28 x 28 bytes, and the digits they show. `moving` images shift by up to a pixel from epoch to epoch."""
 
     def __init__(self, directory: Path, part: str, *, moving: bool) -> None:
         images = read_idx(directory / f"{part}-images-idx3-ubyte", 28, 28)
         labels = read_idx(directory / f"{part}-labels-idx1-ubyte").long()
         if len(images) != len(labels) or labels.max() > 9:
-            raise DataError(
-                f"{directory}: the {len(images)} {part} images and {len(labels)} labels up to {labels.max()} are not those "
-                "of MNIST; get all files from one place"
-            )
+            what = f"{len(images)} {part} images, but {len(labels)} labels up to {labels.max()}"
+            raise DataError(f"{directory} has {what}; get the four files of MNIST from one place")
         self.images, self.labels, self.moving = pad(images, (1, 1, 1, 1)), labels, moving
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Digit:
         return self.images[index], self.labels[index]
 
-    def collate(self, samples: Sequence[Any], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
+    def collate(self, samples: Sequence[Digit], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
         images, labels = zip(*samples, strict=True)
         corners = [divmod(position % 9, 3) if self.moving else (1, 1) for position in positions]
         windows = [image[y : y + 28, x : x + 28] for image, (y, x) in zip(images, corners, strict=True)]
@@ -60,7 +58,7 @@ class Digits(BaseDataset[Any]):
 
 
 def read_idx(path: Path, *item: int) -> Tensor:
-    """Return the bytes [count, *item] of an IDX file: 0, 0, 8 for bytes, how many sizes; the sizes; the elements."""
+    """Return the bytes [count, *item] in an IDX file: 0, 0, 8 for bytes, how many sizes; the sizes; the elements."""
     path = path if path.exists() else path.with_name(f"{path.name}.gz")
     try:
         content = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
@@ -69,11 +67,9 @@ def read_idx(path: Path, *item: int) -> Tensor:
     count = int.from_bytes(content[4:8], "big")
     header = struct.pack(f">4B{1 + len(item)}I", 0, 0, 8, 1 + len(item), count, *item)
     length = len(header) + count * math.prod(item)
-    if not content.startswith(header) or len(content) != length or count == 0:
-        raise DataError(
-            f"{path} has {len(content)} bytes and starts with {content[: len(header)].hex()}; {count} items of {item} "
-            f"bytes should be {length} bytes and start with {header.hex()}; get it anew"
-        )
+    if count == 0 or len(content) != length or not content.startswith(header):
+        found = f"{len(content)} bytes starting with {content[: len(header)].hex()}"
+        raise DataError(f"{path} is {found} instead of {length} starting with {header.hex()}; get it anew")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[len(header) :].reshape(count, *item)
 
 
@@ -88,12 +84,11 @@ def download(directory: Path) -> None:
                 with urlopen(f"{mirror}/{name}", timeout=30) as response:
                     content = response.read()
                 if hashlib.sha256(content).hexdigest() != digest:
-                    raise OSError("what it sent is not the file of MNIST")
+                    raise OSError("what it sends is another file")
                 directory.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
                 break
             except (OSError, HTTPException) as error:
                 problems.append(f"{mirror}: {error}")
         else:
-            reasons = "; ".join(problems)
-            raise DataError(f"{name} could not be downloaded ({reasons}); put it into {directory} by hand")
+            raise DataError(f"{name} cannot be had ({'; '.join(problems)}); put it into {directory} by hand")

@@ -3,6 +3,8 @@
 python3 -m examples.transformer_example.run examples/transformer_example/config.yml [KEY=VALUE ...]
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path

@@ -26,6 +26,7 @@ LAYERS: Sequence[Sequence[str]] = (
     ("nn", "data", "checkpoint", "profiler"),
     ("pipeline", "optimizer"),
     ("trainer",),
+    ("verify",),
     ("runner",),
 )
 """The parts of `scaling.core`. A part may import those of the rows above its own, and nothing beside it."""
@@ -51,6 +52,7 @@ MAY_WAIT_FOR_THE_DEVICE = {
     "src/scaling/core/optimizer/optimizer.py::Optimizer.state": "is written into checkpoints",
     "src/scaling/core/pipeline/link.py::ActivationReceiver": "reads the header of the first message",
     "src/scaling/core/trainer/trainer.py::Trainer._synchronise": "runs once per log interval",
+    "src/scaling/core/verify/": "compares numbers on the host after each step",
     "src/scaling/transformer/data/": "works on NumPy arrays in memory",
     "src/scaling/transformer/inference/": "hands tokens to the user one by one",
     "src/scaling/cli/": "runs outside of training",

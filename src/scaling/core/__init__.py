@@ -130,6 +130,14 @@ if TYPE_CHECKING:
     from scaling.core.trainer.run import run_training as run_training
     from scaling.core.trainer.state import RunIdentity as RunIdentity, TrainState as TrainState
     from scaling.core.trainer.trainer import Trainer as Trainer
+    from scaling.core.verify.layouts import (
+        Gap as Gap,
+        LayoutReport as LayoutReport,
+        Parting as Parting,
+        single_process as single_process,
+        verify_layout as verify_layout,
+    )
+    from scaling.core.verify.session import Recipe as Recipe, Session as Session
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "errors": (
@@ -215,6 +223,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "trainer.state": ("RunIdentity", "TrainState"),
     "trainer.trainer": ("Trainer",),
     "trainer.run": ("run_training",),
+    "verify.layouts": ("Gap", "LayoutReport", "Parting", "single_process", "verify_layout"),
+    "verify.session": ("Recipe", "Session"),
     "runner.main": ("runner_main",),
     "runner.process": ("run_process",),
     "runner.config": ("RunnerConfig", "RunnerType"),

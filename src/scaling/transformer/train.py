@@ -100,7 +100,17 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
 
 def parameter_groups(config: TransformerConfig, module: ParallelModule, topology: Topology) -> list[ParameterGroup]:
     """Return the optimizer's groups as `training_groups` asks for them. Collective: all ranks, over the store."""
-    patterns = [
+    return assign(
+        module.parameters_with_meta(),
+        group_patterns(config),
+        topology,
+        allow_missing=config.training.allow_missing_params_in_optimizer,
+    )
+
+
+def group_patterns(config: TransformerConfig) -> list[GroupPattern]:
+    """Return which parameters `training_groups` trains how."""
+    return [
         GroupPattern(
             group=ParameterGroup(
                 name=group.group_name,
@@ -113,12 +123,6 @@ def parameter_groups(config: TransformerConfig, module: ParallelModule, topology
         )
         for group in config.training_groups
     ]
-    return assign(
-        module.parameters_with_meta(),
-        patterns,
-        topology,
-        allow_missing=config.training.allow_missing_params_in_optimizer,
-    )
 
 
 def _introduce(config: TransformerConfig, module: ParallelModule, topology: Topology) -> None:

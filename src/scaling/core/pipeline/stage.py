@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
@@ -23,8 +23,9 @@ Recompute = Literal["disabled", "every_layer", "every_pipe_stage"]
 
 @dataclass(frozen=True)
 class Tie:
-    """Parameters shared under one name: the global names they go by, and the pipe ranks that hold them."""
+    """Parameters shared under one name: their first layer, their global names, and the pipe ranks that hold them."""
 
+    layer: int
     keys: tuple[str, ...]
     ranks: tuple[int, ...]
 
@@ -40,9 +41,9 @@ def ties(specs: Sequence[LayerSpec], stages: Sequence[range], pipe_ranks: int) -
             spec = specs[index]
             if isinstance(spec, TiedLayerSpec):
                 keys = tuple(f"layers.{index}.{name}" for name in spec.tied_parameters)
-                known = found.get(spec.tie, Tie(keys, ()))
+                known = found.get(spec.tie, Tie(index, keys, ()))
                 ranks = tuple(sorted({*known.ranks, rank_of(number, pipe_ranks)}))
-                found[spec.tie] = Tie(known.keys, ranks)
+                found[spec.tie] = replace(known, ranks=ranks)
     return found
 
 
@@ -96,7 +97,12 @@ def build_stages(
             layer = _build_layer(specs[index], index, seed)
             spec = specs[index]
             if isinstance(spec, TiedLayerSpec):
-                _tie(layer, spec, all_ties[spec.tie], shared)
+                tie, first = all_ties[spec.tie], specs[all_ties[spec.tie].layer]
+                if index > tie.layer and tie.keys[0] not in shared:
+                    # The layer that fills what is shared lies on another rank: make it here too, for that alone.
+                    assert isinstance(first, TiedLayerSpec)
+                    _tie(_build_layer(first, tie.layer, seed), first, tie, shared)
+                _tie(layer, spec, tie, shared)
             for parameter in layer.parameters():
                 initialize(parameter, seed=seed)
             layers.append(layer)

@@ -1,0 +1,60 @@
+"""Synthetic text with everything that makes layouts part: packed documents, padding, samples without a valid token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from scaling.core import BaseDataset, DataError, MicroBatch
+from scaling.transformer.data.batch import TextCollator, TextSample
+from scaling.transformer.data.packing import Span
+
+_SHORT_EVERY = 5
+_EMPTY_EVERY = 7
+
+
+@final
+@dataclass(frozen=True)
+class SyntheticText(BaseDataset[TextSample]):
+    """Sequences of random tokens, each a pure function of its index.
+
+    Most are several documents of random length. One in five ends early and is padded; one in seven is all padding, so that
+    there are micro-batches in which nothing counts.
+    """
+
+    length: int
+    sequence_length: int
+    collator: TextCollator
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> TextSample:
+        if not 0 <= index < self.length:
+            raise DataError(f"sample {index} is not one of the {self.length} synthetic samples")
+        stream = np.random.default_rng((self.seed, index))
+        total = self.sequence_length + 1
+        tokens = stream.integers(0, self.collator.vocab_size, total)
+        used = total
+        if index % _EMPTY_EVERY == _EMPTY_EVERY - 1:
+            used = 0
+        elif index % _SHORT_EVERY == _SHORT_EVERY - 1:
+            used = int(stream.integers(2, total))
+        spans, place, document = [], 0, 0
+        while place < used:
+            taken = min(int(stream.integers(1, max(2, total // 2))), used - place)
+            spans.append(Span(document, 0, taken))
+            place, document = place + taken, document + 1
+        return TextSample(tokens, tuple(spans), "synthetic data")
+
+    def collate(self, samples: Sequence[TextSample], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
+        """Make a micro-batch as a data set of real text does."""
+        return self.collator.collate(samples, positions, valid)
+
+    def fingerprint(self) -> str:
+        """Return a description: the data are made, not read."""
+        return f"synthetic {self}"
