@@ -18,8 +18,6 @@ from scaling.core import (
 
 
 class TrainingConfig(BaseConfig):
-    """What happens to the weights besides following the gradient."""
-
     weight_decay: float = 0.1
     """AdamW's weight decay. 0: off."""
 

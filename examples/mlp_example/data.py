@@ -14,7 +14,6 @@ from urllib.request import urlopen
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from scaling.core import BaseDataset, DataError, MicroBatch
 
@@ -39,7 +38,7 @@ class Digits(BaseDataset[Digit]):
         if len(images) != len(labels) or labels.max() > 9:
             what = f"{len(images)} {part} images, but {len(labels)} labels up to {labels.max()}"
             raise DataError(f"{directory} has {what}; get the four files of MNIST from one place")
-        self.images, self.labels, self.moving = pad(images, (1, 1, 1, 1)), labels, moving
+        self.images, self.labels, self.moving = torch.nn.functional.pad(images, (1, 1, 1, 1)), labels, moving
 
     def __len__(self) -> int:
         return len(self.labels)

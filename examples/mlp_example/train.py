@@ -54,7 +54,8 @@ def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
 
 
 def main() -> ExitStatus:
-    return train(MLPConfig.from_yaml(sys.argv[1], sys.argv[2:]), LaunchContext.from_environment())
+    path, *overrides = sys.argv[1:] or ["examples/mlp_example/config.yml"]
+    return train(MLPConfig.from_yaml(path, overrides, quiet=True), LaunchContext.from_environment())
 
 
 if __name__ == "__main__":

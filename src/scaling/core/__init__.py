@@ -7,17 +7,25 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scaling.core.checkpoint.boxes import Box as Box, GlobalTensor as GlobalTensor
+    from scaling.core.checkpoint.boxes import Box as Box
+    from scaling.core.checkpoint.boxes import GlobalTensor as GlobalTensor
     from scaling.core.checkpoint.checkpointer import Checkpointer as Checkpointer
     from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
     from scaling.core.checkpoint.folders import Retention as Retention
     from scaling.core.checkpoint.resume import ChangeRules as ChangeRules
-    from scaling.core.config.base import BaseConfig as BaseConfig, run_checks as run_checks
+    from scaling.core.config.base import BaseConfig as BaseConfig
+    from scaling.core.config.base import run_checks as run_checks
     from scaling.core.config.family import ConfigFamily as ConfigFamily
     from scaling.core.config.fields import (
         ConfigWarning as ConfigWarning,
+    )
+    from scaling.core.config.fields import (
         Derived as Derived,
+    )
+    from scaling.core.config.fields import (
         NoEffect as NoEffect,
+    )
+    from scaling.core.config.fields import (
         Unavailable as Unavailable,
     )
     from scaling.core.config.patterns import pattern_problems as pattern_problems
@@ -26,118 +34,223 @@ if TYPE_CHECKING:
     from scaling.core.data.config import BlendedDatasetConfig as BlendedDatasetConfig
     from scaling.core.data.documents import TokenDocuments as TokenDocuments
     from scaling.core.data.file_dataset import FileDataset as FileDataset
-    from scaling.core.data.loader import DataLoader as DataLoader, evaluation_batches as evaluation_batches
+    from scaling.core.data.loader import DataLoader as DataLoader
+    from scaling.core.data.loader import evaluation_batches as evaluation_batches
     from scaling.core.data.megatron import MegatronDataset as MegatronDataset
     from scaling.core.data.memory_map import (
         MemoryMapDataset as MemoryMapDataset,
+    )
+    from scaling.core.data.memory_map import (
         MemoryMapDocuments as MemoryMapDocuments,
     )
     from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder as MemoryMapDatasetBuilder
     from scaling.core.data.open_documents import open_documents as open_documents
     from scaling.core.data.sampler import (
         BatchGeometry as BatchGeometry,
+    )
+    from scaling.core.data.sampler import (
         evaluation_steps as evaluation_steps,
+    )
+    from scaling.core.data.sampler import (
         items_of as items_of,
+    )
+    from scaling.core.data.sampler import (
         order_of as order_of,
+    )
+    from scaling.core.data.sampler import (
         positions_of as positions_of,
     )
-    from scaling.core.data.types import BaseDataset as BaseDataset, MicroBatch as MicroBatch
+    from scaling.core.data.types import BaseDataset as BaseDataset
+    from scaling.core.data.types import MicroBatch as MicroBatch
     from scaling.core.errors import (
         CheckpointError as CheckpointError,
+    )
+    from scaling.core.errors import (
         ConfigError as ConfigError,
+    )
+    from scaling.core.errors import (
         DataError as DataError,
+    )
+    from scaling.core.errors import (
         DataRefusedError as DataRefusedError,
+    )
+    from scaling.core.errors import (
         ExitStatus as ExitStatus,
+    )
+    from scaling.core.errors import (
         LayoutError as LayoutError,
+    )
+    from scaling.core.errors import (
         Problem as Problem,
+    )
+    from scaling.core.errors import (
         ScalingError as ScalingError,
+    )
+    from scaling.core.errors import (
         ScheduleError as ScheduleError,
+    )
+    from scaling.core.errors import (
         StorageError as StorageError,
     )
     from scaling.core.logging.config import LoggerConfig as LoggerConfig
     from scaling.core.logging.setup import configure_logging as configure_logging
     from scaling.core.nn.attention import (
         AttentionShape as AttentionShape,
+    )
+    from scaling.core.nn.attention import (
         ParallelSelfAttention as ParallelSelfAttention,
     )
-    from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks, KeyValueCache as KeyValueCache
+    from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks
+    from scaling.core.nn.attention_kernels import KeyValueCache as KeyValueCache
     from scaling.core.nn.config import (
         ActivationFunction as ActivationFunction,
+    )
+    from scaling.core.nn.config import (
         FP8LinearConfig as FP8LinearConfig,
+    )
+    from scaling.core.nn.config import (
         LayerNormConfig as LayerNormConfig,
+    )
+    from scaling.core.nn.config import (
         LoRaConfig as LoRaConfig,
+    )
+    from scaling.core.nn.config import (
         MaskedSoftmaxConfig as MaskedSoftmaxConfig,
+    )
+    from scaling.core.nn.config import (
         MaskedSoftmaxKernel as MaskedSoftmaxKernel,
+    )
+    from scaling.core.nn.config import (
         NormType as NormType,
+    )
+    from scaling.core.nn.config import (
         RelativePositionEmbeddingType as RelativePositionEmbeddingType,
+    )
+    from scaling.core.nn.config import (
         RotaryConfig as RotaryConfig,
     )
     from scaling.core.nn.dropout import Dropout as Dropout
     from scaling.core.nn.embedding import VocabParallelEmbedding as VocabParallelEmbedding
     from scaling.core.nn.init import (
         Constant as Constant,
+    )
+    from scaling.core.nn.init import (
         Normal as Normal,
+    )
+    from scaling.core.nn.init import (
         Uniform as Uniform,
+    )
+    from scaling.core.nn.init import (
         xavier_normal as xavier_normal,
     )
     from scaling.core.nn.linear import (
         ColumnParallelLinear as ColumnParallelLinear,
+    )
+    from scaling.core.nn.linear import (
         RowParallelLinear as RowParallelLinear,
+    )
+    from scaling.core.nn.linear import (
         enter_model_parallel as enter_model_parallel,
+    )
+    from scaling.core.nn.linear import (
         leave_model_parallel as leave_model_parallel,
+    )
+    from scaling.core.nn.linear import (
         linear as linear,
+    )
+    from scaling.core.nn.linear import (
         new_parameter as new_parameter,
     )
     from scaling.core.nn.loss import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy
-    from scaling.core.nn.mlp import ParallelMLP as ParallelMLP, ParallelSwiGLUMLP as ParallelSwiGLUMLP
-    from scaling.core.nn.norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
+    from scaling.core.nn.mlp import ParallelMLP as ParallelMLP
+    from scaling.core.nn.mlp import ParallelSwiGLUMLP as ParallelSwiGLUMLP
+    from scaling.core.nn.norm import LayerNorm as LayerNorm
+    from scaling.core.nn.norm import RMSNorm as RMSNorm
     from scaling.core.nn.parameter import (
         Initializer as Initializer,
+    )
+    from scaling.core.nn.parameter import (
         ParameterMeta as ParameterMeta,
+    )
+    from scaling.core.nn.parameter import (
         Shard as Shard,
+    )
+    from scaling.core.nn.parameter import (
         annotate as annotate,
+    )
+    from scaling.core.nn.parameter import (
         even_shard as even_shard,
+    )
+    from scaling.core.nn.parameter import (
         meta as meta,
+    )
+    from scaling.core.nn.parameter import (
         padded_shard as padded_shard,
     )
     from scaling.core.nn.rotary import RotaryEmbedding as RotaryEmbedding
-    from scaling.core.optimizer.config import LossScalerConfig as LossScalerConfig, OptimizerConfig as OptimizerConfig
+    from scaling.core.optimizer.config import LossScalerConfig as LossScalerConfig
+    from scaling.core.optimizer.config import OptimizerConfig as OptimizerConfig
     from scaling.core.optimizer.groups import (
         GroupPattern as GroupPattern,
+    )
+    from scaling.core.optimizer.groups import (
         ParameterGroup as ParameterGroup,
+    )
+    from scaling.core.optimizer.groups import (
         assign as assign,
     )
     from scaling.core.optimizer.loss_scaler import LossScaler as LossScaler
     from scaling.core.optimizer.lr_schedule import (
         LearningRateScheduler as LearningRateScheduler,
+    )
+    from scaling.core.optimizer.lr_schedule import (
         LearningRateSchedulerConfig as LearningRateSchedulerConfig,
     )
-    from scaling.core.optimizer.optimizer import Optimizer as Optimizer, StepReport as StepReport
-    from scaling.core.pipeline.layer_spec import LayerSpec as LayerSpec, TiedLayerSpec as TiedLayerSpec
-    from scaling.core.pipeline.loss import LossFunction as LossFunction, LossOutput as LossOutput, StepLoss as StepLoss
+    from scaling.core.optimizer.optimizer import Optimizer as Optimizer
+    from scaling.core.optimizer.optimizer import StepReport as StepReport
+    from scaling.core.pipeline.layer_spec import LayerSpec as LayerSpec
+    from scaling.core.pipeline.layer_spec import TiedLayerSpec as TiedLayerSpec
+    from scaling.core.pipeline.loss import LossFunction as LossFunction
+    from scaling.core.pipeline.loss import LossOutput as LossOutput
+    from scaling.core.pipeline.loss import StepLoss as StepLoss
     from scaling.core.pipeline.module import ParallelModule as ParallelModule
     from scaling.core.profiler.config import ProfilerConfig as ProfilerConfig
-    from scaling.core.runner.config import RunnerConfig as RunnerConfig, RunnerType as RunnerType
+    from scaling.core.profiler.profiler import Profiler as Profiler
+    from scaling.core.runner.config import RunnerConfig as RunnerConfig
+    from scaling.core.runner.config import RunnerType as RunnerType
     from scaling.core.runner.main import runner_main as runner_main
     from scaling.core.runner.process import run_process as run_process
-    from scaling.core.topology.config import Device as Device, TopologyConfig as TopologyConfig
+    from scaling.core.topology.config import Device as Device
+    from scaling.core.topology.config import TopologyConfig as TopologyConfig
     from scaling.core.topology.launch import LaunchContext as LaunchContext
-    from scaling.core.topology.layout import Axis as Axis, Coordinate as Coordinate, Layout as Layout
+    from scaling.core.topology.layout import Axis as Axis
+    from scaling.core.topology.layout import Coordinate as Coordinate
+    from scaling.core.topology.layout import Layout as Layout
     from scaling.core.topology.topology import Topology as Topology
     from scaling.core.trainer.config import TrainerConfig as TrainerConfig
     from scaling.core.trainer.data import TrainingData as TrainingData
     from scaling.core.trainer.hooks import TrainerHook as TrainerHook
     from scaling.core.trainer.run import run_training as run_training
-    from scaling.core.trainer.state import RunIdentity as RunIdentity, TrainState as TrainState
+    from scaling.core.trainer.state import RunIdentity as RunIdentity
+    from scaling.core.trainer.state import TrainState as TrainState
     from scaling.core.trainer.trainer import Trainer as Trainer
     from scaling.core.verify.layouts import (
         Gap as Gap,
+    )
+    from scaling.core.verify.layouts import (
         LayoutReport as LayoutReport,
+    )
+    from scaling.core.verify.layouts import (
         Parting as Parting,
+    )
+    from scaling.core.verify.layouts import (
         single_process as single_process,
+    )
+    from scaling.core.verify.layouts import (
         verify_layout as verify_layout,
     )
-    from scaling.core.verify.session import Recipe as Recipe, Session as Session
+    from scaling.core.verify.session import Recipe as Recipe
+    from scaling.core.verify.session import Session as Session
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "errors": (
@@ -207,6 +320,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "checkpoint.folders": ("Retention",),
     "checkpoint.resume": ("ChangeRules",),
     "profiler.config": ("ProfilerConfig",),
+    "profiler.profiler": ("Profiler",),
     "pipeline.layer_spec": ("LayerSpec", "TiedLayerSpec"),
     "pipeline.loss": ("LossFunction", "LossOutput", "StepLoss"),
     "pipeline.module": ("ParallelModule",),

@@ -93,6 +93,7 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
             training=training,
             validation=validation,
             identity=RunIdentity(config, {"data": training.fingerprint()}, CHANGE_RULES),
+            profiler_config=config.profiler,
             tokens_per_sample=architecture.sequence_length,
             flops_per_sample=float(flops_per_token(architecture) * architecture.sequence_length),
         )

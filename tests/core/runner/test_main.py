@@ -143,10 +143,10 @@ def test_one_failure_stops_all_and_is_what_the_user_reads(
 
 
 def test_a_killed_process_is_the_cause_of_what_others_report(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run("fail_after:0.05", "signal:9", processes=2) in (1, 137)
+    assert run("fail_after:1", "signal:9", processes=2) == 137
     shown = capfd.readouterr().err
-    assert "rank 1: the process was ended by SIGKILL" in shown or "rank 0: RuntimeError" in shown
-    assert shown.count("error: ") == 1
+    assert shown.startswith("error: rank 1: the process was ended by SIGKILL")
+    assert "unexpected" not in shown
 
 
 def test_what_is_wrong_for_all_is_said_once(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

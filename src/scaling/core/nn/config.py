@@ -50,7 +50,7 @@ class MaskedSoftmaxConfig(BaseConfig):
     """torch: PyTorch's scaled dot product attention; flash_attention: the flash-attn package where it is installed
     and the precision is float16 or bfloat16, else PyTorch's own flash kernels."""
     softmax_in_fp32: bool = False
-    """Compute the softmax in float32. The flash kernels always do."""
+    """Compute the softmax in float32. Every kernel does so whatever this says; kept for files that have it."""
     scale: float = Field(default=1.0, gt=0)
     """Multiplies the attention scores, on top of 1 / sqrt(head size)."""
     deterministic_flash_attn_bwd: bool = False

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import NoEffect
+from scaling.core.config.fields import NoEffect, Unavailable
 from scaling.core.errors import Problem
 
 
@@ -69,5 +69,5 @@ class OptimizerConfig(BaseConfig):
     """Shard master weights and moments over the data-parallel ranks (ZeRO stage 1): less memory, the same result."""
     zero_save_static: Annotated[bool, NoEffect("every checkpoint loads in every layout")] = False
     """Formerly: save each rank's shard as it is."""
-    debug_log: bool = False
-    """Log norms of every parameter and its gradient at each logged step; slows training down."""
+    debug_log: Annotated[bool, Unavailable()] = False
+    """Log norms of every parameter and its gradient."""

@@ -51,8 +51,8 @@ class StepReport:
 
 
 GradientObserver = Callable[[Iterator[GlobalTensor], Tensor], None]
-"""Takes this rank's parts of a step's summed gradients, as views, and what makes them gradients of the mean loss when they
-are multiplied with it (0-d, on the device)."""
+"""Takes this rank's parts of a step's summed gradients, as views, and what makes them gradients of the mean loss when
+they are multiplied with it (0-d, on the device)."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -28,17 +28,25 @@ def describe(value: Any) -> Structure:
     match value:
         case Tensor():
             return {"tensor": [list(value.shape), str(value.dtype).removeprefix("torch."), value.requires_grad]}
+        case tuple() if hasattr(value, "_fields"):  # a named tuple
+            return _describe_fields(type(value), dict(zip(value._fields, value, strict=True)))
         case tuple() | list():
             return {"tuple" if isinstance(value, tuple) else "list": [describe(item) for item in value]}
         case dict():
+            for key in value:
+                if not isinstance(key, str):
+                    raise ScheduleError(f"a dict that travels between pipeline stages has the key {key!r}; use strings")
             return {"dict": {key: describe(value[key]) for key in sorted(value)}}
         case None | bool() | int() | float() | str():
             return {"constant": value}
         case _ if is_dataclass(value) and not isinstance(value, type):
-            kind = type(value)
-            parts = {item.name: describe(getattr(value, item.name)) for item in fields(value)}
-            return {"dataclass": f"{kind.__module__}:{kind.__qualname__}", "fields": parts}
+            return _describe_fields(type(value), {item.name: getattr(value, item.name) for item in fields(value)})
     raise ScheduleError(f"a {type(value).__name__} cannot travel between pipeline stages")
+
+
+def _describe_fields(kind: type, values: Mapping[str, Any]) -> Structure:
+    described = {name: describe(item) for name, item in values.items()}
+    return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": described}
 
 
 def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Any:
@@ -49,8 +57,8 @@ def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Any:
         return structure["constant"]
     if "dict" in structure:
         return {key: rebuild(item, tensors) for key, item in structure["dict"].items()}
-    if "dataclass" in structure:
-        module, _, name = structure["dataclass"].partition(":")
+    if "class" in structure:
+        module, _, name = structure["class"].partition(":")
         kind: Any = importlib.import_module(module)
         for part in name.split("."):
             kind = getattr(kind, part)
@@ -69,11 +77,20 @@ class Leaf:
     requires_grad: bool
 
 
-def leaves_of(value: Any) -> tuple[Leaf, ...]:
-    """Return what `value` puts on the wire, in order."""
-    return tuple(
-        Leaf(path, tuple(tensor.shape), tensor.dtype, tensor.requires_grad) for path, tensor in tree.flatten(value)
-    )
+def leaves_of(structure: Structure, path: str = "") -> Iterator[Leaf]:
+    """Yield what a value of this description puts on the wire, in order."""
+    if "tensor" in structure:
+        shape, dtype, requires_grad = structure["tensor"]
+        yield Leaf(path, tuple(shape), getattr(torch, dtype), requires_grad)
+    elif "dict" in structure:
+        for name, item in structure["dict"].items():
+            yield from leaves_of(item, f"{path}[{name!r}]")
+    elif "class" in structure:
+        for name, item in structure["fields"].items():
+            yield from leaves_of(item, f"{path}.{name}")
+    elif "constant" not in structure:
+        for index, item in enumerate(structure.get("tuple", structure.get("list"))):
+            yield from leaves_of(item, f"{path}[{index}]")
 
 
 class Outbox:
@@ -100,20 +117,20 @@ class ActivationSender:
 
     def __init__(self, group: Group, peer: int, outbox: Outbox, stage: int) -> None:
         self._group, self._peer, self._outbox, self._stage = group, peer, outbox, stage
-        self._announced: dict[bool, tuple[Leaf, ...]] = {}  # by whether gradients are enabled
+        self._announced: dict[bool, Structure] = {}  # by whether gradients are enabled
 
     def send(self, value: Any, device: torch.device) -> None:
         """Send the output of the stage; the first time with its header."""
-        leaves = leaves_of(value)
-        announced = self._announced.setdefault(torch.is_grad_enabled(), leaves)
-        if announced is leaves:
-            header = json.dumps(describe(value)).encode()
+        structure = describe(value)
+        announced = self._announced.setdefault(torch.is_grad_enabled(), structure)
+        if announced is structure:
+            header = json.dumps(structure).encode()
             size = torch.tensor([len(header)], dtype=torch.int64, device=device)
             self._outbox.send(size, self._group, self._peer)
             body = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(device)
             self._outbox.send(body, self._group, self._peer)
-        elif leaves != announced:
-            raise ScheduleError(_changed(self._stage, announced, leaves))
+        elif structure != announced:
+            raise ScheduleError(_changed(self._stage, announced, structure))
         for _, tensor in tree.flatten(value):
             self._outbox.send(tensor.detach(), self._group, self._peer)
 
@@ -137,7 +154,7 @@ class ActivationReceiver:
             body = torch.empty(int(size), dtype=torch.uint8, device=device)
             ops.receive(body, self._group, source=self._peer)
             structure = json.loads(bytes(body.tolist()))
-            self._announced[training] = structure, tuple(_leaves_in(structure))
+            self._announced[training] = structure, tuple(leaves_of(structure))
         structure, leaves = self._announced[training]
         tensors = [torch.empty(leaf.shape, dtype=leaf.dtype, device=device) for leaf in leaves]
         works = [ops.receive_start(tensor, self._group, source=self._peer) for tensor in tensors]
@@ -152,24 +169,22 @@ class ActivationReceiver:
         self._announced.clear()
 
 
-def _leaves_in(structure: Structure, path: str = "") -> Iterator[Leaf]:
-    if "tensor" in structure:
-        shape, dtype, requires_grad = structure["tensor"]
-        yield Leaf(path, tuple(shape), getattr(torch, dtype), requires_grad)
-    elif "dict" in structure or "dataclass" in structure:
-        for name, item in structure.get("dict", structure.get("fields")).items():
-            yield from _leaves_in(item, f"{path}.{name}")
-    elif "constant" not in structure:
-        for index, item in enumerate(structure.get("tuple", structure.get("list"))):
-            yield from _leaves_in(item, f"{path}[{index}]")
-
-
-def _changed(stage: int, old: tuple[Leaf, ...], new: tuple[Leaf, ...]) -> str:
+def _changed(stage: int, old: Structure, new: Structure) -> str:
     start = f"the output of pipeline stage {stage} changed between micro-batches"
-    if len(old) != len(new):
-        return f"{start}: {len(old)} tensors before, {len(new)} now; every micro-batch must have the same structure"
-    before, now = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
-    return (
-        f"{start}: field {before.path or 'output'} was {list(before.shape)} {before.dtype}, now is {list(now.shape)} "
-        f"{now.dtype}; pad micro-batches to one shape"
-    )
+    before, now = list(leaves_of(old)), list(leaves_of(new))
+    if [leaf.path for leaf in before] != [leaf.path for leaf in now]:
+        said = (", ".join(leaf.path or "the output" for leaf in leaves) or "no tensors" for leaves in (before, now))
+        return f"{start}: {' before, '.join(said)} now; every micro-batch must have the same structure"
+    for one, other in zip(before, now, strict=True):
+        what = f"{start}: field {one.path or 'output'}"
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            return (
+                f"{what} was {list(one.shape)} {one.dtype}, now is {list(other.shape)} {other.dtype}; pad "
+                "micro-batches to one shape"
+            )
+        if one.requires_grad != other.requires_grad:
+            needs = ("needs no gradient", "needs a gradient")
+            return (
+                f"{what} now {needs[other.requires_grad]}, earlier it was the other way; do not let that depend on data"
+            )
+    return f"{start}: numbers and strings beside the tensors are sent once; make a tensor of what varies"

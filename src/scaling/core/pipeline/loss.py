@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scaling.core.collectives import ops
+from scaling.core.errors import ScheduleError
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 
@@ -41,7 +42,10 @@ class StepLoss:
 
     def add(self, output: LossOutput) -> None:
         """Add one micro-batch (last pipeline stage only)."""
-        self._names = tuple(sorted(output.metrics))
+        names = tuple(sorted(output.metrics))
+        if self._sums is not None:
+            self._check(names, earlier=self._names)
+        self._names = names
         values = [output.loss_sum, output.weight, *(output.metrics[name] for name in self._names)]
         device = self._topology.device
         row = torch.stack(
@@ -61,6 +65,8 @@ class StepLoss:
         `names` are the metrics the last stage reports, which the other stages cannot know by themselves.
         """
         topology = self._topology
+        if self._sums is not None:
+            self._check(self._names, earlier=names)
         self._names = names
         counted = (
             self._sums is not None
@@ -72,6 +78,13 @@ class StepLoss:
             mine = torch.zeros(2 + len(names), dtype=torch.float64, device=topology.device)
         self._sums = ops.all_reduce(mine, topology.world)
         return self
+
+    def _check(self, names: tuple[str, ...], *, earlier: tuple[str, ...]) -> None:
+        if names != earlier:
+            raise ScheduleError(
+                f"the loss function reported the metrics {list(names)}, earlier {list(earlier)}; it must report the "
+                "same for every micro-batch of training, and of evaluation"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from scaling.core.errors import ScalingError
@@ -104,11 +105,14 @@ def run_processes(
             except Exception as error:
                 errors.append(error)
 
-        def pids() -> list[int]:
-            return [worker.id for worker in agent.get_worker_group().workers if worker.id is not None]
+        def started() -> dict[int, int | None]:
+            # The agent shows nobody how its processes fare, and waits 30 seconds for those that outlive a failure.
+            context = agent._pcontext
+            handlers = context.subprocess_handlers.values() if isinstance(context, SubprocessContext) else ()
+            return {handler.proc.pid: handler.proc.returncode for handler in handlers}
 
         thread = threading.Thread(target=run, name="scaling-agent", daemon=True)
-        with Supervisor(pids) as supervisor:
+        with Supervisor(started) as supervisor:
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_SECONDS)

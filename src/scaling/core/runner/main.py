@@ -67,7 +67,7 @@ def _run_one(command: Sequence[str]) -> tuple[list[ProcessEnd], Supervisor]:
     started: list[subprocess.Popen[bytes]] = []
     with (
         tempfile.TemporaryDirectory(prefix="scaling_run_") as folder,
-        Supervisor(lambda: [process.pid for process in started]) as supervisor,
+        Supervisor(lambda: {process.pid: process.returncode for process in started}) as supervisor,
     ):
         error_file = Path(folder) / "error.json"
         environment = os.environ | {ERROR_FILE_VARIABLE: str(error_file)}

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from scaling.core.errors import ExitStatus
 from scaling.core.runner.report import Report
 
-_NEVER_A_CONSEQUENCE = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
-"""Signals that the failure of another process does not bring about; an abort may be one of gloo's or NCCL's."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessEnd:
@@ -45,11 +42,15 @@ class ProcessEnd:
         return text
 
     @property
-    def cause_time(self) -> float:
-        """Return when the process failed; the smallest is the first cause."""
-        if self.ended_by in _NEVER_A_CONSEQUENCE:
-            return float("-inf")
-        return self.report.time if self.report is not None else self.time
+    def order(self) -> tuple[float, float, int]:
+        """Sort ends by when they came about; the smallest is the first cause.
+
+        A process that ended without a word comes before all that had something to say: that another one is gone shows
+        as an exception, which is reported, or as an abort in the libraries underneath.
+        """
+        if self.report is not None:
+            return (self.report.time, self.time, self.rank)
+        return (self.time if self.ended_by == signal.SIGABRT else float("-inf"), self.time, self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def outcome(ends: Sequence[ProcessEnd], *, asked: signal.Signals | None = None, 
     left = [end for end in failed if end.exit_code == ExitStatus.PREEMPTED]
     causes = [end for end in failed if end not in left and not _was_stopped(end)]
     if causes:
-        cause = min(causes, key=lambda end: (end.cause_time, end.rank))
+        cause = min(causes, key=lambda end: end.order)
         is_shared = len({end.summary for end in ends}) == 1
         return Outcome(status=_status(cause), cause=cause, is_shared=is_shared)
     if left or (failed and asked is not None):

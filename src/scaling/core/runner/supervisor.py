@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -26,12 +26,13 @@ _SECOND_REQUEST_SECONDS = 0.5
 class Supervisor:
     """While entered, pass SIGTERM, SIGUSR1, SIGHUP and Ctrl-C on to processes; on a second request, end them at once.
 
-    `pids` returns the processes known so far; each leads a process group of its own. Call `check` every `POLL_SECONDS`.
-    Leaving kills whatever is left of the groups. Outside the main thread, signals are not handled.
+    `processes` returns those started so far: for each process id its exit code, None while nobody has waited for it.
+    Each leads a process group of its own. Call `check` every `POLL_SECONDS`. Leaving kills whatever is left of the
+    groups. Outside the main thread, signals are not handled.
     """
 
-    def __init__(self, pids: Callable[[], Sequence[int]]) -> None:
-        self._pids = pids
+    def __init__(self, processes: Callable[[], Mapping[int, int | None]]) -> None:
+        self._processes = processes
         self._former: dict[int, Any] = {}
         self._told: set[int] = set()
         self._since = 0.0
@@ -65,7 +66,7 @@ class Supervisor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pid in self._pids():
+        for pid in self._processes():
             _signal_group(pid, signal.SIGKILL)
         for number, handler in self._former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -82,22 +83,11 @@ class Supervisor:
             _say("ended at once")
 
     def _note_ends(self) -> None:
-        """Look who ended, without taking its status away from the one who waits for it."""
-        if sys.platform == "darwin":  # has no such look; the agent gives the others 30 seconds there
-            return
-        for pid in self._pids():
-            if pid in self.ended:
-                continue
-            try:
-                state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:  # already waited for: how it ended is known there
+        for pid, code in self._processes().items():
+            if pid not in self.ended and (code is not None or _has_ended(pid)):
                 self.ended[pid] = time.time()
-                continue
-            if state is not None:
-                self.ended[pid] = time.time()
-                well = state.si_code == os.CLD_EXITED and state.si_status in (ExitStatus.DONE, ExitStatus.PREEMPTED)
-                if not well and self._deadline is None:
-                    self._deadline = time.monotonic() + GRACE_SECONDS
+            if code not in (None, ExitStatus.DONE, ExitStatus.PREEMPTED) and self._deadline is None:
+                self._deadline = time.monotonic() + GRACE_SECONDS
 
     def _pass_on(self, number: signal.Signals) -> None:
         """Tell the processes, not their groups: data-loading workers leave with the process they work for.
@@ -105,17 +95,27 @@ class Supervisor:
         Ctrl-C and a closed terminal go on as SIGTERM: a process that does not listen yet then ends without a traceback.
         """
         passed_on = signal.SIGUSR1 if number is signal.SIGUSR1 else signal.SIGTERM
-        for pid in self._pids():
+        for pid in self._processes():
             if pid not in self._told and pid not in self.ended:
                 self._told.add(pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, passed_on)
 
     def _kill(self) -> None:
-        for pid in self._pids():
+        for pid in self._processes():
             if pid not in self.ended and pid not in self.killed:
                 self.killed.add(pid)
                 _signal_group(pid, signal.SIGKILL)
+
+
+def _has_ended(pid: int) -> bool:
+    """Look whether a process has ended, without taking its status away from the one who waits for it."""
+    if sys.platform == "darwin":  # has no such look
+        return False
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

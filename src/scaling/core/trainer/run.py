@@ -18,12 +18,14 @@ from scaling.core.logging.sinks import open_sinks
 from scaling.core.optimizer.optimizer import Optimizer, StepReport
 from scaling.core.pipeline.loss import LossFunction
 from scaling.core.pipeline.module import ParallelModule
+from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.data import TrainingData
 from scaling.core.trainer.hooks import TrainerHook
+from scaling.core.trainer.profiling import ProfilingHook
 from scaling.core.trainer.state import RunIdentity, due
 from scaling.core.trainer.trainer import Trainer
 
@@ -42,6 +44,7 @@ def run_training(
     validation: BaseDataset[Any] | None = None,
     tokens_per_sample: int | None = None,
     flops_per_sample: float | None = None,
+    profiler_config: ProfilerConfig | None = None,
     hooks: Sequence[TrainerHook] = (),
 ) -> ExitStatus:
     """Train to the end, or until asked to leave, and return what the process should end with. Collective: all ranks.
@@ -101,7 +104,7 @@ def run_training(
             identity=identity,
             tokens_per_sample=tokens_per_sample,
             flops_per_sample=flops_per_sample,
-            hooks=(*hooks, _Recording(recorder)),
+            hooks=(*hooks, *_profiling(profiler_config, logger_config, topology), _Recording(recorder)),
         )
         trainer.fit()
         if trainer.preempted is None:
@@ -110,6 +113,13 @@ def run_training(
         saved = "saved" if trainer_config.save_dir is not None else "nothing saved: trainer.save_dir is null"
         recorder.preempted(trainer.state.step, f"{trainer.preempted}, {saved}")
         return ExitStatus.PREEMPTED
+
+
+def _profiling(config: ProfilerConfig | None, logger_config: LoggerConfig, topology: Topology) -> list[TrainerHook]:
+    if config is None or config.profile_steps == 0:
+        return []
+    output = config.profiler_output or (logger_config.log_dir / "profile.json" if logger_config.log_dir else None)
+    return [] if output is None else [ProfilingHook(config, topology, output)]
 
 
 def communicator(topology: Topology) -> Communicator:

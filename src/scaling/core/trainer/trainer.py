@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 
@@ -36,14 +36,17 @@ from scaling.core.trainer.state import Metrics, RunIdentity, TrainState, Unopene
 
 _log = logging.getLogger(__name__)
 
+MAX_FAILED_SAVES: Final = 5
+"""So many saves that fail in a row end the run: it would go on for nothing."""
+
 
 @final
 class Trainer:
     """Drives model, optimizer, data and checkpoints to `train_iterations`. Every method is collective: all ranks.
 
-    `tokens_per_sample` turns samples into tokens in the metrics (None: samples are counted). `flops_per_sample`
-    gives the share of the GPU's peak rate that is used. `open_metrics` is called
-    with the step the run goes on from, once that is known.
+    `tokens_per_sample` turns samples into tokens in the metrics (None: samples are counted). `flops_per_sample` gives
+    the share of the GPU's peak rate that is used. `open_metrics` is called with the step the run goes on from, once
+    that is known.
     """
 
     def __init__(
@@ -159,8 +162,12 @@ class Trainer:
         try:
             self.checkpointer.save(self.state.step, self.global_tensors(), scalars)
         except StorageError as error:
-            if self.state.step >= self.target or self.preempted is not None:
-                raise  # nobody would try again
+            if (
+                self.state.step >= self.target
+                or self.preempted is not None
+                or self.checkpointer.failures >= MAX_FAILED_SAVES
+            ):
+                raise  # nobody would try again, or it has been tried often enough
             _log.error("the checkpoint of step %d was not written, training goes on: %s", self.state.step, error)
         else:
             self._saved_step = self.state.step

@@ -53,6 +53,8 @@ class Recipe:
         ),
     )
     """Which parameters are trained how; the default trains all of them."""
+    allow_missing: bool = False
+    """Freeze parameters that are in no group; otherwise they are an error."""
     seed: int = 42
     usual_weight: float = 1.0
     """The usual weight of a global batch in the loss, as `Optimizer` takes it."""
@@ -88,7 +90,7 @@ class Session:
         self.module = ParallelModule(specs, topology, config, seed=recipe.seed)
         self.optimizer = Optimizer(
             recipe.optimizer,
-            assign(self.module.parameters_with_meta(), recipe.groups, topology),
+            assign(self.module.parameters_with_meta(), recipe.groups, topology, allow_missing=recipe.allow_missing),
             topology,
             module=self.module,
             usual_weight=recipe.usual_weight,

@@ -43,6 +43,7 @@ def recipe_of(
         evaluation=evaluation,
         optimizer=config.optimizer,
         groups=tuple(group_patterns(config)),
+        allow_missing=config.training.allow_missing_params_in_optimizer,
         seed=config.trainer.seed,
         usual_weight=float(config.topology.global_batch_size * architecture.sequence_length),
         precision=None,

@@ -1,0 +1,94 @@
+"""Tiny language models that together have every feature a layout can break."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.core import Recipe
+from scaling.transformer import TransformerConfig
+from scaling.transformer.verify.recipe import recipe_of, synthetic_text
+
+GLOBAL_BATCH = 24  # divisible by every data-parallel size up to 8 but 5 and 7
+EVALUATION_SAMPLES = 37  # divisible by no global batch or data-parallel size
+
+_GROUPS = [
+    {
+        "group_name": "matrices",
+        "parameters_exclude": ["norm", "bias"],
+        "weight_decay": 0.1,
+        "learning_rate_scheduler": {"learning_rate": 0.002, "learning_rate_warmup_steps": 2},
+    },
+    {
+        "group_name": "vectors",
+        "parameters_include": ["norm", "bias"],
+        "weight_decay": 0.0,
+        "learning_rate_scheduler": {"learning_rate": 0.001},
+    },
+]
+_SIZES = {"hidden_size": 32, "num_attention_heads": 8, "sequence_length": 16, "precision": "float64"}
+_DROPOUT = {
+    "dropout_embedding": 0.1,
+    "dropout_attention_probs": 0.1,
+    "dropout_after_attention": 0.1,
+    "dropout_after_mlp": 0.1,
+}
+
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    # Llama's parts: two key-value heads (fewer than ranks), tied embeddings, an odd vocabulary, an odd number of layers.
+    "llama": {
+        **_SIZES,
+        "vocab_size": 67,
+        "num_layers": 3,
+        "attention_num_kv_heads": 2,
+        "attention_bias": False,
+        "mlp_type": "swiglu",
+        "mlp_factor": 2.75,
+        "mlp_bias": False,
+        "norm_type": "rms",
+        "weight_tying": True,
+    },
+    # GPT's parts: fused query-key-value, biases everywhere, a head of its own, dropout everywhere.
+    "gpt": {
+        **_SIZES,
+        **_DROPOUT,
+        "vocab_size": 50,
+        "num_layers": 4,
+        "weight_tying": False,
+        "mlp_factor": 2.0,
+        "relative_position_embedding_type": "rotary_complex",
+    },
+    # What is left: one key-value head, normalised queries and keys, no rotary positions, dropout with tied embeddings.
+    "mqa": {
+        **_SIZES,
+        **_DROPOUT,
+        "vocab_size": 61,
+        "num_layers": 2,
+        "attention_num_kv_heads": 1,
+        "key_query_norm": True,
+        "mlp_factor": 1.0,
+        "rotary_percentage": 0.5,
+        "weight_tying": True,
+        "causal": False,
+    },
+}
+
+
+def config_of(
+    model: str, topology: Mapping[str, Any] | None = None, optimizer: Mapping[str, Any] | None = None, **changes: Any
+) -> TransformerConfig:
+    """Return the configuration of a model in a layout; `changes` are to the architecture."""
+    return TransformerConfig.from_dict(
+        {
+            "topology": {"global_batch_size": GLOBAL_BATCH, "device": "cpu", **(topology or {"micro_batch_size": 24})},
+            "transformer_architecture": {**MODELS[model], **changes},
+            "training_groups": _GROUPS,
+            "optimizer": {"gradient_clipping": 1.0, **(optimizer or {})},
+            "trainer": {"seed": 11},
+        }
+    )
+
+
+def recipe(config: TransformerConfig) -> Recipe:
+    """Return what is trained: packed documents, padding, and samples in which nothing counts."""
+    return recipe_of(config, evaluation=synthetic_text(config, EVALUATION_SAMPLES, seed=1))

@@ -1,0 +1,99 @@
+"""The loss of a step: one sum over one weight, whatever the micro-batches and ranks it comes from."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaling.core.errors import ScheduleError
+from scaling.core.pipeline.loss import LossOutput, StepLoss
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+from tests.distributed import run_distributed
+from tests.reference.worlds import connected
+
+NUMBERS = st.floats(-100, 100)
+
+
+def output(loss_sum: float, weight: float, **metrics: float) -> LossOutput:
+    return LossOutput(torch.tensor(loss_sum), weight, {name: torch.tensor(value) for name, value in metrics.items()})
+
+
+@given(st.lists(st.tuples(NUMBERS, st.integers(1, 50), NUMBERS), min_size=1, max_size=8))
+def test_micro_batches_count_by_their_weight(parts: list[tuple[float, int, float]]) -> None:
+    total = StepLoss(Topology.single())
+    for loss_sum, weight, hits in parts:
+        total.add(output(loss_sum, weight, hits=hits))
+    total.reduce(total.names)
+    weight = sum(part[1] for part in parts)
+    assert float(total.weight) == weight
+    assert float(total.loss) == pytest.approx(sum(part[0] for part in parts) / weight, abs=1e-4)
+    assert float(total.metrics()["hits"]) == pytest.approx(sum(part[2] for part in parts) / weight, abs=1e-4)
+
+
+def test_sums_are_kept_in_float64_on_the_device() -> None:
+    total = StepLoss(Topology.single())
+    for _ in range(1000):
+        total.add(LossOutput(torch.tensor(0.1, requires_grad=True), torch.tensor(1, dtype=torch.int64)))
+    assert total.loss.dtype == total.weight.dtype == torch.float64
+    assert not total.loss.requires_grad
+    assert float(total.loss) == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+
+
+def test_metrics_are_told_apart_by_name_whatever_their_order() -> None:
+    total = StepLoss(Topology.single())
+    total.add(output(0, 1, b=2, a=1))
+    total.add(output(0, 1, a=3, b=4))
+    assert total.names == ("a", "b")
+    assert {name: float(value) for name, value in total.metrics().items()} == {"a": 2.0, "b": 3.0}
+
+
+@pytest.mark.parametrize("other", [{}, {"b": 1.0}, {"a": 1.0, "b": 1.0}])
+def test_micro_batches_that_report_other_metrics_are_refused(other: dict[str, float]) -> None:
+    total = StepLoss(Topology.single())
+    total.add(output(0, 1, a=1))
+    with pytest.raises(ScheduleError, match=r"the loss function reported the metrics \[.*\], earlier \['a'\]"):
+        total.add(output(0, 1, **other))
+
+
+def test_a_step_without_valid_items_has_loss_zero() -> None:
+    total = StepLoss(Topology.single())
+    assert float(total.loss) == float(total.weight) == 0.0
+    assert total.metrics() == {}
+    total.add(output(0, 0, hits=0))
+    total.reduce(("hits",))
+    assert float(total.loss) == float(total.weight) == float(total.metrics()["hits"]) == 0.0
+
+
+def test_a_loss_that_is_not_finite_stays_visible() -> None:
+    total = StepLoss(Topology.single())
+    total.add(output(math.nan, 3))
+    assert math.isnan(float(total.loss))
+
+
+def test_steps_merge_by_weight() -> None:
+    total = StepLoss(Topology.single())
+    for loss_sum, weight in ((6.0, 1), (3.0, 2)):
+        step = StepLoss(Topology.single())
+        step.add(output(loss_sum, weight, m=loss_sum))
+        total.merge(step.reduce(step.names))
+    total.merge(StepLoss(Topology.single()))
+    assert (float(total.loss), float(total.weight), float(total.metrics()["m"])) == (3.0, 3.0, 3.0)
+
+
+def add_on_the_last_stage(rank: int, world_size: int) -> list[float]:
+    with connected(pipe=2, data=2, model=2) as topology:
+        total = StepLoss(topology)
+        if topology.index(Axis.PIPE) == 1:
+            data = topology.index(Axis.DATA)
+            total.add(output(10.0 * (data + 1), 1 + 3 * data, a=data, b=100.0))
+        total.reduce(("a", "b"))
+        return [float(total.loss), float(total.weight), *(float(value) for value in total.metrics().values())]
+
+
+def test_every_rank_learns_the_sums_and_model_ranks_count_once() -> None:
+    assert run_distributed(add_on_the_last_stage, 8) == [[30 / 5, 5.0, 1 / 5, 200 / 5]] * 8

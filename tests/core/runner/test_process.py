@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from scaling.core.errors import DataError
+from scaling.core.runner.process import run_process
+from scaling.core.runner.report import Report
+
+WORKER = Path(__file__).with_name("worker_script.py")
+
+
+def environment_of(rank: int, world_size: int, error_file: Path | None) -> dict[str, str]:
+    variables = {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    if error_file is not None:
+        error_file.parent.mkdir(parents=True)
+        variables["TORCHELASTIC_ERROR_FILE"] = str(error_file)
+    return variables
+
+
+def start(tmp_path: Path, behaviour: str, variables: Mapping[str, str]) -> subprocess.Popen[str]:
+    environment = os.environ | dict(variables)
+    environment["PYTHONPATH"] = os.pathsep.join(["src", os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(WORKER), str(tmp_path / "config.yml"), behaviour]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_status_is_that_of_the_outcome() -> None:
+    for returned, status in ((None, 0), (0, 0), (75, 75)):
+        with pytest.raises(SystemExit) as leaving:
+            run_process(lambda returned=returned: returned)
+        assert leaving.value.code == status
+
+
+def test_an_interruption_before_anyone_listens_is_a_preemption() -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as leaving:
+        run_process(main)
+    assert leaving.value.code == 75
+
+
+def test_leaving_early_is_left_alone() -> None:
+    def main() -> None:
+        sys.exit("for a reason")
+
+    with pytest.raises(SystemExit, match="for a reason"):
+        run_process(main)
+
+
+def test_a_process_that_nobody_reads_for_says_itself_why_it_failed(tmp_path: Path) -> None:
+    process = start(tmp_path, "raise:DataError", environment_of(2, 4, None))
+    assert process.communicate(timeout=30)[1] == "error: rank 2: this is a DataError\n"
+    assert process.returncode == DataError.exit_status
+
+
+def test_under_torchrun_the_first_to_fail_on_a_machine_speaks_and_all_leave_word(tmp_path: Path) -> None:
+    files = [tmp_path / "run" / "attempt_0" / str(rank) / "error.json" for rank in range(3)]
+    processes = [start(tmp_path, "raise:DataError", environment_of(rank, 3, file)) for rank, file in enumerate(files)]
+    shown = [process.communicate(timeout=30)[1] for process in processes]
+    assert sorted(map(bool, shown)) == [False, False, True]
+    for file in files:
+        report = Report.read(file)
+        assert report is not None
+        assert (report.message, report.status) == ("this is a DataError", 2)
+
+
+def test_the_log_keeps_what_the_terminal_does_not_show(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from scaling.core import LoggerConfig, configure_logging\n"
+        "from scaling.core.runner.process import run_process\n"
+        "def main():\n"
+        f"    configure_logging(LoggerConfig(log_dir=Path({str(tmp_path)!r})))\n"
+        "    raise ValueError('boom')\n"
+        "run_process(main)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("ValueError: boom") == 2
+    assert "in main" in (tmp_path / "rank_0.log").read_text()
