@@ -23,8 +23,6 @@ class TrainingConfig(BaseConfig):
 
 
 class ArchitectureConfig(BaseConfig):
-    """Size of the model."""
-
     n_hidden_layers: int = 3
     """Residual layers between the first and the last."""
     hidden_dim: int = 128
@@ -32,8 +30,6 @@ class ArchitectureConfig(BaseConfig):
 
 
 class DataConfig(BaseConfig):
-    """Where the digits are."""
-
     directory: Path | None = None
     """Folder of the four files of MNIST, gzipped or not. null: the 10 000 digits that come with the example."""
     download: bool = False
@@ -42,16 +38,15 @@ class DataConfig(BaseConfig):
 
 def fit(topology: TopologyConfig, architecture: ArchitectureConfig) -> Iterator[Problem]:
     """Check that the topology can cut the model."""
-    parts, layers = topology.model_parallel_size, max(0, topology.pipe_stages - 3)
-    if architecture.hidden_dim < 1 or architecture.hidden_dim % parts:
-        yield Problem("architecture.hidden_dim", f"must be a multiple of topology.model_parallel_size ({parts})")
-    if architecture.n_hidden_layers < layers:
-        yield Problem("architecture.n_hidden_layers", f"must be {layers} or more, to give each pipeline stage a layer")
+    width, parts = architecture.hidden_dim, topology.model_parallel_size
+    layers, fewest = architecture.n_hidden_layers, max(0, topology.pipe_stages - 3)
+    if width < 1 or width % parts:
+        yield Problem("architecture.hidden_dim", f"is {width}; make it a multiple of model_parallel_size ({parts})")
+    if layers < fewest:
+        yield Problem("architecture.n_hidden_layers", f"is {layers}; with this topology it must be at least {fewest}")
 
 
 class MLPConfig(BaseConfig):
-    """A training run of the classifier."""
-
     cross_checks = (fit,)
 
     runner: RunnerConfig = RunnerConfig()

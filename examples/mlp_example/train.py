@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import torch
+
 from examples.mlp_example.config import MLPConfig
 from examples.mlp_example.data import SUBSET, WHOLE, Digits, download
 from examples.mlp_example.model import layer_specs, loss
@@ -26,6 +28,7 @@ from scaling.core import (
 
 def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
     """Train as `config` says, as one of the processes of `launch`, and return what to end with."""
+    torch.set_num_threads(1)  # the matrices are small: a second thread would mostly wait for the first
     configure_logging(config.logger, rank=launch.rank, world_size=launch.world_size)
     directory = config.data.directory or (WHOLE if config.data.download else SUBSET)
     if config.data.download and launch.rank == 0:

@@ -109,7 +109,7 @@ def test_other_models_train_alike_too(data: Path, tmp_path: Path, model: Mapping
 def test_the_same_run_gives_the_same_bits(
     data: Path, evaluation: dict[str, Any], alone: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    again = train_small(data, tmp_path, evaluation, {"trainer.dataloader_num_workers": 1})
+    again = train_small(data, tmp_path, evaluation)
     for name in COMPARED:
         assert values(again, name) == values(alone, name)
 

@@ -6,7 +6,6 @@ torchrun --nproc-per-node 4 -m scaling.transformer.train CONFIG [KEY=VALUE ...]
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from scaling.core import (
     ParallelModule,
     ParameterGroup,
     RunIdentity,
+    StorageError,
     Topology,
     assign,
     configure_logging,
@@ -31,6 +31,8 @@ from scaling.core import (
     run_training,
 )
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.files import storage_errors, write_atomically
+from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.flops import flops_per_token
 from scaling.transformer.inference.module import TOKENIZER_FILE
@@ -82,6 +84,7 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
             usual_weight=config.topology.global_batch_size * architecture.sequence_length,
         )
         _introduce(config, module, topology)
+        _keep_tokenizer(config, topology)
         return run_training(
             config.trainer,
             config.logger,
@@ -127,7 +130,7 @@ def group_patterns(config: TransformerConfig) -> list[GroupPattern]:
 
 
 def _introduce(config: TransformerConfig, module: ParallelModule, topology: Topology) -> None:
-    """Say what is about to be trained, and leave the tokenizer beside the checkpoints."""
+    """Say what is about to be trained."""
     if topology.rank != 0:
         return
     sizes = " x ".join(f"{axis.value} {topology.size(axis)}" for axis in Axis if axis is not Axis.CONTEXT)
@@ -141,11 +144,24 @@ def _introduce(config: TransformerConfig, module: ParallelModule, topology: Topo
         sizes,
         topology.device,
     )
+
+
+def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
+    """Leave the tokenizer beside the checkpoints. Collective: all ranks learn whether rank 0 could."""
     vocab_file, save_dir = config.transformer_architecture.vocab_file, config.trainer.save_dir
-    if vocab_file is not None and save_dir is not None:
-        save_dir.mkdir(parents=True, exist_ok=True)
-        if not (save_dir / TOKENIZER_FILE).exists():
-            shutil.copyfile(vocab_file, save_dir / TOKENIZER_FILE)
+    if vocab_file is None or save_dir is None:
+        return
+    problem = None
+    if topology.rank == 0 and not (save_dir / TOKENIZER_FILE).exists():
+        try:
+            with storage_errors(f"leaving the tokenizer in trainer.save_dir ({save_dir})"):
+                save_dir.mkdir(parents=True, exist_ok=True)
+                write_atomically(save_dir / TOKENIZER_FILE, vocab_file.read_bytes())
+        except StorageError as error:
+            problem = str(error)
+    told = topology.exchange("tokenizer", problem)[0]
+    if told is not None:
+        raise StorageError(told)
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitStatus:

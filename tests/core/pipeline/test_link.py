@@ -111,6 +111,11 @@ def payloads() -> list[Any]:
     ]
 
 
+def repeated(payload: Any, number: int) -> Any:
+    """Return the payload with other values, for the message after the first."""
+    return tree.map_tensors(lambda t: (t.detach() + number).to(t.dtype).requires_grad_(t.requires_grad), payload)
+
+
 def send_payloads(rank: int, world_size: int) -> None:
     with connected(pipe=2) as topology:
         group = topology.link("activation", wrapping=False)
@@ -118,9 +123,7 @@ def send_payloads(rank: int, world_size: int) -> None:
             outbox = Outbox()
             sender, receiver = ActivationSender(group, 1, outbox, 0), ActivationReceiver(group, 0)
             for repetition in range(3):
-                sent = tree.map_tensors(
-                    lambda t, n=repetition: (t.detach() + n).requires_grad_(t.requires_grad), payload
-                )
+                sent = repeated(payload, repetition)
                 if rank == 0:
                     sender.send(sent, CPU)
                     continue

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,13 +32,27 @@ def start(tmp_path: Path, behaviour: str, variables: Mapping[str, str]) -> subpr
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_the_status_is_that_of_the_outcome() -> None:
-    for returned, status in ((None, 0), (0, 0), (75, 75)):
-        with pytest.raises(SystemExit) as leaving:
-            run_process(lambda returned=returned: returned)
-        assert leaving.value.code == status
+@pytest.fixture
+def _this_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what a process that is done does to itself."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.setattr(faulthandler, "enable", lambda: None)
+    yield
+    assert all(signal.getsignal(number) is signal.SIG_IGN for number in numbers)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
+@pytest.mark.usefixtures("_this_process_goes_on")
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (75, 75)])
+def test_the_status_is_that_of_the_outcome(returned: int | None, status: int) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        run_process(lambda: returned)
+    assert leaving.value.code == status
+
+
+@pytest.mark.usefixtures("_this_process_goes_on")
 def test_an_interruption_before_anyone_listens_is_a_preemption() -> None:
     def main() -> None:
         raise KeyboardInterrupt
@@ -46,7 +62,9 @@ def test_an_interruption_before_anyone_listens_is_a_preemption() -> None:
     assert leaving.value.code == 75
 
 
-def test_leaving_early_is_left_alone() -> None:
+def test_leaving_early_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faulthandler, "enable", lambda: None)
+
     def main() -> None:
         sys.exit("for a reason")
 

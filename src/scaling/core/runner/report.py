@@ -7,10 +7,8 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from scaling.core.errors import ExitStatus, ScalingError
 
@@ -54,24 +52,15 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report | None:
-        """Return what a process left at `path`, None where it left nothing."""
+        """Read what `write`, or torch's own recorder, left at `path`; None where nothing was left."""
         try:
-            return cls.from_error_file(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+            message = json.loads(path.read_text(encoding="utf-8"))["message"]
+            extra = message["extraInfo"]
+            return cls(
+                message=message["message"],
+                trace=extra.get("trace", extra["py_callstack"]),
+                status=extra.get("status", ExitStatus.FAILURE.value),
+                time=float(extra.get("time", extra["timestamp"])),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-
-    @classmethod
-    def from_error_file(cls, data: Mapping[str, Any]) -> Report | None:
-        """Read what `write`, or torch's own recorder, wrote; None where it says nothing."""
-        message = data.get("message")
-        if not isinstance(message, dict):
-            return None
-        extra = message.get("extraInfo", {})
-        trace = extra.get("trace", extra.get("py_callstack", ""))
-        seconds = float(extra.get("time", extra.get("timestamp", "inf")))
-        return cls(
-            message=str(message.get("message", "")),
-            trace=trace,
-            status=extra.get("status", ExitStatus.FAILURE.value),
-            time=seconds,
-        )

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from scaling.core.errors import LayoutError
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.layout import Axis, Coordinate, Layout
-from scaling.core.topology.rendezvous import connect_store
+from scaling.core.topology.rendezvous import connect_store, leave_store
 from scaling.core.topology.rng import RngTracker
 
 if TYPE_CHECKING:
@@ -172,6 +172,8 @@ class Topology:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None and self._store is not None:  # rank 0 may serve the store, and others still read from it
+            leave_store(self._store, world_size=self.layout.world_size)
         self.close()
 
 

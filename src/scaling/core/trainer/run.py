@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final
 
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Alone, Communicator, StoreCommunicator
 from scaling.core.checkpoint.folders import Retention
 from scaling.core.data.types import BaseDataset
-from scaling.core.errors import ExitStatus
+from scaling.core.errors import ExitStatus, StorageError
 from scaling.core.logging.config import LoggerConfig
 from scaling.core.logging.metrics import MetricWriter
 from scaling.core.logging.provenance import write_run_files
@@ -73,6 +75,7 @@ def run_training(
             )
             return MetricWriter(sinks)
 
+        _require_writable(trainer_config.save_dir, topology)
         checkpointer = Checkpointer(
             trainer_config.save_dir,
             communicator=communicator(topology),
@@ -120,6 +123,22 @@ def _profiling(config: ProfilerConfig | None, logger_config: LoggerConfig, topol
         return []
     output = config.profiler_output or (logger_config.log_dir / "profile.json" if logger_config.log_dir else None)
     return [] if output is None else [ProfilingHook(config, topology, output)]
+
+
+def _require_writable(save_dir: Path | None, topology: Topology) -> None:
+    """Refuse a folder that no checkpoint could be written to now, not at the first save. Collective: all ranks."""
+    if save_dir is None:
+        return
+    problem = None
+    try:
+        save_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=save_dir):
+            pass
+    except OSError as error:
+        problem = str(error)
+    problems = [said for said in topology.exchange("save_dir", problem) if said is not None]
+    if problems:
+        raise StorageError(f"{save_dir} cannot be written ({problems[0]}); set trainer.save_dir to another folder")
 
 
 def communicator(topology: Topology) -> Communicator:

@@ -48,10 +48,17 @@ class TransformerInferenceModule:
     """Scores and generates text on one device. Make one with `from_checkpoint`."""
 
     def __init__(
-        self, config: TransformerArchitectureConfig, *, device: str = "cpu", tokenizer: Tokenizer | None = None
+        self,
+        config: TransformerArchitectureConfig,
+        *,
+        device: str = "cpu",
+        tokenizer: Tokenizer | None = None,
+        eod_token_id: int | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self._eod_token_id = tokenizer.eos_token_id if eod_token_id is None and tokenizer is not None else eod_token_id
+        _require_device(device)
         self._topology = Topology.single(device)
         self.module = ParallelModule(
             layer_specs(config, self._topology, seed=0), self._topology, TopologyConfig(), seed=0
@@ -64,8 +71,12 @@ class TransformerInferenceModule:
         """Load the newest checkpoint of a directory, or one step folder, of any layout.
 
         `precision` converts the weights (`float32`, `bfloat16`, `float16`, `float64`); None keeps the trained one. The
-        tokenizer is the one the run left beside its checkpoints, if any. `CheckpointError` if there is none to load.
+        tokenizer is the one the run left beside its checkpoints, if any. `CheckpointError` if there is none to load,
+        `ConfigError` for a precision or device that does not exist.
         """
+        precisions = [known.value for known in Precision]
+        if precision is not None and precision not in precisions:
+            raise ConfigError(f"precision ({precision}) does not exist; choose one of {', '.join(precisions)}")
         path = Path(path)
         checkpointer = Checkpointer(None)
         stored = checkpointer.find(path).require()
@@ -82,7 +93,12 @@ class TransformerInferenceModule:
         beside = stored.path.parent / TOKENIZER_FILE
         tokenizer = Tokenizer.from_file(beside) if beside.exists() else None
         section["vocab_file"] = None
-        model = cls(TransformerArchitectureConfig.from_dict(section), device=device, tokenizer=tokenizer)
+        model = cls(
+            TransformerArchitectureConfig.from_dict(section),
+            device=device,
+            tokenizer=tokenizer,
+            eod_token_id=scalars["config"].get("data", {}).get("eod_token_id"),
+        )
         checkpointer.load(stored, model.module.global_tensors(), allowed_unexpected=[r"^optimizer\."])
         return model
 
@@ -115,9 +131,7 @@ class TransformerInferenceModule:
         tokens: list[int] = []
         stop = self._stop_tokens(stop_tokens)
         prompt = self._prompt(input_text, input_tokens)
-        for token in self.stream(prompt, sampling=sampling, seed=seed):
-            if len(tokens) == max_tokens:
-                break
+        for token in itertools.islice(self.stream(prompt, sampling=sampling, seed=seed), max_tokens):
             tokens.append(token)
             if token in stop:
                 break
@@ -131,7 +145,10 @@ class TransformerInferenceModule:
         """Yield new tokens one by one, without end; keys and values of earlier tokens are kept, not computed again."""
         sampling = sampling or Sampling()
         generator = torch.Generator(device=self._topology.device)
-        generator.manual_seed(seed if seed is not None else torch.seed())
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
         attentions = [module for module in self.module.modules() if isinstance(module, ParallelSelfAttention)]
         caches = [KeyValueCache() for _ in attentions]
         first, tokens = 0, list(prompt)
@@ -162,12 +179,14 @@ class TransformerInferenceModule:
         """
         if self.tokenizer is None:
             raise ConfigError("this checkpoint has no tokenizer beside it; use generate with input_tokens")
+        if "" in stop:
+            raise ConfigError("a stop text is empty; leave it out, or give the text to end before")
         tokens: list[int] = []
         shown = 0
         for token in itertools.islice(
             self.stream(self._prompt(prompt, None), sampling=sampling, seed=seed), max_tokens
         ):
-            if token == self.tokenizer.eos_token_id:
+            if token == self._eod_token_id:
                 break
             tokens.append(token)
             text = self.tokenizer.decode(tokens)
@@ -211,7 +230,15 @@ class TransformerInferenceModule:
     def _stop_tokens(self, given: Sequence[int] | None) -> set[int]:
         if given is not None:
             return set(given)
-        return {self.tokenizer.eos_token_id} if self.tokenizer is not None else set()
+        return set() if self._eod_token_id is None else {self._eod_token_id}
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without that kind of device
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device ({device}) cannot be used: {reason}; choose cpu, or cuda on a machine with a GPU") from error
 
 
 def _overlap(text: str, end: str) -> int:

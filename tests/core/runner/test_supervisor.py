@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scaling.core.runner import supervisor as module
+from scaling.core.runner.supervisor import Supervisor
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+Processes = list["subprocess.Popen[bytes]"]
+
+OBEDIENT = "import time; time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+PARENT = (
+    "import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid)"
+)
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    started: Processes = []
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    yield started
+    assert {number: signal.getsignal(number) for number in SIGNALS} == former
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def start(processes: Processes, text: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", text]
+    processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
+    return processes[-1]
+
+
+def supervise(processes: Processes) -> Supervisor:
+    return Supervisor(lambda: {process.pid: process.returncode for process in processes})
+
+
+def wait(process: subprocess.Popen[bytes], supervisor: Supervisor, seconds: float = 10.0) -> int:
+    deadline = time.monotonic() + seconds
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        supervisor.check()
+        time.sleep(0.01)
+    return process.returncode
+
+
+def first_line(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("number", SIGNALS[:4])
+def test_signals_are_passed_on_once(processes: Processes, number: signal.Signals) -> None:
+    with supervise(processes) as supervisor:
+        process = start(processes, OBEDIENT)
+        os.kill(os.getpid(), number)
+        expected = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
+        assert wait(process, supervisor) == -expected
+        assert (supervisor.asked, supervisor.forced) == (number, False)
+        assert process.pid in supervisor.ended
+
+
+def test_processes_that_start_after_the_signal_are_told_too(processes: Processes) -> None:
+    with supervise(processes) as supervisor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wait(start(processes, OBEDIENT), supervisor) == -signal.SIGTERM
+
+
+def test_a_second_signal_kills(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SECOND_REQUEST_SECONDS", 0.0)
+    with supervise(processes) as supervisor:
+        process = start(processes, STUBBORN)
+        assert first_line(process) == b"ready"
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert wait(process, supervisor) == -signal.SIGKILL
+        assert supervisor.forced
+        assert supervisor.killed == {process.pid}
+
+
+def test_signals_in_quick_succession_are_one_request(processes: Processes) -> None:
+    with supervise(processes) as supervisor:
+        process = start(processes, STUBBORN)
+        assert first_line(process) == b"ready"
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        supervisor.check()
+        assert not supervisor.forced
+        assert process.poll() is None
+
+
+def test_who_outlives_a_failure_is_killed(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
+    with supervise(processes) as supervisor:
+        stubborn = start(processes, STUBBORN)
+        assert first_line(stubborn) == b"ready"
+        assert wait(start(processes, "raise SystemExit(3)"), supervisor) == 3
+        assert wait(stubborn, supervisor) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("status", [0, 75])
+def test_who_is_done_or_preempted_takes_nobody_along(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.0)
+    with supervise(processes) as supervisor:
+        other = start(processes, OBEDIENT)
+        assert wait(start(processes, f"raise SystemExit({status})"), supervisor) == status
+        supervisor.check()
+        assert other.poll() is None
+
+
+def test_leaving_takes_what_processes_started_along(processes: Processes) -> None:
+    with supervise(processes) as supervisor:
+        process = start(processes, PARENT)
+        orphan = int(first_line(process))
+        assert wait(process, supervisor) == 0
+        os.kill(orphan, 0)
+    deadline = time.monotonic() + 5
+    command = Path(f"/proc/{orphan}/cmdline")  # empty for a process that has ended and waits to be noticed
+    while command.exists() and command.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(processes: Processes) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with supervise(processes) as supervisor:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert supervisor.asked is None
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_outside_the_main_thread_it_supervises_without_signals(processes: Processes) -> None:
+    codes: list[int] = []
+
+    def run() -> None:
+        with supervise(processes) as supervisor:
+            codes.append(wait(start(processes, "raise SystemExit(5)"), supervisor))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(20)
+    assert codes == [5]

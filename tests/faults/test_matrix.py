@@ -1,0 +1,19 @@
+"""Every case of the fault matrix ends as it declares."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults import layout_cases, storage_cases
+from tests.faults.engine import Scene
+from tests.faults.matrix import Case, judge
+from tests.faults.results import RESULTS
+
+CASES = [*storage_cases.cases(), *layout_cases.cases()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_fault_ends_as_declared(case: Case, scene: Scene) -> None:
+    result = judge(case, scene)
+    RESULTS.append(result)
+    assert result.is_good, f"{result.verdict.value}: {result.reason}"

@@ -1,0 +1,48 @@
+"""The two ends of a run: the tokenizer it leaves beside its checkpoints, and ranks that finish at different times."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from scaling.transformer.inference.module import TOKENIZER_FILE
+from tests.distributed import run_distributed
+from tests.faults.engine import Scene
+from tests.faults.storage_cases import fill, small_disk
+from tests.reference.worlds import connected
+
+
+@pytest.mark.parametrize("left", [b"", b'{"version": "1.0", "trunc'])
+def test_a_half_written_tokenizer_is_replaced(left: bytes, scene: Scene) -> None:
+    scene.resume_from(4)
+    (scene.save_dir / TOKENIZER_FILE).write_bytes(left)
+    assert scene.finish().status == 0
+    assert (scene.save_dir / TOKENIZER_FILE).read_bytes() == scene.source.tokenizer.read_bytes()
+
+
+def test_a_disk_too_full_for_the_tokenizer_is_named_and_nothing_half_written_stays(
+    scene: Scene
+) -> None:
+    with small_disk(scene.save_dir, "64k"):
+        filler = fill(scene.save_dir)
+        end = scene.run()
+        assert end.status == 74
+        assert "writing the tokenizer beside the checkpoints" in end.message
+        assert "No space left" in end.message
+        assert list(scene.save_dir.iterdir()) == [filler]
+
+
+def last_word(rank: int, world_size: int) -> str:
+    """Rank 0, which serves the store, is through long before rank 1 reads from it."""
+    with connected(data=2) as topology:
+        assert topology.store is not None
+        if rank == 0:
+            topology.store.set("verdict", "saved")
+            return ""
+        time.sleep(0.5)
+        return topology.store.get("verdict").decode()
+
+
+def test_a_rank_that_is_through_waits_for_those_that_still_read_its_store() -> None:
+    assert run_distributed(last_word, 2) == ["", "saved"]
