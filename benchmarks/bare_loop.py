@@ -17,9 +17,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         q, k, v = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k = rotate(q, angles), rotate(k, angles)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
-        )
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
         projected: Tensor = self.dense(out.transpose(1, 2).flatten(2))
         return projected
 

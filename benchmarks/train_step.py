@@ -227,7 +227,9 @@ def main() -> None:
     world, plain = topology.world_size, config.as_dict()
     data_only = world == topology.data_parallel_size
     names = ["scaling"] + ([] if options.no_bare or not data_only else ["bare"])
-    rate = matrix_rate(torch.float32 if config.transformer_architecture.precision.value == "float32" else torch.bfloat16)
+    rate = matrix_rate(
+        torch.float32 if config.transformer_architecture.precision.value == "float32" else torch.bfloat16
+    )
     sides = [Side(name, plain, world) for name in names]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(options.rounds):
@@ -239,7 +241,7 @@ def main() -> None:
     operations = flops_per_token(config.transformer_architecture) * tokens_per_step
     report: dict[str, Any] = {
         "command": " ".join(["python3", *sys.argv]),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
         "layout": {axis.value: topology.layout.size(axis) for axis in Axis},
         "matrix_product_flops_per_second": rate,
     }

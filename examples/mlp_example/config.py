@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaling.core import (
-    BaseConfig,
-    LearningRateSchedulerConfig,
-    LoggerConfig,
-    OptimizerConfig,
-    Problem,
-    RunnerConfig,
-    TopologyConfig,
-    TrainerConfig,
-)
+from scaling.core import BaseConfig, LearningRateSchedulerConfig, Problem, RunConfig, TopologyConfig
 
 
 class TrainingConfig(BaseConfig):
@@ -46,15 +37,10 @@ def fit(topology: TopologyConfig, architecture: ArchitectureConfig) -> Iterator[
         yield Problem("architecture.n_hidden_layers", f"is {layers}; with this topology it must be at least {fewest}")
 
 
-class MLPConfig(BaseConfig):
+class MLPConfig(RunConfig):
     cross_checks = (fit,)
 
-    runner: RunnerConfig = RunnerConfig()
-    logger: LoggerConfig = LoggerConfig()
-    topology: TopologyConfig = TopologyConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
     learning_rate_scheduler: LearningRateSchedulerConfig = LearningRateSchedulerConfig()
-    trainer: TrainerConfig = TrainerConfig()
     training: TrainingConfig = TrainingConfig()
     architecture: ArchitectureConfig = ArchitectureConfig()
     data: DataConfig = DataConfig()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
-import torch
-
 from examples.mlp_example.config import MLPConfig
 from examples.mlp_example.data import SUBSET, WHOLE, Digits, download
 from examples.mlp_example.model import layer_specs, loss
@@ -21,14 +17,13 @@ from scaling.core import (
     Topology,
     assign,
     configure_logging,
-    run_process,
     run_training,
+    run_training_process,
 )
 
 
 def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
     """Train as `config` says, as one of the processes of `launch`, and return what to end with."""
-    torch.set_num_threads(1)  # the matrices are small: a second thread would mostly wait for the first
     configure_logging(config.logger, rank=launch.rank, world_size=launch.world_size)
     directory = config.data.directory or (WHOLE if config.data.download else SUBSET)
     if config.data.download and launch.rank == 0:
@@ -56,10 +51,5 @@ def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
         )
 
 
-def main() -> ExitStatus:
-    path, *overrides = sys.argv[1:] or ["examples/mlp_example/config.yml"]
-    return train(MLPConfig.from_yaml(path, overrides, quiet=True), LaunchContext.from_environment())
-
-
 if __name__ == "__main__":
-    run_process(main)
+    run_training_process(MLPConfig, train)

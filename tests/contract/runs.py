@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+import torch.distributed as dist
 
 from scaling.core import LaunchContext, Recipe, Session, Topology, TopologyConfig
-from scaling.core.topology.base_store import serve_store
-from scaling.core.verify.deviation import Deviation, Held
+from scaling.core.verify.deviation import Deviation, Held, distances, incomplete, relative_difference, shapes
 from scaling.core.verify.session import StepNumbers
-
-Patch = AbstractContextManager[Any]
+from scaling.core.verify.shared_tensors import SharedTensors
+from tests.distributed import run_distributed
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,78 @@ def _run(job: Job, topology: Topology, directory: Path) -> Run:
 @contextmanager
 def served_store() -> Iterator[int]:
     """Serve a store for the worlds of a test and return its port."""
-    store = serve_store("127.0.0.1", 0, timeout=timedelta(minutes=5), setting="MASTER_PORT")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
     yield store.port
     del store
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A recorded run, and where its tensors are."""
+
+    recipe: Recipe
+    directory: Path
+    run: Run
+
+    @property
+    def steps(self) -> int:
+        return len(self.run.numbers)
+
+    @property
+    def digest(self) -> str:
+        return digest(self.directory, "reference", [self.run])
+
+
+def record(recipe: Recipe, topology: TopologyConfig, directory: Path, *, steps: int) -> Reference:
+    """Train in one process and write everything down."""
+    job = Job("reference", recipe, topology, steps, record=True)
+    with served_store() as port:
+        ((run,),) = run_distributed(train, 1, port, pickle.dumps([job]), str(directory))
+    return Reference(recipe, directory, run)
+
+
+def follow(
+    reference: Reference,
+    jobs: Sequence[Job],
+    *,
+    timeout: float = 250,
+    mutation: str | None = None,
+) -> dict[str, list[Run]]:
+    """Train in the layouts of `jobs`, all of one world size, and return what each rank saw, by job."""
+    (world_size,) = {job.topology.world_size for job in jobs}
+    with served_store() as port:
+        by_rank = run_distributed(
+            train, world_size, port, pickle.dumps(list(jobs)), str(reference.directory), mutation, timeout=timeout
+        )
+    return {job.name: [runs[number] for runs in by_rank] for number, job in enumerate(jobs)}
+
+
+def digest(directory: Path, name: str, runs: Sequence[Run]) -> str:
+    """Return the SHA-256 of the gathered initial weights of a run."""
+    return SharedTensors(directory / f"initial {name}").digest(shapes(run.held for run in runs))
+
+
+def differences(reference: Reference, name: str, runs: Sequence[Run]) -> dict[str, tuple[float, str]]:
+    """Return how far a run is from the reference, per quantity: the largest relative difference, and where it is."""
+    assert not list(incomplete([run.held for run in runs])), "every element has an owner"
+    found: dict[str, tuple[float, str]] = {}
+
+    def note(quantity: str, relative: float, where: str) -> None:
+        found[quantity] = max(found.get(quantity, (0.0, "")), (relative, where))
+
+    note("initial weights", float(digest(reference.directory, name, runs) != reference.digest), "digest")
+    for rank, run in enumerate(runs):
+        for step, (ours, theirs) in enumerate(zip(run.numbers, reference.run.numbers, strict=True), start=1):
+            where = f"step {step}, rank {rank}"
+            note("loss", relative_difference(ours.loss, theirs.loss), where)
+            note("gradient norm", relative_difference(ours.gradient_norm, theirs.gradient_norm), where)
+            note("weight", relative_difference(ours.weight, theirs.weight), where)
+        assert run.evaluation is not None
+        assert reference.run.evaluation is not None
+        note("evaluation loss", relative_difference(run.evaluation, reference.run.evaluation), f"rank {rank}")
+    for step in range(reference.steps):
+        for one in distances(deviation for run in runs for deviation in run.gradients[step]):
+            note("gradients", one.relative, f"step {step + 1}, {one.key}{list(one.index)} on rank {one.rank}")
+    for one in distances(deviation for run in runs for deviation in run.weights):
+        note("final weights", one.relative, f"{one.key}{list(one.index)} on rank {one.rank}")
+    return found

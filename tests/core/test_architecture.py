@@ -40,6 +40,7 @@ MAY_NAME_TORCH_DISTRIBUTED = {
     "src/scaling/core/optimizer/clip.py": "sums norms over ranks",
     "src/scaling/core/optimizer/optimizer.py": "gathers updated weights",
     "src/scaling/core/checkpoint/": "lets ranks agree on what is saved",
+    "src/scaling/core/verify/world.py": "serves the store in which its processes meet",
     "src/scaling/core/runner/": "starts processes through the elastic launcher",
 }
 

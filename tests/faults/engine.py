@@ -157,6 +157,16 @@ def launch(
     return end_of(outcomes)
 
 
+def main_as_rank(rank: int, world_size: int, arguments: list[str]) -> tuple[ExitStatus, Witness]:
+    """Be one rank of the training program as it is started from a command line."""
+    return program.main(arguments), Witness()
+
+
+def launch_file(path: Path) -> End:
+    """Start the program with a configuration file, in one process."""
+    return end_of(run_world(main_as_rank, 1, [str(path)], timeout=TIMEOUT, grace=0.3))
+
+
 def end_of(outcomes: list[Outcome]) -> End:
     """Join the ends of the ranks."""
     hung = [one.report for one in outcomes if one.report.startswith("was not done")]
@@ -272,6 +282,8 @@ class Scene:
     wide: Undisturbed
     """The same run in float64."""
     expected: State = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    """Names in the folder that may be written all the same."""
     _before: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -322,15 +334,20 @@ class Scene:
 
     def watch(self) -> None:
         """From here on, nothing may be written."""
-        self._before = contents(self.folder, without=("logs",))
+        self._before = contents(self.folder, without=("logs", *self.ignored))
 
     def written(self) -> list[str]:
         """Return what has been written, changed or removed since `watch`."""
         if self._before is None:
             raise Unexpected("the case does not say from when on nothing may be written")
-        now = contents(self.folder, without=("logs",))
+        now = contents(self.folder, without=("logs", *self.ignored))
         names = sorted(now.keys() | self._before.keys())
         return [name for name in names if now.get(name) != self._before.get(name)]
+
+    def forget(self, path: Path) -> None:
+        """Do not count what the case itself does to a file."""
+        self.ignored = (*self.ignored, path.name)
+        self._before = {name: digest for name, digest in (self._before or {}).items() if name != path.name}
 
     def require(self, holds: bool, otherwise: str) -> None:
         """Fail the case where something on the way is not as it has to be."""

@@ -53,11 +53,16 @@ def cases() -> Iterator[Case]:
     other = [text.replace("counts", "adds") for text in texts()]
     yield Case("C", "other data set", Refuse(2, fingerprint), partial(other_data, other))
     yield Case("C", "shorter data set", Refuse(2, fingerprint), partial(other_data, texts(40)))
-    yield Case("C", "ranks with different configurations", Refuse(2, r"(?s)rank.*configuration"), divergent_ranks)
+    yield Case(
+        "C",
+        "ranks with different configurations",
+        Refuse(2, "the processes do not share one configuration"),
+        divergent_ranks,
+    )
     yield Case(
         "C",
         "unknown key",
-        Refuse(2, r"trainer\.train_iteration: .*did you mean 'train_iterations'"),
+        Refuse(2, r"trainer\.train_iteration: .*did you mean train_iterations"),
         partial(changed, {"trainer.train_iteration": 9}),
     )
 

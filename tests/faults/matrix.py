@@ -168,7 +168,9 @@ def contents(folder: Path, *, without: Sequence[str] = ()) -> dict[str, str]:
 def table(results: Sequence[Result]) -> list[str]:
     """Return the lines of the table, and the figure last."""
     widths = [max(len(text) for text in column) for column in zip(*map(_row, results), strict=True)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(_row(result), widths, strict=True)) for result in results]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(_row(result), widths, strict=True)) for result in results
+    ]
     for group, count in sorted(Counter(result.group for result in results).items()):
         good = sum(result.is_good for result in results if result.group == group)
         lines.append(f"group {group}: {good}/{count}")
@@ -183,7 +185,9 @@ def figure(results: Sequence[Result]) -> str:
 def to_json(results: Sequence[Result]) -> str:
     """Return the results for programs."""
     counts = Counter(result.verdict.value for result in results)
-    return json.dumps({"figure": figure(results), "counts": counts, "cases": [asdict(one) for one in results]}, indent=1)
+    return json.dumps(
+        {"figure": figure(results), "counts": counts, "cases": [asdict(one) for one in results]}, indent=1
+    )
 
 
 def _row(result: Result) -> tuple[str, ...]:

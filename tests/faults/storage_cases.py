@@ -41,7 +41,7 @@ def cases() -> Iterator[Case]:
         yield Case("S", f"SIGKILL at save.{point} of the same step again", Survive(), partial(killed_again, point))
     for name, damage in DAMAGE.items():
         yield Case("S", name, Survive(), partial(damaged, damage))
-    yield Case("S", "read-only file system", Refuse(74, r"step 6 was not saved: .*Read-only file system"), read_only)
+    yield Case("S", "read-only file system", Refuse(74, "Read-only file system"), read_only)
     hanging = "save.mid_data@*=hang,step.after_optimizer@*:4=kill"
     yield Case("S", "SIGKILL of the trainer during an asynchronous save", Survive(), partial(killed_async, hanging))
     writer = "save.mid_data@1=kill"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults import layout_cases, storage_cases
+from tests.faults import data_cases, layout_cases, security_cases, storage_cases
 from tests.faults.engine import Scene
 from tests.faults.matrix import Case, judge
 from tests.faults.results import RESULTS
 
-CASES = [*storage_cases.cases(), *layout_cases.cases()]
+CASES = [*storage_cases.cases(), *layout_cases.cases(), *data_cases.cases(), *security_cases.cases()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -21,9 +21,7 @@ def test_a_half_written_tokenizer_is_replaced(left: bytes, scene: Scene) -> None
     assert (scene.save_dir / TOKENIZER_FILE).read_bytes() == scene.source.tokenizer.read_bytes()
 
 
-def test_a_disk_too_full_for_the_tokenizer_is_named_and_nothing_half_written_stays(
-    scene: Scene
-) -> None:
+def test_a_disk_too_full_for_the_tokenizer_is_named_and_nothing_half_written_stays(scene: Scene) -> None:
     with small_disk(scene.save_dir, "64k"):
         filler = fill(scene.save_dir)
         end = scene.run()

@@ -14,6 +14,9 @@ from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis, Layout
 from scaling.core.topology.topology import Topology
 
+# As in the workers: a second thread gains nothing for small tensors, and waits for its turn on a busy core.
+torch.set_num_threads(1)
+
 
 def topology_config(*, pipe: int = 1, data: int = 1, model: int = 1, **others: Any) -> TopologyConfig:
     """Return a configuration on the CPU; every missing number is 1."""

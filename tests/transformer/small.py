@@ -142,7 +142,9 @@ def command_environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "RES_OPTIONS": "timeout:1 attempts:1", **variables}
 
 
-def run_module(module: str, *arguments: object, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, *arguments: object, timeout: float = 120, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python3 -m module arguments` to its end."""
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],

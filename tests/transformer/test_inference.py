@@ -296,6 +296,13 @@ def test_characters_come_whole_and_as_soon_as_they_are_known(
     assert pieces == ["a", "🙂", "b"]
 
 
+def test_a_character_that_the_limit_has_cut_is_left_out(
+    speaker: TransformerInferenceModule, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _play(monkeypatch, tokenizer.encode("a🙂b"))
+    assert "".join(speaker.stream_text("the", max_tokens=3)) == "a"
+
+
 def test_an_empty_stop_text_is_refused(speaker: TransformerInferenceModule) -> None:
     with pytest.raises(ConfigError, match="a stop text is empty"):
         next(speaker.stream_text("the", max_tokens=6, stop=[""]))

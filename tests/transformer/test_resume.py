@@ -106,9 +106,7 @@ def test_zero_can_be_switched_off(data: Path, uninterrupted: list[float], tmp_pa
     assert values(train_small(data, tmp_path, settings)) == pytest.approx(uninterrupted, rel=1e-5)
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(
-    data: Path, uninterrupted: list[float], tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on_from_its_last_checkpoint(data: Path, uninterrupted: list[float], tmp_path: Path) -> None:
     settings = {**layout(2, 1, 1), **saving(tmp_path), "trainer.save_interval": 3}
     sections = nested(settings_of(data, tmp_path, settings))
     ends = run_world(train_as_rank, 2, sections, environment={"SCALING_FAULT": "step.after_backward@1:9=kill"})
@@ -246,9 +244,7 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
     assert found == ["global_step10", "global_step8", "latest"]
 
 
-def test_a_disk_that_is_full_at_the_end_ends_the_run_with_an_error(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_disk_that_is_full_at_the_end_ends_the_run_with_an_error(data: Path, tmp_path: Path) -> None:
     settings = {**saving(tmp_path), **layout(2, 1, 1), "trainer.save_interval": 4}
     with pytest.raises(StorageError, match=r"step 10 was not saved: .*No space left"):
         train_small(data, tmp_path, settings, faults="save.before_data@0:3=enospc")

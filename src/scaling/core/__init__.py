@@ -216,6 +216,15 @@ if TYPE_CHECKING:
     from scaling.core.pipeline.module import ParallelModule as ParallelModule
     from scaling.core.profiler.config import ProfilerConfig as ProfilerConfig
     from scaling.core.profiler.profiler import Profiler as Profiler
+    from scaling.core.runner.command import (
+        RunConfig as RunConfig,
+    )
+    from scaling.core.runner.command import (
+        run_in_processes as run_in_processes,
+    )
+    from scaling.core.runner.command import (
+        run_training_process as run_training_process,
+    )
     from scaling.core.runner.config import RunnerConfig as RunnerConfig
     from scaling.core.runner.config import RunnerType as RunnerType
     from scaling.core.runner.main import runner_main as runner_main
@@ -341,6 +350,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "verify.session": ("Recipe", "Session"),
     "runner.main": ("runner_main",),
     "runner.process": ("run_process",),
+    "runner.command": ("RunConfig", "run_in_processes", "run_training_process"),
     "runner.config": ("RunnerConfig", "RunnerType"),
 }
 _HOMES: Mapping[str, str] = {name: home for home, names in _NAMES.items() for name in names}

@@ -32,7 +32,6 @@ from scaling.core import (
 )
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.files import storage_errors, write_atomically
-from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.flops import flops_per_token
 from scaling.transformer.inference.module import TOKENIZER_FILE

@@ -305,6 +305,36 @@ def test_what_cannot_travel_is_refused_between_stages_of_one_rank_too() -> None:
         module.train_step(of_lengths(3, 3), sum_up)
 
 
+class Breaks(nn.Module):
+    """Fails at its third micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        if self.runs == 3:
+            raise ZeroDivisionError("in the third micro-batch")
+        y: Tensor = self.linear(x)
+        return y
+
+
+def fail_in_the_middle(rank: int, world_size: int) -> None:
+    with connected(pipe=4) as topology:
+        config = topology_config(pipe=4, global_batch_size=4, micro_batch_size=1)
+        layers = [LayerSpec(nn.Linear, WIDTH, WIDTH, dtype=torch.float64) for _ in range(4)]
+        layers[1] = LayerSpec(Breaks)
+        module = ParallelModule(layers, topology, config, seed=3)
+        module.train_step(batches("tensor"), loss_of("tensor"))
+
+
+def test_an_error_in_a_layer_is_not_held_up_by_messages_under_way() -> None:
+    with pytest.raises(ZeroDivisionError, match="in the third micro-batch"):
+        run_distributed(fail_in_the_middle, 4)
+
+
 class Watched(nn.Module):
     """Remembers, weakly, the tensors that pass on their way to the next stage or as losses."""
 

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 logger = logging.getLogger(__name__)
 
-_MOST_SECONDS_BETWEEN_LINES = 60.0
+_REDRAW = 0.1
+"""Seconds between two drawings of the live line."""
 
 
 class ConsoleSink:
@@ -34,14 +35,14 @@ class ConsoleSink:
         self._total = total_steps
         self._clock = clock
         self._start = (clock(), first_step)
-        self._last_line = float("-inf")
+        self._last_shown = float("-inf")
         self._progress: Progress | None = None
         if may_draw and sys.stderr.isatty():
             self._progress = Progress(
                 BarColumn(bar_width=20),
                 TextColumn("{task.description}", markup=False),
                 console=Console(stderr=True),
-                refresh_per_second=4,
+                auto_refresh=False,
             )
             self._task = self._progress.add_task("", total=total_steps, completed=first_step)
 
@@ -54,21 +55,25 @@ class ConsoleSink:
             return
         if self._progress is not None:
             self._progress.start()
-            self._progress.update(self._task, completed=step, description=text)
-        elif self._is_line_due(step):
+            self._progress.update(self._task, completed=step, description=text, refresh=self._is_due(step, _REDRAW))
+        elif self._is_due(step, self._pause()):
             logger.info(text)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None
 
-    def _is_line_due(self, step: int) -> bool:
+    def _pause(self) -> float:
+        """Return the seconds between two lines: a fiftieth of the time so far, at least 1, at most 60."""
+        return min(max(1.0, (self._clock() - self._start[0]) / 50), 60.0)
+
+    def _is_due(self, step: int, pause: float) -> bool:
         now = self._clock()
-        pause = min(max(1.0, (now - self._start[0]) / 50), _MOST_SECONDS_BETWEEN_LINES)
-        if step < self._total and now - self._last_line < pause:
+        if step < self._total and now - self._last_shown < pause:
             return False
-        self._last_line = now
+        self._last_shown = now
         return True
 
     def _describe(self, step: int, metrics: Mapping[str, float]) -> str | None:

@@ -66,13 +66,18 @@ def assign(
 
     A parameter in no group or in several, and a group that takes no parameter on any rank, are one `ConfigError` that
     is the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no gradient from then
-    on.
+    on. Parameters that need none already belong to no group.
     """
     taken: list[list[tuple[nn.Parameter, ParameterMeta]]] = [[] for _ in patterns]
+    wanted = [False for _ in patterns]
     missing: list[str] = []
     several: list[str] = []
     for parameter, description in parameters:
+        if not parameter.requires_grad:
+            continue
         takers = [index for index, pattern in enumerate(patterns) if pattern.matches(name_in_layer(description.key))]
+        for index in takers:
+            wanted[index] = True
         if len(takers) > 1:
             names = ", ".join(patterns[index].group.name for index in takers)
             several.append(f"{description.key} is taken by several groups ({names}); exclude it from all but one")
@@ -85,9 +90,7 @@ def assign(
                 f"{description.key} is in no group; include it somewhere, or set "
                 "training.allow_missing_params_in_optimizer to true to freeze such parameters"
             )
-    said = topology.exchange(
-        "parameter groups", json.dumps([missing, several, [bool(parameters) for parameters in taken]])
-    )
+    said = topology.exchange("parameter groups", json.dumps([missing, several, wanted]))
     reports = [json.loads(report) for report in said if report is not None]
     problems = sorted({line for report in reports for line in (*report[0], *report[1])})
     for index, pattern in enumerate(patterns):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -18,13 +19,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from scaling.core.errors import ScalingError
+from scaling.core.errors import LayoutError, ScalingError
 from scaling.core.runner.outcome import ProcessEnd
 from scaling.core.runner.report import Report
 from scaling.core.runner.supervisor import POLL_SECONDS, Supervisor
-from scaling.core.topology.base_store import serve_store
+from scaling.core.topology.base_store import port_in_use
 
-_HOST = "localhost"
+_HOST = "127.0.0.1"
 
 
 class OneMachine(RendezvousHandler):
@@ -32,7 +33,7 @@ class OneMachine(RendezvousHandler):
 
     def __init__(self, run_id: str, port: int) -> None:
         self._run_id = run_id
-        self._store = serve_store(_HOST, port, timeout=timedelta(minutes=5), setting="runner.master_port")
+        self._store = _serve_here(port)
         self._is_closed = False
 
     @property
@@ -70,6 +71,23 @@ class OneMachine(RendezvousHandler):
         """Note that the run is over."""
         self._is_closed = True
         return True
+
+
+def _serve_here(port: int) -> dist.TCPStore:
+    """Serve a store that only this machine can reach: whoever reaches it can write to it."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((_HOST, port))
+            listener.listen(1024)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise port_in_use(port, setting="runner.master_port") from error
+            raise LayoutError(
+                f"cannot listen on port {port} ({error}); set runner.master_port to another port"
+            ) from error
+        chosen = listener.getsockname()[1]
+        return dist.TCPStore(_HOST, chosen, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def run_processes(

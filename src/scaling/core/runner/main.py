@@ -111,7 +111,10 @@ def _is_script(target: str) -> bool:
 @contextlib.contextmanager
 def _environment(processes: int, *, gpus: Sequence[int] | None) -> Iterator[None]:
     """Set what the processes inherit; apart from the runner's own variable, only where the user has not set it."""
-    defaults = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # warnings of gloo and the store are dozens of lines each
+    defaults = {
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # warnings of gloo and the store are dozens of lines each
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from those that work
+    }
     if gpus is not None:
         defaults["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     cores = available_cores()

@@ -24,22 +24,8 @@ def open_base_store(launch: LaunchContext, deadline: float) -> dist.Store:
     `ScalingError` where nobody is there in time.
     """
     if launch.rank == 0 and not launch.agent_store:
-        return serve_store(*launch.meeting_place, timeout=_left(deadline), setting="MASTER_PORT")
+        return _serve(launch, deadline)
     return _reach(launch, deadline)
-
-
-def serve_store(host: str, port: int, *, timeout: timedelta, setting: str) -> dist.TCPStore:
-    """Serve a store from this process; port 0 is any free one. `setting` is what the user sets to choose the port."""
-    try:
-        return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timeout)
-    except dist.DistNetworkError as error:
-        here = socket.gethostname()
-        if "EADDRINUSE" in str(error):
-            raise LayoutError(
-                f"port {port} on {here} is in use, so the processes cannot meet there; set {setting} to a free port "
-                "or end the program that holds it"
-            ) from error
-        raise LayoutError(f"{here} cannot listen on port {port} ({error}); set {setting} to another port") from error
 
 
 def poll_until(deadline: float) -> Iterator[None]:
@@ -50,6 +36,26 @@ def poll_until(deadline: float) -> Iterator[None]:
         time.sleep(min(pause, left))
         pause = min(0.1, pause * 1.3)
         yield
+
+
+def _serve(launch: LaunchContext, deadline: float) -> dist.Store:
+    host, port = launch.meeting_place
+    try:
+        return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=_left(deadline))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" in str(error):
+            raise port_in_use(port, setting="MASTER_PORT") from error
+        raise LayoutError(
+            f"rank 0 cannot listen on {host}:{port} ({error}); set MASTER_PORT to another port"
+        ) from error
+
+
+def port_in_use(port: int, *, setting: str) -> LayoutError:
+    """Return the error for a port that another program listens on. `setting` is what the user chooses it with."""
+    return LayoutError(
+        f"port {port} on {socket.gethostname()} is in use, so the processes cannot meet there; set {setting} to a free "
+        "port, or end the program that holds it"
+    )
 
 
 def _reach(launch: LaunchContext, deadline: float) -> dist.Store:

@@ -18,10 +18,10 @@ from multiprocessing.context import BaseContext
 from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from typing_extensions import Self
 
 from scaling.core.errors import ScalingError
-from scaling.core.topology.base_store import serve_store
 from scaling.core.topology.config import Device, TopologyConfig
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.topology import Topology
@@ -54,7 +54,9 @@ class LocalWorld:
         self._timeout = timeout
         config = config.model_copy(update={"device": Device.CPU, "process_group_timeout_seconds": timeout})
         # Served from here, on a port that is free: there is none to choose, and none for another program to take.
-        self._store = serve_store(_HOST, 0, timeout=timedelta(seconds=timeout), setting="MASTER_PORT")
+        self._store = dist.TCPStore(
+            _HOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout)
+        )
         context = _context()
         self._processes = []
         self._connections: list[Connection] = []

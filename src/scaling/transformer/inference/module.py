@@ -199,7 +199,10 @@ class TransformerInferenceModule:
             if ready > shown and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield text[shown:ready]
                 shown = ready
-        yield self.tokenizer.decode(tokens)[shown:]
+        text = self.tokenizer.decode(tokens)
+        if len(tokens) == max_tokens:
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the limit may have cut a character
+        yield text[shown:]
 
     def _run(self, input_ids: Tensor, *, first: int) -> Tensor:
         device = self._topology.device
@@ -238,7 +241,9 @@ def _require_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without that kind of device
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"device ({device}) cannot be used: {reason}; choose cpu, or cuda on a machine with a GPU") from error
+        raise ConfigError(
+            f"device ({device}) cannot be used: {reason}; choose cpu, or cuda on a machine with a GPU"
+        ) from error
 
 
 def _overlap(text: str, end: str) -> int:

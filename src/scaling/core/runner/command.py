@@ -1,0 +1,78 @@
+"""From the command line of an application to its processes, and in each process to its training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.errors import ConfigError, ExitStatus
+from scaling.core.logging.config import LoggerConfig
+from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.profiler.config import ProfilerConfig
+from scaling.core.runner.config import RunnerConfig
+from scaling.core.runner.main import runner_main
+from scaling.core.runner.process import run_process
+from scaling.core.topology.config import TopologyConfig
+from scaling.core.topology.launch import LaunchContext
+from scaling.core.trainer.config import TrainerConfig
+
+
+class RunConfig(BaseConfig):
+    """The sections every training has; an application adds its own in a subclass."""
+
+    runner: RunnerConfig = RunnerConfig()
+    """Where the processes of the run are started, and how."""
+    logger: LoggerConfig = LoggerConfig()
+    """What is logged, and where to."""
+    topology: TopologyConfig = TopologyConfig()
+    """Processes on each axis, and how a global batch is cut."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
+    trainer: TrainerConfig = TrainerConfig()
+    """Length of the training, evaluation, checkpoints, data loading."""
+    profiler: ProfilerConfig = ProfilerConfig()
+    """Timeline of a few steps."""
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
+    """Start `module` in the processes that the configuration named on the command line asks for; end as they end.
+
+    The command line is CONFIG [KEY=VALUE ...]. `module` ends in `run_training_process` with the same class.
+    """
+
+    def start() -> int:
+        path, overrides = command_line()
+        config = config_class.from_yaml(path, overrides)
+        return runner_main(
+            config.runner,
+            module_or_script=module,
+            config_path=path,
+            overrides=overrides,
+            processes=config.topology.world_size,
+            log_dir=config.logger.log_dir,
+        )
+
+    run_process(start)
+
+
+def run_training_process(config_class: type[Config], train: Callable[[Config, LaunchContext], ExitStatus]) -> NoReturn:
+    """Call `train` with the configuration of the command line, as one process of the run; end with what it returns."""
+
+    def work() -> int:
+        path, overrides = command_line()
+        launch = LaunchContext.from_environment()
+        return train(config_class.from_yaml(path, overrides, quiet=launch.rank != 0), launch)
+
+    run_process(work)
+
+
+def command_line() -> tuple[str, list[str]]:
+    """Return CONFIG and the overrides that this process was given."""
+    if len(sys.argv) < 2:
+        raise ConfigError(f"name a configuration: {sys.argv[0]} CONFIG [KEY=VALUE ...]")
+    return sys.argv[1], sys.argv[2:]

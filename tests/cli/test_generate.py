@@ -1,0 +1,91 @@
+"""`scaling generate` continues a text with what a training has left behind, its tokenizer included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling.cli.main import main
+from scaling.core import MemoryMapDatasetBuilder
+from scaling.transformer.data.tokenizer import train_tokenizer
+from tests.transformer.small import train_small
+
+SENTENCE = "the cät 🙂 sat on the mat."
+
+Generate = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Learn one sentence by heart."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = train_tokenizer([SENTENCE], 270)
+    tokenizer.save(folder / "tokenizer.json")
+    with MemoryMapDatasetBuilder(folder / "data", np.int32, tokenizer_sha256=tokenizer.sha256) as builder:
+        for _ in range(40):
+            builder.add([*tokenizer.encode(SENTENCE), tokenizer.eos_token_id])
+    settings = {
+        "transformer_architecture.vocab_size": None,
+        "transformer_architecture.vocab_file": str(folder / "tokenizer.json"),
+        "trainer.save_dir": str(folder / "checkpoints"),
+        "trainer.train_iterations": 40,
+    }
+    train_small(folder / "data", folder, settings)
+    return folder / "checkpoints"
+
+
+@pytest.fixture
+def generate(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
+    """Run `scaling generate CHECKPOINT ARGUMENTS`; return status, output and errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["scaling", "generate", str(checkpoint), *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        shown = capsys.readouterr()
+        return int(leaving.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+def test_what_was_learnt_is_said_up_to_the_end_of_the_document(generate: Generate, checkpoint: Path) -> None:
+    assert (checkpoint / "vocab.json").exists()
+    assert generate("--prompt", "the cät", "--temperature", "0") == (0, f"{SENTENCE}\n", "")
+
+
+def test_a_stop_text_ends_it_before(generate: Generate) -> None:
+    said = generate("--prompt", "the cät", "--temperature", "0", "--stop", "on", "--stop", "mat")
+    assert said == (0, "the cät 🙂 sat \n", "")
+
+
+def test_at_most_so_many_tokens_are_said(generate: Generate) -> None:
+    status, said, _ = generate("--prompt", "the", "--temperature", "0", "--max-tokens", "1")
+    assert status == 0
+    assert SENTENCE.startswith(said.removesuffix("\n"))
+    assert len(said) < len(SENTENCE)
+
+
+def test_a_seed_says_the_same_again(generate: Generate) -> None:
+    arguments = ("--prompt", "the", "--temperature", "3", "--top-k", "50", "--top-p", "0.99", "--max-tokens", "20")
+    assert generate(*arguments, "--seed", "1") == generate(*arguments, "--seed", "1")
+    assert generate(*arguments, "--seed", "1") != generate(*arguments, "--seed", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "a", "--top-p", "2"], "top_p (2.0) must be above 0"),
+        (["--prompt", "a", "--device", "nothing"], "device (nothing) cannot be used"),
+        (["--prompt", "a", "--stop", ""], "a stop text is empty"),
+    ],
+)
+def test_a_mistake_gets_a_message(generate: Generate, arguments: list[str], message: str) -> None:
+    status, _, shown = generate(*arguments)
+    assert status == 2
+    assert shown.startswith("error: ")
+    assert message in shown
+    assert "Traceback" not in shown

@@ -1,0 +1,280 @@
+"""Gradients are summed while the backward pass runs: in one order on all ranks, each element once, over whom it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from scaling.core.collectives import ops
+from scaling.core.data.types import MicroBatch
+from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear
+from scaling.core.nn.norm import RMSNorm
+from scaling.core.nn.parameter import meta
+from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
+from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.optimizer.optimizer import Optimizer
+from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
+from scaling.core.pipeline.loss import LossOutput
+from scaling.core.pipeline.module import ParallelModule
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+from tests.distributed import run_distributed
+from tests.reference.worlds import connected, random, topology_config
+
+WIDTH, LAYERS, MICRO_BATCHES = 16, 4, 3
+PADDED = LAYERS * (256 + 64)
+"""Elements of all buckets: matrices of 16 x 16, biases of 16 filled up to 64."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One collective of the data axis, or a mark."""
+
+    name: str
+    elements: int = 0
+    bytes: int = 0
+    dtype: torch.dtype | None = None
+
+
+@contextmanager
+def recorded(log: list[Message]) -> Iterator[None]:
+    """Write down every collective, with the size of the whole (not one rank's) tensor."""
+
+    def wrap(name: str, whole: int) -> Callable[..., Any]:
+        real = getattr(ops, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            tensor: Tensor = arguments[whole]
+            log.append(Message(name, tensor.numel(), tensor.numel() * tensor.element_size(), tensor.dtype))
+            return real(*arguments, **options)
+
+        return call
+
+    places = {"all_reduce": 0, "all_reduce_start": 0, "reduce_scatter_start": 1, "all_gather_start": 0}
+    with mock.patch.multiple(ops, **{name: wrap(name, whole) for name, whole in places.items()}):
+        yield
+
+
+def build(
+    layers: list[LayerSpec], topology: Topology, *, micro_batches: int = MICRO_BATCHES, **options: Any
+) -> tuple[ParallelModule, Optimizer]:
+    layout = topology.layout
+    config = topology_config(
+        pipe=layout.pipe,
+        data=layout.data,
+        model=layout.model,
+        micro_batch_size=1,
+        global_batch_size=layout.data * micro_batches,
+    )
+    module = ParallelModule(layers, topology, config, seed=1)
+    group = ParameterGroup(name="all", learning_rate_scheduler=LearningRateSchedulerConfig(learning_rate=1e-2))
+    groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
+    return module, Optimizer(OptimizerConfig.from_dict(options), groups, topology, module=module)
+
+
+def square(output: Tensor, targets: Tensor) -> LossOutput:
+    return LossOutput(output.float().square().sum(), len(output))
+
+
+def batches(
+    seed: int = 0, *, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (1, WIDTH)
+) -> Iterator[MicroBatch]:
+    number = 0
+    while True:
+        yield MicroBatch(random(*shape, seed=seed + number, dtype=dtype), torch.zeros(1))
+        number += 1
+
+
+def linears(dtype: torch.dtype = torch.float32) -> list[LayerSpec]:
+    return [LayerSpec(nn.Linear, WIDTH, WIDTH, dtype=dtype) for _ in range(LAYERS)]
+
+
+def record_a_step(rank: int, world_size: int, zero: bool, bucket: int) -> list[Message]:
+    with connected(data=world_size) as topology:
+        module, optimizer = build(linears(torch.bfloat16), topology, zero=zero, allreduce_bucket_size=bucket)
+        log: list[Message] = []
+        for parameter, description in module.parameters_with_meta():
+            parameter.register_post_accumulate_grad_hook(
+                lambda _, key=description.key: log.append(Message(key))  # type: ignore[misc]  # a default argument
+            )
+        with recorded(log):
+            loss = module.train_step(batches(10 * rank, dtype=torch.bfloat16), square)
+            log.append(Message("backward passes done"))
+            optimizer.step(1, weight=loss.weight)
+        return log
+
+
+def named(log: list[Message], name: str) -> list[Message]:
+    return [message for message in log if message.name == name]
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_reductions_start_during_the_last_backward_pass_and_not_before(zero: bool) -> None:
+    logs = run_distributed(record_a_step, 2, zero, 256)
+    start = "reduce_scatter_start" if zero else "all_reduce_start"
+    for log in logs:
+        names = [message.name for message in log]
+        starts = [index for index, name in enumerate(names) if name == start]
+        arrivals = [index for index, name in enumerate(names) if name.startswith("layers.")]
+        assert len(arrivals) == 2 * LAYERS * MICRO_BATCHES
+        last_pass = arrivals[2 * LAYERS * (MICRO_BATCHES - 1)]
+        assert last_pass < starts[0] < arrivals[-1]
+        assert starts[-1] < names.index("backward passes done")
+        # A bucket a layer, from the last layer on: each starts before the gradient of the layer below it is complete.
+        assert len(starts) == LAYERS
+        for number, index in enumerate(starts[:-1]):
+            remaining = {name for name in names[index:] if name.startswith("layers.")}
+            assert {f"layers.{layer}.weight" for layer in range(LAYERS - 1 - number)} <= remaining
+    assert named(logs[0], start) == named(logs[1], start)
+
+
+@pytest.mark.parametrize("bucket", [1, 700, 10**6])
+def test_every_gradient_travels_once_a_step_in_float32_and_weights_as_they_are(bucket: int) -> None:
+    """What leaves a rank: (d-1)/d of each reduce-scatter and all-gather, twice that of an all-reduce."""
+    sharded, whole = (run_distributed(record_a_step, 2, zero, bucket)[0] for zero in (True, False))
+    scattered, gathered = named(sharded, "reduce_scatter_start"), named(sharded, "all_gather_start")
+    reduced = named(whole, "all_reduce_start")
+    assert sum(message.elements for message in scattered) == PADDED
+    assert sum(message.elements for message in reduced) == PADDED
+    assert sum(message.bytes for message in scattered) == sum(message.bytes for message in reduced) == 4 * PADDED
+    assert sum(message.bytes for message in gathered) == 2 * PADDED  # bfloat16
+    assert {message.dtype for message in (*scattered, *reduced)} == {torch.float32}
+    assert len(scattered) == len(gathered) == len(reduced) == {1: 2 * LAYERS, 700: 2, 10**6: 1}[bucket]
+    assert not named(whole, "all_gather_start")
+    assert not named(whole, "reduce_scatter_start")
+    # Beside them: the loss of the step (a few numbers) and the squared norm.
+    assert all(message.elements <= 3 for log in (sharded, whole) for message in named(log, "all_reduce"))
+    leaving = {"zero": (4 + 2) * PADDED * 1 // 2, "without": 2 * 4 * PADDED * 1 // 2}
+    assert leaving["zero"] < leaving["without"]
+
+
+class Fork(nn.Module):
+    """Uses one of its layers, which one depends on the data; another never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.never = (nn.Linear(WIDTH, WIDTH, dtype=torch.float64) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.left(x) if float(x[0, 0]) > 0 else self.right(x)
+        return y
+
+
+def use_some_parameters(rank: int, world_size: int, zero: bool) -> list[dict[str, Tensor]]:
+    with connected(data=world_size) as topology:
+        layers = [LayerSpec(Fork), LayerSpec(nn.Linear, WIDTH, WIDTH, dtype=torch.float64), LayerSpec(Fork)]
+        module, optimizer = build(layers, topology, zero=zero, allreduce_bucket_size=1, gradient_clipping=0.0)
+        history = []
+        for step in range(1, 4):
+            found: dict[str, Tensor] = {}
+            optimizer.observer = lambda tensors, unscale, found=found: found.update(  # type: ignore[misc]  # a default
+                {t.key: torch.cat([view.flatten() for _, view in t.parts]).clone() for t in tensors}
+            )
+            loss = module.train_step(batches(100 * step + 10 * rank, dtype=torch.float64), square)
+            optimizer.step(step, weight=loss.weight)
+            history.append(found if not zero or rank == 0 else {})
+        return history
+
+
+def test_parameters_that_get_no_gradient_hold_nothing_up() -> None:
+    """Ranks use different layers: their buckets become complete in different orders, or never."""
+    whole = run_distributed(use_some_parameters, 2, False)
+    for step, (one, other) in enumerate(zip(*whole, strict=True)):
+        assert set(one) == set(other)
+        assert all(torch.equal(one[key], other[key]) for key in one), step
+        assert not one["layers.0.never.weight"].any()
+        assert one["layers.0.left.weight"].any()
+        assert one["layers.0.right.weight"].any()
+    sharded = run_distributed(use_some_parameters, 2, True)[0]
+    for found, reference in zip(sharded, whole[0], strict=True):
+        for key, value in found.items():
+            assert torch.equal(value, reference[key].flatten()[: len(value)])
+
+
+def crossing_ties() -> list[LayerSpec]:
+    """Two ties between the same two stages, whose layers come in the other order on the second."""
+
+    def tied(tie: str) -> LayerSpec:
+        names = ["weight", "bias"]
+        return TiedLayerSpec(nn.Linear, WIDTH, WIDTH, dtype=torch.float64, tie=tie, tied_parameters=names)
+
+    return [tied("a"), tied("b"), tied("b"), tied("a")]
+
+
+def train_with_crossing_ties(rank: int, world_size: int, pipe: int) -> list[tuple[str, Tensor]]:
+    with connected(pipe=pipe, data=world_size // pipe) as topology:
+        module, optimizer = build(crossing_ties(), topology, micro_batches=4 // (world_size // pipe))
+        data = topology.index(Axis.DATA)
+        every = [batch for _, batch in zip(range(4), batches(dtype=torch.float64), strict=False)]
+        for step in range(1, 3):
+            loss = module.train_step(iter(every[data :: topology.size(Axis.DATA)]), square)
+            optimizer.step(step, weight=loss.weight)
+        return [(meta(p).key, p.detach().clone()) for p in module.parameters()]
+
+
+@pytest.mark.parametrize(("world_size", "pipe"), [(2, 2), (4, 2), (4, 4)])
+def test_ties_that_cross_are_summed_in_one_order_on_all_ranks(world_size: int, pipe: int) -> None:
+    expected = dict(train_with_crossing_ties(0, 1, 1))
+    for found in run_distributed(train_with_crossing_ties, world_size, pipe, timeout=30):
+        assert found
+        for key, value in found:
+            assert torch.allclose(value, expected[key], rtol=1e-12), key
+
+
+class Sliced(nn.Module):
+    """A norm on slices of the sequence around a column- and a row-parallel layer."""
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"topology": topology, "dtype": torch.float64}
+        self.norm = RMSNorm(WIDTH, dtype=torch.float64, sequence_parallel=True)
+        self.back = RowParallelLinear(WIDTH, WIDTH, sequence_parallel=True, split_input=True, **options)
+        self.column = ColumnParallelLinear(WIDTH, WIDTH, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.back(x))
+        return y
+
+
+def sum_over_the_model_axis(rank: int, world_size: int) -> list[Message]:
+    with connected(model=2, data=2) as topology:
+        module, optimizer = build([LayerSpec(Sliced, topology)], topology, zero=True)
+        log: list[Message] = []
+        loss = module.train_step(batches(topology.index(Axis.DATA), dtype=torch.float64, shape=(1, 4, WIDTH)), square)
+        with recorded(log):
+            optimizer.step(1, weight=loss.weight)
+        gradients: list[Any] = [None] * 2
+        dist.all_gather_object(
+            gradients, module.state_dict()["stages.0.layers.0.norm.weight"], topology.group(Axis.MODEL)
+        )
+        assert torch.equal(*gradients)
+        return named(log, "all_reduce")
+
+
+def test_only_what_model_ranks_see_in_part_is_summed_over_them_and_only_the_own_slice() -> None:
+    for log in run_distributed(sum_over_the_model_axis, 4):
+        # Norm and bias lie in one buffer of 128 elements, of which each data rank sums its half; then the norm.
+        assert [message.elements for message in log] == [64, 1]
+
+
+def close_and_go_on(rank: int, world_size: int) -> int:
+    with connected(data=world_size) as topology:
+        module, optimizer = build(linears(), topology)
+        optimizer.close()
+        log: list[Message] = []
+        with recorded(log):
+            module.train_step(batches(), square)
+        return len(named(log, "all_reduce_start"))
+
+
+def test_a_closed_optimizer_leaves_the_parameters_alone() -> None:
+    assert run_distributed(close_and_go_on, 2) == [0, 0]

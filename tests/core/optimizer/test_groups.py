@@ -1,0 +1,131 @@
+"""Parameter groups: every parameter in exactly one, or the same message on every rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from scaling.core.errors import ConfigError
+from scaling.core.nn.parameter import ParameterMeta, annotate
+from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign, name_in_layer
+from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+from tests.distributed import run_distributed
+from tests.reference.worlds import connected
+
+Described = list[tuple[nn.Parameter, ParameterMeta]]
+
+KEYS = ("layers.0.embedding.weight", "layers.1.norm.weight", "layers.1.dense.weight", "layers.1.dense.bias")
+
+
+def parameters(*keys: str) -> Described:
+    described = [ParameterMeta(key=key, global_shape=(2,)) for key in keys]
+    return [(annotate(nn.Parameter(torch.zeros(2)), meta), meta) for meta in described]
+
+
+def group(name: str, *, rate: float = 1e-3, **options: Any) -> ParameterGroup:
+    schedule = LearningRateSchedulerConfig(learning_rate=rate)
+    return ParameterGroup(name=name, learning_rate_scheduler=schedule, **options)
+
+
+def pattern(name: str, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> GroupPattern:
+    return GroupPattern(group=group(name, weight_decay=0.5), include=include, exclude=exclude)
+
+
+def keys_of(groups: list[ParameterGroup]) -> dict[str, list[str]]:
+    return {group.name: [meta.key for _, meta in group.parameters] for group in groups}
+
+
+def test_patterns_are_searched_in_the_name_within_the_layer() -> None:
+    vectors = ("bias", "norm")
+    groups = assign(
+        parameters(*KEYS), [pattern("matrices", exclude=vectors), pattern("vectors", vectors)], Topology.single()
+    )
+    assert keys_of(groups) == {"matrices": [KEYS[0], KEYS[2]], "vectors": [KEYS[1], KEYS[3]]}
+    assert groups[0].weight_decay == 0.5
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "taken"),
+    [
+        ((), (), list(KEYS)),
+        ((r"weight$",), (), [KEYS[0], KEYS[1], KEYS[2]]),
+        ((r"^norm",), (), [KEYS[1]]),
+        ((r"\.weight$", r"bias"), (r"norm", r"embedding"), [KEYS[2], KEYS[3]]),
+        (("layers", "0"), (), []),  # the layer's number is no part of the name
+    ],
+)
+def test_a_pattern_takes_what_it_includes_and_does_not_exclude(
+    include: tuple[str, ...], exclude: tuple[str, ...], taken: list[str]
+) -> None:
+    one = pattern("g", include, exclude)
+    assert [key for key in KEYS if one.matches(name_in_layer(key))] == taken
+
+
+def test_a_tie_is_named_by_its_first_layer() -> None:
+    assert name_in_layer("layers.12.mlp.dense_in.weight") == "mlp.dense_in.weight"
+    assert name_in_layer("something") == "something"
+
+
+def assign_wrongly(rank: int, world_size: int) -> str:
+    """Each stage has another mistake."""
+    with connected(pipe=2, data=2) as topology:
+        own = KEYS[:2] if topology.index(Axis.PIPE) == 0 else KEYS[2:]
+        patterns = [pattern("a", ("norm",)), pattern("b", ("weight",), ("embedding",)), pattern("c", ("never",))]
+        with pytest.raises(ConfigError) as raised:
+            assign(parameters(*own), patterns, topology)
+        return str(raised.value)
+
+
+def test_all_mistakes_of_all_stages_are_one_error_on_every_rank() -> None:
+    found = run_distributed(assign_wrongly, 4)
+    assert len(set(found)) == 1
+    assert found[0].splitlines()[0] == "4 problems:"
+    for problem in (
+        "layers.0.embedding.weight is in no group; include it somewhere, or set",
+        "layers.1.norm.weight is taken by several groups (a, b); exclude it from all but one",
+        "layers.1.dense.bias is in no group",
+        "group 'c' takes no parameter; correct its patterns or remove it",
+    ):
+        assert f"training_groups: {problem}" in found[0]
+
+
+def assign_by_stage(rank: int, world_size: int) -> dict[str, list[str]]:
+    with connected(pipe=2) as topology:
+        own = KEYS[:2] if rank == 0 else KEYS[2:]
+        patterns = [pattern("dense", ("dense",)), pattern("rest", (), ("dense",))]
+        return keys_of(assign(parameters(*own), patterns, topology))
+
+
+def test_a_group_may_be_empty_on_a_stage_but_not_everywhere() -> None:
+    assert run_distributed(assign_by_stage, 2) == [
+        {"dense": [], "rest": list(KEYS[:2])},
+        {"dense": list(KEYS[2:]), "rest": []},
+    ]
+
+
+def test_parameters_in_no_group_are_frozen_where_that_is_allowed() -> None:
+    described = parameters(*KEYS)
+    groups = assign(described, [pattern("bias", ("bias",))], Topology.single(), allow_missing=True)
+    assert keys_of(groups) == {"bias": [KEYS[3]]}
+    assert [parameter.requires_grad for parameter, _ in described] == [False, False, False, True]
+
+
+def test_parameters_that_need_no_gradient_belong_to_no_group() -> None:
+    """Weight decay would change them."""
+    described = parameters(*KEYS)
+    described[0][0].requires_grad_(False)
+    groups = assign(described, [pattern("all")], Topology.single())
+    assert keys_of(groups) == {"all": list(KEYS[1:])}
+
+
+def test_independent_decay_does_not_depend_on_the_peak_of_the_learning_rate() -> None:
+    assert group("g", rate=1e-3, weight_decay=0.1).decay_coefficient == 0.1
+    assert group("g", rate=1e-3, weight_decay=0.1, independent_weight_decay=True).decay_coefficient == pytest.approx(
+        100
+    )
+    assert group("g", rate=0.0, weight_decay=0.1, independent_weight_decay=True).decay_coefficient == 0.1

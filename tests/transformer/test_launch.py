@@ -1,0 +1,236 @@
+"""A training through the real runner and through torchrun: what a user's shell sees of signals, faults and failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.core import ConfigError
+from scaling.transformer.launch import launch_training
+from tests.distributed import free_port
+from tests.transformer.small import (
+    build_corpus,
+    command_environment,
+    layout,
+    metrics,
+    run_module,
+    settings_of,
+    state,
+    train_small,
+    values,
+    write_config,
+)
+
+FOREVER = {"trainer.train_iterations": 1_000_000, "trainer.save_interval": 1_000_000}
+TWO = layout(2, 1, 1)
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_corpus(tmp_path_factory.mktemp("corpus") / "training")
+
+
+@pytest.fixture
+def start(data: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start `scaling train` in a process group of its own; nothing of it may be there when the test is over."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_it(*changes: dict[str, Any]) -> subprocess.Popen[str]:
+        settings = settings_of(data, tmp_path, {"trainer.save_dir": str(tmp_path / "checkpoints")}, *changes)
+        config = write_config(tmp_path / "config" / "run.yml", settings)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "scaling.cli.main", "train", str(config)],
+                env=command_environment(),
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield start_it
+    left = processes_of(tmp_path)
+    for process in started:
+        process.kill()
+        process.communicate()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "processes were left behind"
+
+
+def processes_of(run: Path) -> list[int]:
+    """Return the living processes that have the configuration of a run on their command line."""
+    needle = str(run / "config" / "run.yml").encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if needle in (folder / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue  # it has just ended
+    return found
+
+
+def wait_for_steps(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 100
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.05)
+
+
+def end_of(process: subprocess.Popen[str], seconds: float) -> tuple[int, str]:
+    _, shown = process.communicate(timeout=seconds)
+    return process.returncode, shown
+
+
+def asked_to_leave(start: Start, run: Path, number: signal.Signals, *changes: dict[str, Any]) -> tuple[int, str]:
+    process = start(FOREVER, *changes)
+    wait_for_steps(run, 3, process)
+    process.send_signal(number)
+    return end_of(process, 60)
+
+
+def assert_saved(run: Path, number: signal.Signals) -> int:
+    found = state(run)
+    assert (found["state"], found["exit_status"]) == ("pre-empted", 75)
+    assert found["reason"] == f"{number.name}, saved"
+    step = int(found["step"])
+    assert (run / "checkpoints" / "latest").read_text() == f"global_step{step}"
+    assert [line["step"] for line in metrics(run)] == list(range(1, step + 1))
+    return step
+
+
+def test_sigterm_saves_and_the_run_goes_on_from_there(start: Start, data: Path, tmp_path: Path) -> None:
+    status, shown = asked_to_leave(start, tmp_path, signal.SIGTERM, TWO)
+    assert status == 75, shown
+    assert "Traceback" not in shown
+    step = assert_saved(tmp_path, signal.SIGTERM)
+    settings = {"trainer.save_dir": str(tmp_path / "checkpoints"), "trainer.train_iterations": step + 2}
+    resumed = train_small(data, tmp_path, TWO, settings)
+    assert [line["step"] for line in resumed] == list(range(1, step + 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [TWO, layout(1, 1, 1)], ids=["two", "one"])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT], ids=["usr1", "ctrl-c"])
+def test_other_signals_save_too(start: Start, tmp_path: Path, number: signal.Signals, changes: dict[str, Any]) -> None:
+    status, shown = asked_to_leave(start, tmp_path, number, changes)
+    assert status == 75, shown
+    assert "Traceback" not in shown
+    assert_saved(tmp_path, signal.SIGUSR1 if number is signal.SIGUSR1 else signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_terminal_reaches_every_process_and_is_one_request(start: Start, tmp_path: Path) -> None:
+    process = start(FOREVER, TWO)
+    wait_for_steps(tmp_path, 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    status, shown = end_of(process, 60)
+    assert status == 75, shown
+    assert "Traceback" not in shown
+    assert state(tmp_path)["state"] == "pre-empted"
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_at_once(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALING_FAULT", "save.before_data@1=hang")
+    process = start(FOREVER, TWO)
+    wait_for_steps(tmp_path, 3, process)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(2)
+    assert process.poll() is None
+    before = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    status, _ = end_of(process, 20)
+    assert time.monotonic() - before < 10
+    assert status == 128 + signal.SIGTERM
+    assert not list((tmp_path / "checkpoints").glob("global_step*"))
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_and_is_named(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALING_FAULT", "step.after_backward@1:4=kill")
+    status, shown = end_of(start(FOREVER, TWO), 120)
+    assert status == 128 + signal.SIGKILL, shown
+    assert "rank 1: the process was ended by SIGKILL" in shown
+    assert state(tmp_path)["state"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_its_own_status(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALING_FAULT", "save.before_data@0:2=enospc")
+    status, shown = end_of(start({"trainer.train_iterations": 4, "trainer.save_interval": 2}), 120)
+    assert status == 74, shown
+    assert "error: step 4 was not saved: " in shown
+    assert "No space left" in shown
+    assert "Traceback" not in shown
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "global_step2"
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_training_from_a_shell(data: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.yml", settings_of(data, tmp_path / "cut", layout(1, 1, 1)))
+    ended = run_module(
+        "torch.distributed.run",
+        "--nproc-per-node=4",
+        f"--master-port={free_port()}",
+        "-m",
+        "scaling.transformer.train",
+        config,
+        "topology.data_parallel_size=2",
+        "topology.model_parallel_size=2",
+        OMP_NUM_THREADS="1",
+    )
+    assert ended.returncode == 0, ended.stderr
+    alone = train_small(data, tmp_path / "alone")
+    assert values(metrics(tmp_path / "cut")) == pytest.approx(values(alone), rel=1e-5)
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["layout"]["model"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun_with_the_wrong_number_of_processes_says_so_once(data: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.yml", settings_of(data, tmp_path / "run", layout(1, 1, 1)))
+    ended = run_module(
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={free_port()}",
+        "-m",
+        "scaling.transformer.train",
+        config,
+    )
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: rank") == 1  # and once more in the summary of torchrun itself
+    assert "the launcher started 2 processes, but" in ended.stderr
+
+
+def test_a_configuration_is_checked_before_the_corpus_is_built(tmp_path: Path) -> None:
+    settings = {
+        "data.corpus": "python_stdlib",
+        "data.corpus_dir": str(tmp_path / "corpus"),
+        "transformer_architecture.num_attention_heads": 3,
+    }
+    with pytest.raises(ConfigError, match="must be divisible by num_attention_heads"):
+        launch_training(write_config(tmp_path / "config.yml", settings))
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_the_training_module_wants_a_configuration() -> None:
+    from scaling.transformer.train import main
+
+    with pytest.raises(ConfigError, match="name a configuration"):
+        main([])
