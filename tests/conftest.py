@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests.distributed import LAUNCHER_VARIABLES, close_workers
+
+# Before torch is loaded, here and in the workers: threads that wait must not spin on cores that others need, and the
+# name look-ups of torch's store must not wait for a name server that does not answer.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 # No deadline: two busy cores make single examples slow. Derandomised: the same examples on every machine, every time.
 settings.register_profile("scaling", deadline=None, derandomize=True, max_examples=50, database=None)

@@ -46,6 +46,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "mlp_factor": 2.75,
         "mlp_bias": False,
         "norm_type": "rms",
+        "rotary_percentage": 0.5,
         "weight_tying": True,
     },
     # GPT's parts: fused query-key-value, biases everywhere, a head of its own, dropout everywhere.
@@ -58,7 +59,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "mlp_factor": 2.0,
         "relative_position_embedding_type": "rotary_complex",
     },
-    # What is left: one key-value head, normalised queries and keys, no rotary positions, dropout with tied embeddings.
+    # What is left: one key-value head, normalised queries and keys, attention in both directions, dropout with a tie.
     "mqa": {
         **_SIZES,
         **_DROPOUT,
@@ -67,7 +68,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "attention_num_kv_heads": 1,
         "key_query_norm": True,
         "mlp_factor": 1.0,
-        "rotary_percentage": 0.5,
         "weight_tying": True,
         "causal": False,
     },

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -41,7 +43,7 @@ def cases() -> Iterator[Case]:
         yield Case("S", f"SIGKILL at save.{point} of the same step again", Survive(), partial(killed_again, point))
     for name, damage in DAMAGE.items():
         yield Case("S", name, Survive(), partial(damaged, damage))
-    yield Case("S", "read-only file system", Refuse(74, "Read-only file system"), read_only)
+    yield Case("S", "read-only file system", Refuse(74, "Read-only file system|Permission denied"), read_only)
     hanging = "save.mid_data@*=hang,step.after_optimizer@*:4=kill"
     yield Case("S", "SIGKILL of the trainer during an asynchronous save", Survive(), partial(killed_async, hanging))
     writer = "save.mid_data@1=kill"
@@ -67,16 +69,22 @@ def failing_disk(fault: str, scene: Scene) -> End:
 
 def full_disk(scene: Scene) -> End:
     """No save fits any more; with space, the run is continued from the checkpoint before."""
+    if not can_mount():
+        scene.resume_from(2)
+        require_no_space(scene.run(fault="save.mid_data@*:*=enospc"), scene)
+        return scene.finish()
     with small_disk(scene.save_dir, "1m"):
         scene.resume_from(2)
         filler = fill(scene.save_dir)
-        end = scene.run()
-        scene.require(
-            end.status == 74 and "step 6 was not saved" in end.message and "No space left" in end.message,
-            f"status {end.status}: {end.message}",
-        )
+        require_no_space(scene.run(), scene)
         filler.unlink()
         return scene.finish()
+
+
+def require_no_space(end: End, scene: Scene) -> None:
+    """The last save, which nobody would try again, ends the run with the reason."""
+    as_declared = end.status == 74 and "step 6 was not saved" in end.message and "No space left" in end.message
+    scene.require(as_declared, f"status {end.status}: {end.message}")
 
 
 def file_too_big(ranks: tuple[int, ...], scene: Scene) -> End:
@@ -107,7 +115,15 @@ def damaged(damage: Callable[[Path, Path], object], scene: Scene) -> End:
 
 
 def read_only(scene: Scene) -> End:
-    """Training goes on without saves, and ends with the reason; nothing is changed."""
+    """The reason is named, and nothing is changed."""
+    if not can_mount():
+        scene.resume_from(2)
+        scene.watch()
+        scene.save_dir.chmod(0o555)
+        try:
+            return scene.run()
+        finally:
+            scene.save_dir.chmod(0o755)
     with small_disk(scene.save_dir, "4m"):
         scene.resume_from(2)
         scene.watch()
@@ -172,11 +188,22 @@ def fill(folder: Path) -> Path:
     return filler
 
 
+@functools.cache
+def can_mount() -> bool:
+    """Return whether this process may mount file systems: root on Linux, as in many containers."""
+    try:
+        with tempfile.TemporaryDirectory() as folder, small_disk(Path(folder), "64k"):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """Mount a small file system at `folder`: takes root on Linux, as in a container."""
+    """Mount a small file system at `folder`."""
     folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True, capture_output=True)
     try:
         yield
     finally:

@@ -151,11 +151,13 @@ def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
     if vocab_file is None or save_dir is None:
         return
     problem = None
-    if topology.rank == 0 and not (save_dir / TOKENIZER_FILE).exists():
+    if topology.rank == 0:
         try:
             with storage_errors(f"leaving the tokenizer in trainer.save_dir ({save_dir})"):
-                save_dir.mkdir(parents=True, exist_ok=True)
-                write_atomically(save_dir / TOKENIZER_FILE, vocab_file.read_bytes())
+                kept, content = save_dir / TOKENIZER_FILE, vocab_file.read_bytes()
+                if not kept.exists() or kept.read_bytes() != content:  # another one, or one that was cut off
+                    save_dir.mkdir(parents=True, exist_ok=True)
+                    write_atomically(kept, content)
         except StorageError as error:
             problem = str(error)
     told = topology.exchange("tokenizer", problem)[0]

@@ -175,10 +175,10 @@ def test_a_process_that_finds_another_run_is_told_which(ours: Mapping[str, str],
 def test_a_missing_rank_is_named_to_everyone_in_time() -> None:
     port = free_port()
     started = time.monotonic()
-    outcomes = together([partial(connect, launch_of(rank, 5, port), seconds=1.0) for rank in (0, 1, 4)])
-    assert time.monotonic() - started < 5.0
+    outcomes = together([partial(connect, launch_of(rank, 5, port), seconds=4.0) for rank in (0, 1, 4)])
+    assert time.monotonic() - started < 15.0
     assert {type(outcome) for outcome in outcomes} == {ScalingError}
-    assert all("ranks 2-3 did not come within 1 s" in str(outcome) for outcome in outcomes)
+    assert all("ranks 2-3 did not come within 4 s" in str(outcome) for outcome in outcomes)
 
 
 def test_a_missing_rank_zero_is_named() -> None:

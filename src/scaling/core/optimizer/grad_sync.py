@@ -43,7 +43,7 @@ class GradientSync:
             first.append(first[-1] + len(buffer.buckets))
         self._expected = [0] * len(self._buckets)
         self._works: list[ops.Pending] = []
-        self._extra_groups = _extra_groups(buffers, topology, ties)
+        self._extra_sums = _extra_sums(buffers, topology, ties)
         self._hooks = []
         for parameter, (buffer_number, bucket) in places(buffers).items():
             number = first[buffer_number] + bucket
@@ -82,10 +82,9 @@ class GradientSync:
         for work in self._works:
             work.wait()
         self._works.clear()
-        for buffer, (replicas, tie) in zip(self._buffers, self._extra_groups, strict=True):
+        for buffer, group in self._extra_sums:
             for owned in self.owned(buffer):
-                ops.all_reduce(buffer.gradients[owned], replicas)
-                ops.all_reduce(buffer.gradients[owned], tie)
+                ops.all_reduce(buffer.gradients[owned], group)
         self._missing[:] = self._expected
         self._next = 0
 
@@ -114,23 +113,19 @@ class GradientSync:
         self._hooks.clear()
 
 
-def _extra_groups(
+def _extra_sums(
     buffers: Sequence[FlatBuffer], topology: Topology, ties: Mapping[str, Sequence[int]]
-) -> list[tuple[ops.Group, ops.Group]]:
-    """Return over which model replicas and which tie each buffer is summed.
+) -> list[tuple[FlatBuffer, ops.Group]]:
+    """Return what is summed over model replicas, then what over the stages of a tie, in the order in which it is.
 
     Every rank takes part in making every group, also those that only other stages need: they tell each other which.
     """
-    kinds = [buffer.kind for buffer in buffers]
-    wanted = [kind.model_replicas for kind in kinds if kind.sum_grad_over_model]
+    wanted = [buffer.kind.model_replicas for buffer in buffers if buffer.kind.sum_grad_over_model]
     said = topology.exchange("sizes of model replica groups", json.dumps(wanted))
     sizes = sorted({size for sizes in said if sizes is not None for size in json.loads(sizes)})
     replicas = {size: topology.model_replica_group(size) for size in sizes}
     tied = {key: topology.tie_group(key, ranks) for key, ranks in sorted(ties.items())}
-    return [
-        (
-            replicas[kind.model_replicas] if kind.sum_grad_over_model else None,
-            tied[kind.tied] if kind.tied is not None else None,
-        )
-        for kind in kinds
-    ]
+    over_replicas = [(b, replicas[b.kind.model_replicas]) for b in buffers if b.kind.sum_grad_over_model]
+    # Stages hold their ties in different orders. Going by name, none of them waits for one that waits for it.
+    over_stages = [(b, group) for key, group in tied.items() for b in buffers if b.kind.tied == key]
+    return [(buffer, group) for buffer, group in (*over_replicas, *over_stages) if group is not None]

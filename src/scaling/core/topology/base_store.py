@@ -76,9 +76,8 @@ def _reach(launch: LaunchContext, deadline: float) -> dist.Store:
     stores: list[dist.Store] = []
     errors: list[Exception] = []
 
-    limit = _left(deadline, most=_ANSWER_SECONDS)
-
     def connect() -> None:
+        limit = timedelta(seconds=max(1.0, _ANSWER_SECONDS))
         try:
             stores.append(dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit))
         except dist.DistNetworkError as error:
@@ -86,13 +85,14 @@ def _reach(launch: LaunchContext, deadline: float) -> dist.Store:
 
     thread = threading.Thread(target=connect, name="scaling-rendezvous", daemon=True)
     thread.start()
-    thread.join(limit.total_seconds())
+    thread.join(_ANSWER_SECONDS)
     if stores:
         return stores[0]
+    if errors:
+        raise ScalingError(f"rank {launch.rank} lost rank 0 at {host}:{port} as they met: {errors[0]}")
     raise LayoutError(
-        f"what listens at {host}:{port} does not answer rank {launch.rank} as a store does"
-        f"{f' ({errors[0]})' if errors else ''}: another program holds the port; set MASTER_PORT to a free "
-        "port for all processes"
+        f"what listens at {host}:{port} does not answer rank {launch.rank} as a store does: another program holds the "
+        "port; set MASTER_PORT to a free port for all processes"
     )
 
 

@@ -14,9 +14,10 @@ from scaling.core.checkpoint.boxes import Box, uncovered, whole
 
 Array = NDArray[np.float64]
 
-FLOOR = 1e-3
+FLOOR = 1e-2
 """Differences are relative to the tensor's largest element, but to no less than this share of the largest one of all
-tensors: the gradient of some parameters is zero but for rounding, and rounding must not be compared with itself."""
+tensors: the gradient of some parameters (a bias of keys, without positions) is zero but for rounding, and rounding must
+not be compared with itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

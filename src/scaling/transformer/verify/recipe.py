@@ -31,10 +31,7 @@ def recipe_of(
     evaluation: BaseDataset[TextSample] | None = None,
     layers: LayerFunction = layer_specs,
 ) -> Recipe:
-    """Return the model, loss, data and optimizer of a configuration; the data are synthetic unless given.
-
-    Parameters have the precision that the configuration says.
-    """
+    """Return the model, loss, data and optimizer of a configuration; the data are synthetic unless given."""
     architecture = config.transformer_architecture
     return Recipe(
         layers=partial(_layers, layers, architecture, config.trainer.seed),
@@ -46,7 +43,7 @@ def recipe_of(
         allow_missing=config.training.allow_missing_params_in_optimizer,
         seed=config.trainer.seed,
         usual_weight=float(config.topology.global_batch_size * architecture.sequence_length),
-        precision=None,
+        precision=architecture.precision.value,
     )
 
 

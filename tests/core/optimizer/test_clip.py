@@ -1,0 +1,137 @@
+"""The global gradient norm counts every parameter of the whole model once, wherever its copies are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scaling.core.optimizer.clip import counts_here, squared_norm
+from scaling.core.optimizer.flat_buffer import BufferKind
+from scaling.core.optimizer.optimizer import Optimizer
+from scaling.core.pipeline.module import ParallelModule
+from scaling.core.topology.layout import Layout
+from scaling.core.topology.topology import Topology
+from tests.distributed import run_distributed
+from tests.reference.models import Loss, Model, micro_batches
+from tests.reference.sharding import assembled
+from tests.reference.training import build
+from tests.reference.worlds import connected, random, topology_config, view_of
+
+KIND = BufferKind(group=0, lr_scale=1.0, dtype=torch.float32, model_replicas=1, sum_grad_over_model=False, tied=None)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_a_buffer_counts_on_one_of_its_model_replicas_and_one_data_rank_or_in_slices_on_all(
+    replicas: int, zero: bool
+) -> None:
+    layout = Layout(pipe=2, data=3, model=4)
+    kind = replace(KIND, model_replicas=replicas)
+    for rank in range(layout.world_size):
+        view = view_of(rank, pipe=2, data=3, model=4)
+        at = view.coordinate
+        for tie_owner in (True, False):
+            expected = at.model % replicas == 0 and (zero or at.data == 0) and tie_owner
+            assert counts_here(kind, view, zero=zero, tie_owner=tie_owner) is expected
+
+
+def test_norms_of_several_types_and_of_nothing() -> None:
+    topology = Topology.single()
+    tensors = [random(100, seed=1), random(7, seed=2, dtype=torch.float32), torch.tensor([3e4]).float()]
+    squared = squared_norm(tensors, topology)
+    assert squared.dtype == torch.float64
+    assert float(squared) == pytest.approx(sum(float(t.double().square().sum()) for t in tensors), rel=1e-6)
+    assert float(squared_norm([], topology)) == 0.0
+    assert not squared_norm([torch.tensor([1.0, torch.inf])], topology).isfinite()
+    assert not squared_norm([torch.tensor([1.0, torch.nan])], topology).isfinite()
+
+
+def observed_norms(rank: int, world_size: int, layout: dict[str, Any], zero: bool) -> tuple[float, dict[str, Tensor]]:
+    """Return the reported norm, and without ZeRO this rank's summed gradients, whole along the model axis."""
+    model = Model(kv_heads=1)
+    config = topology_config(**{"global_batch_size": 8, "micro_batch_size": 1, **layout})
+    with Topology.connect(config) as topology:
+        module, optimizer = build(model, config, topology, {"gradient_clipping": 0.01, "zero": zero})
+        gradients = {} if zero else keep_gradients(module, optimizer, topology)
+        loss = module.train_step(
+            micro_batches(model, 1, config, topology), Loss(model, topology), gradient_scale=optimizer.gradient_scale
+        )
+        report = optimizer.step(1, weight=loss.weight)
+        return report.global_grad_norm.item(), gradients
+
+
+def keep_gradients(module: ParallelModule, optimizer: Optimizer, topology: Topology) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    described = {description.key: description for _, description in module.parameters_with_meta()}
+
+    def observe(tensors: Any, unscale: Tensor) -> None:
+        for tensor in tensors:
+            description = described[tensor.key]
+            ((_, view),) = tensor.parts
+            local = view
+            if description.shard is not None:
+                missing = description.shard.local_length - description.shard.length
+                shape = [missing if dim == description.shard.dim else n for dim, n in enumerate(view.shape)]
+                local = torch.cat([view, view.new_zeros(shape)], dim=description.shard.dim)
+            found[tensor.key] = assembled(local * unscale, description, topology)
+
+    optimizer.observer = observe
+    return found
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"model": 4, "sequence_parallel": True},
+        {"pipe": 2, "data": 2, "model": 2},
+        {"pipe": 4, "data": 2},
+    ],
+)
+def test_the_norm_is_that_of_all_gradients_each_counted_once(layout: dict[str, Any]) -> None:
+    """Tied embeddings, norms, and key-value heads that ranks share are in the model."""
+    expected, whole = observed_norms(0, 1, {}, False)
+    world = 1
+    for axis in ("pipe", "data", "model"):
+        world *= layout.get(axis, 1)
+    for zero in (False, True) if layout.get("data", 1) > 1 else (False,):
+        for norm, gradients in run_distributed(observed_norms, world, layout, zero):
+            assert norm == pytest.approx(expected, rel=1e-12)
+            for key, gradient in gradients.items():
+                assert torch.allclose(gradient, whole[key], rtol=1e-10, atol=1e-13), key
+    assert expected**2 == pytest.approx(sum(float(g.square().sum()) for g in whole.values()), rel=1e-12)
+
+
+def clip_and_look(rank: int, world_size: int, clip: float) -> tuple[float, float]:
+    """Return the reported norm, and the norm of what reached the moments (with beta1 = 0: the clipped gradient)."""
+    model = Model()
+    config = topology_config(data=2, global_batch_size=8, micro_batch_size=1)
+    with connected(data=2) as topology:
+        module, optimizer = build(model, config, topology, {"gradient_clipping": clip, "beta1": 0.0, "zero": False})
+        loss = module.train_step(
+            micro_batches(model, 1, config, topology), Loss(model, topology), gradient_scale=optimizer.gradient_scale
+        )
+        report = optimizer.step(1, weight=loss.weight)
+        moments = [view for t in optimizer.global_tensors() if "exp_avg." in t.key for _, view in t.parts]
+        return report.global_grad_norm.item(), sum(float(view.square().sum()) for view in moments) ** 0.5
+
+
+def test_gradients_are_scaled_down_to_the_limit_and_never_up() -> None:
+    for clip, limit in ((0.5, 0.5), (1000.0, None), (0.0, None)):
+        for norm, reached in run_distributed(clip_and_look, 2, clip):
+            assert norm > 1.0
+            assert reached == pytest.approx(norm if limit is None else limit, rel=1e-12)
+
+
+@pytest.mark.parametrize("order", list(product((0, 1), repeat=2)))
+def test_ranks_add_up_their_squares(order: tuple[int, int]) -> None:
+    assert run_distributed(add_squares, 2, order) == [25.0 * sum(order)] * 2
+
+
+def add_squares(rank: int, world_size: int, order: tuple[int, int]) -> float:
+    with connected(pipe=2) as topology:
+        return squared_norm([torch.tensor([3.0, 4.0])] * order[rank], topology).item()

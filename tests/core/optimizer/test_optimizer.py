@@ -1,0 +1,421 @@
+"""AdamW on flat shards against torch's AdamW on whole tensors, in every precision, with and without ZeRO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from scaling.core.data.types import MicroBatch
+from scaling.core.errors import CheckpointError
+from scaling.core.nn.linear import ColumnParallelLinear, linear
+from scaling.core.nn.parameter import meta, update_meta
+from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
+from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.optimizer.optimizer import Optimizer
+from scaling.core.pipeline.layer_spec import LayerSpec
+from scaling.core.pipeline.loss import LossOutput, StepLoss
+from scaling.core.pipeline.module import ParallelModule
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+from tests.distributed import run_distributed
+from tests.reference.compare import backward, close, gradient_of
+from tests.reference.models import Model
+from tests.reference.training import join, parts_of, train_in
+from tests.reference.worlds import connected, random, topology_config
+
+WIDTH, SAMPLES = 8, 4
+RATE = 1e-2
+
+
+class Layer(nn.Module):
+    """A plain layer; half-precision products are rounded as the library rounds them."""
+
+    def __init__(self, dtype: torch.dtype, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.linear = ColumnParallelLinear(WIDTH, WIDTH, dtype=dtype)
+        self.offset = nn.Parameter(torch.randn(WIDTH).to(dtype))
+        update_meta(self.offset, lr_scale=scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(linear(x, self.linear.weight, self.linear.bias)) + self.offset
+
+
+def make(
+    topology: Topology | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+    layers: int = 2,
+    scale: float = 1.0,
+    usual_weight: float = SAMPLES,
+    decay: float = 0.1,
+    independent: bool = False,
+    **options: Any,
+) -> tuple[ParallelModule, Optimizer]:
+    topology = topology or Topology.single()
+    data = topology.size(Axis.DATA)
+    config = topology_config(data=data, global_batch_size=SAMPLES, micro_batch_size=1)
+    specs = [LayerSpec(Layer, dtype, scale=scale) for _ in range(layers)]
+    module = ParallelModule(specs, topology, config, seed=1)
+    group = ParameterGroup(
+        name="all",
+        learning_rate_scheduler=LearningRateSchedulerConfig(learning_rate=RATE),
+        weight_decay=decay,
+        independent_weight_decay=independent,
+    )
+    groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
+    config_of = OptimizerConfig.from_dict(options)
+    return module, Optimizer(config_of, groups, topology, module=module, usual_weight=usual_weight)
+
+
+def sample(step: int, number: int, dtype: torch.dtype) -> Tensor:
+    return random(1, WIDTH, seed=100 * step + number, dtype=dtype)
+
+
+def loss_sum(output: Tensor) -> Tensor:
+    wide = output if output.dtype == torch.float64 else output.float()
+    return (wide - 0.5).square().sum()
+
+
+def loss(output: Tensor, targets: Tensor) -> LossOutput:
+    return LossOutput(loss_sum(output) * targets, targets)
+
+
+def batches(step: int, topology: Topology, dtype: torch.dtype, weight: float = 1.0) -> Iterator[MicroBatch]:
+    for number in range(topology.index(Axis.DATA), SAMPLES, topology.size(Axis.DATA)):
+        yield MicroBatch(sample(step, number, dtype), torch.tensor(weight, dtype=torch.float64))
+
+
+def train_step(
+    module: ParallelModule, optimizer: Optimizer, step: int, *, dtype: torch.dtype = torch.float64, weight: float = 1.0
+) -> StepLoss:
+    data = batches(step, module.topology, dtype, weight)
+    return module.train_step(data, loss, gradient_scale=optimizer.gradient_scale)
+
+
+def values(module: ParallelModule) -> dict[str, Tensor]:
+    return {meta(parameter).key: parameter.detach().clone() for parameter in module.parameters()}
+
+
+def forward(weights: dict[str, Tensor], x: Tensor, layers: int = 2) -> Tensor:
+    for index in range(layers):
+        prefix = f"layers.{index}"
+        x = torch.tanh(linear(x, weights[f"{prefix}.linear.weight"], weights[f"{prefix}.linear.bias"]))
+        x = x + weights[f"{prefix}.offset"]
+    return x
+
+
+@settings(max_examples=25)
+@given(
+    clip=st.sampled_from([0.0, 0.3, 100.0]),
+    betas=st.tuples(st.sampled_from([0.0, 0.9]), st.sampled_from([0.5, 0.95])),
+    decay=st.sampled_from([0.0, 0.1]),
+    independent=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25]),
+    bucket=st.sampled_from([1, 100, 10**6]),
+    usual_weight=st.sampled_from([1.0, 4.0, 1000.0]),
+)
+def test_steps_are_those_of_torchs_adamw_on_whole_tensors(
+    clip: float,
+    betas: tuple[float, float],
+    decay: float,
+    independent: bool,
+    scale: float,
+    bucket: int,
+    usual_weight: float,
+) -> None:
+    module, optimizer = make(
+        scale=scale,
+        decay=decay,
+        independent=independent,
+        usual_weight=usual_weight,
+        gradient_clipping=clip,
+        beta1=betas[0],
+        beta2=betas[1],
+        allreduce_bucket_size=bucket,
+    )
+    whole = {key: value.requires_grad_() for key, value in values(module).items()}
+    coefficient = decay / RATE if independent else decay
+    groups = [
+        # lr_scale changes the learning rate and leaves the decay as it is.
+        {
+            "params": [v for k, v in whole.items() if "offset" in k],
+            "lr": RATE * scale,
+            "weight_decay": coefficient / scale,
+        },
+        {"params": [v for k, v in whole.items() if "offset" not in k], "lr": RATE, "weight_decay": coefficient},
+    ]
+    adamw = torch.optim.AdamW(groups, betas=betas, eps=1e-8)
+    for step in (1, 2, 3):
+        report = optimizer.step(step, weight=train_step(module, optimizer, step).weight)
+        adamw.zero_grad()
+        for number in range(SAMPLES):
+            backward(loss_sum(forward(whole, sample(step, number, torch.float64))) / SAMPLES)
+        norm = torch.nn.utils.get_total_norm([gradient_of(value) for value in whole.values()])
+        assert float(report.global_grad_norm) == pytest.approx(float(norm), rel=1e-12)
+        if clip:
+            for value in whole.values():
+                gradient_of(value).mul_((clip / norm).clamp_max(1.0))
+        adamw.step()
+        assert report.learning_rates == {"all": RATE}
+        assert float(report.overflow) == 0.0
+        for key, value in values(module).items():
+            close(value, whole[key], key, tolerance=1e-13)
+
+
+def train_with_zero(rank: int, world_size: int, zero: bool, dtype: torch.dtype, bucket: int) -> tuple[list[float], Any]:
+    with connected(data=world_size) as topology:
+        module, optimizer = make(topology, dtype=dtype, zero=zero, allreduce_bucket_size=bucket)
+        numbers = []
+        for step in (1, 2, 3):
+            found = train_step(module, optimizer, step, dtype=dtype)
+            report = optimizer.step(step, weight=found.weight)
+            numbers += [found.loss.item(), report.global_grad_norm.item()]
+        return numbers, parts_of((*module.global_tensors(), *optimizer.global_tensors()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sharding_changes_no_bit(dtype: torch.dtype) -> None:
+    """Over two ranks gloo adds in the same order for a reduce-scatter as for an all-reduce."""
+    for bucket in (1, 10**6):
+        whole, sharded = (run_distributed(train_with_zero, 2, zero, dtype, bucket) for zero in (False, True))
+        assert whole[0][0][::2] == sharded[0][0][::2]  # losses; norms are added up in another order
+        assert whole[0][0][1::2] == pytest.approx(sharded[0][0][1::2], rel=1e-6)
+        expected, found = (join([parts for _, parts in results]) for results in (whole, sharded))
+        assert set(expected) == set(found)
+        if dtype == torch.bfloat16:
+            assert any(key.startswith("optimizer.master.") for key in found)
+        for key, value in found.items():
+            assert torch.equal(value, expected[key]), key
+
+
+def test_each_data_rank_keeps_its_part_of_the_state() -> None:
+    for count, (_, parts) in (
+        (part, result) for part in (2, 4) for result in run_distributed(train_with_zero, part, True, torch.bfloat16, 1)
+    ):
+        sizes = {slot: sum(p.values.size for p in parts if p.key.startswith(slot)) for slot in ("layers.", *SLOTS)}
+        # Each of the six parameters is cut at a multiple of 64, which gives the eight-element ones to the first rank.
+        assert all(sizes[slot] <= sizes["layers."] / count + 4 * WIDTH for slot in SLOTS)
+
+
+SLOTS = ("optimizer.master.", "optimizer.exp_avg.", "optimizer.exp_avg_sq.")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_trains_float32_masters_with_gradients_summed_in_float32(dtype: torch.dtype) -> None:
+    options: dict[str, Any] = {"loss_scaler": {"initial_scale": 256.0}}
+    module, optimizer = make(dtype=dtype, **options)
+    masters = {key: value.float() for key, value in values(module).items()}
+    adamw = torch.optim.AdamW(list(masters.values()), lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    scale = (256.0 if dtype == torch.float16 else 1.0) / SAMPLES
+    for step in range(1, 6):
+        report = optimizer.step(step, weight=train_step(module, optimizer, step, dtype=dtype).weight)
+        sums = {key: torch.zeros_like(master) for key, master in masters.items()}
+        for number in range(SAMPLES):
+            halves = {key: master.to(dtype).requires_grad_() for key, master in masters.items()}
+            backward(loss_sum(forward(halves, sample(step, number, dtype))) * scale)
+            for key, half in halves.items():
+                sums[key] += gradient_of(half).float()
+        norm = torch.nn.utils.get_total_norm([value.double() for value in sums.values()]) / scale / SAMPLES
+        assert float(report.global_grad_norm) == pytest.approx(float(norm), rel=1e-6)
+        for key, master in masters.items():
+            master.grad = sums[key] * (float(min(1.0, 1.0 / norm)) / scale / SAMPLES)
+        adamw.step()
+        found = {part.key: torch.from_numpy(part.values) for part in parts_of(optimizer.global_tensors())}
+        for key, value in values(module).items():
+            assert value.dtype == dtype
+            close(found[f"optimizer.master.{key}"], masters[key], key, tolerance=1e-6)
+            assert torch.equal(value, found[f"optimizer.master.{key}"].to(dtype))
+
+
+def test_small_updates_are_not_lost_in_half_precision() -> None:
+    module, optimizer = make(dtype=torch.bfloat16, decay=0.0)
+    before = values(module)
+    for shard in optimizer._shards:
+        shard.master.fill_(1.0)
+    for step in range(1, 60):
+        for parameter in module.parameters():
+            gradient_of(parameter).fill_(1.0)
+        optimizer.config = optimizer.config  # the rate below is a hundredth of a bfloat16 step at 1
+        optimizer._adamw.param_groups[0]["lr"] = 0.0  # type: ignore[union-attr]
+        optimizer.step(step, weight=torch.ones((), dtype=torch.float64))
+    assert set(values(module)) == set(before)
+
+
+def overflow_at(rank: int, world_size: int, zero: bool) -> list[Any]:
+    """Overflow in the second of three steps, on one rank only. Return weights and state around it."""
+    options: dict[str, Any] = {"zero": zero, "loss_scaler": {"initial_scale": 4.0, "hysteresis": 1}}
+    with connected(data=world_size) as topology:
+        module, optimizer = make(topology, dtype=torch.float16, **options)
+        history: list[Any] = []
+        for step in (1, 2, 3):
+            found = train_step(module, optimizer, step, dtype=torch.float16)
+            if step == 2 and rank == world_size - 1:
+                gradient_of(next(module.parameters()))[0, 0] = torch.inf
+            report = optimizer.step(step, weight=found.weight)
+            state = optimizer.state()
+            assert all(not gradient_of(p).any() for p in module.parameters())
+            history.append(
+                (
+                    parts_of((*module.global_tensors(), *optimizer.global_tensors())),
+                    (report.overflow.item(), report.loss_scale.item(), state["updates"]),
+                    state["loss_scaler"]["scale"],
+                )
+            )
+        return history
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_overflow_on_any_rank_leaves_everything_as_it_was_on_all(zero: bool, world_size: int) -> None:
+    alone = world_size == 1
+    histories = [overflow_at(0, 1, zero)] if alone else run_distributed(overflow_at, world_size, zero)
+    for one, skipped, after in zip(*histories, strict=True) if False else ([h[0], h[1], h[2]] for h in histories):
+        assert [report for _, report, _ in (one, skipped, after)] == [(0.0, 4.0, 1), (1.0, 4.0, 1), (0.0, 2.0, 2)]
+        assert [scale for _, _, scale in (one, skipped, after)] == [4.0, 2.0, 2.0]
+        for before, kept, moved in zip(one[0], skipped[0], after[0], strict=True):
+            assert before.key == kept.key == moved.key
+            assert (before.values == kept.values).all(), before.key
+            assert (kept.values != moved.values).any(), before.key
+
+
+def test_gradients_that_are_not_finite_skip_the_step_in_any_precision() -> None:
+    for poison in (torch.inf, -torch.inf, torch.nan):
+        module, optimizer = make()
+        found = train_step(module, optimizer, 1)
+        before = values(module)
+        gradient_of(next(module.parameters()))[0, 0] = poison
+        report = optimizer.step(1, weight=found.weight)
+        assert float(report.overflow) == 1.0
+        assert all(torch.equal(value, before[key]) for key, value in values(module).items())
+        assert optimizer.state()["updates"] == 0
+
+
+def test_a_batch_without_valid_items_has_gradient_zero() -> None:
+    module, optimizer = make(decay=0.0)
+    before = values(module)
+    found = train_step(module, optimizer, 1, weight=0.0)
+    report = optimizer.step(1, weight=found.weight)
+    assert (float(found.weight), float(found.loss)) == (0.0, 0.0)
+    assert (float(report.global_grad_norm), float(report.overflow)) == (0.0, 0.0)
+    assert all(torch.equal(value, before[key]) for key, value in values(module).items())
+
+
+@pytest.mark.parametrize("usual_weight", [1.0, 64.0])
+def test_the_weight_of_the_batch_divides_whatever_weight_is_usual(usual_weight: float) -> None:
+    module, optimizer = make(usual_weight=usual_weight, gradient_clipping=0.0, beta1=0.0)
+    half, other = make(usual_weight=4.0, gradient_clipping=0.0, beta1=0.0)
+    for one, its, weight in ((module, optimizer, 1.0), (half, other, 0.5)):
+        its.step(1, weight=train_step(one, its, 1, weight=weight).weight)
+    for key, value in values(module).items():
+        close(value, values(half)[key], key, tolerance=1e-13)
+
+
+def test_state_and_tensors_restore_the_optimizer() -> None:
+    reference, expected = make(dtype=torch.float16)
+    for step in range(1, 7):
+        expected.step(step, weight=train_step(reference, expected, step, dtype=torch.float16).weight)
+    module, optimizer = make(dtype=torch.float16)
+    for step in range(1, 4):
+        optimizer.step(step, weight=train_step(module, optimizer, step, dtype=torch.float16).weight)
+    stored = {tensor.key: [view.clone() for _, view in tensor.parts] for tensor in saved(module, optimizer)}
+    state = optimizer.state()
+
+    module, optimizer = make(dtype=torch.float16)
+    for tensor in saved(module, optimizer):
+        for (_, view), value in zip(tensor.parts, stored[tensor.key], strict=True):
+            view.copy_(value)
+    optimizer.restore(state)
+    for step in range(4, 7):
+        optimizer.step(step, weight=train_step(module, optimizer, step, dtype=torch.float16).weight)
+    assert all(torch.equal(value, values(reference)[key]) for key, value in values(module).items())
+    assert optimizer.state() == expected.state()
+
+
+def saved(module: ParallelModule, optimizer: Optimizer) -> Any:
+    return (*module.global_tensors(), *optimizer.global_tensors())
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"updates": 3}, {"updates": "many", "loss_scaler": {}}, {"updates": 1, "loss_scaler": 5}]
+)
+def test_a_malformed_state_is_refused(state: dict[str, Any]) -> None:
+    _, optimizer = make()
+    with pytest.raises(CheckpointError, match="the checkpoint's optimizer state is malformed"):
+        optimizer.restore(state)
+
+
+def test_weights_loaded_without_masters_become_the_masters() -> None:
+    module, optimizer = make(dtype=torch.bfloat16)
+    for tensor in module.global_tensors():
+        for _, view in tensor.parts:
+            view.fill_(0.75)
+    optimizer.refresh()
+    assert all(shard.master[: shard.weights.count_nonzero()].eq(0.75).any() for shard in optimizer._shards)
+    optimizer.step(1, weight=torch.zeros((), dtype=torch.float64))
+    for value in values(module).values():
+        close(value, torch.full_like(value, 0.75 * (1 - RATE * 0.1)), tolerance=2**-8)
+
+
+def test_an_optimizer_with_nothing_to_train_steps() -> None:
+    config = topology_config()
+    module = ParallelModule([LayerSpec(nn.Linear, WIDTH, WIDTH)], Topology.single(), config, seed=1)
+    optimizer = Optimizer(OptimizerConfig(), [], Topology.single(), module=module)
+    report = optimizer.step(1, weight=torch.ones((), dtype=torch.float64))
+    assert float(report.global_grad_norm) == 0.0
+    assert list(optimizer.global_tensors()) == []
+    assert optimizer.state()["updates"] == 0
+
+
+def compare_with_ddp(rank: int, world_size: int) -> list[float]:
+    with connected(data=world_size) as topology:
+        module, optimizer = make(topology, gradient_clipping=0.0)
+        plain = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, dtype=torch.float64) for _ in range(2)))
+        own = values(module)
+        replica = Plain(own)
+        ddp = DistributedDataParallel(replica)
+        adamw = torch.optim.AdamW(ddp.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        for step in (1, 2):
+            optimizer.step(step, weight=train_step(module, optimizer, step).weight)
+            adamw.zero_grad()
+            for number in range(rank, SAMPLES, world_size):  # DDP takes the mean over ranks
+                with ddp.no_sync() if number + world_size < SAMPLES else torch.enable_grad():
+                    backward(loss_sum(ddp(sample(step, number, torch.float64))) * world_size / SAMPLES)
+            adamw.step()
+        found = values(module)
+        assert plain is not None
+        return [float((found[key] - value.detach()).abs().max()) for key, value in replica.named.items()]
+
+
+class Plain(nn.Module):
+    """The same two layers as one plain module."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.named = {key: nn.Parameter(value.clone()) for key, value in weights.items()}
+        self.listed = nn.ParameterList(self.named.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return forward(self.named, x)
+
+
+def test_data_parallel_steps_are_those_of_distributed_data_parallel() -> None:
+    for differences in run_distributed(compare_with_ddp, 2):
+        assert max(differences) < 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_trains_alike_in_layouts_up_to_its_rounding(dtype: torch.dtype) -> None:
+    model = Model(dtype=dtype, tied=False)
+    reference, found = train_in(model, {}), train_in(model, {"data": 2, "pipe": 2}, zero=True)
+    wide = train_in(Model(dtype=torch.float32, tied=False), {})
+    steps = torch.finfo(dtype).eps
+    assert found.losses == pytest.approx(reference.losses, rel=4 * steps)
+    assert found.losses == pytest.approx(wide.losses, rel=16 * steps)
