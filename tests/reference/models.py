@@ -58,7 +58,7 @@ class Activations:
 
     x: Tensor
     positions: Tensor
-    documents: Tensor
+    documents: Tensor | None
     samples: Tensor
 
 
@@ -75,7 +75,7 @@ class Embed(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> Activations:
         x = self.embedding(inputs["tokens"])
-        return Activations(x, inputs["positions"], inputs["documents"], inputs["samples"])
+        return Activations(x, inputs["positions"], inputs.get("documents"), inputs["samples"])
 
 
 class Block(nn.Module):
