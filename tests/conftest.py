@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,16 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide what a launcher around pytest, or an armed fault, may have left in the environment."""
     for name in (*LAUNCHER_VARIABLES, "SCALING_FAULT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def own_signal_handlers() -> Iterator[None]:
+    """Undo what a test did to the handling of signals: processes started later would inherit an ignored one."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    former = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, former, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -92,3 +92,8 @@ def config_of(
 def recipe(config: TransformerConfig) -> Recipe:
     """Return what is trained: packed documents, padding, and samples in which nothing counts."""
     return recipe_of(config, evaluation=synthetic_text(config, EVALUATION_SAMPLES, seed=1))
+
+
+def without_dropout(model: str) -> dict[str, float]:
+    """Return the changes that switch dropout off."""
+    return {name: 0.0 for name in MODELS[model] if name.startswith("dropout")}

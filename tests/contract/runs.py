@@ -41,7 +41,7 @@ class Run:
     weights: list[Deviation] = field(default_factory=list)
 
 
-def train(rank: int, world_size: int, port: int, jobs: bytes, directory: str, mutation: str | None = None) -> list[Run]:
+def train(rank: int, world_size: int, port: int, jobs: bytes, directory: str) -> list[Run]:
     """Train in each layout of a world, one after another. `port` is that of a store which somebody else serves."""
     runs = []
     for job in pickle.loads(jobs):
@@ -113,19 +113,14 @@ def record(recipe: Recipe, topology: TopologyConfig, directory: Path, *, steps: 
     return Reference(recipe, directory, run)
 
 
-def follow(
-    reference: Reference,
-    jobs: Sequence[Job],
-    *,
-    timeout: float = 250,
-    mutation: str | None = None,
-) -> dict[str, list[Run]]:
-    """Train in the layouts of `jobs`, all of one world size, and return what each rank saw, by job."""
+def follow(directory: Path, jobs: Sequence[Job], *, timeout: float = 250) -> dict[str, list[Run]]:
+    """Train in the layouts of `jobs`, all of one world size, and return what each rank saw, by job.
+
+    `directory` has what was recorded, and takes what the jobs record.
+    """
     (world_size,) = {job.topology.world_size for job in jobs}
     with served_store() as port:
-        by_rank = run_distributed(
-            train, world_size, port, pickle.dumps(list(jobs)), str(reference.directory), mutation, timeout=timeout
-        )
+        by_rank = run_distributed(train, world_size, port, pickle.dumps(list(jobs)), str(directory), timeout=timeout)
     return {job.name: [runs[number] for runs in by_rank] for number, job in enumerate(jobs)}
 
 
@@ -155,6 +150,8 @@ def differences(reference: Reference, name: str, runs: Sequence[Run]) -> dict[st
     for step in range(reference.steps):
         for one in distances(deviation for run in runs for deviation in run.gradients[step]):
             note("gradients", one.relative, f"step {step + 1}, {one.key}{list(one.index)} on rank {one.rank}")
+        if step == 0:
+            found["first gradients"] = found["gradients"]
     for one in distances(deviation for run in runs for deviation in run.weights):
         note("final weights", one.relative, f"{one.key}{list(one.index)} on rank {one.rank}")
     return found

@@ -19,6 +19,7 @@ QUANTITIES = {
     "loss",
     "weight",
     "gradients",
+    "first gradients",
     "gradient norm",
     "final weights",
     "evaluation loss",
@@ -50,12 +51,10 @@ def job(model: str, case: LayoutCase) -> Job:
 
 
 @pytest.mark.parametrize(("model", "world_size"), MARKED)
-def test_layouts_are_the_same_training_run(
-    model: str, world_size: int, reference: Callable[[str], Reference]
-) -> None:
+def test_layouts_are_the_same_training_run(model: str, world_size: int, reference: Callable[[str], Reference]) -> None:
     cases = [case for case in LAYOUTS[model] if case.world_size == world_size]
     problems = []
-    for name, runs in follow(reference(model), [job(model, case) for case in cases]).items():
+    for name, runs in follow(reference(model).directory, [job(model, case) for case in cases]).items():
         found = differences(reference(model), name, runs)
         assert set(found) == QUANTITIES
         limits = {"initial weights": 0.0, "weight": 0.0}

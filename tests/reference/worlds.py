@@ -14,7 +14,7 @@ from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis, Layout
 from scaling.core.topology.topology import Topology
 
-# As in the workers: a second thread gains nothing for small tensors, and waits for its turn on a busy core.
+# As in the workers, whose results are compared with those of this process; a second thread gains nothing here.
 torch.set_num_threads(1)
 
 

@@ -40,6 +40,7 @@ class Topology:
         self.sequence_parallel = sequence_parallel and layout.model > 1
         self.rng = RngTracker(self.coordinate, device)
         self._groups: dict[str, dist.ProcessGroup] = {}
+        self._axis_groups: dict[Axis, dist.ProcessGroup | None] = {}
         self._store: dist.Store | None = None
         self._exchanges = 0
 
@@ -91,11 +92,12 @@ class Topology:
     def group(self, axis: Axis) -> dist.ProcessGroup | None:
         """Return the group of ranks that differ from this one along `axis` only; None where that is this rank alone.
 
-        Its ranks are in axis order.
+        Its ranks are in axis order. Layers ask for it in every forward pass: it is worked out once.
         """
-        if self.size(axis) == 1:
-            return None
-        return self.subgroup(f"axis {axis.value}", self.layout.group(axis, self.rank))
+        if axis not in self._axis_groups:
+            ranks = self.layout.group(axis, self.rank)
+            self._axis_groups[axis] = self.subgroup(f"axis {axis.value}", ranks) if len(ranks) > 1 else None
+        return self._axis_groups[axis]
 
     @property
     def world(self) -> dist.ProcessGroup | None:
@@ -161,6 +163,7 @@ class Topology:
     def close(self) -> None:
         """Destroy the process groups. Safe to call twice."""
         self._groups.clear()
+        self._axis_groups.clear()
         if self._store is not None:
             self._store = None
             with contextlib.suppress(Exception):  # a broken peer must not hide the error that brought us here

@@ -1,0 +1,27 @@
+"""The same layout twice is the same run bit by bit, with dropout on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.contract.layouts import LAYERS, SMALL_BUCKETS, SP, LayoutCase, interleaved
+from tests.contract.models import config_of, recipe
+from tests.contract.runs import Job, follow
+
+CASES = [LayoutCase(1, 2, 2, 6, SP, SMALL_BUCKETS), LayoutCase(2, 2, 1, 6, {**interleaved(2), **LAYERS})]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_layout_twice_is_bitwise_equal(precision: str, tmp_path: Path) -> None:
+    for number, case in enumerate(CASES):
+        config = config_of("gpt", case.settings, case.optimizer, precision=precision)
+        jobs = [Job(name, recipe(config), config.topology, 20, record=name == "first") for name in ("first", "second")]
+        first, second = follow(tmp_path / str(number), jobs).values()
+        for one, other in zip(first, second, strict=True):
+            assert one.numbers == other.numbers
+            assert one.evaluation == other.evaluation
+            deviations = [deviation for step in other.gradients for deviation in step] + other.weights
+            assert deviations
+            assert not [deviation for deviation in deviations if deviation.different]

@@ -1,0 +1,64 @@
+"""Less precise types: layouts differ by the rounding of their sums and by nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.layouts import LAYERS, SMALL_BUCKETS, SP, ZERO, LayoutCase, interleaved
+from tests.contract.models import config_of, recipe
+from tests.contract.runs import Job, differences, follow, record
+
+Case = LayoutCase
+FEW: dict[str, list[LayoutCase]] = {
+    "llama": [Case(1, 1, 1, 3, LAYERS), Case(1, 2, 2, 12, SP, SMALL_BUCKETS), Case(2, 1, 2, 6), Case(1, 1, 4, 24, SP)],
+    "gpt": [Case(2, 1, 1, 3, interleaved(2)), Case(2, 2, 1, 6, LAYERS, ZERO), Case(1, 2, 2, 12, SP, ZERO)],
+}
+
+# AdamW divides by the root of the second moment. With the usual eps of 1e-8 a gradient that is nothing but rounding
+# (1e-8 in float32) is scaled up to a full step of the learning rate; eps has to be above the rounding to see past it.
+EPS = {"eps": 1e-3}
+
+
+def runs_of(
+    model: str, directory: Path, precision: str, against: str, optimizer: dict[str, Any]
+) -> list[tuple[str, dict[str, tuple[float, str]]]]:
+    """Return the differences of each layout in `precision` from the single process in `against`."""
+    config = config_of(model, optimizer=optimizer, precision=against)
+    reference = record(recipe(config), config.topology, directory, steps=20)
+    found = []
+    for size in sorted({case.world_size for case in FEW[model]}):
+        jobs = []
+        for case in FEW[model]:
+            if case.world_size == size:
+                ours = config_of(model, case.settings, {**case.optimizer, **optimizer}, precision=precision)
+                jobs.append(Job(str(case), recipe(ours), ours.topology, 20))
+        for name, runs in follow(reference.directory, jobs).items():
+            found.append((name, differences(reference, name, runs)))
+    return found
+
+
+@pytest.mark.parametrize("model", FEW)
+def test_float32_agrees_to_its_rounding(model: str, tmp_path: Path) -> None:
+    for name, found in runs_of(model, tmp_path, "float32", "float32", EPS):
+        assert found["initial weights"][0] == 0.0
+        assert found["loss"][0] < 1e-6, (name, found)
+        assert max(relative for relative, _ in found.values()) < 1e-5, (name, found)
+
+
+# A bfloat16 number has 8 significant bits: one rounding is off by up to u = 2^-8 of it. A layout moves, adds or removes
+# roundings (of the partial results that ranks add up; all sums themselves are float32), so it is as far from a run in
+# float32 as the single process in bfloat16 is, no farther. Some 100 roundings of random sign lie between a weight and its
+# gradient, which makes sqrt(100) u = 2^-5 of the typical gradient; the largest of some 10 000 elements is four times that.
+# A loss is a mean over 200 tokens: sqrt(100 / 200) u. Weights after 20 steps of AdamW have no such bound: where a gradient
+# is nothing but rounding, its sign decides the update. Their effect is bounded by the loss of the evaluation.
+BFLOAT16 = {"loss": 2.0**-9, "evaluation loss": 2.0**-9, "gradient norm": 2.0**-6, "first gradients": 2.0**-3}
+
+
+@pytest.mark.parametrize("model", [pytest.param("llama"), pytest.param("gpt", marks=pytest.mark.slow)])
+def test_bfloat16_is_as_close_to_float32_as_its_rounding_allows(model: str, tmp_path: Path) -> None:
+    for name, found in runs_of(model, tmp_path, "bfloat16", "float32", {}):
+        for quantity, bound in BFLOAT16.items():
+            assert found[quantity][0] < bound, (name, quantity, found[quantity])
