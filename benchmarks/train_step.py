@@ -2,10 +2,10 @@
 
     python3 benchmarks/train_step.py [KEY=VALUE ...] [--config FILE] [--steps 5] [--rounds 5] [--no-bare] [--json FILE]
 
-Both sides live at once, each in processes of its own, and take turns: a round is some steps of one and then of the other,
-so that a machine whose speed drifts treats them alike. Reported are medians over the rounds, and the median of the ratios
-round by round: on a shared machine only the ratio means anything. The bare side takes part where the layout is data
-parallel only (DistributedDataParallel for several processes).
+Both sides live at once, each in processes of its own, and take turns: a round is some steps of one and then of the
+other, so that a machine whose speed drifts treats them alike. Reported are medians over the rounds, and the median of
+the ratios round by round: on a shared machine only the ratio means anything. The bare side takes part where the layout
+is data parallel only (DistributedDataParallel for several processes).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def documents(sample: TextSample, end_of_document: int) -> Iterator[tuple[Tensor
     starts |= {place + 1 for place, token in enumerate(sample.tokens) if token == end_of_document}
     bounds = [*sorted(start for start in starts if start < sample.length), sample.length]
     tokens = torch.from_numpy(sample.tokens)
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         if stop - start > 1:
             yield tokens[start : min(stop, len(tokens) - 1)], tokens[start + 1 : stop]
 

@@ -35,7 +35,7 @@ _DROPOUT = {
 }
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
-    # Llama's parts: two key-value heads (fewer than ranks), tied embeddings, an odd vocabulary, an odd number of layers.
+    # Llama's parts: fewer key-value heads than ranks, tied embeddings, odd numbers of tokens and layers.
     "llama": {
         **_SIZES,
         "vocab_size": 67,
@@ -94,6 +94,8 @@ def recipe(config: TransformerConfig) -> Recipe:
     return recipe_of(config, evaluation=synthetic_text(config, EVALUATION_SAMPLES, seed=1))
 
 
-def without_dropout(model: str) -> dict[str, float]:
-    """Return the changes that switch dropout off."""
-    return {name: 0.0 for name in MODELS[model] if name.startswith("dropout")}
+def without_dropout(
+    model: str, topology: Mapping[str, Any] | None = None, optimizer: Mapping[str, Any] | None = None
+) -> TransformerConfig:
+    """Return the configuration of a model without dropout, which a plain program can follow."""
+    return config_of(model, topology, optimizer, **dict.fromkeys(_DROPOUT, 0.0))

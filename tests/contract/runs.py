@@ -1,4 +1,4 @@
-"""What the ranks of a world do: record a run, or train the same run in other layouts and say how far they are from it."""
+"""What the ranks of a world do: record a run, or train in other layouts and say how far they are from it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+
 import torch.distributed as dist
 
 from scaling.core import LaunchContext, Recipe, Session, Topology, TopologyConfig

@@ -49,11 +49,12 @@ def test_float32_agrees_to_its_rounding(model: str, tmp_path: Path) -> None:
 
 
 # A bfloat16 number has 8 significant bits: one rounding is off by up to u = 2^-8 of it. A layout moves, adds or removes
-# roundings (of the partial results that ranks add up; all sums themselves are float32), so it is as far from a run in
-# float32 as the single process in bfloat16 is, no farther. Some 100 roundings of random sign lie between a weight and its
-# gradient, which makes sqrt(100) u = 2^-5 of the typical gradient; the largest of some 10 000 elements is four times that.
-# A loss is a mean over 200 tokens: sqrt(100 / 200) u. Weights after 20 steps of AdamW have no such bound: where a gradient
-# is nothing but rounding, its sign decides the update. Their effect is bounded by the loss of the evaluation.
+# roundings (of the partial results that ranks add up; the sums themselves are float32), so it is as far from a run in
+# float32 as the single process in bfloat16 is, and no farther. Some 100 roundings of random sign lie between a weight
+# and its gradient: sqrt(100) u = 2^-5 of the typical gradient, four times that for the largest of some 10 000 elements.
+# Of the loss and the norm, which are sums over many tokens and elements, most of that averages out. Weights after 20
+# steps of AdamW have no such bound, since the sign of a rounding can decide an update; the evaluation bounds what comes
+# of it.
 BFLOAT16 = {"loss": 2.0**-9, "evaluation loss": 2.0**-9, "gradient norm": 2.0**-6, "first gradients": 2.0**-3}
 
 

@@ -41,15 +41,18 @@ def compare(kernel: Kernel, *, dtype: torch.dtype, kv_heads: int, causal: bool, 
     wide = [random(*shape, seed=n).to(GPU, dtype).double().requires_grad_() for n, shape in enumerate(shapes)]
     narrow = [tensor.detach().to(dtype).requires_grad_() for tensor in wide]
     documents = dense.lengths_to_documents(LENGTHS).to(GPU) if packed else None
-    expected = spelled_out(*wide, DocumentMasks(causal=causal)(documents), scale=0.125)
-    found = kernel(*narrow, documents)
+    expected = spelled_out(wide[0], wide[1], wide[2], DocumentMasks(causal=causal)(documents), scale=0.125)
+    found = kernel(narrow[0], narrow[1], narrow[2], documents)
     assert found.dtype == dtype
     assert found.shape == expected.shape
     gradient = random(*expected.shape, seed=7).to(GPU)
     backward(expected, gradient)
     backward(found, gradient.to(dtype))
     step = torch.finfo(dtype).eps
-    pairs = [(found, expected), *((gradient_of(a), gradient_of(b)) for a, b in zip(narrow, wide, strict=True))]
+    pairs = [
+        (found.detach(), expected.detach()),
+        *((gradient_of(a), gradient_of(b)) for a, b in zip(narrow, wide, strict=True)),
+    ]
     for actual, reference in pairs:
         assert float((actual.double() - reference).norm() / reference.norm()) < 4 * step
 
@@ -92,12 +95,12 @@ def test_the_deterministic_backward_pass_repeats_every_bit() -> None:
     documents = dense.lengths_to_documents(LENGTHS).to(GPU)
     results = []
     for _ in range(2):
-        leaves = [
+        q, k, v = (
             random(len(LENGTHS), SEQUENCE, HEADS, FEATURES, seed=n).to(GPU, torch.bfloat16).requires_grad_()
             for n in range(3)
-        ]
-        backward(flash(*leaves, documents, scale=0.125).sum())
-        results.append([gradient_of(leaf) for leaf in leaves])
+        )
+        backward(flash(q, k, v, documents, scale=0.125).sum())
+        results.append([gradient_of(leaf) for leaf in (q, k, v)])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 

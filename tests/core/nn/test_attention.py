@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scaling.core.errors import LayoutError
 from scaling.core.nn.attention import AttentionShape, ParallelSelfAttention, kv_shard
-from scaling.core.nn.attention_kernels import DocumentMasks
+from scaling.core.nn.attention_kernels import DocumentMasks, KeyValueCache
 from scaling.core.nn.dropout import Dropout
 from scaling.core.nn.norm import LayerNorm, RMSNorm
 from scaling.core.nn.parameter import meta
@@ -19,6 +19,7 @@ from scaling.core.nn.rotary import RotaryEmbedding
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
 from tests.reference import dense
+from tests.reference.compare import close
 from tests.reference.sharding import Weights, assembled, compare_layer, fill
 from tests.reference.worlds import connected, random, view_of
 
@@ -204,3 +205,19 @@ def test_dropout_is_off_in_evaluation() -> None:
         fill(one)
     x, rest = random(2, SEQUENCE, HIDDEN, seed=1), (Variant().positions, Variant().documents, Variant().samples)
     assert torch.equal(layer(x, *rest), plain(x, *rest))
+
+
+@pytest.mark.parametrize("chunks", [[8], [5, 3], [1] * 8, [4, 1, 1, 2]])
+def test_generating_bit_by_bit_attends_as_the_whole_sequence_does(chunks: list[int]) -> None:
+    variant = Variant(kv_heads=2, rotary=4, packed=False, norm=True)
+    layer = variant.build(Topology.single()).eval()
+    fill(layer)
+    x, positions = random(2, SEQUENCE, HIDDEN, seed=1), torch.arange(SEQUENCE).expand(2, SEQUENCE)
+    whole = layer(x, positions, None, variant.samples)
+    layer.cache, start = KeyValueCache(), 0
+    for chunk in chunks:
+        part = slice(start, start + chunk)
+        close(layer(x[:, part], positions[:, part], None, variant.samples), whole[:, part])
+        start += chunk
+    layer.cache = None
+    assert torch.equal(layer(x, positions, None, variant.samples), whole)

@@ -122,8 +122,8 @@ def verify_layout(
         raise ConfigError(f"the number of steps is {steps}; it has to be at least 1")
     if tolerance is None and recipe.precision not in TOLERANCES:
         raise ConfigError(
-            f"there is no usual tolerance for precision {recipe.precision}; take float64, in which agreement is decisive, "
-            "or give a tolerance"
+            f"there is no usual tolerance for precision {recipe.precision}; take float64, in which agreement is "
+            "decisive, or give a tolerance"
         )
     if tolerance is None:
         tolerance = TOLERANCES[recipe.precision or ""]

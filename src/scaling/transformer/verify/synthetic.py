@@ -21,8 +21,8 @@ _EMPTY_EVERY = 7
 class SyntheticText(BaseDataset[TextSample]):
     """Sequences of random tokens, each a pure function of its index.
 
-    Most are several documents of random length. One in five ends early and is padded; one in seven is all padding, so that
-    there are micro-batches in which nothing counts.
+    Most are several documents of random length. One in five ends early and is padded; one in seven is all padding, so
+    that there are micro-batches in which nothing counts.
     """
 
     length: int
