@@ -16,6 +16,9 @@ from tests.distributed import LAUNCHER_VARIABLES, close_workers
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
+# nohup, under which a suite may run, has its children ignore this signal; tests send it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # No deadline: two busy cores make single examples slow. Derandomised: the same examples on every machine, every time.
 settings.register_profile("scaling", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.load_profile("scaling")

@@ -1,22 +1,118 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
-from typer.testing import CliRunner
+import pytest
 
-from scaling.cli.main import app
+from scaling.cli.main import main
+from scaling.cli.many_values import spread
 from scaling.cli.verify_layout import explain
 from scaling.core import Gap, LayoutReport, Parting
 
+CLUSTER = """
+topology:
+  model_parallel_size: 8
+  pipe_parallel_size: 8
+  data_parallel_size: 64
+  micro_batch_size: 1
+  gradient_accumulation_steps: 32
+  sequence_parallel: true
+transformer_architecture:
+  hidden_size: 8192
+  num_attention_heads: 64
+  attention_num_kv_heads: 4
+  num_layers: 79
+  vocab_size: 128001
+  sequence_length: 8192
+  precision: bfloat16
+  dropout_after_mlp: 0.1
+optimizer: {zero: true}
+learning_rate_scheduler: {learning_rate: 0.0003, learning_rate_warmup_steps: 2000}
+data: {eod_token_id: 128000}
+"""
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run `scaling verify-layout` on a configuration; return its status and all it said."""
+
+    def command(text: str, *arguments: str) -> tuple[int, str]:
+        path = tmp_path / "config.yml"
+        path.write_text(text)
+        monkeypatch.setattr("sys.argv", ["scaling", "verify-layout", str(path), *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        shown = capsys.readouterr()
+        return int(leaving.value.code or 0), shown.out + shown.err
+
+    return command
+
+
+def test_a_configuration_for_a_cluster_is_verified_on_a_laptop(run: Run) -> None:
+    status, said = run(CLUSTER, "--steps", "2")
+    assert status == 0, said
+    assert "pipe 2 x data 2 x model 2 (8 processes), sequence parallel" in said
+    assert "num_layers 79 -> 3" in said
+    assert "identical, SHA-256" in said
+    assert "The layouts are the same training run (to 1e-10)." in said
+
+
+def test_the_reference_may_be_any_layout(run: Run) -> None:
+    sizes = ["topology.data_parallel_size=2", "topology.model_parallel_size=2"]
+    status, said = run(
+        CLUSTER, "topology.pipe_parallel_size=1", "--against", *sizes, "--processes", "4", "--steps", "1"
+    )
+    assert status == 0, said
+    assert "reference  pipe 1 x data 2 x model 2 (4 processes)" in said
+
+
+def test_a_users_layer_that_counts_its_bias_on_every_rank_is_named(run: Run) -> None:
+    sizes = "model_parallel_size: 2, pipe_parallel_size: 1, data_parallel_size: 1"
+    status, said = run(
+        f"topology: {{{sizes}}}\ntransformer_architecture: {{vocab_size: 500, num_layers: 4}}",
+        *("--layers", "tests.cli.broken_layers:layer_specs"),
+    )
+    assert status == 1, said
+    assert "The layouts part at step 2: loss is" in said
+    assert "comes in through layers.2.mlp.dense_out.bias: " in said
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        ("topology: {model_parallel_sizes: 2}", (), "did you mean model_parallel_size"),
+        ("", ("--against", "trainer.seed=1"), "layouts differ in their topology alone"),
+        ("", ("--against", "topology.model_parallel_size=3"), "topology.model_parallel_size (3)"),
+        ("", ("--layers", "no_such_module:layers"), "no_such_module"),
+        ("", ("--layers", "tests.cli.broken_layers"), "module:function"),
+        (CLUSTER, ("--processes", "4"), "takes at least 8 processes"),
+        (
+            "transformer_architecture: {dropout_stream: per_rank, dropout_after_mlp: 0.1}",
+            (),
+            "dropout_stream=layout_invariant",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_status_2(run: Run, text: str, arguments: tuple[str, ...], words: str) -> None:
+    status, said = run(text, *arguments)
+    assert status == 2, said
+    assert words in said
+    assert "Traceback" not in said
+
 
 def test_agreement_is_said_with_the_largest_differences() -> None:
-    gap = Gap(quantity="gradients", step=2, relative=3e-15, key="layers.0.embedding.weight")
+    gap = Gap(quantity="gradients", step=2, relative=3e-15, key="layers.0.embedding.weight", rank=1, index=(7, 0))
     text = explain(LayoutReport(steps=3, tolerance=1e-10, digest="ab" * 32, elements=1234, worst={"gradients": gap}))
-    assert "same training run over 3 steps and 1,234 parameters" in text
-    assert "gradients: at most 3.0e-15 apart" in text
+    assert "3 steps, 1,234 parameters" in text
+    assert "gradients        3.0e-15  step 2  layers.0.embedding.weight[7, 0] on rank 1" in text
+    assert "The layouts are the same training run" in text
 
 
-def test_a_parting_names_parameter_step_and_rank() -> None:
+def test_a_parting_names_parameter_step_rank_and_place() -> None:
     gap = Gap(
         quantity="gradients",
         step=1,
@@ -27,14 +123,27 @@ def test_a_parting_names_parameter_step_and_rank() -> None:
         rank=3,
         index=(7,),
     )
-    text = explain(LayoutReport(steps=3, tolerance=1e-10, parting=Parting(gap, parameters=("layers.1.dense.bias",))))
-    assert "part at step 1 on rank 3: gradients layers.1.dense.bias[7] is 2.0 instead of 1.0" in text
-    assert "Look first at: layers.1.dense.bias" in text
+    names = tuple(f"layers.{layer}.dense.bias" for layer in range(1, 9))
+    text = explain(LayoutReport(steps=3, tolerance=1e-10, parting=Parting(gap, parameters=names)))
+    assert "part at step 1 on rank 3: gradients of layers.1.dense.bias[7] are 2.0 instead of 1.0" in text
+    assert "8 parameters differ (the nearest to the loss first): layers.1.dense.bias" in text
+    assert "and 3 more" in text
 
 
-def test_a_wrong_configuration_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    path = tmp_path / "config.yml"
-    path.write_text("topology: {model_parallel_sizes: 2}\n")
-    result = CliRunner().invoke(app, ["verify-layout", str(path)])
-    assert result.exit_code != 0
-    assert "did you mean model_parallel_size" in str(result.exception)
+def test_a_parameter_that_is_missing_is_named() -> None:
+    gap = Gap(quantity="parameters", step=0, relative=math.inf, key="layers.3.bias")
+    text = explain(LayoutReport(steps=3, tolerance=1e-10, parting=Parting(gap, "only the layout has it")))
+    assert "The layouts have different parameters: layers.3.bias only the layout has it." in text
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("c a=1 --against b=2 c=3 --steps 2", "c a=1 --against b=2 --against c=3 --steps 2"),
+        ("--against b=2 --against c=3 d=4", "--against b=2 --against c=3 --against d=4"),
+        ("--steps 2 c a=1", "--steps 2 c a=1"),
+        ("c --against", "c --against"),
+    ],
+)
+def test_an_option_may_take_several_values(given: str, meant: str) -> None:
+    assert list(spread(given.split(), ("--against",))) == meant.split()

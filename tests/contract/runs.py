@@ -132,12 +132,15 @@ def digest(directory: Path, name: str, runs: Sequence[Run]) -> str:
 
 def differences(reference: Reference, name: str, runs: Sequence[Run]) -> dict[str, tuple[float, str]]:
     """Return how far a run is from the reference, per quantity: the largest relative difference, and where it is."""
-    assert not list(incomplete([run.held for run in runs])), "every element has an owner"
     found: dict[str, tuple[float, str]] = {}
 
     def note(quantity: str, relative: float, where: str) -> None:
         found[quantity] = max(found.get(quantity, (0.0, "")), (relative, where))
 
+    for key, box in incomplete([run.held for run in runs]):
+        note("parameters", 1.0, f"no rank has {box} of {key}")
+    if shapes(run.held for run in runs) != shapes([reference.run.held]):
+        note("parameters", 1.0, "other names or shapes")
     note("initial weights", float(digest(reference.directory, name, runs) != reference.digest), "digest")
     for rank, run in enumerate(runs):
         for step, (ours, theirs) in enumerate(zip(run.numbers, reference.run.numbers, strict=True), start=1):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,9 +222,15 @@ def calls_by_function(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, as
         yield from calls_by_function(node, name)
 
 
+LONGER_FILES: Mapping[str, str] = {
+    "tests/core/optimizer/test_optimizer.py": "one optimizer, seen from every side with the same few helpers",
+    "tests/core/pipeline/test_engine.py": "one engine, seen from every side with the same few layers",
+}
+
+
 def files_are_small(source: Source) -> Iterator[str]:
     lines = source.text.count("\n")
-    if lines > MAX_LINES:
+    if lines > MAX_LINES and str(source.path) not in LONGER_FILES:
         yield f"{lines} lines are more than {MAX_LINES}; a file has one idea"
 
 

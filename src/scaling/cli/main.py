@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from scaling.cli.many_values import taking_many
 from scaling.core.errors import ScalingError
 
 
@@ -22,6 +23,8 @@ class SubCommand:
     home: str
     """`module:name` of a typer app, or of a function that is the command."""
     help: str
+    many: tuple[str, ...] = ()
+    """Options of a function that take every value up to the next option."""
 
     def load(self, name: str) -> Any:
         """Import the sub-command and return it as the command `name`."""
@@ -31,7 +34,7 @@ class SubCommand:
         if isinstance(found, typer.Typer):
             holder.add_typer(found, name=name)
         else:
-            holder.command(name)(found)
+            holder.command(name, cls=taking_many(*self.many))(found)
         command: Any = typer.main.get_command(holder)
         return command.commands[name] if isinstance(command, TyperGroup) else command
 
@@ -42,7 +45,9 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
     "data": SubCommand("scaling.cli.data:app", "Make token data sets, look into them, and show what a step consumes."),
     "checkpoint": SubCommand("scaling.cli.checkpoint:app", "List, verify, compare, cast and import checkpoints."),
     "verify-layout": SubCommand(
-        "scaling.cli.verify_layout:verify", "Prove that a layout is the same training run as one process."
+        "scaling.cli.verify_layout:verify",
+        "Prove that a layout is the same training run as one process.",
+        many=("--against",),
     ),
     "generate": SubCommand("scaling.cli.generate:generate", "Continue a text with a trained model."),
 }

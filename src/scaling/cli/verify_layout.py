@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scaling.core import ExitStatus, LayoutReport, TopologyConfig, single_process, verify_layout
-from scaling.transformer import TransformerConfig
-from scaling.transformer.verify.recipe import at_full_rate, recipe_of, synthetic_text
-from scaling.transformer.verify.shrink import shrunk
+from scaling.core import ConfigError, ExitStatus, LayoutReport, Parting, Recipe, TopologyConfig, verify_layout
+from scaling.transformer import TransformerConfig, layer_specs, load_datasets, prepare_data
+from scaling.transformer.config.environment import data_sets_exist
+from scaling.transformer.verify.recipe import LayerFunction, at_full_rate, recipe_of, synthetic_text
+from scaling.transformer.verify.shrink import PROCESSES, differences, shrunk
 
-_VOCABULARY = 1000
+_VOCABULARY = 1001  # where the tokenizer would say: divisible by no usual number of ranks
 _EVALUATION_SAMPLES = 5
+_SHOWN = 5
+
+
+class Precision(str, Enum):
+    """The types in which layouts can be compared."""
+
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
 
 
 def verify(
@@ -27,73 +40,184 @@ def verify(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE",
-            help="The reference layout, such as topology.data_parallel_size=2. Default: one process.",
+            metavar="KEY=VALUE ...",
+            help="The topology of the reference, such as topology.data_parallel_size=2. Default: one process.",
+            show_default=False,
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 3,
+    processes: Annotated[int, typer.Option(min=1, help="Shrink the layout to at most so many.")] = PROCESSES,
     full_size: Annotated[
-        bool, typer.Option("--full-size", help="Keep the model's sizes instead of shrinking it.")
+        bool, typer.Option("--full-size", help="Keep all sizes, and train on the configured data if they are there.")
     ] = False,
+    precision: Annotated[
+        Precision, typer.Option(help="In float64 rounding hides nothing; float32 is for layers that have no other.")
+    ] = Precision.FLOAT64,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Your own layers, from a function called as scaling.transformer.layer_specs is.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that a step may take.")] = 300.0,
 ) -> None:
-    """Train in two layouts at once, on this machine's CPU in float64, and compare weights, losses and gradients.
+    """Train in two layouts at once, on this machine's CPU, and compare weights, losses and gradients after each step.
 
-    The model is made small, with the structure that a layout can break left as it is; the data are synthetic. Ends with
-    0 where the layouts are the same run, with 1 where they part.
+    The model and its layout are made small; what a layout can break in them stays as it is. The data are synthetic.
+    Ends with 0 where the layouts are the same run, with 1 where they part, with 2 where the configuration is wrong.
     """
     exact = [
-        "transformer_architecture.precision=float64",
-        "transformer_architecture.dropout_stream=layout_invariant",
+        f"transformer_architecture.precision={precision.value}",
         "transformer_architecture.masked_softmax.kernel=torch",
         "topology.device=cpu",
     ]
     wanted = at_full_rate(TransformerConfig.from_yaml(config, [*(overrides or ()), *exact]))
-    if wanted.transformer_architecture.vocab_size == 0:  # it would come from the tokenizer
-        architecture = wanted.transformer_architecture.model_copy(update={"vocab_size": _VOCABULARY})
-        wanted = wanted.model_copy(update={"transformer_architecture": architecture})
-    if not full_size:
-        wanted = shrunk(wanted)
-    recipe = recipe_of(wanted, evaluation=synthetic_text(wanted, _EVALUATION_SAMPLES, seed=1))
-    layout = wanted.topology
-    reference = single_process(layout)
-    if against:
-        sizes = {"data_parallel_size": 1, "pipe_parallel_size": 1, "model_parallel_size": 1}
-        given = {"topology": {**sizes, "gradient_accumulation_steps": 1, "global_batch_size": layout.global_batch_size}}
-        reference = TransformerConfig.from_dict(given, against, quiet=True).topology
-    typer.echo(f"{describe(layout)} against {describe(reference)}, {layout.global_batch_size} samples a step, float64")
-    report = verify_layout(recipe, layout, reference, steps=steps, progress=lambda message: typer.echo(f"  {message}"))
+    _check(wanted)
+    function = layer_specs if layers is None else _function(layers)
+    sizes = reference_of(wanted, against or ())
+    used, recipe = _full(wanted, function) if full_size else _small(wanted, sizes, processes, function)
+    reference = _with_batch(sizes, used.topology)
+    fitting = used.as_dict() | {"topology": reference.as_dict()}
+    TransformerConfig.from_dict(fitting, quiet=True)  # does the model fit the reference too?
+    for line in _introduction(wanted, used, reference, precision):
+        typer.echo(line)
+    report = verify_layout(
+        recipe,
+        used.topology,
+        reference,
+        steps=steps,
+        timeout=timeout,
+        progress=lambda message: typer.echo(f"  {message}", err=True),
+    )
     typer.echo(explain(report))
     raise typer.Exit(ExitStatus.DONE if report.agrees else ExitStatus.FAILURE)
 
 
+def reference_of(config: TransformerConfig, against: Sequence[str]) -> TopologyConfig:
+    """Return the topology of the reference: one process, but for what `against` says. Its batch is a placeholder."""
+    strange = [setting for setting in against if not setting.startswith("topology.")]
+    if strange:
+        raise ConfigError(
+            f"--against {strange[0]}: layouts differ in their topology alone; give settings such as "
+            "topology.data_parallel_size=2, and others before --against"
+        )
+    one = {"data_parallel_size": 1, "pipe_parallel_size": 1, "model_parallel_size": 1}
+    return TransformerConfig.from_dict({"topology": {**one, "device": "cpu"}}, against, quiet=True).topology
+
+
 def describe(layout: TopologyConfig) -> str:
     """Return a layout in a few words."""
-    return (
-        f"pipe {layout.pipe_parallel_size} x data {layout.data_parallel_size} x model {layout.model_parallel_size}"
-        f"{', sequence parallel' if layout.sequence_parallel else ''}"
-    )
+    extras = [
+        *(["sequence parallel"] if layout.sequence_parallel else []),
+        *([layout.pipe_schedule.value] if layout.pipe_parallel_size > 1 else []),
+    ]
+    count = f"{layout.world_size} process{'es' if layout.world_size > 1 else ''}"
+    sizes = f"pipe {layout.pipe_parallel_size} x data {layout.data_parallel_size} x model {layout.model_parallel_size}"
+    return ", ".join([f"{sizes} ({count})", *extras])
 
 
 def explain(report: LayoutReport) -> str:
     """Return what was found, for a person."""
+    lines = [f"{report.steps} steps, {report.elements:,} parameters; largest relative differences:"]
+    if report.digest is not None:
+        lines.append(f"  {'initial weights':16} identical, SHA-256 {report.digest[:16]}...")
+    for quantity, gap in report.worst.items():
+        if quantity != "initial weights":
+            where = f"{gap.key}{list(gap.index)} on rank {gap.rank}" if gap.key else ""
+            lines.append(f"  {quantity:16} {gap.relative:.1e}  step {gap.step}  {where}".rstrip())
     if report.parting is None:
-        lines = [f"The layouts are the same training run over {report.steps} steps and {report.elements:,} parameters:"]
-        lines.append(f"  initial weights: identical, SHA-256 {(report.digest or '')[:16]}...")
-        lines += [
-            f"  {quantity}: at most {gap.relative:.1e} apart"
-            for quantity, gap in report.worst.items()
-            if quantity != "initial weights"
-        ]
-        return "\n".join(lines)
-    gap, parting = report.parting.gap, report.parting
-    what = gap.quantity if gap.key is None else f"{gap.quantity} {gap.key}{list(gap.index) if gap.index else ''}"
-    rank = "" if gap.rank is None else f" on rank {gap.rank}"
-    lines = [
-        f"The layouts part at step {gap.step}{rank}: {what} is {gap.actual!r} instead of {gap.expected!r} "
-        f"({gap.relative:.1e} relative, {report.tolerance:.0e} allowed)."
-    ]
-    if parting.message:
-        lines.append(f"  {parting.message}")
-    if parting.parameters:
-        lines.append("  Look first at: " + ", ".join(parting.parameters[:5]))
+        lines.append(f"The layouts are the same training run (to {report.tolerance:.0e}).")
+    else:
+        lines += _explain(report.parting, report.tolerance)
     return "\n".join(lines)
+
+
+def _explain(parting: Parting, tolerance: float) -> Iterator[str]:
+    gap, names = parting.gap, parting.parameters
+    rank = "" if gap.rank is None else f" on rank {gap.rank}"
+    if gap.quantity == "parameters":
+        yield f"The layouts have different parameters: {gap.key} {parting.message}."
+        return
+    what = gap.quantity if gap.key is None else f"{gap.quantity} of {gap.key}{list(gap.index)}"
+    yield (
+        f"The layouts part at step {gap.step}{rank}: {what} {'are' if gap.key else 'is'} {gap.actual!r} instead of "
+        f"{gap.expected!r} ({gap.relative:.1e} relative, {tolerance:.0e} allowed)."
+    )
+    if parting.message:
+        yield f"  {parting.message[0].upper()}{parting.message[1:]}."
+    listed = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    if gap.quantity == "loss":
+        yield (
+            f"  The difference comes in through {listed}: look at how its layer uses it on each rank."
+            if names
+            else "  It comes in through no parameter of its own: look at data, positions, masks and the loss function."
+        )
+    elif len(names) > 1:
+        nearest = " (the nearest to the loss first)" if gap.quantity == "gradients" else ""
+        yield f"  {len(names)} parameters differ{nearest}: {listed}."
+
+
+def _check(config: TransformerConfig) -> None:
+    architecture = config.transformer_architecture
+    rates = ("dropout_embedding", "dropout_attention_probs", "dropout_after_attention", "dropout_after_mlp")
+    if architecture.dropout_stream.value == "per_rank" and any(getattr(architecture, rate) for rate in rates):
+        raise ConfigError(
+            "transformer_architecture.dropout_stream: is per_rank, which gives each layout other masks on purpose; "
+            "verify with transformer_architecture.dropout_stream=layout_invariant"
+        )
+
+
+def _function(name: str) -> LayerFunction:
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"--layers {name}: {error}; give module:function, importable from here") from error
+    function: LayerFunction = found
+    return function
+
+
+def _small(
+    config: TransformerConfig, reference: TopologyConfig, processes: int, function: LayerFunction
+) -> tuple[TransformerConfig, Recipe]:
+    used = shrunk(_with_vocabulary(config), also=reference, processes=processes)
+    return used, recipe_of(used, evaluation=synthetic_text(used, _EVALUATION_SAMPLES, seed=1), layers=function)
+
+
+def _full(config: TransformerConfig, function: LayerFunction) -> tuple[TransformerConfig, Recipe]:
+    if config.data.data_prefixes and not list(data_sets_exist(config.data)):
+        used = prepare_data(config)
+        training, validation = load_datasets(used)
+        return used, recipe_of(used, training=training, evaluation=validation, layers=function)
+    used = _with_vocabulary(config)
+    return used, recipe_of(used, evaluation=synthetic_text(used, _EVALUATION_SAMPLES, seed=1), layers=function)
+
+
+def _with_vocabulary(config: TransformerConfig) -> TransformerConfig:
+    if config.transformer_architecture.vocab_size:
+        return config
+    architecture = config.transformer_architecture.model_copy(update={"vocab_size": _VOCABULARY})
+    return config.model_copy(update={"transformer_architecture": architecture})
+
+
+def _with_batch(sizes: TopologyConfig, layout: TopologyConfig) -> TopologyConfig:
+    """Return the reference with the layout's global batch: as few micro-batches as its schedule allows."""
+    values = sizes.as_dict() | {"global_batch_size": layout.global_batch_size}
+    values["gradient_accumulation_steps"] = sizes.pipe_parallel_size if sizes.pipe_chunks_per_rank > 1 else 1
+    del values["micro_batch_size"]
+    return TopologyConfig.from_dict(values, quiet=True)
+
+
+def _introduction(
+    wanted: TransformerConfig, used: TransformerConfig, reference: TopologyConfig, precision: Precision
+) -> Iterator[str]:
+    samples = used.topology.global_batch_size
+    yield f"layout     {describe(used.topology)}"
+    yield f"reference  {describe(reference)}"
+    yield f"           {samples} samples a step, {precision.value}, peak learning rates"
+    changed = list(differences(wanted, used))
+    if changed:
+        yield f"shrunk     {', '.join(changed)}"

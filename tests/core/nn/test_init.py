@@ -94,6 +94,11 @@ def test_values_are_the_same_on_every_machine_for_ever() -> None:
     assert values((3, 2)).tobytes().hex() == "5b95183f554f133e700cb8bdffff7f3d4280264096fea5bd"
 
 
+def test_a_tensor_without_dimensions_has_a_value_too() -> None:
+    assert values(()).shape == ()
+    assert values(()) != values((), seed=2)
+
+
 @given(seeds=st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)), keys=st.tuples(st.text(), st.text()))
 def test_another_seed_or_name_is_another_tensor(seeds: tuple[int, int], keys: tuple[str, str]) -> None:
     one, other = (values((4, 4), seed=seed, key=key) for seed, key in zip(seeds, keys, strict=True))

@@ -82,3 +82,23 @@ def test_a_logit_of_minus_infinity_is_probability_zero() -> None:
     expected = torch.tensor([0.0, 1.0, 2.0]).logsumexp(0).item()
     for losses in run_distributed(lose_with_an_impossible_token, 2):
         assert losses == [pytest.approx(expected), torch.inf]
+
+
+def ignore_positions(rank: int, world_size: int) -> None:
+    with connected(model=world_size) as topology:
+        whole = random(5, 8, seed=1).requires_grad_()
+        local = whole.detach().chunk(world_size, dim=-1)[rank].clone().requires_grad_()
+        targets = torch.tensor([3, -100, 7, -100, 0])
+        expected = vocab_parallel_cross_entropy(whole, targets)
+        losses = vocab_parallel_cross_entropy(
+            local, targets, group=model_group(topology), offset=rank * 8 // world_size
+        )
+        close(losses, expected)
+        assert not losses[targets == -100].any()
+        for loss in (expected, losses):
+            backward(loss.sum())
+        close(gradient_of(local), gradient_of(whole).chunk(world_size, dim=-1)[rank])
+
+
+def test_positions_that_torch_ignores_are_ignored_in_every_layout() -> None:
+    run_distributed(ignore_positions, 2)

@@ -1,8 +1,7 @@
-"""AdamW on flat shards against torch's AdamW on whole tensors, in every precision, with and without ZeRO."""
+"""AdamW on flat shards against torch's AdamW on whole tensors, with and without ZeRO."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -12,104 +11,27 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scaling.core.data.types import MicroBatch
 from scaling.core.errors import CheckpointError
-from scaling.core.nn.linear import ColumnParallelLinear, linear
-from scaling.core.nn.parameter import meta, update_meta
 from scaling.core.optimizer.config import OptimizerConfig
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
-from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.pipeline.layer_spec import LayerSpec
-from scaling.core.pipeline.loss import LossOutput, StepLoss
 from scaling.core.pipeline.module import ParallelModule
-from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
+from tests.core.optimizer.plain_model import (
+    RATE,
+    SAMPLES,
+    WIDTH,
+    forward,
+    loss_sum,
+    make,
+    sample,
+    train_step,
+    values,
+)
 from tests.distributed import run_distributed
 from tests.reference.compare import backward, close, gradient_of
-from tests.reference.models import Model
-from tests.reference.training import Part, join, parts_of, train_in
-from tests.reference.worlds import connected, random, topology_config
-
-WIDTH, SAMPLES = 8, 4
-RATE = 1e-2
-
-
-class Layer(nn.Module):
-    """A plain layer; half-precision products are rounded as the library rounds them."""
-
-    def __init__(self, dtype: torch.dtype, *, scale: float = 1.0) -> None:
-        super().__init__()
-        self.linear = ColumnParallelLinear(WIDTH, WIDTH, dtype=dtype)
-        self.offset = nn.Parameter(torch.randn(WIDTH).to(dtype))
-        update_meta(self.offset, lr_scale=scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(linear(x, self.linear.weight, self.linear.bias)) + self.offset
-
-
-def make(
-    topology: Topology | None = None,
-    *,
-    dtype: torch.dtype = torch.float64,
-    layers: int = 2,
-    scale: float = 1.0,
-    usual_weight: float = SAMPLES,
-    decay: float = 0.1,
-    independent: bool = False,
-    **options: Any,
-) -> tuple[ParallelModule, Optimizer]:
-    topology = topology or Topology.single()
-    data = topology.size(Axis.DATA)
-    config = topology_config(data=data, global_batch_size=SAMPLES, micro_batch_size=1)
-    specs = [LayerSpec(Layer, dtype, scale=scale) for _ in range(layers)]
-    module = ParallelModule(specs, topology, config, seed=1)
-    group = ParameterGroup(
-        name="all",
-        learning_rate_scheduler=LearningRateSchedulerConfig(learning_rate=RATE),
-        weight_decay=decay,
-        independent_weight_decay=independent,
-    )
-    groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
-    config_of = OptimizerConfig.from_dict(options)
-    return module, Optimizer(config_of, groups, topology, module=module, usual_weight=usual_weight)
-
-
-def sample(step: int, number: int, dtype: torch.dtype) -> Tensor:
-    return random(1, WIDTH, seed=100 * step + number, dtype=dtype)
-
-
-def loss_sum(output: Tensor) -> Tensor:
-    wide = output if output.dtype == torch.float64 else output.float()
-    return (wide - 0.5).square().sum()
-
-
-def loss(output: Tensor, targets: Tensor) -> LossOutput:
-    return LossOutput(loss_sum(output) * targets, targets)
-
-
-def batches(step: int, topology: Topology, dtype: torch.dtype, weight: float = 1.0) -> Iterator[MicroBatch]:
-    for number in range(topology.index(Axis.DATA), SAMPLES, topology.size(Axis.DATA)):
-        yield MicroBatch(sample(step, number, dtype), torch.tensor(weight, dtype=torch.float64))
-
-
-def train_step(
-    module: ParallelModule, optimizer: Optimizer, step: int, *, dtype: torch.dtype = torch.float64, weight: float = 1.0
-) -> StepLoss:
-    data = batches(step, module.topology, dtype, weight)
-    return module.train_step(data, loss, gradient_scale=optimizer.gradient_scale)
-
-
-def values(module: ParallelModule) -> dict[str, Tensor]:
-    return {meta(parameter).key: parameter.detach().clone() for parameter in module.parameters()}
-
-
-def forward(weights: Mapping[str, Tensor], x: Tensor, layers: int = 2) -> Tensor:
-    for index in range(layers):
-        prefix = f"layers.{index}"
-        x = torch.tanh(linear(x, weights[f"{prefix}.linear.weight"], weights[f"{prefix}.linear.bias"]))
-        x = x + weights[f"{prefix}.offset"]
-    return x
+from tests.reference.training import Part, join, parts_of
+from tests.reference.worlds import connected, topology_config
 
 
 @settings(max_examples=25)
@@ -220,98 +142,6 @@ def test_each_data_rank_keeps_its_part_of_the_state(world_size: int) -> None:
         assert kept * world_size == whole
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_trains_float32_masters_with_gradients_summed_in_float32(dtype: torch.dtype) -> None:
-    options: dict[str, Any] = {"loss_scaler": {"initial_scale": 256.0}}
-    module, optimizer = make(dtype=dtype, **options)
-    masters = {key: value.float() for key, value in values(module).items()}
-    adamw = torch.optim.AdamW(list(masters.values()), lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    scale = (256.0 if dtype == torch.float16 else 1.0) / SAMPLES
-    for step in range(1, 6):
-        report = optimizer.step(step, weight=train_step(module, optimizer, step, dtype=dtype).weight)
-        sums = {key: torch.zeros_like(master) for key, master in masters.items()}
-        for number in range(SAMPLES):
-            halves = {key: master.to(dtype).requires_grad_() for key, master in masters.items()}
-            backward(loss_sum(forward(halves, sample(step, number, dtype))) * scale)
-            for key, half in halves.items():
-                sums[key] += gradient_of(half).float()
-        norm = torch.nn.utils.get_total_norm([value.double() for value in sums.values()]) / scale / SAMPLES
-        assert float(report.global_grad_norm) == pytest.approx(float(norm), rel=1e-6)
-        for key, master in masters.items():
-            master.grad = sums[key] * (min(1.0, 1.0 / float(norm)) / scale / SAMPLES)
-        adamw.step()
-        found = {part.key: torch.from_numpy(part.values) for part in parts_of(optimizer.global_tensors())}
-        for key, value in values(module).items():
-            assert value.dtype == dtype
-            close(found[f"optimizer.master.{key}"], masters[key], key, tolerance=1e-6)
-            assert torch.equal(value, found[f"optimizer.master.{key}"].to(dtype))
-
-
-def test_small_updates_are_not_lost_in_half_precision() -> None:
-    module, optimizer = make(dtype=torch.bfloat16, decay=0.0, scale=0.05)
-    offset = next(module.parameters())
-    with torch.no_grad():
-        offset.fill_(1.0)
-    optimizer.refresh()
-    seen = []
-    for step in range(1, 11):  # each of them an eighth of the distance to the next bfloat16 below 1
-        for parameter in module.parameters():
-            gradient_of(parameter).fill_(1.0)
-        optimizer.step(step, weight=torch.ones((), dtype=torch.float64))
-        seen.append(offset.detach()[0].item())
-    assert seen[:3] == [1.0] * 3
-    assert seen[-1] == 1 - 2.0**-8
-
-
-def overflow_at(rank: int, world_size: int, zero: bool) -> list[Any]:
-    """Overflow in the second of three steps, on one rank only. Return weights and state around it."""
-    options: dict[str, Any] = {"zero": zero, "loss_scaler": {"initial_scale": 4.0, "hysteresis": 1}}
-    with connected(data=world_size) as topology:
-        module, optimizer = make(topology, dtype=torch.float16, **options)
-        history: list[Any] = []
-        for step in (1, 2, 3):
-            found = train_step(module, optimizer, step, dtype=torch.float16)
-            if step == 2 and rank == world_size - 1:
-                gradient_of(next(module.parameters())).view(-1)[0] = torch.inf
-            report = optimizer.step(step, weight=found.weight)
-            state = optimizer.state()
-            assert all(not gradient_of(p).any() for p in module.parameters())
-            history.append(
-                (
-                    parts_of((*module.global_tensors(), *optimizer.global_tensors())),
-                    (report.overflow.item(), report.loss_scale.item(), state["updates"]),
-                    state["loss_scaler"]["scale"],
-                )
-            )
-        return history
-
-
-@pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_an_overflow_on_any_rank_leaves_everything_as_it_was_on_all(zero: bool, world_size: int) -> None:
-    alone = world_size == 1
-    histories = [overflow_at(0, 1, zero)] if alone else run_distributed(overflow_at, world_size, zero)
-    for one, skipped, after in histories:
-        assert [report for _, report, _ in (one, skipped, after)] == [(0.0, 4.0, 1), (1.0, 4.0, 1), (0.0, 2.0, 2)]
-        assert [scale for _, _, scale in (one, skipped, after)] == [4.0, 2.0, 2.0]
-        for before, kept, moved in zip(one[0], skipped[0], after[0], strict=True):
-            assert before.key == kept.key == moved.key
-            assert (before.values == kept.values).all(), before.key
-            assert (kept.values != moved.values).any(), before.key
-
-
-def test_gradients_that_are_not_finite_skip_the_step_in_any_precision() -> None:
-    for poison in (torch.inf, -torch.inf, torch.nan):
-        module, optimizer = make()
-        found = train_step(module, optimizer, 1)
-        before = values(module)
-        gradient_of(next(module.parameters())).view(-1)[0] = poison
-        report = optimizer.step(1, weight=found.weight)
-        assert float(report.overflow) == 1.0
-        assert all(torch.equal(value, before[key]) for key, value in values(module).items())
-        assert optimizer.state()["updates"] == 0
-
-
 def test_a_batch_without_valid_items_has_gradient_zero() -> None:
     module, optimizer = make(decay=0.0)
     before = values(module)
@@ -366,17 +196,6 @@ def test_a_malformed_state_is_refused(state: dict[str, Any]) -> None:
         optimizer.restore(state)
 
 
-def test_weights_loaded_without_masters_become_the_masters() -> None:
-    module, optimizer = make(dtype=torch.bfloat16)
-    for tensor in module.global_tensors():
-        for _, view in tensor.parts:
-            view.fill_(0.75)
-    optimizer.refresh()
-    optimizer.step(1, weight=torch.zeros((), dtype=torch.float64))
-    for value in values(module).values():
-        close(value, torch.full_like(value, 0.75 * (1 - RATE * 0.1)), tolerance=2**-8)
-
-
 def test_an_optimizer_with_nothing_to_train_steps() -> None:
     config = topology_config()
     module = ParallelModule([LayerSpec(nn.Linear, WIDTH, WIDTH)], Topology.single(), config, seed=1)
@@ -419,15 +238,3 @@ class Plain(nn.Module):
 def test_data_parallel_steps_are_those_of_distributed_data_parallel() -> None:
     for differences in run_distributed(compare_with_ddp, 2):
         assert max(differences) < 1e-13
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_trains_alike_in_layouts_up_to_its_rounding(dtype: torch.dtype) -> None:
-    model = Model(dtype=dtype, tied=False)
-    options: dict[str, Any] = {"loss_scaler": {"initial_scale": 256.0}}
-    reference = train_in(model, {}, **options)
-    found = train_in(model, {"data": 2, "pipe": 2}, zero=True, **options)
-    wide = train_in(Model(dtype=torch.float32, tied=False), {})
-    steps = torch.finfo(dtype).eps
-    assert found.losses == pytest.approx(reference.losses, rel=4 * steps)
-    assert found.losses == pytest.approx(wide.losses, rel=16 * steps)

@@ -6,7 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -20,64 +20,12 @@ from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.loss import LossOutput
 from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.topology import Topology
+from tests.core.pipeline.payloads import KINDS, pack, unpack
 from tests.distributed import run_distributed
 from tests.reference.compare import backward, close, gradient_of
 from tests.reference.worlds import connected, random, topology_config
 
 MICRO_BATCHES, LAYERS, WIDTH = 4, 9, 4
-
-
-@dataclass(frozen=True)
-class Extra:
-    b: Tensor
-    ids: Tensor
-    note: str = "constant"
-
-
-@dataclass
-class State:
-    a: Tensor
-    extra: Extra
-    nothing: None = None
-
-
-class Named(NamedTuple):
-    a: Tensor
-    b: Tensor
-    ids: Tensor
-
-
-KINDS = ("tensor", "tuple", "list", "dict", "dataclass", "named tuple")
-
-
-def pack(kind: str, a: Tensor, b: Tensor, ids: Tensor) -> Any:
-    match kind:
-        case "tensor":
-            return a
-        case "tuple":
-            return a, (b, ids, 3)
-        case "list":
-            return [a, b, ids, None]
-        case "dict":
-            return {"ids": ids, "a": a, "more": {"b": b}}
-        case "dataclass":
-            return State(a, Extra(b, ids))
-    return Named(a, b, ids)
-
-
-def unpack(kind: str, payload: Any) -> tuple[Tensor, Tensor, Tensor]:
-    match kind:
-        case "tensor":
-            return payload, torch.ones_like(payload), torch.zeros(payload.shape[0], dtype=torch.int64)
-        case "tuple":
-            return payload[0], payload[1][0], payload[1][1]
-        case "list":
-            return payload[0], payload[1], payload[2]
-        case "dict":
-            return payload["a"], payload["more"]["b"], payload["ids"]
-        case "dataclass":
-            return payload.a, payload.extra.b, payload.extra.ids
-    return payload.a, payload.b, payload.ids
 
 
 class Mix(nn.Module):

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
+from scaling.core import ConfigError, TopologyConfig
 from scaling.transformer import TransformerConfig
-from scaling.transformer.verify.shrink import shrunk
+from scaling.transformer.verify.shrink import axis_sizes, differences, scaled_boundaries, shrunk
 
 LARGE: dict[str, Any] = {
     "hidden_size": 4096,
@@ -16,6 +21,7 @@ LARGE: dict[str, Any] = {
     "mlp_type": "swiglu",
     "mlp_factor": 3.5,
 }
+SIZES = ("data_parallel_size", "pipe_parallel_size", "model_parallel_size")
 
 
 def config(topology: dict[str, Any], **architecture: Any) -> TransformerConfig:
@@ -24,6 +30,7 @@ def config(topology: dict[str, Any], **architecture: Any) -> TransformerConfig:
         {
             "topology": {**sizes, "gradient_accumulation_steps": 16, **topology},
             "transformer_architecture": {**LARGE, **architecture},
+            "data": {"eod_token_id": 127999},
         }
     )
 
@@ -32,11 +39,22 @@ def config(topology: dict[str, Any], **architecture: Any) -> TransformerConfig:
     ("topology", "architecture"),
     [
         ({}, {}),
-        ({"model_parallel_size": 8}, {"attention_num_kv_heads": 8, "attention_qkv_in_one": False}),
-        ({"model_parallel_size": 8}, {"attention_num_kv_heads": 2, "attention_qkv_in_one": False}),
-        ({"model_parallel_size": 4, "sequence_parallel": True, "data_parallel_size": 2}, {}),
+        ({"model_parallel_size": 8}, {"attention_num_kv_heads": 8}),
+        ({"model_parallel_size": 8}, {"attention_num_kv_heads": 2}),
+        ({"model_parallel_size": 4, "sequence_parallel": True, "data_parallel_size": 2}, {"rotary_percentage": 0.25}),
         ({"pipe_parallel_size": 4, "pipe_schedule": "interleaved_1f1b", "pipe_chunks_per_rank": 2}, {}),
         ({"model_parallel_size": 2, "pipe_parallel_size": 2, "data_parallel_size": 2}, {"weight_tying": False}),
+        ({"pipe_parallel_size": 4, "pipe_partition_overwrite": [0, 2, 10, 30, 34]}, {}),
+        (
+            {
+                "model_parallel_size": 16,
+                "pipe_parallel_size": 8,
+                "data_parallel_size": 32,
+                "pipe_schedule": "interleaved_1f1b",
+                "pipe_chunks_per_rank": 2,
+            },
+            {"attention_num_kv_heads": 4, "vocab_size": 128000},
+        ),
     ],
 )
 def test_a_model_becomes_small_and_keeps_what_a_layout_can_break(
@@ -45,19 +63,85 @@ def test_a_model_becomes_small_and_keeps_what_a_layout_can_break(
     large = config(topology, **architecture)
     small = shrunk(large)
     before, after = large.transformer_architecture, small.transformer_architecture
-    model_ranks = large.topology.model_parallel_size
+    large_ranks, ranks = large.topology.model_parallel_size, small.topology.model_parallel_size
+    assert small.topology.world_size <= 8
     assert after.hidden_size <= 256
-    assert after.vocab_size % model_ranks == before.vocab_size % model_ranks
+    assert after.num_layers <= 9
+    assert (after.vocab_size % ranks == 0) == (before.vocab_size % large_ranks == 0)
     assert after.num_layers % 2 == before.num_layers % 2
+    assert (after.num_pipeline_layers % small.topology.pipe_stages == 0) == (
+        before.num_pipeline_layers % large.topology.pipe_stages == 0
+    )
     assert after.weight_tying == before.weight_tying
-    assert small.topology.layout == large.topology.layout
+    for size in SIZES:
+        assert (getattr(small.topology, size) > 1) == (getattr(large.topology, size) > 1)
     assert small.topology.pipe_schedule == large.topology.pipe_schedule
     assert small.topology.sequence_parallel == large.topology.sequence_parallel
+    assert (small.topology.gradient_accumulation_steps > 1) == (large.topology.gradient_accumulation_steps > 1)
     if before.attention_num_kv_heads is not None:
         assert after.attention_num_kv_heads is not None
-        assert (after.attention_num_kv_heads < model_ranks) == (before.attention_num_kv_heads < model_ranks)
+        assert (after.attention_num_kv_heads < ranks) == (before.attention_num_kv_heads < large_ranks)
 
 
 def test_shrinking_twice_changes_nothing_more() -> None:
     once = shrunk(config({"model_parallel_size": 2, "pipe_parallel_size": 2}))
     assert shrunk(once) == once
+    assert list(differences(once, shrunk(once))) == []
+
+
+def test_what_has_shrunk_is_said() -> None:
+    large = config({"data_parallel_size": 64})
+    said = list(differences(large, shrunk(large)))
+    assert "data_parallel_size 64 -> 8" in said
+    assert "num_layers 31 -> 3" in said
+
+
+def test_a_small_model_stays_as_it_is() -> None:
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_layers": 1, "vocab_size": 40, "sequence_length": 6}
+    tiny = TransformerConfig.from_dict(
+        {"topology": {"micro_batch_size": 1, "gradient_accumulation_steps": 2}, "transformer_architecture": sizes}
+    )
+    assert not list(differences(tiny, shrunk(tiny)))
+
+
+def test_a_model_fits_the_other_layout_too() -> None:
+    sizes = {"model_parallel_size": 3, "pipe_parallel_size": 5, "data_parallel_size": 1}
+    other = TopologyConfig.from_dict({**sizes, "micro_batch_size": 1, "gradient_accumulation_steps": 1})
+    small = shrunk(config({"model_parallel_size": 2}, num_attention_heads=48, hidden_size=4608), also=other)
+    values = small.as_dict() | {"topology": other.as_dict()}
+    assert TransformerConfig.from_dict(values).topology.model_parallel_size == 3
+
+
+@given(*[st.integers(1, 24)] * 3, st.integers(1, 32))
+def test_sizes_fit_the_processes_and_keep_every_axis(data: int, pipe: int, model: int, processes: int) -> None:
+    sizes = dict(zip(SIZES, (data, pipe, model), strict=True))
+    assume(processes >= 2 ** sum(size > 1 for size in sizes.values()))
+    topology = TopologyConfig.from_dict({**sizes, "micro_batch_size": 1, "gradient_accumulation_steps": 1})
+    found = axis_sizes(topology, processes)
+    assert found["world_size"] == prod(found[size] for size in SIZES) <= processes
+    for size in SIZES:
+        assert (found[size] > 1) == (sizes[size] > 1)
+        assert found[size] <= sizes[size]
+    if prod(sizes.values()) <= processes:
+        assert {size: found[size] for size in SIZES} == sizes
+
+
+def test_too_few_processes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="takes at least 4 processes, but 3"):
+        shrunk(config({"model_parallel_size": 2, "pipe_parallel_size": 2}), processes=3)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(1, 8), st.integers(0, 20))
+def test_boundaries_are_scaled_in_proportion(lengths: list[int], stages: int, spare: int) -> None:
+    assume(stages <= len(lengths))
+    boundaries = [sum(lengths[:index]) for index in range(len(lengths) + 1)]
+    layers = stages + spare
+    found = scaled_boundaries(boundaries, stages, layers)
+    assert len(found) == stages + 1
+    assert (found[0], found[-1]) == (0, layers)
+    assert all(start < stop for start, stop in pairwise(found))
+
+
+def test_the_same_numbers_keep_their_boundaries() -> None:
+    assert scaled_boundaries([0, 1, 5, 6], 3, 6) == [0, 1, 5, 6]
+    assert scaled_boundaries([0, 2, 10, 12], 3, 6) == [0, 1, 5, 6]

@@ -87,11 +87,10 @@ def part_of_initial_values(
     """
     if isinstance(initializer, Constant):
         return initializer.sample(np.random.default_rng(0), math.prod(part)).reshape(part)
-    if len(shape) == 1:
-        shape, offset, part_2d = (1, *shape), (0, *offset), (1, *part)
-    elif len(shape) == 2:
-        part_2d = part
-    else:
+    part_2d = part
+    if len(shape) < 2:
+        shape, offset, part_2d = (1, math.prod(shape)), (0, sum(offset)), (1, math.prod(part))
+    elif len(shape) > 2:
         inner = math.prod(shape[1:])
         shape, offset, part_2d = (shape[0], inner), (offset[0], 0), (part[0], inner)
     values = np.empty(part_2d, dtype=np.float32)

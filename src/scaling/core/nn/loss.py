@@ -14,6 +14,8 @@ from torch import Tensor
 from scaling.core.collectives import ops
 from scaling.core.collectives.ops import Group
 
+_IGNORED = -100  # what torch.nn.functional.cross_entropy ignores
+
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
@@ -50,7 +52,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, *, group: Group = None, offset: int = 0) -> Tensor:
-    """Return -log softmax(logits)[target] per position, in at least float32.
+    """Return -log softmax(logits)[target] per position, in at least float32; 0 where the target is -100, as torch does.
 
     `logits` [..., local vocabulary] hold this rank's range starting at `offset`; `targets` int64 [...] are global ids.
     Collective over `group`: one maximum and one sum of two numbers per position; the logits stay where they are
@@ -63,4 +65,5 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, *, group: Grou
     else:
         function: Any = _VocabParallelCrossEntropy.apply
         losses = cast(Tensor, function(flat, targets.reshape(-1), offset, group))
+        losses = losses.masked_fill(targets.reshape(-1) == _IGNORED, 0.0)
     return losses.view(targets.shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -131,14 +130,12 @@ def relative_difference(actual: float, expected: float) -> float:
 
 
 def in_model_order(keys: Iterable[str]) -> list[str]:
-    """Sort parameter names as the layers come: `layers.2` before `layers.10`."""
-    return sorted(
-        keys, key=lambda key: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in _parts(key)]
-    )
+    """Sort parameter names as the layers come, `layers.2` before `layers.10`, and by name within a layer."""
 
+    def order(key: str) -> list[tuple[int, int, str]]:
+        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
 
-def _parts(key: str) -> Sequence[str]:
-    return re.split(r"\.", key)
+    return sorted(keys, key=order)
 
 
 def shapes(held_by_rank: Iterable[Iterable[Held]]) -> dict[str, tuple[int, ...]]:

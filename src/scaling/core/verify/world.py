@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from typing_extensions import Self
 
-from scaling.core.errors import ScalingError
+from scaling.core.errors import ConfigError, ScalingError
 from scaling.core.topology.config import Device, TopologyConfig
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.topology import Topology
@@ -79,6 +79,12 @@ class LocalWorld:
                 theirs.close()
                 self._processes.append(process)
                 self._connections.append(ours)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            self.close()
+            raise ConfigError(
+                f"what is to be trained cannot be sent to other processes: {error}; make its layers and loss "
+                "functions of a module, or functools.partial of them, and define the class of the data set in a module"
+            ) from error
         except BaseException:
             self.close()
             raise

@@ -1,82 +1,167 @@
-"""Make a model small without changing what a layout can break in it. Pure."""
+"""Make a model and its layout small without changing what a layout can break in them. Pure."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from math import gcd, lcm, prod
 
-from scaling.core import TopologyConfig
+from scaling.core import ConfigError, Problem, TopologyConfig
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.root import TransformerConfig
 
+PROCESSES = 8
 _HEAD_SIZE = 8
 _SEQUENCE = 16
 _VOCABULARY = 48
 _EXTRA_LAYERS = 2
 
+Sizes = dict[str, int]
 
-def shrunk(config: TransformerConfig) -> TransformerConfig:
-    """Return the configuration with the smallest sizes that keep its structure.
 
-    Kept are the layout, the schedule and its options, tying, biases, dropout and norms; whether the layers are even or
-    odd in number, whether the vocabulary divides by the model-parallel size and with which remainder, and whether there
-    are fewer key-value heads than model ranks.
+def shrunk(
+    config: TransformerConfig, *, also: TopologyConfig | None = None, processes: int = PROCESSES
+) -> TransformerConfig:
+    """Return the configuration with small sizes that keep its structure, for at most so many processes.
+
+    Kept are which axes have several processes, the schedule and its options, tying, biases, dropout and norms; whether
+    layers are even or odd in number and divide evenly over the stages, whether the vocabulary divides by the
+    model-parallel size, and whether there are fewer key-value heads than model ranks. `also` is another layout that the
+    model has to fit. Settings of the data are dropped, since no real data have the small vocabulary.
     """
-    topology, architecture = config.topology, config.transformer_architecture
-    heads, kv_heads = _heads(architecture, topology.model_parallel_size)
-    hidden = heads * _HEAD_SIZE
-    changes = {
-        "hidden_size": hidden,
+    large, architecture = config.topology, config.transformer_architecture
+    sizes = axis_sizes(large, processes)
+    ranks = sizes["model_parallel_size"]
+    fits = lcm(ranks, 1 if also is None else also.model_parallel_size)
+    stages = sizes["pipe_parallel_size"] * large.pipe_chunks_per_rank
+    layers = _layers(architecture, large.pipe_stages, stages, 1 if also is None else also.pipe_stages)
+    heads, kv_heads = _heads(architecture, large.model_parallel_size, ranks, fits)
+    head_size = min(architecture.head_size, _HEAD_SIZE)
+    values = config.as_dict()
+    values["data"] = {"eod_token_id": 0}
+    values["transformer_architecture"] |= {
+        "hidden_size": heads * head_size,
         "num_attention_heads": heads,
         "attention_num_kv_heads": kv_heads,
-        "num_layers": _layers(architecture, topology),
-        "vocab_size": _vocabulary(architecture.vocab_size, topology.model_parallel_size),
-        "sequence_length": min(architecture.sequence_length, _multiple(_SEQUENCE, topology.model_parallel_size)),
-        "mlp_factor": _mlp_factor(architecture, hidden, topology.model_parallel_size),
-        "rotary_percentage": 1.0 if architecture.rotary_percentage == 1.0 else 0.5,
+        "num_layers": layers,
+        "vocab_size": _vocabulary(architecture.vocab_size, large.model_parallel_size, ranks, fits),
+        "vocab_file": None,
+        "sequence_length": min(architecture.sequence_length, _multiple(_SEQUENCE, fits)),
+        "mlp_factor": _multiple(round(heads * head_size * architecture.mlp_factor), fits) / (heads * head_size),
     }
-    values = config.as_dict()
-    values["transformer_architecture"] |= changes
-    values["topology"] |= _batch(topology)
+    if head_size < architecture.head_size and architecture.rotary_percentage < 1.0:
+        values["transformer_architecture"]["rotary_percentage"] = 0.5
+    values["topology"] |= sizes | _batch(large, sizes) | {"device": "cpu"}
+    if large.pipe_partition_overwrite is not None:
+        others = architecture.num_pipeline_layers - architecture.num_layers
+        values["topology"]["pipe_partition_overwrite"] = scaled_boundaries(
+            large.pipe_partition_overwrite, stages, layers + others
+        )
     return TransformerConfig.from_dict(values, quiet=True)
 
 
-def _heads(architecture: TransformerArchitectureConfig, model_ranks: int) -> tuple[int, int | None]:
+def axis_sizes(topology: TopologyConfig, processes: int) -> Sizes:
+    """Return sizes of the axes whose product is at most `processes`; an axis of several processes keeps at least two.
+
+    The data axis shrinks first, the model axis last, by whole factors as far as that goes.
+    """
+    names = ("data_parallel_size", "pipe_parallel_size", "model_parallel_size")
+    sizes: Sizes = {name: getattr(topology, name) for name in names}
+
+    def too_many() -> bool:
+        return prod(sizes.values()) > processes
+
+    for name in names:
+        while too_many() and (factor := _smallest_factor(sizes[name])) < sizes[name]:
+            sizes[name] //= factor
+    for name in names:
+        if too_many() and sizes[name] > 1:
+            sizes[name] = 2
+    if too_many():
+        axes = sum(size > 1 for size in sizes.values())
+        raise ConfigError(
+            Problem(
+                "topology",
+                f"has several processes on {axes} axes, which takes at least {2**axes} processes, but {processes} are "
+                "allowed; allow more",
+            )
+        )
+    return {**sizes, "world_size": prod(sizes.values())}
+
+
+def scaled_boundaries(boundaries: list[int], stages: int, layers: int) -> list[int]:
+    """Return stage boundaries of `layers` layers in about the proportions of other boundaries, no stage empty."""
+    parts = len(boundaries) - 1
+    chosen = [boundaries[round(stage * parts / stages)] for stage in range(stages + 1)]
+    spare = layers - stages
+    wanted = [(stop - start) * layers / boundaries[-1] for start, stop in pairwise(chosen)]
+    lengths = [1] * stages
+    for _ in range(spare):  # to the stage that has least of what it should have
+        lengths[min(range(stages), key=lambda stage: lengths[stage] - wanted[stage])] += 1
+    return list(accumulate(lengths, initial=0))
+
+
+def differences(before: TransformerConfig, after: TransformerConfig) -> Iterator[str]:
+    """Yield what has become smaller, in words."""
+    for section, names in (
+        ("topology", ("data_parallel_size", "pipe_parallel_size", "model_parallel_size", "micro_batch_size")),
+        ("topology", ("gradient_accumulation_steps", "pipe_partition_overwrite")),
+        ("transformer_architecture", ("num_layers", "hidden_size", "num_attention_heads", "attention_num_kv_heads")),
+        ("transformer_architecture", ("mlp_size", "vocab_size", "sequence_length")),
+    ):
+        for name in names:
+            old, new = (getattr(getattr(config, section), name) for config in (before, after))
+            if old != new:
+                yield f"{name} {old} -> {new}"
+
+
+def _heads(
+    architecture: TransformerArchitectureConfig, large_ranks: int, ranks: int, fits: int
+) -> tuple[int, int | None]:
     kv_heads = architecture.attention_num_kv_heads
     if kv_heads is None:
-        return min(architecture.num_attention_heads, _multiple(2, model_ranks)), None
-    few = min(kv_heads, model_ranks if kv_heads % model_ranks == 0 else kv_heads)
+        return min(architecture.num_attention_heads, _multiple(2, fits)), None
+    if kv_heads < large_ranks and ranks > 1:
+        shared = gcd(large_ranks // kv_heads, ranks)
+        few = ranks // (shared if shared > 1 else ranks)
+    else:
+        few = min(kv_heads, fits)
     ratio = min(2, architecture.num_attention_heads // kv_heads)
-    while few * ratio % model_ranks:
+    while few * ratio % fits:
         ratio += 1
     return few * ratio, few
 
 
-def _layers(architecture: TransformerArchitectureConfig, topology: TopologyConfig) -> int:
+def _layers(architecture: TransformerArchitectureConfig, large_stages: int, stages: int, other_stages: int) -> int:
     layers = architecture.num_layers
-    if topology.pipe_partition_overwrite is not None:
-        return layers  # the boundaries name them all
     others = architecture.num_pipeline_layers - layers
-    needed = max(1, topology.pipe_stages - others) + _EXTRA_LAYERS
-    return min(layers, needed + (layers - needed) % 2)
+    even = architecture.num_pipeline_layers % large_stages == 0
+    needed = min(layers, max(1, stages - others, other_stages - others) + _EXTRA_LAYERS)
+    same_parity = [number for number in range(needed, layers + 1) if number % 2 == layers % 2]
+    alike = [number for number in same_parity if ((number + others) % stages == 0) == even]
+    return (alike or same_parity)[0]
 
 
-def _vocabulary(size: int, model_ranks: int) -> int:
-    return min(size, _multiple(_VOCABULARY, model_ranks) + size % model_ranks)
+def _vocabulary(size: int, large_ranks: int, ranks: int, fits: int) -> int:
+    """Return a small vocabulary that divides by the model ranks exactly if the large one does."""
+    remainder = size % large_ranks if ranks == large_ranks else min(size % large_ranks, ranks - 1)
+    return min(size, _multiple(_VOCABULARY, fits) + remainder)
 
 
-def _mlp_factor(architecture: TransformerArchitectureConfig, hidden: int, model_ranks: int) -> float:
-    return _multiple(round(hidden * architecture.mlp_factor), model_ranks) / hidden
-
-
-def _batch(topology: TopologyConfig) -> dict[str, Any]:
-    micro = min(topology.micro_batch_size, 2)
-    steps = min(topology.gradient_accumulation_steps, 2 * topology.pipe_parallel_size)
+def _batch(topology: TopologyConfig, sizes: Sizes) -> Sizes:
+    micro, pipe = min(topology.micro_batch_size, 2), sizes["pipe_parallel_size"]
+    steps = min(topology.gradient_accumulation_steps, 2 * pipe)
+    if topology.pipe_chunks_per_rank > 1:
+        steps = max(pipe, steps // pipe * pipe)
     return {
         "micro_batch_size": micro,
         "gradient_accumulation_steps": steps,
-        "global_batch_size": micro * steps * topology.data_parallel_size,
-        "device": "cpu",
+        "global_batch_size": micro * steps * sizes["data_parallel_size"],
     }
+
+
+def _smallest_factor(size: int) -> int:
+    return next((factor for factor in range(2, size) if size % factor == 0), size)
 
 
 def _multiple(size: int, of: int) -> int:

@@ -1,0 +1,92 @@
+"""Who reads which samples, in training and in evaluation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+from scaling.core.trainer.config import TrainerConfig
+from scaling.core.trainer.data import TrainingData
+from tests.core.trainer.regression import Points
+from tests.reference.worlds import topology_config, view_of
+
+
+def data_of(
+    topology: Topology, *, validation: int | None = 21, reads: bool = True, micro_batch_size: int = 2, **options: Any
+) -> TrainingData:
+    sizes = {axis.value: topology.size(axis) for axis in (Axis.PIPE, Axis.DATA, Axis.MODEL)}
+    return TrainingData(
+        Points(30),
+        None if validation is None else Points(validation),
+        config=TrainerConfig.from_dict(options),
+        batch=topology_config(**sizes, global_batch_size=8, micro_batch_size=micro_batch_size),
+        topology=topology,
+        reads=reads,
+    )
+
+
+def rows(tensor: Tensor) -> list[tuple[float, ...]]:
+    return [tuple(row.tolist()) for row in tensor]
+
+
+def read(data: TrainingData, micro_batches: int) -> list[tuple[float, ...]]:
+    return [row for _ in range(micro_batches) for row in rows(next(data.training).inputs)]
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(1, 8), (1, 1), (2, 2), (4, 2)])
+def test_a_step_reads_the_same_samples_however_it_is_cut(ranks: int, micro_batch_size: int) -> None:
+    expected = data_of(Topology.single(), micro_batch_size=8)
+    parts = [data_of(view_of(rank, data=ranks), micro_batch_size=micro_batch_size) for rank in range(ranks)]
+    for _ in range(5):
+        found = [row for part in parts for row in read(part, 8 // ranks // micro_batch_size)]
+        assert Counter(found) == Counter(read(expected, 1))
+
+
+def test_ranks_of_the_model_axis_and_of_both_ends_of_the_pipe_read_the_same() -> None:
+    views = [view_of(rank, pipe=2, model=2) for rank in range(4)]
+    found = [read(data_of(view), 8) for view in views]
+    assert all(one == found[0] for one in found)
+
+
+def test_ranks_in_the_middle_of_the_pipe_read_nothing() -> None:
+    data = data_of(view_of(1, pipe=3), reads=False)
+    assert list(data.training) == list(data.evaluation()) == []
+    assert data.evaluation_steps() == 3  # and yet know how often the others read
+    data.seek(16)
+    data.close()
+
+
+def test_seeking_goes_on_with_the_step_behind_the_samples() -> None:
+    whole, sought = data_of(Topology.single()), data_of(Topology.single())
+    expected = read(whole, 12)
+    sought.seek(16)
+    assert read(sought, 4) == expected[16:]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("validation", [1, 8, 21])
+def test_an_evaluation_counts_every_sample_once(ranks: int, validation: int) -> None:
+    counted: Counter[tuple[float, ...]] = Counter()
+    for rank in range(ranks):
+        data = data_of(view_of(rank, data=ranks), validation=validation, micro_batch_size=1)
+        batches = list(data.evaluation())
+        assert len(batches) == data.evaluation_steps() * 8 // ranks
+        for batch in batches:
+            _, valid = batch.targets
+            counted.update(row for row, counts in zip(rows(batch.inputs), valid.tolist(), strict=True) if counts)
+    points = Points(validation)
+    assert counted == Counter(tuple(points[index][0].tolist()) for index in range(validation))
+
+
+def test_evaluation_can_be_cut_short_or_left_out() -> None:
+    short = data_of(Topology.single(), eval_iterations=2)
+    assert short.evaluation_steps() == 2
+    assert len(list(short.evaluation())) == 8
+    none = data_of(Topology.single(), validation=None)
+    assert none.evaluation_steps() == 0
+    assert list(none.evaluation()) == []

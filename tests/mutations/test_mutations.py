@@ -1,0 +1,110 @@
+"""The contract's comparisons catch historic bugs: a bug that survives them fails this suite."""
+
+from __future__ import annotations
+
+import pytest
+
+from scaling.core.optimizer import clip, optimizer
+
+from tests.contract.dense import dense_run
+from tests.contract.layouts import LayoutCase
+from tests.contract.models import config_of, recipe, without_dropout
+from tests.contract.runs import Job, Reference, Run
+from tests.mutations.bugs import BUGS, Bug
+from tests.mutations.mutate import mutated
+from tests.mutations.worlds import Trial, run_trials, symptoms
+
+
+def name_of(bug: Bug | None) -> str:
+    return "" if bug is None else bug.name
+
+
+STEPS = 2  # a bias that is zero at first acts in the second
+
+
+def job(name: str, model: str, layout: LayoutCase | None, *, dropout: bool, record: bool = False) -> Job:
+    make = config_of if dropout else without_dropout
+    config = make(model) if layout is None else make(model, layout.settings, layout.optimizer)
+    return Job(name, recipe(config), config.topology, STEPS, record)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
+    """Return the runs of a plain program, which no bug of the engine can touch."""
+    found = {}
+    for model in sorted({bug.model for bug in BUGS if not bug.dropout}):
+        config = without_dropout(model)
+        found[model] = dense_run(config, recipe(config), tmp_path_factory.mktemp(model), steps=STEPS)
+    return found
+
+
+@pytest.fixture(scope="module")
+def with_dropout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
+    """Return the runs with dropout in a single process, which has the bug too, as a user's would; by the bug's name."""
+    bugs: list[Bug | None] = [None, *(bug for bug in BUGS if bug.dropout)]
+    trials = [
+        Trial(bug, job("reference", "gpt", None, dropout=True, record=True), tmp_path_factory.mktemp("dropout"))
+        for bug in bugs
+    ]
+    found: dict[str, Reference] = {}
+    for trial, (run,) in zip(trials, run_trials(trials), strict=True):
+        assert isinstance(run, Run), run
+        found[name_of(trial.bug)] = Reference(trial.job.recipe, trial.directory, run)
+    return found
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=name_of)
+def test_the_bug_fits_the_code(bug: Bug) -> None:
+    with mutated(bug.target, bug.edits):
+        pass
+
+
+def test_every_bug_is_caught(
+    plain: dict[str, Reference], with_dropout: dict[str, Reference], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a bug the same comparisons, in the same layouts, find nothing."""
+    controls = {(bug.model, str(bug.layout), bug.dropout): bug.layout for bug in BUGS}
+    attempts: list[tuple[Bug | None, str, LayoutCase, bool]] = [
+        *((None, model, layout, dropout) for (model, _, dropout), layout in controls.items()),
+        *((bug, bug.model, bug.layout, bug.dropout) for bug in BUGS),
+    ]
+    caught: dict[str, list[str]] = {}
+    for size in sorted({layout.world_size for _, _, layout, _ in attempts}):
+        trials, references = [], []
+        for number, (bug, model, layout, dropout) in enumerate(attempts):
+            if layout.world_size == size:
+                references.append(with_dropout[name_of(bug)] if dropout else plain[model])
+                one = job(f"{number}", model, layout, dropout=dropout)
+                trials.append(Trial(bug, one, references[-1].directory))
+        for trial, reference, runs in zip(trials, references, run_trials(trials), strict=True):
+            found = symptoms(reference, trial.job.name, runs)
+            if trial.bug is None:
+                assert not found, (trial.job.topology, found)
+            else:
+                caught[trial.bug.name] = found
+    total = sum(map(bool, caught.values()))
+    with capsys.disabled():
+        print(
+            "",
+            *(
+                f"{'caught' if caught[bug.name] else 'MISSED':8}{bug.name}: {', '.join(caught[bug.name])}"
+                for bug in BUGS
+            ),
+            f"{total}/{len(BUGS)} caught",
+            sep="\n",
+        )
+    assert total == len(BUGS)
+    assert len(BUGS) >= 15
+
+
+def test_a_mutation_that_no_longer_fits_the_code_is_an_error() -> None:
+    with pytest.raises(LookupError, match="exactly once"), mutated("scaling.core.nn.init:initialize", [("never", "")]):
+        pass
+
+
+def test_a_mutation_ends_with_its_context() -> None:
+    original = clip.counts_here
+    with mutated("scaling.core.optimizer.clip:counts_here", [("zero or", "not zero or")]):
+        assert clip.counts_here is not original
+        assert vars(optimizer)["counts_here"] is clip.counts_here
+    assert vars(optimizer)["counts_here"] is clip.counts_here is original
