@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from scaling.core.optimizer import clip, optimizer
-
 from tests.contract.dense import dense_run
 from tests.contract.layouts import LayoutCase
 from tests.contract.models import config_of, recipe, without_dropout
