@@ -101,6 +101,12 @@ def test_a_disabled_scaler_is_one_whatever_happens() -> None:
     assert float(subject.scale) == 1.0
 
 
+def test_a_scaler_that_was_not_in_use_leaves_the_next_its_initial_scale() -> None:
+    subject = scaler(initial_scale=512.0)
+    subject.restore(scaler(enabled=False).state())
+    assert float(subject.scale) == 512.0
+
+
 def test_updates_read_nothing_back_from_the_device() -> None:
     subject, overflow = scaler(), torch.tensor(1.0, dtype=torch.float64)
     refuse = mock.Mock(side_effect=AssertionError("read back"))

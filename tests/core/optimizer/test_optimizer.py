@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scaling.core.errors import CheckpointError
 from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.groups import ParameterGroup
+from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.module import ParallelModule
@@ -204,6 +206,19 @@ def test_an_optimizer_with_nothing_to_train_steps() -> None:
     assert float(report.global_grad_norm) == 0.0
     assert list(optimizer.global_tensors()) == []
     assert optimizer.state()["updates"] == 0
+
+
+def test_a_rank_whose_share_is_frozen_counts_the_updates_of_the_others() -> None:
+    """Rank 0 writes the count into checkpoints, and the others correct their moments by it."""
+    config = topology_config()
+    module = ParallelModule([LayerSpec(nn.Linear, WIDTH, WIDTH)], Topology.single(), config, seed=1)
+    group = ParameterGroup(name="elsewhere", learning_rate_scheduler=LearningRateSchedulerConfig(learning_rate=RATE))
+    optimizer = Optimizer(OptimizerConfig(), [group], Topology.single(), module=module)
+    for step in (1, 2):
+        optimizer.step(step, weight=torch.ones((), dtype=torch.float64))
+    assert optimizer.state()["updates"] == 2
+    optimizer.restore({"updates": 7, "loss_scaler": {}})
+    assert optimizer.state()["updates"] == 7
 
 
 def compare_with_ddp(rank: int, world_size: int) -> list[float]:

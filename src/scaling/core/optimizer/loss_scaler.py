@@ -41,7 +41,12 @@ class LossScaler:
         self._clean_steps = torch.where(bad, torch.zeros_like(self._clean_steps), self._clean_steps + 1)
 
     def state(self) -> dict[str, float]:
-        """Return the state as plain numbers (reads the device)."""
+        """Return the state as plain numbers (reads the device); nothing where it is not in use.
+
+        A run that goes on in float16 then starts from its own initial scale, not from a 1 that nobody has tried.
+        """
+        if not self.enabled:
+            return {}
         names = ("scale", "hysteresis", "clean_steps")
         values = torch.stack([self.scale, self._hysteresis, self._clean_steps]).tolist()
         return dict(zip(names, values, strict=True))

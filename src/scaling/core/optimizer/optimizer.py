@@ -140,6 +140,8 @@ class Optimizer:
             if counts_here(shard.buffer.kind, topology, zero=zero, tie_owner=self._owns_tie(shard.buffer.kind.tied))
         ]
         self._adamw = self._build_adamw()
+        self._idle_updates = torch.zeros((), dtype=torch.float64, device=topology.device)
+        """Updates of the other ranks while this one has nothing to train: a checkpoint stores what rank 0 counts."""
 
     def _owns_tie(self, key: str | None) -> bool:
         return key is None or self._module.tie_ranks[key][0] == self.topology.index(Axis.PIPE)
@@ -204,6 +206,8 @@ class Optimizer:
         }
         if self._adamw is not None:
             self._update(coefficient, overflow, rates)
+        elif self.groups:
+            self._idle_updates += 1 - overflow
         self._sync.gather_weights()
         for buffer in self._buffers:
             buffer.gradients.zero_()
@@ -274,7 +278,8 @@ class Optimizer:
     def state(self) -> dict[str, Any]:
         """Return what is not a tensor of a parameter: the update count and the loss scaler (reads the device)."""
         counts = [state["step"] for state in self._adamw.state.values()] if self._adamw is not None else []
-        return {"updates": int(counts[0].item()) if counts else 0, "loss_scaler": self.loss_scaler.state()}
+        updates = counts[0] if counts else self._idle_updates
+        return {"updates": int(updates.item()), "loss_scaler": self.loss_scaler.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state returned by `state`; the tensors are loaded through `global_tensors`."""
@@ -285,6 +290,7 @@ class Optimizer:
                 f"the checkpoint's optimizer state is malformed ({error!r}); load another one"
             ) from None
         self.loss_scaler.restore(scaler)
+        self._idle_updates.fill_(updates)
         if self._adamw is not None:
             for tensors in self._adamw.state.values():
                 tensors["step"].fill_(updates)
