@@ -96,6 +96,49 @@ def test_differences_can_be_allowed_by_regular_expression(tmp_path: Path) -> Non
         load(tmp_path, wanted, ignore=["("])
 
 
+def test_a_pattern_for_a_parameter_covers_its_optimizer_tensors(tmp_path: Path) -> None:
+    names = ("a", "optimizer.master.a", "optimizer.exp_avg.a")
+    Checkpointer(tmp_path).save(1, [one(name, torch.ones(2)) for name in names], {})
+    load = Checkpointer(None).load
+    held = {name: torch.zeros(2) for name in names}
+    loaded = load(tmp_path, [one(*item) for item in held.items()], allowed_missing=["^a$"], ignore=["^a$"])
+    assert all(not value.any() for value in held.values())
+    assert loaded.missing == tuple(sorted(names))
+    new = [one(name.replace("a", "b", 1) if name == "a" else name[:-1] + "b", torch.zeros(2)) for name in names]
+    load(tmp_path, new, allowed_missing=["^b$"], allowed_unexpected=["^a$"])
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_wider_weights_are_read_from_their_masters(tmp_path: Path, narrow: torch.dtype) -> None:
+    exact = torch.tensor([1.0009765625, 3.14159274])
+    Checkpointer(tmp_path).save(1, [one("w", exact.to(narrow)), one("optimizer.master.w", exact)], {})
+    load = Checkpointer(None).load
+    for dtype, expected in (
+        (torch.float32, exact),
+        (torch.float64, exact.double()),
+        (narrow, exact.to(narrow)),
+    ):
+        found = torch.zeros(2, dtype=dtype)
+        assert load(tmp_path, [one("w", found)], allowed_unexpected=["master"], masters="optimizer.master.").step == 1
+        assert torch.equal(found, expected)
+    plain = torch.zeros(2)
+    load(tmp_path, [one("w", plain)], allowed_unexpected=["master"])
+    assert torch.equal(plain, exact.to(narrow).float())
+
+
+def test_masters_that_are_not_stored_are_read_from_their_weights(tmp_path: Path) -> None:
+    exact = torch.tensor([1.0009765625, 3.14159274])
+    Checkpointer(tmp_path).save(1, [one("w", exact)], {})
+    weight, master = torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2)
+    load = Checkpointer(None).load
+    load(tmp_path, [one("w", weight), one("optimizer.master.w", master)], masters="optimizer.master.")
+    assert torch.equal(master, exact)
+    assert torch.equal(weight, exact.to(torch.bfloat16))
+    new = one("optimizer.master.new", torch.zeros(2))
+    with pytest.raises(CheckpointError, match=r"set trainer\.load_optimizer_states to false"):
+        load(tmp_path, [new, one("w", weight)], masters="optimizer.master.")
+
+
 def test_weights_load_alone_and_removed_optimizer_states_are_explained(tmp_path: Path) -> None:
     state = global_state()
     for step in (1, 2):
@@ -105,8 +148,10 @@ def test_weights_load_alone_and_removed_optimizer_states_are_explained(tmp_path:
     weights = [tensor for tensor in held.tensors if not tensor.key.startswith("optimizer.")]
     Checkpointer(None).load(tmp_path / "global_step2", weights, allowed_unexpected=[r"^optimizer\."])
     Checkpointer(None).load(tmp_path / "global_step1", weights)
-    with pytest.raises(CheckpointError, match=r"Retention has removed what starts with optimizer\."):
+    with pytest.raises(CheckpointError, match=r"Retention has removed what starts with optimizer\.") as caught:
         Checkpointer(None).load(tmp_path / "global_step1", held.tensors)
+    assert "set trainer.load_optimizer_states to false" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 2  # not one line for each of them
 
 
 def test_a_box_beyond_the_stored_tensor_is_named(tmp_path: Path) -> None:

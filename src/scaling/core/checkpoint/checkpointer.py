@@ -117,14 +117,16 @@ class Checkpointer:
         allowed_missing: Sequence[str] = (),
         allowed_unexpected: Sequence[str] = (),
         ignore: Sequence[str] = (),
+        masters: str | None = None,
     ) -> Loaded:
         """Copy stored values into this rank's views of `tensors`, reading only the slices it holds.
 
         A path is verified first, as by `find`. Differences that the regular expressions do not allow are reported all
-        together in one `CheckpointError` on all ranks, before anything is overwritten. Floating-point types convert.
+        together in one `CheckpointError` on all ranks, before anything is overwritten. Floating-point types convert;
+        `masters` is the prefix of wider copies that weights convert from and to (see `Rules`).
         """
         self._settle()
-        rules = Rules(allowed_missing, allowed_unexpected, ignore)
+        rules = Rules(allowed_missing, allowed_unexpected, ignore, masters)
         stored = self.find(source).require() if isinstance(source, Path) else source
         try:
             matched = match(stored.manifest, tensors, rules)

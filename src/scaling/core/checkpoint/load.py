@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
 from scaling.core.checkpoint.files import TORCH_TYPES, Scratch, TensorFile
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
 from scaling.core.errors import ConfigError
+
+_SLOT: Final = re.compile(re.escape(OPTIMIZER_PREFIX) + r"[^.]+\.")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Which differences between the checkpoint and the model are accepted: regular expressions, searched in names."""
+    """Which differences between the checkpoint and the model are accepted: regular expressions, searched in names.
+
+    What holds for a parameter holds for its optimizer tensors: `^layers\\.0\\.` also covers
+    `optimizer.exp_avg.layers.0.weight`.
+    """
 
     allowed_missing: Sequence[str] = ()
     """Wanted tensors that need not be stored: they keep the values they have."""
@@ -28,6 +35,9 @@ class Rules:
     """Stored tensors that nobody needs to want."""
     ignore: Sequence[str] = ()
     """Stored tensors to treat as if they were not there (they are then missing, and that has to be allowed)."""
+    masters: str | None = None
+    """Prefix under which the optimizer keeps wider copies of weights (None: there are none). A weight that is wanted
+    wider than it is stored is read from its copy; a copy that is not stored is read from its weight."""
 
     def __post_init__(self) -> None:
         for pattern in (*self.allowed_missing, *self.allowed_unexpected, *self.ignore):
@@ -57,25 +67,26 @@ class Match:
     mismatched: Sequence[tuple[str, str]] = ()
     """(name, the two shapes or types)."""
     found: frozenset[str] = frozenset()
-    """Names that are stored as well as wanted."""
+    """Stored names of what is wanted."""
     problem: str | None = None
     """Why this rank could not even compare."""
 
 
 def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> Match:
     """Compare this rank's tensors with the stored ones and plan the copies. Pure."""
-    stored = {name: entry for name, entry in manifest.tensors.items() if not matches(name, rules.ignore)}
+    stored = {name: entry for name, entry in manifest.tensors.items() if not covered(name, rules.ignore)}
     reads: list[Read] = []
     missing: list[tuple[str, str]] = []
     mismatched: list[tuple[str, str]] = []
     found = set()
     for tensor in tensors:
-        entry = stored.get(tensor.key)
+        source = _source(tensor, stored, rules.masters)
+        entry = stored.get(source)
         if entry is None:
             if 0 not in tensor.shape:
                 missing.append((tensor.key, str(list(tensor.shape))))
             continue
-        found.add(tensor.key)
+        found |= {source, tensor.key}
         if entry.shape != tuple(tensor.shape):
             mismatched.append((tensor.key, f"stored {list(entry.shape)}, wanted {list(tensor.shape)}"))
         else:
@@ -127,11 +138,11 @@ def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: R
     fine = (*rules.allowed_unexpected, *rules.ignore)
     return {
         "problems": [(f"rank {rank}:", row["problem"]) for rank, row in enumerate(reports) if row["problem"]],
-        "missing": [row for row in missing if not matches(row[0], rules.allowed_missing)],
-        "unexpected": [row for row in unexpected if not matches(row[0], fine)],
+        "missing": [row for row in missing if not covered(row[0], rules.allowed_missing)],
+        "unexpected": [row for row in unexpected if not covered(row[0], fine)],
         "mismatched": sorted({(name, what) for report in reports for name, what in report["mismatched"]}),
-        "accepted_missing": [name for name, _ in missing if matches(name, rules.allowed_missing)],
-        "accepted_unexpected": [name for name, _ in unexpected if matches(name, fine)],
+        "accepted_missing": [name for name, _ in missing if covered(name, rules.allowed_missing)],
+        "accepted_unexpected": [name for name, _ in unexpected if covered(name, fine)],
     }
 
 
@@ -143,22 +154,44 @@ def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | No
         "unexpected": "in the checkpoint but not in the model (trainer.allowed_unexpected_keys_in_checkpoint)",
         "mismatched": "of another shape or type",
     }
+    without_optimizer = not any(name.startswith(OPTIMIZER_PREFIX) for name in manifest.tensors)
     lines = []
     for kind, title in titles.items():
-        if joined[kind]:
-            lines.append(f"  {len(joined[kind])} {title}:")
-            lines += [f"    {name} {what}" for name, what in joined[kind]]
+        rows = [row for row in joined[kind] if not (without_optimizer and row[0].startswith(OPTIMIZER_PREFIX))]
+        if rows:
+            lines.append(f"  {len(rows)} {title}:")
+            lines += [f"    {name} {what}" for name, what in rows]
+    if without_optimizer and any(name.startswith(OPTIMIZER_PREFIX) for name, _ in joined["missing"]):
+        why = (
+            "Retention has removed what starts with optimizer."
+            if OPTIMIZER_PREFIX in manifest.removed
+            else ("It holds no optimizer states")
+        )
+        lines.append(f"  {why}; load the weights alone: set trainer.load_optimizer_states to false.")
     if not lines:
         return None
-    removed = [prefix for prefix in manifest.removed if any(name.startswith(prefix) for name, _ in joined["missing"])]
-    if removed:
-        lines.append(f"  Retention has removed what starts with {', '.join(removed)}; load without optimizer states.")
     return "\n".join([f"the checkpoint {path} does not fit the model:", *lines])
 
 
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether one of the regular expressions is found in `name`."""
-    return any(re.search(pattern, name) for pattern in patterns)
+def covered(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether one of the regular expressions is found in `name`, or in that of the parameter it belongs to."""
+    slot = _SLOT.match(name)
+    names = (name,) if slot is None else (name, name[slot.end() :])
+    return any(re.search(pattern, known) for pattern in patterns for known in names)
+
+
+def _source(tensor: GlobalTensor, stored: Mapping[str, TensorEntry], masters: str | None) -> str:
+    """Return the stored name that comes closest to what is wanted."""
+    key = tensor.key
+    if masters is None:
+        return key
+    if key.startswith(masters):
+        return key if key in stored else key.removeprefix(masters)
+    entry, wide = stored.get(key), stored.get(masters + key)
+    if entry is None or wide is None or wide.shape != entry.shape:
+        return key
+    width = TORCH_TYPES[entry.dtype].itemsize
+    return masters + key if any(view.dtype.itemsize > width for _, view in tensor.parts) else key
 
 
 def _reads(parts: Sequence[Part], box: Box, view: Tensor) -> Iterable[Read]:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from scaling.core.optimizer.loss_scaler import LossScaler
 from scaling.core.optimizer.lr_schedule import LearningRateScheduler
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
+
+MASTERS: Final = "optimizer.master."
+"""How the names of the float32 copies of half-precision weights start in a checkpoint."""
 
 
 class Model(Protocol):

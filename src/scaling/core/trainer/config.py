@@ -44,7 +44,8 @@ class TrainerConfig(BaseConfig):
     """Delete the optimizer states of all checkpoints but the newest: they can then be used, not resumed from."""
     load_dir: Path | None = None
     """Checkpoint to start from if save_dir holds none: a folder of checkpoints or one step's folder. null: random
-    weights."""
+    weights. The settings that follow say how much of it to take; from its own checkpoints a run goes on with
+    everything."""
     assert_checkpoint_loaded: bool = False
     """Fail if no checkpoint was found instead of starting from random weights."""
     load_optimizer_states: bool = True
@@ -53,12 +54,12 @@ class TrainerConfig(BaseConfig):
     """Continue counting steps and samples; false starts at step 0 and the first sample."""
     allowed_missing_keys_in_checkpoint: list[str] | None = None
     """Patterns (regular expressions, found anywhere) of parameters that may be absent from the checkpoint; they keep
-    their initial values. null: none."""
+    their initial values, as do their masters and moments. null: none."""
     allowed_unexpected_keys_in_checkpoint: list[str] | None = None
     """Patterns of parameters that may be in the checkpoint and not in the model; they are not read. null: none."""
     ignore_keys_in_checkpoint: list[str] | None = None
-    """Patterns of parameters that are not read although they are in both; list them as allowed to be missing too.
-    null: none."""
+    """Patterns of parameters that are not read although they are in both, nor are their masters and moments; list them
+    as allowed to be missing too. null: none."""
     accept_changes: list[str] = Field(default_factory=list)
     """Settings, by dotted name, that may differ from the checkpoint's although they change what is trained, for example
     transformer_architecture.dropout_embedding."""

@@ -19,10 +19,9 @@ from scaling.core import faults
 from scaling.core.checkpoint.boxes import GlobalTensor
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.resume import compare
-from scaling.core.checkpoint.search import StoredCheckpoint
 from scaling.core.collectives import ops
-from scaling.core.errors import CheckpointError, DataRefusedError, StorageError
-from scaling.core.optimizer.optimizer import Optimizer, StepReport
+from scaling.core.errors import DataRefusedError, StorageError
+from scaling.core.optimizer.optimizer import MASTERS, Optimizer, StepReport
 from scaling.core.pipeline.loss import LossFunction, StepLoss
 from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.rng import derive_seed
@@ -31,6 +30,7 @@ from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.data import TrainingData
 from scaling.core.trainer.hardware import peak_flops
 from scaling.core.trainer.hooks import TrainerHook
+from scaling.core.trainer.origin import find_origin
 from scaling.core.trainer.preemption import Preemption
 from scaling.core.trainer.state import Metrics, RunIdentity, TrainState, Unopened, due
 
@@ -175,38 +175,30 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint of this run, or start from `load_dir`. Return whether there was one."""
-        stored = self._stored()
-        if stored is None:
-            if self.config.assert_checkpoint_loaded:
-                raise CheckpointError(
-                    f"no checkpoint in save_dir ({self.config.save_dir}) or load_dir ({self.config.load_dir}), and "
-                    "trainer.assert_checkpoint_loaded is true; name a folder that holds one, or set it to false"
-                )
+        origin = find_origin(self.config, self.checkpointer)
+        if origin is None:
             return False
+        stored = origin.stored
         scalars: Any = stored.manifest.scalars
-        comparison = compare(
-            scalars.get("config", {}), self.identity.as_dict(), self.identity.rules, accept=self.config.accept_changes
-        )
-        comparison.require()
-        for change in (*comparison.accepted, *comparison.schedule):
-            _log.warning("resuming with another setting: %s", change)
-        with_optimizer = self.config.load_optimizer_states
-        tensors = self.global_tensors() if with_optimizer else self.module.global_tensors()
+        self._compare(scalars.get("config"))
+        origin.require_history()
+        tensors = self.global_tensors() if origin.with_optimizer else self.module.global_tensors()
         loaded = self.checkpointer.load(
             stored,
             tensors,
-            allowed_missing=(*(self.config.allowed_missing_keys_in_checkpoint or ()), r"^optimizer\.master\."),
+            allowed_missing=tuple(self.config.allowed_missing_keys_in_checkpoint or ()),
             allowed_unexpected=(*(self.config.allowed_unexpected_keys_in_checkpoint or ()), r"^optimizer\."),
-            ignore=tuple(self.config.ignore_keys_in_checkpoint or ()),
+            ignore=origin.ignored,
+            masters=MASTERS if origin.with_optimizer else None,
         )
-        if not with_optimizer or any(name.startswith("optimizer.master.") for name in loaded.missing):
-            self.optimizer.refresh()
-        if with_optimizer:
+        if origin.with_optimizer:
             self.optimizer.restore(scalars.get("optimizer", {}))
-        if self.config.load_context:
-            self.state.restore(scalars.get("trainer", {}))
+        else:
+            self.optimizer.refresh()
+        if origin.with_context:
+            self.state.restore(scalars["trainer"])
             self.data.seek(self.state.consumed_samples)
-            self._saved_step = self.state.step if loaded.path.parent == self.config.save_dir else None
+            self._saved_step = self.state.step if origin.own else None
         _log.info("resumed from %s at step %d", loaded.path, self.state.step)
         return True
 
@@ -214,16 +206,17 @@ class Trainer:
         """Yield this rank's parts of everything a checkpoint holds."""
         return itertools.chain(self.module.global_tensors(), self.optimizer.global_tensors())
 
-    def _stored(self) -> StoredCheckpoint | None:
-        for directory in (self.config.save_dir, self.config.load_dir):
-            if directory is None:
-                continue
-            search = self.checkpointer.find(directory)
-            if search.found is not None:
-                return search.found
-            if search.rejected:
-                search.require()  # damaged checkpoints and no good one: starting anew would bury them
-        return None
+    def _compare(self, stored: Any) -> None:
+        """List what is set differently from the checkpoint's configuration; refuse what makes it another run."""
+        if stored is None:
+            _log.warning("the checkpoint holds no configuration that this one could be compared with")
+            return
+        comparison = compare(stored, self.identity.as_dict(), self.identity.rules, accept=self.config.accept_changes)
+        comparison.require()
+        for change in (*comparison.accepted, *comparison.schedule):
+            _log.warning("resuming with another setting: %s", change)
+        for change in comparison.runtime:
+            _log.info("resuming with another setting of how and where it runs: %s", change)
 
     def _step_metrics(self, loss: StepLoss, report: StepReport) -> dict[str, float | torch.Tensor]:
         found: dict[str, float | torch.Tensor] = {

@@ -1,0 +1,122 @@
+"""What a run starts from: the newest checkpoint of its own, else what load_dir names, else random weights."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import final
+
+from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, step_of
+from scaling.core.checkpoint.search import StoredCheckpoint
+from scaling.core.errors import CheckpointError, ConfigError, Problem
+from scaling.core.trainer.config import TrainerConfig
+
+_log = logging.getLogger(__name__)
+
+
+@final
+@dataclass(frozen=True)
+class Origin:
+    """A checkpoint to start from, and how much of it is wanted.
+
+    What the settings leave out is left out of a checkpoint in load_dir. A run's own checkpoint is taken as it is: a
+    fine-tuning that was interrupted must not start counting, or replace its optimizer, a second time.
+    """
+
+    stored: StoredCheckpoint
+    own: bool
+    """Whether it lies in save_dir, that is, whether this run (or its predecessor under the same name) wrote it."""
+    config: TrainerConfig
+
+    @property
+    def with_optimizer(self) -> bool:
+        """Return whether to load the optimizer's states."""
+        return self.config.load_optimizer_states or (self.own and self._holds_optimizer)
+
+    @property
+    def with_context(self) -> bool:
+        """Return whether to go on counting steps and samples."""
+        return self.own or self.config.load_context
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Return patterns of parameters that are not read."""
+        return () if self.own else tuple(self.config.ignore_keys_in_checkpoint or ())
+
+    @property
+    def _holds_optimizer(self) -> bool:
+        return any(name.startswith(OPTIMIZER_PREFIX) for name in self.stored.manifest.tensors)
+
+    def require_history(self) -> None:
+        """Refuse a checkpoint that does not say where its run stood, if the run is to go on from there."""
+        if self.with_context and "trainer" not in self.stored.manifest.scalars:
+            settings = ["trainer.load_context"]
+            if self.with_optimizer and not self._holds_optimizer:
+                settings.append("trainer.load_optimizer_states")
+            raise CheckpointError(
+                f"{self.stored.path} holds weights, but not after how many steps and samples they were saved (imported "
+                f"checkpoints do not); set {' and '.join(settings)} to false to start from the weights at step 0"
+            )
+
+
+def find_origin(config: TrainerConfig, checkpointer: Checkpointer) -> Origin | None:
+    """Return what to start from; None for random weights. Collective: all ranks verify the candidates together."""
+    for own, directory in ((True, config.save_dir), (False, config.load_dir)):
+        if directory is None:
+            continue
+        search = checkpointer.find(directory)
+        if search.found is None and search.rejected:
+            search.require()  # damaged checkpoints and no good one: starting anew would bury them
+        if search.found is not None:
+            origin = Origin(search.found, own, config)
+            if own:
+                _explain_what_is_not_used(origin)
+            return origin
+    if config.assert_checkpoint_loaded:
+        raise CheckpointError(
+            f"no checkpoint in save_dir ({config.save_dir}) or load_dir ({config.load_dir}), and "
+            "trainer.assert_checkpoint_loaded is true; name a folder that holds one, or set it to false"
+        )
+    if config.load_dir is not None:
+        _log.warning(
+            "there is no checkpoint in trainer.load_dir (%s): starting from random weights; to make that an error, set "
+            "trainer.assert_checkpoint_loaded to true",
+            config.load_dir,
+        )
+    return None
+
+
+def _explain_what_is_not_used(origin: Origin) -> None:
+    """Say which settings have no effect because the run has a checkpoint of its own; refuse a contradiction."""
+    config, path, step = origin.config, origin.stored.path, origin.stored.step
+    assert config.save_dir is not None
+    if config.load_dir is not None and config.load_dir.resolve() != config.save_dir.resolve():
+        wanted = step_of(config.load_dir.resolve())
+        if config.load_dir.resolve().parent != config.save_dir.resolve() or wanted is None:
+            _log.info("trainer.load_dir (%s) is not used: the run goes on from its own %s", config.load_dir, path)
+        elif wanted != step:
+            raise ConfigError(
+                Problem(
+                    "trainer.load_dir",
+                    f"names step {wanted} of save_dir itself, but a run goes on from the newest checkpoint of its "
+                    f"save_dir, which is step {step}. To go back to step {wanted}, set trainer.save_dir to another "
+                    f"folder (or move the later steps out of {config.save_dir}); to go on, remove load_dir",
+                )
+            )
+    passed_over = [
+        name
+        for name, used in (
+            ("load_context", not config.load_context),
+            ("load_optimizer_states", origin.with_optimizer and not config.load_optimizer_states),
+            ("ignore_keys_in_checkpoint", bool(config.ignore_keys_in_checkpoint)),
+        )
+        if used
+    ]
+    if passed_over:
+        _log.warning(
+            "%s: for checkpoints in load_dir only, but %s is this run's own, so it goes on from all of it; to start "
+            "anew from its weights, name it as load_dir and another save_dir",
+            ", ".join(f"trainer.{name}" for name in passed_over),
+            path,
+        )
