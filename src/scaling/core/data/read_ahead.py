@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import pickle
 import warnings
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any, final
 
 import torch
@@ -106,7 +109,7 @@ class ReadAhead(Iterator[MicroBatch]):
             prefetch_factor=self._prefetch_factor if self._num_workers else None,
             persistent_workers=self._num_workers > 0,
             multiprocessing_context=_worker_context() if self._num_workers else None,
-            worker_init_fn=ignore_keyboard,
+            worker_init_fn=_begin_as_worker,
             generator=torch.Generator(),  # otherwise it draws from the generator of the training process
         )
 
@@ -131,6 +134,23 @@ def _worker_context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _begin_as_worker(worker: int) -> None:
+    """Prepare a worker process: it leaves Ctrl-C to the training process, and does not outlive it."""
+    ignore_keyboard(worker)
+    if (trainer := multiprocessing.parent_process()) is not None:
+        Thread(target=_leave_with, args=(trainer,), name="leave-with-trainer", daemon=True).start()
+
+
+def _leave_with(trainer: BaseProcess) -> None:
+    """End this process when the training process is gone.
+
+    PyTorch's workers watch their parent, but that is the fork server, which stays for as long as it has a worker: after
+    a training process that was killed (out of memory, say), both would wait for each other for ever.
+    """
+    trainer.join()
+    os._exit(1)
 
 
 def _unchanged(result: Any) -> Any:
