@@ -12,10 +12,11 @@ from typer.testing import CliRunner, Result
 
 from scaling.cli import checkpoint
 from scaling.cli.checkpoint import app
+from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import Retention
 from scaling.core.checkpoint.search import find_newest
 from scaling.core.errors import CheckpointError, ExitStatus, ScalingError, StorageError
-from tests.core.checkpoint.virtual import Cut, global_state, save_cut
+from tests.core.checkpoint.virtual import Cut, global_state, one, save_cut
 
 MODEL = "rank_00000_model_000.safetensors"
 
@@ -125,10 +126,28 @@ def test_diff_compares_tensor_by_tensor_across_layouts(runs: Path, tmp_path: Pat
 def test_diff_names_scalars_and_missing_tensors(runs: Path) -> None:
     result = run("diff", runs / "global_step9", runs / "global_step10")
     assert "step: 9 and 10" in result.output
-    assert "only in the second, [8]" in result.output
+    assert f"{runs / 'global_step9'} holds no optimizer states, {runs / 'global_step10'} does" in result.output
+    assert "optimizer." not in result.output  # one line instead of one for each of them
+    assert "only in the second, [8]" in run("diff", runs / "global_step9", runs / "global_step10", "--all").output
     result = run("diff", runs / "global_step9", runs / "nowhere")
     assert status(result) == ExitStatus.USER_INPUT
     assert isinstance(result.exception, CheckpointError)
+
+
+def test_diff_shows_names_in_full_and_scalars_that_only_one_has(tmp_path: Path) -> None:
+    name = "layers.7." + "a_rather_long_name_of_a_module." * 4 + "weight"
+    for step, scalars in ((1, {}), (2, {"seed": 3})):
+        Checkpointer(tmp_path).save(step, [one(name, torch.full((1,), float(step)))], scalars)
+    result = run("diff", tmp_path / "global_step1", tmp_path / "global_step2")
+    shown = "".join(line.split("│")[1].strip() for line in result.output.splitlines() if "│" in line)
+    assert shown == name
+    assert "seed: nothing and 3" in result.output
+
+
+def test_verify_says_nothing_but_what_it_found(runs: Path) -> None:
+    lines = run("verify", runs).output.splitlines()
+    assert all("intact" in line for line in lines)
+    assert len(lines) == 3
 
 
 def test_cast_writes_a_checkpoint_in_another_precision(runs: Path, tmp_path: Path) -> None:
@@ -160,6 +179,9 @@ def test_a_layerwise_checkpoint_is_imported(tmp_path: Path) -> None:
     assert list(find_newest(tmp_path / "new").require().manifest.tensors) == ["layers.0.norm.weight"]
     assert status(run("import", old, tmp_path / "newer", "--step", 7)) == 0
     assert (tmp_path / "newer" / "global_step7").is_dir()
+    result = run("import", tmp_path / "nowhere", tmp_path / "new")
+    assert status(result) == ExitStatus.USER_INPUT
+    assert "nowhere is not a folder" in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_of
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.predecessor_import import import_predecessor
 from scaling.core.checkpoint.reader import Difference, cast, differences
-from scaling.core.checkpoint.resume import ChangeRules, compare
+from scaling.core.checkpoint.resume import ABSENT, ChangeRules, compare
 from scaling.core.checkpoint.search import find_newest, is_step_folder
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
 from scaling.core.errors import CheckpointError, ExitStatus, StorageError
@@ -100,17 +100,22 @@ def diff(
 ) -> None:
     """Compare two checkpoints tensor by tensor, whatever layouts they were saved in, and their scalars."""
     a, b = find_newest(first).require(), find_newest(second).require()
-    table = Table("tensor", "elements that differ", "largest absolute", "largest relative", "remark")
+    table = Table(Column("tensor", overflow="fold"), "elements that differ", "largest absolute", "largest relative")
+    table.add_column("remark", overflow="fold")
     total = unequal = 0
+    states = [_has_optimizer(stored.manifest) for stored in (a, b)]
     for found in differences(a, b):
         total += 1
         unequal += not found.is_equal
-        if everything or not found.is_equal:
+        told_once = found.name.startswith(OPTIMIZER_PREFIX) and not all(states)
+        if everything or not (found.is_equal or told_once):
             table.add_row(*map(escape, _cells(found)))
     if table.row_count:
         _console().print(table)
+    if any(states) and not all(states):
+        typer.echo(f"{(b if states[0] else a).path} holds no optimizer states, {(a if states[0] else b).path} does")
     for change in compare(a.manifest.scalars, b.manifest.scalars, ChangeRules()).runtime:
-        typer.echo(f"{change.path}: {change.stored!r} and {change.present!r}")
+        typer.echo(f"{change.path}: {_word(change.stored)} and {_word(change.present)}")
     typer.echo(f"{unequal} of {total} tensors differ between {a.path} and {b.path}")
     if unequal and exit_code:
         raise typer.Exit(ExitStatus.FAILURE)
@@ -168,9 +173,17 @@ def _row(folder: Path) -> dict[str, Any]:
         "problems": problems,
         "bytes": manifest.bytes,
         "parameters": sum(prod(entry.shape) for entry in model.values()),
-        "optimizer": len(model) < len(manifest.tensors),
+        "optimizer": _has_optimizer(manifest),
         **{key: manifest.information.get(key) for key in ("saved_at", "ranks", "scaling")},
     }
+
+
+def _has_optimizer(manifest: Manifest) -> bool:
+    return any(name.startswith(OPTIMIZER_PREFIX) for name in manifest.tensors)
+
+
+def _word(value: object) -> str:
+    return "nothing" if value is ABSENT else repr(value)
 
 
 def _told(row: dict[str, Any]) -> list[str]:
@@ -185,7 +198,8 @@ def _told(row: dict[str, Any]) -> list[str]:
 
 def _read_all(folder: Path, manifest: Manifest) -> list[str]:
     """Verify all files, several at a time: hashing does not hold Python's lock."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(folder.name, total=manifest.bytes)
 
         def check(name: str) -> list[str]:

@@ -82,6 +82,8 @@ def import_predecessor(
 
 def _step_folder(folder: Path) -> Path:
     """Follow the predecessor's `latest`, but never out of the folder."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; name a step folder of the predecessor, or the one around it")
     latest = folder / "latest"
     if not latest.is_file():
         return folder
