@@ -57,6 +57,7 @@ class Topology:
 
         The store is the engine's own, one per attempt; `digest` (of the resolved configuration) is compared over it
         before the first collective, so that processes with different settings end with a message instead of a hang.
+        Processes that connect more than once need another MASTER_PORT each time, unless their launcher serves it.
         """
         launch = launch or LaunchContext.from_environment()
         config = config.with_launch(rank=launch.rank, world_size=launch.world_size, local_slot=launch.local_rank)
