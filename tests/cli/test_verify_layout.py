@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from scaling.cli.main import main
 from scaling.cli.many_values import spread
 from scaling.cli.verify_layout import explain
 from scaling.core import Gap, LayoutReport, Parting
+from tests.transformer.small import SMALL, build_corpus, nested
 
 CLUSTER = """
 topology:
@@ -147,3 +149,18 @@ def test_a_parameter_that_is_missing_is_named() -> None:
 )
 def test_an_option_may_take_several_values(given: str, meant: str) -> None:
     assert list(spread(given.split(), ("--against",))) == meant.split()
+
+
+def test_at_full_size_the_configured_data_are_used_where_they_are(run: Run, tmp_path: Path) -> None:
+    sizes = {"topology.data_parallel_size": 2, "topology.pipe_parallel_size": 1, "topology.model_parallel_size": 1}
+    settings = {**SMALL, **sizes, "data.data_prefixes": [str(tmp_path / "corpus")], "data.validation_fraction": 0.2}
+    text = json.dumps(nested(settings))
+    status, without = run(text, "--full-size", "--steps", "1")
+    assert status == 0, without
+    build_corpus(tmp_path / "corpus")
+    status, with_data = run(text, "--full-size", "--steps", "1")
+    assert status == 0, with_data
+    assert "shrunk" not in with_data
+    assert "data       synthetic" in without
+    assert "data       as configured" in with_data
+    assert without.split("loss")[1] != with_data.split("loss")[1]

@@ -77,11 +77,13 @@ def verify(
     _check(wanted)
     function = layer_specs if layers is None else _function(layers)
     sizes = reference_of(wanted, against or ())
-    used, recipe = _full(wanted, function) if full_size else _small(wanted, sizes, processes, function)
+    real_data = full_size and bool(wanted.data.data_prefixes) and not list(data_sets_exist(wanted.data))
+    used = _used(wanted, sizes, processes, full_size=full_size, real_data=real_data)
     reference = _with_batch(sizes, used.topology)
     fitting = used.as_dict() | {"topology": reference.as_dict()}
     TransformerConfig.from_dict(fitting, quiet=True)  # does the model fit the reference too?
-    for line in _introduction(wanted, used, reference, precision):
+    recipe = _recipe(used, function, real_data=real_data)
+    for line in _introduction(wanted, used, reference, real_data=real_data):
         typer.echo(line)
     report = verify_layout(
         recipe,
@@ -180,27 +182,23 @@ def _function(name: str) -> LayerFunction:
     return function
 
 
-def _small(
-    config: TransformerConfig, reference: TopologyConfig, processes: int, function: LayerFunction
-) -> tuple[TransformerConfig, Recipe]:
-    used = shrunk(_with_vocabulary(config), also=reference, processes=processes)
-    return used, recipe_of(used, evaluation=synthetic_text(used, _EVALUATION_SAMPLES, seed=1), layers=function)
+def _used(
+    config: TransformerConfig, reference: TopologyConfig, processes: int, *, full_size: bool, real_data: bool
+) -> TransformerConfig:
+    """Return the configuration that is trained."""
+    if real_data:
+        return prepare_data(config)
+    if not config.transformer_architecture.vocab_size:
+        architecture = config.transformer_architecture.model_copy(update={"vocab_size": _VOCABULARY})
+        config = config.model_copy(update={"transformer_architecture": architecture})
+    return config if full_size else shrunk(config, also=reference, processes=processes)
 
 
-def _full(config: TransformerConfig, function: LayerFunction) -> tuple[TransformerConfig, Recipe]:
-    if config.data.data_prefixes and not list(data_sets_exist(config.data)):
-        used = prepare_data(config)
-        training, validation = load_datasets(used)
-        return used, recipe_of(used, training=training, evaluation=validation, layers=function)
-    used = _with_vocabulary(config)
-    return used, recipe_of(used, evaluation=synthetic_text(used, _EVALUATION_SAMPLES, seed=1), layers=function)
-
-
-def _with_vocabulary(config: TransformerConfig) -> TransformerConfig:
-    if config.transformer_architecture.vocab_size:
-        return config
-    architecture = config.transformer_architecture.model_copy(update={"vocab_size": _VOCABULARY})
-    return config.model_copy(update={"transformer_architecture": architecture})
+def _recipe(config: TransformerConfig, function: LayerFunction, *, real_data: bool) -> Recipe:
+    if real_data:
+        training, validation = load_datasets(config)
+        return recipe_of(config, training=training, evaluation=validation, layers=function)
+    return recipe_of(config, evaluation=synthetic_text(config, _EVALUATION_SAMPLES, seed=1), layers=function)
 
 
 def _with_batch(sizes: TopologyConfig, layout: TopologyConfig) -> TopologyConfig:
@@ -212,12 +210,14 @@ def _with_batch(sizes: TopologyConfig, layout: TopologyConfig) -> TopologyConfig
 
 
 def _introduction(
-    wanted: TransformerConfig, used: TransformerConfig, reference: TopologyConfig, precision: Precision
+    wanted: TransformerConfig, used: TransformerConfig, reference: TopologyConfig, *, real_data: bool
 ) -> Iterator[str]:
-    samples = used.topology.global_batch_size
+    precision = used.transformer_architecture.precision.value
     yield f"layout     {describe(used.topology)}"
     yield f"reference  {describe(reference)}"
-    yield f"           {samples} samples a step, {precision.value}, peak learning rates"
     changed = list(differences(wanted, used))
     if changed:
         yield f"shrunk     {', '.join(changed)}"
+    samples = used.topology.global_batch_size
+    yield f"data       {'as configured' if real_data else 'synthetic'}, {samples} samples a step"
+    yield f"numbers    {precision}, learning rates at their peak"
