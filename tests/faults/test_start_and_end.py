@@ -8,9 +8,10 @@ import pytest
 
 from scaling.transformer.inference.module import TOKENIZER_FILE
 from tests.distributed import run_distributed
-from tests.faults.engine import Scene
+from tests.faults.engine import Scene, launch, make_source
 from tests.faults.storage_cases import can_mount, fill, small_disk
 from tests.reference.worlds import connected
+from tests.transformer.small import build_corpus
 
 
 @pytest.mark.parametrize("left", [b"", b'{"version": "1.0", "trunc'])
@@ -19,6 +20,30 @@ def test_a_half_written_tokenizer_is_replaced(left: bytes, scene: Scene) -> None
     (scene.save_dir / TOKENIZER_FILE).write_bytes(left)
     assert scene.finish().status == 0
     assert (scene.save_dir / TOKENIZER_FILE).read_bytes() == scene.source.tokenizer.read_bytes()
+
+
+def test_a_refused_run_leaves_the_tokenizer_of_the_checkpoints(scene: Scene) -> None:
+    scene.resume_from(4)
+    other = make_source(scene.folder / "other", ["Something else entirely."] * 20)
+    scene.watch()
+    end = launch({**other.settings(), "trainer.save_dir": str(scene.save_dir)})
+    assert end.status == 2
+    assert "fingerprints.tokenizer: " in end.message
+    assert scene.written() == []
+
+
+def test_token_ids_do_not_change_their_meaning_unnoticed(scene: Scene) -> None:
+    """Data of other programs do not say which tokenizer they were made with."""
+    corpus = build_corpus(scene.folder / "ids")
+    settings = {**scene.settings(), "data.data_prefixes": [str(corpus)], "data.eod_token_id": 0}
+    assert launch({**settings, "trainer.train_iterations": 1}).status == 0
+    other = make_source(scene.folder / "other", ["Something else entirely."] * 20)
+    end = launch({**settings, "transformer_architecture.vocab_file": str(other.tokenizer)})
+    assert end.status == 2
+    assert "fingerprints.tokenizer: " in end.message
+    accepted = {"trainer.accept_changes": ["fingerprints.tokenizer"]}
+    assert launch({**settings, "transformer_architecture.vocab_file": str(other.tokenizer), **accepted}).status == 0
+    assert (scene.save_dir / TOKENIZER_FILE).read_bytes() == other.tokenizer.read_bytes()
 
 
 @pytest.mark.skipif(not can_mount(), reason="only root can make a small disk")

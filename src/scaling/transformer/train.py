@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from scaling.core import (
     Axis,
+    BaseDataset,
     ChangeRules,
     ConfigError,
     ExitStatus,
@@ -33,6 +36,7 @@ from scaling.core import (
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.flops import flops_per_token
 from scaling.transformer.inference.module import TOKENIZER_FILE
 from scaling.transformer.losses import CrossEntropyLoss
@@ -83,7 +87,6 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
             usual_weight=config.topology.global_batch_size * architecture.sequence_length,
         )
         _introduce(config, module, topology)
-        _keep_tokenizer(config, topology)
         return run_training(
             config.trainer,
             config.logger,
@@ -94,11 +97,19 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
             loss_function=CrossEntropyLoss(architecture.vocab_size, topology),
             training=training,
             validation=validation,
-            identity=RunIdentity(config, {"data": training.fingerprint()}, CHANGE_RULES),
+            identity=RunIdentity(config, fingerprints_of(config, training), CHANGE_RULES),
             profiler_config=config.profiler,
             tokens_per_sample=architecture.sequence_length,
             flops_per_sample=float(flops_per_token(architecture) * architecture.sequence_length),
+            once_resumed=partial(_keep_tokenizer, config, topology),
         )
+
+
+def fingerprints_of(config: TransformerConfig, training: BaseDataset[Any]) -> dict[str, str]:
+    """Return digests of what the configuration only points at: token ids mean nothing without their tokenizer."""
+    vocab_file = config.transformer_architecture.vocab_file
+    tokenizer = {} if vocab_file is None else {"tokenizer": Tokenizer.from_file(vocab_file).sha256}
+    return {"data": training.fingerprint(), **tokenizer}
 
 
 def parameter_groups(config: TransformerConfig, module: ParallelModule, topology: Topology) -> list[ParameterGroup]:

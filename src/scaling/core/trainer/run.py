@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -48,11 +48,13 @@ def run_training(
     flops_per_sample: float | None = None,
     profiler_config: ProfilerConfig | None = None,
     hooks: Sequence[TrainerHook] = (),
+    once_resumed: Callable[[], None] | None = None,
 ) -> ExitStatus:
     """Train to the end, or until asked to leave, and return what the process should end with. Collective: all ranks.
 
     Writes metrics, the resolved configuration, versions and the state of the run below `logger.log_dir`, checkpoints
-    below `trainer.save_dir`. Errors pass through, recorded in run_state.json.
+    below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `once_resumed` is called before the first
+    step, when it is certain that the checkpoints in `save_dir` are this run's own.
     """
     with RunStateRecorder(logger_config.log_dir, rank=topology.rank) as recorder:
         sizes = {axis.value: topology.size(axis) for axis in Axis}
@@ -65,6 +67,8 @@ def run_training(
         )
 
         def open_metrics(resumed_step: int) -> MetricWriter:
+            if once_resumed is not None:
+                once_resumed()
             sinks = open_sinks(
                 logger_config,
                 rank=topology.rank,
