@@ -8,20 +8,29 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from scaling.core.data.blended import BlendedDataset
+from scaling.core.data.config import BlendedDatasetConfig
+from scaling.core.data.types import BaseDataset
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 from scaling.core.trainer.config import TrainerConfig
-from scaling.core.trainer.data import TrainingData
+from scaling.core.trainer.data import TrainingData, short_names
 from tests.core.trainer.regression import Points
 from tests.reference.worlds import topology_config, view_of
 
 
 def data_of(
-    topology: Topology, *, validation: int | None = 21, reads: bool = True, micro_batch_size: int = 2, **options: Any
+    topology: Topology,
+    *,
+    training: BaseDataset[Any] | None = None,
+    validation: int | None = 21,
+    reads: bool = True,
+    micro_batch_size: int = 2,
+    **options: Any,
 ) -> TrainingData:
     sizes = {axis.value: topology.size(axis) for axis in (Axis.PIPE, Axis.DATA, Axis.MODEL)}
     return TrainingData(
-        Points(30),
+        training or Points(30),
         None if validation is None else Points(validation),
         config=TrainerConfig.from_dict(options),
         batch=topology_config(**sizes, global_batch_size=8, micro_batch_size=micro_batch_size),
@@ -90,3 +99,31 @@ def test_evaluation_can_be_cut_short_or_left_out() -> None:
     none = data_of(Topology.single(), validation=None)
     assert none.evaluation_steps() == 0
     assert list(none.evaluation()) == []
+
+
+def test_epochs_are_counted_for_each_source_of_a_mixture() -> None:
+    sources = [Points(10), Points(30)]
+    equal = BlendedDatasetConfig(weighted_sampler_alpha=0)
+    mixture = BlendedDataset(sources, equal, names=["/data/en/text", "/data/de/text"])
+    counted = data_of(Topology.single(), training=mixture).epochs(40)
+    assert counted == {"training/epochs_en/text": 2.0, "training/epochs_de/text": pytest.approx(20 / 30)}
+
+
+@pytest.mark.parametrize("training", [Points(30), BlendedDataset([Points(30)], BlendedDatasetConfig())])
+def test_epochs_of_a_single_data_set_have_no_name(training: BaseDataset[Any]) -> None:
+    assert data_of(Topology.single(), training=training).epochs(45) == {"training/epochs": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["/data/web", "/data/books"], ["web", "books"]),
+        (["a/text", "b/text", "c"], ["a/text", "b/text", "c"]),
+        (["x/a/t", "y/a/t"], ["x/a/t", "y/a/t"]),
+        (["/t", "t"], ["/t", "t"]),
+        (["0"], ["0"]),
+        ([], []),
+    ],
+)
+def test_names_are_shortened_as_long_as_they_differ(names: list[str], short: list[str]) -> None:
+    assert short_names(names) == short

@@ -41,7 +41,7 @@ def test_a_run_ends_after_its_iterations_with_falling_loss_and_a_report_of_every
     assert set(metrics.series("training/learning_rate_all").values()) == {1e-2}
     assert set(metrics.series("training/ones").values()) == {1.0}
     assert all(norm > 0 for norm in metrics.series("training/global_grad_norm").values())
-    for name in ("step_duration", "tokens_per_second", "peak_memory_bytes"):
+    for name in ("step_duration", "tokens_per_second", "peak_memory_bytes", "epochs"):
         series = metrics.series(f"training/{name}")
         assert list(series) == [7, 14, 21, 28, 30]
         assert all(value > 0 for value in series.values())

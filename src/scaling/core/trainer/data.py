@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import Any, final
 
+from scaling.core.data.blended import BlendedDataset
 from scaling.core.data.loader import DataLoader, evaluation_batches
 from scaling.core.data.sampler import BatchGeometry, evaluation_steps
 from scaling.core.data.types import BaseDataset, MicroBatch
@@ -47,6 +49,7 @@ class TrainingData:
         }
         self._limit = config.eval_iterations
         self._reads = reads
+        self._dataset = training
         self._training = DataLoader(training, seed=config.seed, **self._options) if reads else None
 
     @property
@@ -58,6 +61,17 @@ class TrainingData:
         """Go on with the step that follows `consumed_samples` samples."""
         if self._training is not None:
             self._training.seek(consumed_samples)
+
+    def epochs(self, consumed_samples: int) -> dict[str, float]:
+        """Return how often the training data have been gone through, as metrics; a mixture by its sources."""
+        dataset = self._dataset
+        if not isinstance(dataset, BlendedDataset) or len(dataset.datasets) == 1:
+            return {"training/epochs": consumed_samples / len(dataset)}
+        counts = dataset.epochs(consumed_samples)
+        return {
+            f"training/epochs_{short}": count
+            for short, count in zip(short_names(list(counts)), counts.values(), strict=True)
+        }
 
     def evaluation_steps(self) -> int:
         """Return how many global batches one evaluation takes; the same on all ranks."""
@@ -75,3 +89,13 @@ class TrainingData:
         """Stop the workers."""
         if self._training is not None:
             self._training.close()
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return the last parts of paths: as few of them as tell all of the (different) paths apart."""
+    parts = [PurePath(name).parts for name in names]
+    for kept in range(1, max((len(one) for one in parts), default=0)):
+        short = ["/".join(one[-kept:]) for one in parts]
+        if len(set(short)) == len(short):
+            return short
+    return list(names)

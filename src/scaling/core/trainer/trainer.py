@@ -250,8 +250,9 @@ class Trainer:
         peak_rate = peak_flops(self.topology.device)
         if self.flops_per_sample is not None and peak_rate is not None:
             rate["training/mfu"] = samples * self.flops_per_sample / (peak_rate * self.topology.layout.world_size)
+        epochs = self.data.epochs(self.state.consumed_samples)
         self.metrics.add(
-            self.state.step, {"training/step_duration": duration, **rate, "training/peak_memory_bytes": peak}
+            self.state.step, {"training/step_duration": duration, **rate, **epochs, "training/peak_memory_bytes": peak}
         )
         self.metrics.flush()
         self._clock, self._steps_since_log = now, 0
