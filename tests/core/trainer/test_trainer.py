@@ -121,7 +121,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert saved_steps(tmp_path) == [3, 4, 6]
 
 
-def test_a_step_is_saved_once_and_a_finished_run_not_again(tmp_path: Path) -> None:
+def test_a_step_is_saved_once_and_a_finished_run_not_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer, _ = make_trainer(train_iterations=4, save_dir=tmp_path, save_interval=2)
     with mock.patch.object(trainer.checkpointer, "save", wraps=trainer.checkpointer.save) as save:
         trainer.fit()
@@ -131,6 +131,7 @@ def test_a_step_is_saved_once_and_a_finished_run_not_again(tmp_path: Path) -> No
         again.fit()
     assert not save.called
     assert metrics.opened_at == 4
+    assert "nothing is left to train: trainer.train_iterations is 4" in caplog.text
     assert not metrics.series("training/loss")
 
 

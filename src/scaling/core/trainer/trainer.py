@@ -20,7 +20,7 @@ from scaling.core.checkpoint.boxes import GlobalTensor
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.resume import compare
 from scaling.core.collectives import ops
-from scaling.core.errors import DataRefusedError, StorageError
+from scaling.core.errors import DataRefusedError, ScalingError, StorageError
 from scaling.core.optimizer.optimizer import MASTERS, Optimizer, StepReport
 from scaling.core.pipeline.loss import LossFunction, StepLoss
 from scaling.core.pipeline.module import ParallelModule
@@ -159,19 +159,22 @@ class Trainer:
             "optimizer": self.optimizer.state(),
             "config": self.identity.as_dict(),
         }
-        try:
+        with self._bearing(again=True):
+            self.checkpointer.wait()  # for the one before, if it is written in the background
+        with self._bearing(again=self.state.step < self.target and self.preempted is None):
             self.checkpointer.save(self.state.step, self.global_tensors(), scalars)
-        except StorageError as error:
-            if (
-                self.state.step >= self.target
-                or self.preempted is not None
-                or self.checkpointer.failures >= MAX_FAILED_SAVES
-            ):
-                raise  # nobody would try again, or it has been tried often enough
-            _log.error("the checkpoint of step %d was not written, training goes on: %s", self.state.step, error)
-        else:
             self._saved_step = self.state.step
         self._clock = time.perf_counter()
+
+    @contextlib.contextmanager
+    def _bearing(self, *, again: bool) -> Iterator[None]:
+        """Go on without a checkpoint that was not written, unless nobody tries again or it was tried often enough."""
+        try:
+            yield
+        except StorageError as error:
+            if not again or self.checkpointer.failures >= MAX_FAILED_SAVES:
+                raise
+            _log.error("a checkpoint was not written, training goes on: %s", error)
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint of this run, or start from `load_dir`. Return whether there was one."""
@@ -200,6 +203,8 @@ class Trainer:
             self.data.seek(self.state.consumed_samples)
             self._saved_step = self.state.step if origin.own else None
         _log.info("resumed from %s at step %d", loaded.path, self.state.step)
+        if self.state.step >= self.target:
+            _log.warning("nothing is left to train: trainer.train_iterations is %d", self.target)
         return True
 
     def global_tensors(self) -> Iterator[GlobalTensor]:
@@ -273,6 +278,13 @@ class Trainer:
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
+    def _finish_saving(self) -> None:
+        """Do not lose the checkpoint that is being written in the background to an error of the training."""
+        try:
+            self.checkpointer.wait()
+        except ScalingError as error:
+            _log.error("the last checkpoint was not written either: %s", error)
+
     @contextlib.contextmanager
     def _closing(self) -> Iterator[None]:
         error: BaseException | None = None
@@ -280,6 +292,8 @@ class Trainer:
             yield
         except BaseException as caught:
             error = caught
+            if isinstance(caught, ScalingError):  # raised on all ranks alike, so none waits for one that is gone
+                self._finish_saving()
             raise
         finally:
             for hook in self.hooks:
