@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,3 +67,19 @@ def test_damaged_data_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"garbage")
     with open_binary(path) as handle, pytest.raises(EOFError, match="incorrect header"):
         handle.read()
+
+
+def test_data_that_decompresses_to_a_thousand_times_its_size_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.zst"
+    path.write_bytes(zlib.compress(bytes(32 << 20)))
+    size = 0
+    tracemalloc.start()
+    try:
+        with open_binary(path) as handle:
+            while part := handle.read(1 << 16):
+                size += len(part)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size == 32 << 20
+    assert peak < 6 << 20

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from scaling.core.errors import DataError
+from scaling.core.errors import DataError, StorageError
 from scaling.transformer.data.readers import BadRecord, Piece, PieceReader, find_inputs
 
 GOOD = b'{"text": "good"}\n'
@@ -96,6 +100,26 @@ def test_pieces_of_a_file_hold_each_line_once_wherever_it_is_cut(tmp_path: Path,
     assert sum(piece.lines for piece in pieces) == len(lines)
 
 
+def test_a_piece_inside_an_endless_line_does_not_read_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "data.jsonl", b"x" * 1_000_000)
+    read_bytes: list[int] = []
+
+    class Watched(io.BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            line = super().readline(size)
+            read_bytes.append(len(line))
+            return line
+
+    monkeypatch.setattr("scaling.transformer.data.readers.open_binary", lambda path: Watched(path.read_bytes()))
+    monkeypatch.setattr("scaling.transformer.data.readers.SKIP_BYTES", 1000)
+    first = read(path, 0, 10_000, max_document_bytes=1000)
+    assert [type(document) for document in first] == [BadRecord]
+    assert read(path, 500_000, 510_000) == []
+    assert sum(read_bytes) < 30_000
+
+
 def test_a_text_file_is_one_document_without_byte_order_mark_and_carriage_returns(tmp_path: Path) -> None:
     path = write(tmp_path / "data.TXT", b"\xef\xbb\xbfone\r\n\r\ntwo\rthree\n")
     assert read(path) == ["one\n\ntwo\rthree\n"]
@@ -130,6 +154,36 @@ def test_gzip_files_are_read_and_one_that_is_cut_off_is_noticed(tmp_path: Path) 
     assert read(write(tmp_path / "text.txt.gz", gzip.compress(b"words"))) == ["words"]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.jsonl.zst"])
+def test_a_compressed_file_of_no_bytes_is_cut_off_and_not_empty(tmp_path: Path, name: str) -> None:
+    (bad,) = read(write(tmp_path / name, b""))
+    assert isinstance(bad, BadRecord)
+    assert "cut off: it is empty" in bad.reason
+    assert bad.line == 1
+
+
+def test_rows_that_are_too_long_or_binary_are_bad_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Table(io.BytesIO):
+        schema_arrow = SimpleNamespace(names=["text"])
+
+        def iter_batches(self, columns: Sequence[str], batch_size: int) -> list[SimpleNamespace]:
+            values = ["good", "x" * 1001, "é" * 501, "é" * 500, b"bytes", None]
+            return [SimpleNamespace(column=lambda number: SimpleNamespace(to_pylist=lambda: values))]
+
+    parquet = SimpleNamespace(ParquetFile=lambda path: Table())
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=parquet, ArrowException=ValueError))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    found = read(tmp_path / "a.parquet", max_document_bytes=1000)
+    assert [record if isinstance(record, str) else (record.line, record.reason[:16]) for record in found] == [
+        "good",
+        (2, "longer than 1000"),
+        (3, "longer than 1000"),
+        "é" * 500,
+        (5, "'text' is binary"),
+        (6, "'text' is a JSON"),
+    ]
+
+
 @pytest.mark.parametrize(("name", "package"), [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow")])
 def test_a_package_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
@@ -142,6 +196,12 @@ def test_a_package_that_is_not_installed_is_named(
 def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jsonl cannot be read: No such file"):
         read(tmp_path / "gone.jsonl")
+
+
+def test_a_file_that_is_there_but_cannot_be_read_is_an_error_of_the_storage(tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(StorageError, match=r"folder\.jsonl cannot be read: Is a directory"):
+        read(tmp_path / "folder.jsonl")
 
 
 def test_inputs_are_files_and_the_readable_files_of_folders_in_order(tmp_path: Path) -> None:
@@ -171,3 +231,37 @@ def test_inputs_that_cannot_be_read_are_refused_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "data.txt", b"")
     with pytest.raises(DataError, match="given more than once"):
         find_inputs([path, path])
+    (tmp_path / "link.txt").symlink_to(path)
+    with pytest.raises(DataError, match=r"link\.txt is given more than once \(also as .*data\.txt\)"):
+        find_inputs([path, tmp_path / "link.txt"])
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match="no regular file"):
+        find_inputs([tmp_path / "pipe.jsonl"])
+    with pytest.raises(StorageError, match="File name too long"):
+        find_inputs([tmp_path / f"{'x' * 300}.jsonl"])
+
+
+def test_folders_that_are_links_are_looked_into_once(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    write(elsewhere / "a.txt", b"")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "linked again").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    assert find_inputs([folder]) == [folder / "linked" / "a.txt"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    write(tmp_path / "a.txt", b"")
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(StorageError, match=r"Permission denied \(.*locked\)"):
+        find_inputs([tmp_path])

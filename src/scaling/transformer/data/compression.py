@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 """What reading raises where compressed data is damaged or ends too early."""
 
-COMPRESSED_BYTES_AT_ONCE = 1 << 14  # a little: what they decompress to is held in memory
+COMPRESSED_BYTES_AT_ONCE = 1 << 10
+"""Few: what they decompress to is held in memory, 32 MB where every block of 4 bytes stands for 128 KiB of one byte."""
 
 
 def open_binary(path: Path) -> IO[bytes]:
@@ -48,20 +49,20 @@ class _ZstandardStream(io.RawIOBase):
         self._file = path.open("rb")
         self._zstandard = zstandard
         self._frame: Any = None
-        self._pending = b""
+        self._pending = memoryview(b"")  # taken from by moving its start: to copy the rest each time would be quadratic
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
         view = memoryview(buffer).cast("B")
-        while not self._pending:
+        while len(self._pending) == 0:
             compressed = self._file.read(COMPRESSED_BYTES_AT_ONCE)
             if not compressed:
                 if self._frame is not None:
                     raise EOFError("Zstandard data ends before its end marker")
                 return 0
-            self._pending = self._decompress(compressed)
+            self._pending = memoryview(self._decompress(compressed))
         size = min(len(view), len(self._pending))
         view[:size] = self._pending[:size]
         self._pending = self._pending[size:]

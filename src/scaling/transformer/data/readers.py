@@ -7,13 +7,15 @@ a row, in one column); the first two also with `.gz` or `.zst`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
 
-from scaling.core import DataError
+from scaling.core import DataError, StorageError
 from scaling.transformer.data.compression import DAMAGE, open_binary
+from scaling.transformer.data.files import storage_errors
 
 PLAIN_SUFFIXES = (".txt", ".jsonl")
 COMPRESSED_SUFFIXES = tuple(plain + packed for plain in PLAIN_SUFFIXES for packed in (".gz", ".zst"))
@@ -51,26 +53,54 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
     """List the files to read: those given, and in folders given all of a known format, sorted.
 
     Raises:
-        DataError: One is missing, of an unknown format or given twice, or there is none.
+        DataError: One is missing, of an unknown format, no regular file or given twice, or there is none.
+        StorageError: A folder cannot be read.
     """
     found: list[Path] = []
     for path in inputs:
-        if path.is_dir():
-            found += sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file) is not None)
-        elif not path.exists():
-            raise DataError(f"input {path} does not exist.")
-        elif _suffix(path) is None:
-            raise DataError(f"input {path} is of no known format; its name has to end in one of {', '.join(SUFFIXES)}.")
-        else:
-            found.append(path)
+        with storage_errors(f"looking for input at {path}"):
+            if path.is_dir():
+                found += sorted(file for file in _files_below(path) if _suffix(file) is not None)
+            elif not path.exists():
+                raise DataError(f"input {path} does not exist.")
+            elif _suffix(path) is None:
+                raise DataError(
+                    f"input {path} is of no known format; its name has to end in one of {', '.join(SUFFIXES)}."
+                )
+            elif not path.is_file():
+                raise DataError(f"input {path} is no regular file; write what it delivers to one first.")
+            else:
+                found.append(path)
     if not found:
         raise DataError(
             f"no file that ends in one of {', '.join(SUFFIXES)} in {', '.join(map(str, inputs)) or 'nothing'}."
         )
-    repeated = {path for path in found if found.count(path) > 1} if len(set(found)) < len(found) else set()
-    if repeated:
-        raise DataError(f"input {min(repeated)} is given more than once; leave the others out.")
+    known: dict[str, Path] = {}
+    for path in found:
+        target = os.path.realpath(path)
+        if target in known:
+            other = "" if known[target] == path else f" (also as {known[target]})"
+            raise DataError(f"input {path} is given more than once{other}; leave the others out.")
+        known[target] = path
     return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the regular files in a folder and all folders below, also those that are links, each folder once.
+
+    Raises:
+        OSError: A folder cannot be read. To pass over it would lose data in silence.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        targets = {os.path.realpath(os.path.join(parent, name)): name for name in sorted(folders, reverse=True)}
+        folders[:] = [name for target, name in targets.items() if target not in seen]
+        seen.update(targets)
+        yield from (file for name in names if (file := Path(parent, name)).is_file())
 
 
 def splittable(path: Path) -> bool:
@@ -90,7 +120,8 @@ class PieceReader:
     Memory stays within a few times `max_document_bytes`, whatever the file holds. `lines` counts the lines read so far.
 
     Raises, while iterating:
-        DataError: The file as a whole cannot be read, or needs a package that is not installed.
+        DataError: The file is not there, has no such column, or needs a package that is not installed.
+        StorageError: The file cannot be read.
     """
 
     def __init__(self, piece: Piece, *, field: str = "text", max_document_bytes: int = 32 << 20) -> None:
@@ -105,10 +136,16 @@ class PieceReader:
             if suffix == ".parquet":
                 yield from self._rows()
                 return
+            if suffix.endswith((".gz", ".zst")) and self._piece.path.stat().st_size == 0:
+                self.lines = 1
+                yield self._bad("the compressed file is cut off: it is empty", offset=0)
+                return
             with open_binary(self._piece.path) as handle:
                 yield from self._whole(handle) if suffix.startswith(".txt") else self._json_lines(handle)
         except OSError as error:
-            raise DataError(f"{self._piece.path} cannot be read: {error.strerror or error}") from error
+            found_nothing = isinstance(error, FileNotFoundError) or error.errno is None  # pyarrow's have no number
+            category = DataError if found_nothing else StorageError
+            raise category(f"{self._piece.path} cannot be read: {error.strerror or error}") from error
 
     def _bad(self, reason: str, *, offset: int, line: int | None = None) -> BadRecord:
         return BadRecord(self._piece.path, self.lines if line is None else line, offset, reason)
@@ -136,14 +173,14 @@ class PieceReader:
         if start > 0:
             # The line that is under way at `start` belongs to the piece before, unless `start` is right behind its end.
             handle.seek(start - 1)
-            offset = start - 1 + _skip_line(handle)
+            offset = start - 1 + _skip_line(handle, enough=None if stop is None else stop - start + 1)
         while stop is None or offset < stop:
             try:
                 line = handle.readline(self._limit + 1)
                 size = len(line)
                 whole = size <= self._limit or line.endswith(b"\n")
                 if not whole:
-                    size += _skip_line(handle)
+                    size += _skip_line(handle, enough=None if stop is None else stop - offset - size)
             except DAMAGE as error:
                 self.lines += 1
                 yield self._bad(f"the compressed file is damaged or cut off ({error})", offset=offset)
@@ -178,7 +215,8 @@ class PieceReader:
 
     def _document(self, value: Any, offset: int) -> str | BadRecord:
         if not isinstance(value, str):
-            return self._bad(f"{self._field!r} is a JSON {_json_type(value)}, not text", offset=offset)
+            kind = "binary" if isinstance(value, bytes) else f"a JSON {_json_type(value)}"
+            return self._bad(f"{self._field!r} is {kind}, not text", offset=offset)
         if "\0" in value:
             return self._bad(_NUL, offset=offset)
         try:
@@ -206,7 +244,8 @@ class PieceReader:
                 for batch in table.iter_batches(columns=[self._field], batch_size=1024):
                     for value in batch.column(0).to_pylist():
                         self.lines += 1
-                        yield self._document(value, 0)
+                        long = isinstance(value, str) and 4 * len(value) > self._limit < len(value.encode())
+                        yield self._bad(_too_long(self._limit), offset=0) if long else self._document(value, 0)
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise DataError(f"{path} is no parquet file that can be read: {error}") from error
 
@@ -240,10 +279,13 @@ def _decode(content: bytes, *, start_of_file: bool = True) -> str | _Fault:
         return _Fault(f"not UTF-8 ({error.reason})", skipped + error.start)
 
 
-def _skip_line(handle: IO[bytes]) -> int:
-    """Read on to the end of the line, a bounded number of bytes at a time; return how many bytes that were."""
+def _skip_line(handle: IO[bytes], *, enough: int | None) -> int:
+    """Read on to the end of the line, a bounded number of bytes at a time; return how many bytes that were.
+
+    Once `enough` bytes are passed the rest does not matter: a piece inside a line of 100 GB must not read all of it.
+    """
     skipped = 0
-    while part := handle.readline(SKIP_BYTES):
+    while (enough is None or skipped < enough) and (part := handle.readline(SKIP_BYTES)):
         skipped += len(part)
         if part.endswith(b"\n"):
             break
