@@ -16,6 +16,7 @@ from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.errors import DataError, DataRefusedError, ExitStatus
 from scaling.transformer.data import shards
 from scaling.transformer.data.chunks import Chunk
+from scaling.transformer.data.readers import Piece, PieceReader
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import TokenizeResult, tokenize_files
 from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
@@ -98,6 +99,56 @@ def test_a_run_that_was_stopped_goes_on_where_it_stopped(
     assert run(inputs, tmp_path / "data", tokenizer_file).reused_chunks == 2
     assert files(tmp_path / "whole") == files(tmp_path / "data")
     assert not (tmp_path / "data.partial").exists()
+
+
+def test_a_worker_of_a_killed_run_that_is_still_at_work_does_no_harm(
+    tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    chunk = Chunk(0, (Piece(tmp_path / "a.txt"),), 9)
+    options = TokenizeOptions(tokenizer_file)
+    shard, dtype = shards.Shard(tmp_path, 0), shards.token_dtype(300)
+    fsync = os.fsync
+
+    def late(descriptor: int) -> None:
+        """Let another process begin with the same chunk just before this one is finished."""
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(KeyboardInterrupt):
+            shard.write(Chunk(0, (Piece(tmp_path / "a.txt"), Piece(tmp_path / "b.txt")), 9), options, dtype)
+        monkeypatch.undo()
+
+    def interrupt(piece: Piece, **options: object) -> PieceReader:
+        if piece.path.name == "b.txt":
+            raise KeyboardInterrupt
+        return PieceReader(piece, **options)  # type: ignore[arg-type]  # handed on as they came
+
+    monkeypatch.setattr(shards, "PieceReader", interrupt)
+    monkeypatch.setattr(os, "fsync", late)
+    shard.write(chunk, options, dtype)
+    (tokens,) = shard.documents(dtype)
+    assert Tokenizer.from_file(tokenizer_file).decode(tokens.tolist()) == "some text"
+
+
+def test_a_shard_that_was_changed_is_noticed(tmp_path: Path, tokenizer_file: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    shard, dtype = shards.Shard(tmp_path, 0), shards.token_dtype(300)
+    shard.write(Chunk(0, (Piece(tmp_path / "a.txt"),), 9), TokenizeOptions(tokenizer_file), dtype)
+    os.truncate(tmp_path / "chunk-000000.tokens", 3)
+    with pytest.raises(DataError, match=r"chunk-000000\.tokens has 3 bytes, not the \d+ of its documents"):
+        list(shard.documents(dtype))
+
+
+def test_tokens_are_stored_in_the_smallest_type_that_holds_them_all() -> None:
+    types = {1 << 16: "uint16", (1 << 16) + 1: "int32", 1 << 31: "int32", (1 << 31) + 1: "int64"}
+    assert {size: shards.token_dtype(size).name for size in types} == types
+
+
+def test_a_tokenizer_that_cannot_encode_a_text_is_refused(tmp_path: Path, inputs: list[Path]) -> None:
+    model = {"type": "WordLevel", "vocab": {"</s>": 0}, "unk_token": "absent"}
+    (tmp_path / "words.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(DataError, match="cannot encode every text"):
+        run(inputs, tmp_path / "data", tmp_path / "words.json")
 
 
 def test_what_was_made_with_other_options_is_not_taken_over(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.core import DataError
 from scaling.transformer.data.chunks import Chunk
 from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.readers import BadRecord, PieceReader
@@ -75,20 +76,32 @@ class Shard:
 
     def documents(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of each document, none for an empty one."""
-        lengths = np.fromfile(self._path(".lengths"), np.int64)
-        tokens = np.memmap(self._path(".tokens"), dtype=dtype, mode="r") if lengths.any() else np.empty(0, dtype)
+        with storage_errors(f"reading tokens below {self.directory}"):
+            lengths = np.fromfile(self._path(".lengths"), np.int64)
+            size = self._path(".tokens").stat().st_size
+            if size != lengths.sum() * dtype.itemsize:
+                raise DataError(
+                    f"{self._path('.tokens')} has {size} bytes, not the {lengths.sum() * dtype.itemsize} of its "
+                    f"documents, so it was changed after it was written; remove {self.directory} and start again"
+                )
+            tokens = np.memmap(self._path(".tokens"), dtype=dtype, mode="r") if size else np.empty(0, dtype)
         stop = 0
         for length in lengths.tolist():
             start, stop = stop, stop + length
             yield tokens[start:stop]
 
     def write(self, chunk: Chunk, options: TokenizeOptions, dtype: np.dtype[Any]) -> ShardReport:
-        """Tokenize a chunk; nothing counts as written unless all of it was."""
+        """Tokenize a chunk; nothing counts as written unless all of it was.
+
+        A worker of a run that was killed may for a moment still be at the same chunk. So each process writes files of
+        its own, and renames them; both write the same.
+        """
         counts = _Counts()
+        own = {suffix: self._path(f"{suffix}.{os.getpid()}") for suffix in (".tokens", ".lengths")}
         with (
             storage_errors(f"writing tokens below {self.directory}"),
-            self._path(".tokens").open("wb") as tokens_file,
-            self._path(".lengths").open("wb") as lengths_file,
+            own[".tokens"].open("wb") as tokens_file,
+            own[".lengths"].open("wb") as lengths_file,
         ):
             for batch in _batches(chunk, options, counts):
                 lengths_file.write(np.asarray([len(ids) for ids in batch], np.int64).tobytes())
@@ -98,6 +111,8 @@ class Shard:
             for handle in (tokens_file, lengths_file):  # before the report that vouches for them
                 handle.flush()
                 os.fsync(handle.fileno())
+            for suffix, path in own.items():
+                path.replace(self._path(suffix))
         complete = len(counts.bad) <= options.max_bad
         report = ShardReport(
             counts.documents, counts.tokens, counts.empty, tuple(counts.lines), tuple(counts.bad), complete
@@ -111,7 +126,9 @@ class Shard:
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the smallest type for the tokens of a vocabulary, little-endian everywhere."""
-    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<i4")
+    if vocab_size <= 1 << 16:
+        return np.dtype("<u2")
+    return np.dtype("<i4") if vocab_size <= 1 << 31 else np.dtype("<i8")
 
 
 class _Counts:

@@ -74,7 +74,12 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exceptions
+            raise DataError(
+                f"{self._name} cannot encode every text ({error}); give a tokenizer with a token for the unknown"
+            ) from error
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -107,7 +112,7 @@ class Tokenizer:
                 return identifier
         raise DataError(
             f"{self._name} has no end-of-document token (one of {', '.join(END_TOKENS)}); name its id in "
-            "data.eod_token_id."
+            "data.eod_token_id, and tokenize with --no-append-eod."
         )
 
     @property
