@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from scaling.cli.data import app, histogram
 from scaling.core.data.memory_map import MemoryMapDataset
-from scaling.core.errors import DataError
+from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
+from scaling.core.errors import ConfigError, DataError
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer
@@ -71,6 +72,16 @@ def test_inspect_shows_counts_lengths_and_documents(folder: Path) -> None:
     assert " ".join(str(token) for token in documents[0].tolist()) in ids
 
 
+def test_tokens_that_are_none_of_the_tokenizer_are_shown_as_numbers(folder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(folder / "tok.json")
+    word = tokenizer.encode("caf\u00e9")
+    with MemoryMapDatasetBuilder(tmp_path / "odd", np.int64) as builder:
+        builder.add([*word, 300, 1 << 40, *word])
+    assert "caf\u00e9<token 300><token 1099511627776>caf\u00e9" in (
+        scaling_data("inspect", tmp_path / "odd", "-t", folder / "tok.json").stdout
+    )
+
+
 def test_inspect_names_a_data_set_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         scaling_data("inspect", tmp_path / "absent")
@@ -113,6 +124,18 @@ def test_show_prints_text_documents_and_offsets_of_a_step(folder: Path, config_f
     assert output == "\n".join(lines) + "\n"
     assert output.startswith("=== sample 18 ")
     assert scaling_data("show", config_file, "--step", 9, "--consumed-samples", 18, "trainer.seed=3").stdout == output
+
+
+def test_show_refuses_steps_that_no_run_reaches(config_file: Path) -> None:
+    for step in (0, 10**30):
+        with pytest.raises(ConfigError, match=f"step {step}"):
+            scaling_data("show", config_file, "--step", step)
+
+
+def test_the_longest_document_can_be_chosen_for_training_a_tokenizer(folder: Path, tmp_path: Path) -> None:
+    arguments = ("train-tokenizer", folder / "text.jsonl", "-o", tmp_path / "tok.json", "--vocab-size", 300)
+    with pytest.raises(DataError, match="longer than 40 bytes"):
+        scaling_data(*arguments, "--max-document-bytes", 40)
 
 
 def test_lengths_are_counted_by_powers_of_two() -> None:

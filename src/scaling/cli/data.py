@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,7 @@ Inputs = Annotated[
 ]
 Field = Annotated[str, typer.Option(help="Key of a .jsonl line, or column of a .parquet file, that holds the text.")]
 MaxBad = Annotated[int, typer.Option(min=0, help="Bad records to skip before the data is refused.")]
+MaxDocumentBytes = Annotated[int, typer.Option(min=1, help="Longest document.")]
 
 
 def available_cores() -> int:
@@ -57,7 +59,7 @@ def tokenize(
     field: Field = "text",
     append_eod: Annotated[bool, typer.Option(help="End each document with the end-of-document token.")] = True,
     max_bad: MaxBad = 0,
-    max_document_bytes: Annotated[int, typer.Option(min=1, help="Longest document.")] = 32 << 20,
+    max_document_bytes: MaxDocumentBytes = 32 << 20,
 ) -> None:
     """Tokenize text files into a memory map, in parallel. A run that was stopped goes on where it stopped."""
     options = TokenizeOptions(
@@ -85,13 +87,21 @@ def train_tokenizer_command(
     max_bytes: Annotated[int, typer.Option(min=1, help="Text to train on; of more, an even part is taken.")] = 100
     << 20,
     max_bad: MaxBad = 0,
+    max_document_bytes: MaxDocumentBytes = 32 << 20,
 ) -> None:
     """Train a byte-level BPE tokenizer. The same texts give the same tokenizer."""
     if output.exists():
         raise DataError(f"{output} exists already; choose another output, or remove it first")
     files = find_inputs(inputs)
     with ConsoleProgress() as progress:
-        texts = sample_texts(files, field=field, budget=max_bytes, max_bad=max_bad, progress=progress)
+        texts = sample_texts(
+            files,
+            field=field,
+            budget=max_bytes,
+            max_bad=max_bad,
+            max_document_bytes=max_document_bytes,
+            progress=progress,
+        )
         tokenizer = train_tokenizer(texts, vocab_size)
     tokenizer.save(output)
     typer.echo(f"{output}: {tokenizer.vocab_size} tokens, SHA-256 {tokenizer.sha256}")
@@ -175,8 +185,15 @@ def _show(consumed: ConsumedSample, decoder: Tokenizer | None) -> None:
 
 
 def _text(tokens: np.ndarray[tuple[int, ...], np.dtype[np.integer]], decoder: Tokenizer | None) -> str:
+    """Return tokens as text; those that are none of the tokenizer's appear as numbers: they are what one looks for."""
     ids = [int(token) for token in tokens]
-    return " ".join(map(str, ids)) if decoder is None else decoder.decode(ids, skip_special_tokens=False)
+    if decoder is None:
+        return " ".join(map(str, ids))
+    vocabulary = range(decoder.vocab_size)
+    return "".join(
+        decoder.decode(list(run), skip_special_tokens=False) if known else "".join(f"<token {token}>" for token in run)
+        for known, run in groupby(ids, key=vocabulary.__contains__)
+    )
 
 
 def histogram(sizes: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> list[str]:

@@ -26,6 +26,7 @@ def sample_texts(
     field: str,
     budget: int,
     max_bad: int = 0,
+    max_document_bytes: int = 32 << 20,
     progress: ProgressCallback = silent,
 ) -> Iterator[str]:
     """Yield an even part of the documents in some files, about `budget` characters.
@@ -39,7 +40,7 @@ def sample_texts(
     def texts() -> Iterator[str]:
         bad: list[BadRecord] = []
         for number, path in enumerate(files):
-            for document in PieceReader(Piece(path), field=field):
+            for document in PieceReader(Piece(path), field=field, max_document_bytes=max_document_bytes):
                 if isinstance(document, BadRecord):
                     bad.append(document)
                     check_budget(bad, max_bad)

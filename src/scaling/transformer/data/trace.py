@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from scaling.core import BatchGeometry, ConfigError, items_of, order_of, positions_of
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextSample
 from scaling.transformer.data.load import TextMixture
+
+LARGEST_POSITION: Final = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ def samples_of_step(
     if step < 1:
         raise ConfigError(f"there is no step {step}; the first is 1")
     before = (step - 1) * geometry.global_batch_size if consumed_samples is None else consumed_samples
+    if before + geometry.global_batch_size > LARGEST_POSITION:
+        raise ConfigError(f"step {step} is beyond every run: its samples would be at positions from {before} on")
     order = order_of(dataset, key=(config.trainer.seed,), shuffle=True)
     for micro_batch in range(geometry.gradient_accumulation_steps):
         for rank in range(geometry.data_parallel_size):
