@@ -1,0 +1,157 @@
+"""What the documentation says exists: its links, files, settings and commands, and its code runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import scaling.core
+from examples.mlp_example.config import MLPConfig
+from scaling.cli.main import SUB_COMMANDS
+from scaling.core import Checkpointer, GlobalTensor, Topology
+from scaling.core.checkpoint.boxes import Box
+from scaling.core.config.explain import sections_of
+from scaling.transformer.config.root import TransformerConfig
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(REPOSITORY.glob("docs/*.md")),
+    *sorted(REPOSITORY.glob("examples/*/README.md")),
+]
+SOURCES = ("", "src", "src/scaling", "src/scaling/core", "src/scaling/transformer")
+"""Where a file that is named may lie."""
+WRITTEN_BY_RUNS = {"config.yml", "run_state.json", "run.json", "manifest.json"}
+
+
+def page(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def prose(path: Path) -> str:
+    """Return a page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def spans(path: Path) -> Iterator[str]:
+    """Yield what stands between single backticks."""
+    yield from (re.sub(r"\s+", " ", span) for span in re.findall(r"`([^`]+)`", prose(path)))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", prose(path))
+    broken = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_files_that_are_named_exist(path: Path) -> None:
+    named = [span for span in spans(path) if re.fullmatch(r"[\w./-]+/[\w.-]+\.(py|yml|md|json)|[\w/]+\.py", span)]
+    for name in named:
+        found = [base for base in SOURCES if (REPOSITORY / base / name).exists()]
+        anywhere = "/" not in name and next(REPOSITORY.glob(f"src/**/{name}"), None)
+        assert found or anywhere or name in WRITTEN_BY_RUNS, name
+
+
+def is_setting(parts: list[str], annotation: Any) -> bool:
+    """Return whether a dotted path leads to a field of a configuration."""
+    if not parts:
+        return True
+    if parts[0].isdecimal() or parts[0] == "*":
+        return is_setting(parts[1:], annotation)
+    return any(
+        parts[0] in section.model_fields and is_setting(parts[1:], section.model_fields[parts[0]].annotation)
+        for section in sections_of(annotation)
+    )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_settings_that_are_named_exist(path: Path) -> None:
+    configuration = MLPConfig if "mlp_example" in path.parts else TransformerConfig
+    sections = "|".join(configuration.model_fields)
+    named = re.findall(rf"(?<![\w/.-])((?:{sections})(?:\.\w+)+)", path.read_text())
+    settings = [name for name in named if not re.search(r"\.(py|md|yml)$|^optimizer\.(exp_avg|master)", name)]
+    assert not [name for name in settings if not is_setting(name.split("."), configuration)]
+
+
+def test_a_setting_that_does_not_exist_is_noticed() -> None:
+    assert is_setting(["training_groups", "0", "learning_rate_scheduler", "learning_rate"], TransformerConfig)
+    assert not is_setting(["trainer", "train_iteration"], TransformerConfig)
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """Yield the words of every command of `scaling` that a page shows, in a block or between backticks."""
+    shown = [*blocks(path, "bash"), "\n".join(spans(path))]
+    shown += re.findall(r"^    (scaling .*)$", path.read_text(), re.MULTILINE)
+    for text in shown:
+        for line in text.replace("\\\n", " ").splitlines():
+            if found := re.match(r"scaling( [a-z].*)", line):
+                yield found[1].split()
+
+
+def options_of(words: list[str]) -> set[str]:
+    """Return the options of the command that these words call, which has to exist."""
+    assert words[0] in SUB_COMMANDS, words
+    command = SUB_COMMANDS[words[0]].load(words[0])
+    for word in words[1:]:
+        if not hasattr(command, "commands"):
+            break
+        assert all(name in command.commands for name in word.split("|")), words
+        command = command.commands[word.split("|")[0]]
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_commands_and_their_options_exist(path: Path) -> None:
+    for words in commands(path):
+        given = {word for word in words if re.fullmatch(r"--[a-z-]+", word)}
+        assert given <= options_of(words), words
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_code_is_python(path: Path) -> None:
+    for number, block in enumerate(blocks(path, "python")):
+        compile(block, f"{path.name}, block {number}", "exec")
+
+
+def test_the_schedule_that_contributors_are_shown_is_drawn_so() -> None:
+    path = REPOSITORY / "CONTRIBUTING.md"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(blocks(path, "python")[0], {})
+    assert printed.getvalue().strip() == blocks(path, "text")[0].strip()
+
+
+def test_the_layer_of_the_readme_works() -> None:
+    names = {name: getattr(scaling.core, name) for name in ("ColumnParallelLinear", "RowParallelLinear", "Topology")}
+    names |= {"nn": nn, "Tensor": Tensor, "F": torch.nn.functional}
+    exec(blocks(REPOSITORY / "README.md", "python")[0], names)
+    layer = names["Hidden"](8, Topology.single())
+    assert layer(torch.ones(2, 8)).shape == (2, 8)
+
+
+def test_a_checkpoint_is_read_without_this_library_as_its_page_says(tmp_path: Path) -> None:
+    whole = torch.arange(24.0).view(4, 6)
+    parts = [(Box((0, 0), (4, 2)), whole[:, :2]), (Box((0, 2), (4, 4)), whole[:, 2:])]
+    Checkpointer(tmp_path).save(3, [GlobalTensor("weight", (4, 6), parts)], {})
+    names: dict[str, Any] = {}
+    exec(blocks(REPOSITORY / "docs/checkpoint_format.md", "python")[0], names)
+    assert names["read"](tmp_path / "global_step3", "weight").tolist() == whole.tolist()
+
+
+def test_every_command_is_shown_somewhere() -> None:
+    assert {words[0] for path in PAGES for words in commands(path)} == set(SUB_COMMANDS)
