@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scaling.core.data import megatron, span_index
 from scaling.core.data.file_dataset import FileDataset
 from scaling.core.data.megatron import MegatronDataset
 from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.data.open_documents import open_documents
-from scaling.core.errors import DataError
+from scaling.core.errors import DataError, StorageError
 
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
 DOCUMENTS = [[[5, 6, 7]], [[1]], [[3, 2, 2, 9, 99]]]
@@ -65,8 +67,45 @@ def test_sequences_of_a_document_are_joined_and_documents_may_be_empty(
     expected = [[token for sequence in document for token in sequence] for document in documents]
     dataset = MegatronDataset(write(tmp_path_factory.mktemp("megatron") / "corpus", documents, "int32"))
     assert [document.tolist() for document in dataset] == expected
-    assert dataset.sizes().tolist() == [len(document) for document in expected]
+    sizes = [len(document) for document in expected]
+    assert dataset.sizes().tolist() == sizes
+    for start in range(len(sizes) + 1):
+        assert dataset.sizes(start, start + 2).tolist() == sizes[start : start + 2]
     dataset.verify()
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_the_sizes_of_a_part_of_the_documents_take_the_memory_of_that_part(
+    sequences: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = write(tmp_path / "corpus", [[[1]] * sequences] * 40_000)
+    for module in (megatron, span_index):
+        monkeypatch.setattr(module, "BLOCK_SIZE", 1000)
+    documents = MegatronDataset(prefix)
+    tracemalloc.start()
+    try:
+        assert sum(int(documents.sizes(start, start + 1000).sum()) for start in range(0, 40_000, 1000))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000  # all borders at once take 320 kB
+
+
+def test_a_multimodal_index_is_named_as_such(tmp_path: Path) -> None:
+    prefix = write(tmp_path / "corpus")
+    with Path(f"{prefix}.idx").open("ab") as file:
+        file.write(bytes(3))  # a mode per sequence
+    with pytest.raises(DataError, match=r"corpus\.idx is the index of a multimodal data set"):
+        MegatronDataset(prefix)
+
+
+def test_borders_out_of_order_are_noticed_in_every_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(megatron, "BLOCK_SIZE", 4)
+    for document in range(1, 10):
+        prefix = write(tmp_path / f"corpus{document}", [[[1]]] * 10)
+        change(HEADER + 12 * 10 + 8 * document, struct.pack("<q", document - 2))(prefix)
+        with pytest.raises(DataError, match=f"borders of document {document - 1} are not in order"):
+            MegatronDataset(prefix).sizes()
 
 
 def change(offset: int, new: bytes) -> Callable[[Path], object]:
@@ -144,3 +183,5 @@ def test_the_format_is_recognised_by_its_files(tmp_path: Path) -> None:
     assert isinstance(open_documents(write(tmp_path / "theirs")), MegatronDataset)
     with pytest.raises(DataError, match=r"none\.meta\.json does not exist"):
         open_documents(tmp_path / "none")
+    with pytest.raises(StorageError, match="File name too long"):
+        open_documents(tmp_path / ("x" * 300))

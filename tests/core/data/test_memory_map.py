@@ -63,6 +63,9 @@ def test_documents_come_back_as_they_were_added(reader: Callable[[Path], TokenDo
     assert [document.tolist() for document in documents] == DOCUMENTS
     assert documents[-1].tolist() == DOCUMENTS[-1]
     assert documents.sizes().tolist() == [3, 1, 5]
+    assert documents.sizes(1, 2).tolist() == [1]
+    assert documents.sizes(2).tolist() == [5]
+    assert documents.sizes(3).tolist() == documents.sizes(2, 1).tolist() == []
     assert [documents.size(index) for index in (0, 1, -1)] == [3, 1, 5]
     assert documents.read(2, 1, 3).tolist() == [2, 2]
     assert documents.read(2, 3).tolist() == [9, 40000]
@@ -178,6 +181,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "index type too small": lambda prefix: edit_meta(prefix, index_dtype="int32"),
     "type that is none": lambda prefix: edit_meta(prefix, dtype="int33"),
     "type of floating point": lambda prefix: edit_meta(prefix, dtype="float32"),
+    "type of a shape without end": lambda prefix: edit_meta(prefix, dtype=f"{'9' * 50}int32"),
     "type of Python objects": lambda prefix: edit_meta(prefix, dtype="O"),
     "type that is no text": lambda prefix: edit_meta(prefix, index_dtype=["int64"]),
 }

@@ -31,8 +31,8 @@ class Lists:
     def read(self, index: int, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         return np.array(self.documents[index][start:stop], np.uint16)
 
-    def sizes(self) -> NDArray[Any]:
-        return np.array([len(document) for document in self.documents], np.int32)
+    def sizes(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        return np.array([len(document) for document in self.documents[start:stop]], np.int32)
 
     def fingerprint(self) -> str:
         return str(self.documents)

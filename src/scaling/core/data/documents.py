@@ -118,6 +118,14 @@ class ArrayElements(Elements):
         return self._array[start : start + count]
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is a file at `path`; where that cannot be known it is a `StorageError`."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be looked at: {error}; check the name and the permissions") from error
+
+
 def spread(count: int) -> list[int]:
     """Return up to `SPOT_CHECKS` numbers of range(count), evenly spread and including the first and the last."""
     return sorted({place * (count - 1) // (SPOT_CHECKS - 1) for place in range(SPOT_CHECKS)})
@@ -160,8 +168,11 @@ class TokenDocuments(ABC):
         return self._span(self._position(index))[1]
 
     @abstractmethod
-    def sizes(self) -> Integers:
-        """Return the number of tokens of every document, after checking the whole index. Not to be written to."""
+    def sizes(self, start: int = 0, stop: int | None = None) -> Integers:
+        """Return the number of tokens of documents `start` to `stop` (not negative). Not to be written to.
+
+        The first call checks the whole index; then a range costs what it holds, in time and memory.
+        """
 
     @abstractmethod
     def verify(self) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.core.data.documents import (
+    BLOCK_SIZE,
     ArrayElements,
     Elements,
     Integers,
@@ -47,31 +48,42 @@ class MegatronDataset(TokenDocuments):
         path = with_suffix(prefix, ".idx")
         dtype, sequences, borders = _read_header(path)
         expected = HEADER.size + sequences * (4 + 8) + borders * 8
-        if (actual := file_size(path)) != expected:
+        actual = file_size(path)
+        if actual == expected + sequences:
+            raise DataError(
+                f"{path} is the index of a multimodal data set, with a mode for each of its {sequences} sequences, "
+                "which cannot be read; write its text as a data set of its own, without modes"
+            )
+        if actual != expected:
             raise damaged(
                 path,
-                f"it has {actual} bytes, and {sequences} sequences with {borders} document borders take {expected} "
-                "(multimodal data sets, which store a mode per sequence, cannot be read)",
+                f"it has {actual} bytes, and {sequences} sequences with {borders} document borders take {expected}",
             )
         self._sizes = self._array(path, "<i4", HEADER.size, sequences)
         self._pointers = self._array(path, "<i8", HEADER.size + 4 * sequences, sequences)
         self._borders = self._array(path, "<i8", HEADER.size + 12 * sequences, borders)
         tokens = ArrayElements.mapped(with_suffix(prefix, ".bin"), dtype)
         super().__init__(prefix, tokens, borders - 1, max_token=None)
+        self._is_checked = False
+        self._one_sequence_each = False
         self._sequences = SpanIndex(path, count=sequences, total=file_size(tokens.path), read=self._entries)
         self._sequences.check_at_opening()
         ends = [int(border) for border in (*self._borders.read(0, 1), *self._borders.read(borders - 1, 1))]
         if ends != [0, sequences]:
             raise damaged(path, f"its documents go from sequence {ends[0]} to {ends[1]}, not from 0 to {sequences}")
 
-    def sizes(self) -> Integers:
-        """Return the number of tokens of every document, after checking the whole index. Not to be written to."""
+    def sizes(self, start: int = 0, stop: int | None = None) -> Integers:
+        """Return the number of tokens of documents `start` to `stop`; the first call checks the whole index."""
         self._check_index()
-        borders = self._borders.read(0, len(self._borders))
-        if len(self._sizes) == self.document_count and bool((np.diff(borders) == 1).all()):
-            return self._sizes.read(0, len(self._sizes))
-        tokens_before = np.append(self._pointers.read(0, len(self._pointers)) // self.dtype.itemsize, self.token_count)
-        return np.diff(tokens_before[borders])
+        start, stop, _ = slice(start, stop).indices(self.document_count)
+        if stop <= start:
+            return np.empty(0, self._sizes.dtype)
+        if self._one_sequence_each:
+            return self._sizes.read(start, stop - start)
+        borders = self._borders.read(start, stop - start + 1)
+        first, last = int(borders[0]), int(borders[-1])
+        before = np.concatenate([[0], np.cumsum(self._sizes.read(first, last - first), dtype=np.int64)])
+        return np.diff(before[borders - first])
 
     def verify(self) -> None:
         """Check that the index is consistent and no token negative; the format has no digests."""
@@ -106,10 +118,18 @@ class MegatronDataset(TokenDocuments):
         return start // self.dtype.itemsize, size // self.dtype.itemsize
 
     def _check_index(self) -> None:
+        """Check the whole index, once, in blocks: that of 10^9 documents takes gigabytes."""
+        if self._is_checked:
+            return
         self._sequences.check()
-        descending = np.diff(self._borders.read(0, len(self._borders))) < 0
-        if descending.any():
-            raise self._wrong_border(int(descending.argmax()))
+        one_each = True
+        for first in range(0, self.document_count, BLOCK_SIZE):
+            counts = np.diff(self._borders.read(first, min(BLOCK_SIZE, self.document_count - first) + 1))
+            if (counts < 0).any():
+                raise self._wrong_border(first + int((counts < 0).argmax()))
+            one_each = one_each and bool((counts == 1).all())
+        self._one_sequence_each = one_each
+        self._is_checked = True
 
     def _wrong_border(self, document: int) -> DataError:
         return damaged(self._borders.path, f"the borders of document {document} are not in order")

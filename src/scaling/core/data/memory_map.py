@@ -50,10 +50,11 @@ class MemoryMapDocuments(TokenDocuments):
         if self.document_count <= ENTRIES_CHECKED_AT_OPENING:
             _check_digest(self._pairs, self.meta.index_sha256)
 
-    def sizes(self) -> Integers:
-        """Return the number of tokens of every document, after checking the whole index. Not to be written to."""
+    def sizes(self, start: int = 0, stop: int | None = None) -> Integers:
+        """Return the number of tokens of documents `start` to `stop`; the first call checks the whole index."""
         self._index.check()
-        sizes: Integers = self._pairs.read(0, len(self._pairs))[1::2]
+        start, stop, _ = slice(start, stop).indices(self.document_count)
+        sizes: Integers = self._pairs.read(2 * start, 2 * max(stop - start, 0))[1::2]
         return sizes
 
     def verify(self) -> None:

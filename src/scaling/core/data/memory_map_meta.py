@@ -100,7 +100,7 @@ def integer_dtype(path: Path, name: object) -> np.dtype[Any]:
     """Return the little-endian integer type called `name` in the file at `path`."""
     try:
         dtype = np.dtype(name) if isinstance(name, str) else None
-    except (TypeError, SyntaxError):
+    except (TypeError, ValueError, SyntaxError):
         dtype = None
     if dtype is None or dtype.kind not in "iu":
         raise damaged(path, f"{name!r} is not an integer type such as 'int32'")

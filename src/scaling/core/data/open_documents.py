@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scaling.core.data.documents import TokenDocuments, with_suffix
+from scaling.core.data.documents import TokenDocuments, exists, with_suffix
 from scaling.core.data.file_dataset import FileDataset
 from scaling.core.data.megatron import MegatronDataset
 from scaling.core.data.memory_map import MemoryMapDataset
@@ -16,7 +16,7 @@ def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_m
     `use_mmap: false` reads a memory map's files with seek and read; a Megatron data set is always mapped.
     """
     prefix = Path(prefix)
-    if not with_suffix(prefix, ".meta.json").exists() and with_suffix(prefix, ".idx").exists():
+    if not exists(with_suffix(prefix, ".meta.json")) and exists(with_suffix(prefix, ".idx")):
         return MegatronDataset(prefix, load_index_to_memory)
     if use_mmap:
         return MemoryMapDataset(prefix, load_index_to_memory)

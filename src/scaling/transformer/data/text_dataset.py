@@ -26,8 +26,8 @@ class Documents(Protocol):
         """Return tokens `start` to `stop` (exclusive) of a document."""
         ...
 
-    def sizes(self) -> NDArray[Any]:
-        """Return the number of tokens of each document."""
+    def sizes(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Return the number of tokens of documents `start` to `stop` (exclusive)."""
         ...
 
     def fingerprint(self) -> str:
@@ -53,7 +53,6 @@ class TextDataset(BaseDataset[TextSample]):
         split: Split | None = None,
     ) -> None:
         self._documents = documents
-        self._sizes = documents.sizes()  # usually a view of the memory-mapped index
         self._packing = packing
         self._collator = collator
         self.name = name
@@ -61,20 +60,11 @@ class TextDataset(BaseDataset[TextSample]):
         self._plan = packing.plan(self._lengths, len(documents))
 
     def _lengths(self, start: int, stop: int) -> NDArray[np.int64]:
-        sizes = np.asarray(self._sizes[start:stop], np.int64)
+        sizes = np.asarray(self._documents.sizes(start, stop), np.int64)
         used = sizes >= 2
         if self._split.part is not Part.ALL:
             used &= self._split.contains(start, stop)
         return np.where(used, sizes, 0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the sizes, which a view of a memory map would carry along as a copy."""
-        return {name: value for name, value in self.__dict__.items() if name != "_sizes"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the sizes from the documents, opened again in this process."""
-        self.__dict__.update(state)
-        self._sizes = self._documents.sizes()
 
     def __len__(self) -> int:
         return len(self._plan)
