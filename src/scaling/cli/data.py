@@ -21,7 +21,7 @@ from scaling.transformer.data.sampling import sample_texts
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
-from scaling.transformer.data.trace import ConsumedSample, samples_of_step
+from scaling.transformer.data.trace import ConsumedSample, consumed_before, samples_of_step
 
 app = typer.Typer(
     name="data", help="Make token data sets, look into them, and show what a step consumes.", no_args_is_help=True
@@ -155,16 +155,21 @@ def show(
         int | None,
         typer.Option(
             min=0,
-            help="Samples consumed before the step, if the global batch size was changed on resume: "
-            "training/consumed_samples of the step before.",
+            help="Samples consumed before the step, where that follows neither from the metrics in logger.log_dir nor "
+            "from the batch size.",
         ),
     ] = None,
 ) -> None:
-    """Show exactly the samples that a training step consumes: text, documents and offsets."""
+    """Show exactly the samples that a training step consumes: text, documents and offsets.
+
+    The metrics in logger.log_dir tell where the step begins if the batch size was changed on resume.
+    """
     loaded = TransformerConfig.from_yaml(config, overrides or (), quiet=True)
     with ConsoleProgress() as progress:
         prepared = prepare_data(loaded, progress=progress)
     train, _ = load_datasets(prepared)
+    if consumed_samples is None:
+        consumed_samples = consumed_before(prepared, step)
     vocab_file = prepared.transformer_architecture.vocab_file
     decoder = None if vocab_file is None else Tokenizer.from_file(vocab_file)
     for consumed in samples_of_step(prepared, train, step, consumed_samples=consumed_samples):
