@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from math import prod
 from pathlib import Path
@@ -29,7 +27,6 @@ from scaling.core.errors import CheckpointError, ExitStatus, StorageError
 
 app = typer.Typer(name="checkpoint", help="List, verify, compare, cast and import checkpoints.", no_args_is_help=True)
 
-READERS = 8
 PIPE_WIDTH = 160
 
 
@@ -197,18 +194,11 @@ def _told(row: dict[str, Any]) -> list[str]:
 
 
 def _read_all(folder: Path, manifest: Manifest) -> list[str]:
-    """Verify all files, several at a time: hashing does not hold Python's lock."""
+    """Verify all files, and show how far it is."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(folder.name, total=manifest.bytes)
-
-        def check(name: str) -> list[str]:
-            found = file_problems(folder, manifest, [name])
-            progress.advance(task, manifest.files[name].bytes)
-            return found
-
-        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
-            return [problem for found in pool.map(check, manifest.files) for problem in found]
+        return file_problems(folder, manifest, manifest.files, advance=lambda size: progress.advance(task, size))
 
 
 def _cells(found: Difference) -> Iterable[str]:

@@ -72,10 +72,12 @@ def read_small(path: Path, limit: int) -> bytes:
 
 
 def iterate_chunks(file: io.FileIO, start: int, stop: int, buffer: memoryview) -> Iterator[memoryview]:
-    """Yield the bytes start..stop of a file, read into `buffer`; each view is only valid until the next one."""
-    file.seek(start)
+    """Yield the bytes start..stop of a file, read into `buffer`; each view is only valid until the next one.
+
+    Leaves the file's position alone: several threads may read it, each into a buffer of its own.
+    """
     while start < stop:
-        count = file.readinto(buffer[: min(len(buffer), stop - start)])
+        count = os.preadv(file.fileno(), [buffer[: min(len(buffer), stop - start)]], start)
         if not count:
             raise CheckpointError(f"{file.name} ends before byte {stop}")
         start += count

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,6 +47,12 @@ TORCH_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 
 TYPE_NAMES: Final[Mapping[torch.dtype, str]] = MappingProxyType({value: key for key, value in TORCH_TYPES.items()})
 
+HASHERS: Final = 4
+"""Threads that hash a file's pieces: one core hashes more slowly than a good disk writes."""
+
+AHEAD_BYTES: Final = 256 * 2**20
+"""How much may have been written and not yet hashed."""
+
 SPAN_BYTES: Final = 64 * 2**10
 """Rows up to this size are read whole where only some of their columns are wanted: one read beats many small ones."""
 
@@ -79,24 +87,34 @@ def constant(tensor: Tensor) -> Callable[[], Tensor]:
 def write_file(path: Path, pieces: Sequence[Piece], *, before: Callable[[Piece], None]) -> tuple[FileEntry, list[str]]:
     """Write `pieces` in this order into a new safetensors file and force it to the disk; return it with their digests.
 
-    Calls `before` ahead of each piece. Holds one piece in host memory at a time.
+    Calls `before` ahead of each piece. Threads hash what this one writes. Pieces that are not in host memory already
+    take `AHEAD_BYTES` of it at most, or as much as the largest one.
     """
     header = encode_header((piece.key, piece.dtype, piece.box.shape) for piece in pieces)
-    digests = []
-    with path.open("xb", buffering=0) as file:
+    digests: list[Future[str]] = []
+    ahead: deque[tuple[int, Future[str]]] = deque()
+    bytes_ahead = 0
+    with path.open("xb", buffering=0) as file, ThreadPoolExecutor(HASHERS, thread_name_prefix="hash") as hashing:
         write_fully(file.fileno(), memoryview(header))
         for piece in pieces:
             before(piece)
-            digest = hashlib.sha256()
+            while ahead and bytes_ahead + piece.bytes > AHEAD_BYTES:
+                size, digest = ahead.popleft()
+                digest.result()
+                bytes_ahead -= size
             data = byte_view(piece.load().detach().to("cpu"))
-            for start in range(0, len(data), CHUNK_BYTES):
-                chunk = data[start : start + CHUNK_BYTES]
-                write_fully(file.fileno(), chunk)
-                digest.update(chunk)
-            digests.append(digest.hexdigest())
+            digests.append(hashing.submit(_sha256, data))
+            ahead.append((piece.bytes, digests[-1]))
+            bytes_ahead += piece.bytes
+            write_fully(file.fileno(), data)
+            del data  # or it would stay until the next piece is there
         os.fsync(file.fileno())
     total = len(header) + sum(piece.bytes for piece in pieces)
-    return FileEntry(total, hashlib.sha256(header).hexdigest()), digests
+    return FileEntry(total, hashlib.sha256(header).hexdigest()), [digest.result() for digest in digests]
+
+
+def _sha256(data: memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def byte_view(tensor: Tensor) -> memoryview:
