@@ -6,8 +6,8 @@
 Every tensor is float32 and cut along its rows over the ranks. The two sides take turns in the same processes: each
 round saves and loads once with either, in alternating order, so that a machine whose speed drifts treats them alike.
 Both force their files to the disk. Only this library verifies what it reads: its loading includes a digest of every
-byte. Reported are medians of the slowest rank, and the median of the ratios round by round: on a shared machine only the
-ratio means anything. What is read back is compared with what was saved.
+byte. Reported are medians of the slowest rank, and the median of the ratios round by round: on a shared machine only
+the ratio means anything. What is read back is compared with what was saved.
 """
 
 from __future__ import annotations
