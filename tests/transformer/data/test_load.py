@@ -121,6 +121,25 @@ def test_a_validation_fraction_that_holds_nothing_out_is_refused(tmp_path: Path)
         load_datasets(prepare_data(config(data_prefixes=[str(data)], validation_fraction=0.01)))
 
 
+def test_the_tokenizer_is_read_once_for_any_number_of_data_sets(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefixes = [str(make_data(tmp_path / str(number), tokenizer=tokenizer)) for number in range(4)]
+    architecture = {"vocab_size": None, "vocab_file": str(tokenizer)}
+    prepared = prepare_data(config(architecture, data_prefixes=prefixes, validation_data_prefixes=prefixes))
+    read: list[Path] = []
+
+    class Counted:
+        @staticmethod
+        def from_file(path: Path) -> Tokenizer:
+            read.append(path)
+            return Tokenizer.from_file(path)
+
+    monkeypatch.setattr(load, "Tokenizer", Counted)
+    load_datasets(prepared)
+    assert len(read) == 1
+
+
 def test_megatron_data_is_read(tmp_path: Path) -> None:
     documents = [[1, 2, 3, 0], [4, 5, 6, 7, 8, 0]]
     tokens = np.array([token for document in documents for token in document], "<u2")

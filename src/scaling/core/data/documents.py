@@ -17,6 +17,7 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.core.data.open_files import advice, make_room
 from scaling.core.errors import DataError, StorageError
 
 Integers = NDArray[np.integer[Any]]
@@ -108,9 +109,12 @@ class ArrayElements(Elements):
         if count > available:
             raise damaged(path, f"it has room for {available} elements of {dtype} from byte {offset} on, not {count}")
         try:
-            mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
+            with path.open("rb") as file:
+                make_room(file.fileno())  # the map keeps a copy of it
+                mapped = np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=(count,))
         except OSError as error:
-            raise StorageError(f"{path} cannot be memory-mapped: {error}; set data.use_mmap to false") from error
+            what_to_do = advice(error, "set data.use_mmap to false")
+            raise StorageError(f"{path} cannot be memory-mapped: {error}; {what_to_do}") from error
         return cls(path, np.asarray(mapped))
 
     def read(self, start: int, count: int) -> Integers:

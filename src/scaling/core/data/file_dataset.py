@@ -18,6 +18,7 @@ import numpy as np
 
 from scaling.core.data.documents import Elements, Integers, damaged, file_size
 from scaling.core.data.memory_map import MemoryMapDocuments
+from scaling.core.data.open_files import advice, make_room
 from scaling.core.errors import StorageError
 
 RETRY_DELAYS: Final = (2.0, 4.0, 8.0, 16.0, 32.0)
@@ -60,7 +61,8 @@ class FileElements(Elements):
                 problem = "the read came back empty"
             except OSError as error:
                 if error.errno not in _TRANSIENT:
-                    raise StorageError(f"{self.path} cannot be read at byte {offset}: {error}") from error
+                    what_to_do = advice(error, "check the file system and the permissions")
+                    raise StorageError(f"{self.path} cannot be read at byte {offset}: {error}; {what_to_do}") from error
                 problem = error
             self.close()
         raise StorageError(
@@ -71,6 +73,7 @@ class FileElements(Elements):
     def _opened(self) -> int:
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY)
+            make_room(self._descriptor)
             if (size := os.fstat(self._descriptor).st_size) != self._size:
                 raise damaged(self.path, f"it had {self._size} bytes when it was opened first and now has {size}")
         return self._descriptor

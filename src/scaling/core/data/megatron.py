@@ -28,6 +28,7 @@ from scaling.core.data.documents import (
     file_size,
     with_suffix,
 )
+from scaling.core.data.open_files import advice
 from scaling.core.data.span_index import SpanIndex
 from scaling.core.errors import DataError, StorageError
 
@@ -147,7 +148,8 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
         with path.open("rb") as file:
             magic, version, code, sequences, borders = HEADER.unpack(file.read(HEADER.size))
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
+        what_to_do = advice(error, "check the file system and the permissions")
+        raise StorageError(f"{path} cannot be read: {error}; {what_to_do}") from error
     if magic != MAGIC:
         raise DataError(
             f"{path} begins with {magic!r}, not with {MAGIC!r}, so it is not the index of a Megatron data set; set "

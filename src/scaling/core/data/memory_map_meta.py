@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from scaling.core.data.documents import damaged, file_size
+from scaling.core.data.open_files import advice
 from scaling.core.errors import DataError, StorageError
 
 FORMAT: Final = "scaling memory map"
@@ -47,7 +48,8 @@ class MemoryMapMeta:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise StorageError(f"{path} cannot be read: {error}") from error
+            what_to_do = advice(error, "check the file system and the permissions")
+            raise StorageError(f"{path} cannot be read: {error}; {what_to_do}") from error
         except (ValueError, RecursionError) as error:  # malformed JSON, not UTF-8, nested without end
             raise damaged(path, f"it is not JSON ({error})") from error
         if not isinstance(content, dict):

@@ -90,7 +90,9 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
     if data.corpus is not None or not (data.data_prefixes and config.transformer_architecture.vocab_size):
         raise ValueError("load_datasets takes the configuration that prepare_data returns")
     held_out = data.validation_fraction > 0 and not data.validation_data_prefixes
-    opened = [(str(prefix), _open(prefix, config)) for prefix in data.data_prefixes]
+    vocab_file = config.transformer_architecture.vocab_file
+    tokenizer_sha256 = None if vocab_file is None else Tokenizer.from_file(vocab_file).sha256
+    opened = [(str(prefix), _open(prefix, config, tokenizer_sha256)) for prefix in data.data_prefixes]
 
     def part(which: Part, *, drop_last: bool) -> list[TextDataset]:
         split = Split(which, data.validation_fraction)
@@ -105,7 +107,7 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
     if not data.validation_data_prefixes:
         return training, None
     separate = [
-        _text_dataset(str(prefix), _open(prefix, config), config, Split(), drop_last=False)
+        _text_dataset(str(prefix), _open(prefix, config, tokenizer_sha256), config, Split(), drop_last=False)
         for prefix in data.validation_data_prefixes
     ]
     return training, _blend(separate, data.validation_blended_dataset or data.blended_dataset)
@@ -128,7 +130,7 @@ def _vocab_size(given: int | None, tokenizer: Tokenizer | None) -> int:
     return given or tokenizer.vocab_size
 
 
-def _open(prefix: Path, config: TransformerConfig) -> TokenDocuments:
+def _open(prefix: Path, config: TransformerConfig, tokenizer_sha256: str | None) -> TokenDocuments:
     """Open a data set and refuse one that was made for another vocabulary or tokenizer."""
     architecture, data = config.transformer_architecture, config.data
     documents = (
@@ -138,14 +140,12 @@ def _open(prefix: Path, config: TransformerConfig) -> TokenDocuments:
     )
     documents.check_vocabulary(architecture.vocab_size or 0)
     recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
-    if recorded is not None and architecture.vocab_file is not None:
-        actual = Tokenizer.from_file(architecture.vocab_file).sha256
-        if actual != recorded:
-            raise DataError(
-                f"{prefix} was made with a tokenizer of SHA-256 {recorded[:16]}..., but that of "
-                f"transformer_architecture.vocab_file ({architecture.vocab_file}) is {actual[:16]}...; name the "
-                "tokenizer the data was made with, or tokenize the data again with this one."
-            )
+    if recorded is not None and tokenizer_sha256 is not None and tokenizer_sha256 != recorded:
+        raise DataError(
+            f"{prefix} was made with a tokenizer of SHA-256 {recorded[:16]}..., but that of "
+            f"transformer_architecture.vocab_file ({architecture.vocab_file}) is {tokenizer_sha256[:16]}...; name the "
+            "tokenizer the data was made with, or tokenize the data again with this one."
+        )
     return documents
 
 

@@ -1,0 +1,44 @@
+"""Keep more files open than a process may at first: a mixture of 1000 sources keeps thousands mapped or open.
+
+Usually a process may open 1024 files, and may allow itself many times more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from contextlib import suppress
+from typing import Final
+
+_WANTED: Final = 1 << 16
+"""Enough, where the system sets no limit at all."""
+
+
+def make_room(descriptor: int) -> None:
+    """Raise the limit of open files as far as this process may, once about half of those it allows are open.
+
+    `descriptor` is one that is open. So some are left for whatever else the process opens.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted and _lowest_free(descriptor) >= soft // 2:
+        with suppress(OSError, ValueError):  # macOS has a limit below the one it tells
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _lowest_free(descriptor: int) -> int:
+    """Return the number that the next file gets, at most the limit; the system gives the lowest that is free."""
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    os.close(copy)
+    return copy
+
+
+def advice(error: OSError, usual: str) -> str:
+    """Return what to do about a file that cannot be opened: about their number, or else the usual."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the number of files that a process may open (ulimit -Hn), or join small data sets"
+    return usual
