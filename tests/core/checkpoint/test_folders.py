@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ import torch
 from scaling.core.checkpoint import folders
 from scaling.core.checkpoint.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.checkpoint.disk import write_durably
 from scaling.core.checkpoint.folders import Retention, list_steps, retain, step_of, sweep
-from scaling.core.errors import ConfigError
+from scaling.core.errors import ConfigError, StorageError
 
 
 def save(directory: Path, *steps: int) -> None:
@@ -123,9 +125,27 @@ def test_a_link_to_a_checkpoint_is_read_and_only_the_link_is_deleted(tmp_path: P
     save(tmp_path / "run", 2)
     (tmp_path / "run" / "global_step1").symlink_to(tmp_path / "archive" / "global_step1")
     assert steps(tmp_path / "run") == [2, 1]
+    retain(tmp_path / "run" / "global_step2", Retention(keep_optimizer_last=1))
+    assert len(list((tmp_path / "archive" / "global_step1").iterdir())) == 3
     retain(tmp_path / "run" / "global_step2", Retention(keep_last=1))
     assert steps(tmp_path / "run") == [2]
     assert steps(tmp_path / "archive") == [1]
+
+
+def test_a_save_whose_files_were_removed_meanwhile_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cleaner, or a second run that takes the folder for a leftover."""
+    save(tmp_path, 1)
+
+    def meanwhile(path: Path, data: bytes, **options: Any) -> None:
+        write_durably(path, data, **options)
+        (path.parent / "rank_00000_model_000.safetensors").unlink(missing_ok=True)
+
+    monkeypatch.setattr(folders, "write_durably", meanwhile)
+    with pytest.raises(StorageError, match=r"rank_00000_model_000.safetensors is missing .*does something else write"):
+        save(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == ["global_step1", "latest"]
 
 
 @pytest.mark.parametrize("name", ["keep_last", "keep_every", "keep_optimizer_last"])

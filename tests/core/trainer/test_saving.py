@@ -11,6 +11,7 @@ import pytest
 from scaling.core import faults
 from scaling.core.checkpoint import save as saving
 from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.checkpoint.share import write_share
 from scaling.core.errors import DataRefusedError, StorageError
 from scaling.core.trainer.trainer import MAX_FAILED_SAVES, Trainer
 from tests.core.trainer.regression import Metrics, Points, make_trainer
@@ -56,11 +57,9 @@ def test_a_failure_of_the_last_one_ends_the_run_with_it(tmp_path: Path, monkeypa
 def test_an_error_of_the_training_waits_for_the_checkpoint_that_is_being_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = saving.write_share
-
     def slow(*arguments: Any) -> Any:
         time.sleep(0.3)
-        return real(*arguments)
+        return write_share(*arguments)
 
     monkeypatch.setattr(saving, "write_share", slow)
     options = {"max_consecutive_nonfinite_steps": 1, "train_iterations": 9, "save_interval": 2}

@@ -17,7 +17,7 @@ from scaling.core.checkpoint import manifest as manifests
 from scaling.core.checkpoint.disk import sync_folder, write_durably
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.verify import quick_problems, read_manifest
-from scaling.core.errors import CheckpointError, ConfigError
+from scaling.core.errors import CheckpointError, ConfigError, StorageError
 
 LATEST: Final = "latest"
 OPTIMIZER_PREFIX: Final = "optimizer."
@@ -100,6 +100,11 @@ def commit(temporary: Path, manifest: Manifest, target: Path) -> None:
     faults.point("save.before_manifest", rank=0)
     write_durably(temporary / manifests.FILE_NAME, data, halfway=lambda: faults.point("save.mid_manifest", rank=0))
     sync_folder(temporary)
+    if problems := quick_problems(temporary, manifest):
+        raise StorageError(
+            f"what was just written is not there any more ({'; '.join(problems[:3])}); does something else write to or "
+            f"clean up {target.parent}?"
+        )
     faults.point("save.before_rename", rank=0)
     if not os.path.lexists(target):
         temporary.rename(target)
@@ -139,7 +144,7 @@ def retain(newest: Path, retention: Retention) -> None:
     for path in trash:
         remove(path)
     if retention.keep_optimizer_last is not None:
-        kept = [path for path in older if path.exists()]
+        kept = [path for path in older if path.exists() and not path.is_symlink()]  # what is elsewhere stays whole
         for path in _beyond(kept, retention.keep_optimizer_last - 1):
             try:
                 drop_optimizer(path)

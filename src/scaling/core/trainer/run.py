@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, final
 
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Alone, Communicator, StoreCommunicator
 from scaling.core.checkpoint.folders import Retention
+from scaling.core.checkpoint.lock import locked
 from scaling.core.data.types import BaseDataset
 from scaling.core.errors import ExitStatus, StorageError
 from scaling.core.logging.config import LoggerConfig
@@ -56,7 +58,7 @@ def run_training(
     below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `once_resumed` is called before the first
     step, when it is certain that the checkpoints in `save_dir` are this run's own.
     """
-    with RunStateRecorder(logger_config.log_dir, rank=topology.rank) as recorder:
+    with RunStateRecorder(logger_config.log_dir, rank=topology.rank) as recorder, ExitStack() as resources:
         sizes = {axis.value: topology.size(axis) for axis in Axis}
         write_run_files(
             logger_config.log_dir,
@@ -80,6 +82,7 @@ def run_training(
             return MetricWriter(sinks)
 
         _require_writable(trainer_config.save_dir, topology)
+        resources.enter_context(_alone_in(trainer_config.save_dir, topology))
         checkpointer = Checkpointer(
             trainer_config.save_dir,
             communicator=communicator(topology),
@@ -143,6 +146,22 @@ def _require_writable(save_dir: Path | None, topology: Topology) -> None:
     problems = [said for said in topology.exchange("save_dir", problem) if said is not None]
     if problems:
         raise StorageError(f"{save_dir} cannot be written ({problems[0]}); set trainer.save_dir to another folder")
+
+
+@contextmanager
+def _alone_in(save_dir: Path | None, topology: Topology) -> Iterator[None]:
+    """Keep a second run from writing to the same folder. Collective: all ranks learn whether rank 0 has the lock."""
+    with ExitStack() as held:
+        problem = None
+        if save_dir is not None and topology.rank == 0:
+            try:
+                held.enter_context(locked(save_dir))
+            except StorageError as error:
+                problem = str(error)
+        told = topology.exchange("save_dir lock", problem)[0]
+        if told is not None:
+            raise StorageError(told)
+        yield
 
 
 def communicator(topology: Topology) -> Communicator:

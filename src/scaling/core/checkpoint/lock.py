@@ -1,0 +1,85 @@
+"""One run at a time writes to a directory of checkpoints: two would sweep away what the other is writing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from scaling.core.errors import StorageError
+
+FILE_NAME: Final = ".lock"
+PATIENCE_SECONDS: Final = 10.0
+"""How long a predecessor that was told to leave may take to end."""
+
+_PAUSE_SECONDS: Final = 0.1
+_HELD: Final = frozenset({errno.EACCES, errno.EAGAIN})
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def locked(directory: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Hold the directory's lock; `StorageError` if another process has it for longer than `patience` seconds.
+
+    The lock is the kernel's, on a record of the file, so it ends with the process however that ends, is not inherited
+    by workers, and holds over network file systems. Where the file system knows no locks, there is none.
+    """
+    deadline = time.monotonic() + patience
+    while (descriptor := _try(directory / FILE_NAME)) is None:
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{directory} is being written by another run ({_holder(directory / FILE_NAME)}); wait until it has "
+                "ended, end it, or set trainer.save_dir to another folder"
+            )
+        time.sleep(_PAUSE_SECONDS)
+    try:
+        yield
+    finally:
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                (directory / FILE_NAME).unlink()
+            os.close(descriptor)
+
+
+def _try(path: Path) -> int | None:
+    """Return a descriptor that holds the lock, None if another process does, -1 where files cannot be locked."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        _log.warning("%s cannot be opened, so nothing keeps a second run from writing there: %s", path, error)
+        return -1
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):  # gone, or replaced by that of a run which began meanwhile
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                _introduce(descriptor)
+                return descriptor
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in _HELD:
+            return None
+        _log.info("%s cannot be locked (%s), so nothing keeps a second run from writing there", path, error)
+        return -1
+    os.close(descriptor)
+    return None
+
+
+def _introduce(descriptor: int) -> None:
+    """Leave a line for whoever finds the lock taken."""
+    with contextlib.suppress(OSError):  # on a full disk
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[:200].strip() or "unknown"
+    except OSError:
+        return "unknown"

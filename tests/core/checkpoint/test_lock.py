@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from scaling.core.checkpoint import lock
+from scaling.core.checkpoint.lock import locked
+from scaling.core.errors import StorageError
+
+HOLD = """
+import fcntl, os, sys
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write(f"process {os.getpid()} on somewhere")
+file.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """Let another process hold the lock until it is killed."""
+    command = [sys.executable, "-c", HOLD, str(directory / lock.FILE_NAME)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_run_is_refused_and_told_who_was_first(tmp_path: Path) -> None:
+    with another_process(tmp_path) as process:
+        message = rf"is being written by another run \(process {process.pid} on somewhere\).*trainer\.save_dir"
+        with pytest.raises(StorageError, match=message), locked(tmp_path, patience=0.2):
+            pass
+
+
+def test_a_killed_run_blocks_nobody(tmp_path: Path) -> None:
+    with another_process(tmp_path) as process:
+        process.kill()
+        process.wait()
+        assert (tmp_path / lock.FILE_NAME).exists()
+        with locked(tmp_path, patience=0.0):
+            assert f"process {os.getpid()} on" in (tmp_path / lock.FILE_NAME).read_text()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    with another_process(tmp_path) as process:
+        assert process.stdin is not None
+        process.stdin.close()  # it ends by itself now
+        with locked(tmp_path):
+            pass
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", unknown)
+    with locked(tmp_path):
+        pass
+    (tmp_path / lock.FILE_NAME).unlink()
+    (tmp_path / lock.FILE_NAME).symlink_to("elsewhere")
+    with locked(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
