@@ -281,3 +281,13 @@ def test_opening_takes_a_fixed_number_of_reads(tmp_path: Path) -> None:
     assert len(documents) == count
     documents.check_vocabulary(10)
     assert documents.fingerprint() == FileDataset(prefix).fingerprint()
+
+
+def test_a_file_that_becomes_shorter_while_it_is_opened_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "corpus.bin"
+    path.write_bytes(bytes(8))
+    monkeypatch.setattr(documents_module, "file_size", lambda path: 16)
+    with pytest.raises(DataError, match=r"corpus\.bin .* became shorter"):
+        documents_module.ArrayElements.mapped(path, np.dtype("<i4"))

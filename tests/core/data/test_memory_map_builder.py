@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -140,6 +141,35 @@ def test_two_builds_of_the_same_data_set_do_not_mix(tmp_path: Path) -> None:
     assert names(tmp_path) == COMPLETE
     with pytest.raises(DataError, match="exists already"):
         MemoryMapDatasetBuilder(tmp_path / "corpus")
+
+
+def test_a_builder_that_came_too_late_leaves_the_next_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = tmp_path / "corpus"
+    first = MemoryMapDatasetBuilder(prefix)
+    first.add([1])
+    later: list[MemoryMapDatasetBuilder] = []
+    lock = fcntl.flock
+
+    def finish_remove_and_build_again(descriptor: int, operation: int) -> None:
+        """Happen to the late one between opening the lock file and locking it."""
+        monkeypatch.setattr(fcntl, "flock", lock)
+        first.finalize()
+        for name in COMPLETE:
+            (tmp_path / name).unlink()
+        later.append(MemoryMapDatasetBuilder(prefix))
+        later[0].add([2, 3])
+        prefix.with_name("corpus.bin").touch()  # so that the late one finds something in its way
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", finish_remove_and_build_again)
+    with pytest.raises(DataError, match="another process was building"):
+        MemoryMapDatasetBuilder(prefix)
+    with pytest.raises(DataError, match="another process is building"):
+        MemoryMapDatasetBuilder(prefix)
+    later[0].finalize()
+    assert [document.tolist() for document in MemoryMapDataset(prefix)] == [[2, 3]]
 
 
 @pytest.mark.parametrize("fault", [None, *(f"data.build.rename:{passage}=kill" for passage in (1, 2, 3))])

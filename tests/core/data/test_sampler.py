@@ -123,27 +123,28 @@ def test_an_evaluation_can_be_limited_to_some_steps() -> None:
     assert list(evaluation_positions(10, geometry, data_parallel_rank=1, limit=2)) == [range(2, 4), range(6, 8)]
 
 
-GLOBAL_BATCH_SIZE = 24
+GLOBAL_BATCH_SIZES = (24, 40, 42, 56)
+"""Between them, each number of data-parallel ranks from 1 to 8 divides one."""
 
 
-def random_geometry(chance: random.Random) -> BatchGeometry:
+def random_geometry(global_batch_size: int, chance: random.Random) -> BatchGeometry:
     """Any way to cut the global batch for 1 to 8 data-parallel ranks."""
-    data_parallel_size = chance.choice([size for size in range(1, 9) if GLOBAL_BATCH_SIZE % size == 0])
-    per_rank = GLOBAL_BATCH_SIZE // data_parallel_size
+    data_parallel_size = chance.choice([size for size in range(1, 9) if global_batch_size % size == 0])
+    per_rank = global_batch_size // data_parallel_size
     micro_batch_size = chance.choice([size for size in range(1, per_rank + 1) if per_rank % size == 0])
     return BatchGeometry(data_parallel_size, micro_batch_size, per_rank // micro_batch_size)
 
 
-def run_with_accidents(steps: int, start: int, chance: random.Random) -> Iterator[list[int]]:
+def run_with_accidents(steps: int, start: int, global_batch_size: int, chance: random.Random) -> Iterator[list[int]]:
     """Yield the positions of each step of a run that is killed and resumed, each time with another geometry.
 
     Ranks read ahead by different amounts, are killed within a step, and continue from the last completed step.
     """
     step = 0
     while step < steps:
-        geometry = random_geometry(chance)
+        geometry = random_geometry(global_batch_size, chance)
         streams = [
-            training_positions(start + step * GLOBAL_BATCH_SIZE, geometry, data_parallel_rank=rank)
+            training_positions(start + step * global_batch_size, geometry, data_parallel_rank=rank)
             for rank in range(geometry.data_parallel_size)
         ]
         for _ in range(min(chance.randint(1, 4), steps - step)):
@@ -179,8 +180,9 @@ def test_no_schedule_of_layouts_and_accidents_repeats_or_skips_a_sample() -> Non
     for _ in range(1000):
         order = random_order(chance)
         start = chance.randint(0, 10**9)
-        positions = range(start, start + steps * GLOBAL_BATCH_SIZE)
-        run = np.array(list(run_with_accidents(steps, start, chance)))
+        global_batch_size = chance.choice(GLOBAL_BATCH_SIZES)
+        positions = range(start, start + steps * global_batch_size)
+        run = np.array(list(run_with_accidents(steps, start, global_batch_size, chance)))
         assert sorted(run.flatten()) == list(positions)
         items = order.items(np.concatenate([run.flatten(), np.arange(positions.start, positions.stop)]))
         for actual, undisturbed in zip(*items.reshape(2, *run.shape), strict=True):

@@ -115,6 +115,8 @@ class ArrayElements(Elements):
         except OSError as error:
             what_to_do = advice(error, "set data.use_mmap to false")
             raise StorageError(f"{path} cannot be memory-mapped: {error}; {what_to_do}") from error
+        except ValueError as error:
+            raise damaged(path, "it became shorter while it was opened") from error
         return cls(path, np.asarray(mapped))
 
     def read(self, start: int, count: int) -> Integers:

@@ -135,12 +135,13 @@ class MemoryMapDatasetBuilder:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise DataError(f"another process is building {self.prefix} now; wait for it, or stop it") from error
+            # First of all: what was opened may by now have another name, and the file of this name another builder.
+            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+                raise DataError(f"another process was building {self.prefix} until now; start again")
             existing = [final for final in self._final.values() if final.exists()]
             if existing and not self._were_left_by_killed_build():
                 path.unlink(missing_ok=True)
                 raise DataError(f"{existing[0]} exists already; choose another prefix, or remove it first")
-            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
-                raise DataError(f"another process was building {self.prefix} until now; start again")
             for final in existing:
                 final.unlink()
             os.ftruncate(descriptor, 0)
