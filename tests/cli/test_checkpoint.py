@@ -16,6 +16,8 @@ from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import Retention
 from scaling.core.checkpoint.search import find_newest
 from scaling.core.errors import CheckpointError, ExitStatus, ScalingError, StorageError
+from scaling.transformer import TransformerArchitectureConfig, TransformerInferenceModule
+from scaling.transformer.data.tokenizer import train_tokenizer
 from tests.core.checkpoint.virtual import Cut, global_state, one, save_cut
 
 MODEL = "rank_00000_model_000.safetensors"
@@ -182,6 +184,35 @@ def test_a_layerwise_checkpoint_is_imported(tmp_path: Path) -> None:
     result = run("import", tmp_path / "nowhere", tmp_path / "new")
     assert status(result) == ExitStatus.USER_INPUT
     assert "nowhere is not a folder" in str(result.exception)
+
+
+def test_what_was_cast_or_imported_can_be_generated_from(tmp_path: Path) -> None:
+    architecture = {
+        "vocab_size": 300,
+        "hidden_size": 8,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "sequence_length": 8,
+    }
+    model = TransformerInferenceModule(TransformerArchitectureConfig.from_dict(architecture))
+    old = tmp_path / "old" / "global_step3"
+    old.mkdir(parents=True)
+    for layer in range(3):
+        held = [tensor for tensor in model.module.global_tensors() if tensor.key.startswith(f"layers.{layer}.")]
+        names = {tensor.key.removeprefix(f"layers.{layer}."): tensor.parts[0][1].detach().clone() for tensor in held}
+        torch.save(names, old / f"model_state_layer_{layer}_Layer.pt")
+    (old / "config.yml").write_text(json.dumps({"transformer_architecture": architecture}))
+    train_tokenizer(["some text to learn from"], 300).save(old.parent / "vocab.json")
+    assert status(run("import", old, tmp_path / "new")) == 0
+    assert status(run("cast", tmp_path / "new", tmp_path / "wide", "--dtype", "float64")) == 0
+    for folder in ("new", "wide"):
+        loaded = TransformerInferenceModule.from_checkpoint(tmp_path / folder)
+        assert loaded.tokenizer is not None
+        assert torch.equal(loaded.logits(torch.tensor([[1, 2]])), model.logits(torch.tensor([[1, 2]])))
+    (old / "config.yml").write_text("{lora: 5}")
+    result = run("import", old, tmp_path / "bare")
+    assert status(result) == 0
+    assert "can be trained on, but not generated from, without a configuration" in result.output
 
 
 @pytest.mark.parametrize(

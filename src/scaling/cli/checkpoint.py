@@ -18,12 +18,15 @@ from rich.table import Column, Table
 
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_of
 from scaling.core.checkpoint.manifest import Manifest
-from scaling.core.checkpoint.predecessor_import import import_predecessor
+from scaling.core.checkpoint.predecessor_import import import_predecessor, predecessor_step_folder
 from scaling.core.checkpoint.reader import Difference, cast, differences
 from scaling.core.checkpoint.resume import ABSENT, ChangeRules, compare
 from scaling.core.checkpoint.search import find_newest, is_step_folder
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
-from scaling.core.errors import CheckpointError, ExitStatus, StorageError
+from scaling.core.errors import CheckpointError, ConfigError, ExitStatus, StorageError
+from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.files import storage_errors, write_atomically
+from scaling.transformer.inference.module import TOKENIZER_FILE
 
 app = typer.Typer(name="checkpoint", help="List, verify, compare, cast and import checkpoints.", no_args_is_help=True)
 
@@ -124,14 +127,16 @@ def cast_checkpoint(
     target: Target,
     dtype: Annotated[Precision, typer.Option(help="Type of the weights.")],
 ) -> None:
-    """Write the model's weights in another precision. Optimizer states are left out."""
+    """Write the model's weights in another precision, with their tokenizer. Optimizer states are left out."""
     types = {
         Precision.FLOAT64: torch.float64,
         Precision.FLOAT32: torch.float32,
         Precision.BFLOAT16: torch.bfloat16,
         Precision.FLOAT16: torch.float16,
     }
-    typer.echo(f"wrote {cast(find_newest(source).require(), target, types[dtype])}")
+    stored = find_newest(source).require()
+    typer.echo(f"wrote {cast(stored, target, types[dtype])}")
+    _take_tokenizer_along(stored.path.parent, target)
 
 
 @app.command("import")
@@ -140,8 +145,25 @@ def import_checkpoint(
     target: Target,
     step: Annotated[int | None, typer.Option(min=0, help="Step number.", show_default="the folder's")] = None,
 ) -> None:
-    """Convert the model of a layer-wise checkpoint (model_state_layer_<i>_<Class>.pt); nothing in it is executed."""
-    typer.echo(f"wrote {import_predecessor(source, target, step=step)}")
+    """Convert the model of a layer-wise checkpoint (model_state_layer_<i>_<Class>.pt); nothing in it is executed.
+
+    Its config.yml and tokenizer are taken along, so that the result can be generated from.
+    """
+    folder = predecessor_step_folder(source)
+    scalars: dict[str, Any] = {}
+    try:
+        scalars["config"] = TransformerConfig.from_yaml(folder / "config.yml", quiet=True).as_dict()
+    except ConfigError as error:
+        typer.echo(f"the weights can be trained on, but not generated from, without a configuration: {error}", err=True)
+    typer.echo(f"wrote {import_predecessor(source, target, step=step, scalars=scalars)}")
+    _take_tokenizer_along(folder.absolute().parent, target)
+
+
+def _take_tokenizer_along(source: Path, target: Path) -> None:
+    """Copy the tokenizer that a run left beside its checkpoints; another one in the target folder stays."""
+    if (source / TOKENIZER_FILE).is_file() and not (target / TOKENIZER_FILE).exists():
+        with storage_errors(f"copying {TOKENIZER_FILE} to {target}"):
+            write_atomically(target / TOKENIZER_FILE, (source / TOKENIZER_FILE).read_bytes())
 
 
 def _step_folders(directory: Path) -> list[Path]:

@@ -35,7 +35,7 @@ def read_predecessor(folder: Path, *, rename: Rename = by_layer_index) -> dict[s
     `folder` is a step folder of the predecessor, or a directory whose `latest` names one. Files that hold anything but
     tensors and plain containers are a `CheckpointError`. Two tensors may share a name where they are equal (tied ones).
     """
-    folder = _step_folder(folder)
+    folder = predecessor_step_folder(folder)
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("model_state_layer_*.pt")):
         match = _LAYER_FILE.fullmatch(path.name)
@@ -65,7 +65,7 @@ def import_predecessor(
 
     `step` defaults to the one in the folder's name. Optimizer state, counters and random state are not converted.
     """
-    source = _step_folder(folder)
+    source = predecessor_step_folder(folder)
     number = step_of(source) if step is None else step
     if number is None:
         raise CheckpointError(f"{source} is not named global_step<N>; say which step it is (--step)")
@@ -80,8 +80,8 @@ def import_predecessor(
     return target
 
 
-def _step_folder(folder: Path) -> Path:
-    """Follow the predecessor's `latest`, but never out of the folder."""
+def predecessor_step_folder(folder: Path) -> Path:
+    """Return the step folder that is meant: follow the predecessor's `latest`, but never out of the folder."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; name a step folder of the predecessor, or the one around it")
     latest = folder / "latest"
