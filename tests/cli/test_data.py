@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from scaling.cli.data import app, histogram
 from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
-from scaling.core.errors import ConfigError, DataError
+from scaling.core.errors import ConfigError, DataError, StorageError
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer
@@ -90,6 +90,16 @@ def test_inspect_names_a_data_set_that_is_not_there(tmp_path: Path) -> None:
 def test_a_tokenizer_is_not_overwritten(folder: Path) -> None:
     with pytest.raises(DataError, match="exists already"):
         scaling_data("train-tokenizer", folder / "text.jsonl", "-o", folder / "tok.json", "--vocab-size", 300)
+
+
+def test_a_tokenizer_that_could_not_be_written_is_not_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("scaling.cli.data.train_tokenizer", None)  # calling it would be a TypeError
+    arguments = ("train-tokenizer", folder / "text.jsonl", "--vocab-size", 300)
+    with pytest.raises(StorageError, match=r"writing .*tok\.json failed"):
+        scaling_data(*arguments, "-o", tmp_path / "file" / "tok.json")
 
 
 @pytest.fixture(scope="module")

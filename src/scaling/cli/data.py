@@ -14,6 +14,7 @@ from scaling.core.data.memory_map import MemoryMapDocuments
 from scaling.core.data.open_documents import open_documents
 from scaling.core.errors import DataError
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.files import require_writable
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.data.progress import ConsoleProgress
 from scaling.transformer.data.readers import find_inputs
@@ -93,6 +94,7 @@ def train_tokenizer_command(
     if output.exists():
         raise DataError(f"{output} exists already; choose another output, or remove it first")
     files = find_inputs(inputs)
+    require_writable(output)
     with ConsoleProgress() as progress:
         texts = sample_texts(
             files,

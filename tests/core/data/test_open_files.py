@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,3 +52,21 @@ def test_where_no_more_are_allowed_the_message_says_so(
     monkeypatch.setattr(resource, "getrlimit", lambda which: (few_files, few_files))
     with pytest.raises(StorageError, match=r"Too many open files.*; raise the number of files"):
         [documents[0] for documents in [reader(prefix) for _ in range(few_files)]]
+
+
+@pytest.mark.parametrize(("module", "opening"), [(Path, "open"), (os, "open")], ids=["mapped", "read"])
+def test_a_file_without_permission_is_not_blamed_on_mapping(
+    module: object, opening: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = build(tmp_path / "corpus")
+    reader = MemoryMapDataset if module is Path else FileDataset
+    usual = getattr(module, opening)
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "corpus.bin":
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path, *arguments, **options)
+
+    monkeypatch.setattr(module, opening, refuse)
+    with pytest.raises(StorageError, match=r"corpus\.bin .*Permission denied.*; check the permissions"):
+        reader(prefix)[0]

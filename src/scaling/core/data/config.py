@@ -23,7 +23,8 @@ class BlendedDatasetConfig(BaseConfig):
     weighted_sampler_alpha: float = Field(default=1.0, ge=0)
     """Exponent on the share of each data set, with weight_by_num_documents: 1 keeps the shares, 0 makes them equal."""
     weights: list[float] | None = None
-    """One weight for each data set, in their order; needs weight_by_num_documents: false. null: none."""
+    """One weight for each data set, in their order: how often its samples are seen, relative to those of the others, so
+    that its share is its size times its weight; needs weight_by_num_documents: false. null: none."""
     weight_examples_proportional: bool = False
     """Cap each size at ep_maximum and raise it to 1 / ep_temperature before sharing, as T5 does."""
     ep_maximum: int | None = Field(default=None, ge=1)

@@ -38,7 +38,9 @@ def _lowest_free(descriptor: int) -> int:
 
 
 def advice(error: OSError, usual: str) -> str:
-    """Return what to do about a file that cannot be opened: about their number, or else the usual."""
+    """Return what to do about a file that cannot be opened: about rights or numbers of files, or else the usual."""
+    if isinstance(error, PermissionError):
+        return "check the permissions"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "raise the number of files that a process may open (ulimit -Hn), or join small data sets"
     return usual
