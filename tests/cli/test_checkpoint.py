@@ -171,6 +171,10 @@ def test_casting_onto_a_full_disk_is_a_storage_error(
     assert not find_newest(tmp_path / "half").found
 
 
+def test_a_target_that_cannot_be_looked_at_is_a_storage_error(runs: Path, tmp_path: Path) -> None:
+    assert status(run("cast", runs, tmp_path / ("x" * 300), "--dtype", "float16")) == ExitStatus.STORAGE
+
+
 def test_a_layerwise_checkpoint_is_imported(tmp_path: Path) -> None:
     old = tmp_path / "global_step3"
     old.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -70,7 +71,7 @@ def import_predecessor(
     if number is None:
         raise CheckpointError(f"{source} is not named global_step<N>; say which step it is (--step)")
     target = step_folder(save_dir, number)
-    if target.exists():
+    if os.path.lexists(target):  # False where it cannot be told: the save then says why
         raise CheckpointError(f"{target} exists already; name another directory")
     tensors = [
         GlobalTensor(key, tuple(tensor.shape), [(whole(tensor.shape), tensor)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -111,7 +112,7 @@ def cast(source: StoredCheckpoint, save_dir: Path, dtype: torch.dtype) -> Path:
     Optimizer states stay behind: they would not fit the rounded weights.
     """
     target = step_folder(save_dir, source.step)
-    if target.exists():
+    if os.path.lexists(target):  # False where it cannot be told: the save then says why
         raise CheckpointError(f"{target} exists already; name another directory")
     with CheckpointReader(source) as reader:
         pieces = [
