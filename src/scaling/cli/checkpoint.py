@@ -134,7 +134,7 @@ def cast_checkpoint(
         Precision.BFLOAT16: torch.bfloat16,
         Precision.FLOAT16: torch.float16,
     }
-    stored = find_newest(source).require()
+    stored = find_newest(source, weights_only=True).require()
     typer.echo(f"wrote {cast(stored, target, types[dtype])}")
     _take_tokenizer_along(stored.path.parent, target)
 

@@ -3,17 +3,21 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
 from scaling.core.checkpoint import save as saving
+from scaling.core.checkpoint import search as searching
 from scaling.core.checkpoint.boxes import Box
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Communicator
 from scaling.core.checkpoint.folders import Retention
+from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.share import write_share
+from scaling.core.checkpoint.verify import file_problems
 from scaling.core.errors import CheckpointError, StorageError
 from tests.core.checkpoint.virtual import (
     Cut,
@@ -86,6 +90,24 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one_with_the_reason(
     assert "rejected the checkpoint" in caplog.text
     with pytest.raises(CheckpointError, match="is complete and intact"):
         Checkpointer(None).load(tmp_path / "global_step2", [])
+
+
+def test_who_wants_the_weights_alone_reads_no_optimizer_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_cut(tmp_path, 1, Cut(data=2, zero=True), global_state(1))
+    read: list[str] = []
+
+    def noted(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
+        read.extend(names := list(names))
+        return file_problems(folder, manifest, names)
+
+    monkeypatch.setattr(searching, "file_problems", noted)
+    for found in on_ranks(2, lambda ranks: Checkpointer(tmp_path, communicator=ranks).find(weights_only=True)):
+        assert found.require().step == 1
+    assert read == ["rank_00000_model_000.safetensors"]
+    victim = tmp_path / "global_step1" / "rank_00001_optimizer_000.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-1])
+    (rejected,) = Checkpointer(tmp_path).find(weights_only=True).rejected
+    assert "rank_00001_optimizer_000.safetensors has" in rejected.reason
 
 
 def test_an_absent_directory_holds_no_checkpoint(tmp_path: Path) -> None:

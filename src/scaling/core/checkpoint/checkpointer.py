@@ -99,15 +99,16 @@ class Checkpointer:
             raise report.error
         return report
 
-    def find(self, directory: Path | None = None) -> Search:
+    def find(self, directory: Path | None = None, *, weights_only: bool = False) -> Search:
         """Verify the checkpoints of a directory (or one step folder; default: `save_dir`) from the newest on.
 
         All ranks share the reading and get the same result: the newest one that is complete and intact, and those
-        rejected with the reason. An empty or absent directory is no error.
+        rejected with the reason. An empty or absent directory is no error. `weights_only` saves the reading of
+        optimizer states where they will not be loaded.
         """
         self._settle()
         where = self.save_dir if directory is None else directory
-        return Search(Path(), None, ()) if where is None else find_newest(where, self._ranks)
+        return Search(Path(), None, ()) if where is None else find_newest(where, self._ranks, weights_only=weights_only)
 
     def load(
         self,

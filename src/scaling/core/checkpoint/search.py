@@ -9,7 +9,7 @@ from typing import Any
 
 from scaling.core.checkpoint import manifest as manifests
 from scaling.core.checkpoint.communicator import Alone, Communicator
-from scaling.core.checkpoint.folders import list_steps, step_of
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_of
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, share_of
 from scaling.core.errors import CheckpointError, ScalingError, StorageError
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A step folder that has been verified byte for byte."""
+    """A step folder that has been verified, byte for byte where nothing else was asked for."""
 
     path: Path
     manifest: Manifest
@@ -56,11 +56,12 @@ class Search:
         raise CheckpointError(f"no checkpoint in {self.directory} is complete and intact:\n{reasons}")
 
 
-def find_newest(directory: Path, communicator: Communicator | None = None) -> Search:
+def find_newest(directory: Path, communicator: Communicator | None = None, *, weights_only: bool = False) -> Search:
     """Verify step folders from the newest on, until one is complete and intact.
 
     `directory` holds step folders or is one itself. Collective: rank 0 decides on the candidates, all ranks share the
-    reading so that each file is read once, and all return the same. Nothing is changed or executed.
+    reading so that each file is read once, and all return the same. Nothing is changed or executed. With `weights_only`
+    files of optimizer states, most of the bytes, are checked by name and size only: for those who do not read them.
     """
     ranks = communicator or Alone()
     listed = ranks.broadcast(_list(directory) if ranks.rank == 0 else None)
@@ -69,7 +70,7 @@ def find_newest(directory: Path, communicator: Communicator | None = None) -> Se
     rejected: list[Rejected] = []
     for name in listed["names"]:
         folder = directory / name
-        manifest, report = _examine(folder, ranks)
+        manifest, report = _examine(folder, ranks, weights_only=weights_only)
         reports = ranks.gather(report)
         reason = ranks.broadcast(None if reports is None else _verdict(reports))
         if not reason and manifest is not None:
@@ -99,7 +100,7 @@ def _candidates(directory: Path) -> list[str]:
     return found or (["."] if any(directory.glob("model_state_layer_*.pt")) else [])
 
 
-def _examine(folder: Path, ranks: Communicator) -> tuple[Manifest | None, dict[str, Any]]:
+def _examine(folder: Path, ranks: Communicator, *, weights_only: bool) -> tuple[Manifest | None, dict[str, Any]]:
     """Read the manifest and this rank's share of the files; return it with a report for rank 0."""
     try:
         manifest = read_manifest(folder)
@@ -108,7 +109,8 @@ def _examine(folder: Path, ranks: Communicator) -> tuple[Manifest | None, dict[s
         if named is not None and named != manifest.step:
             problems.append(f"the folder is named {folder.resolve().name}, but it holds step {manifest.step}")
         if not problems:
-            problems = file_problems(folder, manifest, share_of(manifest, ranks.rank, ranks.world_size))
+            wanted = manifest.without(OPTIMIZER_PREFIX) if weights_only else manifest
+            problems = file_problems(folder, manifest, share_of(wanted, ranks.rank, ranks.world_size))
         return manifest, {"problems": problems, "digest": manifest.digest}
     except Exception as error:  # a reason to pass the folder over on all ranks, whatever it is
         text = str(error) if isinstance(error, (ScalingError, OSError)) else f"{type(error).__name__}: {error}"

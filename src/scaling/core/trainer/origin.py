@@ -65,7 +65,7 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer) -> Origin | N
     for own, directory in ((True, config.save_dir), (False, config.load_dir)):
         if directory is None:
             continue
-        search = checkpointer.find(directory)
+        search = checkpointer.find(directory, weights_only=not own and not config.load_optimizer_states)
         if search.found is None and search.rejected:
             search.require()  # damaged checkpoints and no good one: starting anew would bury them
         if search.found is not None:

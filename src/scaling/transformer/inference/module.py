@@ -79,7 +79,7 @@ class TransformerInferenceModule:
             raise ConfigError(f"precision ({precision}) does not exist; choose one of {', '.join(precisions)}")
         path = Path(path)
         checkpointer = Checkpointer(None)
-        stored = checkpointer.find(path).require()
+        stored = checkpointer.find(path, weights_only=True).require()
         scalars: Mapping[str, Any] = stored.manifest.scalars
         try:
             section = dict(scalars["config"]["transformer_architecture"])
