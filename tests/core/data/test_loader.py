@@ -278,6 +278,16 @@ def test_an_evaluation_of_a_blend_sees_every_source_in_full() -> None:
     assert batch.inputs == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
 
 
+@pytest.mark.parametrize("geometry", [(1, 2, 2), (2, 2, 1), (4, 1, 1)])
+def test_an_evaluation_of_some_steps_sees_a_part_of_every_source(geometry: tuple[int, int, int]) -> None:
+    blend = BlendedDataset([Labels("a", 20), Labels("b", 12)], BlendedDatasetConfig())
+    counted: list[str] = []
+    for rank in range(geometry[0]):
+        for batch in evaluation(blend, geometry, rank=rank, limit=2):
+            counted += batch.inputs
+    assert sorted(counted) == ["a0", "a12", "a16", "a4", "a8", "b0", "b4", "b8"]
+
+
 def test_an_evaluation_may_use_workers_and_stops_them() -> None:
     assert take(evaluation(Numbers(7), (1, 2, 1), num_workers=1), 10) == [[0, 1], [2, 3], [4, 5], [6, 0]]
     batches = evaluation(Numbers(7), (1, 2, 1), num_workers=1, limit=3)

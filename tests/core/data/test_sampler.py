@@ -16,6 +16,7 @@ from scaling.core.data.mixture import Interleaving, mixture_shares, mixture_weig
 from scaling.core.data.sampler import (
     BatchGeometry,
     EpochOrder,
+    EvenOrder,
     Order,
     evaluation_positions,
     evaluation_steps,
@@ -113,6 +114,18 @@ def test_an_evaluation_sees_every_sample_once_in_equally_many_micro_batches_per_
     seen = sorted(position for rank in ranks for positions in rank for position in positions)
     assert seen == list(range(len(seen)))
     assert samples <= len(seen) < samples + geometry.global_batch_size
+
+
+@settings(deadline=None, derandomize=True)
+@given(length=st.integers(1, 2**31), data=st.data())
+def test_an_even_order_takes_different_items_from_the_first_part_to_the_last(length: int, data: st.DataObject) -> None:
+    taken = data.draw(st.integers(1, length))
+    some = np.unique([*data.draw(st.lists(st.integers(0, taken - 1), max_size=20)), 0, taken - 1])
+    items = EvenOrder(length, taken).items(some)
+    assert (np.diff(items) >= length // taken).all()
+    assert items[0] == 0
+    assert length - length // taken - 1 <= items[-1] < length
+    assert (EvenOrder(length, taken).items(some + taken) == items).all()
 
 
 def test_an_evaluation_can_be_limited_to_some_steps() -> None:

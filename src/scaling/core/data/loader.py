@@ -12,8 +12,9 @@ from scaling.core.data.read_ahead import ReadAhead
 from scaling.core.data.reader import MicroBatchReader
 from scaling.core.data.sampler import (
     BatchGeometry,
-    EpochOrder,
+    EvenOrder,
     evaluation_positions,
+    evaluation_steps,
     order_of,
     training_positions,
 )
@@ -96,10 +97,13 @@ def evaluation_batches(
     """Yield one rank's micro-batches of one pass over `dataset`, in its order: every sample once, in every layout.
 
     `evaluation_steps` says how many steps of `gradient_accumulation_steps` micro-batches these are; `limit` is their
-    largest number. The last step is filled up with samples that are not valid.
+    largest number. Where that is too small for all samples, those taken are spread evenly over the data set, so that
+    each source of a blend has its part. The last step is filled up with samples that are not valid.
     """
     geometry = BatchGeometry(data_parallel_size, micro_batch_size, gradient_accumulation_steps)
-    reader = MicroBatchReader(dataset, EpochOrder(len(dataset), key=(), shuffle=False), end=len(dataset))
+    taken = evaluation_steps(len(dataset), geometry, limit=limit) * geometry.global_batch_size
+    order = EvenOrder(len(dataset), min(taken, len(dataset)))
+    reader = MicroBatchReader(dataset, order, end=len(dataset))
     copy = DeviceCopy(device, pin_memory=pin_memory)
     batches = ReadAhead(reader, num_workers=num_workers, prefetch_factor=prefetch_factor)
     batches.start(evaluation_positions(len(dataset), geometry, data_parallel_rank=data_parallel_rank, limit=limit))

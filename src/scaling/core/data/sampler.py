@@ -48,10 +48,7 @@ class EpochOrder:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise DataError(
-                "the data set has no samples; check that its files hold documents long enough for one sample"
-            )
+        _require_samples(self.length)
 
     def items(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the item at each of `positions`, which may lie in several epochs."""
@@ -63,6 +60,30 @@ class EpochOrder:
             chosen = epochs == epoch
             items[chosen] = permute(places[chosen], length=self.length, key=(*self.key, int(epoch)))
         return items
+
+
+@final
+@dataclass(frozen=True)
+class EvenOrder:
+    """Some items of a data set, spread evenly over all of it, in its order; then the same ones again."""
+
+    length: int
+    taken: int
+    """How many items, from 1 to `length`."""
+
+    def __post_init__(self) -> None:
+        _require_samples(self.length)
+
+    def items(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the item at each of `positions`: place * length / taken, in products that stay below 2^63."""
+        places = positions % self.taken
+        apart, rest = divmod(self.length, self.taken)
+        return places * apart + places * rest // self.taken
+
+
+def _require_samples(length: int) -> None:
+    if length < 1:
+        raise DataError("the data set has no samples; check that its files hold documents long enough for one sample")
 
 
 class OrderedDataset(BaseDataset[Sample]):
