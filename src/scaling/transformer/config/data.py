@@ -42,7 +42,7 @@ class DataConfig(BaseConfig):
     blended_dataset: BlendedDatasetConfig = Field(default_factory=BlendedDatasetConfig)
     """How several training data sets are mixed."""
     validation_blended_dataset: BlendedDatasetConfig | None = None
-    """The same for several validation data sets. An evaluation sees every sample once whatever the weights, so that only
+    """The same for validation data. An evaluation sees every sample once whatever the weights, so that only
     minimum_dataset_size counts. null: like the training data."""
     only_full_sequences: bool = False
     """Drop what is left of each document behind its last full sequence, instead of packing it with the next
