@@ -104,6 +104,11 @@ def test_zero_can_be_switched_off(data: Path, uninterrupted: list[float], tmp_pa
     settings = {**saving(tmp_path), **layout(2, 1, 1)}
     train_small(data, tmp_path, HALF, settings, ZERO)
     assert values(train_small(data, tmp_path, settings)) == pytest.approx(uninterrupted, rel=1e-5)
+    logs = [(tmp_path / f"rank_{rank}.log").read_text() for rank in (0, 1)]
+    assert [
+        log.count("of how and where it runs: optimizer.zero: True in the checkpoint, False now") for log in logs
+    ] == [1, 0]
+    assert [log.count("resuming with another setting: trainer.train_iterations: 5") for log in logs] == [1, 0]
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(data: Path, uninterrupted: list[float], tmp_path: Path) -> None:

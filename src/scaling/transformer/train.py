@@ -59,7 +59,12 @@ CHANGE_RULES = ChangeRules(
         "training_groups",
         "trainer.train_iterations",
     ),
-    runtime=("transformer_architecture.masked_softmax.kernel", "transformer_architecture.vocab_file"),
+    runtime=(
+        "transformer_architecture.masked_softmax.kernel",
+        "transformer_architecture.vocab_file",
+        "optimizer.zero",
+        "optimizer.allreduce_bucket_size",
+    ),
 )
 """What may change when a run is resumed. The data is known by its fingerprint, wherever its files lie."""
 

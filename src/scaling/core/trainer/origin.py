@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, step_of
 from scaling.core.checkpoint.search import StoredCheckpoint
 from scaling.core.errors import CheckpointError, ConfigError, Problem
 from scaling.core.trainer.config import TrainerConfig
-
-_log = logging.getLogger(__name__)
 
 
 @final
@@ -60,7 +58,14 @@ class Origin:
             )
 
 
-def find_origin(config: TrainerConfig, checkpointer: Checkpointer) -> Origin | None:
+class Tell(Protocol):
+    """Logs what is the same on all ranks, once."""
+
+    def __call__(self, level: int, text: str, /, *values: object) -> None:
+        """Log."""
+
+
+def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, tell: Tell) -> Origin | None:
     """Return what to start from; None for random weights. Collective: all ranks verify the candidates together."""
     for own, directory in ((True, config.save_dir), (False, config.load_dir)):
         if directory is None:
@@ -71,7 +76,7 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer) -> Origin | N
         if search.found is not None:
             origin = Origin(search.found, own, config)
             if own:
-                _explain_what_is_not_used(origin)
+                _explain_what_is_not_used(origin, tell)
             return origin
     if config.assert_checkpoint_loaded:
         raise CheckpointError(
@@ -79,7 +84,8 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer) -> Origin | N
             "trainer.assert_checkpoint_loaded is true; name a folder that holds one, or set it to false"
         )
     if config.load_dir is not None:
-        _log.warning(
+        tell(
+            logging.WARNING,
             "there is no checkpoint in trainer.load_dir (%s): starting from random weights; to make that an error, set "
             "trainer.assert_checkpoint_loaded to true",
             config.load_dir,
@@ -87,14 +93,19 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer) -> Origin | N
     return None
 
 
-def _explain_what_is_not_used(origin: Origin) -> None:
+def _explain_what_is_not_used(origin: Origin, tell: Tell) -> None:
     """Say which settings have no effect because the run has a checkpoint of its own; refuse a contradiction."""
     config, path, step = origin.config, origin.stored.path, origin.stored.step
     assert config.save_dir is not None
     if config.load_dir is not None and config.load_dir.resolve() != config.save_dir.resolve():
         wanted = step_of(config.load_dir.resolve())
         if config.load_dir.resolve().parent != config.save_dir.resolve() or wanted is None:
-            _log.info("trainer.load_dir (%s) is not used: the run goes on from its own %s", config.load_dir, path)
+            tell(
+                logging.INFO,
+                "trainer.load_dir (%s) is not used: the run goes on from its own %s",
+                config.load_dir,
+                path,
+            )
         elif wanted != step:
             raise ConfigError(
                 Problem(
@@ -114,7 +125,8 @@ def _explain_what_is_not_used(origin: Origin) -> None:
         if used
     ]
     if passed_over:
-        _log.warning(
+        tell(
+            logging.WARNING,
             "%s: for checkpoints in load_dir only, but %s is this run's own, so it goes on from all of it; to start "
             "anew from its weights, name it as load_dir and another save_dir",
             ", ".join(f"trainer.{name}" for name in passed_over),

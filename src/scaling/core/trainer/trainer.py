@@ -174,11 +174,11 @@ class Trainer:
         except StorageError as error:
             if not again or self.checkpointer.failures >= MAX_FAILED_SAVES:
                 raise
-            _log.error("a checkpoint was not written, training goes on: %s", error)
+            self._tell(logging.ERROR, "a checkpoint was not written, training goes on: %s", error)
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint of this run, or start from `load_dir`. Return whether there was one."""
-        origin = find_origin(self.config, self.checkpointer)
+        origin = find_origin(self.config, self.checkpointer, tell=self._tell)
         if origin is None:
             return False
         stored = origin.stored
@@ -204,24 +204,29 @@ class Trainer:
             self._saved_step = self.state.step if origin.own else None
         _log.info("resumed from %s at step %d", loaded.path, self.state.step)
         if self.state.step >= self.target:
-            _log.warning("nothing is left to train: trainer.train_iterations is %d", self.target)
+            self._tell(logging.WARNING, "nothing is left to train: trainer.train_iterations is %d", self.target)
         return True
 
     def global_tensors(self) -> Iterator[GlobalTensor]:
         """Yield this rank's parts of everything a checkpoint holds."""
         return itertools.chain(self.module.global_tensors(), self.optimizer.global_tensors())
 
+    def _tell(self, level: int, text: str, *values: object) -> None:
+        """Log what is the same on all ranks, once."""
+        if self.topology.rank == 0:
+            _log.log(level, text, *values)
+
     def _compare(self, stored: Any) -> None:
         """List what is set differently from the checkpoint's configuration; refuse what makes it another run."""
         if stored is None:
-            _log.warning("the checkpoint holds no configuration that this one could be compared with")
+            self._tell(logging.WARNING, "the checkpoint holds no configuration that this one could be compared with")
             return
         comparison = compare(stored, self.identity.as_dict(), self.identity.rules, accept=self.config.accept_changes)
         comparison.require()
         for change in (*comparison.accepted, *comparison.schedule):
-            _log.warning("resuming with another setting: %s", change)
+            self._tell(logging.WARNING, "resuming with another setting: %s", change)
         for change in comparison.runtime:
-            _log.info("resuming with another setting of how and where it runs: %s", change)
+            self._tell(logging.INFO, "resuming with another setting of how and where it runs: %s", change)
 
     def _step_metrics(self, loss: StepLoss, report: StepReport) -> dict[str, float | torch.Tensor]:
         found: dict[str, float | torch.Tensor] = {
