@@ -25,6 +25,9 @@ from scaling.core.errors import CheckpointError
 PIECE_BYTES: Final = 256 * 2**20
 """How much of a tensor is in memory at a time."""
 
+COMPARED_ELEMENTS: Final = 2 * 2**20
+"""How many elements are compared at a time: in float64, with what is computed from them, about 100 bytes each."""
+
 
 @final
 class CheckpointReader:
@@ -149,7 +152,7 @@ def _compare(name: str, from_a: CheckpointReader, from_b: CheckpointReader) -> D
     first, second = from_a.stored.manifest.tensors[name], from_b.stored.manifest.tensors[name]
     note = "" if first.dtype == second.dtype else f"{first.dtype} in the first, {second.dtype} in the second"
     elements, absolute, relative = 0, 0.0, 0.0
-    for box in whole(first.shape).cut(PIECE_BYTES // 8):
+    for box in whole(first.shape).cut(COMPARED_ELEMENTS):
         a, b = (_comparable(reader.read(name, box)) for reader in (from_a, from_b))
         unequal = (a != b) & ~(a.isnan() & b.isnan())
         count = int(unequal.sum())

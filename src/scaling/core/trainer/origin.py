@@ -71,8 +71,11 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, tell: Tell
         if directory is None:
             continue
         search = checkpointer.find(directory, weights_only=not own and not config.load_optimizer_states)
-        if search.found is None and search.rejected:
-            search.require()  # damaged checkpoints and no good one: starting anew would bury them
+        if search.found is None and search.rejected:  # starting anew would bury them
+            try:
+                search.require()
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}\nTo start without them, move them out of {directory}.") from None
         if search.found is not None:
             origin = Origin(search.found, own, config)
             if own:
