@@ -235,6 +235,11 @@ PROBLEMS = [
         "data.validation_fraction: is 0.1, but validation_data_prefixes are given; set it to 0",
     ),
     (
+        "data: {data_prefixes: [a, b, ./a]}",
+        "data.data_prefixes: names a more than once; name it once, and have it seen more often by "
+        "blended_dataset.weights",
+    ),
+    (
         "data: {validation_fraction: 1}",
         "data.validation_fraction: must be a number of at least 0 and less than 1, not 1",
     ),

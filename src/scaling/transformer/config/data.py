@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -77,6 +78,14 @@ class DataConfig(BaseConfig):
             if self.legacy_dataset:
                 yield Problem(
                     "legacy_dataset", f"is true, but corpus ({self.corpus.value}) is no .bin/.idx; remove one"
+                )
+        for name in ("data_prefixes", "validation_data_prefixes"):
+            times = Counter(getattr(self, name) or ())
+            if repeated := [str(prefix) for prefix, count in times.items() if count > 1]:
+                yield Problem(
+                    name,
+                    f"names {', '.join(repeated)} more than once; name it once, and have it seen more often by "
+                    "blended_dataset.weights",
                 )
         if self.validation_data_prefixes and self.validation_fraction > 0:
             yield Problem(
