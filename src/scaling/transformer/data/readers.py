@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
@@ -101,6 +102,30 @@ def _files_below(folder: Path) -> Iterator[Path]:
         folders[:] = [name for target, name in targets.items() if target not in seen]
         seen.update(targets)
         yield from (file for name in names if (file := Path(parent, name)).is_file())
+
+
+def text_size(path: Path, *, field: str) -> int:
+    """Return about how many bytes of text a file holds, which takes reading it where it is compressed.
+
+    What cannot be read counts with the size of its file; iterating over it says why.
+    """
+    size = path.stat().st_size
+    match path.suffix.lower():
+        case ".gz" | ".zst":
+            decompressed = 0
+            with suppress(*DAMAGE, DataError), open_binary(path) as handle:
+                while part := handle.read(SKIP_BYTES):
+                    decompressed += len(part)
+            return max(decompressed, size)
+        case ".parquet":
+            with suppress(Exception):  # the package may be missing, and of pyarrow's errors only some are its own
+                import pyarrow.parquet
+
+                with pyarrow.parquet.ParquetFile(path) as table:
+                    groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
+                columns = (group.column(number) for group in groups for number in range(group.num_columns))
+                return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
+    return size
 
 
 def splittable(path: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scaling.transformer.data.progress import ProgressCallback, silent
-from scaling.transformer.data.readers import BadRecord, Piece, PieceReader
+from scaling.transformer.data.readers import BadRecord, Piece, PieceReader, text_size
 from scaling.transformer.data.tokenize import check_budget
 
 
@@ -35,7 +35,7 @@ def sample_texts(
         DataError: A file cannot be read, or a record is bad and none may be.
         DataRefusedError: More than `max_bad` records are bad.
     """
-    sizes = [path.stat().st_size for path in files]
+    sizes = [text_size(path, field=field) for path in files]
 
     def texts() -> Iterator[str]:
         bad: list[BadRecord] = []
