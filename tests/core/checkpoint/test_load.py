@@ -72,6 +72,7 @@ def test_all_differences_are_reported_together_and_nothing_is_overwritten(tmp_pa
         "only.wanted.b [5, 5]",
         "1 in the checkpoint but not in the model",
         "only.stored [1]",
+        "2 of another shape or type (trainer.ignore_keys_in_checkpoint, and allow them to be missing)",
         "shape stored [2, 3], wanted [3, 2]",
         "same stored as F32, wanted as torch.int32",
     ):

@@ -47,13 +47,16 @@ def test_an_interrupted_fine_tuning_goes_on_instead_of_starting_again(
     assert "trainer.load_context, trainer.load_optimizer_states, trainer.ignore_keys_in_checkpoint:" in caplog.text
 
 
-def test_an_ignored_parameter_loses_its_moments_too(base: Path) -> None:
+def test_an_ignored_parameter_loses_its_moments_too(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     pattern = [r"^layers\.1\."]
     trainer, _ = make_trainer(
         load_dir=base, ignore_keys_in_checkpoint=pattern, allowed_missing_keys_in_checkpoint=pattern
     )
     fresh = weights(trainer)
     assert trainer.resume()
+    names = "layers.1.bias, layers.1.weight"
+    assert f"2 parameters are not in the checkpoint and keep their initial values: {names}" in caplog.text
+    assert f"2 parameters are in the checkpoint and were not read: {names}" in caplog.text
     assert all(torch.equal(value, fresh[key]) == key.startswith("layers.1.") for key, value in weights(trainer).items())
     for tensor in trainer.optimizer.global_tensors():
         assert all(view.any() == (".layers.1." not in tensor.key) for _, view in tensor.parts), tensor.key

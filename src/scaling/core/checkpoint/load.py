@@ -152,7 +152,7 @@ def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | No
         "problems": "not comparable",
         "missing": "missing in the checkpoint (trainer.allowed_missing_keys_in_checkpoint)",
         "unexpected": "in the checkpoint but not in the model (trainer.allowed_unexpected_keys_in_checkpoint)",
-        "mismatched": "of another shape or type",
+        "mismatched": "of another shape or type (trainer.ignore_keys_in_checkpoint, and allow them to be missing)",
     }
     without_optimizer = not any(name.startswith(OPTIMIZER_PREFIX) for name in manifest.tensors)
     lines = []

@@ -100,7 +100,8 @@ def _explain_what_is_not_used(origin: Origin, tell: Tell) -> None:
     """Say which settings have no effect because the run has a checkpoint of its own; refuse a contradiction."""
     config, path, step = origin.config, origin.stored.path, origin.stored.step
     assert config.save_dir is not None
-    if config.load_dir is not None and config.load_dir.resolve() != config.save_dir.resolve():
+    elsewhere = config.load_dir is not None and config.load_dir.resolve() != config.save_dir.resolve()
+    if config.load_dir is not None and elsewhere:
         wanted = step_of(config.load_dir.resolve())
         if config.load_dir.resolve().parent != config.save_dir.resolve() or wanted is None:
             tell(
@@ -129,7 +130,7 @@ def _explain_what_is_not_used(origin: Origin, tell: Tell) -> None:
     ]
     if passed_over:
         tell(
-            logging.WARNING,
+            logging.INFO if elsewhere else logging.WARNING,  # they have done their part when this run began
             "%s: for checkpoints in load_dir only, but %s is this run's own, so it goes on from all of it; to start "
             "anew from its weights, name it as load_dir and another save_dir",
             ", ".join(f"trainer.{name}" for name in passed_over),

@@ -17,7 +17,8 @@ import torch
 
 from scaling.core import faults
 from scaling.core.checkpoint.boxes import GlobalTensor
-from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.checkpoint.checkpointer import Checkpointer, Loaded
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.resume import compare
 from scaling.core.collectives import ops
 from scaling.core.errors import DataRefusedError, ScalingError, StorageError
@@ -194,6 +195,7 @@ class Trainer:
             ignore=origin.ignored,
             masters=MASTERS if origin.with_optimizer else None,
         )
+        self._list(loaded)
         if origin.with_optimizer:
             self.optimizer.restore(scalars.get("optimizer", {}))
         else:
@@ -215,6 +217,15 @@ class Trainer:
         """Log what is the same on all ranks, once."""
         if self.topology.rank == 0:
             _log.log(level, text, *values)
+
+    def _list(self, loaded: Loaded) -> None:
+        """Name the parameters that a setting has excused, for a pattern may cover more than was meant."""
+        for names, what in (
+            (loaded.missing, "are not in the checkpoint and keep their initial values"),
+            (loaded.unexpected, "are in the checkpoint and were not read"),
+        ):
+            if parameters := [name for name in names if not name.startswith(OPTIMIZER_PREFIX)]:
+                self._tell(logging.WARNING, "%d parameters %s: %s", len(parameters), what, ", ".join(parameters))
 
     def _compare(self, stored: Any) -> None:
         """List what is set differently from the checkpoint's configuration; refuse what makes it another run."""
