@@ -236,15 +236,20 @@ def test_a_folder_for_checkpoints_that_cannot_be_written_is_noticed_before_train
 
 def test_a_tokenizer_that_cannot_be_copied_is_no_crash(data: Path, tmp_path: Path) -> None:
     train_tokenizer(["text"], 257).save(tmp_path / "vocab.json")
-    settings = {
-        "trainer.save_dir": "/proc/no-such/checkpoints",
-        f"{ARCHITECTURE}.vocab_size": None,
-        f"{ARCHITECTURE}.vocab_file": str(tmp_path / "vocab.json"),
-    }
-    ends = run_world(train_as_rank, 2, nested(settings_of(data, tmp_path, layout(2, 1, 1), settings)), grace=10)
-    for end in ends:
-        assert isinstance(end.error, StorageError)
-        assert "leaving the tokenizer in trainer.save_dir (/proc/no-such/checkpoints) failed" in str(end.error)
+    (tmp_path / "checkpoints" / "vocab.json").mkdir(parents=True)
+    for save_dir, message in (
+        (tmp_path / "checkpoints", f"leaving the tokenizer in trainer.save_dir ({tmp_path / 'checkpoints'}) failed"),
+        (Path("/proc/no-such/checkpoints"), "/proc/no-such/checkpoints cannot be written"),
+    ):
+        settings = {
+            "trainer.save_dir": str(save_dir),
+            f"{ARCHITECTURE}.vocab_size": None,
+            f"{ARCHITECTURE}.vocab_file": str(tmp_path / "vocab.json"),
+        }
+        ends = run_world(train_as_rank, 2, nested(settings_of(data, tmp_path, layout(2, 1, 1), settings)), grace=10)
+        for end in ends:
+            assert isinstance(end.error, StorageError)
+            assert message in str(end.error)
 
 
 def test_a_log_folder_that_cannot_be_written_ends_with_its_name(data: Path, tmp_path: Path) -> None:
