@@ -24,7 +24,7 @@ class Origin:
 
     stored: StoredCheckpoint
     own: bool
-    """Whether it lies in save_dir, that is, whether this run (or its predecessor under the same name) wrote it."""
+    """Whether it lies in save_dir, so that this run, or an earlier start of it, wrote it."""
     config: TrainerConfig
 
     @property
