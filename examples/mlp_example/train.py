@@ -36,7 +36,7 @@ def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
         groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
         batch = config.topology.global_batch_size
         training = Digits(directory, "train", moving=True)
-        rules = ChangeRules(identity=("architecture", "trainer.seed", "fingerprints"))
+        rules = ChangeRules(identity=("architecture",), order=("trainer.seed", "fingerprints"))
         return run_training(
             config.trainer,
             config.logger,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from scaling.core import CheckpointError, ConfigError, ExitStatus, StorageError
-from tests.distributed import run_world
+from scaling.core.checkpoint.lock import locked
+from scaling.core.trainer import run as running
+from tests.core.checkpoint.test_lock import another_process
+from tests.distributed import run_distributed, run_world
 from tests.transformer.small import (
     build_corpus,
     layout,
@@ -163,6 +168,22 @@ def test_the_folder_of_another_run_is_refused_with_everything_that_differs(
     assert (found["state"], found["exit_status"]) == ("failed", 2)
 
 
+def train_impatiently(rank: int, world_size: int, sections: dict[str, Any]) -> ExitStatus:
+    """Be one rank of a run that does not wait for another to leave its folder."""
+    with mock.patch.object(running, "locked", partial(locked, patience=0.0)):
+        return train_as_rank(rank, world_size, sections)
+
+
+def test_a_second_run_in_the_same_folders_leaves_the_log_of_the_first_alone(data: Path, tmp_path: Path) -> None:
+    train_small(data, tmp_path, HALF, saving(tmp_path))
+    logged = ("config.yml", "run_state.json", "run.json", "metrics.jsonl")
+    before = {name: (tmp_path / name).read_bytes() for name in logged}
+    settings = settings_of(data, tmp_path, saving(tmp_path), layout(2, 1, 1))
+    with another_process(tmp_path / "checkpoints"), pytest.raises(StorageError, match="written by another run"):
+        run_distributed(train_impatiently, 2, nested(settings))
+    assert {name: (tmp_path / name).read_bytes() for name in logged} == before
+
+
 def test_a_change_can_be_accepted_by_name(data: Path, half: Path, tmp_path: Path) -> None:
     changes = {"trainer.seed": 7, "trainer.accept_changes": ["trainer.seed"]}
     assert [line["step"] for line in train_small(data, tmp_path, loading(half), changes)] == [6, 7, 8, 9, 10]
@@ -187,6 +208,12 @@ def test_without_context_counting_starts_anew(
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[0]["training/consumed_samples"] == 8
     assert lines[0]["training/loss"] < uninterrupted[0] - 0.1  # the first samples again, with trained weights
+
+
+def test_weights_may_be_trained_on_other_data_with_another_seed(half: Path, tmp_path: Path) -> None:
+    other = build_corpus(tmp_path / "other", seed=5)
+    changes = {"trainer.seed": 7, **loading(half, load_context=False, load_optimizer_states=False, train_iterations=2)}
+    assert [line["step"] for line in train_small(other, tmp_path, changes)] == [1, 2]
 
 
 def test_without_optimizer_states_only_the_weights_are_loaded(

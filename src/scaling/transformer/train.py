@@ -45,7 +45,8 @@ from scaling.transformer.model import layer_specs
 _log = logging.getLogger(__name__)
 
 CHANGE_RULES = ChangeRules(
-    identity=("transformer_architecture", "trainer.seed", "fingerprints", "data.eod_token_id"),
+    identity=("transformer_architecture", "fingerprints", "data.eod_token_id"),
+    order=("trainer.seed", "fingerprints.data"),
     schedule=(
         "transformer_architecture.precision",
         "transformer_architecture.dropout_stream",

@@ -93,6 +93,16 @@ def test_a_change_accepted_by_name_is_let_through() -> None:
     assert [change.path for change in comparison.accepted] == ["data.fingerprint", "seed"]
 
 
+def test_other_data_are_refused_only_where_the_run_goes_on_from_its_place_in_them() -> None:
+    rules = ChangeRules(identity=["topology"], order=["seed", "data.fingerprint"])
+    present = changed(seed=2, data={"fingerprint": "xyz"}, topology={"data_parallel_size": 4})
+    other_data, all_of_it = ["data.fingerprint", "seed"], ["data.fingerprint", "seed", "topology.data_parallel_size"]
+    assert [change.path for change in compare(STORED, present, rules).refused] == all_of_it
+    anew = compare(STORED, present, rules, continues=False)
+    assert [change.path for change in anew.refused] == all_of_it[2:]
+    assert [change.path for change in anew.schedule] == other_data
+
+
 def test_a_section_that_was_empty_is_one_change() -> None:
     architecture = {**STORED["transformer_architecture"], "lora": {"rank": 8}}  # type: ignore[dict-item]
     (change,) = compare(STORED, changed(transformer_architecture=architecture), RULES).refused

@@ -109,7 +109,15 @@ def test_epochs_are_counted_for_each_source_of_a_mixture() -> None:
     assert counted == {"training/epochs_en/text": 2.0, "training/epochs_de/text": pytest.approx(20 / 30)}
 
 
-@pytest.mark.parametrize("training", [Points(30), BlendedDataset([Points(30)], BlendedDatasetConfig())])
+@pytest.mark.parametrize(
+    "training",
+    [
+        Points(30),
+        BlendedDataset([Points(30)], BlendedDatasetConfig()),
+        BlendedDataset([Points(30)], BlendedDatasetConfig(minimum_dataset_size=1000)),
+    ],
+    ids=["plain", "blended", "repeated"],
+)
 def test_epochs_of_a_single_data_set_have_no_name(training: BaseDataset[Any]) -> None:
     assert data_of(Topology.single(), training=training).epochs(45) == {"training/epochs": 1.5}
 

@@ -16,7 +16,10 @@ class Kind(str, Enum):
     """What a difference means."""
 
     IDENTITY = "identity"
-    """It is another model or other data: refused unless accepted by name."""
+    """It is another model: refused unless accepted by name."""
+    ORDER = "order"
+    """Other samples come, or in another order: refused like the above where the run goes on from its place among them,
+    else listed."""
     SCHEDULE = "schedule"
     """The run goes on differently from here: listed."""
     RUNTIME = "runtime"
@@ -54,6 +57,7 @@ class ChangeRules:
     """
 
     identity: Sequence[str] = ()
+    order: Sequence[str] = ()
     schedule: Sequence[str] = ()
     runtime: Sequence[str] = ()
 
@@ -62,6 +66,7 @@ class ChangeRules:
         best, found = 0, Kind.RUNTIME
         for kind, patterns in (
             (Kind.IDENTITY, self.identity),
+            (Kind.ORDER, self.order),
             (Kind.SCHEDULE, self.schedule),
             (Kind.RUNTIME, self.runtime),
         ):
@@ -78,7 +83,7 @@ class Comparison:
 
     refused: tuple[Change, ...]
     accepted: tuple[Change, ...]
-    """Of kind identity, but accepted by name."""
+    """Would be refused, but are accepted by name."""
     schedule: tuple[Change, ...]
     runtime: tuple[Change, ...]
 
@@ -96,23 +101,30 @@ class Comparison:
 
 
 def compare(
-    stored: Mapping[str, Json], present: Mapping[str, Json], rules: ChangeRules, *, accept: Sequence[str] = ()
+    stored: Mapping[str, Json],
+    present: Mapping[str, Json],
+    rules: ChangeRules,
+    *,
+    accept: Sequence[str] = (),
+    continues: bool = True,
 ) -> Comparison:
     """Return how `present` differs from `stored`.
 
-    `accept` lists paths (as in `ChangeRules`) of identity changes to let through. A setting that one side does not have
-    at all, for example because the library was newer, is listed rather than refused.
+    `accept` lists paths (as in `ChangeRules`) of changes to let through. `continues` says whether the run goes on from
+    its place in the data. A setting that one side does not have at all, for example because the library was newer, is
+    listed rather than refused.
     """
     by_kind: dict[Kind, list[Change]] = {kind: [] for kind in Kind}
+    harmful = {Kind.IDENTITY, Kind.ORDER} if continues else {Kind.IDENTITY}
     for path, before, now in _differences("", stored, present):
         kind = rules.kind(path)
-        if kind is Kind.IDENTITY and (before is ABSENT or now is ABSENT):
+        if kind in (Kind.IDENTITY, Kind.ORDER) and (kind not in harmful or before is ABSENT or now is ABSENT):
             kind = Kind.SCHEDULE
         by_kind[kind].append(Change(path, before, now, kind))
-    identity = by_kind[Kind.IDENTITY]
-    accepted = tuple(change for change in identity if any(covers(pattern, change.path) for pattern in accept))
+    changes = sorted((*by_kind[Kind.IDENTITY], *by_kind[Kind.ORDER]), key=lambda change: change.path)
+    accepted = tuple(change for change in changes if any(covers(pattern, change.path) for pattern in accept))
     return Comparison(
-        refused=tuple(change for change in identity if change not in accepted),
+        refused=tuple(change for change in changes if change not in accepted),
         accepted=accepted,
         schedule=tuple(by_kind[Kind.SCHEDULE]),
         runtime=tuple(by_kind[Kind.RUNTIME]),

@@ -64,14 +64,11 @@ class TrainingData:
 
     def epochs(self, consumed_samples: int) -> dict[str, float]:
         """Return how often the training data have been gone through, as metrics; a mixture by its sources."""
-        dataset = self._dataset
-        if not isinstance(dataset, BlendedDataset) or len(dataset.datasets) == 1:
-            return {"training/epochs": consumed_samples / len(dataset)}
-        counts = dataset.epochs(consumed_samples)
-        return {
-            f"training/epochs_{short}": count
-            for short, count in zip(short_names(list(counts)), counts.values(), strict=True)
-        }
+        if not isinstance(self._dataset, BlendedDataset):
+            return {"training/epochs": consumed_samples / len(self._dataset)}
+        counts = self._dataset.epochs(consumed_samples)
+        names = [f"_{short}" for short in short_names(list(counts))] if len(counts) > 1 else [""]
+        return {f"training/epochs{name}": count for name, count in zip(names, counts.values(), strict=True)}
 
     def evaluation_steps(self) -> int:
         """Return how many global batches one evaluation takes; the same on all ranks."""

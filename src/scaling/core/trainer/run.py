@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -58,7 +59,10 @@ def run_training(
     below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `once_resumed` is called before the first
     step, when it is certain that the checkpoints in `save_dir` are this run's own.
     """
-    with RunStateRecorder(logger_config.log_dir, rank=topology.rank) as recorder, ExitStack() as resources:
+    with (  # the lock first: a run that is refused must not write over the log of the one that it meets
+        _alone_in(trainer_config.save_dir, topology),
+        RunStateRecorder(logger_config.log_dir, rank=topology.rank) as recorder,
+    ):
         sizes = {axis.value: topology.size(axis) for axis in Axis}
         write_run_files(
             logger_config.log_dir,
@@ -82,7 +86,6 @@ def run_training(
             return MetricWriter(sinks)
 
         _require_writable(trainer_config.save_dir, topology)
-        resources.enter_context(_alone_in(trainer_config.save_dir, topology))
         checkpointer = Checkpointer(
             trainer_config.save_dir,
             communicator=communicator(topology),
@@ -155,7 +158,10 @@ def _alone_in(save_dir: Path | None, topology: Topology) -> Iterator[None]:
         problem = None
         if save_dir is not None and topology.rank == 0:
             try:
-                held.enter_context(locked(save_dir))
+                with suppress(OSError):  # said by `_require_writable`
+                    save_dir.mkdir(parents=True, exist_ok=True)
+                if os.access(save_dir, os.W_OK | os.X_OK):
+                    held.enter_context(locked(save_dir))
             except StorageError as error:
                 problem = str(error)
         told = topology.exchange("save_dir lock", problem)[0]

@@ -184,7 +184,7 @@ class Trainer:
             return False
         stored = origin.stored
         scalars: Any = stored.manifest.scalars
-        self._compare(scalars.get("config"))
+        self._compare(scalars.get("config"), continues=origin.with_context)
         origin.require_history()
         tensors = self.global_tensors() if origin.with_optimizer else self.module.global_tensors()
         loaded = self.checkpointer.load(
@@ -227,12 +227,18 @@ class Trainer:
             if parameters := [name for name in names if not name.startswith(OPTIMIZER_PREFIX)]:
                 self._tell(logging.WARNING, "%d parameters %s: %s", len(parameters), what, ", ".join(parameters))
 
-    def _compare(self, stored: Any) -> None:
+    def _compare(self, stored: Any, *, continues: bool) -> None:
         """List what is set differently from the checkpoint's configuration; refuse what makes it another run."""
         if stored is None:
             self._tell(logging.WARNING, "the checkpoint holds no configuration that this one could be compared with")
             return
-        comparison = compare(stored, self.identity.as_dict(), self.identity.rules, accept=self.config.accept_changes)
+        comparison = compare(
+            stored,
+            self.identity.as_dict(),
+            self.identity.rules,
+            accept=self.config.accept_changes,
+            continues=continues,
+        )
         comparison.require()
         for change in (*comparison.accepted, *comparison.schedule):
             self._tell(logging.WARNING, "resuming with another setting: %s", change)
@@ -279,7 +285,7 @@ class Trainer:
         self._clock, self._steps_since_log = now, 0
         if stop:
             self.preempted = preemption.reason or "a signal to another rank"
-            _log.warning("asked to leave (%s) after step %d: saving", self.preempted, self.state.step)
+            self._tell(logging.WARNING, "asked to leave (%s) after step %d: saving", self.preempted, self.state.step)
         patience = self.config.max_consecutive_nonfinite_steps
         if nonfinite > patience and not self.optimizer.loss_scaler.enabled:
             raise DataRefusedError(
