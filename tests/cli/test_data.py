@@ -16,6 +16,7 @@ from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.errors import ConfigError, DataError, StorageError
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.lengths import lengths_of
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer
 from scaling.transformer.data.trace import samples_of_step
@@ -80,6 +81,14 @@ def test_tokens_that_are_none_of_the_tokenizer_are_shown_as_numbers(folder: Path
     assert "caf\u00e9<token 300><token 1099511627776>caf\u00e9" in (
         scaling_data("inspect", tmp_path / "odd", "-t", folder / "tok.json").stdout
     )
+
+
+def test_a_document_cannot_send_commands_to_the_terminal(folder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(folder / "tok.json")
+    with MemoryMapDatasetBuilder(tmp_path / "odd", np.int64) as builder:
+        builder.add(tokenizer.encode("a\x1b]0;title\x07\tb\r\n\x9bc caf\u00e9"))
+    shown = scaling_data("inspect", tmp_path / "odd", "-t", folder / "tok.json").stdout
+    assert "a\\x1b]0;title\\x07\tb\\x0d\n\\x9bc caf\u00e9" in shown
 
 
 def test_inspect_names_a_data_set_that_is_not_there(tmp_path: Path) -> None:
@@ -149,7 +158,8 @@ def test_the_longest_document_can_be_chosen_for_training_a_tokenizer(folder: Pat
 
 
 def test_lengths_are_counted_by_powers_of_two() -> None:
-    lines = histogram(np.array([1, 2, 3, 3, 4, 7, 16]))
+    sizes = np.array([1, 2, 3, 3, 4, 7, 16])
+    lines = histogram(lengths_of(lambda start, stop: sizes[start:stop], len(sizes)).by_bits)
     assert [line.split() for line in lines] == [
         ["1", "-", "1", "1", "#############"],
         ["2", "-", "3", "3", "#" * 40],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,7 @@ from scaling.core.data.open_documents import open_documents
 from scaling.core.errors import DataError
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.files import require_writable
+from scaling.transformer.data.lengths import LONGEST, lengths_of
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.data.progress import ConsoleProgress
 from scaling.transformer.data.readers import find_inputs
@@ -122,7 +125,6 @@ def inspect(
     documents = open_documents(prefix)
     if verify:
         documents.verify()
-    sizes = np.asarray(documents.sizes(), np.int64)
     typer.echo(
         f"{prefix}: {type(documents).__name__} of {documents.dtype.name}{', every byte verified' if verify else ''}"
     )
@@ -134,14 +136,18 @@ def inspect(
     if recorded is not None:
         typer.echo(f"tokenizer    SHA-256 {recorded}")
     typer.echo(f"fingerprint  {documents.fingerprint()}")
-    typer.echo(f"length       {sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}, median {int(np.median(sizes))}")
-    for line in histogram(sizes):
+    lengths = lengths_of(documents.sizes, len(documents))
+    typer.echo(
+        f"length       {lengths.smallest} to {lengths.largest}, mean {lengths.mean:.1f}, median {lengths.median}"
+        f"{' or more' if lengths.median == LONGEST else ''}"
+    )
+    for line in histogram(lengths.by_bits):
         typer.echo(f"  {line}")
     decoder = None if tokenizer is None else Tokenizer.from_file(tokenizer)
     if decoder is not None and recorded not in (None, decoder.sha256):
         typer.echo(f"note: {tokenizer} is another tokenizer than the one this data was made with")
     for index in np.unique(np.linspace(0, len(documents) - 1, samples).astype(np.int64)).tolist():
-        typer.echo(f"\ndocument {index}, {sizes[index]} tokens:")
+        typer.echo(f"\ndocument {index}, {documents.size(index)} tokens:")
         typer.echo(_text(documents.read(index, 0, 200), decoder))
 
 
@@ -197,21 +203,31 @@ def _text(tokens: np.ndarray[tuple[int, ...], np.dtype[np.integer]], decoder: To
     if decoder is None:
         return " ".join(map(str, ids))
     vocabulary = range(decoder.vocab_size)
-    return "".join(
-        decoder.decode(list(run), skip_special_tokens=False) if known else "".join(f"<token {token}>" for token in run)
-        for known, run in groupby(ids, key=vocabulary.__contains__)
+    return harmless(
+        "".join(
+            decoder.decode(list(run), skip_special_tokens=False)
+            if known
+            else "".join(f"<token {token}>" for token in run)
+            for known, run in groupby(ids, key=vocabulary.__contains__)
+        )
     )
 
 
-def histogram(sizes: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> list[str]:
-    """Return a line for each power of two up to the largest size: how many sizes lie between it and the next."""
-    bits = np.frexp(sizes.astype(np.float64))[1]  # sizes of b bits lie in [2^(b-1), 2^b)
-    counts = np.bincount(bits)
+def harmless(text: str) -> str:
+    """Return text that does nothing to a terminal: control characters but for tab and newline appear as escapes."""
+    return "".join(
+        f"\\x{ord(letter):02x}" if unicodedata.category(letter) == "Cc" and letter not in "\t\n" else letter
+        for letter in text
+    )
+
+
+def histogram(by_bits: Sequence[int]) -> list[str]:
+    """Return a line for each number of bits from the first that occurs: how many sizes there are of it."""
     lines = []
-    for bit, count in enumerate(counts.tolist()):
-        if count == 0 and not counts[:bit].any():
+    for bit, count in enumerate(by_bits):
+        if not any(by_bits[: bit + 1]):
             continue
         first, last = (0, 0) if bit == 0 else (1 << (bit - 1), (1 << bit) - 1)
-        bar = "#" * round(BAR_WIDTH * count / counts.max())
+        bar = "#" * round(BAR_WIDTH * count / max(by_bits))
         lines.append(f"{first:>10} - {last:<10} {count:>10} {bar}".rstrip())
     return lines
