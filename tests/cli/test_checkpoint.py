@@ -14,7 +14,9 @@ from scaling.cli import checkpoint
 from scaling.cli.checkpoint import app
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import Retention
+from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.search import find_newest
+from scaling.core.checkpoint.verify import read_manifest
 from scaling.core.errors import CheckpointError, ExitStatus, ScalingError, StorageError
 from scaling.transformer import TransformerArchitectureConfig, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import train_tokenizer
@@ -89,6 +91,28 @@ def test_verify_reads_every_byte(runs: Path) -> None:
     assert status(run("verify", runs / "global_step9")) == 0
     (runs / "global_step9" / "manifest.json").unlink()
     assert status(run("verify", runs / "global_step9")) == ExitStatus.USER_INPUT
+
+
+def test_verify_looks_at_the_name_of_the_folder_too(runs: Path) -> None:
+    (runs / "global_step11").rename(runs / "global_step13")
+    result = run("verify", runs / "global_step13")
+    assert status(result) == ExitStatus.USER_INPUT
+    assert "the folder is named global_step13, but it holds step 11" in result.output
+
+
+def test_what_verify_cannot_read_is_not_called_damaged(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path) -> Manifest:
+        if folder.name == "global_step10":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return read_manifest(folder)
+
+    monkeypatch.setattr(checkpoint, "read_manifest", refused)
+    result = run("verify", runs)
+    assert status(result) == ExitStatus.STORAGE
+    assert f"{runs / 'global_step10'}: CANNOT BE READ" in result.output
+    assert "DAMAGED" not in result.output
+    (runs / "global_step9" / MODEL).unlink()
+    assert status(run("verify", runs)) == ExitStatus.USER_INPUT
 
 
 @pytest.mark.parametrize("command", ["ls", "verify"])

@@ -21,7 +21,7 @@ from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.predecessor_import import import_predecessor, predecessor_step_folder
 from scaling.core.checkpoint.reader import Difference, cast, differences
 from scaling.core.checkpoint.resume import ABSENT, ChangeRules, compare
-from scaling.core.checkpoint.search import find_newest, is_step_folder
+from scaling.core.checkpoint.search import find_newest, is_step_folder, name_problems
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
 from scaling.core.errors import CheckpointError, ConfigError, ExitStatus, StorageError
 from scaling.transformer.config.root import TransformerConfig
@@ -70,14 +70,22 @@ def list_checkpoints(
 
 @app.command()
 def verify(path: Directory) -> None:
-    """Read every byte and compare it with the digests; exit with status 2 if anything is damaged or incomplete."""
-    damaged = 0
+    """Read every byte and compare it with the digests; exit with status 2 if anything is damaged or incomplete.
+
+    If something could not be read and nothing else is wrong, the status is 74.
+    """
+    damaged = unreadable = 0
     for folder in _step_folders(path):
         try:
             manifest = read_manifest(folder)
-            problems = quick_problems(folder, manifest) or _read_all(folder, manifest)
-        except (CheckpointError, OSError) as error:
+            problems = name_problems(folder, manifest) + quick_problems(folder, manifest)
+            problems = problems or _read_all(folder, manifest)
+        except CheckpointError as error:
             problems = [str(error)]
+        except OSError as error:
+            unreadable += 1
+            typer.echo(f"{folder}: CANNOT BE READ\n  {error}")
+            continue
         if problems:
             damaged += 1
             typer.echo(f"{folder}: DAMAGED")
@@ -89,6 +97,8 @@ def verify(path: Directory) -> None:
             typer.echo(f"  {name} does not belong to the checkpoint and is ignored")
     if damaged:
         raise typer.Exit(ExitStatus.USER_INPUT)
+    if unreadable:
+        raise typer.Exit(ExitStatus.STORAGE)
 
 
 @app.command()

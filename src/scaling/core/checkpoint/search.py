@@ -81,6 +81,14 @@ def find_newest(directory: Path, communicator: Communicator | None = None, *, we
     return Search(directory, None, tuple(rejected))
 
 
+def name_problems(folder: Path, manifest: Manifest) -> list[str]:
+    """Return what is wrong with the name of a step folder: it promises another step than the folder holds."""
+    named = step_of(folder.resolve())
+    if named is None or named == manifest.step:
+        return []
+    return [f"the folder is named {folder.resolve().name}, but it holds step {manifest.step}"]
+
+
 def is_step_folder(directory: Path) -> bool:
     """Return whether a path is a step folder itself rather than a directory of them."""
     return (directory / manifests.FILE_NAME).exists() or step_of(directory) is not None
@@ -104,10 +112,8 @@ def _examine(folder: Path, ranks: Communicator, *, weights_only: bool) -> tuple[
     """Read the manifest and this rank's share of the files; return it with a report for rank 0."""
     try:
         manifest = read_manifest(folder)
-        problems = quick_problems(folder, manifest) if ranks.rank == 0 else []
-        named = step_of(folder.resolve())
-        if named is not None and named != manifest.step:
-            problems.append(f"the folder is named {folder.resolve().name}, but it holds step {manifest.step}")
+        problems = name_problems(folder, manifest)
+        problems += quick_problems(folder, manifest) if ranks.rank == 0 else []
         if not problems:
             wanted = manifest.without(OPTIMIZER_PREFIX) if weights_only else manifest
             problems = file_problems(folder, manifest, share_of(wanted, ranks.rank, ranks.world_size))
