@@ -13,14 +13,11 @@ the ratio means anything. What is read back is compared with what was saved.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import shutil
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from reporting import begin, publish
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -150,27 +148,19 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="an empty folder on the disk to measure; default: a temporary one")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    command = " ".join(["python3", *sys.argv])
+    report = begin()
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         options.dir = folder
         seconds = measure(options)
     size = options.tensors * options.rows * options.columns * 4
-    report: dict[str, Any] = {
-        "command": command,
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
-        "bytes": size,
-        "ranks": options.ranks,
-    }
+    report |= {"bytes": size, "ranks": options.ranks}
     for name, values in seconds.items():
         median = statistics.median(values)
         report[name] = {"seconds": median, "bytes_per_second": size / median}
     for what in ("save", "load"):
         ratios = [b / a for a, b in zip(seconds[f"scaling {what}"], seconds[f"torch {what}"], strict=True)]
         report[f"{what}_speed_relative_to_torch"] = statistics.median(ratios)
-    text = json.dumps(report, indent=2)
-    if options.json:
-        options.json.write_text(text + "\n")
-    print(text)
+    publish(report, options.json)
 
 
 if __name__ == "__main__":

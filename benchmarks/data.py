@@ -13,12 +13,9 @@ slices as many rows out of a NumPy memory map.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reporting import begin, publish
 
 from scaling.core import (
     BaseDataset,
@@ -119,10 +117,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="where to make the files; default: a temporary folder")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    report: dict[str, Any] = {
-        "command": " ".join(["python3", *sys.argv]),
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "numpy": np.__version__},
-    }
+    report = begin()
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         prefixes = [Path(folder, f"source_{number}") for number in range(options.sources)]
         for number, prefix in enumerate(prefixes):
@@ -153,10 +148,7 @@ def main() -> None:
         "samples_per_second": statistics.median(own for own, _ in pairs),
         "reading_speed_relative_to_slicing": statistics.median(own / plain for own, plain in pairs),
     }
-    text = json.dumps(report, indent=2)
-    if options.json:
-        options.json.write_text(text + "\n")
-    print(text)
+    publish(report, options.json)
 
 
 if __name__ == "__main__":

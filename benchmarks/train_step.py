@@ -11,10 +11,8 @@ is data parallel only (DistributedDataParallel for several processes).
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import resource
 import socket
 import statistics
@@ -28,6 +26,7 @@ from typing import Any
 
 import torch
 from bare_loop import BareModel
+from reporting import begin, publish
 from torch import Tensor
 
 from scaling.core import Axis, LaunchContext, MicroBatch, Optimizer, ParallelModule, Topology
@@ -239,14 +238,10 @@ def main() -> None:
 
     tokens_per_step = topology.global_batch_size * config.transformer_architecture.sequence_length
     operations = flops_per_token(config.transformer_architecture) * tokens_per_step
-    report: dict[str, Any] = {
-        "command": " ".join(["python3", *sys.argv]),
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
+    report = begin() | {
         "layout": {axis.value: topology.layout.size(axis) for axis in Axis},
         "matrix_product_flops_per_second": rate,
     }
-    if torch.cuda.is_available():
-        report["machine"]["gpu"] = torch.cuda.get_device_name()
     for name in names:
         median = statistics.median(seconds[name])
         report[name] = {
@@ -262,10 +257,7 @@ def main() -> None:
         report["memory_relative_to_bare"] = (
             report["scaling"]["peak_memory_bytes_per_process"] / report["bare"]["peak_memory_bytes_per_process"]
         )
-    text = json.dumps(report, indent=2)
-    if options.json:
-        options.json.write_text(text + "\n")
-    print(text)
+    publish(report, options.json)
 
 
 if __name__ == "__main__":
