@@ -1,1 +1,1 @@
-"""Part of the engine: checkpoint."""
+"""Checkpoints: boxes of named tensors in files with digests, saved by one rename, found and loaded in any layout."""

@@ -1,1 +1,1 @@
-"""Part of the engine: data."""
+"""Data: token files, mixtures, the order of samples as a function of their position, and the loader."""

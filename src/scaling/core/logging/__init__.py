@@ -1,1 +1,1 @@
-"""Part of the engine: logging."""
+"""What a run tells: log lines, metrics and where they go, its state and its origin."""

@@ -1,1 +1,1 @@
-"""Part of the engine: nn."""
+"""Layers whose weights may be cut over the model axis, described parameter by parameter."""

@@ -1,1 +1,1 @@
-"""Part of the engine: optimizer."""
+"""The optimizer: gradients reduced in buckets, one fused update of each rank's shard (ZeRO-1), schedules, scaling."""

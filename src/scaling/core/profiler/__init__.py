@@ -1,1 +1,1 @@
-"""Part of the engine: profiler."""
+"""A timeline of what a process does."""

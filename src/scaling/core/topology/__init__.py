@@ -1,1 +1,1 @@
-"""Part of the engine: topology."""
+"""Where a process stands: layout, launcher, rendezvous, device, process groups and random streams."""

@@ -1,1 +1,1 @@
-"""Part of the engine: trainer."""
+"""The training loop: resume, train, log, evaluate, save, leave when asked."""
