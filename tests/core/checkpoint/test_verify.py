@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scaling.core.checkpoint import verify
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.disk import open_regular
+from scaling.core.checkpoint.header import read_header
 from scaling.core.checkpoint.manifest import FileEntry, Manifest
 from scaling.core.checkpoint.search import find_newest
 from scaling.core.checkpoint.verify import read_manifest, share_of, strange_files
@@ -53,10 +54,11 @@ def rejection(directory: Path) -> str:
 def test_one_flipped_bit_anywhere_is_noticed_and_named(original: Path, tmp_path: Path) -> None:
     source = original / "global_step2"
     manifest = read_manifest(source)
-    holders = {
-        name: {tensor for tensor, entry in manifest.tensors.items() if any(part.file == name for part in entry.parts)}
-        for name in manifest.files
-    }
+    contents = manifest.keys_of_files()
+    slots = {}
+    for name in manifest.files:
+        with (source / name).open("rb") as file:
+            slots[name] = read_header(file, manifest.files[name].bytes).slots
     folder = Path(shutil.copytree(source, tmp_path / "global_step2"))
     names = sorted(path.name for path in folder.iterdir())
     sizes = [(folder / name).stat().st_size for name in names]
@@ -70,7 +72,12 @@ def test_one_flipped_bit_anywhere_is_noticed_and_named(original: Path, tmp_path:
         reason = find_newest(folder).rejected[0].reason
         assert name in reason, (name, position)
         if name != "manifest.json":
-            assert any(tensor in reason for tensor in holders[name]), (name, position, reason)
+            hit = [key for key, slot in slots[name].items() if slot.start <= position < slot.stop]
+            if hit:
+                tensor, _, part = contents[name][hit[0]]
+                assert reason == f"{name}: the data of {tensor} {part.box} is damaged"
+            else:  # the header, with which all of its tensors are lost
+                assert any(tensor in reason for tensor, _, _ in contents[name].values()), (name, position, reason)
         data[position] = (source / name).read_bytes()[position]
         (folder / name).write_bytes(data)
     assert find_newest(folder).found is not None
