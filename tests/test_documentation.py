@@ -16,8 +16,7 @@ from torch import Tensor, nn
 import scaling.core
 from examples.mlp_example.config import MLPConfig
 from scaling.cli.main import SUB_COMMANDS
-from scaling.core import Checkpointer, GlobalTensor, Topology
-from scaling.core.checkpoint.boxes import Box
+from scaling.core import Topology
 from scaling.core.config.explain import sections_of
 from scaling.transformer.config.root import TransformerConfig
 
@@ -142,15 +141,6 @@ def test_the_layer_of_the_readme_works() -> None:
     exec(blocks(REPOSITORY / "README.md", "python")[0], names)
     layer = names["Hidden"](8, Topology.single())
     assert layer(torch.ones(2, 8)).shape == (2, 8)
-
-
-def test_a_checkpoint_is_read_without_this_library_as_its_page_says(tmp_path: Path) -> None:
-    whole = torch.arange(24.0).view(4, 6)
-    parts = [(Box((0, 0), (4, 2)), whole[:, :2]), (Box((0, 2), (4, 4)), whole[:, 2:])]
-    Checkpointer(tmp_path).save(3, [GlobalTensor("weight", (4, 6), parts)], {})
-    names: dict[str, Any] = {}
-    exec(blocks(REPOSITORY / "docs/checkpoint_format.md", "python")[0], names)
-    assert names["read"](tmp_path / "global_step3", "weight").tolist() == whole.tolist()
 
 
 def test_every_command_is_shown_somewhere() -> None:

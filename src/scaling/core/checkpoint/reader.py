@@ -154,15 +154,24 @@ def _compare(name: str, from_a: CheckpointReader, from_b: CheckpointReader) -> D
     elements, absolute, relative = 0, 0.0, 0.0
     for box in whole(first.shape).cut(COMPARED_ELEMENTS):
         a, b = (_comparable(reader.read(name, box)) for reader in (from_a, from_b))
-        unequal = (a != b) & ~(a.isnan() & b.isnan())
-        count = int(unequal.sum())
-        if count:
-            distance = (a[unequal] - b[unequal]).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
-            larger = torch.maximum(a[unequal].abs(), b[unequal].abs())
-            elements += count
-            absolute = max(absolute, float(distance.max()))
-            relative = max(relative, float((distance / larger).nan_to_num(nan=float("inf"), posinf=float("inf")).max()))
+        count, farthest, proportion = _distances(a, b)
+        elements, absolute, relative = elements + count, max(absolute, farthest), max(relative, proportion)
     return Difference(name, note, elements, absolute, relative)
+
+
+def _distances(a: Tensor, b: Tensor) -> tuple[int, float, float]:
+    """Return how many elements differ, and their largest absolute and relative distance."""
+    distance = (a - b).abs_()
+    if not distance.sum().isfinite():  # NaN or infinity somewhere: only the elements that differ count
+        unequal = (a != b) & ~(a.isnan() & b.isnan())
+        if not unequal.any():
+            return 0, 0.0, 0.0
+        a, b = a[unequal], b[unequal]
+        distance = (a - b).abs_().nan_to_num_(nan=float("inf"), posinf=float("inf"))
+    larger = torch.maximum(a.abs(), b.abs())
+    count, farthest = int(distance.count_nonzero()), float(distance.max())
+    distance.div_(larger.clamp_min_(torch.finfo(larger.dtype).tiny))
+    return count, farthest, float(distance.nan_to_num_(nan=float("inf"), posinf=float("inf")).max())
 
 
 def _comparable(tensor: Tensor) -> Tensor:
