@@ -75,6 +75,15 @@ def test_dropped_probabilities_are_left_out_and_the_rest_scaled() -> None:
     close(out, dense.attend(q, k, v, scale=0.5, causal=True, documents=documents, keep=keep.double() / 0.75))
 
 
+def test_attention_is_nothing_where_all_probabilities_are_dropped() -> None:
+    q, k, v = projections()
+    keep = torch.zeros(3, 4, 8, 8, dtype=torch.bool)
+    out = spelled_out(q, k, v, DocumentMasks(causal=True)(None), scale=0.5, keep=keep, probability=1.0)
+    backward(out, torch.ones_like(out))
+    for tensor in (out, *map(gradient_of, (q, k, v))):
+        assert not tensor.any()
+
+
 @KERNELS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_on_a_cpu_is_float32_rounded_once(kernel: object, dtype: torch.dtype) -> None:

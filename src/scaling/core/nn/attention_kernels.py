@@ -101,7 +101,9 @@ def spelled_out(
         scores = scores.masked_fill(~mask, -torch.inf)
     probabilities = scores.softmax(dim=-1)
     if keep is not None:
-        probabilities = probabilities * keep / (1.0 - probability)
+        probabilities = probabilities * keep
+        if probability < 1.0:  # else nothing stays, and nothing can be scaled up to make up for it
+            probabilities = probabilities / (1.0 - probability)
     return (probabilities @ v).transpose(1, 2).to(q_BSHD.dtype)
 
 
