@@ -22,7 +22,8 @@ class SyntheticText(BaseDataset[TextSample]):
     """Sequences of random tokens, each a pure function of its index.
 
     Most are several documents of random length. One in five ends early and is padded; one in seven is all padding, so
-    that there are micro-batches in which nothing counts.
+    that there are micro-batches in which nothing counts. However short sequences are, some documents have two tokens:
+    one to go in and one to be predicted.
     """
 
     length: int
@@ -43,10 +44,10 @@ class SyntheticText(BaseDataset[TextSample]):
         if index % _EMPTY_EVERY == _EMPTY_EVERY - 1:
             used = 0
         elif index % _SHORT_EVERY == _SHORT_EVERY - 1:
-            used = int(stream.integers(2, total))
+            used = int(stream.integers(min(2, total - 1), total))
         spans, place, document = [], 0, 0
         while place < used:
-            taken = min(int(stream.integers(1, max(2, total // 2))), used - place)
+            taken = min(int(stream.integers(1, max(3, total // 2))), used - place)
             spans.append(Span(document, 0, taken))
             place, document = place + taken, document + 1
         return TextSample(tokens, tuple(spans), "synthetic data")

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import pytest
+
+from scaling.transformer import TransformerConfig
+from scaling.transformer.verify.recipe import synthetic_text
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16])
+def test_something_is_predicted_however_short_the_sequences_are(length: int) -> None:
+    sections = {"transformer_architecture": {"vocab_size": 5, "sequence_length": length}}
+    text = synthetic_text(TransformerConfig.from_dict(sections), 70)
+    samples = [text[index] for index in range(len(text))]
+    batch = text.collate(samples, range(len(samples)), [True] * len(samples))
+    counted = batch.targets.loss_weights.sum(dim=1)
+    assert counted.sum() >= 20
+    assert not counted[6::7].any()  # all padding
