@@ -53,6 +53,14 @@ class Numbers(BaseDataset[Sample]):
         return "numbers"
 
 
+class Nothing(Numbers):
+    """Samples of which none counts."""
+
+    def __getitem__(self, index: int) -> Sample:
+        inputs, targets = super().__getitem__(index)
+        return inputs, targets * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+
+
 class BiasOnEveryRank(nn.Module):
     """A row-parallel linear as one writes it by mistake: each rank adds the bias to its part of the sum."""
 
@@ -95,6 +103,17 @@ class Dying(nn.Module):
         return x
 
 
+class NotANumber(nn.Module):
+    """A layer whose output, or only its gradient, is not a number."""
+
+    def __init__(self, *, gradient_only: bool) -> None:
+        super().__init__()
+        self.gradient_only = gradient_only
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x * 0.0).sqrt() if self.gradient_only else x * torch.nan
+
+
 class ByRank(nn.Module):
     """A layer that fills its parameter with other numbers on each data rank."""
 
@@ -127,6 +146,8 @@ def layers(
         "": [],
         "failing": [LayerSpec(Failing)],
         "dying": [LayerSpec(Dying, topology)],
+        "not a number": [LayerSpec(NotANumber, gradient_only=False)],
+        "no gradient number": [LayerSpec(NotANumber, gradient_only=True)],
         "by rank": [LayerSpec(ByRank, topology)],
         "only in parallel": [LayerSpec(ByRank, topology)] if topology.layout.world_size > 1 else [],
     }

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from scaling.core import ConfigError, ScalingError, verify_layout
-from tests.core.verify.regression import layout, recipe
+from tests.core.verify.regression import Nothing, layout, recipe
 
 verify = partial(verify_layout, timeout=60.0)
 
@@ -104,6 +104,23 @@ def test_a_process_that_ends_is_reported() -> None:
 def test_layouts_of_different_batches_are_refused() -> None:
     with pytest.raises(ConfigError, match="different global batches"):
         verify(recipe(), layout(data=2), layout())
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("not a number", "the loss of step 1 is nan in both"),
+        ("no gradient number", "the gradient norm of step 1 is nan in both"),
+    ],
+)
+def test_numbers_that_are_not_finite_prove_nothing(extra: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        verify(recipe(extra=extra), layout(data=2))
+
+
+def test_steps_without_anything_that_counts_prove_nothing() -> None:
+    with pytest.raises(ConfigError, match="no sample of the 2 steps counts"):
+        verify(replace(recipe(), training=Nothing(50)), layout(data=2), steps=2)
 
 
 def test_at_least_one_step_is_needed() -> None:

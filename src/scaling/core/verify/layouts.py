@@ -137,6 +137,11 @@ def verify_layout(
             pair.prepare()
             for step in range(1, steps + 1):
                 pair.step(step)
+            if not pair.counted:
+                raise ConfigError(
+                    f"no sample of the {steps} steps counts (their weight in the loss is 0), which proves nothing; "
+                    "compare more steps, or train on other data"
+                )
             pair.evaluate(steps)
         except _Parted as parted:
             parting = parted.parting
@@ -171,6 +176,8 @@ class _Pair:
         self._progress = progress
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.digest: str | None = None
+        self.counted = 0.0
+        """Weight of all samples so far."""
         self.worst: dict[Quantity, Gap] = {}
 
     @property
@@ -189,10 +196,13 @@ class _Pair:
         """Train on one global batch and compare all it produces, in the order in which it is produced."""
         self._progress(f"step {step}")
         tested, reference = (answers[0] for answers in self._both("step", step))
+        _require_finite("loss", step, tested.loss, reference.loss)
         loss = _gap("loss", step, tested.loss, reference.loss)
         if not self._accepted(loss):
             raise _Parted(Parting(loss, parameters=self._causes(step)))
+        _require_finite("gradient norm", step, tested.gradient_norm, reference.gradient_norm)
         self._compare_tensors("gradients", "gradients", step)
+        self.counted += reference.weight
         norm = _gap("gradient norm", step, tested.gradient_norm, reference.gradient_norm)
         if not self._accepted(norm):
             raise _Parted(Parting(norm, "every gradient agrees, so the norm is computed wrongly"))
@@ -202,6 +212,7 @@ class _Pair:
         """Compare the loss over the evaluation set, where there is one."""
         tested, reference = (answers[0] for answers in self._both("evaluate"))
         if reference is not None:
+            _require_finite("evaluation loss", step, tested, reference)
             gap = _gap("evaluation loss", step, tested, reference)
             if not self._accepted(gap):
                 raise _Parted(Parting(gap, "every weight agrees, so samples are counted differently"))
@@ -265,6 +276,15 @@ class _Pair:
     def _note(self, gap: Gap) -> None:
         if gap.quantity not in self.worst or gap.relative > self.worst[gap.quantity].relative:
             self.worst[gap.quantity] = gap
+
+
+def _require_finite(quantity: Quantity, step: int, *values: float) -> None:
+    """Refuse what is finite in neither layout: it would agree whatever the layouts do."""
+    if not any(math.isfinite(value) for value in values):
+        raise ConfigError(
+            f"the {quantity} of step {step} is {values[0]} in both layouts, which proves nothing; lower the learning "
+            "rate, or look for the layer whose numbers are not finite"
+        )
 
 
 def _gap(quantity: Quantity, step: int, actual: float, expected: float) -> Gap:
