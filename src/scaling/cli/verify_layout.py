@@ -14,7 +14,7 @@ import typer
 from scaling.core import ConfigError, ExitStatus, LayoutReport, Parting, Recipe, TopologyConfig, verify_layout
 from scaling.transformer import TransformerConfig, layer_specs, load_datasets, prepare_data
 from scaling.transformer.config.environment import data_sets_exist
-from scaling.transformer.verify.recipe import LayerFunction, at_full_rate, recipe_of, synthetic_text
+from scaling.transformer.verify.recipe import LayerFunction, comparable, recipe_of, synthetic_text
 from scaling.transformer.verify.shrink import PROCESSES, differences, shrunk
 
 _VOCABULARY = 1001  # where the tokenizer would say: divisible by no usual number of ranks
@@ -73,7 +73,7 @@ def verify(
         "transformer_architecture.masked_softmax.kernel=torch",
         "topology.device=cpu",
     ]
-    wanted = at_full_rate(TransformerConfig.from_yaml(config, [*(overrides or ()), *exact]))
+    wanted = comparable(TransformerConfig.from_yaml(config, [*(overrides or ()), *exact]))
     _check(wanted)
     function = layer_specs if layers is None else _function(layers)
     sizes = reference_of(wanted, against or ())
@@ -220,4 +220,4 @@ def _introduction(
         yield f"shrunk     {', '.join(changed)}"
     samples = used.topology.global_batch_size
     yield f"data       {'as configured' if real_data else 'synthetic'}, {samples} samples a step"
-    yield f"numbers    {precision}, learning rates at their peak"
+    yield f"numbers    {precision}, learning rates at their peak, eps {used.optimizer.eps:g}"

@@ -20,6 +20,9 @@ from scaling.transformer.model import layer_specs
 from scaling.transformer.train import group_patterns
 from scaling.transformer.verify.synthetic import SyntheticText
 
+LEAST_EPS = 1e-3
+"""In float32, gradients agree to some 1e-6 of the largest; weights then agree to 1e-5 at usual learning rates."""
+
 LayerFunction = Callable[..., Sequence[LayerSpec]]
 """Called as `layer_specs(architecture, topology, seed=seed)`."""
 
@@ -59,8 +62,13 @@ def synthetic_text(config: TransformerConfig, samples: int, *, seed: int = 0) ->
     return SyntheticText(samples, architecture.sequence_length, collator, seed)
 
 
-def at_full_rate(config: TransformerConfig) -> TransformerConfig:
-    """Return the configuration with constant learning rates: without warm-up, the first steps move the weights."""
+def comparable(config: TransformerConfig) -> TransformerConfig:
+    """Return the configuration with updates that move the weights and can be compared.
+
+    Learning rates are constant: without warm-up, the first steps move the weights. `optimizer.eps` is above the
+    rounding: AdamW would scale a gradient that is nothing but rounding up to a step of the learning rate, and some are
+    (the bias of the keys, which the softmax does not feel).
+    """
     groups = [
         group.model_copy(
             update={
@@ -71,7 +79,8 @@ def at_full_rate(config: TransformerConfig) -> TransformerConfig:
         )
         for group in config.training_groups
     ]
-    return config.model_copy(update={"training_groups": groups})
+    optimizer = config.optimizer.model_copy(update={"eps": max(config.optimizer.eps, LEAST_EPS)})
+    return config.model_copy(update={"training_groups": groups, "optimizer": optimizer})
 
 
 def _layers(

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from scaling.core import verify_layout
+from scaling.transformer import TransformerConfig
+from scaling.transformer.verify.recipe import comparable, recipe_of
+
+SIZES = {"model_parallel_size": 2, "pipe_parallel_size": 1, "data_parallel_size": 1}
+# Without positions the softmax does not feel the bias of the keys: its gradient is rounding alone.
+MODEL = {"vocab_size": 49, "hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "sequence_length": 16}
+
+
+@pytest.mark.parametrize(("precision", "rate"), [("float64", 0.1), ("float32", 0.003)])
+def test_gradients_that_are_nothing_but_rounding_do_not_part_layouts(precision: str, rate: float) -> None:
+    sections = {
+        "topology": {**SIZES, "micro_batch_size": 2, "gradient_accumulation_steps": 2},
+        "transformer_architecture": {**MODEL, "relative_position_embedding_type": "none", "precision": precision},
+        "learning_rate_scheduler": {"learning_rate": rate, "learning_rate_warmup_steps": 1000},
+    }
+    config = comparable(TransformerConfig.from_dict(sections))
+    report = verify_layout(recipe_of(config), config.topology, steps=2, timeout=60.0)
+    assert report.agrees, report.parting
+
+
+def test_a_larger_eps_stays() -> None:
+    assert comparable(TransformerConfig.from_dict({"optimizer": {"eps": 0.01}})).optimizer.eps == 0.01
