@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.core.checkpoint.boxes import Box, boxes_of_flat_range, first_overlap, uncovered, whole
+from scaling.core.checkpoint.boxes import Box, boxes_of_flat_range, first_overlap, follow_each_other, uncovered, whole
 from scaling.core.errors import LayoutError
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)
@@ -119,6 +119,32 @@ def test_flat_shards_of_column_slices_cover_a_tensor_exactly(
                 boxes.append(Box(offset, box.shape))
     assert first_overlap(boxes) is None
     assert uncovered(whole(shape), boxes) == []
+    if dim == 0 or len(edges) == 2:  # a flat range of whole rows is one of the tensor
+        assert follow_each_other(shape, data.draw(st.permutations(boxes)))
+
+
+@PROPERTY
+@given(shapes, st.integers(1, 6), st.data())
+def test_boxes_that_follow_each_other_cover_a_tensor_exactly(
+    shape: tuple[int, ...], count: int, data: st.DataObject
+) -> None:
+    edges = sorted(data.draw(st.lists(st.integers(0, prod(shape)), max_size=count)))
+    ranges = pairwise([0, *edges, prod(shape)])
+    boxes = [box for start, stop in ranges for box, _ in boxes_of_flat_range(shape, start, stop)]
+    assert follow_each_other(shape, data.draw(st.permutations(boxes)))
+    changed = [*boxes, data.draw(boxes_within(shape))] if data.draw(st.booleans()) else boxes[:-1]
+    changed = [box for box in changed if box.size]
+    assert follow_each_other(shape, changed) <= bool((mask(shape, changed) == 1).all())
+
+
+@PROPERTY
+@given(shapes, st.data())
+def test_a_box_lies_in_a_shape_or_reaches_beyond_it(shape: tuple[int, ...], data: st.DataObject) -> None:
+    assert data.draw(boxes_within(shape)).lies_in(shape)
+    for dim, length in enumerate(shape):
+        start = tuple(length if index == dim else 0 for index in range(len(shape)))
+        assert not Box(start, (1,) * len(shape)).lies_in(shape)
+    assert not Box((0, *shape), (1, *shape)).lies_in(shape)
 
 
 def test_the_overlap_search_is_fast_where_a_tensor_is_cut_a_thousandfold() -> None:

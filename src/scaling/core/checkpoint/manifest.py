@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
-from scaling.core.checkpoint.boxes import Box, first_overlap, uncovered, whole
+from scaling.core.checkpoint.boxes import Box, first_overlap, follow_each_other, uncovered, whole
 from scaling.core.checkpoint.header import ITEM_BYTES, tensor_bytes, unique_keys
 from scaling.core.errors import CheckpointError
 
@@ -189,14 +189,15 @@ def json_text(value: Json, what: str) -> str:
 
 
 def _cover_problems(name: str, entry: TensorEntry) -> list[str]:
-    target = whole(entry.shape)
     for part in entry.parts:
-        fits = len(part.box.shape) == len(entry.shape) and part.box.intersect(target) == part.box
-        if part.box.size and not fits:
-            return [f"{name} {list(entry.shape)} has a part {part.box} in {part.file} that is not within it"]
         if part.box.size == 0:
             return [f"{name} {list(entry.shape)} has an empty part {part.box} in {part.file}"]
+        if not part.box.lies_in(entry.shape):
+            return [f"{name} {list(entry.shape)} has a part {part.box} in {part.file} that is not within it"]
     boxes = [part.box for part in entry.parts]
+    if follow_each_other(entry.shape, boxes):
+        return []
+    target = whole(entry.shape)
     if pair := first_overlap(boxes):
         a, b = (entry.parts[index] for index in pair)
         return [f"{name} {list(entry.shape)} has parts that overlap: {a.box} in {a.file} and {b.box} in {b.file}"]
@@ -211,12 +212,12 @@ def _tensor(row: Any) -> TensorEntry:
     dtype = _text(row["dtype"])
     if dtype not in ITEM_BYTES:
         raise ValueError(f"unknown data type {dtype!r}")
-    parts = tuple(
-        Part(Box(_numbers(part["offset"]), _numbers(part["shape"])), _file(part["file"]), _text(part["key"]), digest)
-        for part in row["parts"]
-        for digest in (_sha256(part["sha256"]),)
-    )
-    return TensorEntry(_numbers(row["shape"]), dtype, parts)
+    return TensorEntry(_numbers(row["shape"]), dtype, tuple(_part(part) for part in row["parts"]))
+
+
+def _part(row: Any) -> Part:
+    box = Box(_numbers(row["offset"]), _numbers(row["shape"]))
+    return Part(box, _file(row["file"]), _text(row["key"]), _sha256(row["sha256"]))
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -234,7 +235,10 @@ def _count(value: Any) -> int:
 def _numbers(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or len(value) > MAX_DIMENSIONS:
         raise ValueError(f"expected at most {MAX_DIMENSIONS} numbers, found {value!r}")
-    return tuple(_count(number) for number in value)
+    for number in value:
+        if type(number) is not int or not 0 <= number < 2**62:
+            _count(number)
+    return tuple(value)
 
 
 def _text(value: Any) -> str:
