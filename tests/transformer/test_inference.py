@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -177,6 +179,15 @@ def _play(monkeypatch: pytest.MonkeyPatch, script: Sequence[int]) -> Iterator[in
         (lambda model: model.generate(1, input_tokens=[]), "the prompt is empty"),
         (lambda model: model.generate(1, input_tokens=[67]), "token 67, outside the vocabulary of 67"),
         (lambda model: model.generate(1, input_tokens=[-1]), "token -1, outside the vocabulary of 67"),
+        (lambda model: model.generate(-1, input_tokens=[1]), r"max_tokens \(-1\) must be at least 0"),
+        (lambda model: model.generate(1, input_tokens=[1], seed=2**64), "seed .* must be .* below 2\\^64"),
+        (lambda model: next(model.stream([])), "the prompt is empty"),
+        (lambda model: next(model.stream([67])), "token 67, outside the vocabulary of 67"),
+        (lambda model: model.logits(torch.tensor([1, 2])), r"shape \[2\] and type torch.int64"),
+        (lambda model: model.logits(torch.tensor([[1.0]])), r"shape \[1, 1\] and type torch.float32"),
+        (lambda model: model.logits(torch.tensor([[67]])), "token 67, outside the vocabulary of 67"),
+        (lambda model: model.log_likelihood(torch.tensor([[1, -1]])), "token -1, outside the vocabulary of 67"),
+        (lambda model: Sampling(temperature=math.nan), r"temperature \(nan\) must be at least 0"),
         (lambda model: Sampling(temperature=-1.0), r"temperature \(-1.0\) must be at least 0"),
         (lambda model: Sampling(top_k=0), r"top_k \(0\) must be at least 1"),
         (lambda model: Sampling(top_p=0.0), r"top_p \(0.0\) must be above 0 and at most 1"),
@@ -188,6 +199,17 @@ def test_what_cannot_be_asked_gets_a_message(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         call(model)
+
+
+def test_a_model_that_sees_what_comes_does_not_continue_texts() -> None:
+    config = TransformerArchitectureConfig.from_dict({"vocab_size": 7, "hidden_size": 16, "causal": False})
+    with pytest.raises(ConfigError, match="causal false"):
+        TransformerInferenceModule(config).generate(1, input_tokens=[1])
+
+
+def test_a_prompt_may_be_an_array(model: TransformerInferenceModule) -> None:
+    prompts: list[Any] = [[3, 4], (3, 4), np.array([3, 4]), torch.tensor([3, 4])]
+    assert len({tuple(model.generate(4, input_tokens=prompt).completion_tokens) for prompt in prompts}) == 1
 
 
 @pytest.mark.parametrize(
@@ -243,6 +265,14 @@ def test_only_what_is_kept_is_drawn(values: list[float], seed: int, k: int) -> N
     drawn = choose(logits, Sampling(temperature=0.7, top_k=k, top_p=0.9), torch.Generator().manual_seed(seed))
     assert logits[0, drawn] >= sorted(values, reverse=True)[: min(k, len(values))][-1]
     assert choose(logits, Sampling()) == logits.argmax()
+
+
+@pytest.mark.parametrize("sampling", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 5e-324}])
+def test_what_leaves_one_token_takes_the_most_likely(sampling: dict[str, Any]) -> None:
+    logits = torch.tensor([[-30.0, 90.0, 80.0, 89.5], [2.0, 2.5, 2.0, 1.0]])
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        assert torch.equal(choose(logits, Sampling(**{"temperature": 1.0, **sampling}), generator), logits.argmax(-1))
 
 
 def test_draws_follow_the_probabilities() -> None:

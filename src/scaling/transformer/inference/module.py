@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +106,12 @@ class TransformerInferenceModule:
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
         """Return the logits [b, s, vocabulary] of token ids int64 [b, s]; each row is one document."""
-        return self._run(input_ids, first=0)
+        return self._run(self._known(input_ids), first=0)
 
     @torch.no_grad()
     def log_likelihood(self, input_ids: Tensor) -> Tensor:
         """Return log p(token | tokens before it) of all but the first token, [b, s - 1] in at least float32."""
-        logits = self.logits(input_ids[:, :-1])
+        logits = self.logits(self._known(input_ids)[:, :-1])
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return wide.log_softmax(dim=-1).gather(-1, input_ids[:, 1:].unsqueeze(-1).to(wide.device)).squeeze(-1)
 
@@ -128,6 +129,8 @@ class TransformerInferenceModule:
 
         The default stops at the end of the document and takes the most likely token each time.
         """
+        if max_tokens < 0:
+            raise ConfigError(f"max_tokens ({max_tokens}) must be at least 0")
         tokens: list[int] = []
         stop = self._stop_tokens(stop_tokens)
         prompt = self._prompt(input_text, input_tokens)
@@ -143,6 +146,13 @@ class TransformerInferenceModule:
         self, prompt: Sequence[int], *, sampling: Sampling | None = None, seed: int | None = None
     ) -> Iterator[int]:
         """Yield new tokens one by one, without end; keys and values of earlier tokens are kept, not computed again."""
+        if not self.config.causal:
+            raise ConfigError(
+                "this model has been trained with transformer_architecture.causal false, to see the tokens after the "
+                "one it predicts, so it cannot continue a text; use logits or log_likelihood"
+            )
+        if seed is not None and not -(2**63) <= seed < 2**64:
+            raise ConfigError(f"seed ({seed}) must be at least -2^63 and below 2^64")
         sampling = sampling or Sampling()
         generator = torch.Generator(device=self._topology.device)
         if seed is None:
@@ -151,7 +161,7 @@ class TransformerInferenceModule:
             generator.manual_seed(seed)
         attentions = [module for module in self.module.modules() if isinstance(module, ParallelSelfAttention)]
         caches = [KeyValueCache() for _ in attentions]
-        first, tokens = 0, list(prompt)
+        first, tokens = 0, self._prompt(None, prompt)
         while True:
             for attention, cache in zip(attentions, caches, strict=True):
                 attention.cache = cache
@@ -223,12 +233,27 @@ class TransformerInferenceModule:
             if self.tokenizer is None:
                 raise ConfigError("this checkpoint has no tokenizer beside it; give the prompt as input_tokens")
             tokens = self.tokenizer.encode(text or "")
+        tokens = [operator.index(token) for token in tokens]
         if not tokens:
             raise ConfigError("the prompt is empty; give at least one token")
         outside = [token for token in tokens if not 0 <= token < (self.config.vocab_size or 0)]
         if outside:
             raise ConfigError(f"the prompt has token {outside[0]}, outside the vocabulary of {self.config.vocab_size}")
-        return list(tokens)
+        return tokens
+
+    def _known(self, input_ids: Tensor) -> Tensor:
+        """Return token ids [b, s] that the model has embeddings for."""
+        if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise ConfigError(
+                f"input_ids has shape {list(input_ids.shape)} and type {input_ids.dtype}; give token ids, int64 "
+                "[batch, sequence]"
+            )
+        outside = input_ids[(input_ids < 0) | (input_ids >= self.config.vocab_size)]
+        if outside.numel():
+            raise ConfigError(
+                f"input_ids has token {int(outside[0])}, outside the vocabulary of {self.config.vocab_size}"
+            )
+        return input_ids
 
     def _stop_tokens(self, given: Sequence[int] | None) -> set[int]:
         if given is not None:

@@ -22,7 +22,7 @@ class Sampling:
     """Draw from the fewest tokens whose probabilities add up to p (arXiv:1904.09751). None: off."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise ConfigError(f"temperature ({self.temperature}) must be at least 0; 0 takes the most likely token")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k ({self.top_k}) must be at least 1; leave it out to draw from all tokens")
@@ -51,7 +51,9 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     """Return one token id per row of logits [b, v], int64 [b]."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float() / sampling.temperature
+    logits = logits.float()
+    # Seen from the largest, and with a temperature that float32 can divide by, no quotient is too large.
+    logits = (logits - logits.max(dim=-1, keepdim=True).values) / max(sampling.temperature, 1e-30)
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:
