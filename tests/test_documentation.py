@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import scaling.core
 from examples.mlp_example.config import MLPConfig
+from examples.transformer_example.run import next_commands
 from scaling.cli.main import SUB_COMMANDS
 from scaling.core import Topology
 from scaling.core.config.explain import sections_of
@@ -119,6 +120,34 @@ def test_commands_and_their_options_exist(path: Path) -> None:
     for words in commands(path):
         given = {word for word in words if re.fullmatch(r"--[a-z-]+", word)}
         assert given <= options_of(words), words
+
+
+def trainings(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield configuration and settings of every command with the configuration of an example."""
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        for found in re.finditer(r"(examples/\w+/config\.yml)((?: +[\w.]+=\S+)*)", line):
+            yield found[1], found[2].split()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_trainings_that_are_shown_are_accepted(path: Path) -> None:
+    for name, settings in trainings(path.read_text()):
+        configuration = MLPConfig if "mlp_example" in name else TransformerConfig
+        configuration.from_yaml(REPOSITORY / name, settings)
+
+
+def test_the_training_that_the_first_command_ends_with_is_accepted() -> None:
+    shown = list(trainings(next_commands("examples/transformer_example/config.yml", Path("runs/first"))))
+    assert len(shown) == 1
+    for name, settings in shown:
+        TransformerConfig.from_yaml(REPOSITORY / name, settings)
+        assert settings
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_settings_that_are_shown_in_a_block_are_accepted(path: Path) -> None:
+    for block in blocks(path, "yaml"):
+        TransformerConfig.from_str(block)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page)

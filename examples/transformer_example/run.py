@@ -12,13 +12,14 @@ from pathlib import Path
 from scaling.core import ConfigError, ExitStatus, run_process
 from scaling.transformer import Sampling, TransformerInferenceModule, launch_training
 
+PROGRAM = "examples.transformer_example.run"
 PROMPTS = ("def ", "import ", "The following")
 
 
 def main() -> int:
     """Train through the runner; then, in this process, continue a few prompts with the model."""
-    if len(sys.argv) < 2:
-        raise ConfigError("name a configuration: python3 -m examples.transformer_example.run CONFIG [KEY=VALUE ...]")
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        raise ConfigError(f"name a configuration: python3 -m {PROGRAM} CONFIG [KEY=VALUE ...]")
     config_path, *overrides = sys.argv[1:]
     config, status = launch_training(Path(config_path), overrides)
     save_dir = config.trainer.save_dir
@@ -32,15 +33,18 @@ def main() -> int:
         for piece in text:
             print(piece.replace("\n", "\n  "), end="", flush=True)
         print()
-    print(
-        f"""
-Next:
-  scaling generate {save_dir} --prompt "class Queue:"
-  python3 -m examples.transformer_example.run {config_path} topology.data_parallel_size=2 trainer.save_dir=null
-  scaling config template            # every setting, with its meaning
-  scaling checkpoint ls {save_dir}"""
-    )
+    print(f"\nNext:\n{next_commands(config_path, save_dir)}")
     return ExitStatus.DONE
+
+
+def next_commands(config_path: str, save_dir: Path) -> str:
+    """Return what to try after the first training, a line for each command."""
+    return f"""\
+  scaling generate {save_dir} --prompt "class Queue:"
+  scaling checkpoint ls {save_dir}
+  scaling config template            # every setting, with its meaning
+  python3 -m {PROGRAM} {config_path} \\
+      topology.data_parallel_size=2 trainer.save_dir=runs/second/checkpoints logger.log_dir=runs/second"""
 
 
 if __name__ == "__main__":
