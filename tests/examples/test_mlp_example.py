@@ -36,6 +36,7 @@ from scaling.core import (
 )
 from scaling.core.logging.setup import close_logging
 from tests.distributed import run_distributed
+from tests.transformer.small import run_module
 
 EXAMPLE = Path(data.__file__).parent
 CONFIG = EXAMPLE / "config.yml"
@@ -48,6 +49,14 @@ def trained(rank: int, world_size: int, overrides: Sequence[str]) -> int:
         return train(MLPConfig.from_yaml(CONFIG, overrides), LaunchContext.from_environment())
     finally:
         close_logging()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_without_a_configuration_it_says_how_it_is_started(arguments: list[str]) -> None:
+    ended = run_module("examples.mlp_example.run", *arguments)
+    assert ended.returncode == 2
+    usage = "python3 -m examples.mlp_example.run CONFIG [KEY=VALUE ...]"
+    assert ended.stderr == f"error: name a configuration: {usage}\n"
 
 
 def metrics(log_dir: Path) -> dict[int, dict[str, float]]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from scaling.transformer.config.root import TransformerConfig
-from tests.transformer.small import command_environment, metrics, run_module, state, values
+from tests.transformer.small import metrics, run_module, state, values
 
 CONFIG = Path("examples/transformer_example/config.yml")
 RUN = "examples.transformer_example.run"
@@ -29,10 +27,9 @@ def test_the_configuration_is_valid_and_falls_into_place() -> None:
         assert TransformerConfig.from_yaml(CONFIG, overrides).topology.global_batch_size == 8
 
 
-def test_without_a_configuration_it_says_how_to_name_one() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", RUN], env=command_environment(), capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_without_a_configuration_it_says_how_to_name_one(arguments: list[str]) -> None:
+    ended = run_module(RUN, *arguments)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: name a configuration: python3 -m examples.transformer_example.run CONFIG")
 

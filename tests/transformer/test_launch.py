@@ -229,8 +229,9 @@ def test_a_configuration_is_checked_before_the_corpus_is_built(tmp_path: Path) -
     assert not (tmp_path / "corpus").exists()
 
 
-def test_the_training_module_wants_a_configuration() -> None:
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_training_module_wants_a_configuration(arguments: list[str]) -> None:
     from scaling.transformer.train import main
 
     with pytest.raises(ConfigError, match="name a configuration"):
-        main([])
+        main(arguments)

@@ -185,7 +185,7 @@ def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
 def main(arguments: Sequence[str] | None = None) -> ExitStatus:
     """Read CONFIG [KEY=VALUE ...] and train."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments:
+    if not arguments or arguments[0].startswith("-"):
         raise ConfigError("name a configuration: python3 -m scaling.transformer.train CONFIG [KEY=VALUE ...]")
     launch = LaunchContext.from_environment()
     config = TransformerConfig.from_yaml(Path(arguments[0]), arguments[1:], quiet=launch.rank != 0)

@@ -73,6 +73,8 @@ def run_training_process(config_class: type[Config], train: Callable[[Config, La
 
 def command_line() -> tuple[str, list[str]]:
     """Return CONFIG and the overrides that this process was given."""
-    if len(sys.argv) < 2:
-        raise ConfigError(f"name a configuration: {sys.argv[0]} CONFIG [KEY=VALUE ...]")
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # None where Python was given a file
+        program = sys.argv[0] if module is None else f"python3 -m {module.name}"
+        raise ConfigError(f"name a configuration: {program} CONFIG [KEY=VALUE ...]")
     return sys.argv[1], sys.argv[2:]
