@@ -177,7 +177,7 @@ PROBLEMS = [
     # trainer
     (
         "trainer: {save_interval: 10}",
-        "trainer.save_interval: is 10, but there is no save_dir; set it, or remove this",
+        "trainer.save_interval: is 10, but save_dir is null; set it, or this to null",
     ),
     (
         "trainer: {dataloader_prefetch_factor: 2}",
@@ -345,7 +345,7 @@ def test_problems_of_several_sections_are_reported_together() -> None:
         "pipe_parallel_size 1 = 3; the nearest world_size that is: 9",
         "optimizer.beta1: must be a number of at least 0 and less than 1, not 1",
         "optimizer.bta2: unknown key; did you mean beta2?",
-        "trainer.save_interval: is 3, but there is no save_dir; set it, or remove this",
+        "trainer.save_interval: is 3, but save_dir is null; set it, or this to null",
         "transformer_architecture.hidden_size: is 250, but must be divisible by num_attention_heads (4); the nearest "
         "that is: 248",
         "data.eod_token_id: must be a whole number of at least 0, or null, not -1",

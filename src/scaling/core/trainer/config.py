@@ -85,7 +85,7 @@ class TrainerConfig(BaseConfig):
     def problems(self) -> Iterator[Problem]:
         """Check what saving and loading need."""
         if self.save_interval is not None and self.save_dir is None:
-            yield Problem("save_interval", f"is {self.save_interval}, but there is no save_dir; set it, or remove this")
+            yield Problem("save_interval", f"is {self.save_interval}, but save_dir is null; set it, or this to null")
         if self.dataloader_prefetch_factor is not None and self.dataloader_num_workers == 0:
             yield Problem(
                 "dataloader_prefetch_factor",
