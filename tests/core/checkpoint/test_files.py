@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,32 @@ def test_small_files_have_a_limit(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(11))
     with pytest.raises(CheckpointError, match="11 bytes; at most 10"):
         disk.read_small(tmp_path / "x", 10)
+
+
+def test_no_more_waits_to_be_hashed_than_fits_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, hashed, waiting = 0, 0, []
+    digest = files._sha256
+
+    def load() -> torch.Tensor:
+        nonlocal loaded
+        loaded += 1
+        waiting.append(loaded - hashed)
+        return torch.full((256,), loaded, dtype=torch.float32)
+
+    def slowly(data: memoryview) -> str:
+        nonlocal hashed
+        time.sleep(0.002)
+        found = digest(data)
+        hashed += 1
+        return found
+
+    monkeypatch.setattr(files, "HASHERS", 1)
+    monkeypatch.setattr(files, "AHEAD_BYTES", 3 * 1024)
+    monkeypatch.setattr(files, "_sha256", slowly)
+    pieces = [Piece(f"w{number}", (256,), whole((256,)), "F32", load) for number in range(20)]
+    _, digests = write_file(tmp_path / "f.safetensors", pieces, before=lambda piece: None)
+    assert max(waiting) <= 3
+    assert digests == [
+        hashlib.sha256(torch.full((256,), number, dtype=torch.float32).numpy().tobytes()).hexdigest()
+        for number in range(1, 21)
+    ]
