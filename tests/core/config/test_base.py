@@ -287,3 +287,15 @@ def test_every_key_has_a_description_in_the_schema() -> None:
     assert schema["$defs"]["Paint"]["properties"]["glitter"]["deprecated"] is True
     assert schema["$defs"]["Paint"]["properties"]["coats"]["description"] == "Coats."
     assert schema["additionalProperties"] is False
+
+
+def test_a_check_of_a_field_that_does_not_exist_is_refused_when_the_class_is_made() -> None:
+    def match(paint: Paint, wal: Wall) -> Iterator[Problem]:
+        yield Problem("wall", "is never looked at")
+
+    with pytest.raises(TypeError, match=r"House\.cross_checks: match asks for wal, .* did you mean wall\?"):
+
+        class House(BaseConfig):
+            cross_checks = (match,)
+            paint: Paint = Paint()
+            wall: Wall | None = None

@@ -20,7 +20,7 @@ from typing_extensions import Self
 from scaling.core.config.explain import PROBLEMS, explain, sections_of
 from scaling.core.config.fields import ConfigWarning, Derived, NoEffect, SetByLauncher, Unavailable, marker
 from scaling.core.config.overrides import apply_overrides
-from scaling.core.config.plain_words import misfits, refusal
+from scaling.core.config.plain_words import misfits, nearest, refusal
 from scaling.core.config.yaml_text import dump_yaml, parse_yaml
 from scaling.core.errors import ConfigError, Problem, StorageError
 
@@ -46,6 +46,18 @@ class BaseConfig(BaseModel):
     """Earlier names of fields, still accepted: {old: new}."""
     cross_checks: ClassVar[Sequence[Callable[..., Iterable[Problem]]]] = ()
     """Functions whose parameters are named after fields; each runs when the fields it names are valid by themselves."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a check that would never run."""
+        for check in cls.cross_checks:
+            for name in signature(check).parameters:
+                if name not in cls.model_fields:
+                    near = nearest(name, cls.model_fields)
+                    raise TypeError(
+                        f"{cls.__name__}.cross_checks: {check.__name__} asks for {name}, which is no field of "
+                        f"{cls.__name__}; {f'did you mean {near}?' if near else 'name its parameters after fields'}"
+                    )
 
     def __init__(self, **values: Any) -> None:
         try:
