@@ -45,6 +45,25 @@ def test_every_sub_command_explains_itself(
     assert f"scaling {name}" in capsys.readouterr().out
 
 
+def every_command() -> list[tuple[str, ...]]:
+    """Return the words of every command, `checkpoint ls` among them."""
+    groups = {name: getattr(command.load(name), "commands", None) for name, command in SUB_COMMANDS.items()}
+    return [
+        (name, *words) for name, group in groups.items() for words in ([(one,) for one in group] if group else [()])
+    ]
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(monkeypatch, *words, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "\u2026" in line], "cut off"
+
+
 def test_the_version_is_the_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3")
     assert run(monkeypatch, "--version") == 0

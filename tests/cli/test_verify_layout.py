@@ -61,6 +61,7 @@ def test_a_configuration_for_a_cluster_is_verified_on_a_laptop(run: Run) -> None
     assert "num_layers 79 -> 3" in said
     assert "identical, SHA-256" in said
     assert "The layouts are the same training run (to 1e-10)." in said
+    assert "these are the same" not in said
 
 
 def test_the_reference_may_be_any_layout(run: Run) -> None:
@@ -70,6 +71,12 @@ def test_the_reference_may_be_any_layout(run: Run) -> None:
     )
     assert status == 0, said
     assert "reference  pipe 1 x data 2 x model 2 (4 processes)" in said
+
+
+def test_a_layout_that_is_its_own_reference_proves_nothing_and_that_is_said(run: Run) -> None:
+    status, said = run("transformer_architecture: {vocab_size: 500, num_layers: 1}", "--steps", "1")
+    assert status == 0, said
+    assert "note       these are the same; name another layout, for example topology.model_parallel_size=2" in said
 
 
 def test_a_users_layer_that_counts_its_bias_on_every_rank_is_named(run: Run) -> None:

@@ -42,9 +42,11 @@ class Precision(str, Enum):
     FLOAT16 = "float16"
 
 
-Directory = Annotated[Path, typer.Argument(help="A folder of checkpoints, or one step's folder.", show_default=False)]
+Directory = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A folder of checkpoints, or one step's folder.", show_default=False)
+]
 Source = Annotated[
-    Path, typer.Argument(metavar="SRC", help="One step's folder, or a folder whose newest one is meant.")
+    Path, typer.Argument(metavar="SRC", help="One step's folder, or a folder of checkpoints: its newest.")
 ]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write global_step<N> into.")]
 
@@ -54,7 +56,7 @@ def list_checkpoints(
     directory: Directory,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List checkpoints with size, contents and state, as far as names and sizes tell (`verify` reads every byte)."""
+    """List checkpoints with size, contents and state. Only names and sizes are checked; `verify` reads every byte."""
     rows = [_row(folder) for folder in _step_folders(directory)]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -135,7 +137,9 @@ def diff(
 def cast_checkpoint(
     source: Source,
     target: Target,
-    dtype: Annotated[Precision, typer.Option(help="Type of the weights.")],
+    dtype: Annotated[
+        Precision, typer.Option(metavar="TYPE", help="float64, float32, bfloat16 or float16.", show_default=False)
+    ],
 ) -> None:
     """Write the model's weights in another precision, with their tokenizer. Optimizer states are left out."""
     types = {
@@ -153,11 +157,13 @@ def cast_checkpoint(
 def import_checkpoint(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint of the predecessor.", show_default=False)],
     target: Target,
-    step: Annotated[int | None, typer.Option(min=0, help="Step number.", show_default="the folder's")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Step number.", show_default="the folder's")
+    ] = None,
 ) -> None:
     """Convert the model of a layer-wise checkpoint (model_state_layer_<i>_<Class>.pt); nothing in it is executed.
 
-    Its config.yml and tokenizer are taken along, so that the result can be generated from.
+    Its config.yml and tokenizer are taken along, for `scaling generate`.
     """
     folder = predecessor_step_folder(source)
     scalars: dict[str, Any] = {}
@@ -184,7 +190,9 @@ def _step_folders(directory: Path) -> list[Path]:
     except OSError as error:
         raise StorageError(f"{directory} cannot be read: {error}") from error
     if not found:
-        raise CheckpointError(f"there is no checkpoint in {directory}")
+        raise CheckpointError(
+            f"there is no checkpoint in {directory}; name the folder of global_step<N> (a run's trainer.save_dir)"
+        )
     return found
 
 

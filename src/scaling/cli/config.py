@@ -19,7 +19,9 @@ app = typer.Typer(
     name="config", help="Write a template, a schema for editors, or check a configuration.", no_args_is_help=True
 )
 
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file instead of the terminal.")
+]
 
 
 @app.command()
@@ -36,13 +38,15 @@ def schema(output: Output = None) -> None:
 
 @app.command()
 def check(
-    config: Annotated[Path, typer.Argument(help="The configuration, YAML or JSON.", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="The configuration, YAML or JSON.", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Changes, such as trainer.seed=1.", show_default=False),
     ] = None,
 ) -> None:
-    """Report everything that is wrong with a configuration at once, and exit with status 2 if anything is."""
+    """Report all that is wrong with a configuration, starting nothing. Exit status 2 if anything is."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConfigWarning)
         try:

@@ -37,15 +37,17 @@ LISTED_BAD_RECORDS = 20
 Inputs = Annotated[
     list[Path],
     typer.Argument(
-        metavar="INPUT...",
+        metavar="INPUT",
         help="Files that end in .txt (a document a file), .jsonl (a document a line) or .parquet (a document a row), "
         "the first two also with .gz or .zst; or folders of such files.",
         show_default=False,
     ),
 ]
-Field = Annotated[str, typer.Option(help="Key of a .jsonl line, or column of a .parquet file, that holds the text.")]
-MaxBad = Annotated[int, typer.Option(min=0, help="Bad records to skip before the data is refused.")]
-MaxDocumentBytes = Annotated[int, typer.Option(min=1, help="Longest document.")]
+Field = Annotated[
+    str, typer.Option(metavar="NAME", help="Key of a .jsonl line, or column of a .parquet file, that holds the text.")
+]
+MaxBad = Annotated[int, typer.Option(min=0, metavar="N", help="Skip at most so many bad records.")]
+MaxDocumentBytes = Annotated[int, typer.Option(min=1, metavar="N", help="A longer document is a bad record.")]
 
 
 def available_cores() -> int:
@@ -57,17 +59,26 @@ def available_cores() -> int:
 @app.command()
 def tokenize(
     inputs: Inputs,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Prefix of the memory map.", show_default=False)],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="Tokenizer file.", show_default=False)],
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="all cores")] = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="PREFIX", help="Data set to write, without .bin.", show_default=False),
+    ],
+    tokenizer: Annotated[
+        Path, typer.Option("--tokenizer", "-t", metavar="FILE", help="Tokenizer.", show_default=False)
+    ],
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="one per core")
+    ] = None,
     field: Field = "text",
-    append_eod: Annotated[bool, typer.Option(help="End each document with the end-of-document token.")] = True,
+    no_append_eod: Annotated[
+        bool, typer.Option("--no-append-eod", help="Do not end each document with the end-of-document token.")
+    ] = False,
     max_bad: MaxBad = 0,
     max_document_bytes: MaxDocumentBytes = 32 << 20,
 ) -> None:
     """Tokenize text files into a memory map, in parallel. A run that was stopped goes on where it stopped."""
     options = TokenizeOptions(
-        tokenizer, field=field, append_eod=append_eod, max_bad=max_bad, max_document_bytes=max_document_bytes
+        tokenizer, field=field, append_eod=not no_append_eod, max_bad=max_bad, max_document_bytes=max_document_bytes
     )
     with ConsoleProgress() as progress:
         result = tokenize_files(inputs, output, options, workers=workers or available_cores(), progress=progress)
@@ -85,11 +96,14 @@ def tokenize(
 @app.command("train-tokenizer")
 def train_tokenizer_command(
     inputs: Inputs,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer file to write.", show_default=False)],
-    vocab_size: Annotated[int, typer.Option(help="Number of tokens.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Tokenizer to write.", show_default=False)
+    ],
+    vocab_size: Annotated[int, typer.Option(metavar="N", help="Number of tokens.", show_default=False)],
     field: Field = "text",
-    max_bytes: Annotated[int, typer.Option(min=1, help="Text to train on; of more, an even part is taken.")] = 100
-    << 20,
+    max_bytes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Train on at most so many bytes, taken evenly from all of the text.")
+    ] = 100 << 20,
     max_bad: MaxBad = 0,
     max_document_bytes: MaxDocumentBytes = 32 << 20,
 ) -> None:
@@ -114,14 +128,16 @@ def train_tokenizer_command(
 
 @app.command()
 def inspect(
-    prefix: Annotated[Path, typer.Argument(metavar="PREFIX", help="A memory map or Megatron data set.")],
+    prefix: Annotated[
+        Path, typer.Argument(metavar="PREFIX", help="A data set, without .bin: a memory map, or Megatron's.")
+    ],
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", "-t", help="Tokenizer file, to show samples as text.")
+        Path | None, typer.Option("--tokenizer", "-t", metavar="FILE", help="Tokenizer, to show documents as text.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Documents to show.")] = 3,
-    verify: Annotated[bool, typer.Option(help="Check every byte of the data set.")] = False,
+    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Documents to show.")] = 3,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every byte of the data set.")] = False,
 ) -> None:
-    """Show counts, the lengths of documents and a few samples of a token data set."""
+    """Show counts, lengths and a few documents of a token data set."""
     documents = open_documents(prefix)
     if verify:
         documents.verify()
@@ -158,19 +174,20 @@ def show(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Changes, such as trainer.seed=1.", show_default=False),
     ] = None,
-    step: Annotated[int, typer.Option(help="The training step, counted from 1.")] = 1,
+    step: Annotated[int, typer.Option(metavar="N", help="The training step, counted from 1.")] = 1,
     consumed_samples: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Samples consumed before the step, where that follows neither from the metrics in logger.log_dir nor "
-            "from the batch size.",
+            metavar="N",
+            help="Samples consumed before the step, if neither the metrics in logger.log_dir nor the batch size tell.",
         ),
     ] = None,
 ) -> None:
     """Show exactly the samples that a training step consumes: text, documents and offsets.
 
-    The metrics in logger.log_dir tell where the step begins if the batch size was changed on resume.
+    If the batch size was changed on resume, the metrics in logger.log_dir tell
+    where the step begins.
     """
     loaded = TransformerConfig.from_yaml(config, overrides or (), quiet=True)
     with ConsoleProgress() as progress:

@@ -11,17 +11,29 @@ from scaling.transformer import Sampling, TransformerInferenceModule
 
 
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder of checkpoints, or one step's folder.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at the most.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token each time.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k most likely tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that add up to p.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draw the same text every time.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text. May be given several times.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU.")] = "cpu",
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A folder of checkpoints, or one step's folder.")
+    ],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Stop after so many new tokens.")] = 128,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=0.0, metavar="T", help="The higher, the more varied; 0 takes the most likely token each time."
+        ),
+    ] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, metavar="K", help="Draw from the k most likely tokens.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Draw from the most likely tokens that together have probability p."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The same number draws the same text.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text. May be given several times.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, or cuda for a GPU.")] = "cpu",
 ) -> None:
-    """Continue a text with a trained model, word by word."""
+    """Continue a text with a trained model, printing it as it comes."""
     model = TransformerInferenceModule.from_checkpoint(checkpoint, device=device)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     typer.echo(prompt, nl=False)

@@ -19,8 +19,8 @@ def train(
 ) -> None:
     """Train a language model in as many processes of this machine as the topology asks for.
 
-    Inside torchrun or srun, which have started the processes already, this one trains. Ctrl-C saves and leaves; a
-    second one leaves at once.
+    Inside torchrun or srun nothing is started: this process is one of theirs.
+    Ctrl-C saves a checkpoint and stops; a second one stops at once.
     """
     _, status = launch_training(config, overrides or ())
     raise typer.Exit(status)

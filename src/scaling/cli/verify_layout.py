@@ -45,13 +45,18 @@ def verify(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 3,
-    processes: Annotated[int, typer.Option(min=1, help="Shrink the layout to at most so many.")] = PROCESSES,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Optimizer steps to compare.")] = 3,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Shrink the layout to at most so many.")
+    ] = PROCESSES,
     full_size: Annotated[
         bool, typer.Option("--full-size", help="Keep all sizes, and train on the configured data if they are there.")
     ] = False,
     precision: Annotated[
-        Precision, typer.Option(help="In float64 rounding hides nothing; float32 is for layers that have no other.")
+        Precision,
+        typer.Option(
+            metavar="TYPE", help="float64, in which rounding hides nothing, or float32, for layers that have no other."
+        ),
     ] = Precision.FLOAT64,
     layers: Annotated[
         str | None,
@@ -61,12 +66,15 @@ def verify(
             show_default=False,
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that a step may take.")] = 300.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="The longest that a step may take.")] = 300.0,
 ) -> None:
     """Train in two layouts at once, on this machine's CPU, and compare weights, losses and gradients after each step.
 
-    The model and its layout are made small; what a layout can break in them stays as it is. The data are synthetic.
-    Ends with 0 where the layouts are the same run, with 1 where they part, with 2 where the configuration is wrong.
+    The model and its layout are made small, but keep what a layout can break.
+    The data are synthetic.
+
+    Exit status: 0 the layouts are the same run, 1 they part, 2 the
+    configuration is wrong.
     """
     exact = [
         f"transformer_architecture.precision={precision.value}",
@@ -215,6 +223,8 @@ def _introduction(
     precision = used.transformer_architecture.precision.value
     yield f"layout     {describe(used.topology)}"
     yield f"reference  {describe(reference)}"
+    if describe(used.topology) == describe(reference):
+        yield "note       these are the same; name another layout, for example topology.model_parallel_size=2"
     changed = list(differences(wanted, used))
     if changed:
         yield f"shrunk     {', '.join(changed)}"
