@@ -42,9 +42,9 @@ def test_every_wrong_override_is_reported() -> None:
         "'x' is not KEY=VALUE; write for example topology.data_parallel_size=2",
         "'=1' is not KEY=VALUE; write for example topology.data_parallel_size=2",
         "'a..b=1' is not KEY=VALUE; write for example topology.data_parallel_size=2",
-        "a.b.c: cannot be set to '1': a.b is 1, which has no parts",
-        "l.z: cannot be set to '1': l is a list; 'z' is no index of it (0 to 0)",
-        "l.3: cannot be set to '1': l has 1 items; 3 is behind its end",
+        "a.b.c: cannot be set to '1': a.b is 1, neither a section nor a list",
+        "l.z: cannot be set to '1': l is a list; name an item by its number, counted from 0, not by 'z'",
+        "l.3: cannot be set to '1': l ends before that; l.1 appends an item",
         "a.b: cannot be set to '[1': this is not valid YAML (line 1, column 3): expected ',' or ']', but got "
         "'<stream end>'",
     ]

@@ -53,7 +53,7 @@ def _set(container: Any, path: Sequence[str], value: Any) -> None:
         elif isinstance(container, dict):
             key = part
         else:
-            raise ConfigError(f"{where} is {container!r}, which has no parts")
+            raise ConfigError(f"{where} is {container!r}, neither a section nor a list")
         if following is None:
             container[key] = value
             return
@@ -65,7 +65,7 @@ def _set(container: Any, path: Sequence[str], value: Any) -> None:
 
 def _index(part: str, length: int, where: str) -> int:
     if not part.isdecimal():
-        raise ConfigError(f"{where} is a list; {part!r} is no index of it (0 to {length - 1})")
+        raise ConfigError(f"{where} is a list; name an item by its number, counted from 0, not by {part!r}")
     if int(part) > length:
-        raise ConfigError(f"{where} has {length} items; {part} is behind its end")
+        raise ConfigError(f"{where} ends before that; {where}.{length} appends an item")
     return int(part)
