@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scaling.core.errors import ScheduleError
 from scaling.core.nn.dropout import Dropout
 from scaling.core.nn.recompute import recomputed
 from scaling.core.topology.topology import Topology
@@ -71,6 +72,27 @@ def test_segments_are_replayed_with_the_draws_they_had_in_whatever_order_they_co
         backward(outputs[number].sum())
     for x, y in zip(inputs, outputs, strict=True):
         assert torch.equal(gradient_of(x) != 0, y != 0)
+
+
+class InPlace(nn.Module):
+    """A layer that changes a tensor of its input."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, tree: dict[str, Tensor]) -> dict[str, Tensor]:
+        tree[self.name].add_(1)
+        return {**tree, "x": tree["x"] * self.scale * tree["ids"].sum()}
+
+
+@pytest.mark.parametrize("name", ["x", "ids"])
+def test_a_layer_that_changes_its_input_is_refused_by_name(name: str) -> None:
+    x = torch.ones(3, requires_grad=True) * 2
+    inputs = {"x": x, "ids": torch.arange(3)}
+    with pytest.raises(ScheduleError, match=rf"InPlace changes its input\['{name}'\] in place"):
+        recomputed(InPlace(name), inputs, Topology.single())
 
 
 def test_only_the_input_is_kept() -> None:

@@ -23,7 +23,8 @@ class LayerSpec:
     Only the rank on whose stage the layer lies builds it. `cost` is its time relative to the other layers, for the
     balanced partition; `name` stands in logs and errors. A layer that itself takes an argument `cost` or `name` gets
     it through `functools.partial`. The built module has one `forward(x) -> y`; x and y are tensors, or tuples, lists,
-    dicts or dataclasses of them.
+    dicts or dataclasses of them. It leaves x as it is: what a stage receives, or keeps for recomputation, cannot be
+    changed in place.
     """
 
     def __init__(
