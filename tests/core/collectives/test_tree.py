@@ -26,6 +26,14 @@ class Mutable:
     values: list[Any] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """A class that makes one of its fields itself."""
+
+    value: Any
+    more: Any = field(default=None, init=False)
+
+
 class Point(NamedTuple):
     x: Any
     y: Any
@@ -61,6 +69,15 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and bool(a == b)
+
+
+def test_fields_that_a_class_makes_itself_are_kept_too() -> None:
+    counted = Counted(torch.zeros(1))
+    object.__setattr__(counted, "more", {"x": torch.ones(2)})
+    moved = map_tensors(lambda tensor: tensor + 1, counted)
+    assert isinstance(moved, Counted)
+    assert moved.value.tolist() == [1.0]
+    assert moved.more["x"].tolist() == [2.0, 2.0]
 
 
 @given(TREES)

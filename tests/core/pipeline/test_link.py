@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -28,6 +28,12 @@ CPU = torch.device("cpu")
 class Inner:
     values: Any
     flag: Any = None
+
+
+@dataclass
+class Cached:
+    values: Any
+    cache: Any = field(default=None, init=False)
 
 
 class Point(NamedTuple):
@@ -75,6 +81,16 @@ def alike(a: Any, b: Any) -> bool:
 def test_a_tree_is_rebuilt_from_its_description_and_its_tensors(value: Any) -> None:
     described = json.loads(json.dumps(describe(value)))
     assert alike(rebuild(described, iter([tensor for _, tensor in tree.flatten(value)])), value)
+
+
+def test_a_field_that_a_class_makes_itself_travels_too() -> None:
+    sent = Cached(torch.zeros(2))
+    sent.cache = (torch.ones(3, dtype=torch.int64), 4)
+    described = json.loads(json.dumps(describe(sent)))
+    arrived = rebuild(described, iter([tensor for _, tensor in tree.flatten(sent)]))
+    assert isinstance(arrived, Cached)
+    assert alike(arrived.values, sent.values)
+    assert alike(arrived.cache, sent.cache)
 
 
 @pytest.mark.parametrize(

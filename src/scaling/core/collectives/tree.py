@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -47,8 +47,18 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         case dict():
             return {key: map_tensors(function, tree[key]) for key in sorted(tree)}
         case _ if is_dataclass(tree) and not isinstance(tree, type):
-            return type(tree)(**{item.name: map_tensors(function, getattr(tree, item.name)) for item in fields(tree)})
+            values = {item.name: map_tensors(function, getattr(tree, item.name)) for item in fields(tree)}
+            return new_dataclass(type(tree), values)
     return tree
+
+
+def new_dataclass(kind: type, values: Mapping[str, Any]) -> Any:
+    """Return an instance with these fields, of which `kind` need not take all as arguments (`field(init=False)`)."""
+    own = [item.name for item in fields(kind) if not item.init]
+    made = kind(**{name: value for name, value in values.items() if name not in own})
+    for name in own:
+        object.__setattr__(made, name, values[name])  # a frozen class has no other way
+    return made
 
 
 def replace_tensors(tree: Any, tensors: list[Tensor]) -> Any:

@@ -62,7 +62,8 @@ def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Any:
         kind: Any = importlib.import_module(module)
         for part in name.split("."):
             kind = getattr(kind, part)
-        return kind(**{field: rebuild(item, tensors) for field, item in structure["fields"].items()})
+        values = {field: rebuild(item, tensors) for field, item in structure["fields"].items()}
+        return kind(**values) if issubclass(kind, tuple) else tree.new_dataclass(kind, values)
     kind = tuple if "tuple" in structure else list
     return kind(rebuild(item, tensors) for item in structure.get("tuple", structure.get("list")))
 
