@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,7 +86,8 @@ def is_setting(parts: list[str], annotation: Any) -> bool:
 def test_settings_that_are_named_exist(path: Path) -> None:
     configuration = MLPConfig if "mlp_example" in path.parts else TransformerConfig
     sections = "|".join(configuration.model_fields)
-    named = re.findall(rf"(?<![\w/.-])((?:{sections})(?:\.\w+)+)", path.read_text())
+    text = re.sub(r"^```python\n.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)  # attributes look alike
+    named = re.findall(rf"(?<![\w/.-])((?:{sections})(?:\.\w+)+)", text)
     settings = [name for name in named if not re.search(r"\.(py|md|yml)$|^optimizer\.(exp_avg|master)", name)]
     assert not [name for name in settings if not is_setting(name.split("."), configuration)]
 
@@ -170,6 +174,33 @@ def test_the_layer_of_the_readme_works() -> None:
     exec(blocks(REPOSITORY / "README.md", "python")[0], names)
     layer = names["Hidden"](8, Topology.single())
     assert layer(torch.ones(2, 8)).shape == (2, 8)
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The code of docs/adding.md as a module, which other processes can import too."""
+    (tmp_path / "recipes_of_the_page.py").write_text("\n\n".join(blocks(REPOSITORY / "docs/adding.md", "python")))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "recipes_of_the_page", raising=False)
+    return importlib.import_module("recipes_of_the_page")
+
+
+def test_layer_loss_data_and_groups_that_are_shown_train_alike_in_two_layouts(recipes: ModuleType) -> None:
+    assert recipes.agrees()
+
+
+def test_the_hook_that_is_shown_counts_skipped_steps(recipes: ModuleType) -> None:
+    added: list[dict[str, Tensor]] = []
+    state = SimpleNamespace(step=1)
+    trainer = SimpleNamespace(state=state, metrics=SimpleNamespace(add=lambda step, values: added.append(values)))
+    hook = recipes.SkippedSteps()
+    for overflow in (0.0, 1.0, 1.0):
+        hook.after_step(trainer, SimpleNamespace(overflow=torch.tensor(overflow)))
+    assert [float(values["training/skipped_steps"]) for values in added] == [0.0, 1.0, 2.0]
+
+
+def test_the_schedule_that_is_shown_runs(recipes: ModuleType) -> None:
+    assert recipes.PICTURE.startswith("rank 0  F0 F1 F2 ")
 
 
 def test_every_command_is_shown_somewhere() -> None:
