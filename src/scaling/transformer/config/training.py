@@ -62,8 +62,8 @@ class TrainingGroupConfig(BaseConfig):
     group_name: str = Field(min_length=1)
     """Name of the group in metrics; unique."""
     parameters_include: list[str] | None = None
-    """Patterns (regular expressions, found anywhere in a parameter's name) that put a parameter into the group.
-    null: all."""
+    """Patterns that put a parameter into the group: regular expressions, found anywhere in its name within its layer,
+    such as mlp.dense_in.weight. null: all."""
     parameters_exclude: list[str] = Field(default_factory=list)
     """Patterns that keep a parameter out of the group although it is included."""
     weight_decay: float = Field(default=1e-4, ge=0)
