@@ -168,11 +168,21 @@ PROBLEMS = [
         "training_groups: [{group_name: ''}]",
         "training_groups.0.group_name: must be text that is not empty, not ''",
     ),
+    (
+        "transformer_architecture: {mlp_factor: 1.0e+308}",
+        "transformer_architecture.mlp_factor: must be a number greater than 0 and of at most 1000000.0, not 1e+308",
+    ),
+    (
+        "topology: {process_group_timeout_seconds: 1.0e+10}",
+        "topology.process_group_timeout_seconds: must be a number greater than 0 and of at most 1000000000.0, not "
+        "10000000000.0",
+    ),
     # optimizer
     (
         "optimizer: {loss_scaler: {min_scale: 8, initial_scale: 4}}",
         "optimizer.loss_scaler.min_scale: is 8, above initial_scale (4); lower it",
     ),
+    ("optimizer: {eps: 0}", "optimizer.eps: must be a number greater than 0, not 0"),
     ("optimizer: {method: adam}", "optimizer.method: must be adamw, not 'adam'; did you mean adamw?"),
     # trainer
     (

@@ -56,8 +56,8 @@ class OptimizerConfig(BaseConfig):
     """Decay of the running mean of gradients."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of the running mean of squared gradients."""
-    eps: float = Field(default=1e-8, ge=0)
-    """Added to the root of the second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment, so that a weight without a gradient is not divided by zero."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this global L2 norm. 0: off."""
     allreduce_bucket_size: int = Field(default=4_000_000, ge=1)

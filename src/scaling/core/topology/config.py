@@ -95,7 +95,7 @@ class TopologyConfig(BaseConfig):
     sequence_parallel: bool = False
     """Split the activations between tensor-parallel layers along the sequence. Nothing to split with
     model_parallel_size 1."""
-    process_group_timeout_seconds: float = Field(default=1200.0, gt=0)
+    process_group_timeout_seconds: float = Field(default=1200.0, gt=0, le=1e9)
     """Seconds a process waits for the others in a collective before it gives up."""
     global_rank: Annotated[int | None, SetByLauncher()] = Field(default=None, ge=0)
     """This process among all; set by the launcher, never in a file."""

@@ -173,7 +173,7 @@ class TransformerArchitectureConfig(BaseConfig):
     """Constants of the norm, for rms as well."""
     mlp_type: MLPType = MLPType.DEFAULT
     """default: GELU; swiglu: gated by SiLU, with a third weight."""
-    mlp_factor: float = Field(default=4.0, gt=0)
+    mlp_factor: float = Field(default=4.0, gt=0, le=1e6)
     """Width of the MLP as a factor of hidden_size; their product is a whole number."""
     mlp_bias: bool = True
     """Biases in the MLP."""
