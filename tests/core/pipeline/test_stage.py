@@ -58,6 +58,31 @@ def test_parameters_go_by_their_layer_in_the_whole_model() -> None:
     assert list(by_key(stages)) == ["layers.2.weight", "layers.3.weight", "layers.3.bias"]
 
 
+def test_a_module_in_two_places_is_refused_where_it_is_no_tie() -> None:
+    module = nn.Linear(4, 4)
+
+    def same() -> nn.Module:
+        return module
+
+    with pytest.raises(
+        LayoutError, match=r"layer 2 \(same\) has the parameter weight .* layers.0.weight.* TiedLayerSpec"
+    ):
+        build([LayerSpec(same), plain(), LayerSpec(same)], Topology.single())
+
+
+def test_a_module_may_be_built_into_one_model_after_another() -> None:
+    module = nn.Linear(4, 4)
+
+    def same() -> nn.Module:
+        return module
+
+    for _ in range(2):
+        assert list(by_key(build([plain(), LayerSpec(same)], Topology.single())))[2:] == [
+            "layers.1.weight",
+            "layers.1.bias",
+        ]
+
+
 def test_stages_are_dealt_to_the_ranks_in_turn() -> None:
     specs = [plain() for _ in range(8)]
     assert [list(build(specs, view_of(rank, pipe=2), stages=4)) for rank in range(2)] == [[0, 2], [1, 3]]

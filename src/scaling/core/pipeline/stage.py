@@ -115,7 +115,13 @@ def _build_layer(spec: LayerSpec, index: int, seed: int) -> nn.Module:
         torch.manual_seed(derive_seed(seed, "layer", index))
         layer = spec.build()
     for name, parameter in layer.named_parameters():
-        update_meta(parameter, key=f"layers.{index}.{name}")
+        key, known = f"layers.{index}.{name}", meta(parameter).key
+        if known not in ("", key) and meta(parameter).tied is None:
+            raise LayoutError(
+                f"layer {index} ({spec.name}) has the parameter {name} in common with an earlier one, {known}, which "
+                "other pipeline stages could not know; build each layer anew, or share it through TiedLayerSpec"
+            )
+        update_meta(parameter, key=key)
     return layer
 
 
