@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scaling.core.errors import LayoutError
+from scaling.core.nn.linear import ColumnParallelLinear
 from scaling.core.nn.parameter import (
     ParameterMeta,
     Shard,
@@ -21,6 +22,7 @@ from scaling.core.nn.parameter import (
     named_parameters_with_meta,
     update_meta,
 )
+from tests.reference.worlds import view_of
 
 
 def test_a_parameter_nobody_described_is_whole_on_every_rank() -> None:
@@ -68,3 +70,16 @@ def test_shared_parameters_are_yielded_once() -> None:
 def test_descriptions_can_be_copied_and_pickled() -> None:
     description = ParameterMeta(key="w", global_shape=(8,), tied="w")
     assert pickle.loads(pickle.dumps(description)) == copy.deepcopy(description) == description
+
+
+def test_a_copied_layer_keeps_the_descriptions_of_its_parameters() -> None:
+    layer = ColumnParallelLinear(4, 8, topology=view_of(1, model=2))
+    twice = copy.deepcopy(nn.ModuleList([layer, layer]))
+    copied = twice[0]
+    assert copied is twice[1]
+    assert isinstance(copied, ColumnParallelLinear)
+    assert copied.weight is not layer.weight
+    assert torch.equal(copied.weight, layer.weight)
+    for one, other in zip(copied.parameters(), layer.parameters(), strict=True):
+        assert meta(one) == meta(other)
+        assert meta(one).shard is not None

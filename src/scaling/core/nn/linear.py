@@ -20,7 +20,7 @@ from scaling.core.collectives.autograd import (
     split_features,
 )
 from scaling.core.nn.init import Constant, initialize, xavier_normal
-from scaling.core.nn.parameter import Initializer, ParameterMeta, Shard, annotate, even_shard
+from scaling.core.nn.parameter import DescribedParameter, Initializer, ParameterMeta, Shard, annotate, even_shard
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 
@@ -54,7 +54,7 @@ def new_parameter(
     local = list(shape)
     if shard is not None:
         local[shard.dim] = shard.local_length
-    parameter = nn.Parameter(torch.empty(local, dtype=dtype))
+    parameter = DescribedParameter(torch.empty(local, dtype=dtype))
     annotate(
         parameter,
         ParameterMeta(

@@ -79,6 +79,17 @@ def meta(parameter: nn.Parameter) -> ParameterMeta:
     return found if isinstance(found, ParameterMeta) else ParameterMeta(global_shape=tuple(parameter.shape))
 
 
+class DescribedParameter(nn.Parameter):
+    """A parameter that takes its description along when it is copied; torch's own leaves attributes behind."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        if id(self) in memo:
+            known: nn.Parameter = memo[id(self)]
+            return known
+        copied: nn.Parameter = super().__deepcopy__(memo)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return annotate(copied, meta(self))
+
+
 def update_meta(parameter: nn.Parameter, **changes: Any) -> None:
     """Replace fields of the parameter's description."""
     annotate(parameter, replace(meta(parameter), **changes))
