@@ -91,7 +91,7 @@ def test_anchors_and_merge_keys_share_values() -> None:
     ("text", "message"),
     [
         ("a: [1, 2", r"not valid YAML \(line 1, column 9\)"),
-        ("a: 1\n\tb: 2", r"not valid YAML \(line 2, column 1\)"),
+        ("a: 1\n\tb: 2", r"not valid YAML \(line 2, column 1\): .*; indent with spaces"),
         ("a: !!python/object/apply:os.system ['x']", r"line 1, column 4\): the tag .*os\.system is not allowed"),
         ("a: !!python/name:os.system x", r"the tag .* is not allowed"),
         ("a: !!binary x", r"the tag .* is not allowed"),

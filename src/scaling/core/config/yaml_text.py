@@ -106,7 +106,9 @@ def _parse(text: str, source: str | None) -> tuple[Any, list[Problem]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ConfigError(f"this is not valid YAML{where}: {error.problem or error.context}", source=source) from None
+        problem = error.problem or error.context or ""
+        remedy = "; indent with spaces" if "'\\t'" in problem else ""
+        raise ConfigError(f"this is not valid YAML{where}: {problem}{remedy}", source=source) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"this is not valid YAML: {error}", source=source) from None
     except RecursionError:

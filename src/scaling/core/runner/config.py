@@ -48,16 +48,16 @@ class RunnerConfig(BaseConfig):
     former_names: ClassVar[Mapping[str, str]] = {"hostfile": "hostsfile"}
 
     runner_type: RunnerType = RunnerType.LOCAL
-    """local: on this machine; pdsh: on several over ssh; pdsh_docker: the same in containers. Inside torchrun or srun
-    nothing is started."""
+    """local, pdsh (over ssh) or pdsh_docker. All of them start processes on this machine only: where hosts names others,
+    the error says what to run on each. Inside torchrun or srun nothing is started."""
     hostsfile: Path | None = None
     """File with a line for each machine: `name`, `name slots=4` or `name slots=0,2`. null: hosts, else this machine."""
     hosts: list[str] | None = None
     """The same lines here instead of in a file. null: hostsfile, else this machine."""
     master_addr: str | None = None
-    """Address under which the first machine is reached by the others. null: found out."""
+    """Address at which the others reach the first machine. null: its name in hosts."""
     master_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port for the start on the first machine. null: any free one on one machine, 29500 across machines."""
+    """Port of the first machine at which the processes meet. null: a free one on one machine, 29500 across machines."""
     script: Path | None = None
     """Training script that each process runs. null: the one that was started."""
     default_gpu_count: int = Field(default=8, ge=1)
