@@ -155,7 +155,9 @@ def cast_checkpoint(
 
 @app.command("import")
 def import_checkpoint(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint of the predecessor.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A checkpoint of Aleph-Alpha/scaling 0.2.", show_default=False)
+    ],
     target: Target,
     step: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Step number.", show_default="the folder's")

@@ -32,7 +32,10 @@ def template(output: Output = None) -> None:
 
 @app.command()
 def schema(output: Output = None) -> None:
-    """Write the JSON schema, by which editors complete and check keys."""
+    """Write the JSON schema, by which editors complete and check keys.
+
+    In a configuration, # yaml-language-server: $schema=FILE names it.
+    """
     _write(json.dumps(TransformerConfig.model_json_schema(), indent=2) + "\n", output)
 
 
