@@ -38,8 +38,8 @@ Inputs = Annotated[
     list[Path],
     typer.Argument(
         metavar="INPUT",
-        help="Files that end in .txt (one document each), .jsonl (one per line) or .parquet (one per row), the first two "
-        "also with .gz or .zst; or folders of such files.",
+        help="Files that end in .txt (one document each), .jsonl (one per line) or .parquet (one per row), the first "
+        "two also with .gz or .zst; or folders of such files.",
         show_default=False,
     ),
 ]
