@@ -26,7 +26,11 @@ from scaling.transformer.config.training import TrainingConfig, TrainingGroupCon
 
 
 class TransformerConfig(BaseConfig):
-    """A training run of a language model. Every section and every key has a default."""
+    """A training run of a language model. Every section and every key has a default.
+
+    To train on your own text, give at least transformer_architecture.vocab_file, data.data_prefixes,
+    trainer.train_iterations, trainer.save_dir and logger.log_dir; the other keys can be left out.
+    """
 
     former_names: ClassVar[Mapping[str, str]] = {"luminous_architecture": "transformer_architecture"}
     cross_checks = CHECKS
