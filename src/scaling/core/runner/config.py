@@ -48,8 +48,8 @@ class RunnerConfig(BaseConfig):
     former_names: ClassVar[Mapping[str, str]] = {"hostfile": "hostsfile"}
 
     runner_type: RunnerType = RunnerType.LOCAL
-    """local, pdsh (over ssh) or pdsh_docker. All of them start processes on this machine only: where hosts names others,
-    the error says what to run on each. Inside torchrun or srun nothing is started."""
+    """local, pdsh (over ssh) or pdsh_docker. All of them start processes on this machine only: where hosts names
+    others, the error says what to run on each. Inside torchrun or srun nothing is started."""
     hostsfile: Path | None = None
     """File with a line for each machine: `name`, `name slots=4` or `name slots=0,2`. null: hosts, else this machine."""
     hosts: list[str] | None = None
