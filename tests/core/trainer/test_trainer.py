@@ -223,6 +223,25 @@ def test_a_run_that_is_asked_to_leave_saves_first(number: signal.Signals, tmp_pa
     assert saved_steps(tmp_path) == [4]  # the next step at which ranks agree
 
 
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_run_that_ends_says_what_is_saved(saves: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    options: dict[str, Any] = {"save_dir": tmp_path} if saves else {}
+    make_trainer(train_iterations=9, log_interval=2, hooks=[Signals(3, signal.SIGTERM)], **options)[0].fit()
+    told = [record.getMessage() for record in caplog.records]
+    if saves:
+        assert told == [
+            "asked to leave (SIGTERM) after step 4: saving",
+            f"saved {tmp_path / 'global_step4'}; the same command goes on from there",
+        ]
+    else:
+        assert told == ["asked to leave (SIGTERM) after step 4: nothing is saved, trainer.save_dir is null"]
+    if saves:
+        caplog.clear()
+        make_trainer(train_iterations=6, log_interval=2, **options)[0].fit()
+        assert caplog.records[-1].getMessage() == f"saved {tmp_path / 'global_step6'}"
+
+
 def leave_together(rank: int, world_size: int, directory: Path) -> tuple[int, str | None]:
     with connected(data=2, global_batch_size=8, micro_batch_size=2) as topology:
         hooks = [Signals(2, signal.SIGTERM)] if topology.index(Axis.DATA) == 1 else []

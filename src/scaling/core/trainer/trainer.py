@@ -110,6 +110,7 @@ class Trainer:
             if self.config.final_save or self.preempted is not None:
                 self.save()
             self.checkpointer.wait()
+            self._tell_where()
 
     def step(self) -> StepReport:
         """Train on one global batch. The host waits for nothing."""
@@ -166,6 +167,13 @@ class Trainer:
             self.checkpointer.save(self.state.step, self.global_tensors(), scalars)
             self._saved_step = self.state.step
         self._clock = time.perf_counter()
+
+    def _tell_where(self) -> None:
+        """Name the checkpoint that the run ended with."""
+        report = self.checkpointer.last_report
+        if report is not None and report.path is not None and report.step == self.state.step:
+            how = "saved %s" if self.preempted is None else "saved %s; the same command goes on from there"
+            self._tell(logging.INFO, how, report.path)
 
     @contextlib.contextmanager
     def _bearing(self, *, again: bool) -> Iterator[None]:
@@ -285,7 +293,8 @@ class Trainer:
         self._clock, self._steps_since_log = now, 0
         if stop:
             self.preempted = preemption.reason or "a signal to another rank"
-            self._tell(logging.WARNING, "asked to leave (%s) after step %d: saving", self.preempted, self.state.step)
+            what = "saving" if self.config.save_dir is not None else "nothing is saved, trainer.save_dir is null"
+            self._tell(logging.WARNING, "asked to leave (%s) after step %d: %s", self.preempted, self.state.step, what)
         patience = self.config.max_consecutive_nonfinite_steps
         if nonfinite > patience and not self.optimizer.loss_scaler.enabled:
             raise DataRefusedError(
