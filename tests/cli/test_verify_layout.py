@@ -79,6 +79,16 @@ def test_a_layout_that_is_its_own_reference_proves_nothing_and_that_is_said(run:
     assert "note       these are the same; name another layout, for example topology.model_parallel_size=2" in said
 
 
+def test_the_reference_is_held_against_the_model_that_is_verified(run: Run) -> None:
+    config = "transformer_architecture: {num_attention_heads: %d, hidden_size: 96, vocab_size: 50}"
+    status, said = run(config % 12, "--against", "topology.model_parallel_size=3", "--steps", "1")
+    assert status == 0, said
+    assert "reference  pipe 1 x data 1 x model 3 (3 processes)" in said
+    status, said = run(config % 16, "--against", "topology.model_parallel_size=3", "--steps", "1")
+    assert status == 2
+    assert "num_attention_heads: is 16, but must be divisible by topology.model_parallel_size (3)" in said
+
+
 def test_a_users_layer_that_counts_its_bias_on_every_rank_is_named(run: Run) -> None:
     sizes = "model_parallel_size: 2, pipe_parallel_size: 1, data_parallel_size: 1"
     status, said = run(

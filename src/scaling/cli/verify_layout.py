@@ -11,7 +11,16 @@ from typing import Annotated
 
 import typer
 
-from scaling.core import ConfigError, ExitStatus, LayoutReport, Parting, Recipe, TopologyConfig, verify_layout
+from scaling.core import (
+    BaseConfig,
+    ConfigError,
+    ExitStatus,
+    LayoutReport,
+    Parting,
+    Recipe,
+    TopologyConfig,
+    verify_layout,
+)
 from scaling.transformer import TransformerConfig, layer_specs, load_datasets, prepare_data
 from scaling.transformer.config.environment import data_sets_exist
 from scaling.transformer.verify.recipe import LayerFunction, comparable, recipe_of, synthetic_text
@@ -84,12 +93,11 @@ def verify(
     wanted = comparable(TransformerConfig.from_yaml(config, [*(overrides or ()), *exact]))
     _check(wanted)
     function = layer_specs if layers is None else _function(layers)
-    sizes = reference_of(wanted, against or ())
+    sizes = reference_of(against or ())
+    _require_fit(wanted, sizes)
     real_data = full_size and bool(wanted.data.data_prefixes) and not list(data_sets_exist(wanted.data))
     used = _used(wanted, sizes, processes, full_size=full_size, real_data=real_data)
-    reference = _with_batch(sizes, used.topology)
-    fitting = used.as_dict() | {"topology": reference.as_dict()}
-    TransformerConfig.from_dict(fitting, quiet=True)  # does the model fit the reference too?
+    reference = _require_fit(used, sizes)
     recipe = _recipe(used, function, real_data=real_data)
     for line in _introduction(wanted, used, reference, real_data=real_data):
         typer.echo(line)
@@ -105,7 +113,13 @@ def verify(
     raise typer.Exit(ExitStatus.DONE if report.agrees else ExitStatus.FAILURE)
 
 
-def reference_of(config: TransformerConfig, against: Sequence[str]) -> TopologyConfig:
+class _Reference(BaseConfig):
+    """What `--against` can set."""
+
+    topology: TopologyConfig
+
+
+def reference_of(against: Sequence[str]) -> TopologyConfig:
     """Return the topology of the reference: one process, but for what `against` says. Its batch is a placeholder."""
     strange = [setting for setting in against if not setting.startswith("topology.")]
     if strange:
@@ -114,7 +128,7 @@ def reference_of(config: TransformerConfig, against: Sequence[str]) -> TopologyC
             "topology.data_parallel_size=2, and others before --against"
         )
     one = {"data_parallel_size": 1, "pipe_parallel_size": 1, "model_parallel_size": 1}
-    return TransformerConfig.from_dict({"topology": {**one, "device": "cpu"}}, against, quiet=True).topology
+    return _Reference.from_dict({"topology": {**one, "device": "cpu"}}, against, quiet=True).topology
 
 
 def describe(layout: TopologyConfig) -> str:
@@ -207,6 +221,13 @@ def _recipe(config: TransformerConfig, function: LayerFunction, *, real_data: bo
         training, validation = load_datasets(config)
         return recipe_of(config, training=training, evaluation=validation, layers=function)
     return recipe_of(config, evaluation=synthetic_text(config, _EVALUATION_SAMPLES, seed=1), layers=function)
+
+
+def _require_fit(config: TransformerConfig, sizes: TopologyConfig) -> TopologyConfig:
+    """Return the reference with the configuration's global batch; `ConfigError` if that or the model does not fit."""
+    reference = _with_batch(sizes, config.topology)
+    TransformerConfig.from_dict(config.as_dict() | {"topology": reference.as_dict()}, quiet=True)
+    return reference
 
 
 def _with_batch(sizes: TopologyConfig, layout: TopologyConfig) -> TopologyConfig:

@@ -104,12 +104,38 @@ def test_a_small_model_stays_as_it_is() -> None:
     assert not list(differences(tiny, shrunk(tiny)))
 
 
+def test_key_value_heads_can_be_cut_by_fewer_ranks() -> None:
+    three = {"model_parallel_size": 3, "pipe_parallel_size": 2, "data_parallel_size": 2}
+    sizes = {"model_parallel_size": 3, "pipe_parallel_size": 1, "data_parallel_size": 1}
+    other = TopologyConfig.from_dict({**sizes, "micro_batch_size": 1, "gradient_accumulation_steps": 1})
+    small = shrunk(config(three, num_attention_heads=12, hidden_size=96, attention_num_kv_heads=3), also=other)
+    assert small.topology.model_parallel_size == 2
+    assert small.transformer_architecture.num_kv_heads % 6 == 0
+
+
+def test_short_sequences_can_be_cut_by_fewer_ranks() -> None:
+    three = {"model_parallel_size": 3, "pipe_parallel_size": 2, "data_parallel_size": 2, "sequence_parallel": True}
+    sizes = {"sequence_length": 15, "num_attention_heads": 12, "hidden_size": 384}
+    small = shrunk(config(three, **sizes))
+    assert small.topology.model_parallel_size == 2
+    assert small.transformer_architecture.sequence_length == 16
+    assert shrunk(config({**three, "sequence_parallel": False}, **sizes)).transformer_architecture.sequence_length == 15
+
+
 def test_a_model_fits_the_other_layout_too() -> None:
     sizes = {"model_parallel_size": 3, "pipe_parallel_size": 5, "data_parallel_size": 1}
     other = TopologyConfig.from_dict({**sizes, "micro_batch_size": 1, "gradient_accumulation_steps": 1})
     small = shrunk(config({"model_parallel_size": 2}, num_attention_heads=48, hidden_size=4608), also=other)
     values = small.as_dict() | {"topology": other.as_dict()}
     assert TransformerConfig.from_dict(values).topology.model_parallel_size == 3
+
+
+def test_the_small_batch_can_be_cut_as_the_other_layout_cuts_it() -> None:
+    sizes = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 9}
+    other = TopologyConfig.from_dict({**sizes, "micro_batch_size": 1, "gradient_accumulation_steps": 1})
+    large = config({"data_parallel_size": 2, "micro_batch_size": 18})
+    assert shrunk(large).topology.global_batch_size % 9
+    assert shrunk(large, also=other).topology.global_batch_size % 9 == 0
 
 
 @given(*[st.integers(1, 24)] * 3, st.integers(1, 32))

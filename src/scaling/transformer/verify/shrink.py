@@ -46,12 +46,16 @@ def shrunk(
         "num_layers": layers,
         "vocab_size": _vocabulary(architecture.vocab_size, large.model_parallel_size, ranks, fits),
         "vocab_file": None,
-        "sequence_length": min(architecture.sequence_length, _multiple(_SEQUENCE, fits)),
+        "sequence_length": _sequence(
+            architecture.sequence_length,
+            fits,
+            cut=large.sequence_parallel or (also is not None and also.sequence_parallel),
+        ),
         "mlp_factor": _multiple(round(heads * head_size * architecture.mlp_factor), fits) / (heads * head_size),
     }
     if head_size < architecture.head_size and architecture.rotary_percentage < 1.0:
         values["transformer_architecture"]["rotary_percentage"] = 0.5
-    values["topology"] |= sizes | _batch(large, sizes) | {"device": "cpu"}
+    values["topology"] |= sizes | _batch(large, sizes, also) | {"device": "cpu"}
     if large.pipe_partition_overwrite is not None:
         others = architecture.num_pipeline_layers - architecture.num_layers
         values["topology"]["pipe_partition_overwrite"] = scaled_boundaries(
@@ -126,6 +130,8 @@ def _heads(
         few = ranks // (shared if shared > 1 else ranks)
     else:
         few = min(kv_heads, fits)
+        if few % ranks and ranks % few:  # three heads for three ranks, of which two are left
+            few = fits
     ratio = min(2, architecture.num_attention_heads // kv_heads)
     while few * ratio % fits:
         ratio += 1
@@ -148,11 +154,19 @@ def _vocabulary(size: int, large_ranks: int, ranks: int, fits: int) -> int:
     return min(size, _multiple(_VOCABULARY, fits) + remainder)
 
 
-def _batch(topology: TopologyConfig, sizes: Sizes) -> Sizes:
+def _sequence(length: int, fits: int, *, cut: bool) -> int:
+    """Return a small sequence length; where sequences are cut, one that the ranks divide."""
+    return _multiple(min(length, _SEQUENCE), fits) if cut else min(length, _multiple(_SEQUENCE, fits))
+
+
+def _batch(topology: TopologyConfig, sizes: Sizes, also: TopologyConfig | None) -> Sizes:
     micro, pipe = min(topology.micro_batch_size, 2), sizes["pipe_parallel_size"]
     steps = min(topology.gradient_accumulation_steps, 2 * pipe)
     if topology.pipe_chunks_per_rank > 1:
         steps = max(pipe, steps // pipe * pipe)
+    if also is not None:
+        cut = also.data_parallel_size * (also.pipe_parallel_size if also.pipe_chunks_per_rank > 1 else 1)
+        micro *= cut // gcd(cut, micro * steps * sizes["data_parallel_size"])
     return {
         "micro_batch_size": micro,
         "gradient_accumulation_steps": steps,
