@@ -84,14 +84,23 @@ def assign_wrongly(rank: int, world_size: int) -> str:
 def test_all_mistakes_of_all_stages_are_one_error_on_every_rank() -> None:
     found = run_distributed(assign_wrongly, 4)
     assert len(set(found)) == 1
-    assert found[0].splitlines()[0] == "4 problems:"
+    assert found[0].splitlines()[0] == "3 problems:"
     for problem in (
-        "layers.0.embedding.weight is in no group; include it somewhere, or set",
+        "layers.0.embedding.weight, layers.1.dense.bias are in no group; include what is trained, and freeze the "
+        "rest with training.allow_missing_params_in_optimizer (in a program: assign(..., allow_missing=True))",
         "layers.1.norm.weight is taken by several groups (a, b); exclude it from all but one",
-        "layers.1.dense.bias is in no group",
-        "group 'c' takes no parameter; correct its patterns or remove it",
+        "group 'c' takes no parameter; correct its patterns, which are searched in names without `layers.<index>.`, or "
+        "remove it",
     ):
         assert f"training_groups: {problem}" in found[0]
+
+
+def test_of_many_parameters_in_no_group_the_first_are_named() -> None:
+    many = parameters(*(f"layers.{index}.weight" for index in range(10, 23)))
+    with pytest.raises(
+        ConfigError, match=r"layers\.10\.weight, .*, layers\.19\.weight and 3 more parameters are in no"
+    ):
+        assign(many, [pattern("a", ("never",))], Topology.single())
 
 
 def assign_by_stage(rank: int, world_size: int) -> dict[str, list[str]]:

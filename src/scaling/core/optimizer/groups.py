@@ -14,6 +14,9 @@ from scaling.core.nn.parameter import ParameterMeta
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.topology.topology import Topology
 
+SHOWN_KEYS = 10
+"""How many parameters an error names; a model has hundreds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
@@ -86,16 +89,21 @@ def assign(
         elif allow_missing:
             parameter.requires_grad_(False)
         else:
-            missing.append(
-                f"{description.key} is in no group; include it somewhere, or set "
-                "training.allow_missing_params_in_optimizer to true to freeze such parameters"
-            )
+            missing.append(description.key)
     said = topology.exchange("parameter groups", json.dumps([missing, several, wanted]))
     reports = [json.loads(report) for report in said if report is not None]
-    problems = sorted({line for report in reports for line in (*report[0], *report[1])})
+    problems = sorted({line for report in reports for line in report[1]})
+    if left := sorted({key for report in reports for key in report[0]}):
+        problems.append(
+            f"{_listed(left)} {'is' if len(left) == 1 else 'are'} in no group; include what is trained, and freeze "
+            "the rest with training.allow_missing_params_in_optimizer (in a program: assign(..., allow_missing=True))"
+        )
     for index, pattern in enumerate(patterns):
         if not any(report[2][index] for report in reports):
-            problems.append(f"group {pattern.group.name!r} takes no parameter; correct its patterns or remove it")
+            problems.append(
+                f"group {pattern.group.name!r} takes no parameter; correct its patterns, which are searched in names "
+                "without `layers.<index>.`, or remove it"
+            )
     if problems:
         raise ConfigError([Problem("training_groups", problem) for problem in problems])
     return [
@@ -108,3 +116,8 @@ def assign(
         )
         for pattern, parameters in zip(patterns, taken, strict=True)
     ]
+
+
+def _listed(keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:SHOWN_KEYS])
+    return shown if len(keys) <= SHOWN_KEYS else f"{shown} and {len(keys) - SHOWN_KEYS} more parameters"
