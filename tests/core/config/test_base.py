@@ -299,3 +299,10 @@ def test_a_check_of_a_field_that_does_not_exist_is_refused_when_the_class_is_mad
             cross_checks = (match,)
             paint: Paint = Paint()
             wall: Wall | None = None
+
+
+def test_a_key_like_an_earlier_name_is_told_the_present_one() -> None:
+    with pytest.raises(ConfigError, match=r"colors: unknown key; did you mean colour\?"):
+        Paint.from_dict({"colors": "red"})
+    with pytest.raises(ConfigError, match=r"colo_r: unknown key; did you mean colour\?"):
+        Paint.from_dict({"colo_r": "red"})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -20,7 +21,7 @@ def explain(
     error: ValidationError,
     section: type[BaseModel],
     *,
-    former_names: Iterable[str] = (),
+    former_names: Mapping[str, str] = MappingProxyType({}),
     root: type[BaseModel] | None = None,
 ) -> list[Problem]:
     """Return the problems of `section`, one for each place; paths are relative to it.
@@ -60,12 +61,12 @@ def _message(
     kind: str,
     value: Any,
     section: type[BaseModel],
-    former_names: Iterable[str],
+    former_names: Mapping[str, str],
     root: type[BaseModel] | None,
 ) -> str:
     name, *indices = path.split(".")
     if name not in section.model_fields:
-        return _unknown(name, [*section.model_fields, *former_names], root or section)
+        return _unknown(name, list(section.model_fields), former_names, root or section)
     field = section.model_fields[name]
     if kind == "missing":
         return f"is required. {field.description}"
@@ -75,12 +76,12 @@ def _message(
     return refusal(annotation, field.metadata, value)
 
 
-def _unknown(name: str, known: Sequence[str], root: type[BaseModel]) -> str:
+def _unknown(name: str, known: Sequence[str], former_names: Mapping[str, str], root: type[BaseModel]) -> str:
     """Say what an unknown key is probably meant to be: one of another section, or a misspelt one of this."""
     if places := sorted(_places(name, root), key=len):
         return f"unknown key here; it belongs in {places[0]}"
-    if near := nearest(name, known):
-        return f"unknown key; did you mean {near}?"
+    if near := nearest(name, [*known, *former_names]):
+        return f"unknown key; did you mean {former_names.get(near, near)}?"
     if len(known) <= 12:
         return f"unknown key; this section has {', '.join(known)}"
     return "unknown key, and none is like it; remove it"
