@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train-tokenizer", folder / "text.jsonl", "-o", folder / "tok.json", "--vocab-size", 300, *options
     )
     assert "300 tokens, SHA-256" in trained.stdout
+    assert "note" not in trained.stdout
     made = scaling_data(
         "tokenize", folder / "text.jsonl", "-o", folder / "tokens", "-t", folder / "tok.json", "--workers", 1, *options
     )
@@ -109,6 +110,16 @@ def test_a_tokenizer_that_could_not_be_written_is_not_trained(
     arguments = ("train-tokenizer", folder / "text.jsonl", "--vocab-size", 300)
     with pytest.raises(StorageError, match=r"writing .*tok\.json failed"):
         scaling_data(*arguments, "-o", tmp_path / "file" / "tok.json")
+
+
+def test_texts_that_give_fewer_tokens_than_asked_for_are_pointed_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("ab ab ab ab")
+    output = scaling_data(
+        "train-tokenizer", tmp_path / "a.txt", "-o", tmp_path / "tok.json", "--vocab-size", 500
+    ).stdout
+    tokens = Tokenizer.from_file(tmp_path / "tok.json").vocab_size
+    assert tokens < 500
+    assert f"note: the text gives no more than {tokens} of the 500 tokens asked for" in output
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,8 @@ def train_tokenizer_command(
         tokenizer = train_tokenizer(texts, vocab_size)
     tokenizer.save(output)
     typer.echo(f"{output}: {tokenizer.vocab_size} tokens, SHA-256 {tokenizer.sha256}")
+    if tokenizer.vocab_size < vocab_size:
+        typer.echo(f"note: the text gives no more than {tokenizer.vocab_size} of the {vocab_size} tokens asked for")
 
 
 @app.command()
