@@ -233,6 +233,11 @@ def test_a_loss_function_has_to_return_a_loss_output() -> None:
         single().train_step(of_lengths(3, 3), lambda output, targets: output.sum())
 
 
+def test_a_loss_that_depends_on_nothing_trained_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="depends on no parameter that is trained"):
+        single().train_step(of_lengths(3, 3), lambda output, targets: LossOutput(output.detach().sum(), 1))
+
+
 class Stray(nn.Module):
     def forward(self, x: dict[str, Tensor]) -> set[Tensor]:
         return {x["x"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,20 @@ def test_micro_batches_count_by_their_weight(parts: list[tuple[float, int, float
     assert float(total.weight) == weight
     assert float(total.loss) == pytest.approx(sum(part[0] for part in parts) / weight, abs=1e-4)
     assert float(total.metrics()["hits"]) == pytest.approx(sum(part[2] for part in parts) / weight, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"loss_sum": torch.ones(3)}, r"loss_sum has shape \[3\]; it must be one number"),
+        ({"loss_sum": 2.0}, "loss_sum is no tensor; it must be one number"),
+        ({"weight": torch.ones(2, 3)}, r"weight of the loss has shape \[2, 3\]; it must be one number"),
+        ({"metrics": {"hits": torch.ones(4)}}, r"hits of the loss has shape \[4\]; it must be one number"),
+    ],
+)
+def test_a_loss_that_is_not_a_sum_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        LossOutput(**{"loss_sum": torch.ones(()), "weight": 1.0, **wrong})
 
 
 def test_sums_are_kept_in_float64_on_the_device() -> None:

@@ -173,6 +173,11 @@ class _Step:
         output = self._outputs.pop((micro_batch, stage))
         if stage == self.engine.last:
             loss: Tensor = output.loss_sum
+            if not loss.requires_grad:
+                raise ScheduleError(
+                    "the loss depends on no parameter that is trained; look for what detaches it from the output of "
+                    "the last layer, or for groups of parameters that leave all of them out"
+                )
             loss.backward(self._scale.to(loss.dtype))
         else:
             tensors = [tensor for _, tensor in tree.flatten(output) if tensor.requires_grad]

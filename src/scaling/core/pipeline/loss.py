@@ -27,6 +27,16 @@ class LossOutput:
     weight: Tensor | float
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss_sum, Tensor) or self.loss_sum.dim():
+            what = f"has shape {list(self.loss_sum.shape)}" if isinstance(self.loss_sum, Tensor) else "is no tensor"
+            raise ScheduleError(f"loss_sum {what}; it must be one number with a gradient: losses.sum()")
+        for name, value in (("weight", self.weight), *self.metrics.items()):
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise ScheduleError(
+                    f"{name} of the loss has shape {list(value.shape)}; it must be one number, the sum over the items"
+                )
+
 
 LossFunction = Callable[[Any, Any], LossOutput]
 """(output of the last layer, targets) -> LossOutput."""
