@@ -10,6 +10,7 @@ import pytest
 from scaling.core.errors import ConfigError
 from scaling.transformer.config import TransformerConfig, environment
 from scaling.transformer.config.environment import TransformerConfigHere, environment_problems, notes, visible_gpus
+from scaling.transformer.data.tokenizer import train_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,23 @@ def test_everything_that_is_lacking_is_named() -> None:
         "logger.log_dir: is 'file', but 'file' is a file; name another folder",
         "trainer.load_dir: is 'load', but there is no such folder; correct it",
     ]
+
+
+@pytest.mark.parametrize("size", [None, 0, 257, 300])
+def test_a_vocabulary_holds_the_tokens_of_its_tokenizer(size: int | None) -> None:
+    train_tokenizer([], 257).save(Path("v.json"))
+    assert lacking({"transformer_architecture": {"vocab_file": "v.json", "vocab_size": size}}) == []
+
+
+def test_a_vocabulary_that_is_too_small_or_whose_tokenizer_cannot_be_read_is_named() -> None:
+    train_tokenizer([], 257).save(Path("v.json"))
+    assert lacking({"transformer_architecture": {"vocab_file": "v.json", "vocab_size": 256}}) == [
+        "transformer_architecture.vocab_size: is 256, less than the 257 tokens of vocab_file; set it to null, or to at "
+        "least that"
+    ]
+    Path("v.json").write_text("{")
+    (problem,) = lacking({"transformer_architecture": {"vocab_file": "v.json", "vocab_size": 256}})
+    assert problem.startswith("transformer_architecture.vocab_file: tokenizer file v.json is not a tokenizer file")
 
 
 def test_missing_files_are_reported_with_the_problems_of_other_sections() -> None:

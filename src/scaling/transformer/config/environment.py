@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from scaling.core import (
+    DataError,
     Device,
     LoggerConfig,
     MaskedSoftmaxKernel,
@@ -22,6 +23,7 @@ from scaling.transformer.config.architecture import Precision, TransformerArchit
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.tokenizer import Tokenizer
 
 
 def data_sets_exist(data: DataConfig) -> Iterator[Problem]:
@@ -43,6 +45,23 @@ def data_sets_exist(data: DataConfig) -> Iterator[Problem]:
 def tokenizer_exists(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
     """The tokenizer is there."""
     yield from _missing_file("transformer_architecture.vocab_file", transformer_architecture.vocab_file)
+
+
+def vocabulary_holds_the_tokenizer(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
+    """Each token of the tokenizer has a place in the vocabulary. Without a size there is nothing to compare."""
+    size, file = transformer_architecture.vocab_size, transformer_architecture.vocab_file
+    if not size or file is None or not file.is_file():
+        return
+    try:
+        tokens = Tokenizer.from_file(file).vocab_size
+    except DataError as error:
+        yield Problem("transformer_architecture.vocab_file", str(error))
+        return
+    if size < tokens:
+        yield Problem(
+            "transformer_architecture.vocab_size",
+            f"is {size}, less than the {tokens} tokens of vocab_file; set it to null, or to at least that",
+        )
 
 
 def machines_and_script_exist(runner: RunnerConfig) -> Iterator[Problem]:
@@ -77,6 +96,7 @@ def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Pro
 ENVIRONMENT_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     data_sets_exist,
     tokenizer_exists,
+    vocabulary_holds_the_tokenizer,
     machines_and_script_exist,
     folders_are_folders,
     gpus_suffice,
