@@ -118,9 +118,12 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
     """Yield what is allowed and probably not meant."""
     architecture, data, trainer = config.transformer_architecture, config.data, config.trainer
     if not data.data_prefixes and data.corpus is None:
-        yield Problem("data", "names neither data_prefixes nor a corpus: there is nothing to train on")
+        yield Problem("data", "names neither data_prefixes nor a corpus; no training starts without data")
     elif not architecture.vocab_size and architecture.vocab_file is None and data.corpus is None:
-        yield Problem("transformer_architecture", "has neither vocab_size nor vocab_file: the vocabulary is not known")
+        yield Problem(
+            "transformer_architecture",
+            "has neither vocab_size nor vocab_file; no training starts without one: name the tokenizer of the data",
+        )
     if not trainer.train_iterations:
         yield Problem("trainer.train_iterations", "is not given: nothing is trained")
     if trainer.save_dir is None:
