@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from scaling.core.collectives import ops
 from scaling.core.data.types import MicroBatch
+from scaling.core.errors import ScheduleError
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear
 from scaling.core.nn.norm import RMSNorm
 from scaling.core.nn.parameter import meta
@@ -157,6 +159,34 @@ def test_every_gradient_travels_once_a_step_in_float32_and_weights_as_they_are(b
     assert not named(whole, "reduce_scatter_start")
     # Beside them: the loss of the step (a few numbers) and the squared norm.
     assert all(message.elements <= 3 for log in (sharded, whole) for message in named(log, "all_reduce"))
+
+
+class Twice(nn.Module):
+    """A layer whose weight gets two gradients in each backward pass, one from either segment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = checkpoint(self.linear, x, use_reentrant=True)
+        return x
+
+
+def train_with_gradients_that_come_late(rank: int, world_size: int, steps: int, twice: bool, zero: bool) -> None:
+    with connected(data=world_size) as topology:
+        layers = [*linears(), *([LayerSpec(Twice)] if twice else [])]
+        module, _ = build(layers, topology, zero=zero, allreduce_bucket_size=1)
+        for _ in range(steps):
+            module.train_step(batches(), square)
+
+
+@pytest.mark.parametrize(("steps", "twice"), [(2, False), (1, True)])
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_gradient_that_comes_after_the_sum_has_begun_is_refused(steps: int, twice: bool, zero: bool) -> None:
+    with pytest.raises(ScheduleError, match=r"layers\.\d\..* has another gradient after the sum"):
+        run_distributed(train_with_gradients_that_come_late, 2, steps, twice, zero)
 
 
 class Fork(nn.Module):

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
 from scaling.core.collectives import ops
+from scaling.core.errors import ScheduleError
+from scaling.core.nn.parameter import meta
 from scaling.core.optimizer.flat_buffer import FlatBuffer, places
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
@@ -53,8 +55,14 @@ class GradientSync:
         self._missing = list(self._expected)
         self._next = 0
 
-    def _arrived(self, number: int) -> Callable[[Tensor], None]:
-        def hook(parameter: Tensor) -> None:
+    def _arrived(self, number: int) -> Callable[[nn.Parameter], None]:
+        def hook(parameter: nn.Parameter) -> None:
+            if number < self._next:
+                raise ScheduleError(
+                    f"{meta(parameter).key} has another gradient after the sum over the data-parallel ranks has begun; "
+                    "take an optimizer step after each train_step, and checkpoint activations with "
+                    "topology.activation_checkpointing_type, or use_reentrant=False, rather than twice in one pass"
+                )
             self._missing[number] -= 1
             if self._missing[number] == 0 and number == self._next:
                 while self._next < len(self._missing) and self._missing[self._next] <= 0:
