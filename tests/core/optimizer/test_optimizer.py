@@ -155,6 +155,20 @@ def test_a_batch_without_valid_items_has_gradient_zero() -> None:
     assert all(torch.equal(value, before[key]) for key, value in values(module).items())
 
 
+def test_gradients_that_are_cleared_stay_the_optimizers() -> None:
+    module, optimizer = make()
+    before = values(module)
+    train_step(module, optimizer, 2)
+    module.zero_grad()
+    optimizer.step(1, weight=train_step(module, optimizer, 1).weight)
+    cleared = values(module)
+    module, optimizer = make()
+    optimizer.step(1, weight=train_step(module, optimizer, 1).weight)
+    for key, expected in values(module).items():
+        assert torch.equal(cleared[key], expected)
+        assert not torch.equal(before[key], expected)
+
+
 @pytest.mark.parametrize("usual_weight", [1.0, 64.0])
 def test_the_weight_of_the_batch_divides_whatever_weight_is_usual(usual_weight: float) -> None:
     module, optimizer = make(usual_weight=usual_weight, gradient_clipping=0.0, beta1=0.0)

@@ -117,6 +117,10 @@ class ParallelModule(nn.Module):
         loss = self._engine.run(self._evaluation_actions, batches, loss_function, self._one)
         return loss.reduce(self._metrics_of(loss, "eval"))
 
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Clear the gradients where they are: in the optimizer's buffers, which would never see new ones elsewhere."""
+        super().zero_grad(set_to_none=False)
+
     def parameters_with_meta(self) -> Iterator[tuple[nn.Parameter, ParameterMeta]]:
         """Yield this rank's parameters, each once, in the order of the layers, with their descriptions."""
         for parameter in self.parameters():
