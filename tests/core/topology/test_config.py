@@ -179,17 +179,19 @@ def test_a_process_learns_its_place_from_the_launcher() -> None:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "remedy"),
-    [(8, "set topology.data_parallel_size to 2"), (1, "set sizes whose product is 1")],
+    ("world_size", "found", "remedy"),
+    [
+        (8, "the launcher started 8 processes", "start 12, or set topology.data_parallel_size to 2"),
+        (1, "this process is alone", "start 12 with torchrun or srun, or set sizes whose product is 1"),
+    ],
 )
-def test_another_number_of_processes_is_refused_with_both_numbers(world_size: int, remedy: str) -> None:
+def test_another_number_of_processes_is_refused_with_both_numbers(world_size: int, found: str, remedy: str) -> None:
     config = TopologyConfig.from_dict({"model_parallel_size": 2, "pipe_parallel_size": 2, "data_parallel_size": 3})
     with pytest.raises(ConfigError) as raised:
         config.with_launch(0, world_size, 0)
-    started = "1 process" if world_size == 1 else f"{world_size} processes"
     assert str(raised.value) == (
-        f"topology.world_size: the launcher started {started}, but model_parallel_size 2 * pipe_parallel_size 2 * "
-        f"data_parallel_size 3 = 12; start 12, or {remedy}"
+        f"topology.world_size: {found}, but model_parallel_size 2 * pipe_parallel_size 2 * data_parallel_size 3 = 12; "
+        f"{remedy}"
     )
 
 

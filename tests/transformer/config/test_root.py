@@ -241,6 +241,8 @@ def test_a_process_gets_its_place_in_the_topology() -> None:
     assert config.with_launch(3, 4, 1).topology.global_rank == 3
     with pytest.raises(ConfigError, match="the launcher started 2 processes"):
         config.with_launch(0, 2, 0)
+    with pytest.raises(ConfigError, match=r"this process is alone, but .* = 4; start 4 with torchrun or srun, or set"):
+        config.with_launch(0, 1, 0)
 
 
 @pytest.mark.parametrize(

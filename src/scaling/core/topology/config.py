@@ -172,11 +172,12 @@ class TopologyConfig(BaseConfig):
         """
         if world_size != self.world_size:
             sizes = {name: getattr(self, name) for name in PARALLEL_SIZES}
+            alone = world_size == 1  # mostly because no launcher was used
+            found = "this process is alone" if alone else f"the launcher started {world_size} processes"
+            start = f"start {self.world_size}{' with torchrun or srun' if alone else ''}"
             raise ConfigError(
                 Problem(
-                    "topology.world_size",
-                    f"the launcher started {world_size} {'process' if world_size == 1 else 'processes'}, but "
-                    f"{_product(sizes)}; start {self.world_size}, or {self._fitting(world_size)}",
+                    "topology.world_size", f"{found}, but {_product(sizes)}; {start}, or {self._fitting(world_size)}"
                 )
             )
         return self.model_copy(update={"global_rank": rank, "local_slot": local_slot})
