@@ -110,9 +110,8 @@ def test_zero_can_be_switched_off(data: Path, uninterrupted: list[float], tmp_pa
     train_small(data, tmp_path, HALF, settings, ZERO)
     assert values(train_small(data, tmp_path, settings)) == pytest.approx(uninterrupted, rel=1e-5)
     logs = [(tmp_path / f"rank_{rank}.log").read_text() for rank in (0, 1)]
-    assert [
-        log.count("of how and where it runs: optimizer.zero: True in the checkpoint, False now") for log in logs
-    ] == [1, 0]
+    assert [log.count("of how and where it runs: ") for log in logs] == [1, 0]
+    assert "optimizer.zero: True in the checkpoint, False now" in logs[0]
     assert [log.count("resuming with another setting: trainer.train_iterations: 5") for log in logs] == [1, 0]
 
 
@@ -164,6 +163,7 @@ def test_the_folder_of_another_run_is_refused_with_everything_that_differs(
         "fingerprints.data",
     }
     assert "trainer.accept_changes" in str(caught.value)
+    assert "the data is not what the checkpoint's run used: its digest is" in str(caught.value)
     found = state(tmp_path)
     assert (found["state"], found["exit_status"]) == ("failed", 2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from typing import Any
 
 import pytest
@@ -207,3 +209,27 @@ def test_a_stage_runs_its_layers_one_after_another_and_again_where_asked(recompu
     with torch.no_grad():
         stage.eval()(x)
     assert [layer.runs for layer in stage.layers] == [2 if recompute == "disabled" else 3] * 3
+
+
+class Forgetful(nn.Module):
+    """A layer without a return."""
+
+    def forward(self, x: Tensor) -> None:
+        x + 1
+
+
+@pytest.mark.parametrize("recompute", ["disabled", "every_layer", "every_pipe_stage"])
+def test_a_layer_that_returns_nothing_is_named(recompute: Recompute) -> None:
+    (stage,) = build([plain(), LayerSpec(Forgetful), plain()], Topology.single(), recompute=recompute).values()
+    with pytest.raises(LayoutError, match=r"layer 1 \(Forgetful\) returned None; let its forward return"):
+        stage(torch.ones(2, 4))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize("recompute", ["disabled", "every_layer", "every_pipe_stage"])
+def test_an_error_says_in_which_layer_and_what_it_was_given(recompute: Recompute) -> None:
+    (stage,) = build([plain(), plain(width=5), plain()], Topology.single(), recompute=recompute).values()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        stage(torch.ones(2, 4))
+    shown = traceback.format_exception(caught.value)[-1]
+    assert shown == "in layer 1 (Linear) of the model, which was given torch.float32 [2, 4]\n"

@@ -31,6 +31,9 @@ class _Absent(Enum):
     ABSENT = "absent"
 
 
+FINGERPRINTS: Final = "fingerprints"
+"""The section with digests of what a configuration only points at."""
+
 ABSENT: Final = _Absent.ABSENT
 """The value of a setting that one of the two configurations does not have."""
 
@@ -93,7 +96,7 @@ class Comparison:
             raise ConfigError(
                 Problem(
                     change.path,
-                    f"{_word(change.present)}, but {_word(change.stored)} in the checkpoint. "
+                    f"{_meaning(change)}{_word(change.present)}, but {_word(change.stored)} in the checkpoint. "
                     f"Set it back, start a new run, or add {change.path!r} to {setting}",
                 )
                 for change in self.refused
@@ -149,6 +152,12 @@ def _differences(
             yield from _differences(f"{path}.{index}", before, now)
     elif stored != present or isinstance(stored, bool) != isinstance(present, bool):
         yield path, stored, present
+
+
+def _meaning(change: Change) -> str:
+    """Say what is behind a digest; other settings speak for themselves."""
+    section, _, name = change.path.partition(".")
+    return f"the {name} is not what the checkpoint's run used: its digest is " if section == FINGERPRINTS else ""
 
 
 def _word(value: Json | _Absent) -> str:

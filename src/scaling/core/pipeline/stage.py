@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scaling.core.errors import LayoutError
 from scaling.core.nn.init import initialize
@@ -66,14 +67,31 @@ class Stage(nn.Module):
             return self._run(x)
         if self._recompute == "every_pipe_stage":
             return recomputed(self._run, x, self._topology)
-        for layer in self.layers:
-            x = recomputed(layer, x, self._topology)
+        return self._run(x, every_layer=True)
+
+    def _run(self, x: Any, *, every_layer: bool = False) -> Any:
+        index, layer, given = self.indices.start, None, x
+        try:
+            for index, layer in zip(self.indices, self.layers, strict=True):
+                given = x
+                x = recomputed(layer, x, self._topology) if every_layer else layer(x)
+                if x is None:
+                    raise LayoutError(
+                        f"layer {index} ({type(layer).__name__}) returned None; let its forward return what the next "
+                        "layer takes"
+                    )
+        except Exception as error:
+            if sys.version_info >= (3, 11):  # shown below the traceback
+                error.add_note(
+                    f"in layer {index} ({type(layer).__name__}) of the model, which was given {_kind(given)}"
+                )
+            raise
         return x
 
-    def _run(self, x: Any) -> Any:
-        for layer in self.layers:
-            x = layer(x)
-        return x
+
+def _kind(value: Any) -> str:
+    """Describe what a layer was given, for a message."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def build_stages(

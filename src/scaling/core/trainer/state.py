@@ -8,7 +8,7 @@ from typing import Any, Protocol, final
 
 import torch
 
-from scaling.core.checkpoint.resume import ChangeRules
+from scaling.core.checkpoint.resume import FINGERPRINTS, ChangeRules
 from scaling.core.config.base import BaseConfig
 from scaling.core.errors import CheckpointError
 
@@ -52,7 +52,7 @@ class RunIdentity:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is stored and compared."""
-        return {**self.config.as_dict(), "fingerprints": dict(self.fingerprints)}
+        return {**self.config.as_dict(), FINGERPRINTS: dict(self.fingerprints)}
 
 
 class Metrics(Protocol):

@@ -214,7 +214,8 @@ class Trainer:
             self._saved_step = self.state.step if origin.own else None
         _log.info("resumed from %s at step %d", loaded.path, self.state.step)
         if self.state.step >= self.target:
-            self._tell(logging.WARNING, "nothing is left to train: trainer.train_iterations is %d", self.target)
+            text = "nothing is left to train: trainer.train_iterations is %d; raise it to go on"
+            self._tell(logging.WARNING, text, self.target)
         return True
 
     def global_tensors(self) -> Iterator[GlobalTensor]:
@@ -250,8 +251,9 @@ class Trainer:
         comparison.require()
         for change in (*comparison.accepted, *comparison.schedule):
             self._tell(logging.WARNING, "resuming with another setting: %s", change)
-        for change in comparison.runtime:
-            self._tell(logging.INFO, "resuming with another setting of how and where it runs: %s", change)
+        if comparison.runtime:
+            free = "; ".join(map(str, comparison.runtime))
+            self._tell(logging.INFO, "resuming with other settings of how and where it runs: %s", free)
 
     def _step_metrics(self, loss: StepLoss, report: StepReport) -> dict[str, float | torch.Tensor]:
         found: dict[str, float | torch.Tensor] = {

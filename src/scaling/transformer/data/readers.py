@@ -235,7 +235,7 @@ class PieceReader:
             )
         if self._field not in record:
             keys = ", ".join(map(repr, list(record)[:8])) or "none"
-            return self._bad(f"no key {self._field!r}; the keys are {keys}", offset=offset)
+            return self._bad(f"no key {self._field!r}; the keys are {keys} (--field names it)", offset=offset)
         return self._document(record[self._field], offset)
 
     def _document(self, value: Any, offset: int) -> str | BadRecord:

@@ -165,7 +165,8 @@ def check_budget(bad: Sequence[BadRecord], max_bad: int) -> None:
     if max_bad == 0:
         raise DataError(f"{bad[0]}. Mend it, or skip up to n such records with --max-bad n")
     raise DataRefusedError(
-        f"more than {max_bad} records are bad, the last one: {bad[max_bad]}. Mend the data, or raise --max-bad"
+        f"more than {max_bad} {'record is' if max_bad == 1 else 'records are'} bad, the last one: {bad[max_bad]}. Mend "
+        "the data, or raise --max-bad"
     )
 
 
