@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from collections.abc import Callable
+from unittest import mock
 
 import pytest
 
+from scaling.core import ExitStatus, LaunchContext
+from scaling.core.trainer.data import TrainingData
+from scaling.transformer import train as program
+from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.inference.module import TOKENIZER_FILE
 from tests.distributed import run_distributed
-from tests.faults.engine import Scene, launch, make_source
+from tests.faults.engine import Scene, Settings, launch, make_source, nested
 from tests.faults.storage_cases import can_mount, fill, small_disk
 from tests.reference.worlds import connected
 from tests.transformer.small import build_corpus
@@ -70,3 +78,27 @@ def last_word(rank: int, world_size: int) -> str:
 
 def test_a_rank_that_is_through_waits_for_those_that_still_read_its_store() -> None:
     assert run_distributed(last_word, 2) == ["", "saved"]
+
+
+def asked_late(rank: int, world_size: int, settings: Settings) -> ExitStatus:
+    """Be one rank of a run that rank 1 is asked to leave; rank 0 is asked when it is done, and rank 1 still reads."""
+    close: Callable[[TrainingData], None] = TrainingData.close
+
+    def closing(data: TrainingData) -> None:
+        close(data)
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            time.sleep(0.2)
+
+    with mock.patch.object(TrainingData, "close", closing):
+        return program.train(TransformerConfig.from_dict(nested(settings)), LaunchContext.from_environment())
+
+
+def test_a_signal_that_comes_late_does_not_end_a_rank_that_others_still_need(scene: Scene) -> None:
+    scene.save_dir.mkdir()
+    ended = run_distributed(
+        asked_late, 2, scene.settings(), environment={"SCALING_FAULT": "step.before_forward@1:3=term"}
+    )
+    assert ended == [ExitStatus.PREEMPTED, ExitStatus.PREEMPTED]
+    assert scene.step(3).exists()

@@ -43,6 +43,8 @@ class Topology:
         self._axis_groups: dict[Axis, dist.ProcessGroup | None] = {}
         self._store: dist.Store | None = None
         self._exchanges = 0
+        self.leaving = contextlib.ExitStack()
+        """What is undone when this process is through with the others, and they with it: signal handlers."""
 
     @classmethod
     def single(cls, device: str = "cpu") -> Self:
@@ -169,6 +171,7 @@ class Topology:
             self._store = None
             with contextlib.suppress(Exception):  # a broken peer must not hide the error that brought us here
                 dist.destroy_process_group()
+        self.leaving.close()
 
     def __enter__(self) -> Self:
         return self

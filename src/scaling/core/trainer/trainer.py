@@ -94,7 +94,12 @@ class Trainer:
 
     def fit(self) -> None:
         """Resume where there is something to resume from, then train to the end or until asked to leave."""
-        with self._closing(), garbage_collected(self.config.gc_interval) as collect, Preemption() as preemption:
+        with (
+            self._closing(),
+            garbage_collected(self.config.gc_interval) as collect,
+            contextlib.ExitStack() as listening,
+        ):
+            preemption = listening.enter_context(Preemption())
             self.resume()
             self.metrics = self._open_metrics(self.state.step)
             self._clock = time.perf_counter()
@@ -111,6 +116,9 @@ class Trainer:
                 self.save()
             self.checkpointer.wait()
             self._tell_where()
+            if self.preempted is not None and self.topology.world is not None:
+                # The signal that others had first may come now, and must not end a rank that they still talk to.
+                self.topology.leaving.enter_context(listening.pop_all())
 
     def step(self) -> StepReport:
         """Train on one global batch. The host waits for nothing."""
