@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     )
     from scaling.core.data.types import BaseDataset as BaseDataset
     from scaling.core.data.types import MicroBatch as MicroBatch
+    from scaling.core.data.worker import leave_with_parent as leave_with_parent
     from scaling.core.errors import (
         CheckpointError as CheckpointError,
     )
@@ -322,6 +323,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "data.open_documents": ("open_documents",),
     "data.blended": ("BlendedDataset",),
     "data.loader": ("DataLoader", "evaluation_batches"),
+    "data.worker": ("leave_with_parent",),
     "data.sampler": ("BatchGeometry", "evaluation_steps", "items_of", "order_of", "positions_of"),
     "checkpoint.boxes": ("Box", "GlobalTensor"),
     "checkpoint.checkpointer": ("Checkpointer",),

@@ -39,6 +39,12 @@ def damaged(path: Path, what: str) -> DataError:
     return DataError(f"{path} is damaged or incomplete: {what}; copy it again from its source, or build it again")
 
 
+def unreadable(path: Path, error: OSError, where: str = "") -> StorageError:
+    """Return the error for a file that is there and cannot be read; `where` may name a place in it."""
+    what_to_do = advice(error, "check the file system and the permissions")
+    return StorageError(f"{path} cannot be read{where}: {error}; {what_to_do}")
+
+
 def file_size(path: Path) -> int:
     """Return the size of `path` in bytes; a missing or empty file is a `DataError`."""
     try:

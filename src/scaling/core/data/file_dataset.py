@@ -16,9 +16,9 @@ from typing import Any, Final, final
 
 import numpy as np
 
-from scaling.core.data.documents import Elements, Integers, damaged, file_size
+from scaling.core.data.documents import Elements, Integers, damaged, file_size, unreadable
 from scaling.core.data.memory_map import MemoryMapDocuments
-from scaling.core.data.open_files import advice, make_room
+from scaling.core.data.open_files import make_room
 from scaling.core.errors import StorageError
 
 RETRY_DELAYS: Final = (2.0, 4.0, 8.0, 16.0, 32.0)
@@ -61,8 +61,7 @@ class FileElements(Elements):
                 problem = "the read came back empty"
             except OSError as error:
                 if error.errno not in _TRANSIENT:
-                    what_to_do = advice(error, "check the file system and the permissions")
-                    raise StorageError(f"{self.path} cannot be read at byte {offset}: {error}; {what_to_do}") from error
+                    raise unreadable(self.path, error, f" at byte {offset}") from error
                 problem = error
             self.close()
         raise StorageError(

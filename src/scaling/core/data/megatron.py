@@ -26,11 +26,11 @@ from scaling.core.data.documents import (
     damaged,
     extremes,
     file_size,
+    unreadable,
     with_suffix,
 )
-from scaling.core.data.open_files import advice
 from scaling.core.data.span_index import SpanIndex
-from scaling.core.errors import DataError, StorageError
+from scaling.core.errors import DataError
 
 MAGIC: Final = b"MMIDIDX\x00\x00"
 VERSION: Final = 1
@@ -148,8 +148,7 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
         with path.open("rb") as file:
             magic, version, code, sequences, borders = HEADER.unpack(file.read(HEADER.size))
     except OSError as error:
-        what_to_do = advice(error, "check the file system and the permissions")
-        raise StorageError(f"{path} cannot be read: {error}; {what_to_do}") from error
+        raise unreadable(path, error) from error
     if magic != MAGIC:
         raise DataError(
             f"{path} begins with {magic!r}, not with {MAGIC!r}, so it is not the index of a Megatron data set; set "

@@ -11,9 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from scaling.core.data.documents import damaged, file_size
-from scaling.core.data.open_files import advice
-from scaling.core.errors import DataError, StorageError
+from scaling.core.data.documents import damaged, file_size, unreadable
+from scaling.core.errors import DataError
 
 FORMAT: Final = "scaling memory map"
 VERSION: Final = 1
@@ -48,8 +47,7 @@ class MemoryMapMeta:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            what_to_do = advice(error, "check the file system and the permissions")
-            raise StorageError(f"{path} cannot be read: {error}; {what_to_do}") from error
+            raise unreadable(path, error) from error
         except (ValueError, RecursionError) as error:  # malformed JSON, not UTF-8, nested without end
             raise damaged(path, f"it is not JSON ({error})") from error
         if not isinstance(content, dict):

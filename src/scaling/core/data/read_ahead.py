@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import pickle
 import warnings
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
-from threading import Thread
 from typing import Any, final
 
 import torch
@@ -20,6 +17,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 
 from scaling.core.data.reader import MicroBatchReader, ReadFailure, ignore_keyboard
 from scaling.core.data.types import MicroBatch
+from scaling.core.data.worker import leave_with_parent
 from scaling.core.errors import DataError, ScalingError
 
 _logger = logging.getLogger(__name__)
@@ -139,18 +137,7 @@ def _worker_context() -> BaseContext:
 def _begin_as_worker(worker: int) -> None:
     """Prepare a worker process: it leaves Ctrl-C to the training process, and does not outlive it."""
     ignore_keyboard(worker)
-    if (trainer := multiprocessing.parent_process()) is not None:
-        Thread(target=_leave_with, args=(trainer,), name="leave-with-trainer", daemon=True).start()
-
-
-def _leave_with(trainer: BaseProcess) -> None:
-    """End this process when the training process is gone.
-
-    PyTorch's workers watch their parent, but that is the fork server, which stays for as long as it has a worker: after
-    a training process that was killed (out of memory, say), both would wait for each other for ever.
-    """
-    trainer.join()
-    os._exit(1)
+    leave_with_parent()
 
 
 def _unchanged(result: Any) -> Any:

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,13 +18,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scaling.core import DataError, DataRefusedError, MemoryMapDatasetBuilder, ScalingError
+from scaling.core import DataError, DataRefusedError, MemoryMapDatasetBuilder, ScalingError, leave_with_parent
 from scaling.transformer.data.chunks import Chunk, plan_chunks
 from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.progress import ProgressCallback, silent
@@ -203,11 +202,4 @@ def _start_worker() -> None:
     """End quietly on Ctrl-C, use one core, and do not outlive the main process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-
-    def follow() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    leave_with_parent()
