@@ -36,7 +36,7 @@ from scaling.core import (
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.load import load_datasets, prepare_data
-from scaling.transformer.data.tokenizer import Tokenizer
+from scaling.transformer.data.tokenizer import tokenizer_digest
 from scaling.transformer.flops import flops_per_token
 from scaling.transformer.inference.module import TOKENIZER_FILE
 from scaling.transformer.losses import CrossEntropyLoss
@@ -114,7 +114,7 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
 def fingerprints_of(config: TransformerConfig, training: BaseDataset[Any]) -> dict[str, str]:
     """Return digests of what the configuration only points at: token ids mean nothing without their tokenizer."""
     vocab_file = config.transformer_architecture.vocab_file
-    tokenizer = {} if vocab_file is None else {"tokenizer": Tokenizer.from_file(vocab_file).sha256}
+    tokenizer = {} if vocab_file is None else {"tokenizer": tokenizer_digest(vocab_file)}
     return {"data": training.fingerprint(), **tokenizer}
 
 

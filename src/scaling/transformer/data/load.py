@@ -22,7 +22,7 @@ from scaling.transformer.data.packing import Packing
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.split import Part, Split
 from scaling.transformer.data.text_dataset import TextDataset
-from scaling.transformer.data.tokenizer import Tokenizer
+from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest
 
 TextMixture = BlendedDataset[TextSample]
 
@@ -91,7 +91,7 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
         raise ValueError("load_datasets takes the configuration that prepare_data returns")
     held_out = data.validation_fraction > 0 and not data.validation_data_prefixes
     vocab_file = config.transformer_architecture.vocab_file
-    tokenizer_sha256 = None if vocab_file is None else Tokenizer.from_file(vocab_file).sha256
+    tokenizer_sha256 = None if vocab_file is None else tokenizer_digest(vocab_file)
     opened = [(str(prefix), _open(prefix, config, tokenizer_sha256)) for prefix in data.data_prefixes]
 
     def part(which: Part, *, drop_last: bool) -> list[TextDataset]:

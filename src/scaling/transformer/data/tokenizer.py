@@ -59,13 +59,7 @@ class Tokenizer:
         Raises:
             DataError: The file is missing or not a tokenizer.
         """
-        try:
-            serialized = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"tokenizer file {path} is not UTF-8 text: {error}") from error
-        except OSError as error:
-            raise DataError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
-        return cls(serialized, name=f"tokenizer file {path}", plain_text=plain_text)
+        return cls(_text_of(path), name=f"tokenizer file {path}", plain_text=plain_text)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the token ids of a text."""
@@ -123,7 +117,7 @@ class Tokenizer:
     @property
     def sha256(self) -> str:
         """The SHA-256 digest of the serialised tokenizer, the bytes of its file."""
-        return hashlib.sha256(self._serialized.encode()).hexdigest()
+        return _digest(self._serialized)
 
     def to_str(self) -> str:
         """Return the serialised tokenizer."""
@@ -138,6 +132,15 @@ class Tokenizer:
         with storage_errors(f"writing the tokenizer file {path}"):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(Path(path), self._serialized.encode())
+
+
+def tokenizer_digest(path: Path | str) -> str:
+    """Return the `sha256` of the tokenizer in a file, without the time that parsing a large one takes.
+
+    Raises:
+        DataError: The file is missing or no text.
+    """
+    return _digest(_text_of(path))
 
 
 def train_tokenizer(texts: Iterable[str] | Iterator[str], vocab_size: int) -> Tokenizer:
@@ -165,3 +168,16 @@ def train_tokenizer(texts: Iterable[str] | Iterator[str], vocab_size: int) -> To
     )
     backend.train_from_iterator(iter(texts), trainer)
     return Tokenizer(backend.to_str(), name="the trained tokenizer")
+
+
+def _text_of(path: Path | str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"tokenizer file {path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise DataError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
+
+
+def _digest(serialized: str) -> str:
+    return hashlib.sha256(serialized.encode()).hexdigest()
