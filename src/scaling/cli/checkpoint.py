@@ -115,7 +115,7 @@ def diff(
     table = Table(Column("tensor", overflow="fold"), "elements that differ", "largest absolute", "largest relative")
     table.add_column("remark", overflow="fold")
     total = unequal = 0
-    states = [_has_optimizer(stored.manifest) for stored in (a, b)]
+    states = [stored.manifest.holds(OPTIMIZER_PREFIX) for stored in (a, b)]
     for found in differences(a, b):
         total += 1
         unequal += not found.is_equal
@@ -212,13 +212,9 @@ def _row(folder: Path) -> dict[str, Any]:
         "problems": problems,
         "bytes": manifest.bytes,
         "parameters": sum(prod(entry.shape) for entry in model.values()),
-        "optimizer": _has_optimizer(manifest),
+        "optimizer": manifest.holds(OPTIMIZER_PREFIX),
         **{key: manifest.information.get(key) for key in ("saved_at", "ranks", "scaling")},
     }
-
-
-def _has_optimizer(manifest: Manifest) -> bool:
-    return any(name.startswith(OPTIMIZER_PREFIX) for name in manifest.tensors)
 
 
 def _word(value: object) -> str:

@@ -51,6 +51,14 @@ def step_folder(save_dir: Path, step: int) -> Path:
     return save_dir / f"global_step{step}"
 
 
+def new_step_folder(save_dir: Path, step: int) -> Path:
+    """Return where the checkpoint of a step will lie; `CheckpointError` if something is there."""
+    target = step_folder(save_dir, step)
+    if os.path.lexists(target):  # False where it cannot be told: the save then says why
+        raise CheckpointError(f"{target} exists already; name another directory")
+    return target
+
+
 def step_of(folder: Path) -> int | None:
     """Return the step that a folder's name promises, None where it is not a step folder."""
     found = _STEP.fullmatch(folder.name)

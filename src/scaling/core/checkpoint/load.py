@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
+from scaling.core.checkpoint.boxes import Box, GlobalTensor
 from scaling.core.checkpoint.files import TORCH_TYPES, Scratch, TensorFile
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
@@ -154,7 +154,7 @@ def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | No
         "unexpected": "in the checkpoint but not in the model (trainer.allowed_unexpected_keys_in_checkpoint)",
         "mismatched": "of another shape or type (trainer.ignore_keys_in_checkpoint, and allow them to be missing)",
     }
-    without_optimizer = not any(name.startswith(OPTIMIZER_PREFIX) for name in manifest.tensors)
+    without_optimizer = not manifest.holds(OPTIMIZER_PREFIX)
     lines = []
     for kind, title in titles.items():
         rows = [row for row in joined[kind] if not (without_optimizer and row[0].startswith(OPTIMIZER_PREFIX))]
@@ -165,7 +165,7 @@ def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | No
         why = (
             "Retention has removed what starts with optimizer."
             if OPTIMIZER_PREFIX in manifest.removed
-            else ("It holds no optimizer states")
+            else "It holds no optimizer states"
         )
         lines.append(f"  {why}; load the weights alone: set trainer.load_optimizer_states to false.")
     if not lines:
@@ -208,5 +208,5 @@ def _misfits(entry: TensorEntry, box: Box, view: Tensor) -> Iterable[str]:
         yield f"stored as {entry.dtype}, wanted as {view.dtype}"
     if tuple(view.shape) != box.shape:
         yield f"the box {box} is wanted in memory of shape {list(view.shape)}"
-    if len(box.shape) != len(entry.shape) or (box.size and box.intersect(whole(entry.shape)) != box):
+    if len(box.shape) != len(entry.shape) or (box.size and not box.lies_in(entry.shape)):
         yield f"the box {box} reaches beyond the stored {list(entry.shape)}: those elements are nowhere"

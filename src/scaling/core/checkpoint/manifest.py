@@ -149,6 +149,10 @@ class Manifest:
         files = {name: entry for name, entry in self.files.items() if name in used}
         return replace(self, files=files, tensors=tensors, removed=tuple(sorted({*self.removed, prefix})))
 
+    def holds(self, prefix: str) -> bool:
+        """Return whether there is a tensor whose name starts with `prefix`."""
+        return any(name.startswith(prefix) for name in self.tensors)
+
     @property
     def bytes(self) -> int:
         """Return the size of all data files."""
@@ -235,10 +239,7 @@ def _count(value: Any) -> int:
 def _numbers(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or len(value) > MAX_DIMENSIONS:
         raise ValueError(f"expected at most {MAX_DIMENSIONS} numbers, found {value!r}")
-    for number in value:
-        if type(number) is not int or not 0 <= number < 2**62:
-            _count(number)
-    return tuple(value)
+    return tuple(map(_count, value))
 
 
 def _text(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import warnings
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from scaling.core.checkpoint.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
-from scaling.core.checkpoint.folders import step_folder, step_of
+from scaling.core.checkpoint.folders import new_step_folder, step_of
 from scaling.core.checkpoint.manifest import Json
 from scaling.core.errors import CheckpointError
 
@@ -70,9 +69,7 @@ def import_predecessor(
     number = step_of(source) if step is None else step
     if number is None:
         raise CheckpointError(f"{source} is not named global_step<N>; say which step it is (--step)")
-    target = step_folder(save_dir, number)
-    if os.path.lexists(target):  # False where it cannot be told: the save then says why
-        raise CheckpointError(f"{target} exists already; name another directory")
+    target = new_step_folder(save_dir, number)
     tensors = [
         GlobalTensor(key, tuple(tensor.shape), [(whole(tensor.shape), tensor)])
         for key, tensor in read_predecessor(source, rename=rename).items()

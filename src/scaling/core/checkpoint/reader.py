@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor
 from scaling.core.checkpoint.boxes import Box, whole
 from scaling.core.checkpoint.communicator import Alone
 from scaling.core.checkpoint.files import TORCH_TYPES, TYPE_NAMES, Piece, Scratch, TensorFile
-from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, Retention, step_folder
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, Retention, new_step_folder
 from scaling.core.checkpoint.manifest import TensorEntry, json_text
 from scaling.core.checkpoint.save import Job, Saver, versions
 from scaling.core.checkpoint.search import StoredCheckpoint
@@ -114,9 +113,7 @@ def cast(source: StoredCheckpoint, save_dir: Path, dtype: torch.dtype) -> Path:
 
     Optimizer states stay behind: they would not fit the rounded weights.
     """
-    target = step_folder(save_dir, source.step)
-    if os.path.lexists(target):  # False where it cannot be told: the save then says why
-        raise CheckpointError(f"{target} exists already; name another directory")
+    target = new_step_folder(save_dir, source.step)
     with CheckpointReader(source) as reader:
         pieces = [
             piece

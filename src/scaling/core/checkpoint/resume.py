@@ -18,8 +18,8 @@ class Kind(str, Enum):
     IDENTITY = "identity"
     """It is another model: refused unless accepted by name."""
     ORDER = "order"
-    """Other samples come, or in another order: refused like the above where the run goes on from its place among them,
-    else listed."""
+    """Other samples come, or in another order: counts as identity where the run goes on from its place among them, else
+    as schedule."""
     SCHEDULE = "schedule"
     """The run goes on differently from here: listed."""
     RUNTIME = "runtime"
@@ -118,16 +118,17 @@ def compare(
     listed rather than refused.
     """
     by_kind: dict[Kind, list[Change]] = {kind: [] for kind in Kind}
-    harmful = {Kind.IDENTITY, Kind.ORDER} if continues else {Kind.IDENTITY}
     for path, before, now in _differences("", stored, present):
         kind = rules.kind(path)
-        if kind in (Kind.IDENTITY, Kind.ORDER) and (kind not in harmful or before is ABSENT or now is ABSENT):
+        if kind is Kind.ORDER:
+            kind = Kind.IDENTITY if continues else Kind.SCHEDULE
+        if kind is Kind.IDENTITY and (before is ABSENT or now is ABSENT):
             kind = Kind.SCHEDULE
         by_kind[kind].append(Change(path, before, now, kind))
-    changes = sorted((*by_kind[Kind.IDENTITY], *by_kind[Kind.ORDER]), key=lambda change: change.path)
-    accepted = tuple(change for change in changes if any(covers(pattern, change.path) for pattern in accept))
+    identity = by_kind[Kind.IDENTITY]
+    accepted = tuple(change for change in identity if any(covers(pattern, change.path) for pattern in accept))
     return Comparison(
-        refused=tuple(change for change in changes if change not in accepted),
+        refused=tuple(change for change in identity if change not in accepted),
         accepted=accepted,
         schedule=tuple(by_kind[Kind.SCHEDULE]),
         runtime=tuple(by_kind[Kind.RUNTIME]),

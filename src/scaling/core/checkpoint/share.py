@@ -110,7 +110,7 @@ def join_shares(reports: Sequence[Mapping[str, Any]]) -> tuple[dict[str, FileEnt
 def _cut(key: str, shape: tuple[int, ...], box: Box, view: Tensor, max_file_bytes: int) -> Iterable[Piece]:
     if tuple(view.shape) != box.shape:
         raise CheckpointError(f"{key}: the box {box} comes with a tensor of shape {list(view.shape)}")
-    if len(box.shape) != len(shape) or (box.size and box.intersect(whole(shape)) != box):
+    if len(box.shape) != len(shape) or (box.size and not box.lies_in(shape)):
         raise CheckpointError(f"{key}: the box {box} is not within the tensor's shape {list(shape)}")
     if view.dtype not in TYPE_NAMES:
         raise CheckpointError(f"{key}: tensors of type {view.dtype} cannot be stored")

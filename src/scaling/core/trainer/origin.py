@@ -44,7 +44,7 @@ class Origin:
 
     @property
     def _holds_optimizer(self) -> bool:
-        return any(name.startswith(OPTIMIZER_PREFIX) for name in self.stored.manifest.tensors)
+        return self.stored.manifest.holds(OPTIMIZER_PREFIX)
 
     def require_history(self) -> None:
         """Refuse a checkpoint that does not say where its run stood, if the run is to go on from there."""
