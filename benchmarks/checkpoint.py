@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from reporting import begin, publish
+from reporting import begin, parser, publish
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -142,12 +142,9 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"ranks": 2, "tensors": 48, "rows": 1024, "columns": 1024, "rounds": 5}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dir", type=Path, help="an empty folder on the disk to measure; default: a temporary one")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__, ranks=2, tensors=48, rows=1024, columns=1024, rounds=5)
+    arguments.add_argument("--dir", type=Path, help="a folder on the disk to measure; default: a temporary one")
+    options = arguments.parse_args()
     report = begin()
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         options.dir = folder

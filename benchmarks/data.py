@@ -12,7 +12,6 @@ slices as many rows out of a NumPy memory map.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import statistics
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reporting import begin, publish
+from reporting import begin, parser, publish
 
 from scaling.core import (
     BaseDataset,
@@ -110,13 +109,9 @@ def slices_per_second(prefix: Path, length: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {"documents": 10**7, "samples": 10**9, "sources": 4, "length": 2048, "step": 10**6, "rounds": 5}
-    for name, default in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dir", type=Path, help="where to make the files; default: a temporary folder")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__, documents=10**7, samples=10**9, sources=4, length=2048, step=10**6, rounds=5)
+    arguments.add_argument("--dir", type=Path, help="where to make the files; default: a temporary folder")
+    options = arguments.parse_args()
     report = begin()
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         prefixes = [Path(folder, f"source_{number}") for number in range(options.sources)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -10,6 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def parser(description: str | None, **counts: int) -> argparse.ArgumentParser:
+    """Return what reads the command line: an option for each of these numbers, and `--json`."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in counts.items():
+        made.add_argument(f"--{name}", type=int, default=default)
+    made.add_argument("--json", type=Path)
+    return made
 
 
 def begin() -> dict[str, Any]:

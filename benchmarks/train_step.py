@@ -10,7 +10,6 @@ is data parallel only (DistributedDataParallel for several processes).
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import resource
@@ -26,7 +25,7 @@ from typing import Any
 
 import torch
 from bare_loop import BareModel
-from reporting import begin, publish
+from reporting import begin, parser, publish
 from torch import Tensor
 
 from scaling.core import Axis, LaunchContext, MicroBatch, Optimizer, ParallelModule, Topology
@@ -209,14 +208,11 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-bare", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__, steps=5, rounds=5)
+    arguments.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    arguments.add_argument("--config", type=Path)
+    arguments.add_argument("--no-bare", action="store_true")
+    options = arguments.parse_args()
     config = (
         TransformerConfig.from_yaml(options.config, options.overrides)
         if options.config
