@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scaling.core.errors import DataError, StorageError
-from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer, tokenizer_digest, train_tokenizer
 
 TEXTS = ["def add(left, right):\n    return left + right\n", "Grüße aus Köln 🎉\n", "the the the then them\n" * 20]
 
@@ -43,6 +43,7 @@ def test_saving_and_loading_keep_the_digest(tokenizer: Tokenizer, tmp_path: Path
     tokenizer.save(path)
     loaded = Tokenizer.from_file(path)
     assert loaded.sha256 == tokenizer.sha256 == Tokenizer.from_str(tokenizer.to_str()).sha256
+    assert tokenizer_digest(path) == loaded.sha256
     assert loaded.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
     assert loaded.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
 
