@@ -138,10 +138,12 @@ def test_a_late_double_does_not_disturb_a_run_that_started() -> None:
     assert found[1].get("alive") == b"yes"
 
 
-def test_two_rank_zeros_of_one_agent_are_refused() -> None:
+def test_two_rank_zeros_of_one_agent_are_refused_alike_and_at_once() -> None:
     with agent() as port:
-        outcomes = together([partial(connect, launch_of(0, 2, port, agent=True), seconds=1.0) for _ in range(2)])
-    assert any("claims rank 0 as well" in str(outcome) for outcome in outcomes)
+        outcomes = together([partial(connect, launch_of(0, 2, port, agent=True), seconds=60.0) for _ in range(2)])
+    assert {type(outcome) for outcome in outcomes} == {LayoutError}
+    assert len({str(outcome) for outcome in outcomes}) == 1
+    assert "two processes claim rank 0" in str(outcomes[0])
 
 
 def test_disagreement_about_the_number_of_processes_is_refused() -> None:

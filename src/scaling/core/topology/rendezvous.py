@@ -132,10 +132,10 @@ def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta) 
             objection = json.loads(store.get("objection"))
             problem, signatures = objection["problem"], [objection["signature"]]
             break
-        if json.loads(base.get(_CURRENT))["nonce"] != nonce:
-            problem = _problem(
-                LayoutError, f"another process than {me} claims rank 0 as well; every process needs its own"
-            )
+        current = json.loads(base.get(_CURRENT))
+        if current["nonce"] != nonce:  # the one who opened this other attempt cannot see ours any more, so it is told
+            problem = _double(_Member(**current["host"]), me)
+            _object(dist.PrefixStore(f"scaling/{current['nonce']}", base), me, problem)
             break
         if store.add("arrived", 0) == me.world_size - 1:
             break
@@ -206,13 +206,17 @@ def _sign_in(store: dist.Store, me: _Member, host: _Member) -> _Problem | None:
         if holder.signature == me.signature:
             store.add("arrived", 1)
             return None
-        problem = _problem(
-            LayoutError,
-            f"two processes claim rank {me.rank}: {holder} and {me}; every process needs a RANK of its own, and every "
-            "run a MASTER_PORT of its own",
-        )
+        problem = _double(holder, me)
     _object(store, me, problem)
     return problem
+
+
+def _double(holder: _Member, me: _Member) -> _Problem:
+    return _problem(
+        LayoutError,
+        f"two processes claim rank {me.rank}: {holder} and {me}; every process needs a RANK of its own, and every run "
+        "a MASTER_PORT of its own",
+    )
 
 
 def _object(store: dist.Store, me: _Member, problem: _Problem) -> None:
