@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import functools
 import inspect
+import itertools
 import math
 import multiprocessing
 import os
@@ -46,6 +47,11 @@ LAUNCHER_VARIABLES = (
 GRACE = 1.0
 """Seconds the other ranks have to report too, once one has failed; then they are ended."""
 
+LOST = re.compile(
+    r"Connection (closed|reset|refused|was likely closed)|Broken pipe|got 0 bytes|does not answer|lost the"
+)
+"""What ranks say whose peer is gone. It is the peer that failed, however long it takes to say so."""
+
 
 class WorldError(Exception):
     """Ranks failed. The message has every rank's traceback, or how it ended."""
@@ -65,6 +71,11 @@ class Outcome:
     """Traceback, exit code or stacks; empty where the rank succeeded."""
     time: float = 0.0
     """When (`time.monotonic`) it finished, failed, died or was ended."""
+
+    @property
+    def is_consequence(self) -> bool:
+        """Return whether the rank failed because another one was gone."""
+        return self.error is not None and LOST.search(str(self.error)) is not None
 
 
 def run_distributed(
@@ -87,7 +98,7 @@ def run_distributed(
     failed = [outcome for outcome in outcomes if outcome.report]
     if failed:
         # A dead process is the cause of the errors that its peers report, whenever they come.
-        first = min(failed, key=lambda outcome: (outcome.exit_code is None, outcome.time))
+        first = min(failed, key=lambda outcome: (outcome.exit_code is None, outcome.is_consequence, outcome.time))
         reports = (
             f"rank {rank} of {world_size} {outcome.report}" for rank, outcome in enumerate(outcomes) if outcome.report
         )
@@ -128,13 +139,24 @@ def run_world(
     return outcomes
 
 
+PORTS = range(15000, 30000)
+"""Below those that the kernel hands out by itself: nothing takes them between their choice and their use."""
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """Yield ports one after the other, from one that differs between sessions: none is used again soon."""
+    first = secrets.randbelow(len(PORTS))
+    return itertools.cycle([*PORTS[first:], *PORTS[:first]])
+
+
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on, below those that the kernel hands out by itself."""
-    while True:
-        port = 15000 + secrets.randbelow(15000)
+    """Return a port of this machine that nobody listens on, another one each time."""
+    for port in _ports():
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("there is always a next port")
 
 
 def close_workers() -> None:
@@ -172,11 +194,16 @@ class _Worker:
         """Return the stacks of all threads, as they are now."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid or 0, STACK_SIGNAL)
+        began = changed = time.monotonic()
         written = ""
-        for _ in range(20):
+        while time.monotonic() - began < 30:  # for a process that is not given a core
             time.sleep(0.05)
             before, written = written, self.stack_file.read_text()
-            if written and written == before:
+            if " in serve\n" in written:  # outermost in the main thread, which comes last
+                return written
+            if written != before:
+                changed = time.monotonic()
+            elif written and time.monotonic() - changed > 1:  # too deep to be shown to its end
                 return written
         return written or "(no stack: the process does not react)\n"
 
@@ -286,7 +313,8 @@ def _collect(workers: Sequence[_Worker], timeout: float, grace: float) -> list[O
         for rank, worker in pending.items():
             if worker.connection in ready or worker.process.sentinel in ready:
                 outcomes[rank] = _outcome(worker)
-                if outcomes[rank].report and (earlier := time.monotonic() + grace) < deadline:
+                is_cause = outcomes[rank].report and not outcomes[rank].is_consequence
+                if is_cause and (earlier := time.monotonic() + grace) < deadline:
                     deadline, why = earlier, "was ended, because another rank had failed:\n"
         if not ready:
             for rank, worker in pending.items():

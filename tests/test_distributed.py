@@ -18,6 +18,7 @@ import pytest
 from scaling.core.errors import ConfigError, LayoutError, Problem
 from tests import distributed
 from tests.distributed import WorldError, free_port, run_distributed, run_world
+from tests.processes import is_running, wait_until
 
 
 class Unpicklable(Exception):
@@ -30,7 +31,7 @@ class Unpicklable(Exception):
 def connect() -> None:
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", timeout=timedelta(seconds=20))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 
 
 def summed_ranks(rank: int, world_size: int, offset: float) -> tuple[int, Any]:
@@ -84,6 +85,17 @@ def fail_on_rank(rank: int, world_size: int, failing: int) -> None:
 
     torch.distributed.barrier()
     time.sleep(60)
+
+
+def fail_and_take_long_to_say_so(rank: int, world_size: int) -> None:
+    import torch
+
+    connect()
+    if rank == 1:
+        torch.distributed.destroy_process_group()
+        time.sleep(0.5)
+        raise LayoutError("rank 1 does not fit")
+    torch.distributed.barrier()
 
 
 def fail_everywhere(rank: int, world_size: int) -> None:
@@ -202,6 +214,12 @@ def test_an_exception_of_one_rank_is_raised_here_and_ends_the_world() -> None:
     assert before.isdisjoint({process for process, _, _ in run_distributed(who_am_i, 2)})
 
 
+def test_the_cause_is_waited_for_although_others_have_noticed_it_before() -> None:
+    first, second = run_world(fail_and_take_long_to_say_so, 2, grace=0.1)
+    assert first.is_consequence
+    assert isinstance(second.error, LayoutError)
+
+
 def test_an_exception_keeps_its_fields() -> None:
     with pytest.raises(ConfigError, match="2 problems") as caught:
         run_distributed(fail_everywhere, 2)
@@ -242,7 +260,7 @@ def test_a_rank_that_dies_is_named_and_replaced(how: str, message: str) -> None:
 
 
 def test_the_fate_of_each_rank_can_be_asked_for() -> None:
-    survivor, victim = run_world(die, 2, "killed")
+    survivor, victim = run_world(die, 2, "killed", grace=60)
     assert victim.exit_code == -signal.SIGKILL
     assert isinstance(survivor.error, RuntimeError)
     assert [outcome.value for outcome in run_world(die, 2, "not at all")] == [0, 1]
@@ -252,7 +270,7 @@ def test_a_world_that_hangs_is_ended_and_shows_where() -> None:
     started = time.monotonic()
     with pytest.raises(WorldError, match=r"rank 1 of 2 was not done after 0.5 s:(.|\n)*in wait_for_ever"):
         run_distributed(wait_for_ever, 2, timeout=0.5)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
 
 
 def test_a_warning_is_an_error_in_a_worker_too_unless_the_caller_allows_it() -> None:
@@ -266,13 +284,7 @@ def test_a_warning_is_an_error_in_a_worker_too_unless_the_caller_allows_it() -> 
 def test_what_a_failed_rank_has_started_is_ended() -> None:
     with pytest.raises(RuntimeError) as caught:
         run_distributed(start_a_process, 1)
-    process = Path(f"/proc/{caught.value}")
-    for _ in range(100):
-        if not process.exists() or "\nState:\tZ" in (process / "status").read_text():
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("the process lives on")
+    wait_until(lambda: not is_running(int(str(caught.value))), "the process lives on")
 
 
 @pytest.mark.parametrize("function", [lambda rank, world_size: None, print, signal.Signals])
@@ -293,4 +305,6 @@ def test_closed_workers_are_started_again() -> None:
 
 
 def test_free_ports_are_below_those_the_kernel_hands_out() -> None:
-    assert 15000 <= free_port() < 30000
+    ports = [free_port() for _ in range(3)]
+    assert len(set(ports)) == 3
+    assert all(15000 <= port < 30000 for port in ports)
