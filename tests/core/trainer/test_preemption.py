@@ -33,7 +33,8 @@ def test_the_first_signal_sets_the_flag(number: signal.Signals) -> None:
         assert preempted.reason == number.name
 
 
-def test_signals_in_quick_succession_are_one_request() -> None:
+def test_signals_in_quick_succession_are_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "SECOND_REQUEST_SECONDS", 1000.0)
     with Preemption() as preempted:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
@@ -58,7 +59,7 @@ with Preemption() as preempted:
     while not preempted():
         time.sleep(0.01)
     print("flagged", flush=True)
-    time.sleep(30)
+    time.sleep(600)
 """
 
 
@@ -71,7 +72,7 @@ def test_a_real_process_leaves_on_the_second_signal_with_its_status(number: sign
         assert process.stdout.readline() == "flagged\n"
         time.sleep(preemption.SECOND_REQUEST_SECONDS)
         process.send_signal(number)
-        assert process.wait(5) == -number
+        assert process.wait(60) == -number
 
 
 FORKING_SCRIPT = """
@@ -87,7 +88,7 @@ with Preemption() as preempted:
 
 
 def test_a_forked_worker_ignores_what_its_parent_handles() -> None:
-    assert subprocess.run([sys.executable, "-c", FORKING_SCRIPT], check=False, timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", FORKING_SCRIPT], check=False, timeout=120).returncode == 0
 
 
 def test_outside_the_main_thread_it_does_nothing() -> None:
