@@ -22,7 +22,7 @@ from scaling.core import (
     verify_layout,
 )
 from scaling.transformer import TransformerConfig, layer_specs, load_datasets, prepare_data
-from scaling.transformer.config.environment import data_sets_exist
+from scaling.transformer.data.source import missing_files
 from scaling.transformer.verify.recipe import LayerFunction, comparable, recipe_of, synthetic_text
 from scaling.transformer.verify.shrink import PROCESSES, differences, shrunk
 
@@ -95,7 +95,8 @@ def verify(
     function = layer_specs if layers is None else _function(layers)
     sizes = reference_of(against or ())
     _require_fit(wanted, sizes)
-    real_data = full_size and bool(wanted.data.data_prefixes) and not list(data_sets_exist(wanted.data))
+    data_sets = [*(wanted.data.data_prefixes or ()), *(wanted.data.validation_data_prefixes or ())]
+    real_data = full_size and bool(wanted.data.data_prefixes) and not any(map(missing_files, data_sets))
     used = _used(wanted, sizes, processes, full_size=full_size, real_data=real_data)
     reference = _require_fit(used, sizes)
     recipe = _recipe(used, function, real_data=real_data)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.errors import ConfigError
 from scaling.transformer.config import TransformerConfig, environment
 from scaling.transformer.config.environment import TransformerConfigHere, environment_problems, notes, visible_gpus
-from scaling.transformer.data.tokenizer import train_tokenizer
+from scaling.transformer.data.tokenizer import tokenizer_digest, train_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +20,26 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def make_tokenizer(name: str, vocab_size: int = 257) -> Path:
+    train_tokenizer([], vocab_size).save(Path(name))
+    return Path(name)
+
+
+def make_data(prefix: str, *, token: int = 5, tokenizer: Path | None = None) -> None:
+    digest = None if tokenizer is None else tokenizer_digest(tokenizer)
+    with MemoryMapDatasetBuilder(Path(prefix), np.uint16, tokenizer_sha256=digest) as builder:
+        builder.add(np.array([token] * 9))
+
+
 def lacking(values: dict[str, Any]) -> list[str]:
     return [str(problem) for problem in environment_problems(TransformerConfig.from_dict(values))]
 
 
 def test_nothing_is_lacking_where_everything_is_there() -> None:
-    for name in ("a.bin", "a.idx", "v.json", "hosts", "script.py"):
+    for name in ("hosts", "script.py"):
         Path(name).touch()
     Path("load").mkdir()
+    make_data("a", tokenizer=make_tokenizer("v.json"))
     values = {
         "data": {"data_prefixes": ["a"], "validation_data_prefixes": ["a"]},
         "transformer_architecture": {"vocab_file": "v.json"},
@@ -59,6 +73,31 @@ def test_everything_that_is_lacking_is_named() -> None:
         "logger.log_dir: is 'file', but 'file' is a file; name another folder",
         "trainer.load_dir: is 'load', but there is no such folder; correct it",
     ]
+
+
+def test_data_sets_that_the_model_cannot_be_trained_on_are_named() -> None:
+    make_data("large", token=300)
+    make_data("foreign", tokenizer=make_tokenizer("other.json"))
+    make_data("cut")
+    Path("cut.bin").write_bytes(b"")
+    train_tokenizer(["some text", "some text"], 270).save(Path("v.json"))
+    values = {
+        "data": {"data_prefixes": ["large", "foreign"], "validation_data_prefixes": ["absent", "cut"]},
+        "transformer_architecture": {"vocab_file": "v.json"},
+    }
+    large, foreign, absent, cut = lacking(values)
+    assert large.startswith("data.data_prefixes.0: large contains token 300, but the vocabulary is 0 to 2")
+    assert foreign.startswith("data.data_prefixes.1: foreign was made with a tokenizer of SHA-256")
+    assert absent.startswith("data.validation_data_prefixes.0: is 'absent', but there is no .bin")
+    assert cut.startswith("data.validation_data_prefixes.1: cut.bin is damaged or incomplete")
+
+
+def test_data_is_compared_with_what_is_known() -> None:
+    make_data("a", token=300, tokenizer=make_tokenizer("v.json"))
+    assert lacking({"data": {"data_prefixes": ["a"]}}) == []
+    Path("v.json").write_text("{")
+    (problem,) = lacking({"data": {"data_prefixes": ["a"]}, "transformer_architecture": {"vocab_file": "v.json"}})
+    assert problem.startswith("transformer_architecture.vocab_file: tokenizer file v.json is not a tokenizer file")
 
 
 @pytest.mark.parametrize("size", [None, 0, 257, 300])

@@ -13,7 +13,7 @@ from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.errors import ConfigError, DataError
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data import load
+from scaling.transformer.data import load, source
 from scaling.transformer.data.corpus import CorpusLimits, CorpusPaths, build_stdlib_corpus
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.data.progress import ProgressCallback
@@ -133,7 +133,7 @@ def test_the_tokenizer_is_read_once_for_any_number_of_data_sets(
         read.append(path)
         return tokenizer_digest(path)
 
-    monkeypatch.setattr(load, "tokenizer_digest", counted)
+    monkeypatch.setattr(source, "tokenizer_digest", counted)
     load_datasets(prepared)
     assert len(read) == 1
 

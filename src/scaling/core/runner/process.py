@@ -39,6 +39,7 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
         status = ExitStatus.PREEMPTED
     except Exception as error:
         report = Report.of(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+        _ignore_signals()
         _tell(report)
         _leave_at_once(report.status)
     _ignore_signals()
@@ -91,7 +92,10 @@ def _leave_at_once(status: int) -> NoReturn:
 
 
 def _ignore_signals() -> None:
-    """The work is done: a launcher that stops everyone because the first one left must not change how this one ends."""
+    """The work is done: a launcher that stops everyone because the first one left must not change how this one ends.
+
+    Nor may it keep a process that failed from saying why, when the others leave that to it.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
@@ -100,8 +104,12 @@ def _ignore_signals() -> None:
 def _end_with_runner() -> None:
     """If the runner is killed, which takes nobody along, ask this process to leave as the runner would have."""
     runner = os.environ.get(RUNNER_VARIABLE)
-    if runner is None or os.getppid() != int(runner):
+    if runner is None:
         return
+    if os.getppid() != int(runner):
+        if _is_gone(int(runner)):  # it was killed while this process was starting
+            os.kill(os.getpid(), signal.SIGTERM)
+        return  # a process of a process of the runner, which leaves with that one
 
     def watch() -> None:
         while os.getppid() == int(runner):
@@ -109,3 +117,13 @@ def _end_with_runner() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="scaling-runner-watch", daemon=True).start()
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it is there, and another user's
+        pass
+    return False

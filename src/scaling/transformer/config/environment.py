@@ -23,23 +23,36 @@ from scaling.transformer.config.architecture import Precision, TransformerArchit
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.source import Sources, missing_files
 from scaling.transformer.data.tokenizer import Tokenizer
 
 
-def data_sets_exist(data: DataConfig) -> Iterator[Problem]:
-    """Each prefix has its two files."""
+def data_sets_are_usable(
+    data: DataConfig, transformer_architecture: TransformerArchitectureConfig
+) -> Iterator[Problem]:
+    """Each data set is there, whole as far as that is seen at once, and fits the vocabulary and the tokenizer."""
+    vocab_size, vocab_file = transformer_architecture.vocab_size or None, transformer_architecture.vocab_file
+    if vocab_file is not None:
+        try:
+            vocab_size = vocab_size or Tokenizer.from_file(vocab_file).vocab_size
+        except DataError:  # said of the tokenizer itself
+            vocab_file = None
+    quickly = data.model_copy(update={"load_mmap_index_to_memory": False})
+    sources = Sources(quickly, vocab_size=vocab_size, vocab_file=vocab_file)
     for name in ("data_prefixes", "validation_data_prefixes"):
         for index, prefix in enumerate(getattr(data, name) or ()):
-            missing = [suffix for suffix in (".bin", ".idx") if not Path(f"{prefix}{suffix}").is_file()]
-            if not missing:
+            place = f"data.{name}.{index}"
+            if missing := missing_files(prefix):
+                if prefix.suffix in (".bin", ".idx") and prefix.is_file():
+                    remedy = f"leave out {prefix.suffix}"
+                else:
+                    remedy = f"make it with `scaling data tokenize INPUT --output {prefix} --tokenizer FILE`"
+                yield Problem(place, f"is {str(prefix)!r}, but there is no {' and no '.join(missing)} file; {remedy}")
                 continue
-            if prefix.suffix in (".bin", ".idx") and prefix.is_file():
-                remedy = f"leave out {prefix.suffix}"
-            else:
-                remedy = f"make it with `scaling data tokenize INPUT --output {prefix} --tokenizer FILE`"
-            yield Problem(
-                f"data.{name}.{index}", f"is {str(prefix)!r}, but there is no {' and no '.join(missing)} file; {remedy}"
-            )
+            try:
+                sources.open(prefix)
+            except DataError as error:
+                yield Problem(place, str(error))
 
 
 def tokenizer_exists(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
@@ -50,14 +63,14 @@ def tokenizer_exists(transformer_architecture: TransformerArchitectureConfig) ->
 def vocabulary_holds_the_tokenizer(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
     """Each token of the tokenizer has a place in the vocabulary. Without a size there is nothing to compare."""
     size, file = transformer_architecture.vocab_size, transformer_architecture.vocab_file
-    if not size or file is None or not file.is_file():
+    if file is None or not file.is_file():
         return
     try:
         tokens = Tokenizer.from_file(file).vocab_size
     except DataError as error:
         yield Problem("transformer_architecture.vocab_file", str(error))
         return
-    if size < tokens:
+    if size and size < tokens:
         yield Problem(
             "transformer_architecture.vocab_size",
             f"is {size}, less than the {tokens} tokens of vocab_file; set it to null, or to at least that",
@@ -94,7 +107,7 @@ def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Pro
 
 
 ENVIRONMENT_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
-    data_sets_exist,
+    data_sets_are_usable,
     tokenizer_exists,
     vocabulary_holds_the_tokenizer,
     machines_and_script_exist,

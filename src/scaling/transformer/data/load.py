@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from scaling.core import (
-    BlendedDataset,
-    BlendedDatasetConfig,
-    ConfigError,
-    DataError,
-    MegatronDataset,
-    MemoryMapDocuments,
-    Problem,
-    TokenDocuments,
-    open_documents,
-)
+from scaling.core import BlendedDataset, BlendedDatasetConfig, ConfigError, Problem, TokenDocuments
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.corpus import CorpusLimits, build_stdlib_corpus
 from scaling.transformer.data.packing import Packing
 from scaling.transformer.data.progress import ProgressCallback, silent
+from scaling.transformer.data.source import Sources
 from scaling.transformer.data.split import Part, Split
 from scaling.transformer.data.text_dataset import TextDataset
-from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest
+from scaling.transformer.data.tokenizer import Tokenizer
 
 TextMixture = BlendedDataset[TextSample]
 
@@ -90,9 +79,9 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
     if data.corpus is not None or not (data.data_prefixes and config.transformer_architecture.vocab_size):
         raise ValueError("load_datasets takes the configuration that prepare_data returns")
     held_out = data.validation_fraction > 0 and not data.validation_data_prefixes
-    vocab_file = config.transformer_architecture.vocab_file
-    tokenizer_sha256 = None if vocab_file is None else tokenizer_digest(vocab_file)
-    opened = [(str(prefix), _open(prefix, config, tokenizer_sha256)) for prefix in data.data_prefixes]
+    architecture = config.transformer_architecture
+    sources = Sources(data, vocab_size=architecture.vocab_size, vocab_file=architecture.vocab_file)
+    opened = [(str(prefix), sources.open(prefix)) for prefix in data.data_prefixes]
 
     def part(which: Part, *, drop_last: bool) -> list[TextDataset]:
         split = Split(which, data.validation_fraction)
@@ -107,7 +96,7 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
     if not data.validation_data_prefixes:
         return training, None
     separate = [
-        _text_dataset(str(prefix), _open(prefix, config, tokenizer_sha256), config, Split(), drop_last=False)
+        _text_dataset(str(prefix), sources.open(prefix), config, Split(), drop_last=False)
         for prefix in data.validation_data_prefixes
     ]
     return training, _blend(separate, data.validation_blended_dataset or data.blended_dataset)
@@ -128,25 +117,6 @@ def _vocab_size(given: int | None, tokenizer: Tokenizer | None) -> int:
             )
         )
     return given or tokenizer.vocab_size
-
-
-def _open(prefix: Path, config: TransformerConfig, tokenizer_sha256: str | None) -> TokenDocuments:
-    """Open a data set and refuse one that was made for another vocabulary or tokenizer."""
-    architecture, data = config.transformer_architecture, config.data
-    documents = (
-        MegatronDataset(prefix, data.load_mmap_index_to_memory)
-        if data.legacy_dataset
-        else open_documents(prefix, use_mmap=data.use_mmap, load_index_to_memory=data.load_mmap_index_to_memory)
-    )
-    documents.check_vocabulary(architecture.vocab_size or 0)
-    recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
-    if recorded is not None and tokenizer_sha256 is not None and tokenizer_sha256 != recorded:
-        raise DataError(
-            f"{prefix} was made with a tokenizer of SHA-256 {recorded[:16]}..., but that of "
-            f"transformer_architecture.vocab_file ({architecture.vocab_file}) is {tokenizer_sha256[:16]}...; name the "
-            "tokenizer the data was made with, or tokenize the data again with this one."
-        )
-    return documents
 
 
 def _text_dataset(

@@ -1,0 +1,55 @@
+"""Open the data sets that a configuration names, and refuse those its model cannot be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import final
+
+from scaling.core import DataError, MegatronDataset, MemoryMapDocuments, TokenDocuments, open_documents
+from scaling.transformer.config.data import DataConfig
+from scaling.transformer.data.tokenizer import tokenizer_digest
+
+
+def missing_files(prefix: Path) -> list[str]:
+    """Return the suffixes of the files that a data set of any format has and this one lacks."""
+    return [suffix for suffix in (".bin", ".idx") if not Path(f"{prefix}{suffix}").is_file()]
+
+
+@final
+class Sources:
+    """Opens data sets as `data` says; each has to fit the vocabulary and the tokenizer, where these are known.
+
+    Raises:
+        DataError: The tokenizer file is missing or no text.
+    """
+
+    def __init__(self, data: DataConfig, *, vocab_size: int | None, vocab_file: Path | None) -> None:
+        self._data = data
+        self._vocab_size = vocab_size
+        self._vocab_file = vocab_file
+        self._tokenizer_sha256 = None if vocab_file is None else tokenizer_digest(vocab_file)
+
+    def open(self, prefix: Path) -> TokenDocuments:
+        """Open one data set.
+
+        Raises:
+            DataError: A file is missing or damaged, or was made for another vocabulary or with another tokenizer.
+            StorageError: A file cannot be read.
+        """
+        in_memory = self._data.load_mmap_index_to_memory
+        documents = (
+            MegatronDataset(prefix, in_memory)
+            if self._data.legacy_dataset
+            else open_documents(prefix, use_mmap=self._data.use_mmap, load_index_to_memory=in_memory)
+        )
+        if self._vocab_size is not None:
+            documents.check_vocabulary(self._vocab_size)
+        recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
+        present = self._tokenizer_sha256
+        if recorded is not None and present is not None and present != recorded:
+            raise DataError(
+                f"{prefix} was made with a tokenizer of SHA-256 {recorded[:16]}..., but that of "
+                f"transformer_architecture.vocab_file ({self._vocab_file}) is {present[:16]}...; name the tokenizer "
+                "the data was made with, or tokenize the data again with this one."
+            )
+        return documents
