@@ -20,6 +20,7 @@ from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner import supervisor
 from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.main import available_cores, runner_main
+from tests.processes import is_running, wait_until
 
 WORKER = Path(__file__).with_name("worker_script.py")
 START = Path(__file__).with_name("start_script.py")
@@ -69,33 +70,18 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-def wait_for(paths: list[Path], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not all(path.exists() and path.read_text() for path in paths):
-        assert time.monotonic() < deadline, f"{paths} did not appear"
-        time.sleep(0.01)
+def wait_for(paths: list[Path]) -> None:
+    wait_until(lambda: all(path.exists() and path.read_text() for path in paths), f"{paths} did not appear")
 
 
 def pids(folder: Path) -> list[int]:
     return [int(path.read_text()) for path in sorted(folder.glob("pid_*"))]
 
 
-def assert_gone(folder: Path, seconds: float = 5.0) -> None:
+def assert_gone(folder: Path) -> None:
     """No process that the run started is there any more."""
-    deadline = time.monotonic() + seconds
     assert pids(folder)
-    while any(_is_running(pid) for pid in pids(folder)):
-        assert time.monotonic() < deadline, "a process was left behind"
-        time.sleep(0.02)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat")
-    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+    wait_until(lambda: not any(map(is_running, pids(folder))), "a process was left behind")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +106,7 @@ def test_the_status_and_the_message_of_a_process_are_the_runners(
 
 
 def test_an_unexpected_error_shows_its_traceback_once(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run("fail_after:0") == 1
+    assert run("fail") == 1
     shown = capfd.readouterr().err
     assert shown.startswith("Traceback")
     assert shown.count("RuntimeError: unexpected") == 2  # the end of the traceback, and the summary
@@ -133,8 +119,8 @@ def test_one_failure_stops_all_and_is_what_the_user_reads(
 ) -> None:
     monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.5)
     started = time.monotonic()
-    assert run("stubborn", "raise:DataError", "listen:60", processes=3) == 2
-    assert time.monotonic() - started < 15
+    assert run("stubborn", "raise:DataError", "listen:600", processes=3) == 2
+    assert time.monotonic() - started < 100
     assert_gone(tmp_path)
     assert capfd.readouterr().err == "error: rank 1: this is a DataError\nThe other 2 processes were stopped.\n"
     state = RunState.read(tmp_path / "log")
@@ -143,7 +129,7 @@ def test_one_failure_stops_all_and_is_what_the_user_reads(
 
 
 def test_a_killed_process_is_the_cause_of_what_others_report(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run("fail_after:1", "signal:9", processes=2) == 137
+    assert run("fail_without:1", "signal:9", processes=2) == 137
     shown = capfd.readouterr().err
     assert shown.startswith("error: rank 1: the process was ended by SIGKILL")
     assert "unexpected" not in shown
@@ -236,7 +222,7 @@ def test_a_signal_to_the_runner_lets_the_process_save_and_leave(
     process = start("listen:0.3")
     wait_for([tmp_path / "pid_0"])
     process.send_signal(number)
-    assert process.wait(10) == 75
+    assert process.wait(60) == 75
     asked = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
     assert (tmp_path / "asked_0").read_text() == asked.name
     assert (tmp_path / "saved_0").exists()
@@ -247,29 +233,29 @@ def test_all_processes_save_however_long_one_takes(start: Callable[..., subproce
     process = start("listen:0", "listen:1.0", processes=3)
     wait_for([tmp_path / f"pid_{rank}" for rank in range(3)])
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 75
+    assert process.wait(60) == 75
     assert all((tmp_path / f"saved_{rank}").exists() for rank in range(3))
     assert_gone(tmp_path)
 
 
 def test_a_second_signal_ends_all_at_once(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    process = start("listen:60", "stubborn", processes=2)
+    process = start("listen:600", "stubborn", processes=2)
     wait_for([tmp_path / f"pid_{rank}" for rank in range(2)])
     process.send_signal(signal.SIGTERM)
     wait_for([tmp_path / "asked_0"])
     time.sleep(0.6)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(5) == 128 + signal.SIGTERM
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert_gone(tmp_path)
 
 
 def test_a_process_that_does_not_listen_yet_may_be_started_again(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    process = start("slow_start:60")
+    process = start("slow_start")
     wait_for([tmp_path / "pid_0"])
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 75
+    assert process.wait(60) == 75
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
     state = RunState.read(tmp_path / "log")

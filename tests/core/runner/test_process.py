@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scaling.core.errors import DataError
-from scaling.core.runner.process import run_process
+from scaling.core.runner.process import RUNNER_VARIABLE, run_process
 from scaling.core.runner.report import Report
 
 WORKER = Path(__file__).with_name("worker_script.py")
@@ -74,19 +74,52 @@ def test_leaving_early_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_that_nobody_reads_for_says_itself_why_it_failed(tmp_path: Path) -> None:
     process = start(tmp_path, "raise:DataError", environment_of(2, 4, None))
-    assert process.communicate(timeout=30)[1] == "error: rank 2: this is a DataError\n"
+    assert process.communicate(timeout=120)[1] == "error: rank 2: this is a DataError\n"
     assert process.returncode == DataError.exit_status
 
 
 def test_under_torchrun_the_first_to_fail_on_a_machine_speaks_and_all_leave_word(tmp_path: Path) -> None:
     files = [tmp_path / "run" / "attempt_0" / str(rank) / "error.json" for rank in range(3)]
     processes = [start(tmp_path, "raise:DataError", environment_of(rank, 3, file)) for rank, file in enumerate(files)]
-    shown = [process.communicate(timeout=30)[1] for process in processes]
+    shown = [process.communicate(timeout=120)[1] for process in processes]
     assert sorted(map(bool, shown)) == [False, False, True]
     for file in files:
         report = Report.read(file)
         assert report is not None
         assert (report.message, report.status) == ("this is a DataError", 2)
+
+
+def test_who_speaks_for_all_is_not_stopped_before_it_has_spoken(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal\n"
+        "from scaling.core import DataError\n"
+        "from scaling.core.runner import process\n"
+        "is_first = process._is_first\n"
+        "def stopped_meanwhile(attempt):\n"
+        "    found = is_first(attempt)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"  # torchrun stops all once another one has left silently
+        "    return found\n"
+        "process._is_first = stopped_meanwhile\n"
+        "def main():\n"
+        "    raise DataError('this is why')\n"
+        "process.run_process(main)\n"
+    )
+    environment = os.environ | environment_of(0, 2, tmp_path / "run" / "attempt_0" / "0" / "error.json")
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (DataError.exit_status, "error: rank 0: this is why\n")
+
+
+def test_a_process_whose_runner_was_killed_before_it_began_leaves(tmp_path: Path) -> None:
+    runner = subprocess.Popen([sys.executable, "-c", ""])
+    assert runner.wait(60) == 0
+    with start(tmp_path, "stubborn", {RUNNER_VARIABLE: str(runner.pid)}) as process:
+        try:
+            assert process.wait(120) == -signal.SIGTERM
+        finally:
+            process.kill()
 
 
 def test_the_log_keeps_what_the_terminal_does_not_show(tmp_path: Path) -> None:
@@ -100,7 +133,7 @@ def test_the_log_keeps_what_the_terminal_does_not_show(tmp_path: Path) -> None:
         "    raise ValueError('boom')\n"
         "run_process(main)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert done.stderr.count("ValueError: boom") == 2
     assert "in main" in (tmp_path / "rank_0.log").read_text()

@@ -52,7 +52,7 @@ RESTARTED = """
         dist.barrier()
     Path(sys.argv[1], f"sum_{launch.rank}").write_text(str(int(value)))
     dist.destroy_process_group()
-    assert leave_store(store, world_size=launch.world_size)
+    assert leave_store(store, world_size=launch.world_size, timeout=timedelta(seconds=60))
 """
 
 
