@@ -93,12 +93,16 @@ class Failing(nn.Module):
 
 
 class Dying(nn.Module):
-    def __init__(self, topology: Topology) -> None:
+    """A layer that ends the process of rank 1 in the first step, or in the second."""
+
+    def __init__(self, topology: Topology, *, later: bool = False) -> None:
         super().__init__()
         self.topology = topology
+        self.micro_batches = 2 if later else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.topology.rank == 1:
+        self.micro_batches -= 1
+        if self.topology.rank == 1 and self.micro_batches < 0:
             raise SystemExit(7)
         return x
 
@@ -146,6 +150,7 @@ def layers(
         "": [],
         "failing": [LayerSpec(Failing)],
         "dying": [LayerSpec(Dying, topology)],
+        "dying later": [LayerSpec(Dying, topology, later=True)],
         "not a number": [LayerSpec(NotANumber, gradient_only=False)],
         "no gradient number": [LayerSpec(NotANumber, gradient_only=True)],
         "by rank": [LayerSpec(ByRank, topology)],

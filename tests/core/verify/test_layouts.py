@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from scaling.core import ConfigError, ScalingError, verify_layout
+from scaling.core.verify.world import LocalWorld
 from tests.core.verify.regression import Nothing, layout, recipe
 
 verify = partial(verify_layout, timeout=60.0)
@@ -99,6 +100,15 @@ def test_what_a_layer_raises_is_reported_with_its_rank() -> None:
 def test_a_process_that_ends_is_reported() -> None:
     with pytest.raises(ScalingError, match="the process of rank 1 ended with status 7"):
         verify(recipe(extra="dying"), layout(data=2))
+
+
+def test_a_process_that_ends_is_named_before_those_that_noticed_it() -> None:
+    with LocalWorld(recipe(extra="dying later"), layout(data=2), name="two", timeout=60.0) as world:
+        world.call("step", 1)
+        world.start("step", 2)
+        assert all(connection.poll(60) for connection in world._connections)
+        with pytest.raises(ScalingError, match="the process of rank 1 ended with status 7"):
+            world.finish()
 
 
 def test_layouts_of_different_batches_are_refused() -> None:

@@ -41,6 +41,10 @@ class _Answer:
     """Empty where the call succeeded."""
 
 
+class _ProcessEnded(ScalingError):
+    """A process ended instead of answering."""
+
+
 @final
 class LocalWorld:
     """A `Session` in each of the processes of a layout, on the CPUs of this machine. Use it as a context manager.
@@ -117,9 +121,15 @@ class LocalWorld:
                     f"{self._name}: no answer from rank {ranks} within {self._timeout:g} s; the ranks wait for each "
                     "other (a layer that communicates on some of them only), or the model is too large for this machine"
                 )
+            errors: list[ScalingError] = []
             for connection in ready:
                 assert isinstance(connection, Connection)
-                answers[missing[connection]] = self._receive(connection, missing[connection])
+                try:
+                    answers[missing[connection]] = self._receive(connection, missing[connection])
+                except ScalingError as error:
+                    errors.append(error)
+            if errors:  # those of other processes come of the end of one
+                raise min(errors, key=lambda error: not isinstance(error, _ProcessEnded))
         return [answers[rank] for rank in range(len(self._connections))]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -144,7 +154,7 @@ class LocalWorld:
         except (EOFError, ConnectionResetError):
             process = self._processes[rank]
             process.join()
-            raise ScalingError(
+            raise _ProcessEnded(
                 f"{self._name}: the process of rank {rank} ended with status {process.exitcode}; its own words are "
                 "above. Status -9 usually means too little memory"
             ) from None
