@@ -147,7 +147,7 @@ def test_training_goes_on_while_a_save_is_written_and_no_two_saves_overlap(
         nonlocal running, most
         running += 1
         most = max(most, running)
-        release.wait(5)
+        release.wait(60)
         time.sleep(0.05)
         running -= 1
         return write_share(*arguments)  # type: ignore[arg-type]

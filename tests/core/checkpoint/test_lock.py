@@ -60,7 +60,7 @@ def test_a_run_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
     with another_process(tmp_path) as process:
         assert process.stdin is not None
         process.stdin.close()  # it ends by itself now
-        with locked(tmp_path):
+        with locked(tmp_path, patience=60.0):
             pass
 
 

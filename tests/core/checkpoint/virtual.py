@@ -34,7 +34,7 @@ class Cut(NamedTuple):
         return self.pipe * self.data * self.model
 
 
-def outcomes_on_ranks(world_size: int, function: Callable[[Communicator], T], *, seconds: float = 20) -> list[Any]:
+def outcomes_on_ranks(world_size: int, function: Callable[[Communicator], T], *, seconds: float = 60) -> list[Any]:
     """Call `function` with the communicator of each rank, side by side; return results, or exceptions, by rank."""
     store = HashStore()
     outcomes: list[Any] = [None] * world_size

@@ -113,7 +113,7 @@ def test_unusable_sources_are_refused_by_name() -> None:
 
 def test_a_mixture_of_a_billion_samples_resumes_at_once_and_in_little_memory() -> None:
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.perf_counter()
+    begin = time.process_time()  # not of the clock, which runs on while this process has no core
     sources = [
         Labels(label, size) for label, size in zip("abcde", (6 * 10**8, 3 * 10**8, 10**8 - 7, 5, 2), strict=True)
     ]
@@ -128,7 +128,7 @@ def test_a_mixture_of_a_billion_samples_resumes_at_once_and_in_little_memory() -
         consumed_samples=10**6 * 1024,
     )
     batch = next(loader)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before < 200 * 1024  # KiB
     assert batch.targets[0] == 10**6 * 1024 + 5 * 16
     assert len(batch.inputs) == 16

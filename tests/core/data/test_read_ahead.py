@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 from scaling.core.data.loader import DataLoader
 from tests.core.data.datasets import Numbers
 from tests.distributed import run_world
+from tests.processes import is_running, wait_until
 
 
 def killed_while_reading(rank: int, world_size: int, note: Path) -> None:
@@ -26,21 +26,9 @@ def killed_while_reading(rank: int, world_size: int, note: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def is_running(process: int) -> bool:
-    """Return whether a process is there and not a zombie that its new parent has yet to collect."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
 def test_workers_do_not_outlive_a_training_process_that_was_killed(tmp_path: Path) -> None:
     (ended,) = run_world(killed_while_reading, 1, tmp_path / "workers")
     assert ended.exit_code == -signal.SIGKILL, ended.report
     workers = [int(word) for word in (tmp_path / "workers").read_text().split()]
     assert len(workers) == 2
-    deadline = time.monotonic() + 10
-    while any(map(is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not [worker for worker in workers if is_running(worker)]
+    wait_until(lambda: not any(map(is_running, workers)), "a worker outlived the training process")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
+from scaling.transformer.data import progress as module
 from scaling.transformer.data.progress import ConsoleProgress
 
 
@@ -18,7 +20,8 @@ def report(*, terminal: bool) -> str:
     return output.getvalue()
 
 
-def test_without_a_terminal_there_are_a_few_plain_lines() -> None:
+def test_without_a_terminal_there_are_a_few_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINE_INTERVAL", 1000.0)
     assert report(terminal=False).splitlines() == [
         "tokenizing [fast]: 0 %",
         "tokenizing [fast]: 100 %",

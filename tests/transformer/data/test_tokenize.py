@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from scaling.transformer.data.readers import Piece, PieceReader
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import TokenizeResult, tokenize_files
 from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from tests.processes import wait_until
 
 TEXTS = [f"document number {number}: " + "the quick brown fox " * (number % 7) for number in range(300)]
 
@@ -196,10 +196,7 @@ def test_a_killed_run_leaves_no_memory_map_and_no_process_and_the_next_one_finis
     assert run(inputs, tmp_path / "data", tokenizer_file).reused_chunks > 0
     run(inputs, tmp_path / "whole", tokenizer_file)
     assert files(tmp_path / "whole") == files(tmp_path / "data")
-    deadline = time.monotonic() + 10
-    while _session_is_alive(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not _session_is_alive(process.pid)
+    wait_until(lambda: not _session_is_alive(process.pid), "a worker outlived the run")
 
 
 def _session_is_alive(session: int) -> bool:
