@@ -143,7 +143,7 @@ def command_environment(**variables: str) -> dict[str, str]:
 
 
 def run_module(
-    module: str, *arguments: object, timeout: float = 120, **variables: str
+    module: str, *arguments: object, timeout: float = 240, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python3 -m module arguments` to its end."""
     return subprocess.run(

@@ -199,7 +199,7 @@ def test_unusable_data_are_refused_by_every_rank_alike(tmp_path: Path, write: An
             write(tmp_path / "foreign"), tmp_path / "run", layout(2, 1, 1), {f"{ARCHITECTURE}.sequence_length": 128}
         )
     )
-    ends = run_world(train_as_rank, 2, sections, grace=10)
+    ends = run_world(train_as_rank, 2, sections, grace=60)
     for end in ends:
         assert isinstance(end.error, DataError)
         assert end.error.exit_status == ExitStatus.USER_INPUT
@@ -210,14 +210,14 @@ def test_unusable_data_are_refused_by_every_rank_alike(tmp_path: Path, write: An
 
 def test_a_launcher_of_another_size_is_refused_by_every_rank(data: Path, tmp_path: Path) -> None:
     sections = nested(settings_of(data, tmp_path / "run", layout(2, 2, 1)))
-    ends = run_world(train_as_rank, 2, sections, grace=10)
+    ends = run_world(train_as_rank, 2, sections, grace=60)
     assert all(isinstance(end.error, ConfigError) for end in ends)
     assert "the launcher started 2 processes" in str(ends[0].error)
 
 
 def test_ranks_with_different_settings_end_with_a_message(data: Path, tmp_path: Path) -> None:
     sections = nested(settings_of(data, tmp_path / "run", layout(2, 1, 1)))
-    ends = run_world(train_with_own_seed, 2, sections, grace=10)
+    ends = run_world(train_with_own_seed, 2, sections, grace=60)
     assert all(isinstance(end.error, ScalingError) for end in ends)
 
 
@@ -246,7 +246,7 @@ def test_a_tokenizer_that_cannot_be_copied_is_no_crash(data: Path, tmp_path: Pat
             f"{ARCHITECTURE}.vocab_size": None,
             f"{ARCHITECTURE}.vocab_file": str(tmp_path / "vocab.json"),
         }
-        ends = run_world(train_as_rank, 2, nested(settings_of(data, tmp_path, layout(2, 1, 1), settings)), grace=10)
+        ends = run_world(train_as_rank, 2, nested(settings_of(data, tmp_path, layout(2, 1, 1), settings)), grace=60)
         for end in ends:
             assert isinstance(end.error, StorageError)
             assert message in str(end.error)

@@ -21,6 +21,7 @@ from scaling.core.data.sampler import BatchGeometry, EpochOrder, evaluation_step
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import DataError, DataRefusedError, ScalingError, StorageError
 from tests.core.data.datasets import Broken, Deadly, Labels, Numbers
+from tests.processes import wait_until
 
 SEED = 11
 
@@ -60,6 +61,11 @@ def reading_processes() -> list[str]:
     return [name for name in names if not name.startswith("worker-")]
 
 
+def assert_stopped() -> None:
+    """All workers end. PyTorch waits some seconds for each of them, and then kills it without waiting."""
+    wait_until(lambda: reading_processes() == [], "a data worker goes on")
+
+
 @pytest.fixture
 def worker_loader() -> Iterator[Callable[..., DataLoader]]:
     """Makes loaders with workers, and stops their workers in the end."""
@@ -72,7 +78,7 @@ def worker_loader() -> Iterator[Callable[..., DataLoader]]:
     yield make
     for one in made:
         one.close()
-    assert reading_processes() == []
+    assert_stopped()
 
 
 @pytest.fixture
@@ -167,7 +173,7 @@ def test_workers_drop_what_they_had_read_ahead_when_the_run_continues_elsewhere(
         batches.seek(12 * step)
         assert take(batches, 2) == undisturbed[2 * step : 2 * step + 2]
     batches.close()
-    assert reading_processes() == []
+    assert_stopped()
     assert take(batches, 1) == take(loader(consumed_samples=72), 1)
 
 
@@ -293,4 +299,4 @@ def test_an_evaluation_may_use_workers_and_stops_them() -> None:
     batches = evaluation(Numbers(7), (1, 2, 1), num_workers=1, limit=3)
     next(batches)
     batches.close()
-    assert reading_processes() == []
+    assert_stopped()

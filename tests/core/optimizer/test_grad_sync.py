@@ -256,7 +256,7 @@ def train_with_crossing_ties(rank: int, world_size: int, pipe: int) -> list[tupl
 @pytest.mark.parametrize(("world_size", "pipe"), [(2, 2), (4, 2), (4, 4)])
 def test_ties_that_cross_are_summed_in_one_order_on_all_ranks(world_size: int, pipe: int) -> None:
     expected = dict(train_with_crossing_ties(0, 1, 1))
-    for found in run_distributed(train_with_crossing_ties, world_size, pipe, timeout=30):
+    for found in run_distributed(train_with_crossing_ties, world_size, pipe):
         assert found
         for key, value in found:
             assert torch.allclose(value, expected[key], rtol=1e-12), key

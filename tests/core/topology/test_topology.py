@@ -128,6 +128,7 @@ def test_what_ranks_tell_each_other_comes_in_rank_order_however_often() -> None:
 
 def connect_again(rank: int, world_size: int, port: int) -> bool:
     with connected(data=world_size) as first:
+        dist.barrier()  # rank 0 takes the store along, from which rank 1 may not have read all it needs
         first.close()
         assert not dist.is_initialized()
         first.close()
