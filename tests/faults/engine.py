@@ -34,8 +34,8 @@ VOCABULARY = 300
 STEPS = 6
 SAVED = (2, 4, 6)
 """Steps at which the undisturbed run saves."""
-TIMEOUT = 40.0
-"""Seconds after which a world counts as hanging."""
+TIMEOUT = 100.0
+"""Seconds after which a world counts as hanging; its ranks wait longer for each other."""
 
 TINY: Settings = {
     "transformer_architecture.vocab_size": VOCABULARY,
@@ -50,7 +50,7 @@ TINY: Settings = {
     "topology.device": "cpu",
     "topology.global_batch_size": 4,
     "topology.micro_batch_size": 1,
-    "topology.process_group_timeout_seconds": 60,
+    "topology.process_group_timeout_seconds": 200,
     "optimizer.zero": True,
     "learning_rate_scheduler.learning_rate": 0.01,
     "learning_rate_scheduler.learning_rate_warmup_steps": 2,

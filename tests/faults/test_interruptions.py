@@ -27,6 +27,8 @@ from tests.faults.matrix import differences
 
 ENDLESS: Settings = {"trainer.train_iterations": 10**6, "trainer.keep_last_checkpoints": 2}
 KILLED_SOONER: Settings = {"trainer.save_interval": 1}
+LONGEST = 10.0
+"""Seconds after which a rank is interrupted at the latest, although its first step may have been held up."""
 
 
 class Clocked:
@@ -62,7 +64,7 @@ def killed(rank: int, world_size: int, settings: Settings, steps: float) -> None
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     def arm(trainer: Trainer, seconds: float) -> None:
-        moment = trainer.topology.exchange("moment", str(time.monotonic() + steps * seconds))[0]
+        moment = trainer.topology.exchange("moment", str(time.monotonic() + min(LONGEST, steps * seconds)))[0]
         assert moment is not None
         signal.setitimer(signal.ITIMER_REAL, max(1e-6, float(moment) - time.monotonic()))
 
@@ -82,7 +84,9 @@ def terminated(
     if rank in ranks and seconds is not None:
         ask(seconds)
     try:
-        return train(settings, lambda trainer, step: ask(steps * step) if rank in ranks and not timers else None)
+        return train(
+            settings, lambda trainer, step: ask(min(LONGEST, steps * step)) if rank in ranks and not timers else None
+        )
     finally:
         for timer in timers:
             timer.cancel()
@@ -143,7 +147,9 @@ def terminate_again_and_again(source: Source, folder: Path, moments: int) -> Non
         # While the processes start and meet, or some steps, evaluations and saves later.
         seconds = generator.uniform(0, 0.5) if number % 5 == 4 else None
         steps = generator.uniform(0, 8)
-        outcomes = run_world(terminated, 2, settings, ranks, steps, seconds, timeout=TIMEOUT, grace=0.3)
+        # A rank that was asked before it listened leaves one that waits for it; later, all come to an end.
+        grace = 60.0 if seconds is None else 0.3
+        outcomes = run_world(terminated, 2, settings, ranks, steps, seconds, timeout=TIMEOUT, grace=grace)
         step = newest_step(folder / "checkpoints")
         ended = [(one.exit_code, one.value, one.report[:300]) for one in outcomes]
         preempted = [one.value == ExitStatus.PREEMPTED for one in outcomes]
