@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scaling.core.errors import StorageError
+from scaling.core.logging import provenance
 from scaling.core.logging.config import LoggerConfig
 from scaling.core.logging.provenance import git_state, write_run_files
 
@@ -51,7 +53,8 @@ def test_a_folder_that_cannot_be_written_is_a_named_error(tmp_path: Path) -> Non
         write_run_files(tmp_path / "file" / "run", LoggerConfig(), layout=LAYOUT, data_fingerprint=None)
 
 
-def test_the_state_of_a_repository_is_recorded(tmp_path: Path) -> None:
+def test_the_state_of_a_repository_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_GIT_SECONDS", 120)
     assert git_state(tmp_path) is None
     git(tmp_path, "init", "-b", "trunk")
     (tmp_path / "a").write_text("1")
@@ -64,3 +67,21 @@ def test_the_state_of_a_repository_is_recorded(tmp_path: Path) -> None:
     changed = git_state(tmp_path)
     assert changed is not None
     assert changed["changed_files"] == 1
+
+
+def test_a_repository_too_large_to_be_looked_through_in_time_is_not_called_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "-b", "trunk")
+    git(tmp_path, "commit", "--allow-empty", "-m", "first")
+    run = subprocess.run
+
+    def slow_status(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if "status" in command:
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        return run(command, **{**options, "timeout": 120})
+
+    monkeypatch.setattr(subprocess, "run", slow_status)
+    found = git_state(tmp_path)
+    assert found is not None
+    assert (found["branch"], found["changed_files"]) == ("trunk", None)

@@ -22,6 +22,8 @@ from scaling.core.logging.run_state import write_json
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yml"
 _PACKAGES = ("scaling", "torch", "numpy", "safetensors", "tokenizers", "pydantic")
+_GIT_SECONDS = 10
+"""How long one question to git may hold up the start of a run."""
 
 
 def write_run_files(
@@ -63,22 +65,25 @@ def describe_run(*, layout: Mapping[str, int], data_fingerprint: str | None) -> 
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return commit, branch and changed files of the repository around `folder`; None outside one or without git."""
+    """Return commit, branch and changed files of the repository around `folder`; None outside one or without git.
+
+    What git does not find out in time, as in a large repository on a slow disk, is None too.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changes = _git(folder, "status", "--porcelain") or ""
+    changes = _git(folder, "status", "--porcelain")
     return {
         "commit": commit,
         "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
-        "changed_files": len(changes.splitlines()),
+        "changed_files": None if changes is None else len(changes.splitlines()),
     }
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(folder), *arguments]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
