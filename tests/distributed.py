@@ -82,7 +82,7 @@ def run_distributed(
     function: Callable[..., T],
     world_size: int,
     *args: Any,
-    timeout: float = 60,
+    timeout: float = 120,
     environment: Mapping[str, str] | None = None,
 ) -> list[T]:
     """Call `function(rank, world_size, *args)` as each rank of a world of its own, and return the results by rank.
@@ -113,7 +113,7 @@ def run_world(
     function: Callable[..., Any],
     world_size: int,
     *args: Any,
-    timeout: float = 60,
+    timeout: float = 120,
     environment: Mapping[str, str] | None = None,
     grace: float = GRACE,
 ) -> list[Outcome]:
