@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scaling.core.checkpoint.checkpointer import Checkpointer as Checkpointer
     from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
     from scaling.core.checkpoint.folders import Retention as Retention
+    from scaling.core.checkpoint.folders import list_steps as list_steps
     from scaling.core.checkpoint.resume import ChangeRules as ChangeRules
     from scaling.core.config.base import BaseConfig as BaseConfig
     from scaling.core.config.base import run_checks as run_checks
@@ -328,7 +329,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "checkpoint.boxes": ("Box", "GlobalTensor"),
     "checkpoint.checkpointer": ("Checkpointer",),
     "checkpoint.communicator": ("StoreCommunicator",),
-    "checkpoint.folders": ("Retention",),
+    "checkpoint.folders": ("Retention", "list_steps"),
     "checkpoint.resume": ("ChangeRules",),
     "profiler.config": ("ProfilerConfig",),
     "profiler.profiler": ("Profiler",),

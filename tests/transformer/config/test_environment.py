@@ -100,6 +100,28 @@ def test_data_is_compared_with_what_is_known() -> None:
     assert problem.startswith("transformer_architecture.vocab_file: tokenizer file v.json is not a tokenizer file")
 
 
+def load_dir_problems(*, assert_checkpoint_loaded: bool = False, **folders: str) -> list[str]:
+    return lacking({"trainer": {"assert_checkpoint_loaded": assert_checkpoint_loaded, **folders}})
+
+
+def test_a_load_dir_that_is_gone_is_no_problem_once_the_run_has_checkpoints_of_its_own() -> None:
+    missing = ["trainer.load_dir: is 'gone', but there is no such folder; correct it"]
+    assert load_dir_problems(load_dir="gone", save_dir="own") == missing
+    Path("own/.tmp-global_step3-0").mkdir(parents=True)
+    assert load_dir_problems(load_dir="gone", save_dir="own") == missing
+    Path("own/global_step3").mkdir()
+    assert load_dir_problems(load_dir="gone", save_dir="own") == []
+
+
+def test_a_load_dir_that_is_save_dir_is_made_by_the_first_start() -> None:
+    for same in ("own", "own/", "./x/../own", str(Path("own").absolute())):
+        assert load_dir_problems(load_dir=same, save_dir="own") == []
+    assert load_dir_problems(load_dir="own", save_dir="own", assert_checkpoint_loaded=True) == [
+        "trainer.load_dir: is 'own', as save_dir is, but there is no such folder yet, so nothing can be loaded; set "
+        "assert_checkpoint_loaded to false for the first start, or correct it"
+    ]
+
+
 @pytest.mark.parametrize("size", [None, 0, 257, 300])
 def test_a_vocabulary_holds_the_tokens_of_its_tokenizer(size: int | None) -> None:
     train_tokenizer([], 257).save(Path("v.json"))

@@ -17,6 +17,7 @@ from scaling.core import (
     RunnerType,
     TopologyConfig,
     TrainerConfig,
+    list_steps,
     run_checks,
 )
 from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
@@ -89,8 +90,22 @@ def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterato
         for place in (folder, *folder.parents) if folder else ():
             if place.is_file():
                 yield Problem(path, f"is {str(folder)!r}, but {str(place)!r} is a file; name another folder")
-    if trainer.load_dir is not None and not trainer.load_dir.is_dir():
-        yield Problem("trainer.load_dir", f"is {str(trainer.load_dir)!r}, but there is no such folder; correct it")
+    yield from _missing_load_dir(trainer)
+
+
+def _missing_load_dir(trainer: TrainerConfig) -> Iterator[Problem]:
+    """A folder that is not there is a problem while it is needed: a mistyped path is the likelier cause."""
+    load_dir, save_dir = trainer.load_dir, trainer.save_dir
+    if load_dir is None or load_dir.is_dir() or (save_dir is not None and list_steps(save_dir)):
+        return
+    if save_dir is None or load_dir.resolve() != save_dir.resolve():
+        yield Problem("trainer.load_dir", f"is {str(load_dir)!r}, but there is no such folder; correct it")
+    elif trainer.assert_checkpoint_loaded:
+        yield Problem(
+            "trainer.load_dir",
+            f"is {str(load_dir)!r}, as save_dir is, but there is no such folder yet, so nothing can be loaded; set "
+            "assert_checkpoint_loaded to false for the first start, or correct it",
+        )
 
 
 def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Problem]:
