@@ -62,7 +62,7 @@ class TrainerConfig(BaseConfig):
     as allowed to be missing too. null: none."""
     accept_changes: list[str] = Field(default_factory=list)
     """Settings, by dotted name, that may differ from the checkpoint's although they change what is trained, for example
-    transformer_architecture.dropout_embedding."""
+    transformer_architecture.norm_type. The name of a section accepts all that is in it."""
     max_consecutive_nonfinite_steps: int = Field(default=5, ge=0)
     """A step whose loss or gradient is not finite is skipped; more than this many in a row end the run."""
     gc_interval: int = Field(default=100, ge=0)
