@@ -111,6 +111,32 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
         assert MemoryMapDataset(make(tmp_path / f"{kind}again")).fingerprint() == fingerprints[0]
 
 
+@pytest.mark.usefixtures("large_index")
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_the_fingerprint_is_of_what_the_files_hold_now(suffix: str, tmp_path: Path) -> None:
+    """Not only of the digests that were recorded when they were written."""
+    prefix = build(tmp_path / "corpus", [[1, 2]] * 11)
+    before = MemoryMapDataset(prefix).fingerprint()
+    if suffix == ".bin":
+        rewrite(Path(f"{prefix}.bin"), put(11, 7), "<i4")
+    else:  # a border between two documents
+        rewrite(Path(f"{prefix}.idx"), lambda array: array.__setitem__(slice(11, 14), [3, 13, 1]))
+    after = MemoryMapDataset(prefix).fingerprint()
+    assert after != before
+    assert after == FileDataset(prefix).fingerprint()
+
+
+def test_the_fingerprint_of_many_tokens_is_of_spots_from_the_first_to_the_last(tmp_path: Path) -> None:
+    count = 1 << 21
+    prefix = build(tmp_path / "corpus", [[0] * count], dtype=np.uint16)
+    before = MemoryMapDataset(prefix).fingerprint()
+    for place, noticed in ((0, True), (1 << 20, False), (count - 1, True)):
+        rewrite(Path(f"{prefix}.bin"), put(place, 1), "<u2")
+        for reader in (MemoryMapDataset, FileDataset):
+            assert (reader(prefix).fingerprint() != before) == noticed, place
+        rewrite(Path(f"{prefix}.bin"), put(place, 0), "<u2")
+
+
 @pytest.mark.parametrize("reader", [MemoryMapDataset, FileDataset])
 def test_tokens_outside_the_vocabulary_are_noticed_at_opening(
     reader: Callable[[Path], TokenDocuments], prefix: Path

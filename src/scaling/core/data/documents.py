@@ -81,7 +81,10 @@ class Elements(ABC):
             yield self.read(start, min(BLOCK_SIZE, self.count - start))
 
     def spots(self) -> Iterator[Integers]:
-        """Yield a fixed number of short pieces, evenly spread from the first element to the last."""
+        """Yield a fixed number of short pieces, evenly spread from the first element to the last.
+
+        Up to SPOT_CHECKS * SPOT_SIZE elements, 2^19, they leave none out.
+        """
         size = min(SPOT_SIZE, self.count)
         for start in spread(self.count - size + 1):
             yield self.read(start, size)
@@ -191,7 +194,11 @@ class TokenDocuments(ABC):
         """Check every byte, in a time that grows with the data; what is wrong is a `DataError`."""
 
     def fingerprint(self) -> str:
-        """Return a short digest of the data's identity: of all of it where the format records one, else of spots."""
+        """Return a short digest of the data's identity, in a time that does not grow with the data.
+
+        It is made of spots of what the files hold now, which are all of it up to 2^19 elements a file, and of the
+        digests of everything that the format recorded when the files were written. `verify` notices the rest.
+        """
         digest = hashlib.sha256(f"{self.dtype.name} {self.document_count} {self.token_count}".encode())
         for part in self._identity():
             digest.update(part)

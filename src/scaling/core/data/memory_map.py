@@ -76,10 +76,9 @@ class MemoryMapDocuments(TokenDocuments):
         return self._index.span(index)
 
     def _identity(self) -> Iterator[bytes]:
-        if self.meta.index_sha256 is not None and self.meta.tokens_sha256 is not None:
-            yield f"{self.meta.index_sha256} {self.meta.tokens_sha256}".encode()
-        else:
-            yield from (piece.tobytes() for elements in (self._pairs, self._tokens) for piece in elements.spots())
+        """The recorded digests tell apart what was written; spots notice what was changed in the files since."""
+        yield f"{self.meta.index_sha256} {self.meta.tokens_sha256}".encode()
+        yield from (piece.tobytes() for elements in (self._pairs, self._tokens) for piece in elements.spots())
 
 
 def _check_size(path: Path, count: int, dtype: np.dtype[Any]) -> None:
