@@ -109,10 +109,10 @@ def asked_to_leave(start: Start, run: Path, number: signal.Signals, *changes: di
     return end_of(process, 120)
 
 
-def assert_saved(run: Path, number: signal.Signals) -> int:
+def assert_saved(run: Path, *reasons: str) -> int:
     found = state(run)
     assert (found["state"], found["exit_status"]) == ("pre-empted", 75)
-    assert found["reason"] == f"{number.name}, saved"
+    assert found["reason"] in [f"{reason}, saved" for reason in reasons]
     step = int(found["step"])
     assert (run / "checkpoints" / "latest").read_text() == f"global_step{step}"
     assert [line["step"] for line in metrics(run)] == list(range(1, step + 1))
@@ -123,10 +123,19 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(start: Start, data: Path, 
     status, shown = asked_to_leave(start, tmp_path, signal.SIGTERM, TWO)
     assert status == 75, shown
     assert "Traceback" not in shown
-    step = assert_saved(tmp_path, signal.SIGTERM)
+    step = assert_saved(tmp_path, "SIGTERM")
     settings = {"trainer.save_dir": str(tmp_path / "checkpoints"), "trainer.train_iterations": step + 2}
     resumed = train_small(data, tmp_path, TWO, settings)
     assert [line["step"] for line in resumed] == list(range(1, step + 3))
+
+
+def test_all_processes_save_when_their_runner_is_killed(start: Start, tmp_path: Path) -> None:
+    process = start(FOREVER, TWO)
+    wait_for_steps(tmp_path, 3, process)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not processes_of(tmp_path), "processes were left behind", seconds=120)
+    assert_saved(tmp_path, "SIGTERM", "a signal to another rank")  # whichever process notices first
 
 
 @pytest.mark.slow
@@ -136,7 +145,7 @@ def test_other_signals_save_too(start: Start, tmp_path: Path, number: signal.Sig
     status, shown = asked_to_leave(start, tmp_path, number, changes)
     assert status == 75, shown
     assert "Traceback" not in shown
-    assert_saved(tmp_path, signal.SIGUSR1 if number is signal.SIGUSR1 else signal.SIGTERM)
+    assert_saved(tmp_path, "SIGUSR1" if number is signal.SIGUSR1 else "SIGTERM")
 
 
 @pytest.mark.slow
@@ -234,6 +243,26 @@ def test_a_configuration_is_checked_before_the_corpus_is_built(tmp_path: Path) -
     with pytest.raises(ConfigError, match="must be divisible by num_attention_heads"):
         launch_training(write_config(tmp_path / "config.yml", settings))
     assert not (tmp_path / "corpus").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_probably_not_meant_is_said_by_the_first_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    launcher = {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in {"RANK": str(rank), **launcher}.items():
+        monkeypatch.setenv(name, value)
+    settings = {"transformer_architecture.vocab_size": 9, "trainer.train_iterations": 3}
+    with pytest.raises(ConfigError, match="names no data"):
+        launch_training(write_config(tmp_path / "config.yml", settings))
+    assert capsys.readouterr().err.splitlines() == (
+        [
+            "note: data: names neither data_prefixes nor a corpus; no training starts without data",
+            "note: trainer.save_dir: is not given: nothing is saved",
+        ]
+        if rank == 0
+        else []
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])

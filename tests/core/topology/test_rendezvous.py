@@ -36,7 +36,9 @@ def _impatient_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")
 
 
-def launch_of(rank: int, world_size: int, port: int, *, agent: bool = False, job: str | None = None) -> LaunchContext:
+def launch_of(
+    rank: int, world_size: int, port: int, *, agent: bool = False, one_machine: bool = False, job: str | None = None
+) -> LaunchContext:
     return LaunchContext(
         rank=rank,
         world_size=world_size,
@@ -44,6 +46,7 @@ def launch_of(rank: int, world_size: int, port: int, *, agent: bool = False, job
         master_addr="127.0.0.1",
         master_port=port,
         agent_store=agent,
+        one_machine=one_machine,
         job_id=job,
         launched=True,
     )
@@ -223,10 +226,24 @@ def test_a_port_held_by_another_program_does_not_hang_the_other_ranks(monkeypatc
             thread.join(10)
 
 
-def test_attempts_that_share_an_agents_store_do_not_see_each_other() -> None:
+def test_the_processes_of_one_machine_outlive_the_agent_that_brought_them_together() -> None:
+    with agent() as port:
+        launches = [launch_of(rank, 3, port, agent=True, one_machine=True) for rank in range(3)]
+        found = stores(together([partial(connect, launch) for launch in launches]))
+    for rank, store in enumerate(found):
+        store.set(f"from/{rank}", str(rank))
+    for store in found:
+        assert [int(store.get(f"from/{rank}")) for rank in range(3)] == [0, 1, 2]
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(partial(leave_store, world_size=3), found))
+
+
+@pytest.mark.parametrize("one_machine", [False, True])
+def test_attempts_that_share_an_agents_store_do_not_see_each_other(one_machine: bool) -> None:
     with agent() as port:
         for attempt in range(3):
-            found = stores(together([partial(connect, launch_of(rank, 3, port, agent=True)) for rank in range(3)]))
+            launches = [launch_of(rank, 3, port, agent=True, one_machine=one_machine) for rank in range(3)]
+            found = stores(together([partial(connect, launch) for launch in launches]))
             assert not found[0].check(["address"]), "an attempt saw what an earlier one wrote"
             found[0].set("address", f"of attempt {attempt}")
             assert found[2].get("address") == f"of attempt {attempt}".encode()

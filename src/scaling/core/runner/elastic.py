@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
 import tempfile
 import threading
 import uuid
@@ -19,13 +17,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from scaling.core.errors import LayoutError, ScalingError
+from scaling.core.errors import ScalingError
 from scaling.core.runner.outcome import ProcessEnd
 from scaling.core.runner.report import Report
 from scaling.core.runner.supervisor import POLL_SECONDS, Supervisor
-from scaling.core.topology.base_store import port_in_use
-
-_HOST = "127.0.0.1"
+from scaling.core.topology.base_store import LOOPBACK, serve_this_machine
 
 
 class OneMachine(RendezvousHandler):
@@ -33,7 +29,7 @@ class OneMachine(RendezvousHandler):
 
     def __init__(self, run_id: str, port: int) -> None:
         self._run_id = run_id
-        self._store = _serve_here(port)
+        self._store = serve_this_machine(port, setting="runner.master_port")
         self._is_closed = False
 
     @property
@@ -52,7 +48,7 @@ class OneMachine(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Return the store, and that this agent is the only one."""
         return RendezvousInfo(
-            dist.PrefixStore(self._run_id, self._store), 0, 1, RendezvousStoreInfo(_HOST, self._store.port)
+            dist.PrefixStore(self._run_id, self._store), 0, 1, RendezvousStoreInfo(LOOPBACK, self._store.port)
         )
 
     def is_closed(self) -> bool:
@@ -71,23 +67,6 @@ class OneMachine(RendezvousHandler):
         """Note that the run is over."""
         self._is_closed = True
         return True
-
-
-def _serve_here(port: int) -> dist.TCPStore:
-    """Serve a store that only this machine can reach: whoever reaches it can write to it."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((_HOST, port))
-            listener.listen(1024)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise port_in_use(port, setting="runner.master_port") from error
-            raise LayoutError(
-                f"cannot listen on port {port} ({error}); set runner.master_port to another port"
-            ) from error
-        chosen = listener.getsockname()[1]
-        return dist.TCPStore(_HOST, chosen, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def run_processes(
@@ -110,7 +89,7 @@ def run_processes(
                 args=tuple(command[1:]),
                 max_restarts=0,
                 monitor_interval=POLL_SECONDS,
-                local_addr=_HOST,
+                local_addr=LOOPBACK,
             ),
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from scaling.core.errors import LayoutError, ScalingError
 from scaling.core.topology.launch import LaunchContext
 
+LOOPBACK = "127.0.0.1"
 _ANSWER_SECONDS = 30.0
 """How long a port that accepts connections may take to answer as a store; TCPStore itself would wait for ever."""
 
@@ -48,6 +50,26 @@ def _serve(launch: LaunchContext, deadline: float) -> dist.Store:
         raise LayoutError(
             f"rank 0 cannot listen on {host}:{port} ({error}); set MASTER_PORT to another port"
         ) from error
+
+
+def serve_this_machine(port: int, *, setting: str) -> dist.TCPStore:
+    """Serve a store that only this machine can reach, since whoever reaches it can write to it.
+
+    `port` 0 takes a free one; `setting` is what the user chooses it with.
+    """
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((LOOPBACK, port))
+            listener.listen(1024)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise port_in_use(port, setting=setting) from error
+            raise LayoutError(f"cannot listen on port {port} ({error}); set {setting} to another port") from error
+        chosen = listener.getsockname()[1]
+        return dist.TCPStore(
+            LOOPBACK, chosen, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
 
 
 def port_in_use(port: int, *, setting: str) -> LayoutError:

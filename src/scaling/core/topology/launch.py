@@ -26,6 +26,8 @@ class LaunchContext:
     master_port: int | None = None
     agent_store: bool = False
     """True where torchrun's agent already listens on the master port and rank 0 must not."""
+    one_machine: bool = False
+    """True where the launcher says that all processes of the run are on this machine."""
     job_id: str | None = None
     """What the launcher calls this job; tells two jobs of one configuration apart. None where it gives no name."""
     restart_count: int = 0
@@ -84,6 +86,7 @@ class LaunchContext:
             master_addr=environ.get("MASTER_ADDR") or None,
             master_port=_number(environ, "MASTER_PORT") if several and "MASTER_PORT" in environ else None,
             agent_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            one_machine=_number(environ, "LOCAL_WORLD_SIZE", default=0) == size,
             job_id=_job_id(environ),
             restart_count=_number(environ, "TORCHELASTIC_RESTART_COUNT", default=0),
             launched=True,

@@ -5,6 +5,10 @@ with it the addresses of the dead), so nothing in it is believed as it stands. R
 below that nonce are the store of this attempt. The others sign in there and wait for rank 0's verdict, which lists the
 signatures it saw: only a verdict with one's own signature in it is of this attempt. The verdict is also where the ranks
 are checked against each other, before any collective: gloo ends a process beyond catching when sizes differ.
+
+On one machine the verdict also says where rank 0 serves a store for the rest of the run, so that the run can still save
+and leave together when its agent is killed. Across machines the agent's store remains the only place known to be
+reachable by all.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import TypedDict
 import torch.distributed as dist
 
 from scaling.core.errors import ConfigError, LayoutError, ScalingError
-from scaling.core.topology.base_store import open_base_store, poll_until
+from scaling.core.topology.base_store import LOOPBACK, open_base_store, poll_until, serve_this_machine
 from scaling.core.topology.launch import LaunchContext
 
 logger = logging.getLogger(__name__)
@@ -48,6 +52,8 @@ class _Verdict(TypedDict):
     signatures: list[str]
     problem: _Problem | None
     time: float
+    port: int | None
+    """Where rank 0 serves the store of this attempt; None: it is where the processes met."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +98,7 @@ def connect_store(launch: LaunchContext, *, digest: str, run_name: str, timeout:
     base = open_base_store(launch, deadline)
     try:
         if launch.rank == 0:
-            store = _gather(base, me, deadline, timeout)
+            store = _gather(base, me, deadline, timeout, serves=launch.agent_store and launch.one_machine)
         else:
             store = _join(base, me, deadline, timeout, may_be_stale=launch.agent_store)
     except dist.DistNetworkError as error:
@@ -120,7 +126,7 @@ def leave_store(store: dist.Store, *, world_size: int, timeout: timedelta = time
     return False
 
 
-def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta) -> dist.Store:
+def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *, serves: bool) -> dist.Store:
     """Rank 0: open an attempt, wait for all signatures, compare them, publish the verdict and obey it."""
     nonce = secrets.token_hex(16)
     store = dist.PrefixStore(f"scaling/{nonce}", base)
@@ -144,14 +150,16 @@ def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta) 
         problem = _absence(missing, me, timeout)
     problem = problem or _difference(members)
     signatures = sorted({*signatures, *(member.signature for member in members)})
-    store.set("verdict", json.dumps(_Verdict(signatures=signatures, problem=problem, time=time.time())))
+    own = serve_this_machine(0, setting="MASTER_PORT") if serves and problem is None else None
+    port = None if own is None else own.port
+    store.set("verdict", json.dumps(_Verdict(signatures=signatures, problem=problem, time=time.time(), port=port)))
     if problem is not None:
         _confirm_reading(store, me)
         for _ in poll_until(time.monotonic() + _LINGER_SECONDS):
             if store.check([f"informed/{signature}" for signature in signatures]):
                 break
         raise _exception(problem)
-    return store
+    return store if own is None else own
 
 
 def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *, may_be_stale: bool) -> dist.Store:
@@ -178,6 +186,8 @@ def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *,
                     _confirm_reading(store, me)
                     raise _exception(verdict["problem"])
                 _warn_of_clock_skew(signed_in, verdict["time"], time.time())
+                if verdict["port"] is not None:
+                    return dist.TCPStore(LOOPBACK, verdict["port"], is_master=False, wait_for_workers=False)
                 return store
     if problem is None:
         missing = [0] if store is None else _missing(_members(store, me.world_size), me)

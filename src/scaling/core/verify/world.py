@@ -12,22 +12,19 @@ import traceback
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import Any, final
 
 import torch
-import torch.distributed as dist
 from typing_extensions import Self
 
 from scaling.core.errors import ConfigError, ScalingError
+from scaling.core.topology.base_store import LOOPBACK, serve_this_machine
 from scaling.core.topology.config import Device, TopologyConfig
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.topology import Topology
 from scaling.core.verify.session import Recipe, Session
-
-_HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,7 @@ class LocalWorld:
         self._timeout = timeout
         config = config.model_copy(update={"device": Device.CPU, "process_group_timeout_seconds": timeout})
         # Served from here, on a port that is free: there is none to choose, and none for another program to take.
-        self._store = dist.TCPStore(
-            _HOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout)
-        )
+        self._store = serve_this_machine(0, setting="MASTER_PORT")
         context = _context()
         self._processes = []
         self._connections: list[Connection] = []
@@ -71,7 +66,7 @@ class LocalWorld:
                     rank=rank,
                     world_size=config.world_size,
                     local_rank=rank,
-                    master_addr=_HOST,
+                    master_addr=LOOPBACK,
                     master_port=self._store.port,
                     agent_store=True,
                     job_id=job,
