@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scaling.transformer.config.environment import notes
 from scaling.transformer.config.root import TransformerConfig
 from tests.transformer.small import metrics, run_module, state, values
 
@@ -20,6 +21,7 @@ def test_the_configuration_is_valid_and_falls_into_place() -> None:
     assert config.trainer.save_dir is not None
     assert config.trainer.train_iterations is not None
     assert [group.group_name for group in config.training_groups] == ["matrices", "norms"]
+    assert list(notes(config)) == []
     for overrides in (
         ["topology.data_parallel_size=2", "topology.model_parallel_size=2"],
         ["topology.pipe_parallel_size=2"],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from scaling.core import LaunchContext, runner_main
-from scaling.transformer.config.environment import TransformerConfigHere
+from scaling.transformer.config.environment import TransformerConfigHere, notes
 from scaling.transformer.data.load import prepare_data
 from scaling.transformer.data.progress import ConsoleProgress
 
@@ -15,9 +16,12 @@ def launch_training(config_path: Path, overrides: Sequence[str] = ()) -> tuple[T
     """Train in as many processes as the topology asks for; return the configuration and the exit status.
 
     `ConfigError` with everything that is wrong before anything starts. Inside torchrun or srun no process is started:
-    this one trains.
+    this one trains. What is allowed and probably not meant is said first, by one process.
     """
-    config = TransformerConfigHere.from_yaml(config_path, overrides, quiet=LaunchContext.from_environment().rank != 0)
+    config = TransformerConfigHere.from_yaml(config_path, overrides, quiet=True)  # the first rank warns, where it reads
+    if LaunchContext.from_environment().rank == 0:
+        for note in notes(config):
+            sys.stderr.write(f"note: {note}\n")
     with ConsoleProgress() as progress:
         prepare_data(config, progress=progress)
     status = runner_main(

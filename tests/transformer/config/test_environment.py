@@ -195,6 +195,38 @@ def test_gpus_are_counted_without_pytorch(tmp_path: Path, monkeypatch: pytest.Mo
             },
             [],
         ),
+        (
+            {
+                "data": {"data_prefixes": ["a", "b"], "blended_dataset": {"weights": [1, 2]}},
+                "transformer_architecture": {"vocab_size": 9},
+                "trainer": {"train_iterations": 3, "save_dir": "x", "keep_every_steps": 10},
+            },
+            ["trainer.keep_every_steps", "data.blended_dataset.weights"],
+        ),
+        (
+            {
+                "data": {
+                    "data_prefixes": ["a", "b"],
+                    "blended_dataset": {"weights": [1, 2], "weight_by_num_documents": False},
+                },
+                "transformer_architecture": {"vocab_size": 9},
+                "trainer": {
+                    "train_iterations": 3,
+                    "save_dir": "x",
+                    "keep_every_steps": 10,
+                    "keep_last_checkpoints": 2,
+                },
+            },
+            [],
+        ),
+        (
+            {
+                "data": {"data_prefixes": ["a"], "blended_dataset": {"weights": [1]}},
+                "transformer_architecture": {"vocab_size": 9},
+                "trainer": {"train_iterations": 3, "save_dir": "x"},
+            },
+            [],
+        ),
     ],
 )
 def test_what_is_probably_not_meant_is_noted(values: dict[str, Any], expected: list[str]) -> None:

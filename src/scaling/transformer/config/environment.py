@@ -161,6 +161,18 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
             "trainer.eval_interval",
             "has nothing to evaluate on; set data.validation_fraction or data.validation_data_prefixes",
         )
+    if trainer.keep_every_steps is not None and trainer.keep_last_checkpoints is None:
+        yield Problem(
+            "trainer.keep_every_steps",
+            f"is {trainer.keep_every_steps}, but has no effect: without keep_last_checkpoints no checkpoint is deleted",
+        )
+    mixture = data.blended_dataset
+    if mixture.weights is not None and mixture.weight_by_num_documents and len(data.data_prefixes or ()) > 1:
+        yield Problem(
+            "data.blended_dataset.weights",
+            "are not used, because weight_by_num_documents derives the weights from the sizes; set it to false to use "
+            "these, or remove them",
+        )
     kernel, precision = architecture.masked_softmax.kernel, architecture.precision
     if kernel is MaskedSoftmaxKernel.FLASH_ATTENTION and precision not in (Precision.FLOAT16, Precision.BFLOAT16):
         yield Problem(
