@@ -22,7 +22,15 @@ from scaling.core.checkpoint.manifest import FileEntry, Manifest
 from scaling.core.checkpoint.search import find_newest
 from scaling.core.checkpoint.verify import read_manifest, share_of, strange_files
 from scaling.core.errors import CheckpointError, StorageError
-from tests.core.checkpoint.virtual import Cut, RankState, global_state, loads_exactly, outcomes_on_ranks, save_cut
+from tests.core.checkpoint.virtual import (
+    Cut,
+    RankState,
+    global_state,
+    loads_exactly,
+    on_ranks,
+    outcomes_on_ranks,
+    save_cut,
+)
 
 MODEL = "rank_00000_model_000.safetensors"
 OPTIMIZER = "rank_00001_optimizer_000.safetensors"
@@ -49,6 +57,15 @@ def rejection(directory: Path) -> str:
     (rejected,) = search.rejected
     assert rejected.path == directory / "global_step2"
     return rejected.reason
+
+
+def test_what_a_check_finds_in_a_manifest_is_a_reason_to_pass_the_folder_over(original: Path) -> None:
+    def check(manifest: Manifest) -> list[str]:
+        return ["not this one", "nor ever"] if manifest.step == 2 else []
+
+    for search in on_ranks(2, lambda ranks: Checkpointer(None, communicator=ranks).find(original, check=check)):
+        assert search.require().step == 1
+        assert [(one.path.name, one.reason) for one in search.rejected] == [("global_step2", "not this one; nor ever")]
 
 
 def test_one_flipped_bit_anywhere_is_noticed_and_named(original: Path, tmp_path: Path) -> None:

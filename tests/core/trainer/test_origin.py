@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from scaling.core.checkpoint import manifest as manifests
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import drop_optimizer
+from scaling.core.checkpoint.verify import read_manifest
 from scaling.core.errors import CheckpointError, ConfigError
 from tests.core.trainer.regression import make_trainer, weights
 
@@ -21,6 +25,67 @@ def base(tmp_path: Path) -> Path:
     """The checkpoints of another run, of steps 2 and 3."""
     make_trainer(train_iterations=3, save_dir=tmp_path / "base", save_interval=2)[0].fit()
     return tmp_path / "base"
+
+
+def rewrite(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Change scalars of a checkpoint, None to remove one, and let its own digest agree."""
+    manifest = read_manifest(folder)
+    changed = {**manifest.scalars, **changes}
+    scalars = {name: value for name, value in changed.items() if value is not None}
+    (folder / manifests.FILE_NAME).write_bytes(replace(manifest, scalars=scalars).encode())
+
+
+GOOD_SCALER = {"scale": 2.0, "hysteresis": 1, "clean_steps": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"trainer": {"step": -3, "consumed_samples": 24}}, "trainer.step is -3, not a whole number"),
+        ({"trainer": {"step": 5, "consumed_samples": 24}}, "trainer.step is 5, but it is the checkpoint of step 3"),
+        ({"trainer": {"step": 3.0, "consumed_samples": 24}}, "trainer.step is 3.0, not a whole number"),
+        ({"trainer": {"step": True, "consumed_samples": 24}}, "trainer.step is True, not a whole number"),
+        ({"trainer": {"step": 3}}, "trainer.consumed_samples is None, not a whole number"),
+        ({"trainer": {"step": 3, "consumed_samples": "24"}}, "trainer.consumed_samples is '24', not a whole number"),
+        ({"trainer": {"step": 3, "consumed_samples": -1}}, "trainer.consumed_samples is -1, not a whole number"),
+        ({"trainer": {"step": 3, "consumed_samples": 10**30}}, f"trainer.consumed_samples is {10**30}, not a"),
+        ({"trainer": [3, 24]}, "trainer is [3, 24], not a table"),
+        ({"trainer": None}, "it lacks the numbers of steps and samples (imported checkpoints do)"),
+        ({"optimizer": None}, "it lacks the state of the optimizer (imported checkpoints do)"),
+        ({"optimizer": "x"}, "optimizer is 'x', not a table"),
+        ({"optimizer": {"updates": -1, "loss_scaler": {}}}, "optimizer.updates is -1, not a whole number"),
+        ({"optimizer": {"updates": 3}}, "optimizer.loss_scaler is None, not a table"),
+        ({"optimizer": {"updates": 3, "loss_scaler": {**GOOD_SCALER, "scale": 0}}}, "optimizer.loss_scaler.scale is 0"),
+        ({"config": "x"}, "its configuration is 'x', not a table of settings"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("setting", ["save_dir", "load_dir"])
+def test_a_checkpoint_whose_numbers_no_trainer_wrote_is_passed_over(
+    base: Path, changes: dict[str, Any], reason: str, setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rewrite(base / "global_step3", changes)
+    options: dict[str, Any] = {setting: base}
+    trainer, _ = make_trainer(**options)
+    assert trainer.resume()
+    assert (trainer.state.step, trainer.state.consumed_samples) == (2, 16)
+    assert f"rejected the checkpoint {base / 'global_step3'}: {reason}" in caplog.text
+
+
+def test_samples_need_not_follow_from_the_steps(base: Path) -> None:
+    rewrite(base / "global_step3", {"trainer": {"step": 3, "consumed_samples": 30}})
+    trainer, _ = make_trainer(save_dir=base)
+    assert trainer.resume()
+    assert (trainer.state.step, trainer.state.consumed_samples) == (3, 30)
+
+
+def test_numbers_that_are_not_taken_over_may_be_anything(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rewrite(base / "global_step3", {"trainer": {"step": "many"}, "optimizer": 1})
+    trainer, _ = make_trainer(load_dir=base, load_context=False, load_optimizer_states=False)
+    with caplog.at_level(logging.INFO):
+        assert trainer.resume()
+    assert trainer.state.step == 0
+    assert f"resumed from {base / 'global_step3'}" in caplog.text
 
 
 def test_an_interrupted_fine_tuning_goes_on_instead_of_starting_again(
@@ -102,6 +167,8 @@ def test_weights_without_a_history_are_started_from(
         make_trainer(**options)[0].fit()
     with pytest.raises(CheckpointError, match=r"set trainer\.load_context to false"):
         make_trainer(load_optimizer_states=False, **options)[0].fit()
+    with pytest.raises(CheckpointError, match=r"name it as trainer\.load_dir, with another trainer\.save_dir"):
+        make_trainer(save_dir=tmp_path / "imported")[0].fit()
     trainer, metrics = make_trainer(load_optimizer_states=False, load_context=False, **options)
     with caplog.at_level(logging.WARNING):
         trainer.fit()

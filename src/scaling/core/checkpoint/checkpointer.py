@@ -16,7 +16,7 @@ from scaling.core.checkpoint.folders import Retention
 from scaling.core.checkpoint.load import Match, Rules, describe, execute, join_reports, match, report_of
 from scaling.core.checkpoint.manifest import Json, json_text
 from scaling.core.checkpoint.save import Job, Saver, SaveReport, problem_of, versions
-from scaling.core.checkpoint.search import Search, StoredCheckpoint, find_newest
+from scaling.core.checkpoint.search import Check, Search, StoredCheckpoint, accept_any, find_newest
 from scaling.core.checkpoint.share import plan_share
 from scaling.core.checkpoint.staging import Staging
 from scaling.core.errors import CheckpointError, ScalingError, StorageError
@@ -99,16 +99,18 @@ class Checkpointer:
             raise report.error
         return report
 
-    def find(self, directory: Path | None = None, *, weights_only: bool = False) -> Search:
+    def find(self, directory: Path | None = None, *, weights_only: bool = False, check: Check = accept_any) -> Search:
         """Verify the checkpoints of a directory (or one step folder; default: `save_dir`) from the newest on.
 
         All ranks share the reading and get the same result: the newest one that is complete and intact, and those
         rejected with the reason. An empty or absent directory is no error. `weights_only` saves the reading of
-        optimizer states where they will not be loaded.
+        optimizer states where they will not be loaded; what `check` finds in a manifest is a reason to reject it.
         """
         self._settle()
         where = self.save_dir if directory is None else directory
-        return Search(Path(), None, ()) if where is None else find_newest(where, self._ranks, weights_only=weights_only)
+        if where is None:
+            return Search(Path(), None, ())
+        return find_newest(where, self._ranks, weights_only=weights_only, check=check)
 
     def load(
         self,

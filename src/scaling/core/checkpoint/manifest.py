@@ -192,6 +192,11 @@ def json_text(value: Json, what: str) -> str:
         raise CheckpointError(f"{what} cannot be stored as JSON: {error}") from error
 
 
+def is_count(value: Any) -> bool:
+    """Return whether a value that was read is a whole number that counts something: from 0, and small enough to add."""
+    return type(value) is int and 0 <= value < 2**62
+
+
 def _cover_problems(name: str, entry: TensorEntry) -> list[str]:
     for part in entry.parts:
         if part.box.size == 0:
@@ -231,9 +236,9 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**62:
+    if not is_count(value):
         raise ValueError(f"expected a number from 0 to 2**62, found {value!r}")
-    return value
+    return int(value)
 
 
 def _numbers(value: Any) -> tuple[int, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from scaling.core.checkpoint import manifest as manifests
 from scaling.core.checkpoint.communicator import Alone, Communicator
@@ -13,6 +14,9 @@ from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_o
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, share_of
 from scaling.core.errors import CheckpointError, ScalingError, StorageError
+
+Check: TypeAlias = Callable[[Manifest], Sequence[str]]
+"""Returns what else makes a checkpoint unfit for who asks, the same on all ranks; nothing where it is fit."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,12 +60,24 @@ class Search:
         raise CheckpointError(f"no checkpoint in {self.directory} is complete and intact:\n{reasons}")
 
 
-def find_newest(directory: Path, communicator: Communicator | None = None, *, weights_only: bool = False) -> Search:
+def accept_any(manifest: Manifest) -> Sequence[str]:
+    """Ask for nothing beyond a complete and intact folder."""
+    return ()
+
+
+def find_newest(
+    directory: Path,
+    communicator: Communicator | None = None,
+    *,
+    weights_only: bool = False,
+    check: Check = accept_any,
+) -> Search:
     """Verify step folders from the newest on, until one is complete and intact.
 
     `directory` holds step folders or is one itself. Collective: rank 0 decides on the candidates, all ranks share the
     reading so that each file is read once, and all return the same. Nothing is changed or executed. With `weights_only`
     files of optimizer states, most of the bytes, are checked by name and size only: for those who do not read them.
+    What `check` finds in a manifest is a reason to pass the folder over like any other.
     """
     ranks = communicator or Alone()
     listed = ranks.broadcast(_list(directory) if ranks.rank == 0 else None)
@@ -70,7 +86,7 @@ def find_newest(directory: Path, communicator: Communicator | None = None, *, we
     rejected: list[Rejected] = []
     for name in listed["names"]:
         folder = directory / name
-        manifest, report = _examine(folder, ranks, weights_only=weights_only)
+        manifest, report = _examine(folder, ranks, weights_only=weights_only, check=check)
         reports = ranks.gather(report)
         reason = ranks.broadcast(None if reports is None else _verdict(reports))
         if not reason and manifest is not None:
@@ -108,11 +124,13 @@ def _candidates(directory: Path) -> list[str]:
     return found or (["."] if any(directory.glob("model_state_layer_*.pt")) else [])
 
 
-def _examine(folder: Path, ranks: Communicator, *, weights_only: bool) -> tuple[Manifest | None, dict[str, Any]]:
+def _examine(
+    folder: Path, ranks: Communicator, *, weights_only: bool, check: Check
+) -> tuple[Manifest | None, dict[str, Any]]:
     """Read the manifest and this rank's share of the files; return it with a report for rank 0."""
     try:
         manifest = read_manifest(folder)
-        problems = name_problems(folder, manifest)
+        problems = [*name_problems(folder, manifest), *check(manifest)]
         problems += quick_problems(folder, manifest) if ranks.rank == 0 else []
         if not problems:
             wanted = manifest.without(OPTIMIZER_PREFIX) if weights_only else manifest

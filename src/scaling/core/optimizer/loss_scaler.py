@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import final
+import sys
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -57,3 +59,17 @@ class LossScaler:
             self.scale.fill_(state["scale"])
             self._hysteresis.fill_(state["hysteresis"])
             self._clean_steps.fill_(state["clean_steps"])
+
+
+def scaler_state_problems(stored: Any) -> list[str]:
+    """Return what keeps a stored value from being a state of a loss scaler, in use or not. Pure."""
+    if not isinstance(stored, Mapping):
+        return [f"optimizer.loss_scaler is {stored!r:.100}, not a table"]
+    if not stored:
+        return []
+    found = []
+    for name in ("scale", "hysteresis", "clean_steps"):
+        value: Any = stored.get(name)
+        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max or (name == "scale" and not value):
+            found.append(f"optimizer.loss_scaler.{name} is {value!r:.100}, not a number it can have")
+    return found

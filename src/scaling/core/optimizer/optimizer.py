@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.checkpoint.boxes import GlobalTensor
+from scaling.core.checkpoint.manifest import is_count
 from scaling.core.errors import CheckpointError
 from scaling.core.optimizer.clip import counts_here, squared_norm
 from scaling.core.optimizer.config import OptimizerConfig
 from scaling.core.optimizer.flat_buffer import FlatBuffer, build_buffers
 from scaling.core.optimizer.grad_sync import GradientSync
 from scaling.core.optimizer.groups import ParameterGroup
-from scaling.core.optimizer.loss_scaler import LossScaler
+from scaling.core.optimizer.loss_scaler import LossScaler, scaler_state_problems
 from scaling.core.optimizer.lr_schedule import LearningRateScheduler
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
@@ -286,13 +287,12 @@ class Optimizer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state returned by `state`; the tensors are loaded through `global_tensors`."""
-        try:
-            updates, scaler = int(state["updates"]), dict(state["loss_scaler"])
-        except (KeyError, TypeError, ValueError) as error:
+        if problems := optimizer_state_problems(state):
             raise CheckpointError(
-                f"the checkpoint's optimizer state is malformed ({error!r}); load another one"
-            ) from None
-        self.loss_scaler.restore(scaler)
+                f"the checkpoint's optimizer state is malformed ({'; '.join(problems)}); load another one"
+            )
+        updates = state["updates"]
+        self.loss_scaler.restore(state["loss_scaler"])
         self._idle_updates.fill_(updates)
         if self._adamw is not None:
             for tensors in self._adamw.state.values():
@@ -301,6 +301,16 @@ class Optimizer:
     def close(self) -> None:
         """Detach from the parameters."""
         self._sync.close()
+
+
+def optimizer_state_problems(stored: Any) -> list[str]:
+    """Return what keeps a stored value from being what `Optimizer.state` returns. Pure."""
+    if not isinstance(stored, Mapping):
+        return [f"optimizer is {stored!r:.100}, not a table"]
+    found = scaler_state_problems(stored.get("loss_scaler"))
+    if not is_count(updates := stored.get("updates")):
+        found.append(f"optimizer.updates is {updates!r:.100}, not a whole number from 0 to 2^62")
+    return found
 
 
 def _master(weights: Tensor) -> Tensor:

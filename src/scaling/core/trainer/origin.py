@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, final
+from functools import partial
+from typing import Any, Protocol, final
 
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, step_of
+from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.search import StoredCheckpoint
 from scaling.core.errors import CheckpointError, ConfigError, Problem
+from scaling.core.optimizer.optimizer import optimizer_state_problems
 from scaling.core.trainer.config import TrainerConfig
+from scaling.core.trainer.state import train_state_problems
 
 
 @final
@@ -30,7 +35,7 @@ class Origin:
     @property
     def with_optimizer(self) -> bool:
         """Return whether to load the optimizer's states."""
-        return self.config.load_optimizer_states or (self.own and self._holds_optimizer)
+        return _takes_optimizer(self.stored.manifest, self.config, own=self.own)
 
     @property
     def with_context(self) -> bool:
@@ -42,20 +47,41 @@ class Origin:
         """Return patterns of parameters that are not read."""
         return () if self.own else tuple(self.config.ignore_keys_in_checkpoint or ())
 
-    @property
-    def _holds_optimizer(self) -> bool:
-        return self.stored.manifest.holds(OPTIMIZER_PREFIX)
 
-    def require_history(self) -> None:
-        """Refuse a checkpoint that does not say where its run stood, if the run is to go on from there."""
-        if self.with_context and "trainer" not in self.stored.manifest.scalars:
-            settings = ["trainer.load_context"]
-            if self.with_optimizer and not self._holds_optimizer:
-                settings.append("trainer.load_optimizer_states")
-            raise CheckpointError(
-                f"{self.stored.path} holds weights, but not after how many steps and samples they were saved (imported "
-                f"checkpoints do not); set {' and '.join(settings)} to false to start from the weights at step 0"
-            )
+def _takes_optimizer(manifest: Manifest, config: TrainerConfig, *, own: bool) -> bool:
+    return config.load_optimizer_states or (own and manifest.holds(OPTIMIZER_PREFIX))
+
+
+def scalar_problems(manifest: Manifest, config: TrainerConfig, *, own: bool) -> list[str]:
+    """Return what is wrong with those scalars of a checkpoint that a run would go on from. Pure.
+
+    A digest tells that they are as somebody wrote them, not that a trainer did. What is not taken over may be absent
+    or anything.
+    """
+    scalars = manifest.scalars
+    found = []
+    if not isinstance(scalars.get("config", {}), Mapping):
+        found.append(f"its configuration is {scalars['config']!r:.100}, not a table of settings")
+    wanted = {"trainer": own or config.load_context, "optimizer": _takes_optimizer(manifest, config, own=own)}
+    lacking = [name for name, taken in wanted.items() if taken and name not in scalars]
+    if lacking:
+        what = {"trainer": "the numbers of steps and samples", "optimizer": "the state of the optimizer"}
+        settings = {"trainer": "trainer.load_context", "optimizer": "trainer.load_optimizer_states"}
+        elsewhere = "name it as trainer.load_dir, with another trainer.save_dir, and " if own else ""
+        found.append(
+            f"it lacks {' and '.join(what[name] for name in lacking)} (imported checkpoints do); to start from its "
+            f"weights, {elsewhere}set {' and '.join(settings[name] for name in lacking)} to false"
+        )
+    if wanted["trainer"] and "trainer" in scalars:
+        state: Any = scalars["trainer"]
+        found += train_state_problems(state) or _other_step(state["step"], manifest.step)
+    if wanted["optimizer"] and "optimizer" in scalars:
+        found += optimizer_state_problems(scalars["optimizer"])
+    return found
+
+
+def _other_step(counted: int, saved: int) -> list[str]:
+    return [] if counted == saved else [f"trainer.step is {counted}, but it is the checkpoint of step {saved}"]
 
 
 class Tell(Protocol):
@@ -70,7 +96,11 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, tell: Tell
     for own, directory in ((True, config.save_dir), (False, config.load_dir)):
         if directory is None:
             continue
-        search = checkpointer.find(directory, weights_only=not own and not config.load_optimizer_states)
+        search = checkpointer.find(
+            directory,
+            weights_only=not own and not config.load_optimizer_states,
+            check=partial(scalar_problems, config=config, own=own),
+        )
         if search.found is None and search.rejected:  # starting anew would bury them
             try:
                 search.require()

@@ -8,6 +8,7 @@ from typing import Any, Protocol, final
 
 import torch
 
+from scaling.core.checkpoint.manifest import is_count
 from scaling.core.checkpoint.resume import FINGERPRINTS, ChangeRules
 from scaling.core.config.base import BaseConfig
 from scaling.core.errors import CheckpointError
@@ -31,12 +32,25 @@ class TrainState:
 
     def restore(self, stored: Mapping[str, Any]) -> None:
         """Continue from a state returned by `as_dict`."""
-        try:
-            self.step, self.consumed_samples = int(stored["step"]), int(stored["consumed_samples"])
-        except (KeyError, TypeError, ValueError) as error:
+        if problems := train_state_problems(stored):
             raise CheckpointError(
-                f"the checkpoint's trainer state is malformed ({error!r}); load another one"
-            ) from None
+                f"the checkpoint's trainer state is malformed ({'; '.join(problems)}); load another one"
+            )
+        self.step, self.consumed_samples = stored["step"], stored["consumed_samples"]
+
+
+def train_state_problems(stored: Any) -> list[str]:
+    """Return what keeps a stored value from being a state of the trainer. Pure.
+
+    The samples do not follow from the steps: batch sizes may have changed in between.
+    """
+    if not isinstance(stored, Mapping):
+        return [f"trainer is {stored!r:.100}, not a table"]
+    return [
+        f"trainer.{name} is {stored.get(name)!r:.100}, not a whole number from 0 to 2^62"
+        for name in ("step", "consumed_samples")
+        if not is_count(stored.get(name))
+    ]
 
 
 @dataclass(frozen=True)

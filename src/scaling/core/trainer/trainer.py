@@ -201,7 +201,6 @@ class Trainer:
         stored = origin.stored
         scalars: Any = stored.manifest.scalars
         self._compare(scalars.get("config"), continues=origin.with_context)
-        origin.require_history()
         tensors = self.global_tensors() if origin.with_optimizer else self.module.global_tensors()
         loaded = self.checkpointer.load(
             stored,
@@ -213,7 +212,7 @@ class Trainer:
         )
         self._list(loaded)
         if origin.with_optimizer:
-            self.optimizer.restore(scalars.get("optimizer", {}))
+            self.optimizer.restore(scalars["optimizer"])
         else:
             self.optimizer.refresh()
         if origin.with_context:
