@@ -157,6 +157,19 @@ def test_everything_wrong_with_a_file_is_reported_at_once() -> None:
             "inside.litres: must be a number greater than 0 and of at most 100, not nan",
         ),
         ({"inside": {"litres": 101}}, "inside.litres: must be a number greater than 0 and of at most 100, not 101"),
+        (
+            {"inside": {"coats": 10**30}},
+            "inside.coats: must be a whole number of at least 1, not 1000000000000000000000000000000; the largest "
+            "possible is 9223372036854775807",
+        ),
+        (
+            {"inside": {"coats": -(10**20)}},
+            "inside.coats: must be a whole number of at least 1, not -100000000000000000000",
+        ),
+        (
+            {"walls": [{"name": "a", "height": 10**400}]},
+            f"walls.0.height: must be a number, not 1{'0' * 76}...; the largest possible is 1.7976931348623157e+308",
+        ),
         ({"inside": {"glitter": "yes"}}, "inside.glitter: must be true or false, not 'yes'"),
         ({"inside": {"glitter": 1}}, "inside.glitter: must be true or false, not 1"),
         ({"inside": {"file": 3}}, "inside.file: must be a path, or null, not 3"),

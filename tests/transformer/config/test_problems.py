@@ -232,6 +232,7 @@ PROBLEMS = [
         "runner.docker_config.docker_container: is needed for pdsh_docker: the name of the image",
     ),
     # data
+    ("data: {data_prefixes: []}", "data.data_prefixes: is empty; name token data sets, or set corpus to python_stdlib"),
     (
         "data: {corpus: python_stdlib, data_prefixes: [a]}",
         "data.data_prefixes: and corpus (python_stdlib) are both given; remove one",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-_LIMITS: Final[Mapping[type, float]] = {int: 2.0**63, float: sys.float_info.max}
+_LARGEST: Final[Mapping[type, float]] = {int: 2**63 - 1, float: sys.float_info.max}
 """Whole numbers have 64 bits, as in files and tensors; other numbers are finite."""
 
 
@@ -49,7 +50,7 @@ def _fits_one(kind: Any, value: Any) -> bool:
     if issubclass(kind, Enum):
         return isinstance(value, kind) or (isinstance(value, str) and value in [member.value for member in kind])
     if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LIMITS[kind]:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST[kind]:
             return False
         return kind is float or value == int(value)
     if kind is Path:
@@ -153,4 +154,7 @@ def refusal(annotation: Any, bounds: Iterable[Any], value: Any) -> str:
         hint = f"; did you mean {near}?"
     elif str in arms and isinstance(value, (bool, int, float)):
         hint = "; put it in quotes"
+    elif isinstance(value, (int, float)) and value < math.inf:
+        largest = max((_LARGEST[arm] for arm in arms if arm in _LARGEST), default=value)
+        hint = f"; the largest possible is {largest}" if value > largest else ""
     return f"must be {expected(annotation, bounds)}, not {shown(value)}{hint}"

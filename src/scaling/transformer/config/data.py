@@ -79,6 +79,8 @@ class DataConfig(BaseConfig):
                 yield Problem(
                     "legacy_dataset", f"is true, but corpus ({self.corpus.value}) is no .bin/.idx; remove one"
                 )
+        elif self.data_prefixes == []:
+            yield Problem("data_prefixes", "is empty; name token data sets, or set corpus to python_stdlib")
         for name in ("data_prefixes", "validation_data_prefixes"):
             times = Counter(getattr(self, name) or ())
             if repeated := [str(prefix) for prefix, count in times.items() if count > 1]:
