@@ -6,10 +6,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from scaling.core.data.blended import SCATTER_WINDOW, BlendedDataset
+from scaling.core.data.blended import BlendedDataset
 from scaling.core.data.config import BlendedDatasetConfig
 from scaling.core.data.loader import DataLoader
+from scaling.core.data.mixture import SCATTER_WINDOW
 from scaling.core.data.sampler import EpochOrder, items_of, order_of
 from scaling.core.data.types import BaseDataset
 from scaling.core.errors import DataError
@@ -52,7 +55,7 @@ def test_each_epoch_of_a_source_has_an_order_of_its_own_and_unshuffled_ones_do_n
 
 
 def test_shuffling_across_sources_keeps_the_samples_of_a_window() -> None:
-    sources = [Labels("a", SCATTER_WINDOW // 4), Labels("b", SCATTER_WINDOW // 4 * 3)]
+    sources = [Labels("a", SCATTER_WINDOW), Labels("b", 3 * SCATTER_WINDOW)]
     regular, scattered = (
         BlendedDataset(sources, BlendedDatasetConfig(shuffle_dataset_indices=scatter)) for scatter in (False, True)
     )
@@ -62,7 +65,40 @@ def test_shuffling_across_sources_keeps_the_samples_of_a_window() -> None:
     assert sorted(items.tolist()) == sorted(order_of(regular, key=(1,), shuffle=True).items(window).tolist())
     assert len({tuple(part) for part in (items < len(sources[0])).reshape(-1, 4).tolist()}) > 4  # no longer regular
     assert order.items(window[77:99]).tolist() == items[77:99].tolist()
+    again = order.items(window + 4 * SCATTER_WINDOW)
+    assert ((items < len(sources[0])) != (again < len(sources[0]))).any()  # each window in an order of its own
     assert regular.fingerprint() != scattered.fingerprint()
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=2, max_size=5),
+    weights=st.none() | st.lists(st.integers(1, 20), min_size=5, max_size=5),
+    seed=st.integers(0, 100),
+)
+def test_shuffled_across_sources_each_source_is_still_gone_through_in_epochs(
+    sizes: list[int], weights: list[int] | None, seed: int
+) -> None:
+    """A small source with a large weight too, whose epochs begin and end many times within a window."""
+    options = {"shuffle_dataset_indices": True}
+    sources = [Labels(label, size) for label, size in zip("abcde", sizes, strict=False)]
+    config = BlendedDatasetConfig(**options) if weights is None else explicit(*weights[: len(sizes)], **options)
+    seen = samples(BlendedDataset(sources, config), range(3 * sum(sizes)), seed=seed)
+    for source in sources:
+        drawn = [sample for sample in seen if sample[0] == source.label]
+        for epoch in range(0, len(drawn), source.length):
+            part = drawn[epoch : epoch + source.length]
+            assert len(set(part)) == len(part)
+
+
+@pytest.mark.parametrize("sizes", [(1136, 401), (3000, 6000), (5000, 5001, 3)], ids=str)
+def test_shuffled_across_sources_every_sample_is_still_seen_once_before_any_is_repeated(sizes: tuple[int, ...]) -> None:
+    """In data smaller than a window, and in data that no number of windows fits."""
+    sources = [Labels(label, size) for label, size in zip("abc", sizes, strict=False)]
+    blend = BlendedDataset(sources, BlendedDatasetConfig(shuffle_dataset_indices=True))
+    order, total = order_of(blend, key=(1,), shuffle=True), sum(sizes)
+    for epoch in range(2):
+        assert sorted(order.items(np.arange(total * epoch, total * (epoch + 1))).tolist()) == list(range(total))
 
 
 def test_a_single_data_set_passes_through() -> None:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from scaling.core.data.config import BlendedDatasetConfig
 from scaling.core.data.mixture import (
+    SCATTER_WINDOW,
     Interleaving,
+    ScatteredInterleaving,
     mixture_shares,
     mixture_weights,
     weights_by_num_docs,
@@ -64,6 +66,44 @@ def test_the_largest_shares_and_positions_do_not_overflow() -> None:
     sources, draws = interleaving.locate(np.arange(position, position + 3))
     assert sum(interleaving.draws_before(position)) == position
     assert draws[sources == 0][0] == interleaving.draws_before(position)[0]
+    scattered = ScatteredInterleaving(interleaving, samples=10**13, key=(1,))
+    sources, draws = scattered.locate(np.arange(position, position + 3))
+    assert draws[sources == 0].min() >= interleaving.draws_before(position - SCATTER_WINDOW)[0]
+
+
+@settings(deadline=None, derandomize=True, max_examples=80)
+@given(
+    shares=share_lists,
+    samples=st.integers(1, 200),
+    window=st.integers(1, 50),
+    start=st.integers(0, 10**9),
+    data=st.data(),
+)
+def test_scattered_within_windows_the_samples_and_their_turn_stay(
+    shares: list[int], samples: int, window: int, start: int, data: st.DataObject
+) -> None:
+    """The same draws of each source as unshuffled, in order, and the same whatever else is asked for with them."""
+    interleaving = Interleaving(shares)
+    scattered = ScatteredInterleaving(interleaving, samples=samples, key=(3,), window=window)
+    cycle = -(-samples // sum(shares)) * sum(shares)
+    start -= start % cycle
+    sources, draws = scattered.locate(np.arange(start, start + 2 * cycle))
+    for border in (0, cycle):
+        for first in range(border, border + cycle, window):
+            stop = min(first + window, border + cycle)
+            before, after = interleaving.draws_before(start + first), interleaving.draws_before(start + stop)
+            for source in range(len(shares)):
+                here = draws[first:stop][sources[first:stop] == source]
+                assert here.tolist() == list(range(before[source], after[source]))
+    some = data.draw(st.lists(st.integers(0, 2 * cycle - 1), min_size=1, max_size=5))
+    found = scattered.locate(start + np.array(some))
+    assert [part.tolist() for part in found] == [sources[some].tolist(), draws[some].tolist()]
+
+
+def test_scattered_sources_no_longer_come_in_a_regular_pattern() -> None:
+    sources, _ = ScatteredInterleaving(Interleaving([1, 1]), samples=10**6, key=(1,)).locate(np.arange(4000))
+    repeated = int((sources[1:] == sources[:-1]).sum())
+    assert 1800 < repeated < 2200
 
 
 def test_the_default_weights_leave_all_samples_alike() -> None:

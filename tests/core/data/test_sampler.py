@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scaling.core.data.blended import MixtureOrder
 from scaling.core.data.config import BlendedDatasetConfig
-from scaling.core.data.mixture import Interleaving, mixture_shares, mixture_weights
+from scaling.core.data.mixture import Interleaving, ScatteredInterleaving, mixture_shares, mixture_weights
 from scaling.core.data.sampler import (
     BatchGeometry,
     EpochOrder,
@@ -179,11 +179,12 @@ def random_order(chance: random.Random) -> Order:
     if len(sizes) == 1:
         return EpochOrder(sizes[0], key=(seed,))
     config = BlendedDatasetConfig(weighted_sampler_alpha=chance.random())
+    interleaving = Interleaving(mixture_shares(sizes, mixture_weights(sizes, config)))
+    scattered = ScatteredInterleaving(interleaving, samples=sum(sizes), key=(seed, -1), window=64)
     return MixtureOrder(
-        interleaving=Interleaving(mixture_shares(sizes, mixture_weights(sizes, config))),
+        interleaving=scattered if chance.random() < 0.5 else interleaving,
         orders=tuple(EpochOrder(size, key=(seed, source)) for source, size in enumerate(sizes)),
         offsets=tuple(int(offset) for offset in np.cumsum([0, *sizes])),
-        scatter=EpochOrder(64, key=(seed, -1)) if chance.random() < 0.5 else None,
     )
 
 

@@ -19,15 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.core.data.config import BlendedDatasetConfig
-from scaling.core.data.mixture import Interleaving, mixture_shares, mixture_weights
-from scaling.core.data.sampler import EpochOrder, Order, OrderedDataset, order_of
+from scaling.core.data.mixture import (
+    SCATTER_WINDOW,
+    Interleaving,
+    ScatteredInterleaving,
+    mixture_shares,
+    mixture_weights,
+)
+from scaling.core.data.sampler import Order, OrderedDataset, order_of
 from scaling.core.data.types import BaseDataset, MicroBatch
 from scaling.core.errors import DataError
 
 Sample = TypeVar("Sample")
 
-SCATTER_WINDOW: Final = 1 << 16
-"""With shuffle_dataset_indices, samples change places within windows of this size; proportions hold at the borders."""
 _SCATTER_KEY: Final = -1
 
 
@@ -36,18 +40,14 @@ _SCATTER_KEY: Final = -1
 class MixtureOrder:
     """The order of a blend's items over an endless run."""
 
-    interleaving: Interleaving
+    interleaving: Interleaving | ScatteredInterleaving
     orders: tuple[Order, ...]
     """The order of each source."""
     offsets: tuple[int, ...]
     """The item of the blend that is item 0 of each source."""
-    scatter: EpochOrder | None
-    """The order within each window, if samples are shuffled across sources too."""
 
     def items(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the item at each of `positions`."""
-        if self.scatter is not None:
-            positions = positions - positions % self.scatter.length + self.scatter.items(positions)
         sources, draws = self.interleaving.locate(positions)
         items = np.empty_like(positions)
         for source in np.unique(sources):
@@ -106,21 +106,24 @@ class BlendedDataset(OrderedDataset[Sample]):
         return self.datasets[0].collate(samples, positions, valid)
 
     def fingerprint(self) -> str:
-        """Return a digest of the sources and of their shares."""
+        """Return a digest of the sources, of their shares, and of how they are shuffled."""
         parts = [*(dataset.fingerprint() for dataset in self.datasets), *map(str, self.interleaving.shares)]
-        return hashlib.sha256(" ".join([*parts, str(self._scatters)]).encode()).hexdigest()[:32]
+        parts.append(str(SCATTER_WINDOW if self._scatters else False))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
     def order(self, *, key: tuple[int, ...], shuffle: bool) -> Order:
         """Return the order of an endless run; that of the data set itself where there is only one."""
         if len(self.datasets) == 1:
             return order_of(self.datasets[0], key=key, shuffle=shuffle)
+        interleaving: Interleaving | ScatteredInterleaving = self.interleaving
+        if shuffle and self._scatters:
+            interleaving = ScatteredInterleaving(self.interleaving, samples=self._offsets[-1], key=(*key, _SCATTER_KEY))
         return MixtureOrder(
-            interleaving=self.interleaving,
+            interleaving=interleaving,
             orders=tuple(
                 order_of(dataset, key=(*key, source), shuffle=shuffle) for source, dataset in enumerate(self.datasets)
             ),
             offsets=self._offsets,
-            scatter=EpochOrder(SCATTER_WINDOW, key=(*key, _SCATTER_KEY)) if shuffle and self._scatters else None,
         )
 
     def epochs(self, consumed_samples: int) -> dict[str, float]:

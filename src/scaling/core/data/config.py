@@ -34,7 +34,7 @@ class BlendedDatasetConfig(BaseConfig):
     minimum_dataset_size: int = Field(default=0, ge=0)
     """Repeat the mixture until it has at least so many samples. 0: off."""
     shuffle_dataset_indices: bool = False
-    """Shuffle the samples of the mixture once more across the data sets."""
+    """Shuffle which data set the next sample comes from too, within windows of 4096 samples, which keep the shares."""
     cache_directory: Annotated[Path | None, NoEffect(_COMPUTED)] = None
     """Formerly: folder for stored indices."""
     load_dataset_indices_to_memory: Annotated[bool, NoEffect(_COMPUTED)] = False

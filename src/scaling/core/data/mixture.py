@@ -2,7 +2,8 @@
 
 A mixture is given by whole numbers, its shares: of every sum(shares) consecutive samples from a multiple of that number
 on, exactly shares[i] come from source i. In between, each source keeps as close to its share as whole samples allow.
-Nothing is stored and nothing is drawn by lot, so position 10^12 costs as much as position 0.
+Nothing is stored and nothing is drawn by lot, so position 10^12 costs as much as position 0. On request the sources
+change places within windows.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.core.data.config import BlendedDatasetConfig
+from scaling.core.data.permutation import permute
 from scaling.core.errors import ConfigError, DataError, Problem
 
 LARGEST_TOTAL: Final = 1 << 31
 """Shares with a larger sum are rounded, by less than 10^-9 of the mixture: products of two such numbers fit 64 bits."""
+
+SCATTER_WINDOW: Final = 1 << 12
+"""Within so many positions sources change places: up to 2 ms for each micro-batch of up to 100 sources."""
 
 Count = TypeVar("Count", int, NDArray[np.int64])
 
@@ -120,6 +125,44 @@ class Interleaving:
         """Return where the sources from `first` to `stop` are halved, the share of the left half, and that of both."""
         middle = (first + stop) // 2
         return middle, self._before[middle] - self._before[first], self._before[stop] - self._before[first]
+
+
+@final
+class ScatteredInterleaving:
+    """The order of sources in a mixture, shuffled within windows, so that no pattern is left.
+
+    Sources change places, not samples: each source is drawn from in turn as before, so what goes through its samples in
+    epochs still does. A window holds as many samples of each source as it would unshuffled. Windows never cross the
+    border of a cycle, the least multiple of sum(shares) that is not below `samples`, so there the shares are exact;
+    with `samples` from sources whose shares are in proportion to their sizes, it is one epoch of all of them.
+    """
+
+    def __init__(
+        self, interleaving: Interleaving, *, samples: int, key: tuple[int, ...], window: int = SCATTER_WINDOW
+    ) -> None:
+        total = sum(interleaving.shares)
+        self._interleaving = interleaving
+        self._cycle = -(-samples // total) * total
+        self._key = key
+        self._window = window
+
+    def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the source of the sample at each position, and how many samples of that source come earlier."""
+        sources, draws = np.empty_like(positions), np.empty_like(positions)
+        starts = positions - positions % self._cycle % self._window
+        for start in np.unique(starts).tolist():
+            here = starts == start
+            places = positions[here] - start
+            sources[here], draws[here] = (found[places] for found in self._window_from(start))
+        return sources, draws
+
+    def _window_from(self, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        places = np.arange(min(self._window, self._cycle - start % self._cycle))
+        sources, draws = self._interleaving.locate(start + places)
+        scattered = sources[permute(places, length=len(places), key=(*self._key, start))]
+        in_turn = np.empty_like(draws)
+        in_turn[np.argsort(scattered, kind="stable")] = draws[np.argsort(sources, kind="stable")]
+        return scattered, in_turn
 
 
 def _share_of(arrived: Count, part: int, total: int) -> Count:
