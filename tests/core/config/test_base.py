@@ -87,6 +87,8 @@ class House(BaseConfig):
     """Walls."""
     doors: list[int] | None = None
     """Doors."""
+    brushes: list[Path] | None = None
+    """Brushes."""
     total: int = 0
     """Total."""
 
@@ -140,8 +142,8 @@ def test_everything_wrong_with_a_file_is_reported_at_once() -> None:
         "outside.coats: is 11, more than area (10)",
         "walls.1.height: must be a number, not 'high'",
         "walls.1.name: is required. Name.",
-        "garden: unknown key; this section has inside, outside, walls, doors, total",
-        "roof: unknown key; this section has inside, outside, walls, doors, total",
+        "garden: unknown key; this section has inside, outside, walls, doors, brushes, total",
+        "roof: unknown key; this section has inside, outside, walls, doors, brushes, total",
     ]
 
 
@@ -253,6 +255,20 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     assert House.from_dict(house.as_dict()) == house
     house.save(tmp_path / "config.yml")
     assert House.from_yaml(tmp_path / "config.yml") == house
+
+
+def test_a_path_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for given in ("~/x", Path("~/x")):
+        assert Paint(file=given).as_dict()["file"] == "/home/me/x"
+        assert House.from_dict({"brushes": [given, "~", "a~", "b/~/c"]}).as_dict()["brushes"] == [
+            *("/home/me/x", "/home/me", "a~", "b/~/c")
+        ]
+    assert House.from_dict({"walls": [{"name": "~"}]}).walls[0].name == "~"
+    assert House.from_str("inside: {file: ~}").inside.file is None
+    assert problems_of({"inside": {"file": "~nobody-of-this-name/x"}}) == [
+        "inside.file: must be a path, or null, not '~nobody-of-this-name/x'; there is no such home folder"
+    ]
 
 
 def test_plain_data_holds_neither_paths_nor_enumerations() -> None:

@@ -20,7 +20,7 @@ from typing_extensions import Self
 from scaling.core.config.explain import PROBLEMS, explain, sections_of
 from scaling.core.config.fields import ConfigWarning, Derived, NoEffect, SetByLauncher, Unavailable, marker
 from scaling.core.config.overrides import apply_overrides
-from scaling.core.config.plain_words import misfits, nearest, refusal
+from scaling.core.config.plain_words import misfits, nearest, refusal, with_home
 from scaling.core.config.yaml_text import dump_yaml, parse_yaml
 from scaling.core.errors import ConfigError, Problem, StorageError
 
@@ -30,7 +30,8 @@ class BaseConfig(BaseModel):
 
     A subclass declares fields, each with a docstring below it, and where needed `prepare` (fill in what follows from
     what was given), `problems` (what does not fit together within the section) and `cross_checks` (what does not fit
-    together between its sub-sections). All problems of a file arrive as one `ConfigError`.
+    together between its sub-sections). All problems of a file arrive as one `ConfigError`. In paths a leading ~ is the
+    home folder.
     """
 
     model_config = ConfigDict(
@@ -212,6 +213,7 @@ class BaseConfig(BaseModel):
             for path, message in misfits(field.annotation, field.metadata, given[name], name):
                 wrong = True
                 yield Problem(path, message)
+            given[name] = with_home(field.annotation, given[name])
         if not wrong:
             yield from cls.prepare(given)
 

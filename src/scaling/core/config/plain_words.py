@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
@@ -54,10 +55,21 @@ def _fits_one(kind: Any, value: Any) -> bool:
             return False
         return kind is float or value == int(value)
     if kind is Path:
-        return isinstance(value, (str, Path)) and str(value) != ""
+        return isinstance(value, (str, Path)) and str(value) != "" and not with_home(kind, value).startswith("~")
     if kind in (bool, str, NoneType):
         return isinstance(value, kind)
     return True
+
+
+def with_home(annotation: Any, value: Any) -> Any:
+    """Return `value` with each path in it that begins with ~ written out, as a shell does."""
+    arms = alternatives(annotation)
+    if Path in arms and isinstance(value, (str, Path)):
+        return os.path.expanduser(Path(value))
+    items = [get_args(arm)[0] for arm in arms if get_origin(arm) is list]
+    if items and isinstance(value, (list, tuple)):
+        return [with_home(items[0], item) for item in value]
+    return value
 
 
 def expected(annotation: Any, bounds: Iterable[Any] = ()) -> str:
@@ -152,6 +164,8 @@ def refusal(annotation: Any, bounds: Iterable[Any], value: Any) -> str:
     options = [str(member.value) for arm in arms if issubclass(arm, Enum) for member in arm]
     if isinstance(value, str) and (near := nearest(value, options)):
         hint = f"; did you mean {near}?"
+    elif Path in arms and isinstance(value, (str, Path)) and str(value).startswith("~"):
+        hint = "; there is no such home folder"
     elif str in arms and isinstance(value, (bool, int, float)):
         hint = "; put it in quotes"
     elif isinstance(value, (int, float)) and value < math.inf:
