@@ -110,7 +110,7 @@ def connect_store(launch: LaunchContext, *, digest: str, run_name: str, timeout:
     return store
 
 
-def leave_store(store: dist.Store, *, world_size: int, timeout: timedelta = timedelta(seconds=10)) -> bool:
+def leave_store(store: dist.Store, *, world_size: int, timeout: timedelta = timedelta(seconds=60)) -> bool:
     """Wait until every rank is through with `store`; return False where some did not come. Collective: all ranks.
 
     For the end of a run that went well: rank 0 may serve the store, and a launcher stops all processes as soon as one
