@@ -174,14 +174,19 @@ def train_impatiently(rank: int, world_size: int, sections: dict[str, Any]) -> E
         return train_as_rank(rank, world_size, sections)
 
 
-def test_a_second_run_in_the_same_folders_leaves_the_log_of_the_first_alone(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shared", "setting"), [("checkpoints", "trainer.save_dir"), ("", "logger.log_dir")])
+def test_a_second_run_in_the_same_folders_leaves_the_log_of_the_first_alone(
+    data: Path, tmp_path: Path, shared: str, setting: str
+) -> None:
     train_small(data, tmp_path, HALF, saving(tmp_path))
     logged = ("config.yml", "run_state.json", "run.json", "metrics.jsonl")
     before = {name: (tmp_path / name).read_bytes() for name in logged}
+    ranks_log = (tmp_path / "rank_0.log").read_bytes()
     settings = settings_of(data, tmp_path, saving(tmp_path), layout(2, 1, 1))
-    with another_process(tmp_path / "checkpoints"), pytest.raises(StorageError, match="written by another run"):
+    with another_process(tmp_path / shared), pytest.raises(StorageError, match=f"written by another run.*{setting}"):
         run_distributed(train_impatiently, 2, nested(settings))
     assert {name: (tmp_path / name).read_bytes() for name in logged} == before
+    assert (tmp_path / "rank_0.log").read_bytes().startswith(ranks_log)
 
 
 def test_a_change_can_be_accepted_by_name(data: Path, half: Path, tmp_path: Path) -> None:

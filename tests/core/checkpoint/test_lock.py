@@ -46,6 +46,15 @@ def test_a_second_run_is_refused_and_told_who_was_first(tmp_path: Path) -> None:
             pass
 
 
+def test_the_setting_that_names_the_folder_is_the_one_to_change(tmp_path: Path) -> None:
+    with (
+        another_process(tmp_path),
+        pytest.raises(StorageError, match=r"or set logger\.log_dir to another folder"),
+        locked(tmp_path, setting="logger.log_dir", patience=0.0),
+    ):
+        pass
+
+
 def test_a_killed_run_blocks_nobody(tmp_path: Path) -> None:
     with another_process(tmp_path) as process:
         process.kill()
@@ -62,6 +71,12 @@ def test_a_run_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
         process.stdin.close()  # it ends by itself now
         with locked(tmp_path, patience=60.0):
             pass
+
+
+def test_a_folder_that_cannot_be_written_has_no_lock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with locked(tmp_path / "absent"):
+        assert not (tmp_path / "absent").exists()
+    assert not caplog.text
 
 
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner import supervisor
 from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.main import available_cores, runner_main
+from tests.core.checkpoint.test_lock import another_process
 from tests.processes import is_running, wait_until
 
 WORKER = Path(__file__).with_name("worker_script.py")
@@ -126,6 +127,15 @@ def test_one_failure_stops_all_and_is_what_the_user_reads(
     state = RunState.read(tmp_path / "log")
     assert state is not None
     assert (state.state, state.reason, state.exit_status) == (RunPhase.FAILED, "rank 1: this is a DataError", 2)
+
+
+def test_a_run_that_fails_beside_another_one_leaves_its_state_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    theirs = RunState(state=RunPhase.RUNNING, step=7)
+    theirs.write(tmp_path / "log")
+    with another_process(tmp_path / "log"):
+        assert run("raise:StorageError") == 74
+    assert RunState.read(tmp_path / "log") == theirs
 
 
 def test_a_killed_process_is_the_cause_of_what_others_report(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""One run at a time writes to a directory of checkpoints: two would sweep away what the other is writing."""
+"""One run at a time writes to a folder of checkpoints or logs: two would sweep away what the other is writing."""
 
 from __future__ import annotations
 
@@ -25,18 +25,23 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(directory: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+def locked(directory: Path, *, setting: str = "trainer.save_dir", patience: float = PATIENCE_SECONDS) -> Iterator[None]:
     """Hold the directory's lock; `StorageError` if another process has it for longer than `patience` seconds.
 
-    The lock is the kernel's, on a record of the file, so it ends with the process however that ends, is not inherited
-    by workers, and holds over network file systems. Where the file system knows no locks, there is none.
+    `setting` names the directory in the error. The lock is the kernel's, on a record of the file, so it ends with the
+    process however that ends, is not inherited by workers, and holds over network file systems; but a process must not
+    take it twice, for the end of one would be the end of both. Where the file system knows no locks, there is none, nor
+    in a directory that cannot be written: whoever tries to write there says so.
     """
+    if not os.access(directory, os.W_OK | os.X_OK):
+        yield
+        return
     deadline = time.monotonic() + patience
     while (descriptor := _try(directory / FILE_NAME)) is None:
         if time.monotonic() > deadline:
             raise StorageError(
                 f"{directory} is being written by another run ({_holder(directory / FILE_NAME)}); wait until it has "
-                "ended, end it, or set trainer.save_dir to another folder"
+                f"ended, end it, or set {setting} to another folder"
             )
         time.sleep(_PAUSE_SECONDS)
     try:

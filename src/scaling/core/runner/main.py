@@ -13,7 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scaling.core.errors import ExitStatus
+from scaling.core.checkpoint.lock import locked
+from scaling.core.errors import ExitStatus, StorageError
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner.cluster import machines, refuse_other_machines
 from scaling.core.runner.config import RunnerConfig
@@ -157,7 +158,11 @@ def _tell(result: Outcome, *, processes: int) -> None:
 
 
 def _record(result: Outcome, log_dir: Path, *, asked: signal.Signals | None) -> None:
-    """Write to run_state.json what processes that were killed could not, or knew only the consequences of."""
+    """Write to run_state.json what processes that were killed could not, or knew only the consequences of.
+
+    Not where another run is at work in the same folder: this one was refused, or failed before it could be, and the
+    file says how the other stands.
+    """
     if result.status == ExitStatus.DONE:
         return
     known = RunState.read(log_dir)
@@ -170,6 +175,7 @@ def _record(result: Outcome, log_dir: Path, *, asked: signal.Signals | None) -> 
         reason = f"rank {cause.rank}: {cause.summary}" if cause is not None else "ended at once on a second signal"
         phase = RunPhase.FAILED
     step = 0 if known is None else known.step
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, StorageError):
         log_dir.mkdir(parents=True, exist_ok=True)
-        RunState(state=phase, step=step, reason=reason, exit_status=int(result.status)).write(log_dir)
+        with locked(log_dir, patience=0.0):
+            RunState(state=phase, step=step, reason=reason, exit_status=int(result.status)).write(log_dir)

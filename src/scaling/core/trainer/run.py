@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
@@ -59,8 +58,9 @@ def run_training(
     below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `once_resumed` is called before the first
     step, when it is certain that the checkpoints in `save_dir` are this run's own.
     """
-    with (  # the lock first: a run that is refused must not write over the log of the one that it meets
-        _alone_in(trainer_config.save_dir, topology),
+    folders = {"trainer.save_dir": trainer_config.save_dir, "logger.log_dir": logger_config.log_dir}
+    with (  # the locks first: a run that is refused must not write over the log of the one that it meets
+        alone_in(folders, topology),
         RunStateRecorder(logger_config.log_dir, rank=topology.rank) as recorder,
     ):
         sizes = {axis.value: topology.size(axis) for axis in Axis}
@@ -152,22 +152,41 @@ def _require_writable(save_dir: Path | None, topology: Topology) -> None:
 
 
 @contextmanager
-def _alone_in(save_dir: Path | None, topology: Topology) -> Iterator[None]:
-    """Keep a second run from writing to the same folder. Collective: all ranks learn whether rank 0 has the lock."""
+def alone_in(folders: Mapping[str, Path | None], topology: Topology) -> Iterator[None]:
+    """Keep a second run from writing to the same folders, named by their settings.
+
+    Collective: all ranks learn whether rank 0 has the locks.
+    """
     with ExitStack() as held:
         problem = None
-        if save_dir is not None and topology.rank == 0:
+        if topology.rank == 0:
             try:
-                with suppress(OSError):  # said by `_require_writable`
-                    save_dir.mkdir(parents=True, exist_ok=True)
-                if os.access(save_dir, os.W_OK | os.X_OK):
-                    held.enter_context(locked(save_dir))
+                for folder, settings in _distinct(folders).items():
+                    held.enter_context(locked(folder, setting=" and ".join(settings)))
             except StorageError as error:
                 problem = str(error)
-        told = topology.exchange("save_dir lock", problem)[0]
+        told = topology.exchange("locks of folders", problem)[0]
         if told is not None:
             raise StorageError(told)
         yield
+
+
+def _distinct(folders: Mapping[str, Path | None]) -> dict[Path, list[str]]:
+    """Create the folders and return each once, whatever paths lead to it, with the settings that name it."""
+    found: dict[Path, list[str]] = {}
+    for setting, folder in folders.items():
+        if folder is not None:
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+            same = next((known for known in found if _is_same(known, folder)), folder)
+            found.setdefault(same, []).append(setting)
+    return found
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    with suppress(OSError):  # one of them could not be created
+        return a.samefile(b)
+    return a == b
 
 
 def communicator(topology: Topology) -> Communicator:
