@@ -186,6 +186,29 @@ def test_cast_writes_a_checkpoint_in_another_precision(runs: Path, tmp_path: Pat
     assert status(run("cast", runs, tmp_path / "half", "--dtype", "int8")) == ExitStatus.USER_INPUT
 
 
+def test_a_folder_whose_checkpoints_have_another_tokenizer_is_not_cast_into(runs: Path, tmp_path: Path) -> None:
+    own, other = (train_tokenizer([text], 270) for text in ("one text", "and another"))
+    own.save(runs / "vocab.json")
+    target = tmp_path / "target"
+    assert status(run("cast", runs / "global_step10", target, "--dtype", "float64")) == 0
+    other.save(target / "vocab.json")
+    result = run("cast", runs / "global_step11", target, "--dtype", "float64")
+    assert status(result) == ExitStatus.USER_INPUT
+    assert "holds checkpoints of another tokenizer" in str(result.exception)
+    assert own.sha256 in str(result.exception)
+    assert other.sha256 in str(result.exception)
+    assert not (target / "global_step11").exists()
+    assert (target / "vocab.json").read_text() == other.to_str()
+
+
+def test_a_tokenizer_that_no_checkpoint_belongs_to_is_replaced(runs: Path, tmp_path: Path) -> None:
+    own, other = (train_tokenizer([text], 270) for text in ("one text", "and another"))
+    own.save(runs / "vocab.json")
+    other.save(tmp_path / "target" / "vocab.json")
+    assert status(run("cast", runs, tmp_path / "target", "--dtype", "float64")) == 0
+    assert (tmp_path / "target" / "vocab.json").read_text() == own.to_str()
+
+
 def test_casting_onto_a_full_disk_is_a_storage_error(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from scaling.core import RunIdentity
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_of
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.predecessor_import import import_predecessor, predecessor_step_folder
@@ -23,9 +24,11 @@ from scaling.core.checkpoint.reader import Difference, cast, differences
 from scaling.core.checkpoint.resume import ABSENT, ChangeRules, compare
 from scaling.core.checkpoint.search import find_newest, is_step_folder, name_problems
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
-from scaling.core.errors import CheckpointError, ConfigError, ExitStatus, StorageError
+from scaling.core.errors import CheckpointError, ConfigError, DataError, ExitStatus, StorageError
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.files import storage_errors, write_atomically
+from scaling.transformer.data.load import resolve_tokens
+from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest
 from scaling.transformer.inference.module import TOKENIZER_FILE
 
 app = typer.Typer(name="checkpoint", help="List, verify, compare, cast and import checkpoints.", no_args_is_help=True)
@@ -149,8 +152,10 @@ def cast_checkpoint(
         Precision.FLOAT16: torch.float16,
     }
     stored = find_newest(source, weights_only=True).require()
+    tokenizer_file = stored.path.absolute().parent / TOKENIZER_FILE
+    _require_place_for_tokenizer(tokenizer_file, target)
     typer.echo(f"wrote {cast(stored, target, types[dtype])}")
-    _take_tokenizer_along(stored.path.parent, target)
+    _take_tokenizer_along(tokenizer_file, target)
 
 
 @app.command("import")
@@ -168,20 +173,67 @@ def import_checkpoint(
     Its config.yml and tokenizer are taken along, for `scaling generate`.
     """
     folder = predecessor_step_folder(source)
+    tokenizer_file = folder.absolute().parent / TOKENIZER_FILE
+    _require_place_for_tokenizer(tokenizer_file, target)
     scalars: dict[str, Any] = {}
+    num_layers, remark = None, None
     try:
-        scalars["config"] = TransformerConfig.from_yaml(folder / "config.yml", quiet=True).as_dict()
+        config = TransformerConfig.from_yaml(folder / "config.yml", quiet=True)
     except ConfigError as error:
-        typer.echo(f"the weights can be trained on, but not generated from, without a configuration: {error}", err=True)
-    typer.echo(f"wrote {import_predecessor(source, target, step=step, scalars=scalars)}")
-    _take_tokenizer_along(folder.absolute().parent, target)
+        remark = f"the weights can be trained on, but not generated from, without a configuration: {error}"
+    else:
+        architecture = config.transformer_architecture
+        # A tied head repeats the embedding, so that nothing is lost where its file is not there.
+        num_layers = architecture.num_pipeline_layers - (architecture.lm_head and architecture.weight_tying)
+        scalars["config"], remark = _as_trained(config, tokenizer_file)
+    typer.echo(f"wrote {import_predecessor(source, target, step=step, num_layers=num_layers, scalars=scalars)}")
+    _take_tokenizer_along(tokenizer_file, target)
+    if remark is not None:
+        typer.echo(remark, err=True)
 
 
-def _take_tokenizer_along(source: Path, target: Path) -> None:
-    """Copy the tokenizer that a run left beside its checkpoints; another one in the target folder stays."""
-    if (source / TOKENIZER_FILE).is_file() and not (target / TOKENIZER_FILE).exists():
+def _as_trained(config: TransformerConfig, tokenizer_file: Path) -> tuple[dict[str, Any], str | None]:
+    """Return what a training with this tokenizer stores of a configuration, and a remark on what is left out.
+
+    Without the tokenizer, nobody knows what the configuration has left to it. Such a setting is left out: a training
+    compares itself with what is there.
+    """
+    fingerprints: dict[str, str] = {}
+    remark = None
+    if tokenizer_file.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(tokenizer_file)
+            fingerprints = {"tokenizer": tokenizer.sha256}
+            config = resolve_tokens(config, tokenizer)
+        except (ConfigError, DataError) as error:
+            remark = f"{tokenizer_file} does not say how documents end and what the vocabulary is: {error}"
+    stored = RunIdentity(config, fingerprints).as_dict()
+    if config.data.eod_token_id is None:
+        del stored["data"]["eod_token_id"]
+    if not config.transformer_architecture.vocab_size:
+        del stored["transformer_architecture"]["vocab_size"]
+    return stored, remark
+
+
+def _require_place_for_tokenizer(tokenizer_file: Path, target: Path) -> None:
+    """Refuse a folder whose checkpoints belong to another tokenizer: it has room for one, which all of them share."""
+    kept = target / TOKENIZER_FILE
+    with storage_errors(f"comparing {tokenizer_file} with {kept}"):
+        if not (tokenizer_file.is_file() and kept.is_file() and list_steps(target)):
+            return
+        if tokenizer_file.read_bytes() != kept.read_bytes():
+            raise CheckpointError(
+                f"{target} holds checkpoints of another tokenizer: its {TOKENIZER_FILE} has the digest "
+                f"{tokenizer_digest(kept)}, {tokenizer_file} has {tokenizer_digest(tokenizer_file)}; name another "
+                "folder to write to"
+            )
+
+
+def _take_tokenizer_along(tokenizer_file: Path, target: Path) -> None:
+    """Copy the tokenizer that a run left beside its checkpoints, in place of another one that nothing belongs to."""
+    if tokenizer_file.is_file():
         with storage_errors(f"copying {TOKENIZER_FILE} to {target}"):
-            write_atomically(target / TOKENIZER_FILE, (source / TOKENIZER_FILE).read_bytes())
+            write_atomically(target / TOKENIZER_FILE, tokenizer_file.read_bytes())
 
 
 def _step_folders(directory: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from scaling.core.checkpoint.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.predecessor_import import import_predecessor, read_predecessor
-from scaling.core.errors import CheckpointError
+from scaling.core.errors import CheckpointError, StorageError
 from tests.core.checkpoint.test_verify import Bomb
 
 EMBEDDING = torch.randn(16, 4)
@@ -100,15 +100,47 @@ def test_a_bomb_is_refused_and_not_executed(folder: Path, zipped: bool, tmp_path
         torch.save(bomb, path)
     else:
         path.write_bytes(pickle.dumps(bomb))
-    with pytest.raises(CheckpointError, match=r"holds more than tensors|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"something else than tensors, .* source that you trust$") as caught:
         read_predecessor(folder)
+    assert "weights_only" not in str(caught.value), "torch recommends to execute it"
     assert not canary.exists()
 
 
-def test_a_truncated_file_is_refused(folder: Path) -> None:
-    os.truncate(folder / "model_state_layer_0_EmbeddingInput.pt", 100)
-    with pytest.raises(CheckpointError, match="model_state_layer_0_EmbeddingInput"):
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_truncated_file_is_refused(folder: Path, size: int) -> None:
+    os.truncate(folder / "model_state_layer_0_EmbeddingInput.pt", size)
+    message = r"model_state_layer_0_EmbeddingInput\.pt is damaged, cut off or no file of torch; copy it again"
+    with pytest.raises(CheckpointError, match=message):
         read_predecessor(folder)
+
+
+def test_a_text_in_place_of_a_layer_is_refused(folder: Path) -> None:
+    (folder / "model_state_layer_0_EmbeddingInput.pt").write_text("hello there\n")
+    with pytest.raises(CheckpointError, match="no file of torch"):
+        read_predecessor(folder)
+
+
+def test_a_layer_that_cannot_be_read_is_a_storage_error(folder: Path) -> None:
+    path = folder / "model_state_layer_2_LayerNormWrapper.pt"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StorageError, match=r"model_state_layer_2_LayerNormWrapper\.pt cannot be read"):
+        read_predecessor(folder)
+
+
+@pytest.mark.parametrize(
+    ("missing", "num_layers", "message"),
+    [
+        (["model_state_layer_1_TransformerLayer.pt", "model_state_layer_1_TransformerLayer_bias.pt"], None, "layer_1_"),
+        ([], 5, r"describes layers 0 to 4\): there is no model_state_layer_4_\*\.pt; copy"),
+        ([], 12, r"there is no model_state_layer_4_\*\.pt, .*, model_state_layer_8_\*\.pt and 3 more; copy"),
+    ],
+)
+def test_missing_layers_are_named(folder: Path, missing: list[str], num_layers: int | None, message: str) -> None:
+    for name in missing:
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=message):
+        read_predecessor(folder, num_layers=num_layers)
 
 
 @pytest.mark.parametrize("text", ["../../etc", "global_step1/../..", "", "global_step1\nrm"])

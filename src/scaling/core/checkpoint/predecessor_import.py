@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +16,12 @@ from scaling.core.checkpoint.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import new_step_folder, step_of
 from scaling.core.checkpoint.manifest import Json
-from scaling.core.errors import CheckpointError
+from scaling.core.errors import CheckpointError, StorageError
 
 _LAYER_FILE: Final = re.compile(r"model_state_layer_(\d+)_([A-Za-z0-9]+)(?:_.+)?\.pt")
+
+_NAMED: Final = 5
+"""How many missing layers a message names."""
 
 Rename = Callable[[int, str, str], "str | None"]
 """(layer index, layer class, name within the layer) -> global name, or None to leave the tensor out."""
@@ -29,20 +32,27 @@ def by_layer_index(layer: int, layer_class: str, name: str) -> str:
     return f"layers.{0 if layer_class.endswith('Tied') else layer}.{name}"
 
 
-def read_predecessor(folder: Path, *, rename: Rename = by_layer_index) -> dict[str, Tensor]:
+def read_predecessor(
+    folder: Path, *, rename: Rename = by_layer_index, num_layers: int | None = None
+) -> dict[str, Tensor]:
     """Return the model's tensors by global name, backed by the files (memory-mapped where their format allows).
 
     `folder` is a step folder of the predecessor, or a directory whose `latest` names one. Files that hold anything but
-    tensors and plain containers are a `CheckpointError`. Two tensors may share a name where they are equal (tied ones).
+    tensors and plain containers are a `CheckpointError`, and so is a missing layer: a gap, or one of the first
+    `num_layers`. Two tensors may share a name where they are equal (tied ones).
     """
     folder = predecessor_step_folder(folder)
-    found: dict[str, Tensor] = {}
+    files: list[tuple[Path, int, str]] = []
     for path in sorted(folder.glob("model_state_layer_*.pt")):
         match = _LAYER_FILE.fullmatch(path.name)
         if match is None:
             raise CheckpointError(f"{path} is not named like a layer of the predecessor")
+        files.append((path, int(match[1]), match[2]))
+    _require_layers(folder, {layer for _, layer, _ in files}, num_layers)
+    found: dict[str, Tensor] = {}
+    for path, layer, layer_class in files:
         for name, tensor in _tensors_of(path).items():
-            key = rename(int(match[1]), match[2], name)
+            key = rename(layer, layer_class, name)
             if key is None:
                 continue
             other = found.setdefault(key, tensor)
@@ -59,11 +69,13 @@ def import_predecessor(
     *,
     step: int | None = None,
     rename: Rename = by_layer_index,
+    num_layers: int | None = None,
     scalars: Mapping[str, Json] | None = None,
 ) -> Path:
     """Convert the model of a predecessor's checkpoint into one of this library; return its step folder.
 
-    `step` defaults to the one in the folder's name. Optimizer state, counters and random state are not converted.
+    `step` defaults to the one in the folder's name, `num_layers` to as many as there are. Optimizer state, counters and
+    random state are not converted.
     """
     source = predecessor_step_folder(folder)
     number = step_of(source) if step is None else step
@@ -72,7 +84,7 @@ def import_predecessor(
     target = new_step_folder(save_dir, number)
     tensors = [
         GlobalTensor(key, tuple(tensor.shape), [(whole(tensor.shape), tensor)])
-        for key, tensor in read_predecessor(source, rename=rename).items()
+        for key, tensor in read_predecessor(source, rename=rename, num_layers=num_layers).items()
     ]
     Checkpointer(save_dir, information={"imported_from": str(source)}).save(number, tensors, scalars or {})
     return target
@@ -91,7 +103,22 @@ def predecessor_step_folder(folder: Path) -> Path:
     return folder / name
 
 
+def _require_layers(folder: Path, found: Set[int], num_layers: int | None) -> None:
+    """Refuse a model with a gap: nothing else would notice before the model is used."""
+    expected = max(found, default=-1) + 1 if num_layers is None else num_layers
+    missing = sorted(set(range(max(expected, max(found, default=-1) + 1))) - found)
+    if found and missing:
+        names = ", ".join(f"model_state_layer_{layer}_*.pt" for layer in missing[:_NAMED])
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        told = "" if num_layers is None else f" (its configuration describes layers 0 to {num_layers - 1})"
+        raise CheckpointError(
+            f"{folder} is incomplete{told}: there is no {names}{more}; copy the missing files from where the "
+            "checkpoint was written"
+        )
+
+
 def _tensors_of(path: Path) -> dict[str, Tensor]:
+    # The texts of torch are left out: some recommend to load the file with code and all.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle protocols
@@ -100,9 +127,17 @@ def _tensors_of(path: Path) -> dict[str, Tensor]:
             except RuntimeError:  # the format before zip archives cannot be mapped
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and was not opened further: {error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read as a file of torch: {error}") from error
+        raise CheckpointError(
+            f"{path} holds something else than tensors, which may be code, or is no file of torch; nothing in it was "
+            "executed. Import only what the predecessor has written as a layer: get the file anew from a source that "
+            "you trust"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # torch raises many kinds for bytes that make no sense
+        raise CheckpointError(
+            f"{path} is damaged, cut off or no file of torch; copy it again from where the checkpoint was written"
+        ) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):

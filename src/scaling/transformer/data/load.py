@@ -47,6 +47,23 @@ def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = sile
             Problem("data.data_prefixes", "names no data; give token data sets, or set data.corpus to python_stdlib")
         )
     tokenizer = None if vocab_file is None else Tokenizer.from_file(vocab_file)
+    config = resolve_tokens(config, tokenizer)
+    return config.model_copy(
+        update={
+            "transformer_architecture": config.transformer_architecture.model_copy(update={"vocab_file": vocab_file}),
+            "data": config.data.model_copy(update={"corpus": None, "data_prefixes": prefixes}),
+        }
+    )
+
+
+def resolve_tokens(config: TransformerConfig, tokenizer: Tokenizer | None) -> TransformerConfig:
+    """Fill in `vocab_size` and `eod_token_id` where the configuration leaves them to its tokenizer.
+
+    Raises:
+        ConfigError: Vocabulary, tokenizer and end-of-document token do not fit together.
+        DataError: The tokenizer has no end-of-document token, and none is named.
+    """
+    architecture, data = config.transformer_architecture, config.data
     vocab_size = _vocab_size(architecture.vocab_size, tokenizer)
     eod_token_id = data.eod_token_id
     if eod_token_id is None:
@@ -59,10 +76,8 @@ def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = sile
         )
     return config.model_copy(
         update={
-            "transformer_architecture": architecture.model_copy(
-                update={"vocab_file": vocab_file, "vocab_size": vocab_size}
-            ),
-            "data": data.model_copy(update={"corpus": None, "data_prefixes": prefixes, "eod_token_id": eod_token_id}),
+            "transformer_architecture": architecture.model_copy(update={"vocab_size": vocab_size}),
+            "data": data.model_copy(update={"eod_token_id": eod_token_id}),
         }
     )
 
