@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from scaling.cli.main import main
 from scaling.core import MemoryMapDatasetBuilder
-from scaling.transformer.data.tokenizer import train_tokenizer
+from scaling.transformer.data.tokenizer import tokenizer_digest, train_tokenizer
 from tests.transformer.small import train_small
 
 SENTENCE = "the cät 🙂 sat on the mat."
@@ -40,8 +41,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def generate(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
     """Run `scaling generate CHECKPOINT ARGUMENTS`; return status, output and errors."""
+    learnt = checkpoint
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments: str, checkpoint: Path = learnt) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["scaling", "generate", str(checkpoint), *arguments])
         with pytest.raises(SystemExit) as leaving:
             main()
@@ -84,8 +86,33 @@ def test_a_seed_says_the_same_again(generate: Generate) -> None:
     ],
 )
 def test_a_mistake_gets_a_message(generate: Generate, arguments: list[str], message: str) -> None:
-    status, _, shown = generate(*arguments)
+    status, said, shown = generate(*arguments)
     assert status == 2
+    assert said == ""
     assert shown.startswith("error: ")
     assert message in shown
     assert "Traceback" not in shown
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+def test_another_tokenizer_is_refused(generate: Generate, copy: Path) -> None:
+    own, other = tokenizer_digest(copy / "vocab.json"), train_tokenizer(["something else"], 270)
+    other.save(copy / "vocab.json")
+    for place in (copy, copy / "global_step40"):
+        status, said, shown = generate("--prompt", "the", checkpoint=place)
+        assert (status, said) == (2, "")
+        assert f"{copy / 'vocab.json'} is not the tokenizer that {copy / 'global_step40'} was trained with" in shown
+        assert f"its digest is {other.sha256}, the checkpoint's {own}" in shown
+        assert "Put the tokenizer of the training there" in shown
+
+
+def test_without_a_tokenizer_the_message_says_where_to_put_it(generate: Generate, copy: Path) -> None:
+    (copy / "vocab.json").unlink()
+    status, said, shown = generate("--prompt", "the", checkpoint=copy)
+    assert (status, said) == (2, "")
+    assert f"there is no vocab.json beside the step folders of {copy}" in shown
+    assert "copy the tokenizer of the training" in shown

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from scaling.core import ConfigError
 from scaling.transformer import Sampling, TransformerInferenceModule
+from scaling.transformer.inference.module import TOKENIZER_FILE
 
 
 def generate(
@@ -35,8 +37,15 @@ def generate(
 ) -> None:
     """Continue a text with a trained model, printing it as it comes."""
     model = TransformerInferenceModule.from_checkpoint(checkpoint, device=device)
+    if model.tokenizer is None:
+        raise ConfigError(
+            f"there is no {TOKENIZER_FILE} beside the step folders of {checkpoint}, so that no text can be read or "
+            "written; copy the tokenizer of the training (its transformer_architecture.vocab_file) there by that name"
+        )
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    typer.echo(prompt, nl=False)
-    for piece in model.stream_text(prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=tuple(stop or ())):
+    pieces = model.stream_text(prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=tuple(stop or ()))
+    first = next(pieces, "")  # raises what is wrong with the arguments, before anything is printed
+    typer.echo(prompt + first, nl=False)
+    for piece in pieces:
         typer.echo(piece, nl=False)
     typer.echo()

@@ -72,8 +72,8 @@ class TransformerInferenceModule:
         """Load the newest checkpoint of a directory, or one step folder, of any layout.
 
         `precision` converts the weights (`float32`, `bfloat16`, `float16`, `float64`); None keeps the trained one. The
-        tokenizer is the one the run left beside its checkpoints, if any. `CheckpointError` if there is none to load,
-        `ConfigError` for a precision or device that does not exist.
+        tokenizer is the one the run left beside its checkpoints, if any. `CheckpointError` if there is none to load or
+        the tokenizer is another one than the run's, `ConfigError` for a precision or device that does not exist.
         """
         precisions = [known.value for known in Precision]
         if precision is not None and precision not in precisions:
@@ -91,8 +91,7 @@ class TransformerInferenceModule:
             ) from None
         if precision is not None:
             section["precision"] = Precision(precision).value
-        beside = stored.path.parent / TOKENIZER_FILE
-        tokenizer = Tokenizer.from_file(beside) if beside.exists() else None
+        tokenizer = _tokenizer_beside(stored.path, scalars["config"].get("fingerprints", {}))
         section["vocab_file"] = None
         model = cls(
             TransformerArchitectureConfig.from_dict(section),
@@ -259,6 +258,21 @@ class TransformerInferenceModule:
         if given is not None:
             return set(given)
         return set() if self._eod_token_id is None else {self._eod_token_id}
+
+
+def _tokenizer_beside(folder: Path, fingerprints: Mapping[str, str]) -> Tokenizer | None:
+    """Return the tokenizer that lies beside a step folder, None where there is none; refuse another run's."""
+    path = folder.absolute().parent / TOKENIZER_FILE
+    if not path.exists():
+        return None
+    tokenizer = Tokenizer.from_file(path)
+    known = fingerprints.get("tokenizer", tokenizer.sha256)  # a training without a tokenizer does not name one
+    if tokenizer.sha256 != known:
+        raise CheckpointError(
+            f"{path} is not the tokenizer that {folder} was trained with: its digest is {tokenizer.sha256}, the "
+            f"checkpoint's {known}. Put the tokenizer of the training there (its transformer_architecture.vocab_file)"
+        )
+    return tokenizer
 
 
 def _require_device(device: str) -> None:
