@@ -75,7 +75,7 @@ class Checkpointer:
 
         Returns the step folder, None where the save goes on in the background or there is no `save_dir`. A failure
         raises on all ranks alike: `StorageError` where writing failed (training may go on: earlier checkpoints are
-        untouched, the next save tries again), `CheckpointError` where the tensors do not fit together. A save in the
+        untouched, another save may succeed), `CheckpointError` where the tensors do not fit together. A save in the
         background that failed for storage is logged by the next `save` and counted in `failures`; `wait` raises it.
         """
         self._settle()

@@ -165,8 +165,5 @@ def _joint_problem(reports: Sequence[dict[str, Any]]) -> dict[str, str] | None:
 def _error_of(step: int, problem: Mapping[str, str] | None) -> ScalingError | None:
     if problem is None:
         return None
-    if problem["kind"] == "checkpoint":
-        return CheckpointError(f"step {step} was not saved: {problem['text']}")
-    return StorageError(
-        f"step {step} was not saved: {problem['text']}. Earlier checkpoints are untouched; the next save tries again"
-    )
+    kind = CheckpointError if problem["kind"] == "checkpoint" else StorageError
+    return kind(f"step {step} was not saved: {problem['text']}")

@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 MAX_FAILED_SAVES: Final = 5
 """So many saves that fail in a row end the run: it would go on for nothing."""
 
+_TRIED_AGAIN: Final = "the next save tries again"
+
 
 @final
 class Trainer:
@@ -114,7 +116,8 @@ class Trainer:
                 collect(self.state.step)
             if self.config.final_save or self.preempted is not None:
                 self.save()
-            self.checkpointer.wait()
+            with self._bearing(None):
+                self.checkpointer.wait()
             self._tell_where()
             if self.preempted is not None and self.topology.world is not None:
                 # The signal that others had first may come now, and must not end a rank that they still talk to.
@@ -169,9 +172,9 @@ class Trainer:
             "optimizer": self.optimizer.state(),
             "config": self.identity.as_dict(),
         }
-        with self._bearing(again=True):
+        with self._bearing(_TRIED_AGAIN):
             self.checkpointer.wait()  # for the one before, if it is written in the background
-        with self._bearing(again=self.state.step < self.target and self.preempted is None):
+        with self._bearing(self._after_a_failed_save()):
             self.checkpointer.save(self.state.step, self.global_tensors(), scalars)
             self._saved_step = self.state.step
         self._clock = time.perf_counter()
@@ -183,15 +186,28 @@ class Trainer:
             how = "saved %s" if self.preempted is None else "saved %s; the same command goes on from there"
             self._tell(logging.INFO, how, report.path)
 
+    def _after_a_failed_save(self) -> str | None:
+        """Say what follows if a save fails now; None where the run is over."""
+        if self.state.step >= self.target or self.preempted is not None:
+            return None
+        interval = self.config.save_interval
+        is_due = interval is not None and (self.state.step // interval + 1) * interval <= self.target
+        return _TRIED_AGAIN if self.config.final_save or is_due else "no other save is due"
+
     @contextlib.contextmanager
-    def _bearing(self, *, again: bool) -> Iterator[None]:
-        """Go on without a checkpoint that was not written, unless nobody tries again or it was tried often enough."""
+    def _bearing(self, then: str | None) -> Iterator[None]:
+        """Go on without a checkpoint that was not written, unless the run is over or it was tried often enough."""
         try:
             yield
         except StorageError as error:
-            if not again or self.checkpointer.failures >= MAX_FAILED_SAVES:
-                raise
-            self._tell(logging.ERROR, "a checkpoint was not written, training goes on: %s", error)
+            failures, untouched = self.checkpointer.failures, "earlier checkpoints are untouched"
+            if then is None:
+                raise StorageError(f"{error}; {untouched}") from error
+            if failures >= MAX_FAILED_SAVES:
+                limit = f"that was the last of {failures} saves in a row that failed, so the run ends"
+                raise StorageError(f"{error}; {limit}; {untouched}") from error
+            text = "a checkpoint was not written, training goes on: %s; %s; %s"
+            self._tell(logging.ERROR, text, error, untouched, then)
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint of this run, or start from `load_dir`. Return whether there was one."""
