@@ -16,6 +16,7 @@ from scaling.core.data.memory_map import MemoryMapDocuments
 from scaling.core.data.open_documents import open_documents
 from scaling.core.errors import DataError
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.consumed import consumed_before
 from scaling.transformer.data.files import require_writable
 from scaling.transformer.data.lengths import LONGEST, lengths_of
 from scaling.transformer.data.load import load_datasets, prepare_data
@@ -25,7 +26,7 @@ from scaling.transformer.data.sampling import sample_texts
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
-from scaling.transformer.data.trace import ConsumedSample, consumed_before, samples_of_step
+from scaling.transformer.data.trace import ConsumedSample, samples_of_step
 
 app = typer.Typer(
     name="data", help="Make token data sets, look into them, and show what a step consumes.", no_args_is_help=True
@@ -182,21 +183,24 @@ def show(
         typer.Option(
             min=0,
             metavar="N",
-            help="Samples consumed before the step, if neither the metrics in logger.log_dir nor the batch size tell.",
+            help="Samples consumed before the step, if neither metrics, checkpoints nor the batch size tell.",
         ),
     ] = None,
 ) -> None:
     """Show exactly the samples that a training step consumes: text, documents and offsets.
 
-    If the batch size was changed on resume, the metrics in logger.log_dir tell
-    where the step begins.
+    If the batch size was changed on resume, the metrics in logger.log_dir and
+    the checkpoints in trainer.save_dir tell where the step begins.
     """
     loaded = TransformerConfig.from_yaml(config, overrides or (), quiet=True)
     with ConsoleProgress() as progress:
         prepared = prepare_data(loaded, progress=progress)
     train, _ = load_datasets(prepared)
     if consumed_samples is None:
-        consumed_samples = consumed_before(prepared, step)
+        beginning = consumed_before(prepared, step)
+        consumed_samples = beginning.consumed_samples
+        if beginning.assumption is not None:
+            typer.echo(f"note: this assumes {beginning.assumption}", err=True)
     vocab_file = prepared.transformer_architecture.vocab_file
     decoder = None if vocab_file is None else Tokenizer.from_file(vocab_file)
     for consumed in samples_of_step(prepared, train, step, consumed_samples=consumed_samples):

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
     from scaling.core.checkpoint.folders import Retention as Retention
     from scaling.core.checkpoint.folders import list_steps as list_steps
+    from scaling.core.checkpoint.folders import step_of as step_of
     from scaling.core.checkpoint.resume import ChangeRules as ChangeRules
+    from scaling.core.checkpoint.verify import read_manifest as read_manifest
     from scaling.core.config.base import BaseConfig as BaseConfig
     from scaling.core.config.base import run_checks as run_checks
     from scaling.core.config.family import ConfigFamily as ConfigFamily
@@ -329,8 +331,9 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "checkpoint.boxes": ("Box", "GlobalTensor"),
     "checkpoint.checkpointer": ("Checkpointer",),
     "checkpoint.communicator": ("StoreCommunicator",),
-    "checkpoint.folders": ("Retention", "list_steps"),
+    "checkpoint.folders": ("Retention", "list_steps", "step_of"),
     "checkpoint.resume": ("ChangeRules",),
+    "checkpoint.verify": ("read_manifest",),
     "profiler.config": ("ProfilerConfig",),
     "profiler.profiler": ("Profiler",),
     "pipeline.layer_spec": ("LayerSpec", "TiedLayerSpec"),

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from scaling.core.data.loader import DataLoader
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
-from scaling.core.errors import ConfigError, StorageError
+from scaling.core.errors import ConfigError
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets, prepare_data
-from scaling.transformer.data.trace import consumed_before, samples_of_step
+from scaling.transformer.data.trace import samples_of_step
 
 
 @pytest.fixture(scope="module")
@@ -77,35 +74,3 @@ def test_after_a_change_of_the_batch_size_the_step_begins_where_it_is_told_to(co
 def test_there_is_no_step_before_the_first(config: TransformerConfig) -> None:
     with pytest.raises(ConfigError, match="no step 0"):
         list(samples_of_step(config, load_datasets(config)[0], 0))
-
-
-def with_metrics(config: TransformerConfig, folder: Path, consumed: dict[int, int]) -> TransformerConfig:
-    lines = [json.dumps({"step": step, "training/consumed_samples": count}) for step, count in consumed.items()]
-    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 99, "train']))
-    return config.model_copy(update={"logger": config.logger.model_copy(update={"log_dir": folder})})
-
-
-def test_without_metrics_the_batch_size_never_changed(config: TransformerConfig, tmp_path: Path) -> None:
-    assert consumed_before(config, 5) == 48
-    silent = config.model_copy(update={"logger": config.logger.model_copy(update={"log_dir": tmp_path})})
-    assert consumed_before(silent, 5) == 48
-
-
-def test_the_metrics_of_a_run_tell_where_a_step_begins(config: TransformerConfig, tmp_path: Path) -> None:
-    resumed = with_metrics(config, tmp_path, {1: 4, 2: 8, 3: 20, 4: 32, 6: 56})
-    assert [consumed_before(resumed, step) for step in range(3, 10)] == [8, 20, 32, 44, 56, 68, 80]
-
-
-def test_a_step_that_was_taken_with_another_batch_size_is_refused(config: TransformerConfig, tmp_path: Path) -> None:
-    resumed = with_metrics(config, tmp_path, {1: 4, 2: 8, 3: 20, 5: 40})
-    for step in (1, 2, 4, 5):
-        with pytest.raises(ConfigError, match=r"metrics\.jsonl, \d+ samples .* takes 12 a step"):
-            consumed_before(resumed, step)
-
-
-def test_metrics_that_cannot_be_read_are_an_error_of_the_storage(config: TransformerConfig, tmp_path: Path) -> None:
-    resumed = with_metrics(config, tmp_path, {})
-    (tmp_path / "metrics.jsonl").unlink()
-    (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(StorageError, match=r"metrics\.jsonl cannot be read"):
-        consumed_before(resumed, 1)
