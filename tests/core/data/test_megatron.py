@@ -185,3 +185,18 @@ def test_the_format_is_recognised_by_its_files(tmp_path: Path) -> None:
         open_documents(tmp_path / "none")
     with pytest.raises(StorageError, match="File name too long"):
         open_documents(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("documents", [1, 9])
+def test_a_memory_map_without_its_meta_file_is_not_taken_for_a_megatron_data_set(
+    documents: int, tmp_path: Path
+) -> None:
+    """Its index may be shorter or longer than a header of Megatron's."""
+    prefix = tmp_path / "ours"
+    with MemoryMapDatasetBuilder(prefix) as builder:
+        for _ in range(documents):
+            builder.add([1])
+    Path(f"{prefix}.meta.json").unlink()
+    with pytest.raises(DataError, match=r"ours\.meta\.json does not exist.*copy it .*tokenize") as caught:
+        open_documents(prefix)
+    assert "legacy_dataset" not in str(caught.value)

@@ -140,6 +140,15 @@ class MegatronDataset(TokenDocuments):
             yield from (piece.tobytes() for piece in elements.spots())
 
 
+def begins_like_megatron(path: Path) -> bool:
+    """Return whether a file that exists begins as the index of a Megatron data set does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     """Return the type of the tokens and the numbers of sequences and of document borders."""
     if file_size(path) < HEADER.size:

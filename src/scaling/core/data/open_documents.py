@@ -6,8 +6,9 @@ from pathlib import Path
 
 from scaling.core.data.documents import TokenDocuments, exists, with_suffix
 from scaling.core.data.file_dataset import FileDataset
-from scaling.core.data.megatron import MegatronDataset
+from scaling.core.data.megatron import MegatronDataset, begins_like_megatron
 from scaling.core.data.memory_map import MemoryMapDataset
+from scaling.core.errors import DataError
 
 
 def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_memory: bool = False) -> TokenDocuments:
@@ -16,7 +17,13 @@ def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_m
     `use_mmap: false` reads a memory map's files with seek and read; a Megatron data set is always mapped.
     """
     prefix = Path(prefix)
-    if not exists(with_suffix(prefix, ".meta.json")) and exists(with_suffix(prefix, ".idx")):
+    meta_path, index_path = with_suffix(prefix, ".meta.json"), with_suffix(prefix, ".idx")
+    if not exists(meta_path) and exists(index_path):
+        if not begins_like_megatron(index_path):
+            raise DataError(
+                f"{meta_path} does not exist, and {index_path} is not the index of a Megatron data set, which needs none; "
+                "copy it from where the other files of the data set come from, or tokenize again"
+            )
         return MegatronDataset(prefix, load_index_to_memory)
     if use_mmap:
         return MemoryMapDataset(prefix, load_index_to_memory)
