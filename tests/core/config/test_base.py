@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.fields import ConfigWarning, Derived, NoEffect, SetByLauncher, Unavailable
@@ -179,12 +179,48 @@ def test_everything_wrong_with_a_file_is_reported_at_once() -> None:
         ({"inside": [1]}, "inside: must be a section (KEY: VALUE lines), not [1]"),
         ({"walls": {"name": "a"}}, "walls: must be a list, each item a section (KEY: VALUE lines), not a section"),
         ({"walls": [{"name": 3}]}, "walls.0.name: must be text, not 3; put it in quotes"),
+        ({"brushes": "a"}, "brushes: must be a list, each item a path, or null, not 'a'; put it in brackets: [a]"),
+        ({"doors": 3}, "doors: must be a list, each item a whole number, or null, not 3; put it in brackets: [3]"),
+        ({"doors": "a"}, "doors: must be a list, each item a whole number, or null, not 'a'"),
+        ({"inside": {"file": "a\0"}}, "inside.file: must be a path, or null, not 'a\\x00'"),
+        ({"inside": {"colour": "aed"}}, "inside.colour: must be one of red or blue, not 'aed'"),
         ({"name": "a"}, "name: unknown key here; it belongs in walls"),
+        ({"inside.coats": 3}, "inside.coats: unknown key; write coats below inside, on a line of its own"),
+        (
+            {"inside": {"": 3}},
+            "inside: unknown key ''; this section has colour, litres, coats, area, file, lead, glitter, bucket",
+        ),
+        ({"inside": {"c\u043eats": 3}}, "inside.c\u043eats: unknown key 'c\\u043eats'; did you mean coats?"),
+        ({"inside": {"coats ": 3}}, "inside.coats : unknown key 'coats '; did you mean coats?"),
         ({"inside": {"height": 2}}, "inside.height: unknown key here; it belongs in walls"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_in_plain_words(value: dict[str, Any], message: str) -> None:
     assert problems_of(value) == [message]
+
+
+def test_an_error_that_a_validator_of_pydantic_raises_is_shown_in_its_own_words() -> None:
+    class Fence(BaseConfig):
+        """A fence."""
+
+        height: int = 1
+        """Height."""
+
+        @field_validator("height")
+        @classmethod
+        def is_low(cls, height: int) -> int:
+            if height > 2:
+                raise ValueError(f"is {height}, too high")
+            return height
+
+        def problems(self) -> Iterator[Problem]:
+            assert self.height > 0, "somebody dug"
+            yield from ()
+
+    with pytest.raises(ConfigError, match=r"^height: is 3, too high$"):
+        Fence.from_dict({"height": 3})
+    with pytest.raises(ConfigError, match=r"^somebody dug"):
+        Fence.from_dict({"height": 0})
 
 
 def test_whole_numbers_may_be_written_with_an_exponent() -> None:

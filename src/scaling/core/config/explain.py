@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from scaling.core.config.fields import NoEffect, Unavailable, marker
 from scaling.core.config.plain_words import alternatives, nearest, refusal
@@ -28,16 +30,17 @@ def explain(
 
     `root` is the configuration being loaded: where an unknown key may belong.
     """
-    lines = [(_path(line["loc"]), line) for line in error.errors(include_url=False)]
-    explained = {path for path, line in lines if line["type"] == PROBLEMS}
+    lines = [(_place(line["loc"]), line) for line in error.errors(include_url=False)]
+    explained = {".".join(place) for place, line in lines if line["type"] == PROBLEMS}
     problems: list[Problem] = []
-    for path, line in lines:
+    for place, line in lines:
+        path = ".".join(place)
         if line["type"] == PROBLEMS:
             found: Sequence[Problem] = line["ctx"][PROBLEMS]
             problems += [Problem(".".join(filter(None, (path, problem.path))), problem.message) for problem in found]
         elif path not in explained:
             explained.add(path)
-            problems.append(Problem(path, _message(path, line["type"], line["input"], section, former_names, root)))
+            problems.append(Problem(path, _message(place, line, section, former_names, root)))
     return problems
 
 
@@ -50,41 +53,46 @@ def sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from sections_of(argument)
 
 
-def _path(location: Sequence[int | str]) -> str:
-    """Return the dotted path of a field or list item; what follows in `location` names arms of a union."""
+def _place(location: Sequence[int | str]) -> list[str]:
+    """Return the field, and indices of list items; what follows in `location` names arms of a union."""
     indices = takewhile(lambda part: isinstance(part, int), location[1:])
-    return ".".join(str(part) for part in (*location[:1], *indices))
+    return [str(part) for part in (*location[:1], *indices)]
 
 
 def _message(
-    path: str,
-    kind: str,
-    value: Any,
+    place: Sequence[str],
+    line: ErrorDetails,
     section: type[BaseModel],
     former_names: Mapping[str, str],
     root: type[BaseModel] | None,
 ) -> str:
-    name, *indices = path.split(".")
+    if line["type"] in ("value_error", "assertion_error"):
+        return str(line["ctx"]["error"])
+    name, *indices = place
     if name not in section.model_fields:
         return _unknown(name, list(section.model_fields), former_names, root or section)
     field = section.model_fields[name]
-    if kind == "missing":
+    if line["type"] == "missing":
         return f"is required. {field.description}"
     annotation: Any = field.annotation
     for _ in indices:
         annotation = next((get_args(arm)[0] for arm in alternatives(annotation) if get_args(arm)), annotation)
-    return refusal(annotation, field.metadata, value)
+    return refusal(annotation, field.metadata, line["input"])
 
 
 def _unknown(name: str, known: Sequence[str], former_names: Mapping[str, str], root: type[BaseModel]) -> str:
     """Say what an unknown key is probably meant to be: one of another section, or a misspelt one of this."""
     if places := sorted(_places(name, root), key=len):
         return f"unknown key here; it belongs in {places[0]}"
+    first, _, rest = name.partition(".")
+    if rest and first in known:
+        return f"unknown key; write {rest} below {first}, on a line of its own"
+    key = "unknown key" if re.fullmatch(r"[\w-]+", name, re.ASCII) else f"unknown key {name!a}"
     if near := nearest(name, [*known, *former_names]):
-        return f"unknown key; did you mean {former_names.get(near, near)}?"
+        return f"{key}; did you mean {former_names.get(near, near)}?"
     if len(known) <= 12:
-        return f"unknown key; this section has {', '.join(known)}"
-    return "unknown key, and none is like it; remove it"
+        return f"{key}; this section has {', '.join(known)}"
+    return f"{key}, and none is like it; remove it"
 
 
 def _places(name: str, section: type[BaseModel]) -> Iterator[str]:

@@ -27,6 +27,11 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
+def _items(annotation: Any) -> list[Any]:
+    """Return what the items are of each kind of list that a field takes."""
+    return [get_args(arm)[0] for arm in alternatives(annotation) if get_origin(arm) is list]
+
+
 def fits(annotation: Any, value: Any) -> bool:
     """Return whether `value` is of the kind that `annotation` asks for.
 
@@ -55,7 +60,8 @@ def _fits_one(kind: Any, value: Any) -> bool:
             return False
         return kind is float or value == int(value)
     if kind is Path:
-        return isinstance(value, (str, Path)) and str(value) != "" and not with_home(kind, value).startswith("~")
+        is_text = isinstance(value, (str, Path)) and str(value) != "" and "\0" not in str(value)
+        return is_text and not with_home(kind, value).startswith("~")
     if kind in (bool, str, NoneType):
         return isinstance(value, kind)
     return True
@@ -66,7 +72,7 @@ def with_home(annotation: Any, value: Any) -> Any:
     arms = alternatives(annotation)
     if Path in arms and isinstance(value, (str, Path)):
         return os.path.expanduser(Path(value))
-    items = [get_args(arm)[0] for arm in arms if get_origin(arm) is list]
+    items = _items(annotation)
     if items and isinstance(value, (list, tuple)):
         return [with_home(items[0], item) for item in value]
     return value
@@ -149,10 +155,10 @@ def shown(value: Any) -> str:
 
 def misfits(annotation: Any, bounds: Iterable[Any], value: Any, path: str) -> Iterator[tuple[str, str]]:
     """Yield (path, message) of every value at or below `path` that is of a wrong kind."""
-    lists = [arm for arm in alternatives(annotation) if get_origin(arm) is list]
-    if isinstance(value, (list, tuple)) and lists:
+    items = _items(annotation)
+    if isinstance(value, (list, tuple)) and items:
         for index, item in enumerate(value):
-            yield from misfits(get_args(lists[0])[0], (), item, f"{path}.{index}")
+            yield from misfits(items[0], (), item, f"{path}.{index}")
     elif not fits(annotation, value):
         yield path, refusal(annotation, bounds, value)
 
@@ -162,8 +168,11 @@ def refusal(annotation: Any, bounds: Iterable[Any], value: Any) -> str:
     hint = ""
     arms = [arm for arm in alternatives(annotation) if isinstance(arm, type)]
     options = [str(member.value) for arm in arms if issubclass(arm, Enum) for member in arm]
-    if isinstance(value, str) and (near := nearest(value, options)):
+    near = nearest(value, options) if isinstance(value, str) else None
+    if near and near[0].lower() == value[0].lower():  # gpu is no cpu
         hint = f"; did you mean {near}?"
+    elif isinstance(value, (str, int, float)) and any(fits(item, value) for item in _items(annotation)):
+        hint = f"; put it in brackets: [{value}]"
     elif Path in arms and isinstance(value, (str, Path)) and str(value).startswith("~"):
         hint = "; there is no such home folder"
     elif str in arms and isinstance(value, (bool, int, float)):

@@ -104,11 +104,19 @@ def _parse(text: str, source: str | None) -> tuple[Any, list[Problem]]:
         _check_size(node, {}, source)
         return (None if node is None else _value(node, (), problems)), problems
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        mark, start = error.problem_mark or error.context_mark, error.context_mark
+        begun = f", in what begins in line {start.line + 1}" if mark and start and start.line < mark.line else ""
+        where = f" (line {mark.line + 1}, column {mark.column + 1}{begun})" if mark else ""
         problem = error.problem or error.context or ""
+        if isinstance(error, yaml.composer.ComposerError) and error.context:
+            problem = f"{error.context}, {problem}"
         remedy = "; indent with spaces" if "'\\t'" in problem else ""
         raise ConfigError(f"this is not valid YAML{where}: {problem}{remedy}", source=source) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position].split("\n")
+        where = f" (line {len(before)}, column {len(before[-1]) + 1})"
+        problem = f"the character U+{error.character:04X} is not allowed"
+        raise ConfigError(f"this is not valid YAML{where}: {problem}", source=source) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"this is not valid YAML: {error}", source=source) from None
     except RecursionError:
