@@ -120,11 +120,39 @@ def test_an_ignored_parameter_loses_its_moments_too(base: Path, caplog: pytest.L
     fresh = weights(trainer)
     assert trainer.resume()
     names = "layers.1.bias, layers.1.weight"
-    assert f"2 parameters are not in the checkpoint and keep their initial values: {names}" in caplog.text
-    assert f"2 parameters are in the checkpoint and were not read: {names}" in caplog.text
+    (told,) = (record.getMessage() for record in caplog.records if "parameters" in record.getMessage())
+    assert told == f"2 parameters are ignored in the checkpoint and keep their initial values: {names}"
     assert all(torch.equal(value, fresh[key]) == key.startswith("layers.1.") for key, value in weights(trainer).items())
     for tensor in trainer.optimizer.global_tensors():
         assert all(view.any() == (".layers.1." not in tensor.key) for _, view in tensor.parts), tensor.key
+
+
+def test_patterns_that_match_nothing_are_pointed_out(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {
+        "load_dir": base,
+        "allowed_missing_keys_in_checkpoint": [r"^layers\.1\.", r"layer\.1"],
+        "allowed_unexpected_keys_in_checkpoint": ["adapter"],
+        "ignore_keys_in_checkpoint": [r"^layers\.1\.bias", r"exp_avg\.layers\.1"],
+    }
+    make_trainer(save_dir=tmp_path / "own", **options)[0].fit()
+    told = [record.getMessage() for record in caplog.records if "matches" in record.getMessage()]
+    nothing = "no parameter of the model or the checkpoint matches"
+    assert told == [
+        rf"trainer.allowed_missing_keys_in_checkpoint: {nothing} 'layer\.1'",
+        f"trainer.allowed_unexpected_keys_in_checkpoint: {nothing} 'adapter'",
+    ]
+    caplog.clear()
+    make_trainer(save_dir=tmp_path / "own", **options)[0].fit()
+    assert "matches" not in caplog.text  # its own checkpoint need not show what they were for
+
+
+def test_accepted_changes_of_no_setting_are_pointed_out(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    accepted = ["beta1", "loss_scaler", "loss_scaler.*", "beta3", "loss_scaler.scale"]
+    make_trainer(save_dir=base, accept_changes=accepted)[0].fit()
+    (told,) = (record.getMessage() for record in caplog.records if "accept_changes" in record.getMessage())
+    assert told.endswith("there is no such setting, neither now nor in the checkpoint: beta3, loss_scaler.scale")
 
 
 def test_going_back_within_save_dir_is_refused_rather_than_passed_over(base: Path, tmp_path: Path) -> None:

@@ -135,6 +135,12 @@ def test_a_step_is_saved_once_and_a_finished_run_not_again(tmp_path: Path, caplo
     assert not metrics.series("training/loss")
 
 
+def test_a_run_without_a_length_says_that_nothing_is_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(train_iterations=None, save_dir=tmp_path)[0].fit()
+    assert "nothing is trained: trainer.train_iterations is null; set it to the number of steps" in caplog.text
+    assert saved_steps(tmp_path) == [0]
+
+
 def test_the_last_save_can_be_left_out(tmp_path: Path) -> None:
     trainer, _ = make_trainer(train_iterations=3, save_dir=tmp_path, save_interval=2, final_save=False)
     trainer.fit()

@@ -17,9 +17,7 @@ import torch
 
 from scaling.core import faults
 from scaling.core.checkpoint.boxes import GlobalTensor
-from scaling.core.checkpoint.checkpointer import Checkpointer, Loaded
-from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
-from scaling.core.checkpoint.resume import compare
+from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.collectives import ops
 from scaling.core.errors import DataRefusedError, ScalingError, StorageError
 from scaling.core.optimizer.optimizer import MASTERS, Optimizer, StepReport
@@ -29,6 +27,7 @@ from scaling.core.topology.rng import derive_seed
 from scaling.core.topology.topology import Topology
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.data import TrainingData
+from scaling.core.trainer.differences import compare_settings, list_idle_patterns, list_parameters
 from scaling.core.trainer.hardware import peak_flops
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.origin import find_origin
@@ -102,7 +101,9 @@ class Trainer:
             contextlib.ExitStack() as listening,
         ):
             preemption = listening.enter_context(Preemption())
-            self.resume()
+            resumed = self.resume()
+            if self.state.step >= self.target:
+                self._tell_idle(resumed=resumed)
             self.metrics = self._open_metrics(self.state.step)
             self._clock = time.perf_counter()
             while self.state.step < self.target and self.preempted is None:
@@ -216,7 +217,13 @@ class Trainer:
             return False
         stored = origin.stored
         scalars: Any = stored.manifest.scalars
-        self._compare(scalars.get("config"), continues=origin.with_context)
+        compare_settings(
+            scalars.get("config"),
+            self.identity,
+            self.config.accept_changes,
+            continues=origin.with_context,
+            tell=self._tell,
+        )
         tensors = self.global_tensors() if origin.with_optimizer else self.module.global_tensors()
         loaded = self.checkpointer.load(
             stored,
@@ -226,7 +233,8 @@ class Trainer:
             ignore=origin.ignored,
             masters=MASTERS if origin.with_optimizer else None,
         )
-        self._list(loaded)
+        list_parameters(loaded, tell=self._tell)
+        list_idle_patterns(origin, loaded, self.config, tell=self._tell)
         if origin.with_optimizer:
             self.optimizer.restore(scalars["optimizer"])
         else:
@@ -236,47 +244,23 @@ class Trainer:
             self.data.seek(self.state.consumed_samples)
             self._saved_step = self.state.step if origin.own else None
         _log.info("resumed from %s at step %d", loaded.path, self.state.step)
-        if self.state.step >= self.target:
-            text = "nothing is left to train: trainer.train_iterations is %d; raise it to go on"
-            self._tell(logging.WARNING, text, self.target)
         return True
 
     def global_tensors(self) -> Iterator[GlobalTensor]:
         """Yield this rank's parts of everything a checkpoint holds."""
         return itertools.chain(self.module.global_tensors(), self.optimizer.global_tensors())
 
+    def _tell_idle(self, *, resumed: bool) -> None:
+        """Say that no step is trained, and which setting is why."""
+        what = "nothing is left to train" if resumed else "nothing is trained"
+        steps = self.config.train_iterations
+        why = "null; set it to the number of steps" if steps is None else f"{steps}; raise it to go on"
+        self._tell(logging.WARNING, "%s: trainer.train_iterations is %s", what, why)
+
     def _tell(self, level: int, text: str, *values: object) -> None:
         """Log what is the same on all ranks, once."""
         if self.topology.rank == 0:
             _log.log(level, text, *values)
-
-    def _list(self, loaded: Loaded) -> None:
-        """Name the parameters that a setting has excused, for a pattern may cover more than was meant."""
-        for names, what in (
-            (loaded.missing, "are not in the checkpoint and keep their initial values"),
-            (loaded.unexpected, "are in the checkpoint and were not read"),
-        ):
-            if parameters := [name for name in names if not name.startswith(OPTIMIZER_PREFIX)]:
-                self._tell(logging.WARNING, "%d parameters %s: %s", len(parameters), what, ", ".join(parameters))
-
-    def _compare(self, stored: Any, *, continues: bool) -> None:
-        """List what is set differently from the checkpoint's configuration; refuse what makes it another run."""
-        if stored is None:
-            self._tell(logging.WARNING, "the checkpoint holds no configuration that this one could be compared with")
-            return
-        comparison = compare(
-            stored,
-            self.identity.as_dict(),
-            self.identity.rules,
-            accept=self.config.accept_changes,
-            continues=continues,
-        )
-        comparison.require()
-        for change in (*comparison.accepted, *comparison.schedule):
-            self._tell(logging.WARNING, "resuming with another setting: %s", change)
-        if comparison.runtime:
-            free = "; ".join(map(str, comparison.runtime))
-            self._tell(logging.INFO, "resuming with other settings of how and where it runs: %s", free)
 
     def _step_metrics(self, loss: StepLoss, report: StepReport) -> dict[str, float | torch.Tensor]:
         found: dict[str, float | torch.Tensor] = {
