@@ -75,6 +75,21 @@ def test_everything_that_is_lacking_is_named() -> None:
     ]
 
 
+def test_a_name_that_no_file_can_have_is_named_like_a_file_that_is_not_there() -> None:
+    name = "x" * 300
+    values = {
+        "data": {"data_prefixes": [name]},
+        "transformer_architecture": {"vocab_file": name},
+        "trainer": {"load_dir": name, "save_dir": f"{name}/y"},
+        "logger": {"log_dir": name},
+    }
+    assert [problem.split(":")[0] for problem in lacking(values)] == [
+        "data.data_prefixes.0",
+        "transformer_architecture.vocab_file",
+        "trainer.load_dir",
+    ]
+
+
 def test_data_sets_that_the_model_cannot_be_trained_on_are_named() -> None:
     make_data("large", token=300)
     make_data("foreign", tokenizer=make_tokenizer("other.json"))

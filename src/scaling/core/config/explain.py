@@ -67,7 +67,7 @@ def _message(
     root: type[BaseModel] | None,
 ) -> str:
     if line["type"] in ("value_error", "assertion_error"):
-        return str(line["ctx"]["error"])
+        return str(line["ctx"]["error"]) or line["msg"]
     name, *indices = place
     if name not in section.model_fields:
         return _unknown(name, list(section.model_fields), former_names, root or section)

@@ -169,7 +169,7 @@ def refusal(annotation: Any, bounds: Iterable[Any], value: Any) -> str:
     arms = [arm for arm in alternatives(annotation) if isinstance(arm, type)]
     options = [str(member.value) for arm in arms if issubclass(arm, Enum) for member in arm]
     near = nearest(value, options) if isinstance(value, str) else None
-    if near and near[0].lower() == value[0].lower():  # gpu is no cpu
+    if near and near[0].lower() == value[0].lower():  # gpu is no misspelt cpu
         hint = f"; did you mean {near}?"
     elif isinstance(value, (str, int, float)) and any(fits(item, value) for item in _items(annotation)):
         hint = f"; put it in brackets: [{value}]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from scaling.core import (
@@ -44,7 +45,7 @@ def data_sets_are_usable(
         for index, prefix in enumerate(getattr(data, name) or ()):
             place = f"data.{name}.{index}"
             if missing := missing_files(prefix):
-                if prefix.suffix in (".bin", ".idx") and prefix.is_file():
+                if prefix.suffix in (".bin", ".idx") and os.path.isfile(prefix):
                     remedy = f"leave out {prefix.suffix}"
                 else:
                     remedy = f"make it with `scaling data tokenize INPUT --output {prefix} --tokenizer FILE`"
@@ -64,7 +65,7 @@ def tokenizer_exists(transformer_architecture: TransformerArchitectureConfig) ->
 def vocabulary_holds_the_tokenizer(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
     """Each token of the tokenizer has a place in the vocabulary. Without a size there is nothing to compare."""
     size, file = transformer_architecture.vocab_size, transformer_architecture.vocab_file
-    if file is None or not file.is_file():
+    if file is None or not os.path.isfile(file):
         return
     try:
         tokens = Tokenizer.from_file(file).vocab_size
@@ -88,7 +89,7 @@ def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterato
     """What is written to can be a folder, and what is loaded from is one."""
     for path, folder in (("trainer.save_dir", trainer.save_dir), ("logger.log_dir", logger.log_dir)):
         for place in (folder, *folder.parents) if folder else ():
-            if place.is_file():
+            if os.path.isfile(place):
                 yield Problem(path, f"is {str(folder)!r}, but {str(place)!r} is a file; name another folder")
     yield from _missing_load_dir(trainer)
 
@@ -96,8 +97,11 @@ def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterato
 def _missing_load_dir(trainer: TrainerConfig) -> Iterator[Problem]:
     """A folder that is not there is a problem while it is needed: a mistyped path is the likelier cause."""
     load_dir, save_dir = trainer.load_dir, trainer.save_dir
-    if load_dir is None or load_dir.is_dir() or (save_dir is not None and list_steps(save_dir)):
+    if load_dir is None or os.path.isdir(load_dir):
         return
+    with suppress(OSError):  # a save_dir that cannot be looked into
+        if save_dir is not None and list_steps(save_dir):
+            return
     if save_dir is None or load_dir.resolve() != save_dir.resolve():
         yield Problem("trainer.load_dir", f"is {str(load_dir)!r}, but there is no such folder; correct it")
     elif trainer.assert_checkpoint_loaded:
@@ -193,5 +197,5 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Pa
 
 
 def _missing_file(path: str, file: Path | None) -> Iterator[Problem]:
-    if file is not None and not file.is_file():
+    if file is not None and not os.path.isfile(file):
         yield Problem(path, f"is {str(file)!r}, but there is no such file; correct it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import final
 
@@ -12,7 +13,7 @@ from scaling.transformer.data.tokenizer import tokenizer_digest
 
 def missing_files(prefix: Path) -> list[str]:
     """Return the suffixes of the files that a data set of any format has and this one lacks."""
-    return [suffix for suffix in (".bin", ".idx") if not Path(f"{prefix}{suffix}").is_file()]
+    return [suffix for suffix in (".bin", ".idx") if not os.path.isfile(f"{prefix}{suffix}")]
 
 
 @final
