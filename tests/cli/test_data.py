@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from scaling.transformer.data.lengths import lengths_of
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer
 from scaling.transformer.data.trace import samples_of_step
+from tests.processes import wait_until
 
 TEXTS = [f"Text number {number} speaks of {'many ' * (number % 9)}things." for number in range(80)]
 
@@ -74,6 +77,13 @@ def test_inspect_shows_counts_lengths_and_documents(folder: Path) -> None:
     assert " ".join(str(token) for token in documents[0].tolist()) in ids
 
 
+def test_documents_are_not_shown_with_another_tokenizer_than_their_own(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("ab ab ab ab")
+    scaling_data("train-tokenizer", tmp_path / "a.txt", "-o", tmp_path / "tok.json", "--vocab-size", 300)
+    with pytest.raises(DataError, match=r"tokens was made with a tokenizer of SHA-256 \w+, but that of .*tok\.json is"):
+        scaling_data("inspect", folder / "tokens", "-t", tmp_path / "tok.json")
+
+
 def test_tokens_that_are_none_of_the_tokenizer_are_shown_as_numbers(folder: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(folder / "tok.json")
     word = tokenizer.encode("caf\u00e9")
@@ -120,6 +130,51 @@ def test_texts_that_give_fewer_tokens_than_asked_for_are_pointed_out(tmp_path: P
     tokens = Tokenizer.from_file(tmp_path / "tok.json").vocab_size
     assert tokens < 500
     assert f"note: the text gives no more than {tokens} of the 500 tokens asked for" in output
+
+
+def test_a_tokenizer_is_not_trained_on_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "b.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(DataError, match=r"no text to train a tokenizer on in .*a\.txt, .*b\.jsonl"):
+        scaling_data(
+            *("train-tokenizer", tmp_path / "a.txt", tmp_path / "b.jsonl"),
+            *("-o", tmp_path / "tok.json", "--vocab-size", 500),
+        )
+    assert not (tmp_path / "tok.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "proposed"),
+    [
+        ("folder", "folder/data"),
+        ("folder/", "folder/data"),
+        ("new/", "new/data"),
+        ("q.bin", "q"),
+        ("q.v1.idx", "q.v1"),
+        ("q.meta.json", "q"),
+    ],
+)
+def test_an_output_that_is_no_prefix_is_refused_with_one_that_is(
+    given: str, proposed: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=rf"prefix of its files; give .*{re.escape(f'{tmp_path}/{proposed}')}$"):
+        scaling_data("tokenize", folder / "text.jsonl", "-o", f"{tmp_path}/{given}", "-t", folder / "tok.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_tokenization_that_is_told_to_stop_leaves_nothing_to_complain_of(folder: Path, tmp_path: Path) -> None:
+    """Python warns of what a process that is simply killed leaves behind."""
+    line = json.dumps({"text": " ".join(TEXTS)}) + "\n"
+    (tmp_path / "text.jsonl").write_text(line * ((80 << 20) // len(line)))  # ten chunks
+    command = [sys.executable, "-m", "scaling.cli.main", "data", "tokenize", str(tmp_path / "text.jsonl")]
+    options = ["-o", str(tmp_path / "tokens"), "-t", str(folder / "tok.json"), "--workers", "2"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: any(tmp_path.glob("tokens.partial/chunk-*.tokens.*")), "no worker began")
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert [said for said in errors.splitlines() if not said.startswith("tokenizing")] == []
 
 
 @pytest.fixture(scope="module")

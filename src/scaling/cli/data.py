@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import unicodedata
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, groupby
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Annotated
 
@@ -57,12 +61,52 @@ def available_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def new_prefix(given: str) -> Path:
+    """Return the prefix of a data set to be written; what names a folder or one of its files is a `DataError`."""
+    path = Path(given)
+    if given.endswith("/") or path.is_dir():
+        raise DataError(
+            f"--output {given} is a folder, and a data set is named by the prefix of its files; give a name in it, "
+            f"such as {path / 'data'}"
+        )
+    for suffix in (".bin", ".idx", ".meta.json"):
+        if given.endswith(suffix):
+            raise DataError(
+                f"--output {given} would be written to {given}.bin, since a data set is named by the prefix of its "
+                f"files; give {given.removesuffix(suffix)}"
+            )
+    return path
+
+
+@contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, at once and with all that it cleans up, and not just this process."""
+
+    def leave(number: int, frame: object) -> None:
+        for worker in active_children():  # those of a pool finish what they are at otherwise
+            worker.terminate()
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @app.command()
 def tokenize(
     inputs: Inputs,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="PREFIX", help="Data set to write, without .bin.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PREFIX",
+            help="Data set to write, without .bin.",
+            show_default=False,
+            parser=new_prefix,
+        ),
     ],
     tokenizer: Annotated[
         Path, typer.Option("--tokenizer", "-t", metavar="FILE", help="Tokenizer.", show_default=False)
@@ -81,7 +125,7 @@ def tokenize(
     options = TokenizeOptions(
         tokenizer, field=field, append_eod=not no_append_eod, max_bad=max_bad, max_document_bytes=max_document_bytes
     )
-    with ConsoleProgress() as progress:
+    with leaving_on_sigterm(), ConsoleProgress() as progress:
         result = tokenize_files(inputs, output, options, workers=workers or available_cores(), progress=progress)
     typer.echo(f"{output}: {result.documents} documents, {result.tokens} tokens")
     if result.reused_chunks:
@@ -122,7 +166,13 @@ def train_tokenizer_command(
             max_document_bytes=max_document_bytes,
             progress=progress,
         )
-        tokenizer = train_tokenizer(texts, vocab_size)
+        first = next(filter(None, texts), None)
+        if first is None:
+            raise DataError(
+                f"there is no text to train a tokenizer on in {', '.join(map(str, inputs))}, or no document fits into "
+                f"--max-bytes ({max_bytes}); give other input, or more bytes"
+            )
+        tokenizer = train_tokenizer(chain([first], texts), vocab_size)
     tokenizer.save(output)
     typer.echo(f"{output}: {tokenizer.vocab_size} tokens, SHA-256 {tokenizer.sha256}")
     if tokenizer.vocab_size < vocab_size:
@@ -142,6 +192,13 @@ def inspect(
 ) -> None:
     """Show counts, lengths and a few documents of a token data set."""
     documents = open_documents(prefix)
+    recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
+    decoder = None if tokenizer is None else Tokenizer.from_file(tokenizer)
+    if decoder is not None and recorded not in (None, decoder.sha256):
+        raise DataError(
+            f"{prefix} was made with a tokenizer of SHA-256 {recorded}, but that of {tokenizer} is {decoder.sha256}, "
+            "so the text shown would be wrong; name the tokenizer the data was made with, or none, to see token ids"
+        )
     if verify:
         documents.verify()
     typer.echo(
@@ -151,7 +208,6 @@ def inspect(
     typer.echo(f"tokens       {documents.token_count}")
     if documents.max_token is not None:
         typer.echo(f"largest      {documents.max_token}")
-    recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
     if recorded is not None:
         typer.echo(f"tokenizer    SHA-256 {recorded}")
     typer.echo(f"fingerprint  {documents.fingerprint()}")
@@ -162,9 +218,6 @@ def inspect(
     )
     for line in histogram(lengths.by_bits):
         typer.echo(f"  {line}")
-    decoder = None if tokenizer is None else Tokenizer.from_file(tokenizer)
-    if decoder is not None and recorded not in (None, decoder.sha256):
-        typer.echo(f"note: {tokenizer} is another tokenizer than the one this data was made with")
     for index in np.unique(np.linspace(0, len(documents) - 1, samples).astype(np.int64)).tolist():
         typer.echo(f"\ndocument {index}, {documents.size(index)} tokens:")
         typer.echo(_text(documents.read(index, 0, 200), decoder))

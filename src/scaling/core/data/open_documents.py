@@ -21,8 +21,8 @@ def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_m
     if not exists(meta_path) and exists(index_path):
         if not begins_like_megatron(index_path):
             raise DataError(
-                f"{meta_path} does not exist, and {index_path} is not the index of a Megatron data set, which needs none; "
-                "copy it from where the other files of the data set come from, or tokenize again"
+                f"{meta_path} does not exist, and {index_path} is not the index of a Megatron data set, which needs "
+                "none; copy it from where the other files of the data set come from, or tokenize again"
             )
         return MegatronDataset(prefix, load_index_to_memory)
     if use_mmap:
