@@ -49,7 +49,7 @@ class DataConfig(BaseConfig):
     """Drop what is left of each document behind its last full sequence, instead of packing it with the next
     document."""
     allow_incomplete_sequences_every_n: int = Field(default=0, ge=0)
-    """With only_full_sequences: pack one sequence from left-overs for each n full ones. 0: none."""
+    """With only_full_sequences: pack at most one sequence, from a left-over on, for each n full ones. 0: none."""
     use_mmap: bool = True
     """Map the files into memory; false reads them instead, with retries, for unreliable network file systems."""
     load_mmap_index_to_memory: bool = False
