@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.transformer.config.environment import notes
+from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
 from tests.transformer.small import metrics, run_module, state, values
 

@@ -12,7 +12,8 @@ import typer
 from scaling.core.config.fields import ConfigWarning
 from scaling.core.config.template import template as commented
 from scaling.core.errors import ConfigError, ExitStatus
-from scaling.transformer.config.environment import TransformerConfigHere, notes
+from scaling.transformer.config.environment import TransformerConfigHere
+from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
 
 app = typer.Typer(

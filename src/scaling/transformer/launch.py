@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scaling.core import LaunchContext, runner_main
-from scaling.transformer.config.environment import TransformerConfigHere, notes
+from scaling.transformer.config.environment import TransformerConfigHere
+from scaling.transformer.config.notes import notes
 from scaling.transformer.data.load import prepare_data
 from scaling.transformer.data.progress import ConsoleProgress
 

@@ -11,7 +11,7 @@ import pytest
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.errors import ConfigError
 from scaling.transformer.config import TransformerConfig, environment
-from scaling.transformer.config.environment import TransformerConfigHere, environment_problems, notes, visible_gpus
+from scaling.transformer.config.environment import TransformerConfigHere, environment_problems, visible_gpus
 from scaling.transformer.data.tokenizer import tokenizer_digest, train_tokenizer
 
 
@@ -72,6 +72,12 @@ def test_everything_that_is_lacking_is_named() -> None:
         "trainer.save_dir: is 'file/x', but 'file' is a file; name another folder",
         "logger.log_dir: is 'file', but 'file' is a file; name another folder",
         "trainer.load_dir: is 'load', but there is no such folder; correct it",
+    ]
+
+
+def test_a_device_is_no_folder_to_write_to() -> None:
+    assert lacking({"logger": {"log_dir": "/dev/null/x"}}) == [
+        "logger.log_dir: is '/dev/null/x', but '/dev/null' is a file; name another folder"
     ]
 
 
@@ -185,64 +191,3 @@ def test_gpus_are_counted_without_pytorch(tmp_path: Path, monkeypatch: pytest.Mo
     assert visible_gpus({}, tmp_path) is None
     monkeypatch.setattr("sys.platform", "darwin")
     assert visible_gpus({}, tmp_path) is None
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({}, ["data", "trainer.train_iterations", "trainer.save_dir"]),
-        (
-            {"data": {"data_prefixes": ["a"]}, "trainer": {"train_iterations": 3, "save_dir": "x"}},
-            ["transformer_architecture"],
-        ),
-        (
-            {
-                "data": {"corpus": "python_stdlib"},
-                "trainer": {"train_iterations": 3, "save_dir": "x", "eval_interval": 1},
-                "transformer_architecture": {"masked_softmax": {"kernel": "flash_attention"}},
-            },
-            ["trainer.eval_interval", "transformer_architecture.masked_softmax.kernel"],
-        ),
-        (
-            {
-                "data": {"corpus": "python_stdlib", "validation_fraction": 0.1},
-                "trainer": {"train_iterations": 3, "save_dir": "x", "eval_interval": 1},
-            },
-            [],
-        ),
-        (
-            {
-                "data": {"data_prefixes": ["a", "b"], "blended_dataset": {"weights": [1, 2]}},
-                "transformer_architecture": {"vocab_size": 9},
-                "trainer": {"train_iterations": 3, "save_dir": "x", "keep_every_steps": 10},
-            },
-            ["trainer.keep_every_steps", "data.blended_dataset.weights"],
-        ),
-        (
-            {
-                "data": {
-                    "data_prefixes": ["a", "b"],
-                    "blended_dataset": {"weights": [1, 2], "weight_by_num_documents": False},
-                },
-                "transformer_architecture": {"vocab_size": 9},
-                "trainer": {
-                    "train_iterations": 3,
-                    "save_dir": "x",
-                    "keep_every_steps": 10,
-                    "keep_last_checkpoints": 2,
-                },
-            },
-            [],
-        ),
-        (
-            {
-                "data": {"data_prefixes": ["a"], "blended_dataset": {"weights": [1]}},
-                "transformer_architecture": {"vocab_size": 9},
-                "trainer": {"train_iterations": 3, "save_dir": "x"},
-            },
-            [],
-        ),
-    ],
-)
-def test_what_is_probably_not_meant_is_noted(values: dict[str, Any], expected: list[str]) -> None:
-    assert [note.path for note in notes(TransformerConfig.from_dict(values))] == expected

@@ -12,7 +12,6 @@ from scaling.core import (
     DataError,
     Device,
     LoggerConfig,
-    MaskedSoftmaxKernel,
     Problem,
     RunnerConfig,
     RunnerType,
@@ -21,7 +20,7 @@ from scaling.core import (
     list_steps,
     run_checks,
 )
-from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.root import TransformerConfig
@@ -89,7 +88,7 @@ def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterato
     """What is written to can be a folder, and what is loaded from is one."""
     for path, folder in (("trainer.save_dir", trainer.save_dir), ("logger.log_dir", logger.log_dir)):
         for place in (folder, *folder.parents) if folder else ():
-            if os.path.isfile(place):
+            if os.path.exists(place) and not os.path.isdir(place):
                 yield Problem(path, f"is {str(folder)!r}, but {str(place)!r} is a file; name another folder")
     yield from _missing_load_dir(trainer)
 
@@ -144,46 +143,6 @@ class TransformerConfigHere(TransformerConfig):
 def environment_problems(config: TransformerConfig) -> list[Problem]:
     """Return what this machine lacks for a valid configuration."""
     return list(run_checks(ENVIRONMENT_CHECKS, dict(config)))
-
-
-def notes(config: TransformerConfig) -> Iterator[Problem]:
-    """Yield what is allowed and probably not meant."""
-    architecture, data, trainer = config.transformer_architecture, config.data, config.trainer
-    if not data.data_prefixes and data.corpus is None:
-        yield Problem("data", "names neither data_prefixes nor a corpus; no training starts without data")
-    elif not architecture.vocab_size and architecture.vocab_file is None and data.corpus is None:
-        yield Problem(
-            "transformer_architecture",
-            "has neither vocab_size nor vocab_file; no training starts without one: name the tokenizer of the data",
-        )
-    if not trainer.train_iterations:
-        yield Problem("trainer.train_iterations", "is not given: nothing is trained")
-    if trainer.save_dir is None:
-        yield Problem("trainer.save_dir", "is not given: nothing is saved")
-    if trainer.eval_interval and not data.validation_data_prefixes and data.validation_fraction == 0:
-        yield Problem(
-            "trainer.eval_interval",
-            "has nothing to evaluate on; set data.validation_fraction or data.validation_data_prefixes",
-        )
-    if trainer.keep_every_steps is not None and trainer.keep_last_checkpoints is None:
-        yield Problem(
-            "trainer.keep_every_steps",
-            f"is {trainer.keep_every_steps}, but has no effect: without keep_last_checkpoints no checkpoint is deleted",
-        )
-    mixture = data.blended_dataset
-    if mixture.weights is not None and mixture.weight_by_num_documents and len(data.data_prefixes or ()) > 1:
-        yield Problem(
-            "data.blended_dataset.weights",
-            "are not used, because weight_by_num_documents derives the weights from the sizes; set it to false to use "
-            "these, or remove them",
-        )
-    kernel, precision = architecture.masked_softmax.kernel, architecture.precision
-    if kernel is MaskedSoftmaxKernel.FLASH_ATTENTION and precision not in (Precision.FLOAT16, Precision.BFLOAT16):
-        yield Problem(
-            "transformer_architecture.masked_softmax.kernel",
-            f"is flash_attention, which computes in float16 or bfloat16; in {precision.value} PyTorch's kernels are "
-            "used",
-        )
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int | None:

@@ -1,0 +1,81 @@
+"""Notes on a configuration: what is allowed and probably not meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scaling.core import MaskedSoftmaxKernel, Problem
+from scaling.transformer.config.architecture import Precision
+from scaling.transformer.config.root import TransformerConfig
+
+
+def notes(config: TransformerConfig) -> Iterator[Problem]:
+    """Yield what is allowed and probably not meant."""
+    architecture, data, trainer = config.transformer_architecture, config.data, config.trainer
+    if not data.data_prefixes and data.corpus is None:
+        yield Problem("data", "names neither data_prefixes nor a corpus; no training starts without data")
+    elif not architecture.vocab_size and architecture.vocab_file is None and data.corpus is None:
+        yield Problem(
+            "transformer_architecture",
+            "has neither vocab_size nor vocab_file; no training starts without one: name the tokenizer of the data",
+        )
+    if not trainer.train_iterations:
+        state = "is not given" if trainer.train_iterations is None else "is 0"
+        yield Problem("trainer.train_iterations", f"{state}: nothing is trained")
+    if trainer.save_dir is None:
+        yield Problem("trainer.save_dir", "is not given: nothing is saved")
+    if trainer.eval_interval and not data.validation_data_prefixes and data.validation_fraction == 0:
+        yield Problem(
+            "trainer.eval_interval",
+            "has nothing to evaluate on; set data.validation_fraction or data.validation_data_prefixes",
+        )
+    if trainer.keep_every_steps is not None and trainer.keep_last_checkpoints is None:
+        yield Problem(
+            "trainer.keep_every_steps",
+            f"is {trainer.keep_every_steps}, but has no effect: without keep_last_checkpoints no checkpoint is deleted",
+        )
+    mixture = data.blended_dataset
+    if mixture.weights is not None and mixture.weight_by_num_documents and len(data.data_prefixes or ()) > 1:
+        yield Problem(
+            "data.blended_dataset.weights",
+            "are not used, because weight_by_num_documents derives the weights from the sizes; set it to false to use "
+            "these, or remove them",
+        )
+    kernel, precision = architecture.masked_softmax.kernel, architecture.precision
+    if kernel is MaskedSoftmaxKernel.FLASH_ATTENTION and precision not in (Precision.FLOAT16, Precision.BFLOAT16):
+        yield Problem(
+            "transformer_architecture.masked_softmax.kernel",
+            f"is flash_attention, which computes in float16 or bfloat16; in {precision.value} PyTorch's kernels are "
+            "used",
+        )
+    if not architecture.causal:
+        yield Problem(
+            "transformer_architecture.causal", "is false: each token sees the next one, which it is to predict"
+        )
+    yield from _notes_on_output(config)
+
+
+def _notes_on_output(config: TransformerConfig) -> Iterator[Problem]:
+    """Yield what keeps metrics and timelines from being seen."""
+    logger, profiler, ranks = config.logger, config.profiler, config.topology.world_size
+    for name, is_on in (
+        ("metrics_ranks", True),
+        ("tensorboard_ranks", logger.use_tensorboard),
+        ("wandb_ranks", logger.use_wandb),
+    ):
+        chosen = getattr(logger, name)
+        if is_on and isinstance(chosen, list) and min(chosen, default=0) >= ranks:
+            yield Problem(
+                f"logger.{name}",
+                f"is {chosen}, but the ranks of this run are 0 to {ranks - 1}: none of them writes metrics there",
+            )
+    if profiler.profile_steps and profiler.profiler_output is None and logger.log_dir is None:
+        yield Problem(
+            "profiler.profile_steps", "has no place to write to; set profiler.profiler_output or logger.log_dir"
+        )
+    if profiler.profile_steps and profiler.profile_start_at_step > (config.trainer.train_iterations or 0) > 0:
+        yield Problem(
+            "profiler.profile_start_at_step",
+            f"is {profiler.profile_start_at_step}, but training ends at step {config.trainer.train_iterations} "
+            "(trainer.train_iterations): nothing is recorded",
+        )

@@ -1,0 +1,88 @@
+"""What is allowed and probably not meant is noted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scaling.transformer.config import TransformerConfig
+from scaling.transformer.config.notes import notes
+
+QUIET = {"data": {"corpus": "python_stdlib"}, "trainer": {"train_iterations": 3, "save_dir": "x"}}
+TWO = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, ["data", "trainer.train_iterations", "trainer.save_dir"]),
+        (
+            {"data": {"data_prefixes": ["a"]}, "trainer": {"train_iterations": 3, "save_dir": "x"}},
+            ["transformer_architecture"],
+        ),
+        (
+            {
+                "data": {"corpus": "python_stdlib"},
+                "trainer": {"train_iterations": 3, "save_dir": "x", "eval_interval": 1},
+                "transformer_architecture": {"masked_softmax": {"kernel": "flash_attention"}},
+            },
+            ["trainer.eval_interval", "transformer_architecture.masked_softmax.kernel"],
+        ),
+        (
+            {
+                "data": {"corpus": "python_stdlib", "validation_fraction": 0.1},
+                "trainer": {"train_iterations": 3, "save_dir": "x", "eval_interval": 1},
+            },
+            [],
+        ),
+        (
+            {
+                "data": {"data_prefixes": ["a", "b"], "blended_dataset": {"weights": [1, 2]}},
+                "transformer_architecture": {"vocab_size": 9},
+                "trainer": {"train_iterations": 3, "save_dir": "x", "keep_every_steps": 10},
+            },
+            ["trainer.keep_every_steps", "data.blended_dataset.weights"],
+        ),
+        (
+            {
+                "data": {
+                    "data_prefixes": ["a", "b"],
+                    "blended_dataset": {"weights": [1, 2], "weight_by_num_documents": False},
+                },
+                "transformer_architecture": {"vocab_size": 9},
+                "trainer": {
+                    "train_iterations": 3,
+                    "save_dir": "x",
+                    "keep_every_steps": 10,
+                    "keep_last_checkpoints": 2,
+                },
+            },
+            [],
+        ),
+        (
+            {
+                "data": {"data_prefixes": ["a"], "blended_dataset": {"weights": [1]}},
+                "transformer_architecture": {"vocab_size": 9},
+                "trainer": {"train_iterations": 3, "save_dir": "x"},
+            },
+            [],
+        ),
+        (
+            {
+                **QUIET,
+                "topology": TWO,
+                "logger": {"metrics_ranks": [2, 3], "tensorboard_ranks": [2], "wandb_ranks": [2]},
+            },
+            ["logger.metrics_ranks"],
+        ),
+        ({**QUIET, "topology": TWO, "logger": {"metrics_ranks": [0, 7]}}, []),
+        ({**QUIET, "logger": {"metrics_ranks": []}}, []),
+        ({**QUIET, "logger": {"metrics_ranks": [1], "use_wandb": True, "wandb_ranks": [0]}}, ["logger.metrics_ranks"]),
+        ({**QUIET, "profiler": {"profile_steps": 1}}, ["profiler.profile_steps", "profiler.profile_start_at_step"]),
+        ({**QUIET, "logger": {"log_dir": "x"}, "profiler": {"profile_steps": 1, "profile_start_at_step": 3}}, []),
+        ({**QUIET, "transformer_architecture": {"causal": False}}, ["transformer_architecture.causal"]),
+    ],
+)
+def test_what_is_probably_not_meant_is_noted(values: dict[str, Any], expected: list[str]) -> None:
+    assert [note.path for note in notes(TransformerConfig.from_dict(values))] == expected
