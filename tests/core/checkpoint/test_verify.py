@@ -196,6 +196,40 @@ def test_a_folder_with_a_pickle_is_refused_and_nothing_is_executed(
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_any_protocol_is_refused_at_any_depth(protocol: int, copy: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    path = copy / "global_step2" / "sub" / "deeper" / "evil"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(Bomb(canary), protocol))
+    assert "sub/deeper/evil does not belong to the checkpoint and may hold code" in rejection(copy)
+    assert not canary.exists()
+
+
+def test_a_suffix_that_stands_for_code_is_refused_within_folders(copy: Path) -> None:
+    (copy / "global_step2" / "sub").mkdir()
+    (copy / "global_step2" / "sub" / "x.pt").write_text("")
+    assert "sub/x.pt does not belong to the checkpoint and may hold code" in rejection(copy)
+
+
+def test_links_within_a_folder_are_not_followed(copy: Path) -> None:
+    sub = copy / "global_step2" / "sub"
+    sub.mkdir()
+    (sub / "around").symlink_to(copy)
+    (copy / "evil.pt").write_text("")
+    assert find_newest(copy).require().step == 2
+
+
+def test_more_strange_files_than_can_be_looked_at_are_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "MAX_STRANGE", 4)
+    (copy / "global_step2" / "sub").mkdir()
+    for number in range(3):
+        (copy / "global_step2" / "sub" / f"{number}.txt").write_text("")
+    assert find_newest(copy).require().step == 2
+    (copy / "global_step2" / "sub" / "3.txt").write_text("")
+    assert "holds more than 4 files that do not belong to the checkpoint" in rejection(copy)
+
+
 def test_a_pickle_in_place_of_a_data_file_is_refused_and_not_executed(copy: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     path = copy / "global_step2" / MODEL

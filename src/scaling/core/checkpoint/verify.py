@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -17,12 +18,16 @@ from scaling.core.checkpoint import manifest as manifests
 from scaling.core.checkpoint.disk import CHUNK_BYTES, iterate_chunks, open_regular, read_small
 from scaling.core.checkpoint.header import read_header
 from scaling.core.checkpoint.manifest import FileEntry, Manifest, Part, TensorEntry
+from scaling.core.checkpoint.pickles import may_unpickle_to_code
 from scaling.core.errors import CheckpointError
 
 _CODE_SUFFIXES: Final = frozenset(
     {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".metadata", ".distcp", ".joblib", ".npy", ".npz", ".py", ".so"}
 )
 """Endings of files that other programs unpickle, import or run."""
+MAX_STRANGE: Final = 10_000
+"""How many files that do not belong to a checkpoint are looked at."""
+
 _CODE_MAGIC: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x7fELF")
 
 
@@ -43,18 +48,35 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def strange_files(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
-    """Return the names that the manifest does not list: (those that may hold code, harmless ones)."""
+    """Return the names that the manifest does not list: (those that may hold code, harmless ones).
+
+    Folders within are looked through, links are not followed. More than `MAX_STRANGE` files are a `CheckpointError`.
+    """
+    known = {manifests.FILE_NAME, *manifest.files}
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name not in known)
     dangerous: list[str] = []
-    harmless: list[str] = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name == manifests.FILE_NAME or entry.name in manifest.files:
-            continue
-        (dangerous if _may_hold_code(Path(entry.path)) else harmless).append(entry.name)
-    return dangerous, harmless
+    pending = [folder / name for name in names]
+    seen = 0
+    while pending:
+        path = pending.pop()
+        seen += 1
+        if seen + len(pending) > MAX_STRANGE:
+            raise CheckpointError(
+                f"{folder} holds more than {MAX_STRANGE} files that do not belong to the checkpoint, too many to look "
+                "for code in; move them elsewhere"
+            )
+        if _may_hold_code(path):
+            dangerous.append(path.relative_to(folder).as_posix())
+        elif path.is_dir() and not path.is_symlink():
+            with os.scandir(path) as entries:
+                pending += [Path(entry) for entry in islice(entries, MAX_STRANGE)]
+    hiding = {name.partition("/")[0] for name in dangerous}
+    return sorted(dangerous), [name for name in names if name not in hiding]
 
 
 def quick_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Return what is wrong with a folder's files as far as names, sizes and the first bytes of strange files tell."""
+    """Return what is wrong with a folder's files as far as names, sizes and the beginning of strange files tell."""
     found = [
         f"{name} does not belong to the checkpoint and may hold code; it was not opened"
         for name in strange_files(folder, manifest)[0]
@@ -187,4 +209,6 @@ def _may_hold_code(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(8).startswith(_CODE_MAGIC)
+        if file.read(8).startswith(_CODE_MAGIC):
+            return True
+    return may_unpickle_to_code(path)
