@@ -339,6 +339,10 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "latin.yml").write_bytes(b"walls: [\xe4]")
     with pytest.raises(ConfigError, match=r"latin\.yml is not UTF-8 text \(byte 8\)"):
         House.from_yaml(tmp_path / "latin.yml")
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(ConfigError, match=r"weights\.bin has more than \d+ bytes; is it a configuration\?"):
+        House.from_yaml(tmp_path / "weights.bin")
     (tmp_path / "bom.yml").write_bytes(b"\xef\xbb\xbfinside: {coats: 3}")
     assert House.from_yaml(str(tmp_path / "bom.yml")).inside.coats == 3
     with pytest.raises(StorageError, match=r"cannot write the configuration to .*: No such file"):

@@ -11,6 +11,8 @@ import yaml
 from scaling.core.errors import ConfigError, Problem
 
 MAX_CHARACTERS: Final = 4 * 2**20
+MAX_BYTES: Final = 4 * MAX_CHARACTERS + 3
+"""What as many characters take at most in UTF-8, behind a byte order mark; weights given by mistake are not read."""
 MAX_VALUES: Final = 200_000
 """Limit on values after aliases are expanded, so that a few lines of aliases cannot fill the memory."""
 
