@@ -85,6 +85,8 @@ def test_what_names_no_member_is_refused() -> None:
         "main.type: must be one of circle or square, not 'circel'; did you mean circle?"
     )
     assert problem({"main": {"radius": 1}}) == "main.type: must be one of circle or square, not null"
+    for no_path in (".circle", "..a.b", "circle.", "my shapes.Oval"):
+        assert problem({"main": {"type": no_path}}).startswith("main.type: must be one of circle or square, not ")
     assert problem({"main": {"type": "no.such.Shape"}}).startswith("main.type: 'no.such.Shape' cannot be imported: ")
     assert problem({"main": {"type": "pathlib.Path"}}) == (
         "main.type: 'pathlib.Path' is no Shape; derive its class from that"

@@ -44,7 +44,7 @@ class ConfigFamily(BaseConfig):
         members, kind = cls.members(), values.get(cls.kind_key, cls.default_kind)
         if isinstance(kind, str) and kind in members:
             return members[kind]
-        if isinstance(kind, str) and "." in kind:
+        if isinstance(kind, str) and "." in kind and all(part.isidentifier() for part in kind.split(".")):
             return cls._imported(kind)
         near = nearest(kind, members) if isinstance(kind, str) else None
         hint = f"; did you mean {near}?" if near else ""
