@@ -166,6 +166,16 @@ def test_missing_files_are_reported_with_the_problems_of_other_sections() -> Non
     assert [problem.path for problem in raised.value.problems] == ["optimizer.beta1", "runner.script"]
 
 
+def test_metrics_are_sent_only_by_packages_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "find_spec", {"wandb": object()}.get)
+    values = {"logger": {"log_dir": "x", "use_wandb": True, "use_tensorboard": True}}
+    assert lacking(values) == [
+        "logger.use_tensorboard: is true, but the package tensorboard is not installed; `pip install tensorboard` or "
+        "set it to false"
+    ]
+    assert lacking({"logger": {"log_dir": "x"}}) == []
+
+
 def test_each_process_needs_a_gpu_where_gpus_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 3}
     monkeypatch.setattr(environment, "visible_gpus", lambda: 2)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from scaling.core import (
@@ -111,6 +112,16 @@ def _missing_load_dir(trainer: TrainerConfig) -> Iterator[Problem]:
         )
 
 
+def packages_are_installed(logger: LoggerConfig) -> Iterator[Problem]:
+    """The optional packages that metrics are sent with are there."""
+    for setting, package in (("use_tensorboard", "tensorboard"), ("use_wandb", "wandb")):
+        if getattr(logger, setting) and find_spec(package) is None:
+            yield Problem(
+                f"logger.{setting}",
+                f"is true, but the package {package} is not installed; `pip install {package}` or set it to false",
+            )
+
+
 def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Problem]:
     """Each process that the runner starts here has a GPU where GPUs are asked for."""
     gpus = visible_gpus()
@@ -130,6 +141,7 @@ ENVIRONMENT_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     vocabulary_holds_the_tokenizer,
     machines_and_script_exist,
     folders_are_folders,
+    packages_are_installed,
     gpus_suffice,
 )
 
