@@ -17,14 +17,14 @@ def launch_training(config_path: Path, overrides: Sequence[str] = ()) -> tuple[T
     """Train in as many processes as the topology asks for; return the configuration and the exit status.
 
     `ConfigError` with everything that is wrong before anything starts. Inside torchrun or srun no process is started:
-    this one trains. What is allowed and probably not meant is said first, by one process.
+    this one trains. What is allowed and probably not meant is said by one process, once nothing is wrong.
     """
     config = TransformerConfigHere.from_yaml(config_path, overrides, quiet=True)  # the first rank warns, where it reads
-    if LaunchContext.from_environment().rank == 0:
-        for note in notes(config):
-            sys.stderr.write(f"note: {note}\n")
     with ConsoleProgress() as progress:
-        prepare_data(config, progress=progress)
+        prepared = prepare_data(config, progress=progress)
+    if LaunchContext.from_environment().rank == 0:
+        for note in notes(prepared):
+            sys.stderr.write(f"note: {note}\n")
     status = runner_main(
         config.runner,
         module_or_script="scaling.transformer.train",
