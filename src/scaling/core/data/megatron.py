@@ -140,11 +140,11 @@ class MegatronDataset(TokenDocuments):
             yield from (piece.tobytes() for piece in elements.spots())
 
 
-def begins_like_megatron(path: Path) -> bool:
-    """Return whether a file that exists begins as the index of a Megatron data set does."""
+def beginning(path: Path) -> bytes:
+    """Return the bytes of a file that exists where the index of a Megatron data set has `MAGIC`."""
     try:
         with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
+            return file.read(len(MAGIC))
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scaling.core.data.documents import TokenDocuments, exists, with_suffix
 from scaling.core.data.file_dataset import FileDataset
-from scaling.core.data.megatron import MegatronDataset, begins_like_megatron
+from scaling.core.data.megatron import MAGIC, MegatronDataset, beginning
 from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.errors import DataError
 
@@ -19,10 +19,11 @@ def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_m
     prefix = Path(prefix)
     meta_path, index_path = with_suffix(prefix, ".meta.json"), with_suffix(prefix, ".idx")
     if not exists(meta_path) and exists(index_path):
-        if not begins_like_megatron(index_path):
+        if (begins := beginning(index_path)) != MAGIC:
             raise DataError(
-                f"{meta_path} does not exist, and {index_path} is not the index of a Megatron data set, which needs "
-                "none; copy it from where the other files of the data set come from, or tokenize again"
+                f"{meta_path} does not exist, and {index_path} begins with {begins!r}, not with {MAGIC!r} as that of a "
+                "Megatron data set, which needs none; copy it from where the other files of the data set come from, or "
+                "tokenize again"
             )
         return MegatronDataset(prefix, load_index_to_memory)
     if use_mmap:

@@ -76,7 +76,8 @@ class Supervisor:
         if self.asked is None:
             self.asked, self._since = signal.Signals(number), now
             self._pass_on(self.asked)
-            _say(f"{self.asked.name}: the run stops, and saves if it has begun and has a save_dir; a second one ends it at once")
+            what = "the run stops, and saves if it has begun and has a save_dir"
+            _say(f"{self.asked.name}: {what}; a second one ends it at once")
         elif now - self._since >= _SECOND_REQUEST_SECONDS and not self.forced:
             self.forced = True
             self._kill()
