@@ -264,13 +264,24 @@ def test_numbers_that_stay_infinite_are_refused(data: Path, tmp_path: Path) -> N
     assert state(tmp_path)["exit_status"] == ExitStatus.DATA_REFUSED
 
 
+def test_foreign_data_are_named_before_a_process_is_started(tmp_path: Path) -> None:
+    settings = settings_of(write_with_high_tokens(tmp_path / "data"), tmp_path / "run", layout(2, 1, 1))
+    ended = run_module("scaling.cli.main", "train", write_config(tmp_path / "config.yml", settings))
+    assert ended.returncode == ExitStatus.USER_INPUT
+    assert ended.stderr.startswith("error: 1 problem in ")
+    assert "data.data_prefixes.0: " in ended.stderr
+    assert "contains token 90, but the vocabulary is 0 to 66" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_only_the_processes_notice_reaches_the_user_without_traceback(tmp_path: Path, ranks: int) -> None:
-    settings = settings_of(write_with_high_tokens(tmp_path / "data"), tmp_path / "run", layout(ranks, 1, 1))
+    changes = {f"{ARCHITECTURE}.sequence_length": 128, "trainer.save_dir": str(tmp_path / "checkpoints")}
+    settings = settings_of(write_too_short(tmp_path / "data"), tmp_path / "run", layout(ranks, 1, 1), changes)
     ended = run_module("scaling.cli.main", "train", write_config(tmp_path / "config.yml", settings))
     assert ended.returncode == ExitStatus.USER_INPUT
     assert ended.stderr.startswith("error: ")
-    assert ended.stderr.count("contains token 90, but the vocabulary is 0 to 66") == 1
+    assert ended.stderr.count("make no sequence of 128 + 1 tokens") == 1
     assert "Traceback" not in ended.stderr
     assert state(tmp_path / "run")["exit_status"] == ExitStatus.USER_INPUT
