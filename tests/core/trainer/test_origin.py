@@ -174,6 +174,15 @@ def test_a_place_without_checkpoints_is_pointed_out(tmp_path: Path, caplog: pyte
     assert f"no checkpoint in trainer.load_dir ({tmp_path / 'mistyped'}): starting from random weights" in caplog.text
 
 
+def test_the_first_start_of_a_run_that_loads_from_where_it_saves_is_nothing_to_point_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, _ = make_trainer(load_dir=tmp_path / "own", save_dir=tmp_path / "own")
+    with caplog.at_level(logging.WARNING):
+        assert not trainer.resume()
+    assert caplog.text == ""
+
+
 def test_an_own_checkpoint_without_optimizer_states_has_to_be_asked_for(base: Path) -> None:
     shutil.rmtree(base / "global_step3")
     drop_optimizer(base / "global_step2")
