@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -271,6 +273,16 @@ def test_a_process_that_does_not_listen_yet_may_be_started_again(
     state = RunState.read(tmp_path / "log")
     assert state is not None
     assert (state.state, state.reason) == (RunPhase.PREEMPTED, "SIGINT before training began")
+
+
+def test_a_signal_before_there_are_processes_is_passed_on_to_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked_meanwhile(name: str) -> ModuleType:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return import_module(name)
+
+    import_module = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", asked_meanwhile)
+    assert run("slow_start", processes=2) == 75
 
 
 def test_processes_leave_when_their_runner_is_killed(

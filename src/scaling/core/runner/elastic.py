@@ -70,9 +70,9 @@ class OneMachine(RendezvousHandler):
 
 
 def run_processes(
-    command: Sequence[str], *, processes: int, master_port: int | None
-) -> tuple[list[ProcessEnd], Supervisor]:
-    """Run `command` in as many processes, until all have ended; return how, and the supervisor that watched them.
+    command: Sequence[str], supervisor: Supervisor, *, processes: int, master_port: int | None
+) -> list[ProcessEnd]:
+    """Run `command` in as many processes, watched by `supervisor`, until all have ended; return how.
 
     The agent works in a thread, so that the main thread is there for signals: the agent itself would answer the first
     one by a deadline of 30 seconds, however long saving takes, and report whatever happens as a failure.
@@ -109,15 +109,15 @@ def run_processes(
             return {handler.proc.pid: handler.proc.returncode for handler in handlers}
 
         thread = threading.Thread(target=run, name="scaling-agent", daemon=True)
-        with Supervisor(started) as supervisor:
-            thread.start()
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
-                supervisor.check()
+        supervisor.processes = started
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            supervisor.check()
         rendezvous.shutdown()
         if not results:
             raise ScalingError(f"the {processes} processes could not be started: {errors}") from errors[0]
-        return [_end(rank, results[0], supervisor, Path(folder)) for rank in range(processes)], supervisor
+        return [_end(rank, results[0], supervisor, Path(folder)) for rank in range(processes)]
 
 
 def _end(rank: int, result: RunResult, supervisor: Supervisor, folder: Path) -> ProcessEnd:

@@ -48,14 +48,14 @@ def runner_main(
     named = machines(config)
     refuse_other_machines(named, config, program, processes=processes)
     command = [sys.executable, "-u", *program]
-    with _environment(processes, gpus=named[0].gpus if named else None):
+    with _environment(processes, gpus=named[0].gpus if named else None), Supervisor() as supervisor:
         if processes == 1:
-            ends, supervisor = _run_one(command)
+            ends = _run_one(command, supervisor)
         else:
-            # Imported here, because it imports torch, which the other case can do without.
-            run_processes: Callable[..., tuple[list[ProcessEnd], Supervisor]]
+            # Imported here, because it imports torch, which takes seconds and which the other case can do without.
+            run_processes: Callable[..., list[ProcessEnd]]
             run_processes = importlib.import_module("scaling.core.runner.elastic").run_processes
-            ends, supervisor = run_processes(command, processes=processes, master_port=config.master_port)
+            ends = run_processes(command, supervisor, processes=processes, master_port=config.master_port)
     result = outcome(ends, asked=supervisor.asked, forced=supervisor.forced)
     _tell(result, processes=processes)
     if log_dir is not None:
@@ -63,24 +63,20 @@ def runner_main(
     return result.status
 
 
-def _run_one(command: Sequence[str]) -> tuple[list[ProcessEnd], Supervisor]:
+def _run_one(command: Sequence[str], supervisor: Supervisor) -> list[ProcessEnd]:
     """Run `command` in one process of its own, without an agent."""
-    started: list[subprocess.Popen[bytes]] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="scaling_run_") as folder,
-        Supervisor(lambda: {process.pid: process.returncode for process in started}) as supervisor,
-    ):
+    with tempfile.TemporaryDirectory(prefix="scaling_run_") as folder:
         error_file = Path(folder) / "error.json"
         environment = os.environ | {ERROR_FILE_VARIABLE: str(error_file)}
         process = subprocess.Popen(command, env=environment, start_new_session=True)
-        started.append(process)
+        supervisor.processes = lambda: {process.pid: process.returncode}
         while process.poll() is None:
             supervisor.check()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_SECONDS)
         report = Report.read(error_file)
         said = report.status if report is not None else 0
-        return [ProcessEnd(rank=0, exit_code=process.returncode or said, report=report)], supervisor
+        return [ProcessEnd(rank=0, exit_code=process.returncode or said, report=report)]
 
 
 def _run_here(target: str, arguments: Sequence[str]) -> int:

@@ -26,13 +26,13 @@ _SECOND_REQUEST_SECONDS = 0.5
 class Supervisor:
     """While entered, pass SIGTERM, SIGUSR1, SIGHUP and Ctrl-C on to processes; on a second request, end them at once.
 
-    `processes` returns those started so far: for each process id its exit code, None while nobody has waited for it.
-    Each leads a process group of its own. Call `check` every `POLL_SECONDS`. Leaving kills whatever is left of the
-    groups. Outside the main thread, signals are not handled.
+    Call `check` every `POLL_SECONDS`. Leaving kills whatever is left. Outside the main thread, signals are not handled.
     """
 
-    def __init__(self, processes: Callable[[], Mapping[int, int | None]]) -> None:
-        self._processes = processes
+    def __init__(self, processes: Callable[[], Mapping[int, int | None]] = dict) -> None:
+        self.processes = processes
+        """Returns those started so far: for each process id its exit code, None while nobody has waited for it. Each
+        leads a process group of its own. Set by who starts them: what was asked before is passed on to them, too."""
         self._former: dict[int, Any] = {}
         self._told: set[int] = set()
         self._since = 0.0
@@ -66,7 +66,7 @@ class Supervisor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pid in self._processes():
+        for pid in self.processes():
             _signal_group(pid, signal.SIGKILL)
         for number, handler in self._former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -84,7 +84,7 @@ class Supervisor:
             _say("ended at once")
 
     def _note_ends(self) -> None:
-        for pid, code in self._processes().items():
+        for pid, code in self.processes().items():
             if pid not in self.ended and (code is not None or _has_ended(pid)):
                 self.ended[pid] = time.time()
             if code not in (None, ExitStatus.DONE, ExitStatus.PREEMPTED) and self._deadline is None:
@@ -96,14 +96,14 @@ class Supervisor:
         Ctrl-C and a closed terminal go on as SIGTERM: a process that does not listen yet then ends without a traceback.
         """
         passed_on = signal.SIGUSR1 if number is signal.SIGUSR1 else signal.SIGTERM
-        for pid in self._processes():
+        for pid in self.processes():
             if pid not in self._told and pid not in self.ended:
                 self._told.add(pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, passed_on)
 
     def _kill(self) -> None:
-        for pid in self._processes():
+        for pid in self.processes():
             if pid not in self.ended and pid not in self.killed:
                 self.killed.add(pid)
                 _signal_group(pid, signal.SIGKILL)
