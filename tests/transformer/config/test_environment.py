@@ -143,6 +143,21 @@ def test_a_load_dir_that_is_save_dir_is_made_by_the_first_start() -> None:
     ]
 
 
+@pytest.mark.parametrize("size", [None, 300])
+def test_a_missing_tokenizer_hides_nothing_else(size: int | None) -> None:
+    make_data("cut")
+    Path("cut.bin").write_bytes(b"")
+    values = {
+        "data": {"data_prefixes": ["cut"]},
+        "transformer_architecture": {"vocab_file": "v.json", "vocab_size": size},
+        "runner": {"script": "x.py"},
+    }
+    cut, tokenizer, script = lacking(values)
+    assert cut.startswith("data.data_prefixes.0: cut.bin is damaged or incomplete")
+    assert tokenizer == "transformer_architecture.vocab_file: is 'v.json', but there is no such file; correct it"
+    assert script.startswith("runner.script: ")
+
+
 @pytest.mark.parametrize("size", [None, 0, 257, 300])
 def test_a_vocabulary_holds_the_tokens_of_its_tokenizer(size: int | None) -> None:
     train_tokenizer([], 257).save(Path("v.json"))

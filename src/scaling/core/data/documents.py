@@ -54,7 +54,7 @@ def file_size(path: Path) -> int:
             f"{path} does not exist; check the path: a data set is named by its prefix, without `.bin`"
         ) from error
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}; check the file system and the permissions") from error
+        raise unreadable(path, error) from error
     if size == 0:
         raise damaged(path, "it is empty")
     return size

@@ -82,6 +82,13 @@ class TrainerConfig(BaseConfig):
     ] = None
     """Formerly: parameters saved in files of their own."""
 
+    @property
+    def loads_from_elsewhere(self) -> bool:
+        """Return whether `load_dir` is another folder than `save_dir`, where looking first is nothing to speak of."""
+        if self.load_dir is None:
+            return False
+        return self.save_dir is None or self.load_dir.resolve() != self.save_dir.resolve()
+
     def problems(self) -> Iterator[Problem]:
         """Check what saving and loading need."""
         if self.save_interval is not None and self.save_dir is None:

@@ -116,7 +116,7 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, tell: Tell
             f"no checkpoint in save_dir ({config.save_dir}) or load_dir ({config.load_dir}), and "
             "trainer.assert_checkpoint_loaded is true; name a folder that holds one, or set it to false"
         )
-    if _loads_from_elsewhere(config):
+    if config.loads_from_elsewhere:
         tell(
             logging.WARNING,
             "there is no checkpoint in trainer.load_dir (%s): starting from random weights; to make that an error, set "
@@ -126,17 +126,11 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, tell: Tell
     return None
 
 
-def _loads_from_elsewhere(config: TrainerConfig) -> bool:
-    """Return whether `load_dir` is another folder than `save_dir`, where looking first is nothing to speak of."""
-    load_dir, save_dir = config.load_dir, config.save_dir
-    return load_dir is not None and (save_dir is None or load_dir.resolve() != save_dir.resolve())
-
-
 def _explain_what_is_not_used(origin: Origin, tell: Tell) -> None:
     """Say which settings have no effect because the run has a checkpoint of its own; refuse a contradiction."""
     config, path, step = origin.config, origin.stored.path, origin.stored.step
     assert config.save_dir is not None
-    elsewhere = _loads_from_elsewhere(config)
+    elsewhere = config.loads_from_elsewhere
     if config.load_dir is not None and elsewhere:
         wanted = step_of(config.load_dir.resolve())
         if config.load_dir.resolve().parent != config.save_dir.resolve() or wanted is None:

@@ -29,18 +29,17 @@ from scaling.transformer.data.source import Sources, missing_files
 from scaling.transformer.data.tokenizer import Tokenizer
 
 
-def data_sets_are_usable(
+def data_and_tokenizer_fit(
     data: DataConfig, transformer_architecture: TransformerArchitectureConfig
 ) -> Iterator[Problem]:
-    """Each data set is there, whole as far as that is seen at once, and fits the vocabulary and the tokenizer."""
-    vocab_size, vocab_file = transformer_architecture.vocab_size or None, transformer_architecture.vocab_file
-    if vocab_file is not None:
-        try:
-            vocab_size = vocab_size or Tokenizer.from_file(vocab_file).vocab_size
-        except DataError:  # said of the tokenizer itself
-            vocab_file = None
+    """Data sets and tokenizer are there, whole as far as is seen at once, and fit each other and the vocabulary."""
+    tokens, problems = _look_at_tokenizer(transformer_architecture)
     quickly = data.model_copy(update={"load_mmap_index_to_memory": False})
-    sources = Sources(quickly, vocab_size=vocab_size, vocab_file=vocab_file)
+    sources = Sources(
+        quickly,
+        vocab_size=transformer_architecture.vocab_size or tokens,
+        vocab_file=None if tokens is None else transformer_architecture.vocab_file,
+    )
     for name in ("data_prefixes", "validation_data_prefixes"):
         for index, prefix in enumerate(getattr(data, name) or ()):
             place = f"data.{name}.{index}"
@@ -55,28 +54,24 @@ def data_sets_are_usable(
                 sources.open(prefix)
             except DataError as error:
                 yield Problem(place, str(error))
+    yield from problems
 
 
-def tokenizer_exists(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
-    """The tokenizer is there."""
-    yield from _missing_file("transformer_architecture.vocab_file", transformer_architecture.vocab_file)
-
-
-def vocabulary_holds_the_tokenizer(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
-    """Each token of the tokenizer has a place in the vocabulary. Without a size there is nothing to compare."""
-    size, file = transformer_architecture.vocab_size, transformer_architecture.vocab_file
-    if file is None or not os.path.isfile(file):
-        return
+def _look_at_tokenizer(architecture: TransformerArchitectureConfig) -> tuple[int | None, list[Problem]]:
+    """Return how many tokens the tokenizer has, None where there is none to be had, and what is wrong with it."""
+    size, file = architecture.vocab_size, architecture.vocab_file
+    if missing := list(_missing_file("transformer_architecture.vocab_file", file)):
+        return None, missing
+    if file is None:
+        return None, []
     try:
         tokens = Tokenizer.from_file(file).vocab_size
     except DataError as error:
-        yield Problem("transformer_architecture.vocab_file", str(error))
-        return
-    if size and size < tokens:
-        yield Problem(
-            "transformer_architecture.vocab_size",
-            f"is {size}, less than the {tokens} tokens of vocab_file; set it to null, or to at least that",
-        )
+        return None, [Problem("transformer_architecture.vocab_file", str(error))]
+    if not size or size >= tokens:
+        return tokens, []
+    too_small = f"is {size}, less than the {tokens} tokens of vocab_file; set it to null, or to at least that"
+    return tokens, [Problem("transformer_architecture.vocab_size", too_small)]
 
 
 def machines_and_script_exist(runner: RunnerConfig) -> Iterator[Problem]:
@@ -102,7 +97,7 @@ def _missing_load_dir(trainer: TrainerConfig) -> Iterator[Problem]:
     with suppress(OSError):  # a save_dir that cannot be looked into
         if save_dir is not None and list_steps(save_dir):
             return
-    if save_dir is None or load_dir.resolve() != save_dir.resolve():
+    if trainer.loads_from_elsewhere:
         yield Problem("trainer.load_dir", f"is {str(load_dir)!r}, but there is no such folder; correct it")
     elif trainer.assert_checkpoint_loaded:
         yield Problem(
@@ -136,9 +131,7 @@ def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Pro
 
 
 ENVIRONMENT_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
-    data_sets_are_usable,
-    tokenizer_exists,
-    vocabulary_holds_the_tokenizer,
+    data_and_tokenizer_fit,
     machines_and_script_exist,
     folders_are_folders,
     packages_are_installed,
