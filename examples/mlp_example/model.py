@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from examples.mlp_example.config import ArchitectureConfig
 from examples.mlp_example.data import NO_DIGIT
-from scaling.core import ColumnParallelLinear, LayerSpec, LossOutput, RowParallelLinear, Topology
+from scaling.core import ColumnParallelLinear, LayerSpec, LossOutput, Place, RowParallelLinear, Topology
 
 
 class Hidden(nn.Module):
@@ -15,8 +15,9 @@ class Hidden(nn.Module):
 
     def __init__(self, dim: int, topology: Topology) -> None:
         super().__init__()
-        self.up = ColumnParallelLinear(dim, dim, topology=topology)
-        self.down = RowParallelLinear(dim, dim, topology=topology)
+        place = Place(topology)
+        self.up = ColumnParallelLinear(dim, dim, place=place)
+        self.down = RowParallelLinear(dim, dim, place=place)
 
     def forward(self, x: Tensor) -> Tensor:
         change: Tensor = self.down(F.gelu(self.up(x)))

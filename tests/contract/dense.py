@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from scaling.core import GlobalTensor, ParallelModule, Recipe, Topology, items_of, order_of
-from scaling.core.checkpoint.boxes import whole
+from scaling.core.boxes import whole
 from scaling.core.verify.deviation import Held
 from scaling.core.verify.session import StepNumbers
 from scaling.core.verify.shared_tensors import SharedTensors
@@ -150,11 +150,8 @@ class DenseModel:
     def _attention(self, layer: int, x_DSE: Tensor, seen_DQK: Tensor) -> Tensor:
         shape, weights = self.architecture, self._within(f"layers.{layer}.self_attention")
         heads, kv_heads, size = shape.num_attention_heads, shape.num_kv_heads, shape.head_size
-        if shape.attention_qkv_in_one:
-            q, k, v = affine(weights, "query_key_value", x_DSE).unflatten(-1, (heads, 3, size)).unbind(-2)
-        else:
-            q = affine(weights, "query", x_DSE).unflatten(-1, (heads, size))
-            k, v = (affine(weights, name, x_DSE).unflatten(-1, (kv_heads, size)) for name in ("key", "value"))
+        q = affine(weights, "query", x_DSE).unflatten(-1, (heads, size))
+        k, v = (affine(weights, name, x_DSE).unflatten(-1, (kv_heads, size)) for name in ("key", "value"))
         if shape.key_query_norm:
             q = self._norm(f"layers.{layer}.self_attention.norm_query", q)
             k = self._norm(f"layers.{layer}.self_attention.norm_key", k)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
+from scaling.core.boxes import Box, GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.share import plan_share
 from scaling.core.checkpoint.staging import Staging

@@ -59,11 +59,11 @@ class Training:
         return loss
 
     def weights(self) -> dict[str, Tensor]:
-        return {meta(parameter).key: parameter.detach().cpu() for parameter in self.module.parameters()}
+        return {meta(parameter).name: parameter.detach().cpu() for parameter in self.module.parameters()}
 
     def gradients(self) -> dict[str, Tensor]:
         scale = float(self.optimizer.gradient_scale)
-        return {meta(p).key: gradient_of(p).cpu().double() / scale for p in self.module.parameters()}
+        return {meta(p).name: gradient_of(p).cpu().double() / scale for p in self.module.parameters()}
 
 
 @contextmanager

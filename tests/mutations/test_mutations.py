@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scaling.core.optimizer import clip, optimizer
+from scaling.core.pipeline import build
+from scaling.core.topology import placement
 from tests.contract.dense import dense_run
 from tests.contract.layouts import LayoutCase
 from tests.contract.models import config_of, recipe, without_dropout
@@ -97,13 +98,14 @@ def test_every_bug_is_caught(
 
 
 def test_a_mutation_that_no_longer_fits_the_code_is_an_error() -> None:
-    with pytest.raises(LookupError, match="exactly once"), mutated("scaling.core.nn.init:initialize", [("never", "")]):
+    target = "scaling.core.topology.placement:tied"
+    with pytest.raises(LookupError, match="exactly once"), mutated(target, [("never", "")]):
         pass
 
 
 def test_a_mutation_ends_with_its_context() -> None:
-    original = clip.counts_here
-    with mutated("scaling.core.optimizer.clip:counts_here", [("zero or", "not zero or")]):
-        assert clip.counts_here is not original
-        assert vars(optimizer)["counts_here"] is clip.counts_here
-    assert vars(optimizer)["counts_here"] is clip.counts_here is original
+    original = placement.tied
+    with mutated("scaling.core.topology.placement:tied", [("gradient_in_parts=True", "gradient_in_parts=False")]):
+        assert placement.tied is not original
+        assert vars(build)["tied"] is placement.tied
+    assert vars(build)["tied"] is placement.tied is original

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.data.types import MicroBatch
-from scaling.core.nn.attention import AttentionShape, ParallelSelfAttention
+from scaling.core.nn.attention import ParallelSelfAttention, attention_projections
+from scaling.core.nn.attention_core import AttentionCore, DroppedAttention, ScaledDotProduct
 from scaling.core.nn.attention_kernels import DocumentMasks
-from scaling.core.nn.dropout import Dropout
+from scaling.core.nn.dropout import Dropout, DropoutStream
 from scaling.core.nn.embedding import VocabParallelEmbedding
-from scaling.core.nn.linear import enter_model_parallel, linear
+from scaling.core.nn.heads import Heads
+from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, linear
 from scaling.core.nn.loss import vocab_parallel_cross_entropy
 from scaling.core.nn.mlp import ParallelSwiGLUMLP
 from scaling.core.nn.norm import LayerNorm, RMSNorm
 from scaling.core.nn.parameter import padded_shard
+from scaling.core.nn.place import Place, enter_model_parallel
 from scaling.core.nn.rotary import RotaryEmbedding
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
 from scaling.core.pipeline.loss import LossOutput
@@ -47,9 +50,8 @@ class Model:
     dtype: torch.dtype = torch.float64
     global_batch: int = 8
 
-    @property
-    def attention(self) -> AttentionShape:
-        return AttentionShape(hidden_size=self.hidden, num_heads=self.heads, num_kv_heads=self.kv_heads)
+    def place(self, topology: Topology) -> Place:
+        return Place(topology, self.dtype, topology.sequence_parallel)
 
 
 @dataclass
@@ -65,49 +67,53 @@ class Activations:
 class Embed(nn.Module):
     def __init__(self, model: Model, topology: Topology) -> None:
         super().__init__()
-        self.embedding = VocabParallelEmbedding(
-            model.vocabulary,
-            model.hidden,
-            topology=topology,
-            dtype=model.dtype,
-            sequence_parallel=topology.sequence_parallel,
-        )
+        self.embedding = VocabParallelEmbedding(model.vocabulary, model.hidden, place=model.place(topology))
 
     def forward(self, inputs: dict[str, Tensor]) -> Activations:
         x = self.embedding(inputs["tokens"])
         return Activations(x, inputs["positions"], inputs.get("documents"), inputs["samples"])
 
 
+def attention(model: Model, place: Place, masks: DocumentMasks, dropout: Dropout) -> ParallelSelfAttention:
+    size = model.hidden // model.heads
+    heads, kv_heads = Heads(model.heads, size), Heads(model.kv_heads or model.heads, size)
+    scale = 1 / math.sqrt(size)
+    core: AttentionCore = ScaledDotProduct(masks, scale=scale)
+    if model.dropout:
+        own = heads.local(place.parts, place.index)
+        core = DroppedAttention(core, dropout, masks, scale=scale, heads=own)
+    return ParallelSelfAttention(
+        attention_projections(
+            model.hidden,
+            {"query": heads, "key": kv_heads, "value": kv_heads},
+            place=place,
+            fused=model.kv_heads is None,
+        ),
+        core,
+        RowParallelLinear(model.hidden, model.hidden, place=place),
+        head_dim=size,
+        rotary=RotaryEmbedding(size, max_seq_length=model.sequence),
+    )
+
+
 class Block(nn.Module):
     def __init__(self, index: int, model: Model, topology: Topology, masks: DocumentMasks) -> None:
         super().__init__()
-        sliced = topology.sequence_parallel
+        place = model.place(topology)
 
-        def dropout(site: str, *, sequence_parallel: bool) -> Dropout:
-            return Dropout(
-                model.dropout,
-                seed=1,
-                site=f"{index} {site}",
-                topology=topology,
-                stream="per_rank" if model.per_rank_dropout else "layout_invariant",
-                sequence_parallel=sequence_parallel,
-            )
+        def dropout(site: str) -> Dropout:
+            stream: DropoutStream = "per_rank" if model.per_rank_dropout else "layout_invariant"
+            return Dropout(model.dropout, seed=1, site=f"{index} {site}", place=place, stream=stream)
 
-        self.norm_1 = RMSNorm(model.hidden, dtype=model.dtype, sequence_parallel=sliced)
-        self.norm_2 = LayerNorm(model.hidden, dtype=model.dtype, sequence_parallel=sliced)
-        self.attention = ParallelSelfAttention(
-            model.attention,
-            masks=masks,
-            rotary=RotaryEmbedding(model.hidden // model.heads, max_seq_length=model.sequence),
-            dropout=dropout("scores", sequence_parallel=False),
-            topology=topology,
-            dtype=model.dtype,
-            sequence_parallel=sliced,
-        )
+        self.norm_1 = RMSNorm(model.hidden, place=place)
+        self.norm_2 = LayerNorm(model.hidden, place=place)
+        self.attention = attention(model, place, masks, dropout("scores"))
+        ways_in = ("dense_in", "siglu_weight")
         self.mlp = ParallelSwiGLUMLP(
-            model.hidden, 2 * model.hidden, topology=topology, dtype=model.dtype, sequence_parallel=sliced
+            {name: ColumnParallelLinear(model.hidden, 2 * model.hidden, place=place) for name in ways_in},
+            RowParallelLinear(2 * model.hidden, model.hidden, place=place),
         )
-        self.dropout_1, self.dropout_2 = (dropout(site, sequence_parallel=sliced) for site in ("1", "2"))
+        self.dropout_1, self.dropout_2 = dropout("1"), dropout("2")
 
     def forward(self, a: Activations) -> Activations:
         x = a.x + self.dropout_1(self.attention(self.norm_1(a.x), a.positions, a.documents, a.samples), a.samples)
@@ -118,13 +124,12 @@ class Block(nn.Module):
 class Head(nn.Module):
     def __init__(self, model: Model, topology: Topology) -> None:
         super().__init__()
-        self.topology = topology
-        self.norm = RMSNorm(model.hidden, dtype=model.dtype, sequence_parallel=topology.sequence_parallel)
-        self.embedding = VocabParallelEmbedding(model.vocabulary, model.hidden, topology=topology, dtype=model.dtype)
+        self.place = model.place(topology)
+        self.norm = RMSNorm(model.hidden, place=self.place)
+        self.embedding = VocabParallelEmbedding(model.vocabulary, model.hidden, place=self.place)
 
     def forward(self, a: Activations) -> Tensor:
-        x = self.norm(a.x)
-        x = enter_model_parallel(x, self.topology, sequence_parallel=self.topology.sequence_parallel)
+        x = enter_model_parallel(self.norm(a.x), self.place)
         return linear(x, self.embedding.weight[: self.embedding.shard.length])
 
 
@@ -196,14 +201,8 @@ def dense_loss(model: Model, weights: dict[str, Tensor], step: int) -> Tensor:
         attention = {name.removeprefix("attention."): value for name, value in own.items()}
         mlp = {name.removeprefix("mlp."): value for name, value in own.items()}
         y = dense.rms_norm(x, own["norm_1.weight"])
-        if model.kv_heads is None:
-            by_head = dense.affine(attention, "query_key_value", y).unflatten(-1, (model.heads, 3, head_dim))
-            q, k, v = by_head[..., 0, :], by_head[..., 1, :], by_head[..., 2, :]
-        else:
-            q, k, v = (
-                dense.affine(attention, name, y).unflatten(-1, (-1, head_dim)) for name in ("query", "key", "value")
-            )
-            k, v = (t.repeat_interleave(model.heads // model.kv_heads, dim=2) for t in (k, v))
+        q, k, v = (dense.affine(attention, name, y).unflatten(-1, (-1, head_dim)) for name in ("query", "key", "value"))
+        k, v = (t.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for t in (k, v))
         q, k = (dense.rotate(t, batch["positions"], head_dim) for t in (q, k))
         out = dense.attend(q, k, v, scale=1 / math.sqrt(head_dim), causal=True, documents=batch["documents"])
         x = x + dense.affine(attention, "dense", out.flatten(2))

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scaling.core.checkpoint.boxes import GlobalTensor
+from scaling.core.boxes import GlobalTensor
 from scaling.core.nn.init import part_of_initial_values
-from scaling.core.nn.parameter import ParameterMeta
+from scaling.core.nn.parameter import Piece
 from scaling.core.optimizer.config import OptimizerConfig
 from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
@@ -171,12 +171,16 @@ def train_in(model: Model, layout: dict[str, Any], *, steps: int = 3, **options:
     return Outcome(losses=first.losses, norms=first.norms, evaluation=first.evaluation, **tensors)
 
 
-def initial_values(description: ParameterMeta, seed: int = SEED) -> Tensor:
-    """Return the whole initial tensor of a parameter."""
-    assert description.initializer is not None
-    shape = description.global_shape
+def initial_values(piece: Piece, seed: int = SEED) -> Tensor:
+    """Return the whole initial tensor that a piece of a parameter is a part of."""
+    assert piece.initializer is not None
     values = part_of_initial_values(
-        description.initializer, seed=seed, key=description.key, shape=shape, offset=(0,) * len(shape), part=shape
+        piece.initializer,
+        seed=seed,
+        key=piece.key,
+        shape=piece.shape,
+        offset=(0,) * len(piece.shape),
+        part=piece.shape,
     )
     return torch.from_numpy(values)
 

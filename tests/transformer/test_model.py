@@ -70,7 +70,7 @@ def test_there_are_as_many_layers_as_the_configuration_counts(changes: dict[str,
 
 
 def test_parameters_have_the_names_that_checkpoints_and_groups_know_them_by() -> None:
-    names = [name.key for _, name in build(architecture(**LLAMA, num_layers=1)).parameters_with_meta()]
+    names = [description.name for _, description in build(architecture(**LLAMA, num_layers=1)).parameters_with_meta()]
     assert sorted(names) == [
         "layers.0.embedding.weight",
         "layers.1.input_layernorm.weight",

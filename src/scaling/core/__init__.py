@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scaling.core.checkpoint.boxes import Box as Box
-    from scaling.core.checkpoint.boxes import GlobalTensor as GlobalTensor
+    from scaling.core.boxes import Box as Box
+    from scaling.core.boxes import GlobalTensor as GlobalTensor
     from scaling.core.checkpoint.checkpointer import Checkpointer as Checkpointer
     from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
     from scaling.core.checkpoint.folders import Retention as Retention
@@ -98,14 +98,16 @@ if TYPE_CHECKING:
     )
     from scaling.core.logging.config import LoggerConfig as LoggerConfig
     from scaling.core.logging.setup import configure_logging as configure_logging
-    from scaling.core.nn.attention import (
-        AttentionShape as AttentionShape,
-    )
-    from scaling.core.nn.attention import (
-        ParallelSelfAttention as ParallelSelfAttention,
-    )
+    from scaling.core.nn.attention import ParallelSelfAttention as ParallelSelfAttention
+    from scaling.core.nn.attention import attention_projections as attention_projections
+    from scaling.core.nn.attention_core import AttentionCore as AttentionCore
+    from scaling.core.nn.attention_core import CachedAttention as CachedAttention
+    from scaling.core.nn.attention_core import DroppedAttention as DroppedAttention
+    from scaling.core.nn.attention_core import FlashAttention as FlashAttention
+    from scaling.core.nn.attention_core import KeyValueCache as KeyValueCache
+    from scaling.core.nn.attention_core import ScaledDotProduct as ScaledDotProduct
     from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks
-    from scaling.core.nn.attention_kernels import KeyValueCache as KeyValueCache
+    from scaling.core.nn.attention_kernels import flash_attention_available as flash_attention_available
     from scaling.core.nn.config import (
         ActivationFunction as ActivationFunction,
     )
@@ -135,62 +137,33 @@ if TYPE_CHECKING:
     )
     from scaling.core.nn.dropout import Dropout as Dropout
     from scaling.core.nn.embedding import VocabParallelEmbedding as VocabParallelEmbedding
-    from scaling.core.nn.init import (
-        Constant as Constant,
-    )
-    from scaling.core.nn.init import (
-        Normal as Normal,
-    )
-    from scaling.core.nn.init import (
-        Uniform as Uniform,
-    )
-    from scaling.core.nn.init import (
-        xavier_normal as xavier_normal,
-    )
-    from scaling.core.nn.linear import (
-        ColumnParallelLinear as ColumnParallelLinear,
-    )
-    from scaling.core.nn.linear import (
-        RowParallelLinear as RowParallelLinear,
-    )
-    from scaling.core.nn.linear import (
-        enter_model_parallel as enter_model_parallel,
-    )
-    from scaling.core.nn.linear import (
-        leave_model_parallel as leave_model_parallel,
-    )
-    from scaling.core.nn.linear import (
-        linear as linear,
-    )
-    from scaling.core.nn.linear import (
-        new_parameter as new_parameter,
-    )
+    from scaling.core.nn.heads import Heads as Heads
+    from scaling.core.nn.init import Constant as Constant
+    from scaling.core.nn.init import Normal as Normal
+    from scaling.core.nn.init import Uniform as Uniform
+    from scaling.core.nn.init import fill as fill
+    from scaling.core.nn.init import xavier_normal as xavier_normal
+    from scaling.core.nn.linear import ColumnParallelLinear as ColumnParallelLinear
+    from scaling.core.nn.linear import RowParallelLinear as RowParallelLinear
+    from scaling.core.nn.linear import linear as linear
     from scaling.core.nn.loss import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy
     from scaling.core.nn.mlp import ParallelMLP as ParallelMLP
     from scaling.core.nn.mlp import ParallelSwiGLUMLP as ParallelSwiGLUMLP
     from scaling.core.nn.norm import LayerNorm as LayerNorm
     from scaling.core.nn.norm import RMSNorm as RMSNorm
-    from scaling.core.nn.parameter import (
-        Initializer as Initializer,
-    )
-    from scaling.core.nn.parameter import (
-        ParameterMeta as ParameterMeta,
-    )
-    from scaling.core.nn.parameter import (
-        Shard as Shard,
-    )
-    from scaling.core.nn.parameter import (
-        annotate as annotate,
-    )
-    from scaling.core.nn.parameter import (
-        even_shard as even_shard,
-    )
-    from scaling.core.nn.parameter import (
-        meta as meta,
-    )
-    from scaling.core.nn.parameter import (
-        padded_shard as padded_shard,
-    )
+    from scaling.core.nn.parameter import Initializer as Initializer
+    from scaling.core.nn.parameter import ParameterMeta as ParameterMeta
+    from scaling.core.nn.parameter import Piece as Piece
+    from scaling.core.nn.parameter import Shard as Shard
+    from scaling.core.nn.parameter import annotate as annotate
+    from scaling.core.nn.parameter import even_shard as even_shard
+    from scaling.core.nn.parameter import fused_parameter as fused_parameter
+    from scaling.core.nn.parameter import meta as meta
+    from scaling.core.nn.parameter import new_parameter as new_parameter
+    from scaling.core.nn.parameter import padded_shard as padded_shard
+    from scaling.core.nn.place import Place as Place
+    from scaling.core.nn.place import enter_model_parallel as enter_model_parallel
+    from scaling.core.nn.place import leave_model_parallel as leave_model_parallel
     from scaling.core.nn.rotary import RotaryEmbedding as RotaryEmbedding
     from scaling.core.optimizer.config import LossScalerConfig as LossScalerConfig
     from scaling.core.optimizer.config import OptimizerConfig as OptimizerConfig
@@ -298,23 +271,37 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
         "RelativePositionEmbeddingType",
         "RotaryConfig",
     ),
-    "nn.parameter": ("Initializer", "ParameterMeta", "Shard", "annotate", "even_shard", "meta", "padded_shard"),
-    "nn.init": ("Constant", "Normal", "Uniform", "xavier_normal"),
-    "nn.linear": (
-        "ColumnParallelLinear",
-        "RowParallelLinear",
-        "enter_model_parallel",
-        "leave_model_parallel",
-        "linear",
+    "nn.parameter": (
+        "Initializer",
+        "ParameterMeta",
+        "Piece",
+        "Shard",
+        "annotate",
+        "even_shard",
+        "fused_parameter",
+        "meta",
         "new_parameter",
+        "padded_shard",
     ),
+    "nn.place": ("Place", "enter_model_parallel", "leave_model_parallel"),
+    "nn.init": ("Constant", "Normal", "Uniform", "fill", "xavier_normal"),
+    "nn.heads": ("Heads",),
+    "nn.linear": ("ColumnParallelLinear", "RowParallelLinear", "linear"),
     "nn.embedding": ("VocabParallelEmbedding",),
     "nn.norm": ("LayerNorm", "RMSNorm"),
     "nn.loss": ("vocab_parallel_cross_entropy",),
     "nn.dropout": ("Dropout",),
     "nn.rotary": ("RotaryEmbedding",),
-    "nn.attention": ("AttentionShape", "ParallelSelfAttention"),
-    "nn.attention_kernels": ("DocumentMasks", "KeyValueCache"),
+    "nn.attention": ("ParallelSelfAttention", "attention_projections"),
+    "nn.attention_core": (
+        "AttentionCore",
+        "CachedAttention",
+        "DroppedAttention",
+        "FlashAttention",
+        "KeyValueCache",
+        "ScaledDotProduct",
+    ),
+    "nn.attention_kernels": ("DocumentMasks", "flash_attention_available"),
     "nn.mlp": ("ParallelMLP", "ParallelSwiGLUMLP"),
     "data.config": ("BlendedDatasetConfig",),
     "data.types": ("BaseDataset", "MicroBatch"),
@@ -328,7 +315,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "data.loader": ("DataLoader", "evaluation_batches"),
     "data.worker": ("leave_with_parent",),
     "data.sampler": ("BatchGeometry", "evaluation_steps", "items_of", "order_of", "positions_of"),
-    "checkpoint.boxes": ("Box", "GlobalTensor"),
+    "boxes": ("Box", "GlobalTensor"),
     "checkpoint.checkpointer": ("Checkpointer",),
     "checkpoint.communicator": ("StoreCommunicator",),
     "checkpoint.folders": ("Retention", "list_steps", "step_of"),

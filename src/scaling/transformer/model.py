@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
-import torch
-
 from scaling.core import (
-    AttentionShape,
+    AttentionCore,
+    ColumnParallelLinear,
     DocumentMasks,
     Dropout,
+    DroppedAttention,
+    FlashAttention,
+    Heads,
     LayerNorm,
     LayerSpec,
+    MaskedSoftmaxKernel,
     Normal,
     NormType,
     ParallelMLP,
     ParallelSelfAttention,
     ParallelSwiGLUMLP,
+    Place,
     RelativePositionEmbeddingType,
     RMSNorm,
     RotaryEmbedding,
+    RowParallelLinear,
+    ScaledDotProduct,
     TiedLayerSpec,
     Topology,
+    attention_projections,
+    flash_attention_available,
 )
 from scaling.transformer.config.architecture import MLPType, TransformerArchitectureConfig
 from scaling.transformer.layers.block import TransformerLayer
@@ -40,7 +49,7 @@ def layer_specs(config: TransformerArchitectureConfig, topology: Topology, *, se
     head_cost = float(hidden * vocabulary)
     specs: list[LayerSpec] = []
     embedding_dropout = make.dropout("embedding", config.dropout_embedding)
-    table: dict[str, Any] = {"std": make.std, "topology": topology, "dtype": make.dtype}
+    table: dict[str, Any] = {"std": make.std, "place": make.place}
     if config.lm_head and config.weight_tying:
         table |= {"tie": "embedding_tying", "tied_parameters": ["embedding.weight"]}
         specs.append(TiedLayerSpec(EmbeddingInput, vocabulary, hidden, dropout=embedding_dropout, cost=0.0, **table))
@@ -60,93 +69,107 @@ class _Maker:
 
     def __init__(self, config: TransformerArchitectureConfig, topology: Topology, seed: int) -> None:
         self.config = config
-        self.topology = topology
         self.seed = seed
-        self.dtype: torch.dtype = config.precision.dtype
+        self.place = Place(topology, config.precision.dtype, topology.sequence_parallel)
         self.std = math.sqrt(2.0 / (5.0 * config.hidden_size))
         self.masks = DocumentMasks(causal=config.causal)
-        self.intermediate = round(config.hidden_size * config.mlp_factor)
-        self.shape = AttentionShape(
-            hidden_size=config.hidden_size,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.attention_num_kv_heads,
-            fused=config.attention_qkv_in_one,
-            bias=config.attention_bias,
-            causal=config.causal,
-            scale=config.masked_softmax.scale,
-            kernel=config.masked_softmax.kernel.value,
-            deterministic=config.masked_softmax.deterministic_flash_attn_bwd,
-        )
+        self.intermediate = config.mlp_size
+        self.heads = Heads(config.num_attention_heads, config.head_size)
+        self.kv_heads = Heads(config.num_kv_heads, config.head_size)
+        self.rotary = self._rotary()
 
     @property
     def block_cost(self) -> float:
         hidden = self.config.hidden_size
         matrices = 3 if self.config.mlp_type is MLPType.SWIGLU else 2
-        kv = 2 * self.shape.kv_heads * self.shape.head_dim
+        kv = 2 * self.kv_heads.features
         return float(hidden * (2 * hidden + kv + matrices * self.intermediate + self.config.sequence_length))
 
     def dropout(self, site: str, probability: float) -> Dropout:
         return Dropout(
-            probability,
-            seed=self.seed,
-            site=site,
-            topology=self.topology,
-            stream=self.config.dropout_stream.value,
-            sequence_parallel=self.topology.sequence_parallel,
+            probability, seed=self.seed, site=site, place=self.place, stream=self.config.dropout_stream.value
         )
 
-    def norm(self, features: int, *, sequence_parallel: bool) -> LayerNorm | RMSNorm:
-        epsilon = self.config.layernorm.layernorm_epsilon
-        if self.config.norm_type is NormType.RMS:
-            return RMSNorm(features, epsilon=epsilon, dtype=self.dtype, sequence_parallel=sequence_parallel)
-        return LayerNorm(features, epsilon=epsilon, dtype=self.dtype, sequence_parallel=sequence_parallel)
+    def norm(self, features: int, place: Place) -> LayerNorm | RMSNorm:
+        kind = RMSNorm if self.config.norm_type is NormType.RMS else LayerNorm
+        return kind(features, epsilon=self.config.layernorm.layernorm_epsilon, place=place)
 
     def final_norm(self) -> LayerNormWrapper:
-        return LayerNormWrapper(self.norm(self.config.hidden_size, sequence_parallel=self.topology.sequence_parallel))
+        return LayerNormWrapper(self.norm(self.config.hidden_size, self.place))
 
-    def rotary(self) -> RotaryEmbedding | None:
+    def _rotary(self) -> RotaryEmbedding | None:
         kind = self.config.relative_position_embedding_type
         if kind is RelativePositionEmbeddingType.NONE:
             return None
         return RotaryEmbedding(
-            int(self.shape.head_dim * self.config.rotary_percentage),
+            self.config.rotary_dimensions,
             max_seq_length=self.config.sequence_length,
             base=float(self.config.rotary_embedding_base),
             interleaved=kind is RelativePositionEmbeddingType.ROTARY_COMPLEX,
         )
 
+    def core(self, index: int) -> AttentionCore:
+        softmax, place = self.config.masked_softmax, self.place
+        scale = softmax.scale / math.sqrt(self.config.head_size)
+        core: AttentionCore = ScaledDotProduct(self.masks, scale=scale)
+        flash = softmax.kernel is MaskedSoftmaxKernel.FLASH_ATTENTION
+        if flash and flash_attention_available(place.topology.device, place.dtype):
+            core = FlashAttention(
+                scale=scale, causal=self.config.causal, deterministic=softmax.deterministic_flash_attn_bwd
+            )
+        if not self.config.dropout_attention_probs:
+            return core
+        dropout = self.dropout(f"attention_probs.{index}", self.config.dropout_attention_probs)
+        local_heads = self.heads.local(place.parts, place.index)
+        return DroppedAttention(core, dropout, self.masks, scale=scale, heads=local_heads)
+
     def attention(self, index: int) -> ParallelSelfAttention:
+        config, initializer = self.config, Normal(self.std)
         attention = ParallelSelfAttention(
-            self.shape,
-            masks=self.masks,
-            rotary=self.rotary(),
-            dropout=self.dropout(f"attention_probs.{index}", self.config.dropout_attention_probs),
-            topology=self.topology,
-            dtype=self.dtype,
-            initializer=Normal(self.std),
-            sequence_parallel=self.topology.sequence_parallel,
+            attention_projections(
+                config.hidden_size,
+                {"query": self.heads, "key": self.kv_heads, "value": self.kv_heads},
+                place=self.place,
+                bias=config.attention_bias,
+                initializer=initializer,
+                fused=config.attention_qkv_in_one,
+            ),
+            self.core(index),
+            RowParallelLinear(
+                self.heads.features,
+                config.hidden_size,
+                place=self.place,
+                bias=config.attention_bias,
+                initializer=initializer,
+            ),
+            head_dim=config.head_size,
+            rotary=self.rotary,
         )
-        if not self.config.key_query_norm:
+        if not config.key_query_norm:
             return attention
-        norm_query, norm_key = (self.norm(self.shape.head_dim, sequence_parallel=False) for _ in range(2))
+        norm_query, norm_key = (self.norm(config.head_size, replace(self.place, sequence_parallel=False)) for _ in "qk")
         return attention.with_key_query_norm(norm_query, norm_key)
 
+    def mlp(self) -> ParallelMLP | ParallelSwiGLUMLP:
+        hidden, options = self.config.hidden_size, self._options(self.config.mlp_bias)
+        out = RowParallelLinear(self.intermediate, hidden, **options)
+        if self.config.mlp_type is MLPType.DEFAULT:
+            return ParallelMLP(ColumnParallelLinear(hidden, self.intermediate, **options), out)
+        ways_in = ("dense_in", "siglu_weight")
+        return ParallelSwiGLUMLP(
+            {name: ColumnParallelLinear(hidden, self.intermediate, **options) for name in ways_in}, out
+        )
+
+    def _options(self, bias: bool) -> dict[str, Any]:
+        return {"place": self.place, "bias": bias, "initializer": Normal(self.std)}
+
     def block(self, index: int) -> TransformerLayer:
-        hidden, sequence_parallel = self.config.hidden_size, self.topology.sequence_parallel
-        mlp = ParallelSwiGLUMLP if self.config.mlp_type is MLPType.SWIGLU else ParallelMLP
+        hidden = self.config.hidden_size
         return TransformerLayer(
-            input_layernorm=self.norm(hidden, sequence_parallel=sequence_parallel),
+            input_layernorm=self.norm(hidden, self.place),
             self_attention=self.attention(index),
-            post_attention_layernorm=self.norm(hidden, sequence_parallel=sequence_parallel),
-            mlp=mlp(
-                hidden,
-                self.intermediate,
-                topology=self.topology,
-                bias=self.config.mlp_bias,
-                dtype=self.dtype,
-                initializer=Normal(self.std),
-                sequence_parallel=sequence_parallel,
-            ),
+            post_attention_layernorm=self.norm(hidden, self.place),
+            mlp=self.mlp(),
             dropout_after_attention=self.dropout(f"after_attention.{index}", self.config.dropout_after_attention),
             dropout_after_mlp=self.dropout(f"after_mlp.{index}", self.config.dropout_after_mlp),
         )

@@ -62,6 +62,7 @@ CHANGE_RULES = ChangeRules(
     ),
     runtime=(
         "transformer_architecture.masked_softmax.kernel",
+        "transformer_architecture.attention_qkv_in_one",
         "transformer_architecture.vocab_file",
         "optimizer.zero",
         "optimizer.allreduce_bucket_size",

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from scaling.core.boxes import Box
 from scaling.core.checkpoint import save as saving
 from scaling.core.checkpoint import search as searching
-from scaling.core.checkpoint.boxes import Box
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Communicator
 from scaling.core.checkpoint.folders import Retention

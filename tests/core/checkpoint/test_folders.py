@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from scaling.core.boxes import GlobalTensor, whole
 from scaling.core.checkpoint import folders
-from scaling.core.checkpoint.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.disk import write_durably
 from scaling.core.checkpoint.folders import Retention, list_steps, retain, step_of, sweep

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from scaling.core.checkpoint.boxes import whole
+from scaling.core.boxes import whole
 from scaling.core.checkpoint.files import TORCH_TYPES, Piece, constant, write_file
 from scaling.core.checkpoint.header import ITEM_BYTES, encode_header, read_header, tensor_bytes
 from scaling.core.errors import CheckpointError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling.core.checkpoint.boxes import Box, GlobalTensor
+from scaling.core.boxes import Box, GlobalTensor
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Communicator
 from scaling.core.checkpoint.files import byte_view

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.core.checkpoint.boxes import Box
+from scaling.core.boxes import Box
 from scaling.core.checkpoint.manifest import (
     MAX_FILES,
     FileEntry,

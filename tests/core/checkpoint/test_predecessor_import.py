@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaling.core.checkpoint.boxes import GlobalTensor, whole
+from scaling.core.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.predecessor_import import import_predecessor, read_predecessor
 from scaling.core.errors import CheckpointError, StorageError

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from scaling.core.boxes import Box, GlobalTensor, whole
 from scaling.core.checkpoint import reader as readers
-from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.reader import CheckpointReader, Difference, cast, differences
 from scaling.core.checkpoint.search import StoredCheckpoint, find_newest

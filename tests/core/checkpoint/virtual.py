@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from scaling.core.checkpoint.boxes import Box, GlobalTensor, boxes_of_flat_range, whole
+from scaling.core.boxes import Box, GlobalTensor, boxes_of_flat_range, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Communicator, StoreCommunicator
 

@@ -4,27 +4,53 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scaling.core.errors import LayoutError
-from scaling.core.nn.attention import AttentionShape, ParallelSelfAttention, kv_shard
-from scaling.core.nn.attention_kernels import DocumentMasks, KeyValueCache
+from scaling.core.nn.attention import ParallelSelfAttention, attention_projections
+from scaling.core.nn.attention_core import (
+    AttentionCore,
+    CachedAttention,
+    DroppedAttention,
+    KeyValueCache,
+    ScaledDotProduct,
+)
+from scaling.core.nn.attention_kernels import DocumentMasks
 from scaling.core.nn.dropout import Dropout
+from scaling.core.nn.heads import Heads
+from scaling.core.nn.linear import RowParallelLinear
 from scaling.core.nn.norm import LayerNorm, RMSNorm
 from scaling.core.nn.parameter import meta
+from scaling.core.nn.place import Place
 from scaling.core.nn.rotary import RotaryEmbedding
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.placement import SAME_IN_PARTS
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
 from tests.reference import dense
-from tests.reference.compare import close
-from tests.reference.sharding import Weights, assembled, compare_layer, fill
+from tests.reference.compare import backward, close, gradient_of
+from tests.reference.sharding import (
+    GATHER,
+    SCATTER,
+    SUM,
+    Weights,
+    assembled,
+    compare_layer,
+    fill,
+    own_slice,
+    whole_gradients,
+    whole_weights,
+)
 from tests.reference.worlds import connected, random, view_of
 
 DOUBLE = torch.float64
 HIDDEN, HEADS, SEQUENCE = 32, 8, 8
+HEAD_DIM = HIDDEN // HEADS
+PROJECTIONS = ("query", "key", "value")
 LENGTHS = ([3, 5], [8])
 
 
@@ -34,6 +60,7 @@ class Variant:
 
     kv_heads: int | None = None
     fused: bool = True
+    """Where there are as many key-value heads as query heads."""
     bias: bool = True
     causal: bool = True
     packed: bool = True
@@ -44,30 +71,32 @@ class Variant:
     sequence_parallel: bool = False
 
     @property
-    def shape(self) -> AttentionShape:
-        return AttentionShape(
-            hidden_size=HIDDEN,
-            num_heads=HEADS,
-            num_kv_heads=self.kv_heads,
-            fused=self.fused,
-            bias=self.bias,
-            causal=self.causal,
-            scale=self.scale,
-        )
+    def heads(self) -> dict[str, Heads]:
+        query, key_value = Heads(HEADS, HEAD_DIM), Heads(self.kv_heads or HEADS, HEAD_DIM)
+        return {"query": query, "key": key_value, "value": key_value}
+
+    def core(self, place: Place) -> AttentionCore:
+        scale, masks = self.scale / math.sqrt(HEAD_DIM), DocumentMasks(causal=self.causal)
+        core = ScaledDotProduct(masks, scale=scale)
+        if not self.dropout:
+            return core
+        dropout = Dropout(self.dropout, seed=3, site="scores", place=place)
+        heads = self.heads["query"].local(place.parts, place.index)
+        return DroppedAttention(core, dropout, masks, scale=scale, heads=heads)
 
     def build(self, topology: Topology) -> ParallelSelfAttention:
+        place = Place(topology, DOUBLE, self.sequence_parallel)
+        fused = self.fused and self.kv_heads is None
         layer = ParallelSelfAttention(
-            self.shape,
-            masks=DocumentMasks(causal=self.causal),
+            attention_projections(HIDDEN, self.heads, place=place, bias=self.bias, fused=fused),
+            self.core(place),
+            RowParallelLinear(HIDDEN, HIDDEN, place=place, bias=self.bias),
+            head_dim=HEAD_DIM,
             rotary=RotaryEmbedding(self.rotary, max_seq_length=SEQUENCE) if self.rotary else None,
-            dropout=Dropout(self.dropout, seed=3, site="scores", topology=topology) if self.dropout else None,
-            topology=topology,
-            dtype=DOUBLE,
-            sequence_parallel=self.sequence_parallel,
         )
         if self.norm:
-            features = self.shape.head_dim
-            layer.with_key_query_norm(RMSNorm(features, dtype=DOUBLE), LayerNorm(features, dtype=DOUBLE))
+            alike = Place(topology, DOUBLE)
+            layer.with_key_query_norm(RMSNorm(HEAD_DIM, place=alike), LayerNorm(HEAD_DIM, place=alike))
         return layer
 
     @property
@@ -83,14 +112,7 @@ class Variant:
         return torch.tensor([17, 4])
 
     def dense(self, weights: Weights, x: Tensor) -> Tensor:
-        head_dim = HIDDEN // HEADS
-        if self.kv_heads is None and self.fused:
-            by_head = dense.affine(weights, "query_key_value", x).unflatten(-1, (HEADS, 3, head_dim))
-            q, k, v = by_head[..., 0, :], by_head[..., 1, :], by_head[..., 2, :]
-        else:
-            q, k, v = (
-                dense.affine(weights, name, x).unflatten(-1, (-1, head_dim)) for name in ("query", "key", "value")
-            )
+        q, k, v = (dense.affine(weights, name, x).unflatten(-1, (-1, HEAD_DIM)) for name in PROJECTIONS)
         if self.norm:
             q = dense.rms_norm(q, weights["norm_query.weight"])
             k = dense.layer_norm(k, weights["norm_key.weight"], weights["norm_key.bias"])
@@ -102,7 +124,7 @@ class Variant:
             mask = Dropout(self.dropout, seed=3, site="scores")
             keep = mask.scores_mask(self.samples, heads=range(HEADS), queries=SEQUENCE, keys=SEQUENCE)
             keep = keep.double() / (1 - self.dropout)
-        scale = self.scale / math.sqrt(head_dim)
+        scale = self.scale / math.sqrt(HEAD_DIM)
         out = dense.attend(q, k, v, scale=scale, causal=self.causal, documents=self.documents, keep=keep)
         return dense.affine(weights, "dense", out.flatten(2))
 
@@ -128,7 +150,11 @@ def compare_variants(rank: int, world_size: int, names: list[str]) -> None:
             cut = 1 if variant.sequence_parallel else None
             arguments = (variant.positions, variant.documents, variant.samples)
             layer = variant.build(topology)
-            compare_layer(layer, variant.dense, x, topology, *arguments, cut_input=cut, cut_output=cut, what=f"{name}:")
+            messages = compare_layer(
+                layer, variant.dense, x, topology, *arguments, cut_input=cut, cut_output=cut, what=f"{name}:"
+            )
+            once = [GATHER, SCATTER, GATHER, SCATTER] if variant.sequence_parallel else [SUM, SUM]
+            assert messages == (once if world_size > 1 else []), name
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -139,34 +165,39 @@ def test_the_layer_computes_attention_whatever_the_cut(world_size: int) -> None:
         run_distributed(compare_variants, world_size, list(VARIANTS))
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_ranks_that_share_a_head_hold_the_same_rows_and_say_so(kv_heads: int) -> None:
-    layers = [Variant(kv_heads=kv_heads).build(view_of(rank, model=8)) for rank in range(8)]
-    for layer in layers:
-        fill(layer)
-    replicas = 8 // kv_heads
-    for rank, layer in enumerate(layers):
-        first = layers[rank // replicas * replicas]
-        for own, shared in zip((layer.key, layer.value), (first.key, first.value), strict=True):
-            assert torch.equal(own.weight, shared.weight)
-            assert meta(own.weight).model_replicas(8) == replicas
-            assert meta(own.weight).sum_grad_over_model
-        assert meta(layer.query.weight).model_replicas(8) == 1
-        assert not meta(layer.query.weight).sum_grad_over_model
-    heads = [layers[rank].key.weight.detach() for rank in range(0, 8, replicas)]
-    whole = Variant(kv_heads=kv_heads).build(Topology.single())
-    fill(whole)
-    assert torch.equal(torch.cat(heads), whole.key.weight)
+def run_both_forms(rank: int, world_size: int) -> None:
+    with connected(model=world_size) as topology:
+        x = random(2, SEQUENCE, HIDDEN, seed=1)
+        for bias, sequence_parallel in product((True, False), repeat=2):
+            found = []
+            for fused in (True, False):
+                variant = Variant(fused=fused, bias=bias, sequence_parallel=sequence_parallel, rotary=4)
+                layer = variant.build(topology)
+                fill(layer)
+                local = own_slice(x, topology, 1 if sequence_parallel else None).clone().requires_grad_()
+                out = layer(local, variant.positions, variant.documents, variant.samples)
+                backward(out, random(*out.shape, seed=rank * sequence_parallel))
+                names = {name.rpartition(".")[0] for name, _ in layer.named_parameters()}
+                assert names == ({"query_key_value", "dense"} if fused else {*PROJECTIONS, "dense"})
+                found.append(
+                    {
+                        "output": out,
+                        "gradient of the input": gradient_of(local),
+                        **{f"gradient of {n}": t for n, t in whole_gradients(layer, topology).items()},
+                        **whole_weights(layer, topology),
+                    }
+                )
+            assert set(found[0]) == set(found[1])
+            for name, tensor in found[0].items():
+                close(tensor, found[1][name], name)
 
 
-def test_a_fused_weight_is_grouped_by_head_so_that_a_cut_by_heads_is_a_cut_of_rows() -> None:
-    parts = [Variant().build(view_of(rank, model=4)) for rank in range(4)]
-    whole = Variant().build(Topology.single())
-    for part in (*parts, whole):
-        fill(part)
-    assert torch.equal(
-        torch.cat([part.query_key_value.weight.detach() for part in parts]), whole.query_key_value.weight
-    )
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_one_product_for_queries_keys_and_values_is_three(world_size: int) -> None:
+    if world_size == 1:
+        run_both_forms(0, 1)
+    else:
+        run_distributed(run_both_forms, world_size)
 
 
 def gather_key_query_norms(rank: int, world_size: int) -> list[bool]:
@@ -177,26 +208,52 @@ def gather_key_query_norms(rank: int, world_size: int) -> list[bool]:
         assert layer.norm_query is not None
         weight = layer.norm_query.weight
         assert weight.grad is not None
-        whole = assembled(weight.grad, meta(weight), topology, summed=True)
-        return [meta(weight).sum_grad_over_model, bool(torch.allclose(whole, weight.grad))]
+        (whole,) = assembled(weight.grad, meta(weight), topology, summed=True).values()
+        placement = meta(weight).placements.on(Axis.MODEL)
+        return [placement == SAME_IN_PARTS, bool(torch.allclose(whole, weight.grad))]
 
 
 def test_each_rank_sees_a_part_of_the_gradient_of_key_query_norms() -> None:
     assert run_distributed(gather_key_query_norms, 2) == [[True, False]] * 2
 
 
-def test_heads_that_do_not_divide_are_refused() -> None:
-    shape = AttentionShape(hidden_size=32, num_heads=8)
-    with pytest.raises(LayoutError, match=r"num_attention_heads \(8\) must be divisible by model_parallel_size \(3\)"):
-        ParallelSelfAttention(shape, masks=DocumentMasks(causal=True), topology=view_of(0, model=3))
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        (3, r"8 heads and model_parallel_size \(3\) must divide one the other"),
+        (16, r"the number of query heads must be divisible by model_parallel_size \(16\)"),
+    ],
+)
+def test_heads_that_do_not_divide_are_refused(parts: int, complaint: str) -> None:
+    with pytest.raises(LayoutError, match=complaint):
+        Variant(fused=False).build(view_of(0, model=parts))
+    with pytest.raises(LayoutError, match=complaint):
+        Variant(fused=True).build(view_of(0, model=parts))
 
 
-@pytest.mark.parametrize(("kv_heads", "parts"), [(4, 6), (6, 4), (3, 2)])
-def test_key_value_heads_that_cannot_be_shared_evenly_are_refused(kv_heads: int, parts: int) -> None:
-    with pytest.raises(
-        LayoutError, match=rf"attention_num_kv_heads \({kv_heads}\) and model_parallel_size \({parts}\) must divide"
-    ):
-        kv_shard(kv_heads, 8, parts, 0)
+def test_layers_share_the_tables_of_their_positions() -> None:
+    variant, rotary = Variant(rotary=4), RotaryEmbedding(4, max_seq_length=SEQUENCE)
+    layers = [variant.build(Topology.single()) for _ in range(2)]
+    for layer in layers:
+        layer.rotary = rotary
+        fill(layer)
+    assert not any("rotary" in name for name in nn.ModuleList(layers).state_dict())
+    x, positions = random(2, SEQUENCE, HIDDEN, seed=1), variant.positions
+    angles = rotary.angles(positions, DOUBLE)
+    for layer in layers:
+        close(layer(x, positions, variant.documents, variant.samples), variant.dense(whole(layer), x))
+        assert rotary.angles(positions, DOUBLE) is angles
+    other = Variant(rotary=4, packed=False)
+    moved = torch.arange(SEQUENCE).expand(2, SEQUENCE)
+    expected = other.build(Topology.single())
+    fill(expected)
+    for layer in layers:
+        found = layer(x, moved, None, variant.samples)
+        assert torch.equal(found, expected(x, moved, None, variant.samples))
+
+
+def whole(layer: ParallelSelfAttention) -> Weights:
+    return whole_weights(layer, Topology.single())
 
 
 def test_dropout_is_off_in_evaluation() -> None:
@@ -214,10 +271,26 @@ def test_generating_bit_by_bit_attends_as_the_whole_sequence_does(chunks: list[i
     fill(layer)
     x, positions = random(2, SEQUENCE, HIDDEN, seed=1), torch.arange(SEQUENCE).expand(2, SEQUENCE)
     whole = layer(x, positions, None, variant.samples)
-    layer.cache, start = KeyValueCache(), 0
+    usual, start = layer.core, 0
+    layer.attend_with(CachedAttention(KeyValueCache(), scale=1 / math.sqrt(HEAD_DIM)))
     for chunk in chunks:
         part = slice(start, start + chunk)
         close(layer(x[:, part], positions[:, part], None, variant.samples), whole[:, part])
         start += chunk
-    layer.cache = None
+    layer.attend_with(usual)
     assert torch.equal(layer(x, positions, None, variant.samples), whole)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_core_gives_way_to_another_whether_it_is_a_module_or_not(dropout: float) -> None:
+    layer = Variant(dropout=dropout, packed=False).build(Topology.single())
+    usual, modules = layer.core, set(layer.modules())
+    assert isinstance(usual, nn.Module) == (dropout > 0)
+    for other in (CachedAttention(KeyValueCache(), scale=1.0), Variant(dropout=0.1).core(Place()), usual):
+        layer.attend_with(other)
+        assert layer.core is other
+        assert all(part in set(layer.modules()) for part in (other.modules() if isinstance(other, nn.Module) else ()))
+        assert (usual in set(layer.modules())) == (other is usual and dropout > 0)
+    assert set(layer.modules()) == modules
+    layer.eval()
+    assert not any(module.training for module in layer.modules())

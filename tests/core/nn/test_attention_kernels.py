@@ -11,7 +11,6 @@ from torch import Tensor
 from scaling.core.nn.attention_kernels import (
     DocumentMasks,
     Documents,
-    KeyValueCache,
     cached_documents,
     document_bounds,
     flash_attention_available,
@@ -159,20 +158,6 @@ def test_equal_numbers_in_neighbouring_rows_are_two_documents() -> None:
 def test_flash_attention_is_for_half_precision_on_gpus() -> None:
     assert not flash_attention_available(torch.device("cpu"), torch.bfloat16)
     assert not flash_attention_available(torch.device("cuda"), torch.float32)
-
-
-@given(chunks=st.lists(st.integers(1, 9), min_size=1, max_size=8))
-def test_a_cache_returns_all_it_was_given_in_order(chunks: list[int]) -> None:
-    cache, length = KeyValueCache(), sum(chunks)
-    keys, values = random(2, length, 3, 4, seed=1), random(2, length, 3, 4, seed=2)
-    start = 0
-    for chunk in chunks:
-        part = slice(start, start + chunk)
-        found = cache.append(keys[:, part], values[:, part])
-        start += chunk
-        assert cache.length == start
-        assert torch.equal(found[0], keys[:, :start])
-        assert torch.equal(found[1], values[:, :start])
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 7), (7, 7), (3, 7), (6, 7)])

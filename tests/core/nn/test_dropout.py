@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scaling.core.nn.dropout import Dropout, keep_mask, row_keys
+from scaling.core.nn.place import Place
 from scaling.core.topology.topology import Topology
 from tests.reference.worlds import view_of
 
@@ -22,13 +23,8 @@ def dropped(dropout: Dropout, samples: Tensor, *, length: int = 16, features: in
 
 
 def site(name: str = "block", *, probability: float = 0.3, seed: int = 1, topology: Topology | None = None) -> Dropout:
-    return Dropout(
-        probability,
-        seed=seed,
-        site=name,
-        topology=topology,
-        sequence_parallel=topology is not None and topology.sequence_parallel,
-    )
+    place = None if topology is None else Place(topology, sequence_parallel=topology.sequence_parallel)
+    return Dropout(probability, seed=seed, site=name, place=place)
 
 
 @pytest.mark.parametrize("probability", PROBABILITIES)
@@ -175,7 +171,8 @@ def test_gradients_flow_where_elements_stay() -> None:
 def test_the_stream_of_a_rank_drops_alike_what_model_ranks_hold_alike(sequence_parallel: bool) -> None:
     def draw(rank: int) -> Tensor:
         view = view_of(rank, data=2, model=2, sequence_parallel=sequence_parallel)
-        layer = Dropout(0.5, seed=1, site="s", topology=view, stream="per_rank", sequence_parallel=sequence_parallel)
+        place = Place(view, sequence_parallel=sequence_parallel)
+        layer = Dropout(0.5, seed=1, site="s", place=place, stream="per_rank")
         view.rng.seed(7)
         return torch.cat([layer(torch.ones(4, 8, 64), torch.arange(4)) for _ in range(2)])
 

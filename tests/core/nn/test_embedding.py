@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.core.nn.embedding import VocabParallelEmbedding
+from scaling.core.nn.init import fill
 from scaling.core.nn.parameter import padded_shard
+from scaling.core.nn.place import Place
 from tests.distributed import run_distributed
 from tests.reference.sharding import compare_layer
 from tests.reference.worlds import connected, view_of
@@ -25,9 +27,7 @@ def compare_embeddings(rank: int, world_size: int) -> None:
         for vocabulary in VOCABULARIES:
             ids = torch.arange(24).view(3, 8) % vocabulary
             for sequence_parallel in (False, True):
-                layer = VocabParallelEmbedding(
-                    vocabulary, 6, topology=topology, dtype=DOUBLE, sequence_parallel=sequence_parallel
-                )
+                layer = VocabParallelEmbedding(vocabulary, 6, place=Place(topology, DOUBLE, sequence_parallel))
                 assert layer.weight.shape == (-(-vocabulary // world_size), 6)
                 compare_layer(
                     layer,
@@ -58,7 +58,9 @@ def test_padded_shards_cover_the_vocabulary_once_in_equal_local_lengths(size: in
 
 def look_up_foreign_ids(rank: int, world_size: int) -> None:
     with connected(model=world_size) as topology:
-        layer = VocabParallelEmbedding(5, 3, topology=topology)
+        layer = VocabParallelEmbedding(5, 3, place=Place(topology))
+        fill(layer)
+        assert layer.weight.any()
         assert not layer(torch.tensor([[-1, 5, 6, 1000]])).any()
 
 
@@ -68,7 +70,10 @@ def test_ids_outside_the_vocabulary_give_zeros_over_ranks() -> None:
 
 def test_an_embedding_starts_as_a_standard_normal_whatever_the_cut() -> None:
     whole = VocabParallelEmbedding(1001, 64)
+    layers = [VocabParallelEmbedding(1001, 64, place=Place(view_of(rank, model=4))) for rank in range(4)]
+    for layer in (whole, *layers):
+        fill(layer)
     assert float(whole.weight.detach().std()) == pytest.approx(1.0, rel=0.02)
-    parts = [VocabParallelEmbedding(1001, 64, topology=view_of(rank, model=4)).weight.detach() for rank in range(4)]
+    parts = [layer.weight.detach() for layer in layers]
     assert torch.equal(torch.cat(parts)[:1001], whole.weight)
     assert not torch.cat(parts)[1001:].any()

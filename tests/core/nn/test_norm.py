@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from scaling.core.nn.init import fill
 from scaling.core.nn.norm import LayerNorm, RMSNorm
 from scaling.core.nn.parameter import meta
+from scaling.core.nn.place import Place
+from scaling.core.topology.layout import Axis
 from tests.distributed import run_distributed
 from tests.reference import dense
 from tests.reference.compare import close
 from tests.reference.sharding import Weights, compare_layer
-from tests.reference.worlds import connected, random
+from tests.reference.worlds import connected, random, view_of
 
 DOUBLE = torch.float64
 
@@ -26,7 +29,7 @@ def compare_norms(rank: int, world_size: int) -> None:
     with connected(model=world_size) as topology:
         x = random(2, 8, 12, seed=1) * 3 + 1
         for sequence_parallel, epsilon in product((False, True), (1e-5, 0.3)):
-            options: dict[str, Any] = {"epsilon": epsilon, "dtype": DOUBLE, "sequence_parallel": sequence_parallel}
+            options: dict[str, Any] = {"epsilon": epsilon, "place": Place(topology, DOUBLE, sequence_parallel)}
             for norm in (RMSNorm(12, **options), LayerNorm(12, **options), LayerNorm(12, bias=False, **options)):
                 cut = 1 if sequence_parallel else None
                 compare_layer(norm, partial(formula_of(norm), epsilon), x, topology, cut_input=cut, cut_output=cut)
@@ -45,17 +48,21 @@ def test_norms_follow_their_formulas_alone_and_on_slices_of_the_sequence() -> No
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_gradients_are_summed_over_the_model_axis_exactly_where_ranks_see_slices(sequence_parallel: bool) -> None:
-    for norm in (RMSNorm(4, sequence_parallel=sequence_parallel), LayerNorm(4, sequence_parallel=sequence_parallel)):
+    place = Place(view_of(1, model=4), sequence_parallel=sequence_parallel)
+    for norm in (RMSNorm(4, place=place), LayerNorm(4, place=place)):
         for parameter in norm.parameters():
-            assert meta(parameter).sum_grad_over_model is sequence_parallel
-            assert meta(parameter).model_replicas(4) == 4
+            placement = meta(parameter).placements.on(Axis.MODEL)
+            assert placement.gradient_in_parts is sequence_parallel
+            assert list(placement.holders(1, 4)) == [0, 1, 2, 3]
 
 
 def test_a_new_norm_scales_by_one_and_shifts_by_nothing() -> None:
-    norm = LayerNorm(8)
+    norm, other = LayerNorm(8), RMSNorm(8)
+    for one in (norm, other):
+        fill(one)
     assert norm.bias is not None
     assert norm.weight.eq(1).all()
-    assert RMSNorm(8).weight.eq(1).all()
+    assert other.weight.eq(1).all()
     assert not norm.bias.any()
 
 
@@ -65,5 +72,9 @@ def test_statistics_of_half_precision_are_taken_in_float32(dtype: torch.dtype) -
     x = (random(4, 4096, seed=1) * 300).to(dtype)
     step = torch.finfo(dtype).eps
     ones = torch.ones(4096, dtype=DOUBLE)
-    close(RMSNorm(4096, dtype=dtype)(x), dense.rms_norm(x.double(), ones), tolerance=step)
-    close(LayerNorm(4096, dtype=dtype)(x), dense.layer_norm(x.double(), ones, None), tolerance=step)
+    place = Place(dtype=dtype)
+    norms = RMSNorm(4096, place=place), LayerNorm(4096, place=place)
+    for norm in norms:
+        fill(norm)
+    close(norms[0](x), dense.rms_norm(x.double(), ones), tolerance=step)
+    close(norms[1](x), dense.layer_norm(x.double(), ones, None), tolerance=step)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scaling.core.errors import ScheduleError
 from scaling.core.nn.dropout import Dropout
+from scaling.core.nn.place import Place
 from scaling.core.nn.recompute import recomputed
 from scaling.core.topology.topology import Topology
 from tests.reference.compare import backward, gradient_of
@@ -24,7 +25,7 @@ class Noisy(nn.Module):
         self.linear = nn.Linear(8, 8, dtype=torch.float64)
         self.keyed = Dropout(0.3, seed=1, site="keyed")
         self.streams = [
-            Dropout(0.3, seed=1, site="s", topology=topology, stream="per_rank", sequence_parallel=flag)
+            Dropout(0.3, seed=1, site="s", place=Place(topology, sequence_parallel=flag), stream="per_rank")
             for flag in (False, True)
         ]
         self.runs = 0
@@ -65,7 +66,7 @@ def test_recomputation_changes_no_bit_and_no_later_draw() -> None:
 
 def test_segments_are_replayed_with_the_draws_they_had_in_whatever_order_they_come_back() -> None:
     topology = Topology.single()
-    layer = Dropout(0.5, seed=1, site="s", topology=topology, stream="per_rank")
+    layer = Dropout(0.5, seed=1, site="s", place=Place(topology), stream="per_rank")
     inputs = [torch.ones(2, 4, 64, requires_grad=True) for _ in range(3)]
     outputs = [recomputed(lambda x: layer(x * 2, torch.arange(2)).sin(), x, topology) for x in inputs]
     for number in (1, 2, 0):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from scaling.core.errors import LayoutError
 from scaling.core.nn.rotary import RotaryEmbedding
 from tests.reference import dense
-from tests.reference.compare import close
+from tests.reference.compare import backward, close, gradient_of
 from tests.reference.worlds import random
 
 LAYOUTS = pytest.mark.parametrize("interleaved", [False, True])
@@ -51,34 +55,129 @@ def test_the_two_layouts_are_one_another_with_features_permuted() -> None:
     close(halves(x, angles)[..., order], neighbours(x[..., order], angles))
 
 
+class Holder(nn.Module):
+    """A layer that shares the tables."""
+
+    def __init__(self, rotary: RotaryEmbedding) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self.weight = nn.Parameter(torch.ones(1))
+
+
 @LAYOUTS
 def test_tables_stay_wide_whatever_the_module_becomes(interleaved: bool) -> None:
     rotary = RotaryEmbedding(8, max_seq_length=8192, interleaved=interleaved)
-    holder = torch.nn.ModuleList([rotary]).to(torch.bfloat16).half().float().bfloat16()
-    assert rotary.cosine.dtype == rotary.sine.dtype == torch.float64
-    assert list(holder.state_dict()) == []
     positions = torch.tensor([[8191]])
+    before = rotary.angles(positions, torch.float64)
+    parts = [Holder(rotary), Holder(rotary)]
+    holder = nn.ModuleList(parts).to(torch.bfloat16).half().float().bfloat16()
+    assert all(part.rotary is rotary for part in parts)
+    assert list(holder.state_dict()) == ["0.weight", "1.weight"]
+    assert list(holder.buffers()) == []
+    again = rotary.angles(positions.clone(), torch.float64)
+    for one, other in zip(before, again, strict=True):
+        assert one.dtype == torch.float64
+        assert torch.equal(one, other)
     x = random(1, 1, 1, 8, seed=1, dtype=torch.bfloat16)
     turned = rotary(x, rotary.angles(positions, x.dtype))
     assert turned.dtype == torch.bfloat16
     expected = dense.rotate(x.double(), positions, 8, interleaved=interleaved)
     close(turned, expected, tolerance=2**-8)
+    close(rotary(x.float(), rotary.angles(positions, torch.float32)), expected, tolerance=1e-6)
 
 
-def test_moving_to_another_device_moves_the_tables() -> None:
-    rotary = RotaryEmbedding(8, max_seq_length=16).to("meta")
-    assert rotary.cosine.device.type == rotary.sine.device.type == "meta"
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_angles_are_at_least_float32(interleaved: bool, dtype: torch.dtype) -> None:
+    rotary = RotaryEmbedding(8, max_seq_length=16, interleaved=interleaved)
+    for table in rotary.angles(torch.arange(16).unsqueeze(0), dtype):
+        assert table.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert table.shape == (1, 16, 1, 4)
+
+
+def test_tables_follow_the_positions_to_their_device_and_back() -> None:
+    rotary, other = RotaryEmbedding(8, max_seq_length=16), RotaryEmbedding(8, max_seq_length=16)
+    positions = torch.arange(16).unsqueeze(0)
+    before = rotary.angles(positions, torch.float64)
+    for table in rotary.angles(positions.to("meta"), torch.float64):
+        assert table.device.type == "meta"
+        assert table.shape == before[0].shape
+    for found, expected in zip(
+        rotary.angles(positions, torch.float64), other.angles(positions, torch.float64), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_the_layers_of_a_micro_batch_get_its_angles_once() -> None:
+    rotary, positions = RotaryEmbedding(8, max_seq_length=16), torch.tensor([[0, 1, 2], [0, 1, 0]])
+    first = rotary.angles(positions, torch.float32)
+    assert rotary.angles(positions, torch.float32) is first
+    assert rotary.angles(positions, torch.bfloat16) is first  # turned in float32 too
+    wide = rotary.angles(positions, torch.float64)
+    assert wide[0].dtype == torch.float64
+    assert rotary.angles(positions, torch.float64) is wide
+    back = rotary.angles(positions, torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(back, first, strict=True))
+
+
+def test_another_micro_batch_gets_angles_of_its_own_and_the_first_its_again() -> None:
+    rotary = RotaryEmbedding(8, max_seq_length=16)
+    one, other = torch.tensor([[0, 1, 2]]), torch.tensor([[7, 0, 9]])
+    x = random(1, 3, 2, 8, seed=1)
+    for _ in range(2):
+        for positions in (one, other):
+            close(rotary(x, rotary.angles(positions, x.dtype)), dense.rotate(x, positions, 8))
+    equal = one.clone()
+    assert rotary.angles(equal, x.dtype) is not rotary.angles(one, x.dtype)
+    close(rotary(x, rotary.angles(equal, x.dtype)), dense.rotate(x, one, 8))
+
+
+def test_angles_are_not_kept_for_other_positions_at_the_same_address() -> None:
+    rotary, x = RotaryEmbedding(8, max_seq_length=16), random(1, 4, 1, 8, seed=1)
+    for start in range(12):
+        angles = rotary.angles(torch.arange(start, start + 4).unsqueeze(0), x.dtype)
+        close(rotary(x, angles), dense.rotate(x, torch.arange(start, start + 4).unsqueeze(0), 8))
+
+
+def test_positions_are_not_kept_alive() -> None:
+    rotary, positions = RotaryEmbedding(8, max_seq_length=16), torch.arange(4).unsqueeze(0)
+    rotary.angles(positions, torch.float32)
+    seen = weakref.ref(positions)
+    del positions
+    assert seen() is None
+
+
+def test_angles_found_in_evaluation_serve_training_too() -> None:
+    rotary, positions = RotaryEmbedding(8, max_seq_length=16), torch.arange(4).unsqueeze(0)
+    x = random(1, 4, 1, 8, seed=1).requires_grad_()
+    with torch.no_grad():
+        rotary.angles(positions, x.dtype)
+    turned = rotary(x, rotary.angles(positions, x.dtype))
+    backward(turned, turned.detach())
+    close(gradient_of(x), x)  # a rotation turned back
 
 
 @LAYOUTS
 def test_growing_extends_the_tables_and_keeps_what_was_there(interleaved: bool) -> None:
     rotary, long = (RotaryEmbedding(8, max_seq_length=n, interleaved=interleaved) for n in (4, 40))
-    before = rotary.cosine
-    rotary.grow(3)
-    assert rotary.cosine is before
-    rotary.grow(40)
-    assert torch.equal(rotary.cosine, long.cosine)
-    assert torch.equal(rotary.sine, long.sine)
+    positions, all_positions = torch.arange(4).unsqueeze(0), torch.arange(40).unsqueeze(0)
+    with mock.patch.object(torch, "outer", wraps=torch.outer) as compute:
+        before = rotary.angles(positions, torch.float64)
+        rotary.grow(3)
+        rotary.grow(4)
+        shorter = rotary.angles(positions.clone(), torch.float64)
+        assert compute.call_count == 1  # the tables are there
+        with pytest.raises(IndexError):
+            rotary.angles(all_positions, torch.float64)
+        rotary.grow(40)
+        found = rotary.angles(all_positions, torch.float64)
+        assert compute.call_count == 2
+    for table, short, again, expected in zip(
+        found, before, shorter, long.angles(all_positions, torch.float64), strict=True
+    ):
+        assert torch.equal(table, expected)
+        assert torch.equal(table[:, :4], short)
+        assert torch.equal(again, short)
 
 
 @pytest.mark.parametrize("dimensions", [0, 1, 3, -2])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scaling.core.data.types import MicroBatch
 from scaling.core.nn.linear import ColumnParallelLinear, linear
 from scaling.core.nn.parameter import meta, update_meta
+from scaling.core.nn.place import Place
 from scaling.core.optimizer.config import OptimizerConfig
 from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
@@ -31,7 +32,7 @@ class Layer(nn.Module):
 
     def __init__(self, dtype: torch.dtype, *, scale: float = 1.0) -> None:
         super().__init__()
-        self.linear = ColumnParallelLinear(WIDTH, WIDTH, dtype=dtype)
+        self.linear = ColumnParallelLinear(WIDTH, WIDTH, place=Place(dtype=dtype))
         self.offset = nn.Parameter(torch.randn(WIDTH).to(dtype))
         update_meta(self.offset, lr_scale=scale)
 
@@ -101,7 +102,7 @@ def train_step(
 
 
 def values(module: ParallelModule) -> dict[str, Tensor]:
-    return {meta(parameter).key: parameter.detach().clone() for parameter in module.parameters()}
+    return {meta(parameter).name: parameter.detach().clone() for parameter in module.parameters()}
 
 
 def forward(weights: Mapping[str, Tensor], x: Tensor, layers: int = 2) -> Tensor:

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from scaling.core.optimizer.clip import counts_here, squared_norm
-from scaling.core.optimizer.flat_buffer import BufferKind
+from scaling.core.nn.parameter import meta
+from scaling.core.optimizer.clip import squared_norm
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.pipeline.module import ParallelModule
-from scaling.core.topology.layout import Layout
+from scaling.core.topology.layout import Axis, Layout
+from scaling.core.topology.placement import USUAL, Placement, tied
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
 from tests.reference.models import Loss, Model, micro_batches
 from tests.reference.sharding import assembled
 from tests.reference.training import build
-from tests.reference.worlds import connected, random, topology_config, view_of
-
-KIND = BufferKind(group=0, lr_scale=1.0, dtype=torch.float32, model_replicas=1, sum_grad_over_model=False, tied=None)
+from tests.reference.worlds import connected, random, topology_config
 
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("tie", [None, (0,), (0, 2), (1, 2)])
 def test_a_buffer_counts_on_one_of_its_model_replicas_and_one_data_rank_or_in_slices_on_all(
-    replicas: int, zero: bool
+    tie: tuple[int, ...] | None, replicas: int, zero: bool
 ) -> None:
-    layout = Layout(pipe=2, data=3, model=4)
-    kind = replace(KIND, model_replicas=replicas)
-    for rank in range(layout.world_size):
-        view = view_of(rank, pipe=2, data=3, model=4)
-        at = view.coordinate
-        for tie_owner in (True, False):
+    layout = Layout(pipe=3, data=3, model=4)
+    placements = USUAL.having(Axis.MODEL, Placement(copies=replicas))
+    if tie is not None:
+        placements = placements.having(Axis.PIPE, tied(tie))
+    for shortest in (placements, placements.within(layout)):
+        held = shortest.cut(shortest.batch_axes(layout)) if zero else shortest
+        for rank in range(layout.world_size):
+            at = layout.coordinate(rank)
+            if tie is not None and at.pipe not in tie:
+                continue  # holds no such buffer
+            tie_owner = tie is None or at.pipe == tie[0]
             expected = at.model % replicas == 0 and (zero or at.data == 0) and tie_owner
-            assert counts_here(kind, view, zero=zero, tie_owner=tie_owner) is expected
+            assert held.stands_for(layout, at) is expected
 
 
 def test_norms_of_several_types_and_of_nothing() -> None:
@@ -67,18 +71,22 @@ def observed_norms(rank: int, world_size: int, layout: dict[str, Any], zero: boo
 
 def keep_gradients(module: ParallelModule, optimizer: Optimizer, topology: Topology) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    described = {description.key: description for _, description in module.parameters_with_meta()}
+    described = {
+        piece.key: (parameter, piece)
+        for parameter, description in module.parameters_with_meta()
+        for piece in description.pieces
+    }
 
     def observe(tensors: Any, unscale: Tensor) -> None:
+        gradients: dict[nn.Parameter, Tensor] = {}
         for tensor in tensors:
-            description = described[tensor.key]
-            ((_, view),) = tensor.parts
-            local = view
-            if description.shard is not None:
-                missing = description.shard.local_length - description.shard.length
-                shape = [missing if dim == description.shard.dim else n for dim, n in enumerate(view.shape)]
-                local = torch.cat([view, view.new_zeros(shape)], dim=description.shard.dim)
-            found[tensor.key] = assembled(local * unscale, description, topology)
+            parameter, piece = described[tensor.key]
+            ((box, view),) = tensor.parts
+            assert box == piece.box
+            gradient = gradients.setdefault(parameter, torch.zeros_like(parameter))
+            piece.local(gradient).copy_(view * unscale)
+        for parameter, gradient in gradients.items():
+            found.update(assembled(gradient, meta(parameter), topology))
 
     optimizer.observer = observe
     return found

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations
 from math import prod
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from scaling.core.checkpoint.boxes import Box, first_overlap
-from scaling.core.nn.parameter import ParameterMeta, Shard, annotate, even_shard, meta, padded_shard
+from scaling.core.boxes import Box, first_overlap
+from scaling.core.nn.init import Constant
+from scaling.core.nn.parameter import (
+    ParameterMeta,
+    Piece,
+    Shard,
+    annotate,
+    even_shard,
+    fused_parameter,
+    meta,
+    padded_shard,
+    share,
+    update_meta,
+)
 from scaling.core.optimizer.flat_buffer import (
     ALIGNMENT,
     BufferKind,
@@ -23,6 +36,8 @@ from scaling.core.optimizer.flat_buffer import (
     places,
     plan,
 )
+from scaling.core.topology.layout import Axis, Layout
+from scaling.core.topology.placement import CUT, SAME_IN_PARTS, USUAL, Placement, tied
 
 SIZES = st.lists(st.integers(0, 2000), min_size=1, max_size=20)
 
@@ -56,15 +71,17 @@ def test_plans_place_every_parameter_once_and_cut_buckets_evenly(
         assert padding < ALIGNMENT * (len(held) + parts)
 
 
-def kind(dtype: torch.dtype = torch.float32, *, group: int = 0) -> BufferKind:
-    return BufferKind(group=group, lr_scale=1.0, dtype=dtype, model_replicas=1, sum_grad_over_model=False, tied=None)
+def kind(dtype: torch.dtype = torch.float32) -> BufferKind:
+    return BufferKind(group=0, lr_scale=1.0, dtype=dtype, placements=USUAL)
 
 
-def named(parameter: nn.Parameter, key: str, shard: Shard | None = None, **others: Any) -> nn.Parameter:
-    shape = list(parameter.shape)
-    if shard is not None:
-        shape[shard.dim] = 2 * shard.length
-    return annotate(parameter, ParameterMeta(key=key, global_shape=tuple(shape), shard=shard, **others))
+def named(
+    parameter: nn.Parameter, name: str, along: Mapping[Axis, Placement] | None = None, *, lr_scale: float = 1.0
+) -> nn.Parameter:
+    update_meta(parameter, lr_scale=lr_scale)
+    for axis, placement in (along or {}).items():
+        share(parameter, axis, placement)
+    return annotate(parameter, meta(parameter).named(name))
 
 
 def with_meta(*parameters: nn.Parameter) -> list[tuple[nn.Parameter, ParameterMeta]]:
@@ -117,80 +134,165 @@ def test_a_parameter_used_twice_adds_once() -> None:
     assert buffer.gradients[:4].tolist() == [6.0] * 4
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A parameter of one or more tensors, and how each is cut over the model ranks."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    shards: tuple[tuple[Shard | None, ...], ...]
+    """Of each tensor, by model rank."""
+
+    def on(self, rank: int, name: str) -> nn.Parameter:
+        """Return the local parameter; its values are the elements' numbers in their tensors, padding is zero."""
+        labels = [""] if len(self.shapes) == 1 else [f"piece_{number}" for number in range(len(self.shapes))]
+        described = fused_parameter(
+            {
+                label: (shape, shards[rank], Constant(0.0))
+                for label, shape, shards in zip(labels, self.shapes, self.shards, strict=True)
+            }
+        )
+        parameter = annotate(nn.Parameter(torch.zeros(described.shape)), meta(described).named(f"{name}.joined.weight"))
+        for piece in meta(parameter).pieces:
+            piece.local(parameter.detach()).copy_(numbers(piece)[slices(piece.box)])
+        return parameter
+
+
+def numbers(piece: Piece) -> Tensor:
+    return torch.arange(1.0, prod(piece.shape) + 1).view(piece.shape)
+
+
+def slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in zip(box.offset, box.stop, strict=True))
+
+
 @st.composite
-def shards(draw: st.DrawFn) -> tuple[tuple[int, ...], list[Shard | None]]:
-    """Draw a global shape and its shards over one or more ranks; the last may be padding."""
-    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=2)))
+def cuts(draw: st.DrawFn, *, parts: int) -> Cut:
+    """Draw the tensors of a parameter and their shards over `parts` ranks; the last may be padding."""
+    columns = tuple(draw(st.lists(st.integers(1, 9), max_size=1)))
+    shapes = tuple((rows, *columns) for rows in draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    dim = draw(st.sampled_from([None, 0, len(columns)]))
+
+    def shards(size: int) -> Iterator[Shard | None]:
+        for index in range(parts):
+            if dim is None:
+                yield None
+            elif size % parts == 0:
+                yield even_shard(size, parts, index, dim=dim, what="w")
+            else:
+                yield padded_shard(size, parts, index, dim=dim)
+
+    return Cut(shapes, tuple(tuple(shards(shape[dim or 0])) for shape in shapes))
+
+
+@st.composite
+def models(draw: st.DrawFn) -> tuple[int, list[Cut]]:
+    """Draw a number of model ranks and what they hold."""
     parts = draw(st.integers(1, 4))
-    if draw(st.booleans()):
-        return shape, [None]
-    dim = draw(st.integers(0, len(shape) - 1))
-    if shape[dim] % parts == 0 and draw(st.booleans()):
-        return shape, [even_shard(shape[dim], parts, index, dim=dim, what="w") for index in range(parts)]
-    return shape, [padded_shard(shape[dim], parts, index, dim=dim) for index in range(parts)]
+    return parts, draw(st.lists(cuts(parts=parts), min_size=1, max_size=4))
 
 
 @settings(max_examples=150)
-@given(
-    tensors=st.lists(shards(), min_size=1, max_size=4), data_ranks=st.integers(1, 4), bucket_size=st.integers(1, 400)
-)
+@given(model=models(), data_ranks=st.integers(1, 4), bucket_size=st.integers(1, 400))
 def test_what_all_ranks_own_are_the_global_tensors_each_element_once(
-    tensors: list[tuple[tuple[int, ...], list[Shard | None]]], data_ranks: int, bucket_size: int
+    model: tuple[int, list[Cut]], data_ranks: int, bucket_size: int
 ) -> None:
     """Buffers of every rank of the model axis, every data rank's slices: together the whole, without padding."""
-    wholes = [torch.arange(1.0, prod(shape) + 1).view(shape) for shape, _ in tensors]
-    rebuilt = [torch.zeros(shape) for shape, _ in tensors]
+    parts, held = model
+    wholes: dict[str, Tensor] = {}
+    rebuilt: dict[str, Tensor] = {}
     boxes: dict[str, list[Box]] = {}
-    for index in range(max(len(cut) for _, cut in tensors)):
-        parameters = []
-        for number, (shape, cut) in enumerate(tensors):
-            if index >= len(cut):
-                continue
-            shard, local = cut[index], list(shape)
-            value = wholes[number]
-            if shard is not None:
-                local[shard.dim] = shard.local_length
-                value = value.narrow(shard.dim, shard.offset, shard.length)
-            parameter = nn.Parameter(torch.zeros(local))
-            with torch.no_grad():
-                parameter[tuple(slice(0, length) for length in value.shape)] = value
-            description = ParameterMeta(key=str(number), global_shape=shape, shard=shard)
-            parameters.append((annotate(parameter, description), description))
-        buffer = FlatBuffer(kind(), parameters, bucket_size=bucket_size, parts=data_ranks)
+    for rank in range(parts):
+        # What is not cut lies on every rank; one of them stands for it.
+        present = [(number, cut) for number, cut in enumerate(held) if rank == 0 or cut.shards[0][0] is not None]
+        if not present:
+            continue
+        parameters = [cut.on(rank, f"layers.{number}") for number, cut in present]
+        buffer = FlatBuffer(kind(), with_meta(*parameters), bucket_size=bucket_size, parts=data_ranks)
         for data in range(data_ranks):
             for bucket in buffer.buckets:
                 owned = bucket.slice_of(data, data_ranks)
-                for description, parts in buffer.boxes(owned, buffer.weights[owned]):
-                    for box, view in parts:
+                for piece, found in buffer.boxes(owned, buffer.weights[owned]):
+                    wholes[piece.key] = numbers(piece)
+                    for box, view in found:
+                        assert view.shape == box.shape
                         assert view.numel() == box.size > 0
-                        place = tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))
-                        rebuilt[int(description.key)][place] += view
-                        boxes.setdefault(description.key, []).append(box)
+                        rebuilt.setdefault(piece.key, torch.zeros(piece.shape))[slices(box)] += view
+                        boxes.setdefault(piece.key, []).append(box)
                         view.add_(0.5)  # a view: loading writes through it
-        for parameter, description in parameters:
-            real = parameter.detach()
-            if description.shard is not None:
-                real = real.narrow(description.shard.dim, 0, description.shard.length)
-            assert real.frac().eq(0.5).all()
-    assert all(torch.equal(found, whole) for found, whole in zip(rebuilt, wholes, strict=True))
+        for parameter in parameters:
+            for piece in meta(parameter).pieces:
+                local = piece.local(parameter.detach())
+                assert local.frac().eq(0.5).all()
+                local.zero_()
+            assert not parameter.any(), "something was written to the padding"
+    assert len(wholes) == sum(len(cut.shapes) for cut in held)
+    assert all(torch.equal(rebuilt[key], whole) for key, whole in wholes.items())
     assert all(first_overlap(found) is None for found in boxes.values())
+
+
+@settings(max_examples=100)
+@given(model=models(), bucket_size=st.integers(1, 400), data=st.data())
+def test_any_range_of_a_buffer_covers_those_elements_of_each_piece_that_lie_in_it(
+    model: tuple[int, list[Cut]], bucket_size: int, data: st.DataObject
+) -> None:
+    """Against the elements one by one: where each lies in the buffer, and in which tensor."""
+    parts, held = model
+    rank = data.draw(st.integers(0, parts - 1))
+    parameters = [cut.on(rank, f"layers.{number}") for number, cut in enumerate(held)]
+    buffer = FlatBuffer(kind(), with_meta(*parameters), bucket_size=bucket_size, parts=1)
+    total = len(buffer.weights)
+    start, stop = sorted(data.draw(st.tuples(st.integers(0, total), st.integers(0, total))))
+    lies_at = torch.arange(total)
+    expected = {}
+    for parameter, place in zip(parameters, buffer.placements, strict=True):
+        local = lies_at[place.start : place.stop].view(parameter.shape)
+        for piece in meta(parameter).pieces:
+            whole = torch.full(piece.shape, -1)
+            whole[slices(piece.box)] = piece.local(local)
+            expected[piece.key] = torch.where((whole >= start) & (whole < stop), whole, -1)
+    found = list(buffer.boxes(slice(start, stop), lies_at[start:stop]))
+    assert [piece.key for piece, _ in found] == list(expected)  # also those that the range covers nothing of
+    for piece, covered in found:
+        whole = torch.full(piece.shape, -1)
+        for box, positions in covered:
+            whole[slices(box)] = positions
+        assert torch.equal(whole, expected[piece.key])
+        assert first_overlap([box for box, _ in covered]) is None
+
+
+def test_boxes_of_a_range_lie_in_the_order_of_the_buffer_and_touch_what_follows_in_one() -> None:
+    """Whole rows are one box: checkpoints copy and write boxes one by one."""
+    shape = (6, 4)
+    joined = Cut((shape, shape), ((None,), (None,))).on(0, "layers.0")
+    buffer = FlatBuffer(kind(), with_meta(joined), bucket_size=64, parts=1)
+    (first, its), (second, others) = buffer.boxes(slice(0, 64), buffer.weights)
+    assert [piece.key for piece in (first, second)] == ["layers.0.piece_0.weight", "layers.0.piece_1.weight"]
+    assert [box for box, _ in (*its, *others)] == [Box((0, 0), shape)] * 2
+    (_, its), (_, others) = buffer.boxes(slice(6, 30), buffer.weights[6:30])
+    assert [box for box, _ in its] == [Box((1, 2), (1, 2)), Box((2, 0), (4, 4))]
+    assert [box for box, _ in others] == [Box((0, 0), (1, 4)), Box((1, 0), (1, 2))]
+
+
+def names_of(buffers: Sequence[FlatBuffer]) -> list[list[str]]:
+    return [[description.name for _, description in buffer.parameters] for buffer in buffers]
 
 
 def test_parameters_are_sorted_by_kind_and_within_a_kind_from_the_last_to_the_first() -> None:
     layers = [
         [
-            named(nn.Parameter(torch.zeros(4, 4)), f"{layer}.matrix", even_shard(8, 2, 0, dim=0, what="w")),
-            named(nn.Parameter(torch.zeros(4)), f"{layer}.norm", sum_grad_over_model=True),
+            named(nn.Parameter(torch.zeros(4, 4)), f"{layer}.matrix", {Axis.MODEL: CUT}),
+            named(nn.Parameter(torch.zeros(4)), f"{layer}.norm", {Axis.MODEL: SAME_IN_PARTS}),
             named(nn.Parameter(torch.zeros(4, dtype=torch.bfloat16)), f"{layer}.half"),
         ]
         for layer in range(3)
     ]
-    tied = named(nn.Parameter(torch.zeros(4)), "tied", tied="tied")
+    both = named(nn.Parameter(torch.zeros(4)), "tied", {Axis.PIPE: tied((0, 1))})
     slow = named(nn.Parameter(torch.zeros(4)), "slow", lr_scale=0.5)
-    first = with_meta(tied, *(parameter for layer in layers for parameter in layer), slow)
+    first = with_meta(both, *(parameter for layer in layers for parameter in layer), slow)
     second = with_meta(named(nn.Parameter(torch.zeros(4)), "other group"))
-    buffers = build_buffers([first, second], model_parallel_size=2, bucket_size=10**6, parts=2)
-    assert [[description.key for _, description in buffer.parameters] for buffer in buffers] == [
+    layout = Layout(pipe=2, data=2, model=2)
+    buffers = build_buffers([first, second], layout, bucket_size=10**6)
+    assert names_of(buffers) == [
         ["slow"],
         ["2.half", "1.half", "0.half"],
         ["2.norm", "1.norm", "0.norm"],
@@ -198,20 +300,67 @@ def test_parameters_are_sorted_by_kind_and_within_a_kind_from_the_last_to_the_fi
         ["tied"],
         ["other group"],
     ]
-    assert [buffer.kind.model_replicas for buffer in buffers] == [2, 2, 2, 1, 2, 2]
-    assert [buffer.kind.sum_grad_over_model for buffer in buffers] == [False, False, True, False, False, False]
+    over_model = [buffer.kind.placements.on(Axis.MODEL) for buffer in buffers]
+    assert [len(placement.holders(0, 2)) for placement in over_model] == [2, 2, 2, 1, 2, 2]
+    assert [placement.gradient_in_parts for placement in over_model] == [False, False, True, False, False, False]
+    assert [buffer.kind.placements.other_sums(layout) for buffer in buffers] == [
+        *((), ()),
+        ((Axis.MODEL, SAME_IN_PARTS),),
+        (),
+        ((Axis.PIPE, tied((0, 1))),),
+        (),
+    ]
     assert [buffer.kind.group for buffer in buffers] == [0, 0, 0, 0, 0, 1]
     located = places(buffers)
     assert len(located) == 12
     assert located[slow] == (0, 0)
-    assert located[tied] == (4, 0)
+    assert located[both] == (4, 0)
 
 
 def test_one_model_rank_sums_nothing_over_the_model_axis() -> None:
-    norm = named(nn.Parameter(torch.zeros(4)), "norm", sum_grad_over_model=True)
-    (buffer,) = build_buffers([with_meta(norm)], model_parallel_size=1, bucket_size=10, parts=1)
-    assert not buffer.kind.sum_grad_over_model
+    norm = named(nn.Parameter(torch.zeros(4)), "norm", {Axis.MODEL: SAME_IN_PARTS})
+    (buffer,) = build_buffers([with_meta(norm)], Layout(), bucket_size=10)
+    assert not buffer.kind.placements.on(Axis.MODEL).gradient_in_parts
+    assert buffer.kind.placements.other_sums(Layout()) == ()
+
+
+def test_placements_that_mean_the_same_in_a_layout_are_one_kind() -> None:
+    """Heads that all model ranks share are summed like norms; a tie within one stage is none."""
+    parameters = [
+        named(nn.Parameter(torch.zeros(4)), "norm", {Axis.MODEL: SAME_IN_PARTS}),
+        named(nn.Parameter(torch.zeros(4)), "head", {Axis.MODEL: Placement(copies=4, gradient_in_parts=True)}),
+        named(nn.Parameter(torch.zeros(4)), "tied", {Axis.MODEL: SAME_IN_PARTS, Axis.PIPE: tied((0,))}),
+    ]
+    for layout in (Layout(model=4), Layout(pipe=2, data=2, context=2, model=4)):
+        assert names_of(build_buffers([with_meta(*parameters)], layout, bucket_size=10)) == [["tied", "head", "norm"]]
+    apart = build_buffers([with_meta(*parameters)], Layout(model=8), bucket_size=10)
+    assert names_of(apart) == [["tied", "norm"], ["head"]]
+
+
+def test_buckets_divide_by_the_ranks_over_which_the_gradient_is_summed_jointly() -> None:
+    layout = Layout(data=2, context=3, model=5)
+    plain, own = nn.Parameter(torch.zeros(4)), named(nn.Parameter(torch.zeros(4)), "own", {Axis.CONTEXT: CUT})
+    buffers = build_buffers([with_meta(plain, own)], layout, bucket_size=1)
+    assert [buffer.buckets[-1].stop for buffer in buffers] == [ALIGNMENT * 2, ALIGNMENT * 2 * 3]
+    assert [buffer.kind.placements.batch_axes(layout) for buffer in buffers] == [
+        (Axis.DATA,),
+        (Axis.DATA, Axis.CONTEXT),
+    ]
+
+
+@pytest.mark.parametrize("along", [{Axis.PIPE: tied((0, 2))}, {Axis.CONTEXT: tied((0, 1))}])
+def test_what_is_tied_lies_in_one_order_wherever_the_layers_are(along: dict[Axis, Placement]) -> None:
+    """Two ties with parameters of several sizes, whose layers come in any order, and theirs too."""
+    sizes = {"a.bias": 3, "a.weight": 70, "b.bias": 5, "b.weight": 130}
+    placements = set()
+    for order in permutations(sizes):
+        parameters = [named(nn.Parameter(torch.zeros(sizes[name])), name, along) for name in order]
+        layout = Layout(pipe=3, data=2, context=3)
+        (buffer,) = build_buffers([with_meta(*parameters)], layout, bucket_size=100)
+        assert names_of([buffer]) == [sorted(sizes)]
+        placements.add((tuple(buffer.placements), tuple(buffer.buckets)))
+    assert len(placements) == 1
 
 
 def test_a_group_may_be_empty_on_a_rank() -> None:
-    assert build_buffers([[], []], model_parallel_size=1, bucket_size=10, parts=1) == []
+    assert build_buffers([[], []], Layout(), bucket_size=10) == []

@@ -11,15 +11,18 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scaling.core.collectives import ops
+from scaling.core.collectives.autograd import split_features
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import ScheduleError
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear
 from scaling.core.nn.norm import RMSNorm
 from scaling.core.nn.parameter import meta
+from scaling.core.nn.place import Place
 from scaling.core.optimizer.config import OptimizerConfig
 from scaling.core.optimizer.flat_buffer import ALIGNMENT, plan
 from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
@@ -107,7 +110,7 @@ def record_a_step(rank: int, world_size: int, zero: bool, bucket: int) -> list[M
         module, optimizer = build(linears(torch.bfloat16), topology, zero=zero, allreduce_bucket_size=bucket)
         log: list[Message] = []
         for parameter, description in module.parameters_with_meta():
-            parameter.register_post_accumulate_grad_hook(lambda _, key=description.key: log.append(Message(key)))
+            parameter.register_post_accumulate_grad_hook(lambda _, name=description.name: log.append(Message(name)))
         with recorded(log):
             loss = module.train_step(batches(10 * rank, dtype=torch.bfloat16), square)
             log.append(Message("backward passes done"))
@@ -232,31 +235,58 @@ def test_parameters_that_get_no_gradient_hold_nothing_up() -> None:
             assert torch.equal(value, reference[key].flatten()[: len(value)])
 
 
-def crossing_ties() -> list[LayerSpec]:
-    """Two ties between the same two stages, whose layers come in the other order on the second."""
+class BiasFirst(nn.Module):
+    """A linear layer that registers its parameters the other way round."""
 
-    def tied(tie: str) -> LayerSpec:
-        names = ["weight", "bias"]
-        return TiedLayerSpec(nn.Linear, WIDTH, WIDTH, dtype=torch.float64, tie=tie, tied_parameters=names)
+    def __init__(self) -> None:
+        super().__init__()
+        inner = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+        self.bias, self.weight = inner.bias, inner.weight
 
-    return [tied("a"), tied("b"), tied("b"), tied("a")]
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
-def train_with_crossing_ties(rank: int, world_size: int, pipe: int) -> list[tuple[str, Tensor]]:
+def tied_layers(ties: str) -> list[LayerSpec]:
+    """Return a layer for each letter, which names its tie; upper case where its parameters come the other way round."""
+
+    def tied(letter: str) -> LayerSpec:
+        options: dict[str, Any] = {"tie": letter.lower(), "tied_parameters": ["weight", "bias"]}
+        if letter.isupper():
+            return TiedLayerSpec(BiasFirst, **options)
+        return TiedLayerSpec(nn.Linear, WIDTH, WIDTH, dtype=torch.float64, **options)
+
+    return [tied(letter) for letter in ties]
+
+
+def train_with_ties(rank: int, world_size: int, ties: str, pipe: int, zero: bool) -> list[tuple[str, Tensor]]:
     with connected(pipe=pipe, data=world_size // pipe) as topology:
-        module, optimizer = build(crossing_ties(), topology, micro_batches=4 // (world_size // pipe))
+        micro_batches = 4 // (world_size // pipe)
+        module, optimizer = build(tied_layers(ties), topology, micro_batches=micro_batches, zero=zero)
         data = topology.index(Axis.DATA)
         every = [batch for _, batch in zip(range(4), batches(dtype=torch.float64), strict=False)]
         for step in range(1, 3):
             loss = module.train_step(iter(every[data :: topology.size(Axis.DATA)]), square)
             optimizer.step(step, weight=loss.weight)
-        return [(meta(p).key, p.detach().clone()) for p in module.parameters()]
+        return [(meta(p).name, p.detach().clone()) for p in module.parameters()]
 
 
-@pytest.mark.parametrize(("world_size", "pipe"), [(2, 2), (4, 2), (4, 4)])
-def test_ties_that_cross_are_summed_in_one_order_on_all_ranks(world_size: int, pipe: int) -> None:
-    expected = dict(train_with_crossing_ties(0, 1, 1))
-    for found in run_distributed(train_with_crossing_ties, world_size, pipe):
+@pytest.mark.parametrize(
+    ("ties", "world_size", "pipe", "zero"),
+    [
+        *[("abba", 2, 2, False), ("abba", 4, 2, False), ("abba", 4, 4, False)],
+        # Between the same two stages: parameters in another order, and layers that lie between them or not.
+        *[("abBA", 2, 2, False), ("abBA", 4, 2, True), ("abcCAB", 2, 2, False)],
+        # Each two of three stages have a tie of their own, and all three another one.
+        *[("adcbadcbd", 3, 3, False), ("acbacb", 3, 3, False)],
+    ],
+)
+def test_ties_that_cross_are_summed_in_one_order_on_all_ranks(
+    ties: str, world_size: int, pipe: int, zero: bool
+) -> None:
+    expected = dict(train_with_ties(0, 1, ties, 1, False))
+    assert len(expected) == 2 * len(set(ties.lower()))
+    for found in run_distributed(train_with_ties, world_size, ties, pipe, zero):
         assert found
         for key, value in found:
             assert torch.allclose(value, expected[key], rtol=1e-12), key
@@ -267,13 +297,13 @@ class Sliced(nn.Module):
 
     def __init__(self, topology: Topology) -> None:
         super().__init__()
-        options: dict[str, Any] = {"topology": topology, "dtype": torch.float64}
-        self.norm = RMSNorm(WIDTH, dtype=torch.float64, sequence_parallel=True)
-        self.back = RowParallelLinear(WIDTH, WIDTH, sequence_parallel=True, split_input=True, **options)
-        self.column = ColumnParallelLinear(WIDTH, WIDTH, **options)
+        self.place = Place(topology, torch.float64, sequence_parallel=True)
+        self.norm = RMSNorm(WIDTH, place=self.place)
+        self.back = RowParallelLinear(WIDTH, WIDTH, place=self.place)
+        self.column = ColumnParallelLinear(WIDTH, WIDTH, place=self.place)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.back(x))
+        y: Tensor = self.norm(self.back(split_features(x, self.place.group)))
         return y
 
 

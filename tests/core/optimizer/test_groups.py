@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scaling.core.errors import ConfigError
-from scaling.core.nn.parameter import ParameterMeta, annotate
+from scaling.core.nn.parameter import ParameterMeta, annotate, meta
 from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign, name_in_layer
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.topology.layout import Axis
@@ -19,12 +19,14 @@ from tests.reference.worlds import connected
 
 Described = list[tuple[nn.Parameter, ParameterMeta]]
 
-KEYS = ("layers.0.embedding.weight", "layers.1.norm.weight", "layers.1.dense.weight", "layers.1.dense.bias")
+NAMES = ("layers.0.embedding.weight", "layers.1.norm.weight", "layers.1.dense.weight", "layers.1.dense.bias")
 
 
-def parameters(*keys: str) -> Described:
-    described = [ParameterMeta(key=key, global_shape=(2,)) for key in keys]
-    return [(annotate(nn.Parameter(torch.zeros(2)), meta), meta) for meta in described]
+def parameters(*names: str) -> Described:
+    found = [nn.Parameter(torch.zeros(2)) for _ in names]
+    for parameter, name in zip(found, names, strict=True):
+        annotate(parameter, meta(parameter).named(name))
+    return [(parameter, meta(parameter)) for parameter in found]
 
 
 def group(name: str, *, rate: float = 1e-3, **options: Any) -> ParameterGroup:
@@ -36,26 +38,26 @@ def pattern(name: str, include: tuple[str, ...] = (), exclude: tuple[str, ...] =
     return GroupPattern(group=group(name, weight_decay=0.5), include=include, exclude=exclude)
 
 
-def keys_of(groups: list[ParameterGroup]) -> dict[str, list[str]]:
-    return {group.name: [meta.key for _, meta in group.parameters] for group in groups}
+def names_of(groups: list[ParameterGroup]) -> dict[str, list[str]]:
+    return {group.name: [description.name for _, description in group.parameters] for group in groups}
 
 
 def test_patterns_are_searched_in_the_name_within_the_layer() -> None:
     vectors = ("bias", "norm")
     groups = assign(
-        parameters(*KEYS), [pattern("matrices", exclude=vectors), pattern("vectors", vectors)], Topology.single()
+        parameters(*NAMES), [pattern("matrices", exclude=vectors), pattern("vectors", vectors)], Topology.single()
     )
-    assert keys_of(groups) == {"matrices": [KEYS[0], KEYS[2]], "vectors": [KEYS[1], KEYS[3]]}
+    assert names_of(groups) == {"matrices": [NAMES[0], NAMES[2]], "vectors": [NAMES[1], NAMES[3]]}
     assert groups[0].weight_decay == 0.5
 
 
 @pytest.mark.parametrize(
     ("include", "exclude", "taken"),
     [
-        ((), (), list(KEYS)),
-        ((r"weight$",), (), [KEYS[0], KEYS[1], KEYS[2]]),
-        ((r"^norm",), (), [KEYS[1]]),
-        ((r"\.weight$", r"bias"), (r"norm", r"embedding"), [KEYS[2], KEYS[3]]),
+        ((), (), list(NAMES)),
+        ((r"weight$",), (), [NAMES[0], NAMES[1], NAMES[2]]),
+        ((r"^norm",), (), [NAMES[1]]),
+        ((r"\.weight$", r"bias"), (r"norm", r"embedding"), [NAMES[2], NAMES[3]]),
         (("layers", "0"), (), []),  # the layer's number is no part of the name
     ],
 )
@@ -63,7 +65,7 @@ def test_a_pattern_takes_what_it_includes_and_does_not_exclude(
     include: tuple[str, ...], exclude: tuple[str, ...], taken: list[str]
 ) -> None:
     one = pattern("g", include, exclude)
-    assert [key for key in KEYS if one.matches(name_in_layer(key))] == taken
+    assert [name for name in NAMES if one.matches(name_in_layer(name))] == taken
 
 
 def test_a_tie_is_named_by_its_first_layer() -> None:
@@ -74,7 +76,7 @@ def test_a_tie_is_named_by_its_first_layer() -> None:
 def assign_wrongly(rank: int, world_size: int) -> str:
     """Each stage has another mistake."""
     with connected(pipe=2, data=2) as topology:
-        own = KEYS[:2] if topology.index(Axis.PIPE) == 0 else KEYS[2:]
+        own = NAMES[:2] if topology.index(Axis.PIPE) == 0 else NAMES[2:]
         patterns = [pattern("a", ("norm",)), pattern("b", ("weight",), ("embedding",)), pattern("c", ("never",))]
         with pytest.raises(ConfigError) as raised:
             assign(parameters(*own), patterns, topology)
@@ -105,31 +107,31 @@ def test_of_many_parameters_in_no_group_the_first_are_named() -> None:
 
 def assign_by_stage(rank: int, world_size: int) -> dict[str, list[str]]:
     with connected(pipe=2) as topology:
-        own = KEYS[:2] if rank == 0 else KEYS[2:]
+        own = NAMES[:2] if rank == 0 else NAMES[2:]
         patterns = [pattern("dense", ("dense",)), pattern("rest", (), ("dense",))]
-        return keys_of(assign(parameters(*own), patterns, topology))
+        return names_of(assign(parameters(*own), patterns, topology))
 
 
 def test_a_group_may_be_empty_on_a_stage_but_not_everywhere() -> None:
     assert run_distributed(assign_by_stage, 2) == [
-        {"dense": [], "rest": list(KEYS[:2])},
-        {"dense": list(KEYS[2:]), "rest": []},
+        {"dense": [], "rest": list(NAMES[:2])},
+        {"dense": list(NAMES[2:]), "rest": []},
     ]
 
 
 def test_parameters_in_no_group_are_frozen_where_that_is_allowed() -> None:
-    described = parameters(*KEYS)
+    described = parameters(*NAMES)
     groups = assign(described, [pattern("bias", ("bias",))], Topology.single(), allow_missing=True)
-    assert keys_of(groups) == {"bias": [KEYS[3]]}
+    assert names_of(groups) == {"bias": [NAMES[3]]}
     assert [parameter.requires_grad for parameter, _ in described] == [False, False, False, True]
 
 
 def test_parameters_that_need_no_gradient_belong_to_no_group() -> None:
     """Weight decay would change them."""
-    described = parameters(*KEYS)
+    described = parameters(*NAMES)
     described[0][0].requires_grad_(False)
     groups = assign(described, [pattern("all")], Topology.single())
-    assert keys_of(groups) == {"all": list(KEYS[1:])}
+    assert names_of(groups) == {"all": list(NAMES[1:])}
 
 
 def test_independent_decay_does_not_depend_on_the_peak_of_the_learning_rate() -> None:

@@ -87,7 +87,7 @@ def one_after_another(kind: str, scale: float) -> Expected:
         total = total + output.loss_sum
         weight, metric = weight + float(output.weight), metric + float(output.metrics["sum"].detach())
     backward(total * scale)
-    gradients = {meta(p).key: torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()}
+    gradients = {meta(p).name: torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()}
     return Expected(gradients, float(total.detach()) / weight, metric / weight)
 
 
@@ -98,9 +98,9 @@ def check(module: ParallelModule, kind: str, expected: Expected, what: str) -> N
     assert float(loss.metrics()["sum"]) == pytest.approx(expected.metric, rel=1e-12)
     for parameter in module.parameters():
         if parameter.grad is not None:
-            close(parameter.grad, expected.gradients[meta(parameter).key], f"{what} {meta(parameter).key}")
+            close(parameter.grad, expected.gradients[meta(parameter).name], f"{what} {meta(parameter).name}")
         else:
-            assert not expected.gradients[meta(parameter).key].any()
+            assert not expected.gradients[meta(parameter).name].any()
     before = {p: gradient_of(p).clone() for p in module.parameters() if p.grad is not None}
     evaluated = module.eval_step(batches(kind), loss_of(kind))
     assert float(evaluated.loss) == pytest.approx(expected.loss, rel=1e-12)
@@ -127,7 +127,7 @@ def run_schedules(rank: int, world_size: int, pipe: int) -> None:
                     module.train_step(batches(kind), loss_of(kind), gradient_scale=torch.tensor(0.5))
                     for parameter in module.parameters():
                         if parameter.grad is not None:
-                            close(parameter.grad, again.gradients[meta(parameter).key])
+                            close(parameter.grad, again.gradients[meta(parameter).name])
 
 
 @pytest.mark.parametrize("pipe", [1, 2, 4])

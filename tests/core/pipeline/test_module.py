@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scaling.core.checkpoint.boxes import Box
+from scaling.core.boxes import Box
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import ConfigError, LayoutError
 from scaling.core.nn.parameter import meta
@@ -19,6 +19,7 @@ from scaling.core.pipeline.loss import LossOutput
 from scaling.core.pipeline.module import ParallelModule, schedule_of
 from scaling.core.pipeline.schedules import GPipe, Interleaved1F1B, OneFOneB
 from scaling.core.topology.layout import Axis
+from scaling.core.topology.placement import CUT, Placement
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
 from tests.reference.compare import close
@@ -132,21 +133,24 @@ def test_float32_agrees_to_float32(layout: Options) -> None:
     assert all(torch.equal(found.initial[key], reference.initial[key]) for key in found.initial)
 
 
-def gather_initial(rank: int, world_size: int) -> dict[str, Tensor]:
+def gather_initial(rank: int, world_size: int, model: Model) -> dict[str, Tensor]:
     with connected(pipe=2, data=2, model=2) as topology:
         config = topology_config(pipe=2, data=2, model=2)
-        module = ParallelModule(layer_specs(UNTIED, topology), topology, config, seed=11)
-        whole = {}
+        module = ParallelModule(layer_specs(model, topology), topology, config, seed=11)
+        whole: dict[str, Tensor] = {}
         for parameter, description in module.parameters_with_meta():
-            whole[description.key] = assembled(parameter, description, topology)
-            assert torch.equal(whole[description.key], initial_values(description, 11).double())
+            whole |= assembled(parameter, description, topology)
+            for piece in description.pieces:
+                assert torch.equal(whole[piece.key], initial_values(piece, 11).double()), piece.key
         return whole
 
 
-def test_every_weight_is_a_function_of_seed_and_name() -> None:
-    found = run_distributed(gather_initial, 8)
-    single = ParallelModule(layer_specs(UNTIED, Topology.single()), Topology.single(), topology_config(), seed=11)
-    expected = {meta(p).key: p.detach() for p in single.parameters()}
+@pytest.mark.parametrize("model", [UNTIED, TIED], ids=["apart", "fused"])
+def test_every_weight_is_a_function_of_seed_and_name(model: Model) -> None:
+    found = run_distributed(gather_initial, 8, model)
+    single = ParallelModule(layer_specs(model, Topology.single()), Topology.single(), topology_config(), seed=11)
+    expected = {piece.key: piece.local(p.detach()) for p in single.parameters() for piece in meta(p).pieces}
+    assert ("layers.1.attention.query.weight" in {meta(p).name for p in single.parameters()}) == (model is UNTIED)
     assert set().union(*found) == set(expected)
     for whole in found:
         assert all(torch.equal(value, expected[key]) for key, value in whole.items())
@@ -182,7 +186,8 @@ def test_persistent_buffers_are_part_of_the_model_and_owned_once() -> None:
 def test_global_tensors_are_views_through_which_weights_are_loaded() -> None:
     module = ParallelModule(layer_specs(TIED, Topology.single()), Topology.single(), topology_config(), seed=1)
     tensors = list(module.global_tensors())
-    assert [tensor.key for tensor in tensors] == [meta(p).key for p in module.parameters()]
+    assert [tensor.key for tensor in tensors] == [piece.key for p in module.parameters() for piece in meta(p).pieces]
+    assert {f"layers.1.attention.{name}.weight" for name in ("query", "key", "value")} <= {t.key for t in tensors}
     for tensor in tensors:
         ((box, view),) = tensor.parts
         assert box == Box((0,) * len(tensor.shape), tensor.shape)
@@ -195,12 +200,15 @@ def test_parameters_are_yielded_once_and_counted_by_the_stages_that_hold_them() 
         global_batch_size=2, micro_batch_size=1, pipe_schedule="interleaved_1f1b", pipe_chunks_per_rank=5
     )
     module = ParallelModule(layer_specs(TIED, Topology.single()), Topology.single(), config, seed=1)
-    keys = [description.key for _, description in module.parameters_with_meta()]
-    assert len(keys) == len(set(keys))
+    names = [description.name for _, description in module.parameters_with_meta()]
+    assert len(names) == len(set(names))
     uses = module.uses()
-    assert {meta(p).key: count for p, count in uses.items() if count > 1} == {"layers.0.embedding.weight": 2}
-    assert len(uses) == len(keys)
-    assert module.tie_ranks == {"layers.0.embedding.weight": (0,)}
+    assert {meta(p).name: count for p, count in uses.items() if count > 1} == {"layers.0.embedding.weight": 2}
+    assert len(uses) == len(names)
+    along_pipe = {meta(p).name: meta(p).placements.on(Axis.PIPE) for p in uses}
+    assert {name: placement for name, placement in along_pipe.items() if placement != CUT} == {
+        "layers.0.embedding.weight": Placement(indices=(0,), gradient_in_parts=True)
+    }
     assert module.first
     assert module.last
 

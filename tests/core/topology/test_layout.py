@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+from math import prod
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +13,15 @@ from scaling.core.errors import LayoutError
 from scaling.core.topology.layout import Axis, Coordinate, Layout
 
 LAYOUTS = st.builds(Layout, *[st.integers(1, 4)] * 4)
+SMALL = st.sampled_from(
+    [layout for sizes in product(range(1, 4), repeat=4) if (layout := Layout(*sizes)).world_size <= 18]
+)
 AXES = st.sampled_from(list(Axis))
+
+
+def groups(layout: Layout, axes: Axis | tuple[Axis, ...]) -> list[tuple[int, ...]]:
+    """Return all groups along the axes, ordered by their first rank."""
+    return sorted({layout.group(axes, rank) for rank in range(layout.world_size)})
 
 
 @given(LAYOUTS)
@@ -26,15 +37,50 @@ def test_every_rank_has_one_coordinate_and_back(layout: Layout) -> None:
 
 @given(LAYOUTS, AXES)
 def test_groups_of_an_axis_cut_the_world(layout: Layout, axis: Axis) -> None:
-    groups = layout.groups(axis)
-    assert sorted(rank for group in groups for rank in group) == list(range(layout.world_size))
-    assert {len(group) for group in groups} == {layout.size(axis)}
-    assert groups == sorted(groups)
-    for group in groups:
+    found = groups(layout, axis)
+    assert sorted(rank for group in found for rank in group) == list(range(layout.world_size))
+    assert {len(group) for group in found} == {layout.size(axis)}
+    for group in found:
         assert list(group) == sorted(group)
         for index, rank in enumerate(group):
             assert layout.group(axis, rank) == group
             assert layout.coordinate(rank).index(axis) == index
+
+
+@given(SMALL, st.permutations(list(Axis)), st.integers(0, 4))
+def test_joint_groups_of_several_axes_cut_the_world_whatever_their_order(
+    layout: Layout, order: list[Axis], count: int
+) -> None:
+    axes = tuple(order[:count])
+    found = groups(layout, axes)
+    assert sorted(rank for group in found for rank in group) == list(range(layout.world_size))
+    assert {len(group) for group in found} == {prod(layout.size(axis) for axis in axes)}
+    for group in found:
+        assert list(group) == sorted(group)
+        for rank in group:
+            assert layout.group(axes, rank) == layout.group(tuple(reversed(axes)), rank) == group
+            for other in Axis:
+                if other not in axes:
+                    assert layout.coordinate(rank).index(other) == layout.coordinate(group[0]).index(other)
+
+
+@given(SMALL, AXES)
+def test_one_axis_is_a_joint_group_of_itself_and_no_axis_is_a_rank_alone(layout: Layout, axis: Axis) -> None:
+    for rank in range(layout.world_size):
+        assert layout.group(axis, rank) == layout.group([axis], rank)
+        assert layout.group((), rank) == (rank,)
+        assert layout.group(Axis, rank) == tuple(range(layout.world_size))
+
+
+def test_a_joint_group_is_in_rank_order_whatever_lies_between_its_axes() -> None:
+    layout = Layout(pipe=2, data=2, context=2, model=2)
+    assert groups(layout, (Axis.DATA, Axis.CONTEXT)) == [(0, 2, 4, 6), (1, 3, 5, 7), (8, 10, 12, 14), (9, 11, 13, 15)]
+    assert layout.group((Axis.MODEL, Axis.PIPE), 5) == (4, 5, 12, 13)
+    assert layout.group((Axis.PIPE, Axis.CONTEXT), 5) == (5, 7, 13, 15)
+
+
+def test_data_and_context_ranks_see_different_tokens() -> None:
+    assert [axis for axis in Axis if axis.splits_batch] == [Axis.DATA, Axis.CONTEXT]
 
 
 @given(LAYOUTS, AXES, st.data())
@@ -50,10 +96,10 @@ def test_the_model_axis_varies_fastest_and_the_pipe_axis_slowest() -> None:
     layout = Layout(pipe=2, data=2, model=2)
     places = [layout.coordinate(rank) for rank in range(8)]
     assert places == [Coordinate(pipe=p, data=d, model=m) for p in range(2) for d in range(2) for m in range(2)]
-    assert layout.groups(Axis.MODEL) == [(0, 1), (2, 3), (4, 5), (6, 7)]
-    assert layout.groups(Axis.DATA) == [(0, 2), (1, 3), (4, 6), (5, 7)]
-    assert layout.groups(Axis.PIPE) == [(0, 4), (1, 5), (2, 6), (3, 7)]
-    assert layout.groups(Axis.CONTEXT) == [(rank,) for rank in range(8)]
+    assert groups(layout, Axis.MODEL) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert groups(layout, Axis.DATA) == [(0, 2), (1, 3), (4, 6), (5, 7)]
+    assert groups(layout, Axis.PIPE) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert groups(layout, Axis.CONTEXT) == [(rank,) for rank in range(8)]
 
 
 @pytest.mark.parametrize("axis", list(Axis))

@@ -10,14 +10,21 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scaling.core.errors import ConfigError, LayoutError
 from scaling.core.topology.layout import Axis, Layout
+from scaling.core.topology.placement import SAME, SAME_IN_PARTS, Placement, tied
 from scaling.core.topology.topology import Topology, choose_device
 from tests.distributed import free_port, run_distributed
 from tests.reference.worlds import connected, topology_config
 
 Ranks = tuple[int, ...] | None
+
+LAYOUTS = st.sampled_from(
+    [layout for sizes in product(range(1, 4), repeat=4) if (layout := Layout(*sizes)).world_size <= 18]
+)
 
 
 def ranks_of(group: dist.ProcessGroup | None) -> Ranks:
@@ -56,6 +63,7 @@ def look_around(rank: int, world_size: int, sizes: dict[str, int]) -> dict[Axis,
         assert ranks_of(topology.world) == tuple(range(world_size))
         for axis in Axis:
             assert topology.index(axis) == topology.coordinate.index(axis)
+            assert topology.size(axis) == layout.size(axis)
             assert topology.group(axis) is topology.group(axis)
         return {axis: ranks_of(topology.group(axis)) for axis in Axis}
 
@@ -68,6 +76,40 @@ def test_the_group_of_an_axis_holds_the_ranks_that_differ_along_it_in_axis_order
             assert found[axis] == (layout.group(axis, rank) if layout.size(axis) > 1 else None)
 
 
+@given(LAYOUTS, st.permutations(list(Axis)), st.integers(0, 4))
+def test_the_position_on_several_axes_is_that_in_their_joint_group(
+    layout: Layout, order: list[Axis], count: int
+) -> None:
+    axes = tuple(order[:count])
+    for rank in range(layout.world_size):
+        topology = Topology(layout, rank, torch.device("cpu"))
+        group = layout.group(axes, rank)
+        assert topology.size(*axes) == len(group)
+        assert group[topology.index(*axes)] == rank
+
+
+JOINT = ((Axis.PIPE, Axis.MODEL), (Axis.PIPE, Axis.DATA), (Axis.DATA, Axis.MODEL), (Axis.PIPE, Axis.DATA, Axis.MODEL))
+
+
+def join_axes(rank: int, world_size: int) -> list[Ranks]:
+    with connected(pipe=2, data=2, model=2) as topology:
+        found = [topology.group(*axes) for axes in JOINT]
+        for axes, group in zip(JOINT, found, strict=True):
+            assert group is not None
+            assert group.rank() == topology.index(*axes)
+            assert topology.group(*axes) is topology.group(*reversed(axes)) is topology.group(*axes, axes[0]) is group
+        # An axis of one rank adds nothing: the group is the same, not another one of the same ranks.
+        assert topology.group(Axis.CONTEXT, Axis.DATA) is topology.group(Axis.DATA)
+        assert topology.group(Axis.CONTEXT) is topology.group() is None
+        return [ranks_of(group) for group in found]
+
+
+def test_a_joint_group_holds_the_ranks_that_differ_along_its_axes_in_rank_order() -> None:
+    layout = Layout(pipe=2, data=2, model=2)
+    for rank, found in enumerate(run_distributed(join_axes, 8)):
+        assert found == [layout.group(axes, rank) for axes in JOINT]
+
+
 def make_other_groups(rank: int, world_size: int) -> dict[str, Ranks]:
     kinds: tuple[Literal["activation", "gradient"], ...] = ("activation", "gradient")
     with connected(pipe=2, model=4) as topology:
@@ -75,23 +117,25 @@ def make_other_groups(rank: int, world_size: int) -> dict[str, Ranks]:
         assert len({id(link) for link in links}) == 4
         assert topology.link("activation", wrapping=True) is links[1]
         found = {f"link {number}": ranks_of(link) for number, link in enumerate(links)}
-        found["replicas of 2"] = ranks_of(topology.model_replica_group(2))
-        found["replicas of 1"] = ranks_of(topology.model_replica_group(1))
-        assert topology.model_replica_group(4) is topology.group(Axis.MODEL)
-        found["tie of both"] = ranks_of(topology.tie_group("a", (0, 1)))
-        found["tie of the last"] = ranks_of(topology.tie_group("b", (1,)))
+        found["copies of 2"] = ranks_of(topology.holders_group(Axis.MODEL, Placement(copies=2)))
+        found["copies of 1"] = ranks_of(topology.holders_group(Axis.MODEL, Placement(copies=1)))
+        for everywhere in (Placement(copies=4), SAME, SAME_IN_PARTS, Placement(indices=(0, 1, 2, 3))):
+            assert topology.holders_group(Axis.MODEL, everywhere) is topology.group(Axis.MODEL)
+        found["tie of both"] = ranks_of(topology.holders_group(Axis.PIPE, tied([1, 0])))
+        found["tie of the last"] = ranks_of(topology.holders_group(Axis.PIPE, tied([1])))
+        assert topology.holders_group(Axis.CONTEXT, SAME) is None
         return found
 
 
-def test_links_replicas_and_ties_join_the_ranks_they_are_for() -> None:
+def test_links_copies_and_ties_join_the_ranks_they_are_for() -> None:
     layout = Layout(pipe=2, model=4)
     for rank, found in enumerate(run_distributed(make_other_groups, 8)):
         column = layout.group(Axis.PIPE, rank)
         first = rank // 2 * 2
         assert found == {
             **{f"link {number}": column for number in range(4)},
-            "replicas of 2": (first, first + 1),
-            "replicas of 1": None,
+            "copies of 2": (first, first + 1),
+            "copies of 1": None,
             "tie of both": column,
             "tie of the last": None,
         }
@@ -99,8 +143,10 @@ def test_links_replicas_and_ties_join_the_ranks_they_are_for() -> None:
 
 def tie_some_stages(rank: int, world_size: int) -> list[Ranks]:
     with connected(pipe=4, model=2) as topology:
-        ties = {"ends": (0, 3), "middle": (1, 2), "three": (0, 2, 3)}
-        return [ranks_of(topology.tie_group(key, ranks)) for key, ranks in ties.items()]
+        ties = [tied(pipe_ranks) for pipe_ranks in ((0, 3), (1, 2), (0, 2, 3))]
+        groups = [topology.holders_group(Axis.PIPE, tie) for tie in ties]
+        assert all(topology.holders_group(Axis.PIPE, tie) is group for tie, group in zip(ties, groups, strict=True))
+        return [ranks_of(group) for group in groups]
 
 
 def test_stages_outside_a_tie_go_on_without_its_members() -> None:

@@ -157,4 +157,4 @@ def make_trainer(
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
     """Return copies of this rank's weights by name."""
-    return {meta(p).key: p.detach().clone() for p in trainer.module.parameters()}
+    return {meta(p).name: p.detach().clone() for p in trainer.module.parameters()}

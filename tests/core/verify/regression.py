@@ -19,6 +19,7 @@ from scaling.core import (
     LossOutput,
     MicroBatch,
     Normal,
+    Place,
     Recipe,
     RowParallelLinear,
     Topology,
@@ -67,7 +68,7 @@ class BiasOnEveryRank(nn.Module):
     def __init__(self, in_features: int, out_features: int, topology: Topology, bias_std: float) -> None:
         super().__init__()
         self.topology = topology
-        right = RowParallelLinear(in_features, out_features, topology=topology)
+        right = RowParallelLinear(in_features, out_features, place=Place(topology))
         self.weight = right.weight
         self.bias = right.bias if bias_std == 0.0 else new_parameter((out_features,), Normal(bias_std))
 
@@ -76,14 +77,19 @@ class BiasOnEveryRank(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, topology: Topology, down: nn.Module, *, copy_input: bool) -> None:
+    """A block as it should be; a forgetful one does not sum the gradient of its input over the model axis."""
+
+    def __init__(self, topology: Topology, down: nn.Module, *, forgetful: bool) -> None:
         super().__init__()
         self.norm = LayerNorm(16)
-        self.up = ColumnParallelLinear(16, 32, topology=topology, copy_input=copy_input)
+        self.up = ColumnParallelLinear(16, 32, place=Place(topology))
         self.down = down
+        self.forgetful = forgetful
 
     def forward(self, x: Tensor) -> Tensor:
-        moved: Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
+        normed = self.norm(x)
+        raised = self.up.project(normed) if self.forgetful else self.up(normed)
+        moved: Tensor = x + self.down(F.gelu(raised))
         return moved
 
 
@@ -143,8 +149,8 @@ def layers(
         if number in broken:
             down: nn.Module = BiasOnEveryRank(32, 16, topology, bias_std)
         else:
-            down = RowParallelLinear(32, 16, topology=topology)
-        return Block(topology, down, copy_input=number not in forgetful)
+            down = RowParallelLinear(32, 16, place=Place(topology))
+        return Block(topology, down, forgetful=number in forgetful)
 
     extras = {
         "": [],

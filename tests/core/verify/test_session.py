@@ -34,7 +34,7 @@ def test_gradients_are_those_of_the_mean_loss_before_clipping() -> None:
     numbers = watched.step(1)
     by_key = {tensor.key: tensor.parts[0][1] for tensor in watched.tensors("gradients")}
     for (_, description), gradient in zip(watched.module.parameters_with_meta(), expected, strict=True):
-        torch.testing.assert_close(by_key[description.key], gradient, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(by_key[description.name], gradient, rtol=1e-12, atol=1e-14)
     norm = torch.cat([gradient.flatten() for gradient in expected]).norm()
     assert numbers.gradient_norm == pytest.approx(float(norm))
     assert numbers.gradient_norm > 1e-3

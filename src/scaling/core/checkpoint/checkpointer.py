@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Final, final
 
-from scaling.core.checkpoint.boxes import GlobalTensor
+from scaling.core.boxes import GlobalTensor
 from scaling.core.checkpoint.communicator import Alone, Communicator
 from scaling.core.checkpoint.folders import Retention
 from scaling.core.checkpoint.load import Match, Rules, describe, execute, join_reports, match, report_of

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from scaling.core.checkpoint.boxes import Box, whole
+from scaling.core.boxes import Box, whole
 from scaling.core.checkpoint.disk import CHUNK_BYTES, open_regular, write_fully
 from scaling.core.checkpoint.header import ITEM_BYTES, Slot, encode_header, read_header
 from scaling.core.checkpoint.manifest import FileEntry

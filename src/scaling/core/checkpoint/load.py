@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from scaling.core.checkpoint.boxes import Box, GlobalTensor
+from scaling.core.boxes import Box, Former, GlobalTensor
 from scaling.core.checkpoint.files import TORCH_TYPES, Scratch, TensorFile
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
@@ -82,6 +82,11 @@ def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> 
     for tensor in tensors:
         source = _source(tensor, stored, rules.masters)
         entry = stored.get(source)
+        if entry is None and tensor.former is not None:
+            formerly = _as_formerly(tensor, tensor.former)
+            other = _source(formerly, stored, rules.masters)
+            if other in stored or covered(formerly.key, rules.allowed_missing):
+                tensor, source, entry = formerly, other, stored.get(other)
         if entry is None:
             if 0 not in tensor.shape:
                 missing.append((tensor.key, str(list(tensor.shape))))
@@ -192,6 +197,12 @@ def _source(tensor: GlobalTensor, stored: Mapping[str, TensorEntry], masters: st
         return key
     width = TORCH_TYPES[entry.dtype].itemsize
     return masters + key if any(view.dtype.itemsize > width for _, view in tensor.parts) else key
+
+
+def _as_formerly(tensor: GlobalTensor, former: Former) -> GlobalTensor:
+    """Return the same memory as the rows of the tensor in which an older format has them."""
+    parts = [(there, view[here.slices(box)]) for box, view in tensor.parts for here, there in former.pieces(box)]
+    return GlobalTensor(former.key, former.shape, parts, tensor.owned)
 
 
 def _reads(parts: Sequence[Part], box: Box, view: Tensor) -> Iterable[Read]:

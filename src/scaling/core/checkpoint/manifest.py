@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
-from scaling.core.checkpoint.boxes import Box, first_overlap, follow_each_other, uncovered, whole
+from scaling.core.boxes import Box, first_overlap, follow_each_other, uncovered, whole
 from scaling.core.checkpoint.header import ITEM_BYTES, tensor_bytes, unique_keys
 from scaling.core.errors import CheckpointError
 
@@ -18,7 +18,9 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 
 FILE_NAME: Final = "manifest.json"
 FORMAT: Final = "scaling-checkpoint"
-VERSION: Final = 1
+VERSION: Final = 2
+"""Since 2, fused weights are stored as the tensors that they consist of."""
+READABLE: Final = (1, 2)
 
 MAX_BYTES: Final = 256 * 2**20
 MAX_FILES: Final = 100_000
@@ -99,10 +101,10 @@ class Manifest:
             raise CheckpointError(f"{FILE_NAME} is damaged: its contents do not match its own digest")
         try:
             found = json.loads(data.decode(), object_pairs_hook=unique_keys, parse_constant=_no_constant)
-            if found["format"] != FORMAT or found["version"] != VERSION:
+            if found["format"] != FORMAT or found["version"] not in READABLE:
                 raise CheckpointError(
                     f"{FILE_NAME} is of format {found['format']!r} version {found['version']!r}; this library reads "
-                    f"{FORMAT!r} version {VERSION}"
+                    f"{FORMAT!r} versions {READABLE[0]} to {VERSION}"
                 )
             manifest = cls(
                 step=_count(found["step"]),

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from scaling.core.checkpoint.boxes import GlobalTensor, whole
+from scaling.core.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import new_step_folder, step_of
 from scaling.core.checkpoint.manifest import Json

@@ -11,7 +11,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-from scaling.core.checkpoint.boxes import Box, whole
+from scaling.core.boxes import Box, whole
 from scaling.core.checkpoint.communicator import Alone
 from scaling.core.checkpoint.files import TORCH_TYPES, TYPE_NAMES, Piece, Scratch, TensorFile
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, Retention, new_step_folder

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from scaling.core import faults
-from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
+from scaling.core.boxes import Box, GlobalTensor, whole
 from scaling.core.checkpoint.files import TYPE_NAMES, Piece, constant, write_file
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.header import ITEM_BYTES

@@ -1,4 +1,4 @@
-"""Attention of packed documents behind one signature: PyTorch's kernels, flash-attn's, or spelled out with dropout.
+"""The arithmetic of attention over packed documents: which positions see each other, and PyTorch's kernels.
 
 Shape suffixes: B batch, S sequence, H query heads, K key-value heads, D head features.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,36 +106,6 @@ def spelled_out(
     return (probabilities @ v).transpose(1, 2).to(q_BSHD.dtype)
 
 
-class FlashAttention:
-    """flash-attn's kernel for packed documents (Dao, arXiv:2307.08691): no mask in memory, work only inside documents.
-
-    Needs the optional package flash-attn, a GPU and half precision.
-    """
-
-    def __init__(self, *, causal: bool, deterministic: bool) -> None:
-        from flash_attn import flash_attn_func, flash_attn_varlen_func
-
-        self._dense: Any = flash_attn_func
-        self._packed: Any = flash_attn_varlen_func
-        self.causal = causal
-        self.deterministic = deterministic
-
-    def __call__(
-        self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids_BS: Tensor | None, *, scale: float
-    ) -> Tensor:
-        """Return [b, s, h, d]."""
-        options = {"softmax_scale": scale, "causal": self.causal, "deterministic": self.deterministic}
-        if document_ids_BS is None:
-            dense: Tensor = self._dense(q_BSHD, k_BSKD, v_BSKD, **options)
-            return dense
-        length = q_BSHD.shape[1]
-        bounds = document_bounds(document_ids_BS)
-        packed: Tensor = self._packed(
-            q_BSHD.flatten(0, 1), k_BSKD.flatten(0, 1), v_BSKD.flatten(0, 1), bounds, bounds, length, length, **options
-        )
-        return packed.view_as(q_BSHD)
-
-
 def document_bounds(document_ids_BS: Tensor) -> Tensor:
     """Return the documents' bounds in the flattened batch, int32 [b * s + 1], filled up with the end.
 
@@ -160,33 +129,6 @@ def flash_attention_available(device: torch.device, dtype: torch.dtype) -> bool:
     except ImportError:
         return False
     return True
-
-
-class KeyValueCache:
-    """Keys and values of the positions generated so far, one document per row, in buffers that double when full."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def append(self, k_BSKD: Tensor, v_BSKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new positions and return all of them."""
-        stop = self.length + k_BSKD.shape[1]
-        self._keys = self._grown(self._keys, k_BSKD, stop)
-        self._values = self._grown(self._values, v_BSKD, stop)
-        self._keys[:, self.length : stop] = k_BSKD
-        self._values[:, self.length : stop] = v_BSKD
-        self.length = stop
-        return self._keys[:, :stop], self._values[:, :stop]
-
-    def _grown(self, buffer: Tensor | None, like: Tensor, length: int) -> Tensor:
-        if buffer is not None and buffer.shape[1] >= length:
-            return buffer
-        grown = like.new_zeros(like.shape[0], max(length, 2 * self.length), *like.shape[2:])
-        if buffer is not None:
-            grown[:, : self.length] = buffer[:, : self.length]
-        return grown
 
 
 def cached_documents(queries: int, keys: int, device: torch.device) -> Documents:

@@ -13,8 +13,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from scaling.core.nn.place import Place
 from scaling.core.topology.rng import derive_seed
-from scaling.core.topology.topology import Topology
 
 DropoutStream = Literal["layout_invariant", "per_rank"]
 
@@ -75,16 +75,14 @@ class Dropout(nn.Module):
         *,
         seed: int,
         site: str,
-        topology: Topology | None = None,
+        place: Place | None = None,
         stream: DropoutStream = "layout_invariant",
-        sequence_parallel: bool = False,
     ) -> None:
         super().__init__()
         self.probability = probability
         self.site = derive_seed(seed, "dropout", site)
-        self.topology = topology or Topology.single()
+        self.place = place or Place()
         self.stream = stream
-        self.sequence_parallel = sequence_parallel
 
     @property
     def active(self) -> bool:
@@ -99,10 +97,10 @@ class Dropout(nn.Module):
         if not self.active:
             return x
         if self.stream == "per_rank":
-            with self.topology.rng.stream("sharded" if self.sequence_parallel else "replicated"):
+            with self.place.topology.rng.stream("sharded" if self.place.sequence_parallel else "replicated"):
                 return nn.functional.dropout(x, self.probability)
         length = x.shape[1]
-        first = self.topology.coordinate.model * length if self.sequence_parallel else 0
+        first = self.place.index * length if self.place.sequence_parallel else 0
         positions = torch.arange(first, first + length, device=x.device)
         features = torch.arange(x.shape[2], device=x.device)
         rows = row_keys(self.site, samples.unsqueeze(1), positions)

@@ -8,18 +8,21 @@ the same element has the same bits in every layout, on every machine (numpy's ge
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from scaling.core.nn.parameter import Initializer, ParameterMeta, meta
+from scaling.core.nn.parameter import DescribedParameter, Initializer, Piece, annotate, meta
 
 _BLOCK = (64, 256)  # 16 k numbers: large enough to hide the set-up of a stream, small enough to waste little at edges
+_BLOCKS_PER_THREAD = 8  # fewer are drawn before a thread has started
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,6 @@ def xavier_normal(fan_in: int, fan_out: int) -> Normal:
     return Normal(math.sqrt(2.0 / (fan_in + fan_out)))
 
 
-def _blocks(rows: range, columns: range, total_columns: int) -> Iterator[tuple[int, range, range]]:
-    height, width = _BLOCK
-    per_row = -(-total_columns // width)
-    for i in range(rows.start // height, -(-rows.stop // height)):
-        for j in range(columns.start // width, -(-columns.stop // width)):
-            yield i * per_row + j, range(i * height, (i + 1) * height), range(j * width, (j + 1) * width)
-
-
 def part_of_initial_values(
     initializer: Initializer,
     *,
@@ -94,48 +89,78 @@ def part_of_initial_values(
         inner = math.prod(shape[1:])
         shape, offset, part_2d = (shape[0], inner), (offset[0], 0), (part[0], inner)
     values = np.empty(part_2d, dtype=np.float32)
-    rows = range(offset[0], offset[0] + part_2d[0])
-    columns = range(offset[1], offset[1] + part_2d[1])
     digest = hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()
     stream_key = int.from_bytes(digest[:16], "little")
-    for number, block_rows, block_columns in _blocks(rows, columns, shape[1]):
-        stream = np.random.Generator(np.random.Philox(key=stream_key, counter=number << 128))
-        block = initializer.sample(stream, _BLOCK[0] * _BLOCK[1]).reshape(_BLOCK)
-        r = range(max(rows.start, block_rows.start), min(rows.stop, block_rows.stop))
-        c = range(max(columns.start, block_columns.start), min(columns.stop, block_columns.stop))
-        values[r.start - rows.start : r.stop - rows.start, c.start - columns.start : c.stop - columns.start] = block[
-            r.start - block_rows.start : r.stop - block_rows.start,
-            c.start - block_columns.start : c.stop - block_columns.start,
-        ]
+    height, width = _BLOCK
+    blocks_per_row = -(-shape[1] // width)
+
+    def draw(block: tuple[int, int]) -> None:
+        stream = np.random.Generator(
+            np.random.Philox(key=stream_key, counter=(block[0] * blocks_per_row + block[1]) << 128)
+        )
+        drawn = initializer.sample(stream, height * width).reshape(_BLOCK)
+        here, there = [], []
+        for number, size, start, length in zip(block, _BLOCK, offset, part_2d, strict=True):
+            first, last = max(start, number * size), min(start + length, (number + 1) * size)
+            here.append(slice(first - start, last - start))
+            there.append(slice(first - number * size, last - number * size))
+        values[tuple(here)] = drawn[tuple(there)]
+
+    rows, columns = (
+        range(start // size, -(-(start + length) // size))
+        for start, length, size in zip(offset, part_2d, _BLOCK, strict=True)
+    )
+    _in_threads(draw, list(itertools.product(rows, columns)))
     return values.reshape(part)
 
 
-def local_part(description: ParameterMeta) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return (offset, shape) of what this rank holds of the global tensor, padding left out."""
-    shape = list(description.global_shape)
-    offset = [0] * len(shape)
-    if (shard := description.shard) is not None:
-        offset[shard.dim], shape[shard.dim] = shard.offset, shard.length
-    return tuple(offset), tuple(shape)
+def _in_threads(draw: Callable[[tuple[int, int]], None], blocks: Sequence[tuple[int, int]]) -> None:
+    """Draw all blocks, in as many threads as PyTorch computes with: numpy draws without holding Python's lock."""
+    threads = min(torch.get_num_threads(), len(blocks) // _BLOCKS_PER_THREAD)
+    if threads < 2:
+        for block in blocks:
+            draw(block)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(draw, blocks, chunksize=1):
+            pass
+
+
+def fill(module: nn.Module, *, seed: int = 0, device: torch.device | str = "cpu") -> nn.Module:
+    """Give the described parameters of a module their values, on the device where they stay, and return the module.
+
+    The values are a function of the seed and the parameters' names (in the module, where they have none in a model
+    yet). What has values already keeps them, and moves to the device. Nothing is communicated.
+    """
+    for name, parameter in module.named_parameters():
+        description = meta(parameter)
+        if not parameter.is_meta:
+            continue
+        if not description.name:
+            description = description.named(name)
+        values = torch.empty_like(parameter, device=device)
+        _fill(values, description.pieces, seed)
+        filled = annotate(DescribedParameter(values, requires_grad=parameter.requires_grad), description)
+        torch.utils.swap_tensors(parameter, filled)  # the parameter keeps its identity wherever it is shared
+    return module.to(device)
 
 
 @torch.no_grad()
-def initialize(parameter: nn.Parameter, *, seed: int) -> None:
-    """Fill this rank's part of a parameter from its description; padding becomes zero."""
-    description = meta(parameter)
-    if description.initializer is None:
-        return
-    offset, part = local_part(description)
-    values = part_of_initial_values(
-        description.initializer,
-        seed=seed,
-        key=description.key,
-        shape=description.global_shape,
-        offset=offset,
-        part=part,
-    )
-    target = parameter
-    if (shard := description.shard) is not None and shard.length < shard.local_length:
-        parameter.zero_()
-        target = parameter.narrow(shard.dim, 0, shard.length)  # type: ignore[assignment]  # a view of the parameter
-    target.copy_(torch.from_numpy(values))
+def _fill(values: Tensor, pieces: Sequence[Piece], seed: int) -> None:
+    """Fill a local parameter piece by piece; what belongs to no piece is padding, and zero."""
+    if sum(piece.box.size for piece in pieces) < values.numel():
+        values.zero_()
+    for piece in pieces:
+        target = piece.local(values)
+        if isinstance(piece.initializer, Constant):
+            target.fill_(piece.initializer.value)
+        elif piece.initializer is not None:
+            drawn = part_of_initial_values(
+                piece.initializer,
+                seed=seed,
+                key=piece.key,
+                shape=piece.shape,
+                offset=piece.box.offset,
+                part=piece.box.shape,
+            )
+            target.copy_(torch.from_numpy(drawn))

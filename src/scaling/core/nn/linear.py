@@ -5,26 +5,25 @@ Shape suffixes: B leading dimensions, I input features, O output features, o and
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias, cast, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaling.core.collectives.autograd import (
-    copy_to_model,
-    gather_features,
-    gather_sequence,
-    reduce_from_model,
-    scatter_sequence,
-    split_features,
-)
-from scaling.core.nn.init import Constant, initialize, xavier_normal
-from scaling.core.nn.parameter import DescribedParameter, Initializer, ParameterMeta, Shard, annotate, even_shard
-from scaling.core.topology.layout import Axis
-from scaling.core.topology.topology import Topology
+from scaling.core.collectives.autograd import copy_to_model
+from scaling.core.nn.heads import Heads
+from scaling.core.nn.init import Constant, xavier_normal
+from scaling.core.nn.parameter import Initializer, even_shard, fused_parameter, new_parameter
+from scaling.core.nn.place import Place, leave_model_parallel
 
 _HALF = (torch.bfloat16, torch.float16)
+
+Product: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_BI, weight_OI, bias_O or None) -> x W^T + b: the arithmetic of a linear layer."""
+
+Features: TypeAlias = "int | Heads"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,111 +37,114 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def new_parameter(
-    shape: tuple[int, ...],
-    initializer: Initializer,
-    *,
-    shard: Shard | None = None,
-    dtype: torch.dtype = torch.float32,
-    sum_grad_over_model: bool = False,
-) -> nn.Parameter:
-    """Return this rank's part of a parameter of global `shape`, described and filled.
+class _Terms(nn.Module):
+    """A product, and what stands beside it: modules that take the same input and return terms of the same sum."""
 
-    The values are those of an unnamed tensor under seed 0, so that a layer works on its own; a pipeline stage fills
-    them anew when the parameter's name and the run's seed are known.
-    """
-    local = list(shape)
-    if shard is not None:
-        local[shard.dim] = shard.local_length
-    parameter = DescribedParameter(torch.empty(local, dtype=dtype))
-    annotate(
-        parameter,
-        ParameterMeta(
-            global_shape=shape, shard=shard, initializer=initializer, sum_grad_over_model=sum_grad_over_model
-        ),
-    )
-    initialize(parameter, seed=0)
-    return parameter
+    def __init__(self) -> None:
+        super().__init__()
+        self.product: Product = linear
+        """Computes the layer's own term; replace it for other arithmetic."""
+        self._beside: tuple[nn.Module, ...] = ()
 
+    @final
+    def put_beside(self, name: str, module: nn.Module) -> None:
+        """Add the output of `module` to the layer's: a low-rank update, a second bias.
 
-def enter_model_parallel(x: Tensor, topology: Topology, *, sequence_parallel: bool) -> Tensor:
-    """Hand an activation to sharded computation: gather its sequence slices, or use the replicated tensor as it is.
+        The module takes what the product takes, this rank's part of the input, and returns this rank's term of the sum
+        that the product is part of: of a column-parallel layer the local output features, of a row-parallel layer a
+        partial result, which is summed over the model axis together with the layer's own, in one message. Its
+        parameters are named `name.` within the layer; those of the layer keep their names.
+        """
+        self.add_module(name, module)
+        self._beside = (*self._beside, module)
 
-    Several column-parallel layers that share an input call this once and are built with `copy_input=False`, so that
-    their input gradients are summed over the model axis in one message instead of one each.
-    """
-    group = topology.group(Axis.MODEL)
-    return gather_sequence(x, group) if sequence_parallel else copy_to_model(x, group)
-
-
-def leave_model_parallel(partial: Tensor, topology: Topology, *, sequence_parallel: bool) -> Tensor:
-    """Sum partial results over the model axis; under sequence parallelism each rank keeps its slice of the sequence."""
-    group = topology.group(Axis.MODEL)
-    return scatter_sequence(partial, group) if sequence_parallel else reduce_from_model(partial, group)
+    @final
+    def _sum(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = self.product(x, weight, bias)
+        for module in self._beside:
+            y = y + module(x)
+        return y
 
 
 @final
-class ColumnParallelLinear(nn.Module):
+class ColumnParallelLinear(_Terms):
     """y_Bo = x_BI W_oI^T + b_o: each model rank computes its part of the output features.
 
-    Input: [..., in_features], alike on all model ranks. Output: [..., out_features / model_parallel_size], or all
-    features with `gather_output`. Communicates: all-reduce of the input gradient (unless `copy_input` is False),
-    all-gather of the output with `gather_output`. Source: Megatron-LM, arXiv:1909.08053, section 3.
+    Input: [..., in_features], alike on all model ranks. Output: [..., out_features / model_parallel_size], which
+    `gather_features` joins. Communicates: all-reduce of the input gradient. Source: Megatron-LM, arXiv:1909.08053,
+    section 3.
 
-    `shard` overrides the even cut (shared key-value heads). `LayoutError` if out_features is not divisible.
+    `out_features` is a number, which is cut evenly, or `Heads`, or a table of names and these: then one weight computes
+    several outputs, one behind the other, and checkpoints hold each under its name, beside this layer, as if it were a
+    layer of its own. `LayoutError` if the features cannot be cut.
     """
 
     def __init__(
         self,
         in_features: int,
-        out_features: int,
+        out_features: Features | Mapping[str, Features],
         *,
-        topology: Topology | None = None,
+        place: Place | None = None,
         bias: bool = True,
-        dtype: torch.dtype = torch.float32,
         initializer: Initializer | None = None,
-        shard: Shard | None = None,
-        copy_input: bool = True,
-        gather_output: bool = False,
     ) -> None:
         super().__init__()
-        self.topology = topology or Topology.single()
-        self.copy_input = copy_input
-        self.gather_output = gather_output
-        if shard is None:
-            parts, index = self.topology.size(Axis.MODEL), self.topology.index(Axis.MODEL)
-            shard = even_shard(out_features, parts, index, dim=0, what="out_features of ColumnParallelLinear")
-        shared = shard.replicas > 1
-        self.weight = new_parameter(
-            (out_features, in_features),
-            initializer or xavier_normal(in_features, out_features),
-            shard=shard,
-            dtype=dtype,
-            sum_grad_over_model=shared,
+        self.place = place = place or Place()
+        outputs = out_features if isinstance(out_features, Mapping) else {"": out_features}
+        sizes = {name: out if isinstance(out, int) else out.features for name, out in outputs.items()}
+        shards = {
+            name: even_shard(out, place.parts, place.index, dim=0, what="out_features of ColumnParallelLinear")
+            if isinstance(out, int)
+            else out.shard(place.parts, place.index)
+            for name, out in outputs.items()
+        }
+        self.output_sizes = [shard.length for shard in shards.values()]
+        """Local features of each output."""
+        shared = any(shard.replicas > 1 for shard in shards.values())
+        self.weight = fused_parameter(
+            {
+                name: ((size, in_features), shards[name], initializer or xavier_normal(in_features, size))
+                for name, size in sizes.items()
+            },
+            dtype=place.dtype,
+            gradient_in_parts=shared,
         )
         self.bias = (
-            new_parameter((out_features,), Constant(0.0), shard=shard, dtype=dtype, sum_grad_over_model=shared)
+            fused_parameter(
+                {name: ((size,), shards[name], Constant(0.0)) for name, size in sizes.items()},
+                dtype=place.dtype,
+                gradient_in_parts=shared,
+            )
             if bias
             else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the local output features (all of them with `gather_output`)."""
-        group = self.topology.group(Axis.MODEL)
-        if self.copy_input:
-            x = copy_to_model(x, group)
-        y = linear(x, self.weight, self.bias)
-        return gather_features(y, group) if self.gather_output else y
+        """Return the local output features."""
+        return self.project(copy_to_model(x, self.place.group))
+
+    def project(self, entered: Tensor) -> Tensor:
+        """Return the local output features of an input that has been through `enter_model_parallel` already."""
+        return self._sum(entered, self.weight, self.bias)
+
+
+def project_all(owner: nn.Module, names: Iterable[str], entered: Tensor) -> list[Tensor]:
+    """Return the outputs of the column-parallel layers `names` of a module on one input, fused ones apart, in order."""
+    outputs: list[Tensor] = []
+    for name in names:
+        layer = cast(ColumnParallelLinear, owner._modules[name])
+        joined = layer.project(entered)
+        outputs += [joined] if len(layer.output_sizes) == 1 else joined.split(layer.output_sizes, dim=-1)
+    return outputs
 
 
 @final
-class RowParallelLinear(nn.Module):
+class RowParallelLinear(_Terms):
     """y_BO = sum over model ranks of x_Bi W_Oi^T, + b_O: each model rank holds a part of the input features.
 
-    Input: [..., in_features / model_parallel_size] as a column-parallel layer leaves it (or all features, alike on all
-    ranks, with `split_input`). Output: [..., out_features] on all model ranks; with `sequence_parallel` [b, s, h]
-    becomes [b, s / model_parallel_size, h]. The bias is added once, after the sum. Communicates: one all-reduce (or
-    reduce-scatter) of the output.
+    Input: [..., in_features / model_parallel_size] as a column-parallel layer leaves it (`split_features` cuts one that
+    all ranks hold). Output: [..., out_features] on all model ranks; under sequence parallelism this rank's slice of the
+    sequence. The bias is added once, after the sum. Communicates: one all-reduce (or reduce-scatter) of the output.
     """
 
     def __init__(
@@ -150,35 +152,29 @@ class RowParallelLinear(nn.Module):
         in_features: int,
         out_features: int,
         *,
-        topology: Topology | None = None,
+        place: Place | None = None,
         bias: bool = True,
-        dtype: torch.dtype = torch.float32,
         initializer: Initializer | None = None,
-        split_input: bool = False,
-        sequence_parallel: bool = False,
     ) -> None:
         super().__init__()
-        self.topology = topology or Topology.single()
-        self.split_input = split_input
-        self.sequence_parallel = sequence_parallel
-        parts, index = self.topology.size(Axis.MODEL), self.topology.index(Axis.MODEL)
+        self.place = place = place or Place()
+        shard = even_shard(in_features, place.parts, place.index, dim=1, what="in_features of RowParallelLinear")
+        self.local_in_features = shard.length
         self.weight = new_parameter(
             (out_features, in_features),
             initializer or xavier_normal(in_features, out_features),
-            shard=even_shard(in_features, parts, index, dim=1, what="in_features of RowParallelLinear"),
-            dtype=dtype,
+            shard=shard,
+            dtype=place.dtype,
         )
         self.bias = (
-            new_parameter((out_features,), Constant(0.0), dtype=dtype, sum_grad_over_model=sequence_parallel)
+            new_parameter((out_features,), Constant(0.0), dtype=place.dtype, gradient_in_parts=place.sequence_parallel)
             if bias
             else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the whole output features, summed over the model axis."""
-        if self.split_input:
-            x = split_features(x, self.topology.group(Axis.MODEL))
-        if self.topology.group(Axis.MODEL) is None:
-            return linear(x, self.weight, self.bias)
-        y = leave_model_parallel(linear(x, self.weight), self.topology, sequence_parallel=self.sequence_parallel)
+        if self.place.group is None:
+            return self._sum(x, self.weight, self.bias)
+        y = leave_model_parallel(self._sum(x, self.weight, None), self.place)
         return y if self.bias is None else y + self.bias

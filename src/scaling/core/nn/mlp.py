@@ -2,106 +2,60 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import TypeAlias, final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, enter_model_parallel
-from scaling.core.nn.parameter import Initializer
-from scaling.core.topology.topology import Topology
+from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, project_all
+from scaling.core.nn.place import enter_model_parallel
+
+Activation: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @final
 class ParallelMLP(nn.Module):
-    """GELU(x W_in) W_out. Communicates: one all-reduce forward and one backward (or their sequence-parallel halves)."""
+    """activation(x W_in) W_out. Communicates: one all-reduce forward and one backward (or sequence-parallel halves)."""
 
     def __init__(
-        self,
-        features: int,
-        intermediate_features: int,
-        *,
-        topology: Topology | None = None,
-        bias: bool = True,
-        dtype: torch.dtype = torch.float32,
-        initializer: Initializer | None = None,
-        sequence_parallel: bool = False,
+        self, dense_in: ColumnParallelLinear, dense_out: RowParallelLinear, *, activation: Activation = F.gelu
     ) -> None:
         super().__init__()
-        self.topology = topology or Topology.single()
-        self.sequence_parallel = sequence_parallel
-        self.dense_in = ColumnParallelLinear(
-            features,
-            intermediate_features,
-            topology=self.topology,
-            bias=bias,
-            dtype=dtype,
-            initializer=initializer,
-            copy_input=False,
-        )
-        self.dense_out = RowParallelLinear(
-            intermediate_features,
-            features,
-            topology=self.topology,
-            bias=bias,
-            dtype=dtype,
-            initializer=initializer,
-            sequence_parallel=sequence_parallel,
-        )
+        self.dense_in = dense_in
+        self.dense_out = dense_out
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, shaped as its input [b, s, features]."""
-        x = enter_model_parallel(x, self.topology, sequence_parallel=self.sequence_parallel)
-        return self.dense_out(F.gelu(self.dense_in(x)))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+        entered = enter_model_parallel(x, self.dense_in.place)
+        return self.dense_out(self.activation(self.dense_in.project(entered)))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
 
 
 @final
 class ParallelSwiGLUMLP(nn.Module):
-    """(SiLU(x W_in) * x W_gate) W_out (Shazeer, arXiv:2002.05202). Communicates as `ParallelMLP`.
+    """(activation(x W_in) * x W_gate) W_out (Shazeer, arXiv:2002.05202). Communicates as `ParallelMLP`.
 
-    `siglu_weight` is the linear factor and `dense_in` the one inside SiLU, the predecessor's names in checkpoints.
+    `ways_in` is `dense_in`, the factor inside the activation, and `siglu_weight`, the linear one (the predecessor's
+    names in checkpoints), or one fused layer of any name with both outputs in this order.
     """
 
     def __init__(
         self,
-        features: int,
-        intermediate_features: int,
+        ways_in: Mapping[str, ColumnParallelLinear],
+        dense_out: RowParallelLinear,
         *,
-        topology: Topology | None = None,
-        bias: bool = True,
-        dtype: torch.dtype = torch.float32,
-        initializer: Initializer | None = None,
-        sequence_parallel: bool = False,
+        activation: Activation = F.silu,
     ) -> None:
         super().__init__()
-        self.topology = topology or Topology.single()
-        self.sequence_parallel = sequence_parallel
-
-        def way_in() -> ColumnParallelLinear:
-            return ColumnParallelLinear(
-                features,
-                intermediate_features,
-                topology=self.topology,
-                bias=bias,
-                dtype=dtype,
-                initializer=initializer,
-                copy_input=False,
-            )
-
-        self.dense_in = way_in()
-        self.siglu_weight = way_in()
-        self.dense_out = RowParallelLinear(
-            intermediate_features,
-            features,
-            topology=self.topology,
-            bias=bias,
-            dtype=dtype,
-            initializer=initializer,
-            sequence_parallel=sequence_parallel,
-        )
+        for name, layer in ways_in.items():
+            self.add_module(name, layer)
+        self._ways_in = tuple(ways_in)
+        self.dense_out = dense_out
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, shaped as its input [b, s, features]."""
-        x = enter_model_parallel(x, self.topology, sequence_parallel=self.sequence_parallel)
-        return self.dense_out(F.silu(self.dense_in(x)) * self.siglu_weight(x))  # type: ignore[no-any-return]  # as above
+        entered = enter_model_parallel(x, self.dense_out.place)
+        gate, linear = project_all(self, self._ways_in, entered)
+        return self.dense_out(self.activation(gate) * linear)  # type: ignore[no-any-return]  # as above

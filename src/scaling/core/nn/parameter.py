@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from scaling.core.boxes import Box, Former, whole
 from scaling.core.errors import LayoutError
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.placement import SAME, SAME_IN_PARTS, USUAL, Placement, Placements
 
 
 class Initializer(Protocol):
@@ -23,7 +27,7 @@ class Initializer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Which part of a global dimension this rank holds, and who else holds the same part.
+    """Which part of a dimension of a tensor a model rank holds, and how many ranks hold the same part.
 
     `offset` and `length` are in elements of `dim`. `local_length` is what the local tensor has along `dim`: it is
     larger than `length` where the tail is padding (a vocabulary that the model-parallel size does not divide).
@@ -39,29 +43,64 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParameterMeta:
-    """How one local parameter relates to its global tensor, and what its gradient needs."""
+class Piece:
+    """A box of one named tensor of the model, and where it lies in the local parameter.
 
+    Most parameters are one piece. A fused weight has one for each tensor that it consists of; checkpoints hold those.
+    """
+
+    label: str = ""
+    """Module that would hold the piece if it stood alone, beside the one that holds the parameter; empty: that one."""
     key: str = ""
-    """Global name, set when the pipeline stage is built: `layers.3.mlp.dense_in.weight`, or the tie's name."""
-    global_shape: tuple[int, ...]
+    """Name of the tensor, set when the pipeline stage is built: `layers.3.mlp.dense_in.weight`, or the tie's name."""
+    shape: tuple[int, ...]
     """Shape of the whole tensor without padding."""
-    shard: Shard | None = None
-    """This rank's part along the model axis; None = the whole tensor is on every rank of the model axis."""
-    initializer: Initializer | None = None
+    box: Box
+    """This rank's part of the whole tensor."""
+    place: tuple[int, ...]
+    """Where in the local parameter the box starts."""
+    initializer: Initializer | None
     """Distribution of the initial values; None = the module fills the parameter itself when it is built (it is then
     built under a seed derived from the layer's name, and must be whole on every rank)."""
-    sum_grad_over_model: bool = False
-    """True where each model rank sees only its part of the gradient although it holds the same values as others:
-    norms and row-parallel biases under sequence parallelism, key-value heads shared by several ranks."""
-    tied: str | None = None
-    """Name of the tie: same values and summed gradient wherever this name appears in the pipeline."""
+    former: Former | None = None
+    """Where the first version of the checkpoint format has it, if in another tensor."""
+    former_label: str = ""
+    """Module that held that other tensor, as in `label`."""
+
+    def local(self, values: Tensor) -> Tensor:
+        """Return the piece's part of a tensor that has the shape of the local parameter, as a view."""
+        for dim, (start, length) in enumerate(zip(self.place, self.box.shape, strict=True)):
+            values = values.narrow(dim, start, length)
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterMeta:
+    """What a local parameter consists of, which ranks hold the same, and what its gradient needs."""
+
+    name: str = ""
+    """Name in the model, `layers.3.mlp.dense_in.weight`, set when the pipeline stage is built."""
+    pieces: tuple[Piece, ...]
+    placements: Placements = USUAL
+    """How the parameter lies along each axis."""
     lr_scale: float = 1.0
     """Multiplies the learning rate of the parameter's group."""
 
-    def model_replicas(self, model_parallel_size: int) -> int:
-        """Return how many consecutive ranks of the model axis hold the same values."""
-        return model_parallel_size if self.shard is None else self.shard.replicas
+    def named(self, name: str) -> ParameterMeta:
+        """Return the description of the parameter under its name in the model, which names its pieces."""
+        module, _, attribute = name.rpartition(".")
+        around = module.rpartition(".")[0]
+
+        def key(label: str) -> str:
+            return name if not label else ".".join(part for part in (around, label, attribute) if part)
+
+        pieces = tuple(
+            replace(
+                piece, key=key(piece.label), former=piece.former and replace(piece.former, key=key(piece.former_label))
+            )
+            for piece in self.pieces
+        )
+        return replace(self, name=name, pieces=pieces)
 
 
 _ATTRIBUTE = "scaling_meta"
@@ -76,7 +115,11 @@ def annotate(parameter: nn.Parameter, meta: ParameterMeta) -> nn.Parameter:
 def meta(parameter: nn.Parameter) -> ParameterMeta:
     """Return the parameter's description; a parameter never annotated is whole on every rank of the model axis."""
     found: Any = getattr(parameter, _ATTRIBUTE, None)
-    return found if isinstance(found, ParameterMeta) else ParameterMeta(global_shape=tuple(parameter.shape))
+    if isinstance(found, ParameterMeta):
+        return found
+    shape = tuple(parameter.shape)
+    piece = Piece(shape=shape, box=whole(shape), place=(0,) * len(shape), initializer=None)
+    return ParameterMeta(pieces=(piece,))
 
 
 class DescribedParameter(nn.Parameter):
@@ -93,6 +136,62 @@ class DescribedParameter(nn.Parameter):
 def update_meta(parameter: nn.Parameter, **changes: Any) -> None:
     """Replace fields of the parameter's description."""
     annotate(parameter, replace(meta(parameter), **changes))
+
+
+def new_parameter(
+    shape: tuple[int, ...],
+    initializer: Initializer,
+    *,
+    shard: Shard | None = None,
+    dtype: torch.dtype = torch.float32,
+    gradient_in_parts: bool = False,
+) -> nn.Parameter:
+    """Describe this rank's part of a parameter of global `shape`; it has no values yet and lies on the meta device.
+
+    `shard` says which part a model rank holds (None: all of it). `gradient_in_parts` is for values that several model
+    ranks hold alike while each computes only a part of their gradient: norms and row-parallel biases under sequence
+    parallelism, heads that ranks share. The pipeline stage fills the parameter once, when its name and the run's seed
+    are known; `fill` does so for a layer that stands alone.
+    """
+    return fused_parameter({"": (shape, shard, initializer)}, dtype=dtype, gradient_in_parts=gradient_in_parts)
+
+
+def fused_parameter(
+    parts: Mapping[str, tuple[tuple[int, ...], Shard | None, Initializer]],
+    *,
+    dtype: torch.dtype = torch.float32,
+    gradient_in_parts: bool = False,
+) -> nn.Parameter:
+    """Describe one parameter that consists of several tensors, stacked along dimension 0, as `new_parameter` does.
+
+    `parts` gives for each the label of its piece, its global shape, this rank's part of it and its initial values.
+    `LayoutError` where model ranks share some of the parts only: such tensors cannot be one parameter.
+    """
+    pieces: list[Piece] = []
+    rows, local = 0, [0]
+    for label, (shape, shard, initializer) in parts.items():
+        offset, held, local = [0] * len(shape), list(shape), list(shape)
+        if shard is not None:
+            offset[shard.dim], held[shard.dim], local[shard.dim] = shard.offset, shard.length, shard.local_length
+        place = (rows, *[0] * (len(shape) - 1))[: len(shape)]
+        box = Box(tuple(offset), tuple(held))
+        pieces.append(Piece(label=label, shape=shape, box=box, place=place, initializer=initializer))
+        rows += local[0] if local else 0
+    copies = {None if shard is None else shard.replicas for _, shard, _ in parts.values()}
+    if len(copies) > 1:
+        raise LayoutError(
+            f"{', '.join(parts)} cannot be fused: some of them are shared by neighbouring ranks of the model axis, "
+            "others are not; use a parameter for each"
+        )
+    parameter = DescribedParameter(torch.empty([rows, *local[1:]] if local else [], dtype=dtype, device="meta"))
+    placement = replace(SAME_IN_PARTS if gradient_in_parts else SAME, copies=copies.pop())
+    placements = USUAL.having(Axis.MODEL, placement)
+    return annotate(parameter, ParameterMeta(pieces=tuple(pieces), placements=placements))
+
+
+def share(parameter: nn.Parameter, axis: Axis, placement: Placement) -> None:
+    """Change how a parameter lies along one axis."""
+    update_meta(parameter, placements=meta(parameter).placements.having(axis, placement))
 
 
 def even_shard(size: int, parts: int, index: int, *, dim: int, what: str) -> Shard:

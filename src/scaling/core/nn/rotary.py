@@ -2,66 +2,67 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scaling.core.errors import LayoutError
 
 
 @final
-class RotaryEmbedding(nn.Module):
+class RotaryEmbedding:
     """Rotate pairs of features of queries and keys by an angle proportional to the token's position.
 
     The angle of pair i is position * base^(-2i / dimensions). `interleaved` False pairs feature i with i + dimensions
     / 2 (GPT-NeoX, Hugging Face Llama; the predecessor's `rotary`), True pairs neighbours (Meta's Llama;
     `rotary_complex`). Features beyond `dimensions` pass unchanged. Angles and rotation are computed in at least
-    float32.
+    float32. One object serves all layers of a rank: the tables are large at long sequences.
     """
-
-    cosine: Tensor
-    sine: Tensor
 
     def __init__(
         self, dimensions: int, *, max_seq_length: int, base: float = 10000.0, interleaved: bool = False
     ) -> None:
-        super().__init__()
         if dimensions < 2 or dimensions % 2:
             raise LayoutError(f"rotary dimensions ({dimensions}) must be even and at least 2")
         self.dimensions = dimensions
         self.base = base
         self.interleaved = interleaved
-        cosine, sine = self._tables(max_seq_length)
-        self.register_buffer("cosine", cosine, persistent=False)
-        self.register_buffer("sine", sine, persistent=False)
-
-    def _tables(self, length: int) -> tuple[Tensor, Tensor]:
-        frequencies = self.base ** (-torch.arange(0, self.dimensions, 2, dtype=torch.float64) / self.dimensions)
-        angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
-        return angles.cos(), angles.sin()
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch leaves it untyped
-        # `module.to(bfloat16)` must not round the tables: angles of far positions would lose all meaning.
-        tables = self.cosine, self.sine
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
-        self.cosine, self.sine = (table.to(self.cosine.device) for table in tables)
-        return self
+        self._length = max_seq_length
+        self._tables: tuple[Tensor, Tensor] | None = None
+        self._of: tuple[weakref.ref[Tensor], torch.dtype] | None = None
+        self._angles: tuple[Tensor, Tensor] | None = None
 
     def grow(self, length: int) -> None:
         """Extend the tables to `length` positions (generation beyond the training length)."""
-        if length > self.cosine.shape[0]:
-            self.cosine, self.sine = (table.to(self.cosine.device) for table in self._tables(length))
+        if length > self._length:
+            self._length, self._tables = length, None
 
     def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return (cosine, sine) [b, s, 1, dimensions / 2] of int64 positions [b, s], ready for tensors of `dtype`."""
-        wide = dtype if dtype == torch.float64 else torch.float32
-        return (
-            self.cosine[position_ids].to(wide).unsqueeze(2),
-            self.sine[position_ids].to(wide).unsqueeze(2),
-        )
+        """Return (cosine, sine) [b, s, 1, dimensions / 2] of int64 positions [b, s], ready for tensors of `dtype`.
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        The last ones are kept: the layers of a rank ask for those of one micro-batch one after another.
+        """
+        wide = dtype if dtype == torch.float64 else torch.float32
+        if self._angles is None or self._of is None or self._of[0]() is not position_ids or self._of[1] != wide:
+            cosine, sine = self._tables_on(position_ids.device)
+            self._angles = (
+                cosine[position_ids].to(wide).unsqueeze(2),
+                sine[position_ids].to(wide).unsqueeze(2),
+            )
+            self._of = weakref.ref(position_ids), wide
+        return self._angles
+
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine of all positions and pairs, float64: angles of far positions need the digits."""
+        if self._tables is None or self._tables[0].device != device:
+            frequencies = self.base ** (-torch.arange(0, self.dimensions, 2, dtype=torch.float64) / self.dimensions)
+            angles = torch.outer(torch.arange(self._length, dtype=torch.float64), frequencies)
+            self._tables = angles.cos().to(device), angles.sin().to(device)
+        return self._tables
+
+    def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Rotate `x` [b, s, heads, head_dim]."""
         cosine, sine = angles
         turned, passed = x[..., : self.dimensions], x[..., self.dimensions :]

@@ -8,19 +8,7 @@ import torch
 from torch import Tensor
 
 from scaling.core.collectives import ops
-from scaling.core.optimizer.flat_buffer import BufferKind
-from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
-
-
-def counts_here(kind: BufferKind, topology: Topology, *, zero: bool, tie_owner: bool) -> bool:
-    """Return whether this rank counts a buffer: one of the model replicas, one stage of a tie, one data rank.
-
-    With ZeRO each data rank holds another slice, so all of them count.
-    """
-    return (
-        topology.index(Axis.MODEL) % kind.model_replicas == 0 and tie_owner and (zero or topology.index(Axis.DATA) == 0)
-    )
 
 
 def squared_norm(counted: Sequence[Tensor], topology: Topology) -> Tensor:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from scaling.core.checkpoint.boxes import Box, boxes_of_flat_range
-from scaling.core.nn.init import local_part
-from scaling.core.nn.parameter import ParameterMeta
+from scaling.core.boxes import Box, boxes_of_flat_range
+from scaling.core.nn.parameter import ParameterMeta, Piece
+from scaling.core.topology.layout import Layout
+from scaling.core.topology.placement import Placements
 
 ALIGNMENT = 64  # elements: 128 bytes in half precision, so that every parameter starts on a cache line
 
@@ -27,10 +29,13 @@ class BufferKind:
     group: int
     lr_scale: float
     dtype: torch.dtype
-    model_replicas: int
-    """How many ranks of the model axis hold the same values."""
-    sum_grad_over_model: bool
-    tied: str | None
+    placements: Placements
+    """In their shortest form for the layout."""
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """Return what sorts kinds of the same placements, alike on all ranks that have them."""
+        return self.group, self.lr_scale, str(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -113,64 +118,52 @@ class FlatBuffer:
                 parameter.grad_dtype = self.gradients.dtype
             parameter.grad = self.gradients[place.start : place.stop].view(parameter.shape)
 
-    def boxes(self, owned: slice, values: Tensor) -> Iterator[tuple[ParameterMeta, list[tuple[Box, Tensor]]]]:
-        """Yield every parameter with the boxes of its global tensor that the range `owned` of the buffer covers.
+    def boxes(self, owned: slice, values: Tensor) -> Iterator[tuple[Piece, list[tuple[Box, Tensor]]]]:
+        """Yield every piece of a parameter with the boxes of its global tensor that a range of the buffer covers.
 
-        `values` holds that range; the boxes' tensors are views of it. Padding belongs to no box.
+        `values` holds the range `owned`; the boxes' tensors are views of it. Padding belongs to no box.
         """
         for (parameter, description), place in zip(self.parameters, self.placements, strict=True):
             start, stop = max(owned.start, place.start), min(owned.stop, place.stop)
-            yield (
-                description,
-                list(
-                    _global_boxes(
-                        description,
-                        tuple(parameter.shape),
-                        start - place.start,
-                        stop - place.start,
-                        values[start - owned.start : max(start, stop) - owned.start],
-                    )
-                ),
-            )
-
-
-def _global_boxes(
-    description: ParameterMeta, local_shape: tuple[int, ...], start: int, stop: int, values: Tensor
-) -> Iterator[tuple[Box, Tensor]]:
-    offset, shape = local_part(description)
-    real = Box((0,) * len(shape), shape)
-    for box, position in boxes_of_flat_range(local_shape, start, stop):
-        view = values[position - start : position - start + box.size].view(box.shape)
-        inside = box.intersect(real)
-        if inside is not None:
-            place = Box(tuple(a + b for a, b in zip(inside.offset, offset, strict=True)), inside.shape)
-            yield place, view[inside.slices(box)]
+            covered = values[start - owned.start : max(start, stop) - owned.start]
+            runs = list(boxes_of_flat_range(tuple(parameter.shape), start - place.start, stop - place.start))
+            for piece in description.pieces:
+                local = Box(piece.place, piece.box.shape)
+                found = []
+                for run, position in runs:
+                    if (inside := run.intersect(local)) is not None:
+                        first = position - (start - place.start)
+                        view = covered[first : first + run.size].view(run.shape)
+                        found.append((inside.inside(local).within(piece.box), view[inside.slices(run)]))
+                yield piece, found
 
 
 def build_buffers(
-    groups: Sequence[Sequence[tuple[nn.Parameter, ParameterMeta]]],
-    *,
-    model_parallel_size: int,
-    bucket_size: int,
-    parts: int,
+    groups: Sequence[Sequence[tuple[nn.Parameter, ParameterMeta]]], layout: Layout, *, bucket_size: int
 ) -> list[FlatBuffer]:
     """Return the buffers of all groups: parameters sorted by kind, within a kind from the last layer to the first.
 
     Gradients become complete from the last layer on, so the first bucket can be reduced while the rest is computed.
+    Where ranks with other layers hold the same parameters, the order is that of their names, which all of them know.
     """
     by_kind: dict[BufferKind, list[tuple[nn.Parameter, ParameterMeta]]] = {}
     for number, parameters in enumerate(groups):
         for parameter, description in reversed(list(parameters)):
-            kind = BufferKind(
-                group=number,
-                lr_scale=description.lr_scale,
-                dtype=parameter.dtype,
-                model_replicas=description.model_replicas(model_parallel_size),
-                sum_grad_over_model=description.sum_grad_over_model and model_parallel_size > 1,
-                tied=description.tied,
-            )
+            placements = description.placements.within(layout)
+            kind = BufferKind(number, description.lr_scale, parameter.dtype, placements)
             by_kind.setdefault(kind, []).append((parameter, description))
-    return [FlatBuffer(kind, parameters, bucket_size=bucket_size, parts=parts) for kind, parameters in by_kind.items()]
+    for kind, parameters in by_kind.items():
+        if any(placement.indices is not None for placement in kind.placements.along):
+            parameters.sort(key=lambda entry: entry[1].name)
+    return [
+        FlatBuffer(
+            kind,
+            parameters,
+            bucket_size=bucket_size,
+            parts=prod(map(layout.size, kind.placements.batch_axes(layout))),
+        )
+        for kind, parameters in by_kind.items()
+    ]
 
 
 def places(buffers: Iterable[FlatBuffer]) -> Mapping[nn.Parameter, tuple[int, int]]:

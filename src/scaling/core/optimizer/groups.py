@@ -78,18 +78,18 @@ def assign(
     for parameter, description in parameters:
         if not parameter.requires_grad:
             continue
-        takers = [index for index, pattern in enumerate(patterns) if pattern.matches(name_in_layer(description.key))]
+        takers = [index for index, pattern in enumerate(patterns) if pattern.matches(name_in_layer(description.name))]
         for index in takers:
             wanted[index] = True
         if len(takers) > 1:
             names = ", ".join(patterns[index].group.name for index in takers)
-            several.append(f"{description.key} is taken by several groups ({names}); exclude it from all but one")
+            several.append(f"{description.name} is taken by several groups ({names}); exclude it from all but one")
         elif takers:
             taken[takers[0]].append((parameter, description))
         elif allow_missing:
             parameter.requires_grad_(False)
         else:
-            missing.append(description.key)
+            missing.append(description.name)
     said = topology.exchange("parameter groups", json.dumps([missing, several, wanted]))
     reports = [json.loads(report) for report in said if report is not None]
     problems = sorted({line for report in reports for line in report[1]})

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from scaling.core.checkpoint.boxes import GlobalTensor
+from scaling.core.boxes import GlobalTensor
 from scaling.core.checkpoint.manifest import is_count
 from scaling.core.errors import CheckpointError
-from scaling.core.optimizer.clip import counts_here, squared_norm
+from scaling.core.optimizer.clip import squared_norm
 from scaling.core.optimizer.config import OptimizerConfig
 from scaling.core.optimizer.flat_buffer import FlatBuffer, build_buffers
 from scaling.core.optimizer.grad_sync import GradientSync
 from scaling.core.optimizer.groups import ParameterGroup
 from scaling.core.optimizer.loss_scaler import LossScaler, scaler_state_problems
 from scaling.core.optimizer.lr_schedule import LearningRateScheduler
-from scaling.core.topology.layout import Axis
+from scaling.core.topology.placement import Placements
 from scaling.core.topology.topology import Topology
 
 MASTERS: Final = "optimizer.master."
@@ -29,17 +29,12 @@ MASTERS: Final = "optimizer.master."
 
 
 class Model(Protocol):
-    """What the optimizer asks of a model that may be cut over the pipe axis; `ParallelModule` is one."""
+    """What the optimizer asks of a model; `ParallelModule` is one."""
 
     micro_batches: int
 
     def uses(self) -> dict[nn.Parameter, int]:
         """Return how many stages of this rank hold each parameter."""
-        ...
-
-    @property
-    def tie_ranks(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the pipe ranks that hold each tied parameter."""
         ...
 
 
@@ -66,6 +61,9 @@ class _Shard:
     buffer: FlatBuffer
     owned: slice
     master: Tensor
+    placements: Placements
+    """How what this rank updates lies along each axis: with ZeRO it is this rank's alone along those that split the
+    batch."""
 
     @property
     def gradients(self) -> Tensor:
@@ -107,27 +105,21 @@ class Optimizer:
         self.groups = tuple(groups)
         self.observer: GradientObserver | None = None
         """Sees each step's gradients after they have been summed over ranks and before they are clipped."""
-        self._module = module
         self._schedules = [LearningRateScheduler(group.learning_rate_scheduler) for group in groups]
-        self._zero = zero = config.zero and topology.size(Axis.DATA) > 1
         self._buffers = build_buffers(
-            [group.parameters for group in groups],
-            model_parallel_size=topology.size(Axis.MODEL),
-            bucket_size=config.allreduce_bucket_size,
-            parts=topology.size(Axis.DATA),
+            [group.parameters for group in groups], topology.layout, bucket_size=config.allreduce_bucket_size
         )
         uses = module.uses()
         self._sync = GradientSync(
             self._buffers,
             topology,
             contributions={parameter: count * module.micro_batches for parameter, count in uses.items()},
-            ties=module.tie_ranks,
-            zero=zero,
+            zero=config.zero,
         )
         self._shards = [
-            _Shard(buffer, owned, _master(buffer.weights[owned]))
-            for buffer in self._buffers
-            for owned in self._sync.owned(buffer)
+            _Shard(buffer, owned, _master(buffer.weights[owned]), self._placements(number))
+            for number, buffer in enumerate(self._buffers)
+            for owned in self._sync.owned(number)
         ]
         half = any(buffer.kind.dtype == torch.float16 for buffer in self._buffers)
         enabled = config.loss_scaler.enable
@@ -139,16 +131,16 @@ class Optimizer:
         )
         self._usual_weight = usual_weight
         self._counted = [
-            shard
-            for shard in self._shards
-            if counts_here(shard.buffer.kind, topology, zero=zero, tie_owner=self._owns_tie(shard.buffer.kind.tied))
+            shard for shard in self._shards if shard.placements.stands_for(topology.layout, topology.coordinate)
         ]
         self._adamw = self._build_adamw()
         self._idle_updates = torch.zeros((), dtype=torch.float64, device=topology.device)
         """Updates of the other ranks while this one has nothing to train: a checkpoint stores what rank 0 counts."""
 
-    def _owns_tie(self, key: str | None) -> bool:
-        return key is None or self._module.tie_ranks[key][0] == self.topology.index(Axis.PIPE)
+    def _placements(self, number: int) -> Placements:
+        placements = self._buffers[number].kind.placements
+        cut = placements.batch_axes(self.topology.layout) if self._sync.sharded(number) else ()
+        return placements.cut(cut)
 
     def _build_adamw(self) -> torch.optim.AdamW | None:
         torch_groups: list[dict[str, Any]] = []
@@ -261,23 +253,21 @@ class Optimizer:
         for shard in self._shards:
             if (values := values_of(shard)) is None:
                 continue
-            for description, parts in shard.buffer.boxes(shard.owned, values):
+            for piece, parts in shard.buffer.boxes(shard.owned, values):
                 if parts:
+                    former = piece.former and replace(piece.former, key=prefix + piece.former.key)
                     tensor = found.setdefault(
-                        description.key,
+                        piece.key,
                         GlobalTensor(
-                            prefix + description.key,
-                            description.global_shape,
-                            owned=self._owns(shard.buffer, description.key),
+                            prefix + piece.key, piece.shape, owned=self._owns(shard, piece.key), former=former
                         ),
                     )
                     tensor.parts.extend(parts)
         yield from found.values()
 
-    def _owns(self, buffer: FlatBuffer, key: str) -> bool:
-        at = self.topology.coordinate
-        writes = self._zero or at.data == zlib.crc32(key.encode()) % self.topology.size(Axis.DATA)
-        return writes and at.model % buffer.kind.model_replicas == 0 and self._owns_tie(buffer.kind.tied)
+    def _owns(self, shard: _Shard, key: str) -> bool:
+        topology = self.topology
+        return shard.placements.stands_for(topology.layout, topology.coordinate, spread=zlib.crc32(key.encode()))
 
     def state(self) -> dict[str, Any]:
         """Return what is not a tensor of a parameter: the update count and the loss scaler (reads the device)."""

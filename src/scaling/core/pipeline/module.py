@@ -11,20 +11,20 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
+from scaling.core.boxes import GlobalTensor, whole
 from scaling.core.data.types import MicroBatch
-from scaling.core.nn.init import local_part
 from scaling.core.nn.parameter import ParameterMeta, meta
 from scaling.core.pipeline.actions import Action
+from scaling.core.pipeline.build import build_stages
 from scaling.core.pipeline.engine import PipelineEngine
 from scaling.core.pipeline.layer_spec import LayerSpec, check_ties
 from scaling.core.pipeline.loss import LossFunction, StepLoss
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.partition import partition
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
-from scaling.core.pipeline.stage import build_stages, ties
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis
+from scaling.core.topology.placement import USUAL, Placements
 from scaling.core.topology.topology import Topology
 
 
@@ -69,7 +69,6 @@ class ParallelModule(nn.Module):
             recompute=config.activation_checkpointing_type.value,
         )
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
-        self.ties = ties(specs, self.partition, pipe)
         self._engine = PipelineEngine(stages, number_of_stages=len(self.partition), topology=topology)
         self._metric_names: dict[str, tuple[str, ...]] = {}
         self._one = torch.ones((), dtype=torch.float64, device=topology.device)
@@ -133,37 +132,27 @@ class ParallelModule(nn.Module):
             counts[parameter] = counts.get(parameter, 0) + 1
         return counts
 
-    @property
-    def tie_ranks(self) -> dict[str, tuple[int, ...]]:
-        """Return the pipe ranks that hold each tied parameter; the same on all ranks."""
-        return {key: tie.ranks for tie in self.ties.values() for key in tie.keys}
-
     def global_tensors(self) -> Iterator[GlobalTensor]:
         """Yield this rank's parts of all weights and persistent buffers, as views."""
         for parameter, description in self.parameters_with_meta():
-            offset, shape = local_part(description)
-            local = parameter.detach()
-            if description.shard is not None:
-                local = local.narrow(description.shard.dim, 0, description.shard.length)
-            parts = [(Box(offset, shape), local)] if local.numel() else []
-            yield GlobalTensor(description.key, description.global_shape, parts, self._owns(description))
+            for piece in description.pieces:
+                local = piece.local(parameter.detach())
+                parts = [(piece.box, local)] if local.numel() else []
+                owned = self._owns(piece.key, description.placements)
+                yield GlobalTensor(piece.key, piece.shape, parts, owned, piece.former)
         for stage in self.stages.values():
             for index, layer in zip(stage.indices, stage.layers, strict=True):  # type: ignore[arg-type]  # ModuleDict forgets that it holds stages
                 saved = layer.state_dict(keep_vars=True)
                 for name, buffer in layer.named_buffers():
                     if name in saved:
                         key = f"layers.{index}.{name}"
-                        owned = self._owns(ParameterMeta(key=key, global_shape=tuple(buffer.shape)))
-                        yield GlobalTensor(key, tuple(buffer.shape), [(whole(buffer.shape), buffer)], owned)
+                        parts = [(whole(buffer.shape), buffer)]
+                        yield GlobalTensor(key, tuple(buffer.shape), parts, self._owns(key, USUAL))
 
-    def _owns(self, description: ParameterMeta) -> bool:
-        """Whether this rank writes it: one data rank (spread by name), one model replica, one stage of a tie."""
-        at, sizes = self.topology.coordinate, self.topology.layout
-        return (
-            at.data == zlib.crc32(description.key.encode()) % sizes.data
-            and at.model % description.model_replicas(sizes.model) == 0
-            and (description.tied is None or at.pipe == self.tie_ranks[description.tied][0])
-        )
+    def _owns(self, key: str, placements: Placements) -> bool:
+        """Whether this rank writes a tensor: one of those that hold it, another one for each name."""
+        topology = self.topology
+        return placements.stands_for(topology.layout, topology.coordinate, spread=zlib.crc32(key.encode()))
 
     def _lower(self, schedule: Schedule, micro_batches: int) -> tuple[Action, ...]:
         return lower(schedule, self.topology.index(Axis.PIPE), self.topology.size(Axis.PIPE), micro_batches)

@@ -7,7 +7,7 @@ from enum import Enum
 from itertools import pairwise
 from math import prod
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import Self
@@ -52,7 +52,6 @@ class ActivationCheckpointingType(str, Enum):
 DATA_PARALLEL_SIZE = "data_parallel_size"
 PARALLEL_SIZES = ("model_parallel_size", "pipe_parallel_size", DATA_PARALLEL_SIZE)
 BATCH_SIZES = ("micro_batch_size", "gradient_accumulation_steps")
-DEFAULT_SIZES = MappingProxyType({"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 1})
 DEFAULT_BATCH = MappingProxyType({"micro_batch_size": 2, "gradient_accumulation_steps": 1})
 
 
@@ -63,6 +62,9 @@ class TopologyConfig(BaseConfig):
     micro_batch_size * gradient_accumulation_steps * data_parallel_size = global_batch_size. Give three of the first
     four numbers, and two of the three batch numbers; the others follow. Without any, one process, micro-batches of 2.
     """
+
+    parallel_sizes: ClassVar[tuple[str, ...]] = PARALLEL_SIZES
+    """The fields with the size of an axis, named after it."""
 
     model_parallel_size: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
     """Number of processes that share every layer (tensor parallelism)."""
@@ -105,7 +107,7 @@ class TopologyConfig(BaseConfig):
     @property
     def layout(self) -> Layout:
         """Return the sizes of all axes."""
-        return Layout(pipe=self.pipe_parallel_size, data=self.data_parallel_size, model=self.model_parallel_size)
+        return Layout(**{name.removesuffix("_parallel_size"): getattr(self, name) for name in self.parallel_sizes})
 
     @property
     def pipe_stages(self) -> int:
@@ -115,11 +117,11 @@ class TopologyConfig(BaseConfig):
     @classmethod
     def prepare(cls, given: dict[str, Any]) -> Iterator[Problem]:
         """Complete the two products from the numbers that were given."""
-        sizes = _numbers(given, (*PARALLEL_SIZES, "world_size")) or DEFAULT_SIZES
+        sizes = _numbers(given, (*cls.parallel_sizes, "world_size")) or dict.fromkeys(cls.parallel_sizes, 1)
         batch = _numbers(given, (*BATCH_SIZES, "global_batch_size")) or DEFAULT_BATCH
         if min(*sizes.values(), *batch.values()) < 1:
             return  # each such number is reported as a field
-        completed = complete_product(PARALLEL_SIZES, "world_size", sizes)
+        completed = complete_product(cls.parallel_sizes, "world_size", sizes)
         if isinstance(completed, dict):
             given.update(completed)
             batch = {**batch, DATA_PARALLEL_SIZE: completed[DATA_PARALLEL_SIZE]}
@@ -171,7 +173,7 @@ class TopologyConfig(BaseConfig):
         Raises `ConfigError` if the launcher started another number of processes than the topology has.
         """
         if world_size != self.world_size:
-            sizes = {name: getattr(self, name) for name in PARALLEL_SIZES}
+            sizes = {name: getattr(self, name) for name in self.parallel_sizes}
             alone = world_size == 1  # mostly because no launcher was used
             found = "this process is alone" if alone else f"the launcher started {world_size} processes"
             start = f"start {self.world_size}{' with torchrun or srun' if alone else ''}"
@@ -183,9 +185,9 @@ class TopologyConfig(BaseConfig):
         return self.model_copy(update={"global_rank": rank, "local_slot": local_slot})
 
     def _fitting(self, world_size: int) -> str:
-        model_and_pipe = self.model_parallel_size * self.pipe_parallel_size
-        if world_size % model_and_pipe == 0:
-            return f"set topology.data_parallel_size to {world_size // model_and_pipe}"
+        others = self.world_size // self.data_parallel_size
+        if world_size % others == 0:
+            return f"set topology.data_parallel_size to {world_size // others}"
         return f"set sizes whose product is {world_size}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from math import prod
@@ -16,6 +17,11 @@ class Axis(str, Enum):
     DATA = "data"
     CONTEXT = "context"
     MODEL = "model"
+
+    @property
+    def splits_batch(self) -> bool:
+        """Whether ranks along the axis compute on different tokens, so that each sees a part of every gradient."""
+        return self in (Axis.DATA, Axis.CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,9 @@ class Layout:
         at = {other.value: self.coordinate(rank).index(other) for other in Axis}
         return self.rank(**{**at, axis.value: index})
 
-    def group(self, axis: Axis, rank: int) -> tuple[int, ...]:
-        """Return the ranks that differ from `rank` along `axis` only, in axis order."""
-        return tuple(self.rank_along(axis, rank, index) for index in range(self.size(axis)))
-
-    def groups(self, axis: Axis) -> list[tuple[int, ...]]:
-        """Return all groups along `axis`, ordered by their first rank."""
-        return sorted({self.group(axis, rank) for rank in range(self.world_size)})
+    def group(self, axes: Axis | Iterable[Axis], rank: int) -> tuple[int, ...]:
+        """Return the ranks that differ from `rank` along `axes` only (one axis, or several together), in rank order."""
+        ranks = [rank]
+        for axis in [axes] if isinstance(axes, Axis) else axes:
+            ranks = [self.rank_along(axis, other, index) for other in ranks for index in range(self.size(axis))]
+        return tuple(sorted(ranks))

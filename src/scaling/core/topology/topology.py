@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import json
 from collections.abc import Sequence
+from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,7 @@ from typing_extensions import Self
 from scaling.core.errors import LayoutError
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.layout import Axis, Coordinate, Layout
+from scaling.core.topology.placement import Placement
 from scaling.core.topology.rendezvous import connect_store, leave_store
 from scaling.core.topology.rng import RngTracker
 
@@ -40,7 +42,7 @@ class Topology:
         self.sequence_parallel = sequence_parallel and layout.model > 1
         self.rng = RngTracker(self.coordinate, device)
         self._groups: dict[str, dist.ProcessGroup] = {}
-        self._axis_groups: dict[Axis, dist.ProcessGroup | None] = {}
+        self._axis_groups: dict[tuple[Axis, ...], dist.ProcessGroup | None] = {}
         self._store: dist.Store | None = None
         self._exchanges = 0
         self.leaving = contextlib.ExitStack()
@@ -63,9 +65,7 @@ class Topology:
         """
         launch = launch or LaunchContext.from_environment()
         config = config.with_launch(rank=launch.rank, world_size=launch.world_size, local_slot=launch.local_rank)
-        layout = Layout(
-            pipe=config.pipe_parallel_size, data=config.data_parallel_size, model=config.model_parallel_size
-        )
+        layout = config.layout
         device = choose_device(config.device, launch.local_rank)
         topology = cls(layout, launch.rank, device, sequence_parallel=config.sequence_parallel)
         if layout.world_size > 1:
@@ -84,23 +84,33 @@ class Topology:
                 topology.group(axis)
         return topology
 
-    def size(self, axis: Axis) -> int:
-        """Return the number of ranks along `axis`."""
-        return self.layout.size(axis)
+    def size(self, *axes: Axis) -> int:
+        """Return the number of ranks along an axis, or along several together."""
+        return prod(map(self.layout.size, axes))
 
-    def index(self, axis: Axis) -> int:
-        """Return this process's position along `axis`."""
-        return self.coordinate.index(axis)
+    def index(self, *axes: Axis) -> int:
+        """Return this process's position along an axis, or in the joint group of several."""
+        position = 0
+        for axis in Axis:
+            if axis in axes:
+                position = position * self.layout.size(axis) + self.coordinate.index(axis)
+        return position
 
-    def group(self, axis: Axis) -> dist.ProcessGroup | None:
-        """Return the group of ranks that differ from this one along `axis` only; None where that is this rank alone.
+    def group(self, *axes: Axis) -> dist.ProcessGroup | None:
+        """Return the group of ranks that differ from this one along `axes` only; None where that is this rank alone.
 
-        Its ranks are in axis order. Layers ask for it in every forward pass: it is worked out once.
+        Its ranks are in rank order. Layers ask for it in every forward pass: it is worked out once. Collective for
+        several axes: all ranks, the first time.
         """
-        if axis not in self._axis_groups:
-            ranks = self.layout.group(axis, self.rank)
-            self._axis_groups[axis] = self.subgroup(f"axis {axis.value}", ranks) if len(ranks) > 1 else None
-        return self._axis_groups[axis]
+        if axes not in self._axis_groups:
+            wide = tuple(axis for axis in Axis if axis in axes and self.size(axis) > 1)
+            if wide != axes:
+                self._axis_groups[axes] = self.group(*wide)
+            else:
+                purpose = " ".join(["axis", *(axis.value for axis in axes)])
+                ranks = self.layout.group(axes, self.rank)
+                self._axis_groups[axes] = self.subgroup(purpose, ranks) if len(ranks) > 1 else None
+        return self._axis_groups[axes]
 
     @property
     def world(self) -> dist.ProcessGroup | None:
@@ -137,18 +147,19 @@ class Topology:
         ranks = self.layout.group(Axis.PIPE, self.rank)
         return self.subgroup(f"{kind} wrapping" if wrapping else kind, ranks) if len(ranks) > 1 else None
 
-    def model_replica_group(self, replicas: int) -> dist.ProcessGroup | None:
-        """Return the group of `replicas` consecutive model ranks around this one. Collective: all ranks."""
-        if replicas == self.size(Axis.MODEL):
-            return self.group(Axis.MODEL)
-        first = self.index(Axis.MODEL) // replicas * replicas
-        return self.subgroup(f"{replicas} replicas", self.layout.group(Axis.MODEL, self.rank)[first : first + replicas])
+    def holders_group(self, axis: Axis, placement: Placement) -> dist.ProcessGroup | None:
+        """Return the group of this rank and those along `axis` that hold the same values by `placement`.
 
-    def tie_group(self, key: str, pipe_ranks: Sequence[int]) -> dist.ProcessGroup | None:
-        """Return the group of this column's ranks at some pipe indices, for the tie `key`. Collective: all ranks."""
-        member = self.index(Axis.PIPE) in pipe_ranks
-        ranks = [self.layout.rank_along(Axis.PIPE, self.rank, pipe) for pipe in pipe_ranks] if member else [self.rank]
-        return self.subgroup(f"tie {key}", ranks)
+        None for a rank that is not among them. Collective: all ranks.
+        """
+        index, size = self.index(axis), self.size(axis)
+        holders = placement.holders(index, size)
+        if len(holders) == size:
+            return self.group(axis)
+        members = holders if index in holders else [index]
+        ranks = [self.layout.rank_along(axis, self.rank, member) for member in members]
+        which = placement.copies if placement.indices is None else list(placement.indices)
+        return self.subgroup(f"{axis.value} {which}", ranks)
 
     def exchange(self, purpose: str, value: str | None) -> list[str | None]:
         """Return what every rank passed, in rank order. Collective: all ranks; over the store, not the network fabric.

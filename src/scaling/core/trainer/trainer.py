@@ -16,7 +16,7 @@ from typing import Any, Final, final
 import torch
 
 from scaling.core import faults
-from scaling.core.checkpoint.boxes import GlobalTensor
+from scaling.core.boxes import GlobalTensor
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.collectives import ops
 from scaling.core.errors import DataRefusedError, ScalingError, StorageError

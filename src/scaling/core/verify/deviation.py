@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.core.checkpoint.boxes import Box, uncovered, whole
+from scaling.core.boxes import Box, uncovered, whole
 
 Array = NDArray[np.float64]
 

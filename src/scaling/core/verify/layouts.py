@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from scaling.core.checkpoint.boxes import whole
+from scaling.core.boxes import whole
 from scaling.core.errors import ConfigError
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.verify.deviation import (

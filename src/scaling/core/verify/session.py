@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from scaling.core.checkpoint.boxes import GlobalTensor
+from scaling.core.boxes import GlobalTensor
 from scaling.core.collectives import tree
 from scaling.core.data.types import BaseDataset, MicroBatch
 from scaling.core.optimizer.config import OptimizerConfig
@@ -164,13 +164,13 @@ class Session:
         for (parameter, description), before, initial in zip(
             self.module.parameters_with_meta(), self._before, self._initial, strict=True
         ):
-            match changes.get(description.key):
-                case "zero":
-                    parameter.zero_()
-                case "initial":
-                    parameter.copy_(initial)
-                case _:
-                    parameter.copy_(before)
+            parameter.copy_(before)
+            for piece in description.pieces:
+                match changes.get(piece.key):
+                    case "zero":
+                        piece.local(parameter).zero_()
+                    case "initial":
+                        piece.local(parameter).copy_(piece.local(initial))
         self.topology.rng.seed(derive_seed(self._recipe.seed, "step", step))
         return float(self.module.eval_step(self._batches(step), self._loss_function, dropout=True).loss)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scaling.core.checkpoint.boxes import Box, GlobalTensor, whole
+from scaling.core.boxes import Box, GlobalTensor, whole
 from scaling.core.verify.deviation import Array, Deviation, in_model_order, measure
 
 

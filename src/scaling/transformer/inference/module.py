@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from torch import Tensor
 from typing_extensions import Self
 
 from scaling.core import (
+    AttentionCore,
+    CachedAttention,
     Checkpointer,
     CheckpointError,
     ConfigError,
     KeyValueCache,
     ParallelModule,
     ParallelSelfAttention,
-    RotaryEmbedding,
     Topology,
     TopologyConfig,
 )
@@ -159,16 +161,18 @@ class TransformerInferenceModule:
         else:
             generator.manual_seed(seed)
         attentions = [module for module in self.module.modules() if isinstance(module, ParallelSelfAttention)]
-        caches = [KeyValueCache() for _ in attentions]
+        usual = [attention.core for attention in attentions]
+        scale = self.config.masked_softmax.scale / math.sqrt(self.config.head_size)
+        cached: list[AttentionCore] = [CachedAttention(KeyValueCache(), scale=scale) for _ in attentions]
         first, tokens = 0, self._prompt(None, prompt)
         while True:
-            for attention, cache in zip(attentions, caches, strict=True):
-                attention.cache = cache
+            for attention, core in zip(attentions, cached, strict=True):
+                attention.attend_with(core)
             try:
                 logits = self._run(torch.tensor([tokens]), first=first)
             finally:  # between tokens the model is free for other calls
-                for attention in attentions:
-                    attention.cache = None
+                for attention, core in zip(attentions, usual, strict=True):
+                    attention.attend_with(core)
             first += len(tokens)
             tokens = [int(choose(logits[:, -1], sampling, generator))]
             yield tokens[0]
@@ -218,8 +222,8 @@ class TransformerInferenceModule:
         input_ids = input_ids.to(device)
         rows, length = input_ids.shape
         for module in self.module.modules():
-            if isinstance(module, RotaryEmbedding):
-                module.grow(first + length)
+            if isinstance(module, ParallelSelfAttention) and module.rotary is not None:
+                module.rotary.grow(first + length)
         positions = torch.arange(first, first + length, device=device).expand(rows, length)
         samples = torch.zeros(rows, dtype=torch.int64, device=device)
         logits: Tensor = self._stage(TextInputs(input_ids, positions, None, samples))

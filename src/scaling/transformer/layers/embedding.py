@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import nn
 
-from scaling.core import Dropout, Normal, Topology, VocabParallelEmbedding
+from scaling.core import Dropout, Normal, Place, VocabParallelEmbedding
 from scaling.transformer.data.batch import TextInputs
 from scaling.transformer.io import TransformerIO
 
@@ -16,18 +15,9 @@ from scaling.transformer.io import TransformerIO
 class EmbeddingInput(nn.Module):
     """Look up the tokens' embeddings and drop some of their features."""
 
-    def __init__(
-        self, vocab_size: int, hidden_size: int, *, std: float, dropout: Dropout, topology: Topology, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, dropout: Dropout, place: Place) -> None:
         super().__init__()
-        self.embedding = VocabParallelEmbedding(
-            vocab_size,
-            hidden_size,
-            topology=topology,
-            dtype=dtype,
-            initializer=Normal(std),
-            sequence_parallel=topology.sequence_parallel,
-        )
+        self.embedding = VocabParallelEmbedding(vocab_size, hidden_size, place=place, initializer=Normal(std))
         self.dropout = dropout
 
     def forward(self, inputs: TextInputs) -> TransformerIO:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from scaling.core import (
     LayerNorm,
     Normal,
+    Place,
     RMSNorm,
-    Topology,
     VocabParallelEmbedding,
     enter_model_parallel,
     linear,
@@ -33,9 +32,7 @@ class LayerNormWrapper(nn.Module):
 
 
 def _local_logits(x: TransformerIO, table: VocabParallelEmbedding) -> Tensor:
-    activations = enter_model_parallel(
-        x.activations, table.topology, sequence_parallel=table.topology.sequence_parallel
-    )
+    activations = enter_model_parallel(x.activations, table.place)
     return linear(activations, table.weight[: table.shard.length])  # padding rows make no logits
 
 
@@ -43,13 +40,9 @@ def _local_logits(x: TransformerIO, table: VocabParallelEmbedding) -> Tensor:
 class TransformerLMHead(nn.Module):
     """Logits from a matrix of its own."""
 
-    def __init__(
-        self, vocab_size: int, hidden_size: int, *, std: float, topology: Topology, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, place: Place) -> None:
         super().__init__()
-        self.linear = VocabParallelEmbedding(
-            vocab_size, hidden_size, topology=topology, dtype=dtype, initializer=Normal(std)
-        )
+        self.linear = VocabParallelEmbedding(vocab_size, hidden_size, place=place, initializer=Normal(std))
 
     def forward(self, x: TransformerIO) -> Tensor:
         """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of its input."""
@@ -60,13 +53,9 @@ class TransformerLMHead(nn.Module):
 class TransformerLMHeadTied(nn.Module):
     """Logits from the embedding matrix, which the first layer shares under the tie `embedding_tying`."""
 
-    def __init__(
-        self, vocab_size: int, hidden_size: int, *, std: float, topology: Topology, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, place: Place) -> None:
         super().__init__()
-        self.embedding = VocabParallelEmbedding(
-            vocab_size, hidden_size, topology=topology, dtype=dtype, initializer=Normal(std)
-        )
+        self.embedding = VocabParallelEmbedding(vocab_size, hidden_size, place=place, initializer=Normal(std))
 
     def forward(self, x: TransformerIO) -> Tensor:
         """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of its input."""

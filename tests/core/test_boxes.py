@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.core.checkpoint.boxes import Box, boxes_of_flat_range, first_overlap, follow_each_other, uncovered, whole
+from scaling.core.boxes import Box, boxes_of_flat_range, first_overlap, follow_each_other, uncovered, whole
 from scaling.core.errors import LayoutError
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)

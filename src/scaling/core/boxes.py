@@ -53,6 +53,10 @@ class Box:
         """Return this box in the coordinates of a tensor that holds `within`."""
         return Box(tuple(a - b for a, b in zip(self.offset, within.offset, strict=True)), self.shape)
 
+    def within(self, place: Box) -> Box:
+        """Return this box, given in the coordinates of a tensor that holds `place`, in those of the whole tensor."""
+        return Box(tuple(a + b for a, b in zip(self.offset, place.offset, strict=True)), self.shape)
+
     def subtract(self, hole: Box) -> Iterator[Box]:
         """Cut out `hole`: yield disjoint boxes that cover the rest, at most two per dimension."""
         common = self.intersect(hole)
@@ -177,15 +181,43 @@ def uncovered(target: Box, boxes: Sequence[Box]) -> list[Box]:
     return rest
 
 
+@dataclass(frozen=True)
+class Former:
+    """Where an older checkpoint format has the rows of a tensor: in blocks, among the rows of another tensor.
+
+    Block b, of `block` rows, begins there at row `b * stride + offset`.
+    """
+
+    shape: tuple[int, ...]
+    """Shape of the other tensor."""
+    block: int
+    stride: int
+    offset: int
+    key: str = ""
+    """Name of the other tensor."""
+
+    def pieces(self, box: Box) -> Iterator[tuple[Box, Box]]:
+        """Cut a box of the tensor at its blocks: yield (box of the tensor, the same rows in the other tensor)."""
+        row = box.offset[0]
+        while row < box.stop[0]:
+            number, within = divmod(row, self.block)
+            length = min(self.block - within, box.stop[0] - row)
+            shape = (length, *box.shape[1:])
+            there = (number * self.stride + self.offset + within, *box.offset[1:])
+            yield Box((row, *box.offset[1:]), shape), Box(there, shape)
+            row += length
+
+
 @dataclass
 class GlobalTensor:
     """What this process holds of one named global tensor: views into memory; loading writes through them.
 
     `owned` is False where another rank holds the same parts and writes them; such a tensor is loaded but not saved.
-    A tensor may have no part on this process.
+    A tensor may have no part on this process. `former` says where older checkpoints have it.
     """
 
     key: str
     shape: tuple[int, ...]
     parts: list[tuple[Box, Tensor]] = field(default_factory=list)
     owned: bool = True
+    former: Former | None = None

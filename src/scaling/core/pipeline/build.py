@@ -1,0 +1,124 @@
+"""Build a rank's pipeline stages: layers described, parameters named and tied, filled once, moved to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from scaling.core.errors import LayoutError
+from scaling.core.nn.init import fill
+from scaling.core.nn.parameter import annotate, meta, share
+from scaling.core.pipeline.actions import rank_of
+from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
+from scaling.core.pipeline.stage import Recompute, Stage
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.placement import tied
+from scaling.core.topology.rng import derive_seed
+from scaling.core.topology.topology import Topology
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Parameters shared under one name: their first layer, their names in the model, and the pipe ranks with them."""
+
+    layer: int
+    names: tuple[str, ...]
+    ranks: tuple[int, ...]
+
+
+def ties(specs: Sequence[LayerSpec], stages: Sequence[range], pipe_ranks: int) -> dict[str, Tie]:
+    """Return every tie of the model. Pure: the same on all ranks.
+
+    Tied parameters go by the name they have in the first layer of the tie.
+    """
+    found: dict[str, Tie] = {}
+    for number, layers in enumerate(stages):
+        for index in layers:
+            spec = specs[index]
+            if isinstance(spec, TiedLayerSpec):
+                names = tuple(f"layers.{index}.{name}" for name in spec.tied_parameters)
+                known = found.get(spec.tie, Tie(index, names, ()))
+                ranks = tuple(sorted({*known.ranks, rank_of(number, pipe_ranks)}))
+                found[spec.tie] = replace(known, ranks=ranks)
+    return found
+
+
+def describe_layers(
+    specs: Sequence[LayerSpec], stages: Sequence[range], *, topology: Topology, seed: int
+) -> Iterator[tuple[int, int, nn.Module]]:
+    """Yield (stage, index, layer) of this rank's layers: described and named, without values.
+
+    For any rank, without a process group: of the topology only coordinate and layout are used. A layer that fills its
+    parameters itself (any plain `nn.Module`) is built under a seed derived from its place in the model, and so is alike
+    on all ranks. Tied parameters are one object on a rank.
+    """
+    pipe_ranks = topology.layout.pipe
+    all_ties = ties(specs, stages, pipe_ranks)
+    shared: dict[str, nn.Parameter] = {}
+    for number, indices in enumerate(stages):
+        if rank_of(number, pipe_ranks) != topology.coordinate.pipe:
+            continue
+        for index in indices:
+            layer, spec = _described(specs[index], index, seed), specs[index]
+            if isinstance(spec, TiedLayerSpec):
+                tie, first = all_ties[spec.tie], specs[all_ties[spec.tie].layer]
+                if index > tie.layer and tie.names[0] not in shared:
+                    # The layer that describes what is shared lies on another rank: make it here too, for that alone.
+                    assert isinstance(first, TiedLayerSpec)
+                    _tie(_described(first, tie.layer, seed), first, tie, shared)
+                _tie(layer, spec, tie, shared)
+            yield number, index, layer
+
+
+def build_stages(
+    specs: Sequence[LayerSpec], stages: Sequence[range], *, topology: Topology, seed: int, recompute: Recompute
+) -> dict[int, Stage]:
+    """Build this rank's stages, by global number.
+
+    Each rank fills its own parts from (seed, name, part), once, where they stay; nothing is communicated.
+    """
+    layers: dict[int, list[nn.Module]] = {}
+    for number, _, layer in describe_layers(specs, stages, topology=topology, seed=seed):
+        layers.setdefault(number, []).append(fill(layer, seed=seed, device=topology.device))
+    return {
+        number: Stage(built, stages[number], recompute=recompute, topology=topology) for number, built in layers.items()
+    }
+
+
+def _described(spec: LayerSpec, index: int, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "layer", index))
+        layer = spec.build()
+    for name, parameter in layer.named_parameters():
+        full, known = f"layers.{index}.{name}", meta(parameter).name
+        if known not in ("", full):
+            raise LayoutError(
+                f"layer {index} ({spec.name}) has the parameter {name} in common with an earlier one, {known}, which "
+                "other pipeline stages could not know; build each layer anew, or share it through TiedLayerSpec"
+            )
+        annotate(parameter, meta(parameter).named(full))
+    return layer
+
+
+def _tie(layer: nn.Module, spec: TiedLayerSpec, tie: Tie, shared: dict[str, nn.Parameter]) -> None:
+    for full, name in zip(tie.names, spec.tied_parameters, strict=True):
+        owner_name, _, attribute = name.rpartition(".")
+        owner = layer.get_submodule(owner_name)
+        own = owner.get_parameter(attribute)
+        present = shared.setdefault(full, own)
+        annotate(own, meta(own).named(full))
+        share(own, Axis.PIPE, tied(tie.ranks))
+        shapes = [[list(piece.shape) for piece in meta(parameter).pieces] for parameter in (present, own)]
+        if shapes[0] != shapes[1]:
+            raise LayoutError(
+                f"the tie {spec.tie!r} joins {full} {_shown(shapes[0])} and {name} {_shown(shapes[1])} of a later "
+                "layer; tied parameters need one shape"
+            )
+        setattr(owner, attribute, present)
+
+
+def _shown(shapes: Sequence[Sequence[int]]) -> str:
+    return " and ".join(str(list(shape)) for shape in shapes)
