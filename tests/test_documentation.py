@@ -77,8 +77,9 @@ def is_setting(parts: list[str], annotation: Any) -> bool:
     if parts[0].isdecimal() or parts[0] == "*":
         return is_setting(parts[1:], annotation)
     return any(
-        parts[0] in section.model_fields and is_setting(parts[1:], section.model_fields[parts[0]].annotation)
+        parts[0] in member.model_fields and is_setting(parts[1:], member.model_fields[parts[0]].annotation)
         for section in sections_of(annotation)
+        for member in (section, *section.__subclasses__())  # of a family
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from scaling.core.data.types import MicroBatch
-from scaling.core.optimizer.config import LossScalerConfig, OptimizerConfig
+from scaling.core.optimizer.config import AdamWConfig, LossScalerConfig
 from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
 from scaling.core.optimizer.loss_scaler import LossScaler
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
@@ -31,7 +31,7 @@ def make(dtype: torch.dtype, device: str = GPU) -> tuple[ParallelModule, Optimiz
     schedule = LearningRateSchedulerConfig(learning_rate=1e-2)
     group = ParameterGroup(name="all", learning_rate_scheduler=schedule, weight_decay=0.1)
     groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
-    config = OptimizerConfig(loss_scaler=LossScalerConfig(initial_scale=16.0, hysteresis=1))
+    config = AdamWConfig(loss_scaler=LossScalerConfig(initial_scale=16.0, hysteresis=1))
     return module, Optimizer(config, groups, topology, module=module)
 
 

@@ -202,8 +202,8 @@ BUGS = (
     ),
     Bug(
         "weight decay of one group is applied to all, biases and norms too",
-        "scaling.core.optimizer.optimizer:Optimizer._build_adamw",
-        [("self.groups[kind.group].decay_coefficient", "max(group.decay_coefficient for group in self.groups)")],
+        "scaling.core.optimizer.optimizer:Optimizer._update",
+        [("group.decay_coefficient", "max(each.decay_coefficient for each in self.groups)")],
         "gpt",
         DATA,
     ),

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from scaling.core import (
+    AdamWConfig,
     BaseConfig,
     ConfigError,
     ExitStatus,
@@ -252,4 +253,5 @@ def _introduction(
         yield f"shrunk     {', '.join(changed)}"
     samples = used.topology.global_batch_size
     yield f"data       {'as configured' if real_data else 'synthetic'}, {samples} samples a step"
-    yield f"numbers    {precision}, learning rates at their peak, eps {used.optimizer.eps:g}"
+    eps = f", eps {used.optimizer.eps:g}" if isinstance(used.optimizer, AdamWConfig) else ""
+    yield f"numbers    {precision}, learning rates at their peak{eps}"

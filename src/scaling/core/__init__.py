@@ -165,6 +165,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.place import enter_model_parallel as enter_model_parallel
     from scaling.core.nn.place import leave_model_parallel as leave_model_parallel
     from scaling.core.nn.rotary import RotaryEmbedding as RotaryEmbedding
+    from scaling.core.optimizer.config import AdamWConfig as AdamWConfig
     from scaling.core.optimizer.config import LossScalerConfig as LossScalerConfig
     from scaling.core.optimizer.config import OptimizerConfig as OptimizerConfig
     from scaling.core.optimizer.groups import (
@@ -185,6 +186,11 @@ if TYPE_CHECKING:
     )
     from scaling.core.optimizer.optimizer import Optimizer as Optimizer
     from scaling.core.optimizer.optimizer import StepReport as StepReport
+    from scaling.core.optimizer.rule import AdamW as AdamW
+    from scaling.core.optimizer.rule import Pace as Pace
+    from scaling.core.optimizer.rule import UpdateRule as UpdateRule
+    from scaling.core.optimizer.shard import FlatShard as FlatShard
+    from scaling.core.optimizer.shard import Matrix as Matrix
     from scaling.core.pipeline.layer_spec import LayerSpec as LayerSpec
     from scaling.core.pipeline.layer_spec import TiedLayerSpec as TiedLayerSpec
     from scaling.core.pipeline.loss import LossFunction as LossFunction
@@ -326,11 +332,13 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "pipeline.layer_spec": ("LayerSpec", "TiedLayerSpec"),
     "pipeline.loss": ("LossFunction", "LossOutput", "StepLoss"),
     "pipeline.module": ("ParallelModule",),
-    "optimizer.config": ("LossScalerConfig", "OptimizerConfig"),
+    "optimizer.config": ("AdamWConfig", "LossScalerConfig", "OptimizerConfig"),
     "optimizer.groups": ("GroupPattern", "ParameterGroup", "assign"),
     "optimizer.loss_scaler": ("LossScaler",),
     "optimizer.lr_schedule": ("LearningRateScheduler", "LearningRateSchedulerConfig"),
     "optimizer.optimizer": ("Optimizer", "StepReport"),
+    "optimizer.rule": ("AdamW", "Pace", "UpdateRule"),
+    "optimizer.shard": ("FlatShard", "Matrix"),
     "logging.config": ("LoggerConfig",),
     "logging.setup": ("configure_logging",),
     "trainer.config": ("TrainerConfig",),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scaling.core.errors import CheckpointError
-from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.config import AdamWConfig
 from scaling.core.optimizer.groups import ParameterGroup
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
@@ -216,7 +216,7 @@ def test_a_malformed_state_is_refused(state: dict[str, Any]) -> None:
 def test_an_optimizer_with_nothing_to_train_steps() -> None:
     config = topology_config()
     module = ParallelModule([LayerSpec(nn.Linear, WIDTH, WIDTH)], Topology.single(), config, seed=1)
-    optimizer = Optimizer(OptimizerConfig(), [], Topology.single(), module=module)
+    optimizer = Optimizer(AdamWConfig(), [], Topology.single(), module=module)
     report = optimizer.step(1, weight=torch.ones((), dtype=torch.float64))
     assert float(report.global_grad_norm) == 0.0
     assert list(optimizer.global_tensors()) == []
@@ -228,7 +228,7 @@ def test_a_rank_whose_share_is_frozen_counts_the_updates_of_the_others() -> None
     config = topology_config()
     module = ParallelModule([LayerSpec(nn.Linear, WIDTH, WIDTH)], Topology.single(), config, seed=1)
     group = ParameterGroup(name="elsewhere", learning_rate_scheduler=LearningRateSchedulerConfig(learning_rate=RATE))
-    optimizer = Optimizer(OptimizerConfig(), [group], Topology.single(), module=module)
+    optimizer = Optimizer(AdamWConfig(), [group], Topology.single(), module=module)
     for step in (1, 2):
         optimizer.step(step, weight=torch.ones((), dtype=torch.float64))
     assert optimizer.state()["updates"] == 2

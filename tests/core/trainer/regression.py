@@ -14,7 +14,7 @@ from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Alone, Communicator, StoreCommunicator
 from scaling.core.data.types import BaseDataset, MicroBatch
 from scaling.core.nn.parameter import meta
-from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.config import AdamWConfig
 from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
@@ -133,7 +133,7 @@ def make_trainer(
         config,
         topology,
         module=module,
-        optimizer=Optimizer(OptimizerConfig(gradient_clipping=clipping), groups, topology, module=module),
+        optimizer=Optimizer(AdamWConfig(gradient_clipping=clipping), groups, topology, module=module),
         loss_function=squared_error,
         data=TrainingData(
             training or Points(20),
@@ -148,7 +148,7 @@ def make_trainer(
             communicator=communicator_of(topology),
         ),
         open_metrics=metrics.open,
-        identity=identity or RunIdentity(OptimizerConfig()),
+        identity=identity or RunIdentity(AdamWConfig()),
         tokens_per_sample=tokens_per_sample,
         hooks=hooks,
     )

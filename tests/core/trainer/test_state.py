@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scaling.core.errors import CheckpointError
-from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.config import AdamWConfig
 from scaling.core.trainer.state import RunIdentity, TrainState, Unopened, due
 
 
@@ -35,7 +35,7 @@ def test_what_is_done_every_so_many_steps(interval: int | None, steps: list[int]
 
 
 def test_an_identity_is_its_settings_and_fingerprints() -> None:
-    identity = RunIdentity(OptimizerConfig(beta1=0.5), {"data": "abc"})
+    identity = RunIdentity(AdamWConfig(beta1=0.5), {"data": "abc"})
     assert identity.as_dict()["beta1"] == 0.5
     assert identity.as_dict()["fingerprints"] == {"data": "abc"}
 

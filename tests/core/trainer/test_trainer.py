@@ -15,7 +15,7 @@ import torch
 
 from scaling.core.checkpoint.resume import ChangeRules
 from scaling.core.errors import CheckpointError, ConfigError, DataRefusedError, StorageError
-from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.config import AdamWConfig
 from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.topology.layout import Axis
 from scaling.core.trainer.state import RunIdentity
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_has_to_be_there_is_missed(tmp_path: Path) -> None:
 def test_a_run_is_not_resumed_as_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def identity(beta1: float, beta2: float) -> RunIdentity:
         rules = ChangeRules(identity=["beta1", "fingerprints"], schedule=["beta2"])
-        return RunIdentity(OptimizerConfig(beta1=beta1, beta2=beta2), {"data": "points"}, rules)
+        return RunIdentity(AdamWConfig(beta1=beta1, beta2=beta2), {"data": "points"}, rules)
 
     make_trainer(train_iterations=1, save_dir=tmp_path, identity=identity(0.9, 0.95))[0].fit()
     other, _ = make_trainer(train_iterations=2, save_dir=tmp_path, identity=identity(0.5, 0.95))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling.core import OptimizerConfig, Session, Topology
+from scaling.core import AdamWConfig, Session, Topology
 from tests.core.verify.regression import Numbers, layout, loss_of, recipe
 
 
@@ -28,7 +28,7 @@ def plain_loss(of: Session, step: int) -> torch.Tensor:
 
 
 def test_gradients_are_those_of_the_mean_loss_before_clipping() -> None:
-    watched = session(optimizer=OptimizerConfig(gradient_clipping=1e-3))
+    watched = session(optimizer=AdamWConfig(gradient_clipping=1e-3))
     parameters = [parameter for parameter, _ in watched.module.parameters_with_meta()]
     expected = torch.autograd.grad(plain_loss(watched, 1), parameters)
     numbers = watched.step(1)

@@ -100,6 +100,7 @@ def _places(name: str, section: type[BaseModel]) -> Iterator[str]:
     for key, field in section.model_fields.items():
         if not marker(field, NoEffect) and not marker(field, Unavailable):
             for inner in sections_of(field.annotation):
-                if name in inner.model_fields:
-                    yield key
-                yield from (f"{key}.{place}" for place in _places(name, inner))
+                for member in (inner, *inner.__subclasses__()):  # of a family
+                    if name in member.model_fields:
+                        yield key
+                    yield from (f"{key}.{place}" for place in _places(name, member))

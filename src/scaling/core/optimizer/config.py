@@ -1,22 +1,18 @@
-"""OptimizerConfig: the optimizer's constants, gradient handling and loss scaling."""
+"""OptimizerConfig: gradient handling, loss scaling, and the constants of each update rule."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
+from scaling.core.config.family import ConfigFamily
 from scaling.core.config.fields import NoEffect, Unavailable
 from scaling.core.errors import Problem
-
-
-class OptimizerMethod(str, Enum):
-    """Which update rule."""
-
-    ADAMW = "adamw"
+from scaling.core.optimizer.rule import AdamW, UpdateRule
 
 
 class LossScalerConfig(BaseConfig):
@@ -47,17 +43,12 @@ class LossScalerConfig(BaseConfig):
         return float16 if self.enable is None else self.enable
 
 
-class OptimizerConfig(BaseConfig):
-    """AdamW on float32 master weights, on request sharded over the data-parallel ranks (ZeRO stage 1)."""
+class OptimizerConfig(ConfigFamily):
+    """What every update rule has around it; a member of the family names a rule by its `method`."""
 
-    method: OptimizerMethod = OptimizerMethod.ADAMW
-    """The update rule: adamw."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the running mean of gradients."""
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of the running mean of squared gradients."""
-    eps: float = Field(default=1e-8, gt=0)
-    """Added to the root of the second moment, so that a weight without a gradient is not divided by zero."""
+    kind_key: ClassVar[str] = "method"
+    default_kind: ClassVar[str | None] = "adamw"
+
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this global L2 norm. 0: off."""
     allreduce_bucket_size: int = Field(default=4_000_000, ge=1)
@@ -71,3 +62,29 @@ class OptimizerConfig(BaseConfig):
     """Formerly: save each rank's shard as it is."""
     debug_log: Annotated[bool, Unavailable()] = False
     """Log norms of every parameter and its gradient."""
+
+    @abstractmethod
+    def rule(self) -> UpdateRule:
+        """Return the rule of parameter groups that bring none."""
+
+
+class _AdamWConstants(BaseConfig):
+    """Apart from the member, so that its keys come before those of all rules in a file."""
+
+    method: Literal["adamw"] = "adamw"
+    """The update rule: adamw."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the running mean of gradients."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the running mean of squared gradients."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment, so that a weight without a gradient is not divided by zero."""
+
+
+@final
+class AdamWConfig(OptimizerConfig, _AdamWConstants):
+    """AdamW on float32 master weights, on request sharded over the data-parallel ranks (ZeRO stage 1)."""
+
+    def rule(self) -> UpdateRule:
+        """Return AdamW with these constants."""
+        return AdamW(beta1=self.beta1, beta2=self.beta2, eps=self.eps)

@@ -6,8 +6,9 @@ every later operation (reduction, norm, update, cast) is a few calls on long vec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 from math import prod
 from typing import final
 
@@ -20,6 +21,7 @@ from scaling.core.topology.layout import Layout
 from scaling.core.topology.placement import Placements
 
 ALIGNMENT = 64  # elements: 128 bytes in half precision, so that every parameter starts on a cache line
+MOST_PADDING = 1 / 8  # of a bucket of whole parameters, except the last
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,60 @@ def plan(sizes: Sequence[int], *, bucket_size: int, parts: int) -> tuple[list[Pl
     start = position = 0
     for number, size in enumerate(sizes):
         placements.append(Placement(position, position + size, len(buckets)))
-        position += -(-size // ALIGNMENT) * ALIGNMENT
+        position += _aligned(size)
         if position - start >= bucket_size or number == len(sizes) - 1:
             step = ALIGNMENT * parts
             position = start + -(-(position - start) // step) * step
             buckets.append(Bucket(start, position))
             start = position
     return placements, buckets
+
+
+def plan_whole(sizes: Sequence[int], *, bucket_size: int, parts: int) -> tuple[list[Placement], list[Bucket]]:
+    """Place parameters so that each lies in one of the `parts` equal slices of its bucket. Pure.
+
+    A bucket closes once it holds `bucket_size` elements and at most an eighth of that is padding. What is left at the
+    end is the last bucket, whose padding is less than `parts` times its largest parameter: little for many parameters,
+    much where there are fewer than `parts`.
+    """
+    placements: list[Placement] = []
+    buckets: list[Bucket] = []
+    start = 0
+    held: list[int] = []
+    for number, size in enumerate(sizes):
+        held.append(_aligned(size))
+        more = number < len(sizes) - 1
+        if more and sum(held) < bucket_size:
+            continue
+        length, dealt = _deal(held, parts)
+        if more and length * parts - sum(held) > length * parts * MOST_PADDING:
+            continue
+        for part, offset in dealt:
+            position = start + part * length + offset
+            placements.append(Placement(position, position + sizes[len(placements)], len(buckets)))
+        buckets.append(Bucket(start, start + length * parts))
+        start = buckets[-1].stop
+        held = []
+    return placements, buckets
+
+
+def _deal(sizes: Sequence[int], parts: int) -> tuple[int, list[tuple[int, int]]]:
+    """Give each size, from the largest on, to the part that has least; return the most a part has, and (part, offset).
+
+    No part has more than an equal share of the sum and the largest size (Graham, SIAM J. Appl. Math. 17, 1969).
+    """
+    loads = [(0, part) for part in range(parts)]
+    heapify(loads)
+    dealt: dict[int, tuple[int, int]] = {}
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        load, part = loads[0]
+        dealt[number] = (part, load)
+        heapreplace(loads, (load + sizes[number], part))
+    return max(loads)[0], [dealt[number] for number in range(len(sizes))]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -100,10 +149,11 @@ class FlatBuffer:
         *,
         bucket_size: int,
         parts: int,
+        whole: bool = False,
     ) -> None:
         self.kind = kind
         self.parameters = tuple(parameters)
-        self.placements, self.buckets = plan(
+        self.placements, self.buckets = (plan_whole if whole else plan)(
             [parameter.numel() for parameter, _ in parameters], bucket_size=bucket_size, parts=parts
         )
         device = parameters[0][0].device
@@ -139,12 +189,17 @@ class FlatBuffer:
 
 
 def build_buffers(
-    groups: Sequence[Sequence[tuple[nn.Parameter, ParameterMeta]]], layout: Layout, *, bucket_size: int
+    groups: Sequence[Sequence[tuple[nn.Parameter, ParameterMeta]]],
+    layout: Layout,
+    *,
+    bucket_size: int,
+    whole: Container[int] = (),
 ) -> list[FlatBuffer]:
     """Return the buffers of all groups: parameters sorted by kind, within a kind from the last layer to the first.
 
     Gradients become complete from the last layer on, so the first bucket can be reduced while the rest is computed.
     Where ranks with other layers hold the same parameters, the order is that of their names, which all of them know.
+    In the groups of the numbers `whole` no parameter is cut by the slices of a bucket.
     """
     by_kind: dict[BufferKind, list[tuple[nn.Parameter, ParameterMeta]]] = {}
     for number, parameters in enumerate(groups):
@@ -161,6 +216,7 @@ def build_buffers(
             parameters,
             bucket_size=bucket_size,
             parts=prod(map(layout.size, kind.placements.batch_axes(layout))),
+            whole=kind.group in whole,
         )
         for kind, parameters in by_kind.items()
     ]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from scaling.core.errors import ConfigError, Problem
 from scaling.core.nn.parameter import ParameterMeta
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.optimizer.rule import UpdateRule
 from scaling.core.topology.topology import Topology
 
 SHOWN_KEYS = 10
@@ -27,11 +28,13 @@ class ParameterGroup:
     weight_decay: float = 0.01
     independent_weight_decay: bool = False
     """Decay by weight_decay * learning rate / peak learning rate a step, whatever the peak (arXiv:2309.14322)."""
+    rule: UpdateRule | None = None
+    """How they are updated; None: as the optimizer's configuration says."""
     parameters: Sequence[tuple[nn.Parameter, ParameterMeta]] = ()
 
     @property
     def decay_coefficient(self) -> float:
-        """Return what AdamW multiplies with the learning rate."""
+        """Return what is multiplied with the learning rate."""
         peak = self.learning_rate_scheduler.learning_rate
         return self.weight_decay / peak if self.independent_weight_decay and peak else self.weight_decay
 
@@ -107,13 +110,7 @@ def assign(
     if problems:
         raise ConfigError([Problem("training_groups", problem) for problem in problems])
     return [
-        ParameterGroup(
-            name=pattern.group.name,
-            learning_rate_scheduler=pattern.group.learning_rate_scheduler,
-            weight_decay=pattern.group.weight_decay,
-            independent_weight_decay=pattern.group.independent_weight_decay,
-            parameters=tuple(parameters),
-        )
+        replace(pattern.group, parameters=tuple(parameters))
         for pattern, parameters in zip(patterns, taken, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""Optimizer: gradients in, one fused update of this rank's shard on the device, weights out (ZeRO-1)."""
+"""Optimizer: gradients in, one update of this rank's shards on the device, weights out (ZeRO-1)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from scaling.core.checkpoint.manifest import is_count
 from scaling.core.errors import CheckpointError
 from scaling.core.optimizer.clip import squared_norm
 from scaling.core.optimizer.config import OptimizerConfig
-from scaling.core.optimizer.flat_buffer import FlatBuffer, build_buffers
+from scaling.core.optimizer.flat_buffer import BufferKind, FlatBuffer, build_buffers
 from scaling.core.optimizer.grad_sync import GradientSync
 from scaling.core.optimizer.groups import ParameterGroup
 from scaling.core.optimizer.loss_scaler import LossScaler, scaler_state_problems
 from scaling.core.optimizer.lr_schedule import LearningRateScheduler
+from scaling.core.optimizer.rule import Pace
+from scaling.core.optimizer.shard import FlatShard, make_shard
 from scaling.core.topology.placement import Placements
 from scaling.core.topology.topology import Topology
 
@@ -54,38 +56,14 @@ GradientObserver = Callable[[Iterator[GlobalTensor], Tensor], None]
 they are multiplied with it (0-d, on the device)."""
 
 
-@dataclass
-class _Shard:
-    """A range of a buffer this rank updates, and the weights it updates there, in at least float32."""
-
-    buffer: FlatBuffer
-    owned: slice
-    master: Tensor
-    placements: Placements
-    """How what this rank updates lies along each axis: with ZeRO it is this rank's alone along those that split the
-    batch."""
-
-    @property
-    def gradients(self) -> Tensor:
-        return self.buffer.gradients[self.owned]
-
-    @property
-    def weights(self) -> Tensor:
-        return self.buffer.weights[self.owned]
-
-    @property
-    def separate(self) -> bool:
-        return self.buffer.kind.dtype != self.master.dtype
-
-
 @final
 class Optimizer:
-    """AdamW over flat shards (Loshchilov and Hutter, arXiv:1711.05101), its state cut over the data axis with `zero`.
+    """An update rule for each group over flat shards, its state cut over the data axis with `zero`.
 
     ZeRO stage 1 (Rajbhandari et al., arXiv:1910.02054): gradients are reduce-scattered, each data rank updates its
     slice and the weights are all-gathered; without `zero` gradients are all-reduced and every data rank updates
     everything. Weights in half precision have float32 masters. Construct it on all ranks alike; parameters then live
-    in its buffers.
+    in its buffers. Groups without a rule of their own have the configuration's.
 
     `usual_weight` is the usual weight of a global batch in the loss (its number of tokens): backward passes are scaled
     by one over it, which keeps float16 in range, and `step` corrects for the actual weight.
@@ -106,8 +84,13 @@ class Optimizer:
         self.observer: GradientObserver | None = None
         """Sees each step's gradients after they have been summed over ranks and before they are clipped."""
         self._schedules = [LearningRateScheduler(group.learning_rate_scheduler) for group in groups]
+        rule = config.rule()
+        self._rules = [group.rule or rule for group in groups]
         self._buffers = build_buffers(
-            [group.parameters for group in groups], topology.layout, bucket_size=config.allreduce_bucket_size
+            [group.parameters for group in groups],
+            topology.layout,
+            bucket_size=config.allreduce_bucket_size,
+            whole=[number for number, rule in enumerate(self._rules) if config.zero and rule.whole_matrices],
         )
         uses = module.uses()
         self._sync = GradientSync(
@@ -117,7 +100,7 @@ class Optimizer:
             zero=config.zero,
         )
         self._shards = [
-            _Shard(buffer, owned, _master(buffer.weights[owned]), self._placements(number))
+            make_shard(buffer, owned, self._rules[buffer.kind.group], self._placements(number), topology)
             for number, buffer in enumerate(self._buffers)
             for owned in self._sync.owned(number)
         ]
@@ -133,45 +116,16 @@ class Optimizer:
         self._counted = [
             shard for shard in self._shards if shard.placements.stands_for(topology.layout, topology.coordinate)
         ]
-        self._adamw = self._build_adamw()
-        self._idle_updates = torch.zeros((), dtype=torch.float64, device=topology.device)
-        """Updates of the other ranks while this one has nothing to train: a checkpoint stores what rank 0 counts."""
+        self._alike: dict[BufferKind, list[FlatShard]] = {}
+        for shard in self._shards:
+            self._alike.setdefault(shard.buffer.kind, []).append(shard)
+        self._updates = torch.zeros((), dtype=torch.float64, device=topology.device)
+        """Updates so far, also of ranks that have nothing to train: a checkpoint stores what rank 0 counts."""
 
     def _placements(self, number: int) -> Placements:
         placements = self._buffers[number].kind.placements
         cut = placements.batch_axes(self.topology.layout) if self._sync.sharded(number) else ()
         return placements.cut(cut)
-
-    def _build_adamw(self) -> torch.optim.AdamW | None:
-        torch_groups: list[dict[str, Any]] = []
-        for kind in dict.fromkeys(shard.buffer.kind for shard in self._shards):
-            shards = [shard for shard in self._shards if shard.buffer.kind == kind]
-            for shard in shards:
-                shard.master.grad = shard.gradients
-            torch_groups.append(
-                {
-                    "params": [shard.master for shard in shards],
-                    "weight_decay": self.groups[kind.group].decay_coefficient / kind.lr_scale,
-                    "group": kind.group,
-                    "lr_scale": kind.lr_scale,
-                }
-            )
-        if not torch_groups:
-            return None  # every parameter of this rank is frozen
-        adamw = torch.optim.AdamW(
-            torch_groups,
-            lr=0.0,
-            betas=(self.config.beta1, self.config.beta2),
-            eps=self.config.eps,
-            fused=True,
-        )
-        for shard in self._shards:  # as the first step would, but now, so that a checkpoint has somewhere to load into
-            adamw.state[shard.master] = {
-                "step": torch.zeros((), dtype=torch.float32, device=self.topology.device),
-                "exp_avg": torch.zeros_like(shard.master),
-                "exp_avg_sq": torch.zeros_like(shard.master),
-            }
-        return adamw
 
     @property
     def gradient_scale(self) -> Tensor:
@@ -200,10 +154,8 @@ class Optimizer:
             group.name: schedule.learning_rate(step)
             for group, schedule in zip(self.groups, self._schedules, strict=True)
         }
-        if self._adamw is not None:
+        if self.groups:
             self._update(coefficient, overflow, rates)
-        elif self.groups:
-            self._idle_updates += 1 - overflow
         self._sync.gather_weights()
         for buffer in self._buffers:
             buffer.gradients.zero_()
@@ -212,14 +164,16 @@ class Optimizer:
         return StepReport(norm, overflow, scale, rates)
 
     def _update(self, coefficient: Tensor, overflow: Tensor, rates: Mapping[str, float]) -> None:
-        assert self._adamw is not None
         for dtype in {shard.master.dtype for shard in self._shards}:
             gradients = [shard.gradients for shard in self._shards if shard.master.dtype == dtype]
             torch._foreach_mul_(gradients, coefficient.to(dtype))
-        for torch_group in self._adamw.param_groups:
-            torch_group["lr"] = rates[self.groups[torch_group["group"]].name] * torch_group["lr_scale"]
-        self._adamw.found_inf = overflow.to(torch.float32)  # type: ignore[attr-defined]  # read by the fused kernel
-        self._adamw.step()
+        updates, skip = (self._updates + 1).to(torch.float32), overflow.to(torch.float32)
+        for kind, shards in self._alike.items():
+            group = self.groups[kind.group]
+            # lr_scale changes the learning rate and leaves the decay as it is.
+            rate, decay = rates[group.name] * kind.lr_scale, group.decay_coefficient / kind.lr_scale
+            self._rules[kind.group].update(shards, Pace(rate, decay, updates, skip))
+        self._updates += 1 - overflow
         for shard in self._shards:
             if shard.separate:
                 shard.weights.copy_(shard.master)
@@ -231,23 +185,14 @@ class Optimizer:
                 shard.master.copy_(shard.weights)
 
     def global_tensors(self) -> Iterator[GlobalTensor]:
-        """Yield this rank's parts of masters and moments: `optimizer.<slot>.<parameter>`, as views.
+        """Yield this rank's parts of the optimizer's tensors: `optimizer.<slot>.<parameter>`, as views.
 
-        Slots: `exp_avg`, `exp_avg_sq`, and `master` where the weights have less than float32.
+        Slots: those of the rules, and `master` where the weights have less than float32.
         """
-        if self._adamw is None:
-            return
-        for slot in ("master", "exp_avg", "exp_avg_sq"):
-            yield from self._boxed(f"optimizer.{slot}.", partial(self._slot, slot))
+        for slot in dict.fromkeys(("master", *(slot for rule in self._rules for slot in rule.slots))):
+            yield from self._boxed(f"optimizer.{slot}.", partial(_stored, slot))
 
-    def _slot(self, slot: str, shard: _Shard) -> Tensor | None:
-        if slot == "master":
-            return shard.master if shard.separate else None
-        assert self._adamw is not None
-        values: Tensor = self._adamw.state[shard.master][slot]
-        return values
-
-    def _boxed(self, prefix: str, values_of: Callable[[_Shard], Tensor | None]) -> Iterator[GlobalTensor]:
+    def _boxed(self, prefix: str, values_of: Callable[[FlatShard], Tensor | None]) -> Iterator[GlobalTensor]:
         """Yield the global tensors that lie in one vector per shard; a shard without one has no part in them."""
         found: dict[str, GlobalTensor] = {}
         for shard in self._shards:
@@ -265,15 +210,13 @@ class Optimizer:
                     tensor.parts.extend(parts)
         yield from found.values()
 
-    def _owns(self, shard: _Shard, key: str) -> bool:
+    def _owns(self, shard: FlatShard, key: str) -> bool:
         topology = self.topology
         return shard.placements.stands_for(topology.layout, topology.coordinate, spread=zlib.crc32(key.encode()))
 
     def state(self) -> dict[str, Any]:
         """Return what is not a tensor of a parameter: the update count and the loss scaler (reads the device)."""
-        counts = [state["step"] for state in self._adamw.state.values()] if self._adamw is not None else []
-        updates = counts[0] if counts else self._idle_updates
-        return {"updates": int(updates.item()), "loss_scaler": self.loss_scaler.state()}
+        return {"updates": int(self._updates.item()), "loss_scaler": self.loss_scaler.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state returned by `state`; the tensors are loaded through `global_tensors`."""
@@ -281,12 +224,8 @@ class Optimizer:
             raise CheckpointError(
                 f"the checkpoint's optimizer state is malformed ({'; '.join(problems)}); load another one"
             )
-        updates = state["updates"]
+        self._updates.fill_(state["updates"])
         self.loss_scaler.restore(state["loss_scaler"])
-        self._idle_updates.fill_(updates)
-        if self._adamw is not None:
-            for tensors in self._adamw.state.values():
-                tensors["step"].fill_(updates)
 
     def close(self) -> None:
         """Detach from the parameters."""
@@ -303,6 +242,5 @@ def optimizer_state_problems(stored: Any) -> list[str]:
     return found
 
 
-def _master(weights: Tensor) -> Tensor:
-    """Return the tensor that is updated: the weights themselves, or a float32 copy of half-precision ones."""
-    return weights if weights.dtype in (torch.float32, torch.float64) else weights.float()
+def _stored(slot: str, shard: FlatShard) -> Tensor | None:
+    return shard.stored.get(slot)

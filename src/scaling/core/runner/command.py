@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 from scaling.core.config.base import BaseConfig
 from scaling.core.errors import ConfigError, ExitStatus
 from scaling.core.logging.config import LoggerConfig
-from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.config import AdamWConfig, OptimizerConfig
 from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.main import runner_main
@@ -28,7 +28,7 @@ class RunConfig(BaseConfig):
     """What is logged, and where to."""
     topology: TopologyConfig = TopologyConfig()
     """Processes on each axis, and how a global batch is cut."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
     """The optimizer."""
     trainer: TrainerConfig = TrainerConfig()
     """Length of the training, evaluation, checkpoints, data loading."""

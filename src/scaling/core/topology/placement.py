@@ -101,6 +101,14 @@ class Placements:
             axis for axis in Axis if axis.splits_batch and layout.size(axis) > 1 and self.on(axis) == SAME_IN_PARTS
         )
 
+    def cut_axes(self, layout: Layout) -> tuple[Axis, ...]:
+        """Return the axes whose ranks hold different parts of the same tensors: not the pipe's, with other layers."""
+        return tuple(
+            axis
+            for axis in Axis
+            if axis is not Axis.PIPE and len(self.on(axis).holders(0, layout.size(axis))) < layout.size(axis)
+        )
+
     def other_sums(self, layout: Layout) -> tuple[tuple[Axis, Placement], ...]:
         """Return along which further axes the gradient is summed, and over which of their ranks."""
         done = self.batch_axes(layout)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scaling.core.boxes import GlobalTensor
 from scaling.core.collectives import tree
 from scaling.core.data.types import BaseDataset, MicroBatch
-from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.config import AdamWConfig, OptimizerConfig
 from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
@@ -44,7 +44,7 @@ class Recipe:
     """Makes the loss function."""
     training: BaseDataset[Any]
     evaluation: BaseDataset[Any] | None = None
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     groups: Sequence[GroupPattern] = (
         GroupPattern(
             group=ParameterGroup(

@@ -9,6 +9,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from scaling.core import (
+    AdamWConfig,
     BaseConfig,
     LearningRateSchedulerConfig,
     LoggerConfig,
@@ -43,7 +44,7 @@ class TransformerConfig(BaseConfig):
     """What is logged, and where to."""
     topology: TopologyConfig = Field(default_factory=TopologyConfig)
     """Processes on each axis, and how a global batch is cut."""
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = Field(default_factory=AdamWConfig)
     """The optimizer."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """The loss, and what is asked of the training as a whole."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from scaling.core import (
+    AdamWConfig,
     BaseDataset,
     LayerSpec,
     LearningRateSchedulerConfig,
@@ -79,7 +80,9 @@ def comparable(config: TransformerConfig) -> TransformerConfig:
         )
         for group in config.training_groups
     ]
-    optimizer = config.optimizer.model_copy(update={"eps": max(config.optimizer.eps, LEAST_EPS)})
+    optimizer = config.optimizer
+    if isinstance(optimizer, AdamWConfig):
+        optimizer = optimizer.model_copy(update={"eps": max(optimizer.eps, LEAST_EPS)})
     return config.model_copy(update={"training_groups": groups, "optimizer": optimizer})
 
 

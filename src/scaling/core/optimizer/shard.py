@@ -1,0 +1,112 @@
+"""Shards: the ranges of flat buffers that a rank updates, and the whole matrices in them for rules that need those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scaling.core.collectives import ops
+from scaling.core.nn.parameter import Piece
+from scaling.core.optimizer.flat_buffer import FlatBuffer, gradient_dtype
+from scaling.core.optimizer.rule import UpdateRule
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.placement import Placements
+from scaling.core.topology.topology import Topology
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A named tensor (of any number of dimensions) of which this rank updates what it holds: all of it, or a part.
+
+    Where parallel layers cut it, every rank of the cut works on its part at the same time: what a rule computes from
+    the whole, it computes on each of them alike. `master`, `gradients` and `slots` are views without padding.
+    """
+
+    piece: Piece
+    """Its name, its whole shape, and which box of it this rank holds: an empty one where its part is all padding."""
+    master: Tensor
+    gradients: Tensor
+    slots: Mapping[str, Tensor]
+    cut_over: Sequence[ops.Group]
+    """The groups whose ranks hold the whole together, one for each axis that cuts it."""
+    gives: bool
+    """False where another rank of the cut holds the same part and gives it."""
+
+    def whole(self, part: Tensor) -> Tensor:
+        """Return the whole of which each rank passes its part. Collective: all ranks of the cut; all-reduce.
+
+        That sends the matrix twice where an all-gather would do so once, but takes any boxes.
+        """
+        if not self.cut_over:
+            return part
+        whole = part.new_zeros(self.piece.shape)
+        if self.gives:
+            self.part(whole).copy_(part)
+        for group in self.cut_over:
+            ops.all_reduce(whole, group)
+        return whole
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Return this rank's part of the whole, as a view."""
+        return whole[tuple(slice(start, stop) for start, stop in zip(self.piece.box.offset, self.piece.box.stop, strict=True))]
+
+
+@dataclass(frozen=True)
+class FlatShard:
+    """A range of a buffer that this rank updates, as vectors."""
+
+    buffer: FlatBuffer
+    owned: slice
+    placements: Placements
+    """How it lies along each axis: with ZeRO it is this rank's alone along those that split the batch."""
+    weights: Tensor
+    gradients: Tensor
+    master: Tensor
+    """The weights that are updated, in at least float32: `weights` themselves, or their copies."""
+    slots: Mapping[str, Tensor]
+    """The rule's state, of the master's type."""
+    matrices: tuple[Matrix, ...]
+    """What lies in the range, parameter for parameter, where the rule asks for that."""
+
+    @property
+    def stored(self) -> Mapping[str, Tensor]:
+        """Return what a checkpoint holds besides the weights: the slots, and the master where it is a copy."""
+        return {"master": self.master, **self.slots} if self.separate else self.slots
+
+    @property
+    def separate(self) -> bool:
+        """Return whether the master is a copy."""
+        return self.master is not self.weights
+
+
+def make_shard(
+    buffer: FlatBuffer, owned: slice, rule: UpdateRule, placements: Placements, topology: Topology
+) -> FlatShard:
+    """Return a shard whose slots are zero."""
+    weights, gradients = buffer.weights[owned], buffer.gradients[owned]
+    master = weights.to(gradient_dtype(weights.dtype))
+    slots = {slot: torch.zeros_like(master) for slot in rule.slots}
+    vectors = {"master": master, "gradients": gradients, **slots}
+    matrices = tuple(_matrices(buffer, owned, vectors, topology)) if rule.whole_matrices else ()
+    return FlatShard(buffer, owned, placements, weights, gradients, master, slots, matrices)
+
+
+def _matrices(
+    buffer: FlatBuffer, owned: slice, vectors: Mapping[str, Tensor], topology: Topology
+) -> Iterator[Matrix]:
+    """Yield the tensors of the parameters in a range, none of which lies in it by half."""
+    placements, layout = buffer.kind.placements, topology.layout
+    cut = placements.cut_axes(layout)
+    gives = placements.cut(axis for axis in Axis if axis not in cut).stands_for(layout, topology.coordinate)
+    groups = [topology.group(axis) for axis in cut]
+    for (parameter, description), place in zip(buffer.parameters, buffer.placements, strict=True):
+        if place.start == place.stop or not owned.start <= place.start < owned.stop:
+            continue
+        inside = slice(place.start - owned.start, place.stop - owned.start)
+        local = {name: vector[inside].view(parameter.shape) for name, vector in vectors.items()}
+        for piece in description.pieces:
+            views = {name: piece.local(values) for name, values in local.items()}
+            yield Matrix(piece, views.pop("master"), views.pop("gradients"), views, groups, gives)
