@@ -18,6 +18,7 @@ from scaling.core.optimizer.config import OptimizerConfig
 from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
+from scaling.core.optimizer.rule import UpdateRule
 from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.topology import Topology
@@ -95,21 +96,15 @@ def join(by_rank: Sequence[Sequence[Part]]) -> dict[str, Tensor]:
     return {key: torch.from_numpy(values) for key, values in whole.items()}
 
 
-def parameter_groups(module: ParallelModule, topology: Topology, *, decay: float = 0.1) -> list[ParameterGroup]:
-    """Return two groups: matrices decay, vectors do not."""
+def parameter_groups(
+    module: ParallelModule, topology: Topology, *, decay: float = 0.1, rule: UpdateRule | None = None
+) -> list[ParameterGroup]:
+    """Return two groups: matrices decay (and are updated by `rule`), vectors do not."""
     vectors = [r"norm", r"bias$"]
-    return assign(
-        module.parameters_with_meta(),
-        [
-            GroupPattern(
-                group=ParameterGroup(name=DECAYS, learning_rate_scheduler=SCHEDULE, weight_decay=decay), exclude=vectors
-            ),
-            GroupPattern(
-                group=ParameterGroup(name=STAYS, learning_rate_scheduler=SCHEDULE, weight_decay=0.0), include=vectors
-            ),
-        ],
-        topology,
-    )
+    matrices = ParameterGroup(name=DECAYS, learning_rate_scheduler=SCHEDULE, weight_decay=decay, rule=rule)
+    others = ParameterGroup(name=STAYS, learning_rate_scheduler=SCHEDULE, weight_decay=0.0)
+    patterns = [GroupPattern(group=matrices, exclude=vectors), GroupPattern(group=others, include=vectors)]
+    return assign(module.parameters_with_meta(), patterns, topology)
 
 
 def train(
@@ -139,13 +134,13 @@ def train(
 
 
 def build(
-    model: Model, config: TopologyConfig, topology: Topology, options: dict[str, Any]
+    model: Model, config: TopologyConfig, topology: Topology, options: dict[str, Any], rule: UpdateRule | None = None
 ) -> tuple[ParallelModule, Optimizer]:
-    """Return module and optimizer."""
+    """Return module and optimizer; `rule` is how matrices are updated where not by AdamW."""
     module = ParallelModule(layer_specs(model, topology), topology, config, seed=SEED)
     optimizer = Optimizer(
         OptimizerConfig.from_dict(options),
-        parameter_groups(module, topology),
+        parameter_groups(module, topology, rule=rule),
         topology,
         module=module,
         usual_weight=model.global_batch * model.sequence,

@@ -35,6 +35,7 @@ from scaling.core.optimizer.flat_buffer import (
     gradient_dtype,
     places,
     plan,
+    plan_whole,
 )
 from scaling.core.topology.layout import Axis, Layout
 from scaling.core.topology.placement import CUT, SAME_IN_PARTS, USUAL, Placement, tied
@@ -69,6 +70,35 @@ def test_plans_place_every_parameter_once_and_cut_buckets_evenly(
         assert held[-1].start - bucket.start < bucket_size or len(held) == 1
         padding = bucket.stop - bucket.start - sum(place.stop - place.start for place in held)
         assert padding < ALIGNMENT * (len(held) + parts)
+
+
+@settings(max_examples=200)
+@given(sizes=SIZES, bucket_size=st.integers(1, 5000), parts=st.integers(1, 8))
+def test_plans_for_whole_parameters_cut_none_and_waste_little(sizes: list[int], bucket_size: int, parts: int) -> None:
+    placements, buckets = plan_whole(sizes, bucket_size=bucket_size, parts=parts)
+    assert [place.stop - place.start for place in placements] == sizes
+    assert all(place.start % ALIGNMENT == 0 for place in placements)
+    in_order = sorted(placements, key=lambda place: (place.start, place.stop))
+    assert all(before.stop <= after.start for before, after in pairwise(in_order))
+    assert buckets[0].start == 0
+    assert all(before.stop == after.start for before, after in pairwise(buckets))
+    for number, bucket in enumerate(buckets):
+        held = [place for place in placements if place.bucket == number]
+        slices = [bucket.slice_of(index, parts) for index in range(parts)]
+        assert slices[-1].stop == bucket.stop
+        for place in held:
+            assert any(part.start <= place.start <= place.stop <= part.stop for part in slices)
+        aligned = [-(-(place.stop - place.start) // ALIGNMENT) * ALIGNMENT for place in held]
+        padding = bucket.stop - bucket.start - sum(aligned)
+        if number < len(buckets) - 1:
+            assert sum(aligned) >= bucket_size
+            assert padding <= (bucket.stop - bucket.start) / 8
+        assert padding <= (parts - 1) * max(aligned)
+
+
+def test_matrices_of_equal_size_are_dealt_without_waste() -> None:
+    _, buckets = plan_whole([64 * 64] * 12, bucket_size=1, parts=4)
+    assert [bucket.stop - bucket.start for bucket in buckets] == [4 * 64 * 64] * 3
 
 
 def kind(dtype: torch.dtype = torch.float32) -> BufferKind:
