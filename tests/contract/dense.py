@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from scaling.core import GlobalTensor, ParallelModule, Recipe, Topology, items_of, order_of
+from scaling.core import AdamWConfig, GlobalTensor, ParallelModule, Recipe, Topology, items_of, order_of
 from scaling.core.boxes import whole
 from scaling.core.verify.deviation import Held
 from scaling.core.verify.session import StepNumbers
@@ -117,6 +117,7 @@ class DenseModel:
     def update(self, step: int, gradients: Weights, norm: float) -> None:
         """Clip, then take one step of AdamW (Loshchilov and Hutter, algorithm 2)."""
         optimizer = self.config.optimizer
+        assert isinstance(optimizer, AdamWConfig)
         clip = min(1.0, optimizer.gradient_clipping / norm)
         for key, weight in self.weights.items():
             (group,) = (

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.core.test_boxes import boxes_within
 
 from scaling.core.boxes import Box, whole
 from scaling.core.checkpoint import disk, files
 from scaling.core.checkpoint.files import TYPE_NAMES, Piece, TensorFile, constant, write_file
 from scaling.core.errors import CheckpointError
+from tests.core.test_boxes import boxes_within
 
 
 def stored(folder: Path, tensor: torch.Tensor) -> TensorFile:

@@ -42,7 +42,7 @@ def rate(step: int) -> float:
 
 def orthogonalised(matrix: Tensor) -> Tensor:
     """Return a matrix of singular values near its norm, by a few steps of Newton and Schulz."""
-    norm = matrix.norm().clamp_min(1e-30)
+    norm: Tensor = torch.linalg.matrix_norm(matrix).clamp_min(1e-30)
     x = matrix / norm
     for _ in range(5):
         x = 1.5 * x - 0.5 * x @ x.mT @ x
@@ -122,7 +122,8 @@ def train(
 
         checkpointer = Checkpointer(save, communicator=communicator_of(topology))
         if load is not None:
-            optimizer.restore(checkpointer.load(load, tensors()).scalars["optimizer"])
+            state: Any = checkpointer.load(load, tensors()).scalars["optimizer"]
+            optimizer.restore(state)
         for step in steps:
             for function in (too_large, loss_function):
                 batches = micro_batches(MODEL, step, config, topology)

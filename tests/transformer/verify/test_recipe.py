@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from scaling.core import verify_layout
+from scaling.core import AdamWConfig, verify_layout
 from scaling.transformer import TransformerConfig
 from scaling.transformer.verify.recipe import comparable, recipe_of
 
@@ -24,4 +24,4 @@ def test_gradients_that_are_nothing_but_rounding_do_not_part_layouts(precision: 
 
 
 def test_a_larger_eps_stays() -> None:
-    assert comparable(TransformerConfig.from_dict({"optimizer": {"eps": 0.01}})).optimizer.eps == 0.01
+    assert comparable(TransformerConfig.from_dict({"optimizer": {"eps": 0.01}})).optimizer == AdamWConfig(eps=0.01)

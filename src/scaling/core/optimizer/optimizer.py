@@ -16,7 +16,7 @@ from scaling.core.checkpoint.manifest import is_count
 from scaling.core.errors import CheckpointError
 from scaling.core.optimizer.clip import squared_norm
 from scaling.core.optimizer.config import OptimizerConfig
-from scaling.core.optimizer.flat_buffer import BufferKind, FlatBuffer, build_buffers
+from scaling.core.optimizer.flat_buffer import BufferKind, build_buffers
 from scaling.core.optimizer.grad_sync import GradientSync
 from scaling.core.optimizer.groups import ParameterGroup
 from scaling.core.optimizer.loss_scaler import LossScaler, scaler_state_problems

@@ -51,7 +51,9 @@ class Matrix:
 
     def part(self, whole: Tensor) -> Tensor:
         """Return this rank's part of the whole, as a view."""
-        return whole[tuple(slice(start, stop) for start, stop in zip(self.piece.box.offset, self.piece.box.stop, strict=True))]
+        return whole[
+            tuple(slice(start, stop) for start, stop in zip(self.piece.box.offset, self.piece.box.stop, strict=True))
+        ]
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,7 @@ def make_shard(
     return FlatShard(buffer, owned, placements, weights, gradients, master, slots, matrices)
 
 
-def _matrices(
-    buffer: FlatBuffer, owned: slice, vectors: Mapping[str, Tensor], topology: Topology
-) -> Iterator[Matrix]:
+def _matrices(buffer: FlatBuffer, owned: slice, vectors: Mapping[str, Tensor], topology: Topology) -> Iterator[Matrix]:
     """Yield the tensors of the parameters in a range, none of which lies in it by half."""
     placements, layout = buffer.kind.placements, topology.layout
     cut = placements.cut_axes(layout)
