@@ -157,6 +157,11 @@ def train_in(model: Model, layout: dict[str, Any], *, steps: int = 3, **options:
         histories = [train(0, 1, model, layout, options, steps)]
     else:
         histories = run_distributed(train, ranks, model, layout, options, steps)
+    return outcome_of(histories)
+
+
+def outcome_of(histories: Sequence[History]) -> Outcome:
+    """Return what all ranks of a layout saw, which must be the same, and the tensors they hold together."""
     first = histories[0]
     for other in histories:
         seen = (other.losses, other.norms, other.evaluation)

@@ -7,12 +7,16 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
+from scaling.core.pipeline.stage_map import InTurn
+from tests.core.pipeline.toy_schedules import VGPipe, VShaped
 
 SCHEDULES: list[Callable[[int], Schedule]] = [
     lambda chunks: GPipe(),
     lambda chunks: OneFOneB(),
     Interleaved1F1B,
-    ForwardOnly,
+    lambda chunks: ForwardOnly(InTurn(chunks)),
+    lambda chunks: ForwardOnly(VShaped()),
+    lambda chunks: VGPipe(),
 ]
 
 

@@ -18,6 +18,7 @@ from scaling.core.nn.place import Place
 from scaling.core.pipeline.build import Tie, build_stages, describe_layers, ties
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
 from scaling.core.pipeline.stage import Stage
+from scaling.core.pipeline.stage_map import InTurn, StageMap
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import USUAL, Placement
 from scaling.core.topology.topology import Topology
@@ -40,7 +41,8 @@ def cut(specs: list[LayerSpec], stages: int) -> list[range]:
 
 
 def build(specs: list[LayerSpec], topology: Topology, *, stages: int = 1, seed: int = 1) -> dict[int, Stage]:
-    return build_stages(specs, cut(specs, stages), topology=topology, seed=seed, recompute="disabled")
+    stage_map = InTurn(stages // topology.layout.pipe).over(topology.layout.pipe)
+    return build_stages(specs, cut(specs, stages), stage_map, topology=topology, seed=seed, recompute="disabled")
 
 
 def by_name(stages: dict[int, Stage]) -> dict[str, Tensor]:
@@ -180,15 +182,16 @@ def test_ties_are_known_to_every_rank_without_asking() -> None:
     specs = [tied(nn.Linear, 4, 4, tie="a"), tied(nn.Linear, 4, 4, tie="b"), plain(), tied(nn.Linear, 4, 4, tie="b")]
     specs += [plain(), tied(nn.Linear, 4, 4, tie="a")]
     stages = [range(0, 1), range(1, 3), range(3, 5), range(5, 6)]
-    assert ties(specs, stages, 4) == {
+    assert ties(specs, stages, InTurn().over(4)) == {
         "a": Tie(0, ("layers.0.weight",), (0, 3)),
         "b": Tie(1, ("layers.1.weight",), (1, 2)),
     }
-    assert ties(specs, stages, 2) == {
+    assert ties(specs, stages, InTurn(2).over(2)) == {
         "a": Tie(0, ("layers.0.weight",), (0, 1)),
         "b": Tie(1, ("layers.1.weight",), (0, 1)),
     }
-    assert ties(specs, [range(6)], 1)["a"].ranks == (0,)
+    assert ties(specs, stages, StageMap((0, 1, 1, 0)))["a"].ranks == (0,)
+    assert ties(specs, [range(6)], InTurn().over(1))["a"].ranks == (0,)
 
 
 @pytest.mark.parametrize("pipe", [1, 2])
@@ -230,7 +233,7 @@ def test_layers_are_described_for_any_rank_without_being_filled() -> None:
     specs += [plain(), tied(VocabParallelEmbedding, 8, 4)]
     found: dict[int, dict[str, tuple[Piece, ...]]] = {}
     for rank in range(3):
-        layers = list(describe_layers(specs, cut(specs, 6), topology=view_of(rank, pipe=3), seed=1))
+        layers = list(describe_layers(specs, cut(specs, 6), InTurn(2).over(3), topology=view_of(rank, pipe=3), seed=1))
         assert [(number, index) for number, index, _ in layers] == [(rank, rank), (rank + 3, rank + 3)]
         for _, index, layer in layers:
             assert all(p.is_meta == (index in (0, 2, 5)) for p in layer.parameters())

@@ -10,6 +10,7 @@ from scaling.core.pipeline.draw import chrome_trace, draw, label
 from scaling.core.pipeline.lowering import lower_all
 from scaling.core.pipeline.schedules import ForwardOnly, Interleaved1F1B, OneFOneB
 from scaling.core.pipeline.simulate import simulate
+from scaling.core.pipeline.stage_map import StageMap
 
 STEP = simulate(lower_all(OneFOneB(), 2, 2))
 
@@ -40,9 +41,10 @@ def test_an_empty_step_is_drawn() -> None:
 
 
 def test_labels_name_the_stage_of_a_rank_with_several() -> None:
-    assert label(Forward(3, 0), 2) == "F3"
-    assert label(Backward(12, 3), 2) == "B12.1"
-    assert label(Send(7, 0, 1, "activation"), 2) == "S7"
+    stages = StageMap((0, 1, 1, 0))
+    assert label(Forward(3, 0), stages) == "F3"
+    assert label(Backward(12, 3), stages) == "B12.1"
+    assert label(Send(7, 0, 1, "activation"), stages) == "S7"
 
 
 def test_a_trace_has_a_box_per_action_and_an_arrow_per_message() -> None:

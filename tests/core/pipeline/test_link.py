@@ -134,7 +134,7 @@ def repeated(payload: Any, number: int) -> Any:
 
 def send_payloads(rank: int, world_size: int) -> None:
     with connected(pipe=2) as topology:
-        group = topology.link("activation", wrapping=False)
+        group = topology.link("activation", descending=False)
         for payload in payloads():
             outbox = Outbox()
             sender, receiver = ActivationSender(group, 1, outbox, 0), ActivationReceiver(group, 0)
@@ -161,7 +161,7 @@ def count_messages(rank: int, world_size: int) -> list[int]:
     """Return the messages of each of six sends: training, twice; evaluation, twice; training; after forgetting."""
     counts = []
     with connected(pipe=2) as topology:
-        group = topology.link("activation", wrapping=False)
+        group = topology.link("activation", descending=False)
         outbox = Outbox()
         sender, receiver = ActivationSender(group, 1, outbox, 0), ActivationReceiver(group, 0)
         real = ops.send_start
@@ -206,7 +206,7 @@ def send_changes(rank: int, world_size: int) -> list[str]:
         )
         for change in changes:
             outbox = Outbox()
-            group = topology.link("activation", wrapping=False)
+            group = topology.link("activation", descending=False)
             if rank == 0:
                 sender = ActivationSender(group, 1, outbox, 5)
                 sender.send(first, CPU)

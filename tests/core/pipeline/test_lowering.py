@@ -13,7 +13,9 @@ from scaling.core.pipeline.actions import Action, Backward, Compute, Forward, Me
 from scaling.core.pipeline.lowering import lower, lower_all
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.simulate import simulate
+from scaling.core.pipeline.stage_map import ONE_EACH, InTurn, StagePlacement
 from tests.core.pipeline.strategies import configurations
+from tests.core.pipeline.toy_schedules import VGPipe, VShaped
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Scripted:
     """A schedule written out rank by rank."""
 
     orders: tuple[tuple[Compute, ...], ...]
-    chunks: int = 1
+    stages: StagePlacement = ONE_EACH
 
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         return iter(self.orders[rank])
@@ -34,21 +36,21 @@ def messages(actions: tuple[Action, ...], kind: type[Send] | type[Recv]) -> list
 @given(configurations())
 def test_every_channel_is_received_in_the_order_it_is_sent(configuration: tuple[Schedule, int, int]) -> None:
     schedule, ranks, micro_batches = configuration
-    actions = lower_all(schedule, ranks, micro_batches)
+    actions, stages = lower_all(schedule, ranks, micro_batches), schedule.stages.over(ranks)
     sent = [message for own in actions for message in messages(own, Send)]
     received = [message for own in actions for message in messages(own, Recv)]
     assert len(sent) == len(set(sent))
-    for channel in {message.channel(ranks) for message in sent + received}:
+    for channel in {message.channel(stages) for message in sent + received}:
         assert channel.source_rank != channel.target_rank
-        assert [one for one in sent if one.channel(ranks) == channel] == [
-            one for one in received if one.channel(ranks) == channel
+        assert [one for one in sent if one.channel(stages) == channel] == [
+            one for one in received if one.channel(stages) == channel
         ]
 
 
 @given(configurations())
 def test_the_schedules_need_no_early_receive(configuration: tuple[Schedule, int, int]) -> None:
     schedule, ranks, micro_batches = configuration
-    stages = ranks * schedule.chunks
+    stages = schedule.stages.over(ranks)
     for own in lower_all(schedule, ranks, micro_batches):
         for before, action, after in zip((None, *own), own, (*own[1:], None), strict=False):
             if isinstance(action, Recv):
@@ -82,15 +84,26 @@ def test_first_and_last_rank_of_one_f_one_b() -> None:
     )
 
 
-@pytest.mark.parametrize("schedule", [GPipe(), OneFOneB(), Interleaved1F1B(3), ForwardOnly(3)])
+@pytest.mark.parametrize("schedule", [GPipe(), OneFOneB(), Interleaved1F1B(3), ForwardOnly(InTurn(3))])
 def test_one_rank_exchanges_nothing(schedule: Schedule) -> None:
     assert not [action for action in lower(schedule, 0, 1, 4) if isinstance(action, (Send, Recv))]
 
 
 def test_stages_of_neighbouring_chunks_wrap_around_to_the_first_rank() -> None:
-    activations = [message for message in messages(lower(ForwardOnly(2), 2, 3, 1), Send)]
+    activations = [message for message in messages(lower(ForwardOnly(InTurn(2)), 2, 3, 1), Send)]
     assert activations == [Message(0, 2, 3, "activation")]
-    assert messages(lower(ForwardOnly(2), 0, 3, 1), Recv) == [Message(0, 2, 3, "activation")]
+    assert messages(lower(ForwardOnly(InTurn(2)), 0, 3, 1), Recv) == [Message(0, 2, 3, "activation")]
+
+
+def test_a_schedule_may_have_its_stages_anywhere() -> None:
+    """Stages 1 and 2 share a rank, and exchange nothing; stages 0 and 3 the other."""
+    assert lower(ForwardOnly(VShaped()), 1, 2, 1) == (
+        Recv(0, 0, 1, "activation"),
+        Forward(0, 1),
+        Forward(0, 2),
+        Send(0, 2, 3, "activation"),
+    )
+    assert messages(lower(VGPipe(), 0, 2, 1), Send) == [Message(0, 0, 1, "activation"), Message(0, 3, 2, "gradient")]
 
 
 def test_receives_move_forward_where_a_schedule_uses_messages_in_another_order() -> None:

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 
 from scaling.core.errors import LayoutError
-from scaling.core.pipeline.actions import Backward, Compute, Forward, chunk_of, rank_of, stage_of
+from scaling.core.pipeline.actions import Backward, Compute, Forward
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
+from scaling.core.pipeline.stage_map import InTurn
 from tests.core.pipeline.strategies import configurations
 
 
 def short(order: list[Compute], ranks: int) -> str:
-    names = (f"{type(one).__name__[0]}{one.micro_batch}{'abcd'[chunk_of(one.stage, ranks)]}" for one in order)
+    names = (f"{type(one).__name__[0]}{one.micro_batch}{'abcd'[one.stage // ranks]}" for one in order)
     return " ".join(names)
 
 
@@ -22,7 +23,7 @@ def test_every_stage_runs_every_micro_batch_once(configuration: tuple[Schedule, 
     backward = not isinstance(schedule, ForwardOnly)
     for rank in range(ranks):
         order = list(schedule.compute(rank, ranks, micro_batches))
-        stages = [stage_of(rank, chunk, ranks) for chunk in range(schedule.chunks)]
+        stages = schedule.stages.over(ranks).stages_of(rank)
         every: set[Compute] = {Forward(batch, stage) for batch in range(micro_batches) for stage in stages}
         if backward:
             every |= {Backward(batch, stage) for batch in range(micro_batches) for stage in stages}
@@ -77,13 +78,7 @@ def test_interleaved_sends_a_round_of_micro_batches_through_each_chunk() -> None
 
 
 def test_forward_only_takes_a_number_of_micro_batches_that_ranks_do_not_divide() -> None:
-    assert short(list(ForwardOnly(2).compute(0, 2, 3)), 2) == "F0a F1a F0b F1b F2a F2b"
-
-
-def test_stages_are_dealt_to_the_ranks_in_turn() -> None:
-    for stage in range(12):
-        assert stage_of(rank_of(stage, 4), chunk_of(stage, 4), 4) == stage
-    assert [rank_of(stage, 2) for stage in range(4)] == [0, 1, 0, 1]
+    assert short(list(ForwardOnly(InTurn(2)).compute(0, 2, 3)), 2) == "F0a F1a F0b F1b F2a F2b"
 
 
 def test_interleaved_refuses_micro_batches_that_the_ranks_do_not_divide() -> None:

@@ -12,13 +12,14 @@ from scaling.core.pipeline.actions import Action, Backward, Forward, Recv, Send
 from scaling.core.pipeline.lowering import lower_all
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.simulate import simulate
+from scaling.core.pipeline.stage_map import InTurn
 
 Configuration = tuple[Schedule, int, int]
 
 GRID: list[Configuration] = [
     *((schedule, ranks, m) for schedule in (GPipe(), OneFOneB()) for ranks in range(1, 9) for m in (1, 2, 3, 5, 8, 16)),
     *((Interleaved1F1B(v), ranks, ranks * k) for v in (1, 2, 3, 4) for ranks in range(1, 7) for k in (1, 2, 3, 4)),
-    *((ForwardOnly(v), ranks, m) for v in (1, 2, 3) for ranks in (1, 2, 3, 4, 8) for m in (1, 2, 3, 5, 8)),
+    *((ForwardOnly(InTurn(v)), ranks, m) for v in (1, 2, 3) for ranks in (1, 2, 3, 4, 8) for m in (1, 2, 3, 5, 8)),
 ]
 
 
@@ -34,9 +35,10 @@ def forward_one_backward_three(action: Action) -> float:
 
 def check_bubble(schedule: Schedule, ranks: int, micro_batches: int) -> None:
     actions = lower_all(schedule, ranks, micro_batches)
-    theory = Fraction(ranks - 1, micro_batches * schedule.chunks + ranks - 1)
+    chunks = len(schedule.stages.over(ranks)) // ranks
+    theory = Fraction(ranks - 1, micro_batches * chunks + ranks - 1)
     for simulation in (simulate(actions), simulate(actions, duration=forward_one_backward_three)):
-        if isinstance(schedule, ForwardOnly) and schedule.chunks > 1 and micro_batches % ranks:
+        if isinstance(schedule, ForwardOnly) and chunks > 1 and micro_batches % ranks:
             assert theory < simulation.bubble < 1  # its last round is short, and waits once per chunk
         else:
             assert simulation.bubble == pytest.approx(float(theory), abs=1e-12), (schedule, ranks, micro_batches)
@@ -52,7 +54,7 @@ def test_the_grid_is_free_of_deadlock_and_its_bubbles_are_those_of_theory() -> N
 @pytest.mark.parametrize("ranks", range(1, 17))
 def test_a_large_grid_is_free_of_deadlock_too(ranks: int) -> None:
     for micro_batches in (*range(1, 17), 24, 32, 48, 64):
-        for schedule in (GPipe(), OneFOneB(), ForwardOnly(), ForwardOnly(2)):
+        for schedule in (GPipe(), OneFOneB(), ForwardOnly(), ForwardOnly(InTurn(2))):
             check_bubble(schedule, ranks, micro_batches)
         for chunks in range(1, 7) if micro_batches % ranks == 0 else ():
             check_bubble(Interleaved1F1B(chunks), ranks, micro_batches)
@@ -62,7 +64,7 @@ def test_peak_activations_are_those_of_theory() -> None:
     for schedule, ranks, m in GRID:
         simulation = simulate(lower_all(schedule, ranks, m))
         peaks = simulation.peak_activations_of_rank
-        assert len(simulation.peak_activations) == ranks * schedule.chunks
+        assert len(simulation.peak_activations) == len(schedule.stages.over(ranks))
         match schedule:
             case GPipe():
                 assert peaks == (m,) * ranks
@@ -75,7 +77,7 @@ def test_peak_activations_are_those_of_theory() -> None:
                 assert peaks == (1,) * ranks
 
 
-@pytest.mark.parametrize("schedule", [GPipe(), OneFOneB(), Interleaved1F1B(2), ForwardOnly(2)])
+@pytest.mark.parametrize("schedule", [GPipe(), OneFOneB(), Interleaved1F1B(2), ForwardOnly(InTurn(2))])
 def test_actions_of_a_rank_follow_each_other_and_messages_arrive_after_they_are_sent(schedule: Schedule) -> None:
     ranks = 4
     actions = lower_all(schedule, ranks, 8)
@@ -117,13 +119,13 @@ def test_synchronous_sends_deadlock_where_the_documentation_says_so(ranks: int, 
     simulate(lower_all(ForwardOnly(), ranks, micro_batches), rendezvous=True)
     deadlocked: list[Schedule] = [OneFOneB()] if micro_batches > 1 else []
     if micro_batches % ranks == 0:
-        deadlocked += [Interleaved1F1B(2), ForwardOnly(2)]
+        deadlocked += [Interleaved1F1B(2), ForwardOnly(InTurn(2))]
     for schedule in deadlocked:
         with pytest.raises(ScheduleError, match=r"deadlock: rank 0 at .*; rank 1 at "):
             simulate(lower_all(schedule, ranks, micro_batches), rendezvous=True)
 
 
-@pytest.mark.parametrize("schedule", [GPipe(), OneFOneB(), Interleaved1F1B(2), ForwardOnly(2)])
+@pytest.mark.parametrize("schedule", [GPipe(), OneFOneB(), Interleaved1F1B(2), ForwardOnly(InTurn(2))])
 def test_one_rank_has_nobody_to_wait_for(schedule: Schedule) -> None:
     assert simulate(lower_all(schedule, 1, 4), rendezvous=True).bubble == 0
 
@@ -177,7 +179,8 @@ ACTIVATION_1 = Send(1, 0, 1, "activation"), Recv(1, 0, 1, "activation")
         ([[Forward(0, 0), Forward(0, 0)]], r"Forward\(micro_batch=0, stage=0\) happens 2 times"),
         ([[Backward(0, 0), Forward(0, 0)]], r"Backward\(micro_batch=0, stage=0\) comes before its forward pass"),
         ([[Forward(0, 0)], [Forward(0, 0)]], "happens 2 times"),
-        ([[Forward(0, 1)], [Forward(0, 0)]], r"rank 0 computes Forward\(.*\), a stage that is not on that rank"),
+        ([[Forward(0, 1)], [Forward(0, 0)]], r"rank 0 comes to Forward\(.*\) without having Message"),
+        ([[Forward(0, 0)], [Forward(1, 0)]], r"rank 0 computes Forward\(.*\), a stage that is not on that rank"),
         (
             [[Forward(0, 0), Send(0, 1, 0, "gradient")], [ACTIVATION_0[1], Forward(0, 1)]],
             "rank 0 sends .*, whose source is on rank 1",

@@ -113,9 +113,9 @@ def test_a_joint_group_holds_the_ranks_that_differ_along_its_axes_in_rank_order(
 def make_other_groups(rank: int, world_size: int) -> dict[str, Ranks]:
     kinds: tuple[Literal["activation", "gradient"], ...] = ("activation", "gradient")
     with connected(pipe=2, model=4) as topology:
-        links = [topology.link(kind, wrapping=flag) for kind, flag in product(kinds, (False, True))]
+        links = [topology.link(kind, descending=flag) for kind, flag in product(kinds, (False, True))]
         assert len({id(link) for link in links}) == 4
-        assert topology.link("activation", wrapping=True) is links[1]
+        assert topology.link("activation", descending=True) is links[1]
         found = {f"link {number}": ranks_of(link) for number, link in enumerate(links)}
         found["copies of 2"] = ranks_of(topology.holders_group(Axis.MODEL, Placement(copies=2)))
         found["copies of 1"] = ranks_of(topology.holders_group(Axis.MODEL, Placement(copies=1)))

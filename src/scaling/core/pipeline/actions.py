@@ -1,9 +1,11 @@
-"""The four things a pipeline rank does: forward, backward, send and receive; and where each stage lives."""
+"""The four things a pipeline rank does: forward, backward, send and receive."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from scaling.core.pipeline.stage_map import StageMap
 
 Kind: TypeAlias = Literal["activation", "gradient"]
 
@@ -45,9 +47,9 @@ class Message:
     target: int
     kind: Kind
 
-    def channel(self, ranks: int) -> Channel:
+    def channel(self, stages: StageMap) -> Channel:
         """Return the channel on which the message travels."""
-        return Channel(rank_of(self.source, ranks), rank_of(self.target, ranks), self.kind)
+        return Channel(stages.rank_of(self.source), stages.rank_of(self.target), self.kind)
 
     def sent(self) -> Send:
         """Return the action that sends the message."""
@@ -76,37 +78,22 @@ Compute: TypeAlias = "Forward | Backward"
 Action: TypeAlias = "Forward | Backward | Send | Recv"
 
 
-def rank_of(stage: int, ranks: int) -> int:
-    """Return the pipe rank on which a stage lives: stages are dealt to the ranks in turn."""
-    return stage % ranks
-
-
-def chunk_of(stage: int, ranks: int) -> int:
-    """Return which of its rank's stages this is, counted from 0."""
-    return stage // ranks
-
-
-def stage_of(rank: int, chunk: int, ranks: int) -> int:
-    """Return the global number of stage `chunk` of a pipe rank."""
-    return chunk * ranks + rank
-
-
-def consumed(compute: Compute, stages: int) -> Message | None:
+def consumed(compute: Compute, stages: StageMap) -> Message | None:
     """Return what a computation takes from a neighbouring stage: nothing at the first stage's input and at the loss."""
     stage = compute.stage
     match compute:
         case Forward() if stage > 0:
             return Message(compute.micro_batch, stage - 1, stage, "activation")
-        case Backward() if stage < stages - 1:
+        case Backward() if stage < stages.last:
             return Message(compute.micro_batch, stage + 1, stage, "gradient")
     return None
 
 
-def produced(compute: Compute, stages: int) -> Message | None:
+def produced(compute: Compute, stages: StageMap) -> Message | None:
     """Return what a computation makes for a neighbouring stage."""
     stage = compute.stage
     match compute:
-        case Forward() if stage < stages - 1:
+        case Forward() if stage < stages.last:
             return Message(compute.micro_batch, stage, stage + 1, "activation")
         case Backward() if stage > 0:
             return Message(compute.micro_batch, stage, stage - 1, "gradient")

@@ -11,9 +11,9 @@ from torch import nn
 from scaling.core.errors import LayoutError
 from scaling.core.nn.init import fill
 from scaling.core.nn.parameter import annotate, meta, share
-from scaling.core.pipeline.actions import rank_of
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
 from scaling.core.pipeline.stage import Recompute, Stage
+from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import tied
 from scaling.core.topology.rng import derive_seed
@@ -29,7 +29,7 @@ class Tie:
     ranks: tuple[int, ...]
 
 
-def ties(specs: Sequence[LayerSpec], stages: Sequence[range], pipe_ranks: int) -> dict[str, Tie]:
+def ties(specs: Sequence[LayerSpec], stages: Sequence[range], stage_map: StageMap) -> dict[str, Tie]:
     """Return every tie of the model. Pure: the same on all ranks.
 
     Tied parameters go by the name they have in the first layer of the tie.
@@ -41,13 +41,13 @@ def ties(specs: Sequence[LayerSpec], stages: Sequence[range], pipe_ranks: int) -
             if isinstance(spec, TiedLayerSpec):
                 names = tuple(f"layers.{index}.{name}" for name in spec.tied_parameters)
                 known = found.get(spec.tie, Tie(index, names, ()))
-                ranks = tuple(sorted({*known.ranks, rank_of(number, pipe_ranks)}))
+                ranks = tuple(sorted({*known.ranks, stage_map.rank_of(number)}))
                 found[spec.tie] = replace(known, ranks=ranks)
     return found
 
 
 def describe_layers(
-    specs: Sequence[LayerSpec], stages: Sequence[range], *, topology: Topology, seed: int
+    specs: Sequence[LayerSpec], stages: Sequence[range], stage_map: StageMap, *, topology: Topology, seed: int
 ) -> Iterator[tuple[int, int, nn.Module]]:
     """Yield (stage, index, layer) of this rank's layers: described and named, without values.
 
@@ -55,11 +55,10 @@ def describe_layers(
     parameters itself (any plain `nn.Module`) is built under a seed derived from its place in the model, and so is alike
     on all ranks. Tied parameters are one object on a rank.
     """
-    pipe_ranks = topology.layout.pipe
-    all_ties = ties(specs, stages, pipe_ranks)
+    all_ties = ties(specs, stages, stage_map)
     shared: dict[str, nn.Parameter] = {}
     for number, indices in enumerate(stages):
-        if rank_of(number, pipe_ranks) != topology.coordinate.pipe:
+        if stage_map.rank_of(number) != topology.coordinate.pipe:
             continue
         for index in indices:
             layer, spec = _described(specs[index], index, seed), specs[index]
@@ -74,14 +73,20 @@ def describe_layers(
 
 
 def build_stages(
-    specs: Sequence[LayerSpec], stages: Sequence[range], *, topology: Topology, seed: int, recompute: Recompute
+    specs: Sequence[LayerSpec],
+    stages: Sequence[range],
+    stage_map: StageMap,
+    *,
+    topology: Topology,
+    seed: int,
+    recompute: Recompute,
 ) -> dict[int, Stage]:
     """Build this rank's stages, by global number.
 
     Each rank fills its own parts from (seed, name, part), once, where they stay; nothing is communicated.
     """
     layers: dict[int, list[nn.Module]] = {}
-    for number, _, layer in describe_layers(specs, stages, topology=topology, seed=seed):
+    for number, _, layer in describe_layers(specs, stages, stage_map, topology=topology, seed=seed):
         layers.setdefault(number, []).append(fill(layer, seed=seed, device=topology.device))
     return {
         number: Stage(built, stages[number], recompute=recompute, topology=topology) for number, built in layers.items()

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from scaling.core.pipeline.actions import Action, Backward, Forward, Recv, Send, chunk_of
+from scaling.core.pipeline.actions import Action, Backward, Forward, Recv, Send
 from scaling.core.pipeline.simulate import Event, Simulation
+from scaling.core.pipeline.stage_map import StageMap
 
 
-def label(action: Action, ranks: int) -> str:
+def label(action: Action, stages: StageMap) -> str:
     """Return a short name: `F3`, `B3`, `S3`, `R3` do something with micro-batch 3, `F3.1` on a rank's second stage."""
     if isinstance(action, (Forward, Backward)):
-        chunk = chunk_of(action.stage, ranks)
+        chunk = stages.chunk_of(action.stage)
         return f"{type(action).__name__[0]}{action.micro_batch}" + (f".{chunk}" if chunk else "")
     return f"{type(action).__name__[0]}{action.micro_batch}"
 
@@ -28,12 +29,14 @@ def draw(simulation: Simulation, *, width: int = 120) -> str:
     ranks = len(simulation.idle)
     computing = [event for event in simulation.events if _computes(event) and event.end > event.start]
     columns = (
-        max((len(label(one.action, ranks)) + 1) / (one.end - one.start) for one in computing) if computing else 0.0
+        max((len(label(one.action, simulation.stages)) + 1) / (one.end - one.start) for one in computing)
+        if computing
+        else 0.0
     )
     lines = [""] * ranks
     for event in computing:
         start, end = round(event.start * columns), round(event.end * columns)
-        drawn = label(event.action, ranks).ljust(end - start - 1, "=") + " "
+        drawn = label(event.action, simulation.stages).ljust(end - start - 1, "=") + " "
         lines[event.rank] = lines[event.rank].ljust(start, ".") + drawn
     lines = [line.ljust(round(simulation.makespan * columns), ".") for line in lines]
 
@@ -53,24 +56,21 @@ def chrome_trace(simulation: Simulation, *, microseconds: float = 1000.0) -> dic
 
     `microseconds` is how long one unit of the simulation's time is drawn.
     """
-    ranks = len(simulation.idle)
     rows = [
         {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}"}}
-        for rank in range(ranks)
+        for rank in range(len(simulation.idle))
     ]
-    return {
-        "traceEvents": rows + [entry for event in simulation.events for entry in _entries(event, ranks, microseconds)],
-        "displayTimeUnit": "ms",
-    }
+    entries = [entry for event in simulation.events for entry in _entries(event, simulation.stages, microseconds)]
+    return {"traceEvents": rows + entries, "displayTimeUnit": "ms"}
 
 
-def _entries(event: Event, ranks: int, microseconds: float) -> list[dict[str, Any]]:
+def _entries(event: Event, stages: StageMap, microseconds: float) -> list[dict[str, Any]]:
     """Return the trace entries of one event: its box, and for a message the end of an arrow."""
     action = event.action
     start, end = event.start * microseconds, event.end * microseconds
     row = {"pid": 0, "tid": event.rank}
     kind = type(action).__name__.lower()
-    box = {"ph": "X", "name": label(action, ranks), "cat": kind, "ts": start, "dur": end - start, **row}
+    box = {"ph": "X", "name": label(action, stages), "cat": kind, "ts": start, "dur": end - start, **row}
     entries = [{**box, "args": asdict(action)}]
     match action:
         case Send(micro_batch, source, target) | Recv(micro_batch, source, target):

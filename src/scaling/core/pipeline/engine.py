@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, final
 
 import torch
@@ -13,10 +14,11 @@ from scaling.core.collectives import ops, tree
 from scaling.core.collectives.ops import Group
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import ScheduleError
-from scaling.core.pipeline.actions import Action, Backward, Forward, Message, Recv, Send, rank_of
+from scaling.core.pipeline.actions import Action, Backward, Forward, Message, Recv, Send
 from scaling.core.pipeline.link import ActivationReceiver, ActivationSender, Outbox
 from scaling.core.pipeline.loss import LossFunction, LossOutput, StepLoss
 from scaling.core.pipeline.stage import Stage
+from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.topology.topology import Topology
 
 Timer = Callable[[Action], contextlib.AbstractContextManager[None]]
@@ -34,27 +36,25 @@ class PipelineEngine:
     Making one is collective: all ranks (the links' groups are made).
     """
 
-    def __init__(self, stages: Mapping[int, Stage], *, number_of_stages: int, topology: Topology) -> None:
+    def __init__(self, stages: Mapping[int, Stage], stage_map: StageMap, topology: Topology) -> None:
         self.stages = stages
-        self.last = number_of_stages - 1
+        self.stage_map = stage_map
+        self.last = stage_map.last
         self.topology = topology
         self.timer: Timer = untimed
         self._outbox = Outbox()
-        self._ranks = topology.layout.pipe
         self._senders: dict[int, ActivationSender] = {}
         self._receivers: dict[int, ActivationReceiver] = {}
         self._gradient_links: dict[tuple[int, int], tuple[Group, int]] = {}
         self._connect()
 
     def _connect(self) -> None:
-        here, ranks = self.topology.coordinate.pipe, self._ranks
-        for stage in range(self.last):
-            source, target = rank_of(stage, ranks), rank_of(stage + 1, ranks)
+        here = self.topology.coordinate.pipe
+        for stage, (source, target) in enumerate(pairwise(self.stage_map.ranks)):
             if source == target:
                 continue
-            wrapping = source > target
-            forward = self.topology.link("activation", wrapping=wrapping)
-            backward = self.topology.link("gradient", wrapping=wrapping)
+            forward = self.topology.link("activation", descending=source > target)
+            backward = self.topology.link("gradient", descending=source > target)
             if here == source:
                 self._senders[stage] = ActivationSender(forward, target, self._outbox, stage)
                 self._gradient_links[stage + 1, stage] = backward, target

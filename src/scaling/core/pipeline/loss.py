@@ -78,12 +78,7 @@ class StepLoss:
         if self._sums is not None:
             self._check(self._names, earlier=names)
         self._names = names
-        counted = (
-            self._sums is not None
-            and topology.index(Axis.MODEL) == 0
-            and topology.index(Axis.PIPE) == topology.size(Axis.PIPE) - 1
-        )
-        mine = self._sums if counted else None
+        mine = self._sums if topology.index(Axis.MODEL) == 0 else None  # only the last stage has sums
         if mine is None:
             mine = torch.zeros(2 + len(names), dtype=torch.float64, device=topology.device)
         self._sums = ops.all_reduce(mine, topology.world)

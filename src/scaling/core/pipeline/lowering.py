@@ -15,9 +15,9 @@ from scaling.core.pipeline.actions import (
     Message,
     consumed,
     produced,
-    rank_of,
 )
 from scaling.core.pipeline.schedules import Schedule
+from scaling.core.pipeline.stage_map import StageMap
 
 
 def lower(schedule: Schedule, rank: int, ranks: int, micro_batches: int) -> tuple[Action, ...]:
@@ -27,25 +27,25 @@ def lower(schedule: Schedule, rank: int, ranks: int, micro_batches: int) -> tupl
     consumes it, or earlier where its channel delivers it earlier: a channel's messages are always received in the order
     they are sent. Neighbouring stages on one rank exchange nothing.
     """
-    stages = ranks * schedule.chunks
+    stages = schedule.stages.over(ranks)
     arriving: dict[Channel, deque[Message]] = {}
-    for neighbour in sorted({(rank - 1) % ranks, (rank + 1) % ranks} - {rank}):
+    for neighbour in _neighbours(stages, rank):
         for compute in _compute_order(schedule, neighbour, ranks, micro_batches):
-            if (message := produced(compute, stages)) and rank_of(message.target, ranks) == rank:
-                arriving.setdefault(message.channel(ranks), deque()).append(message)
+            if (message := produced(compute, stages)) and stages.rank_of(message.target) == rank:
+                arriving.setdefault(message.channel(stages), deque()).append(message)
 
     actions: list[Action] = []
     received: set[Message] = set()
     for compute in _compute_order(schedule, rank, ranks, micro_batches):
-        if (needed := consumed(compute, stages)) and rank_of(needed.source, ranks) != rank:
-            inbox = arriving.get(needed.channel(ranks), deque())
+        if (needed := consumed(compute, stages)) and stages.rank_of(needed.source) != rank:
+            inbox = arriving.get(needed.channel(stages), deque())
             while needed not in received:
                 if not inbox:
                     raise ScheduleError(f"rank {rank} needs {needed} for {compute}, but the schedule never produces it")
                 actions.append(inbox[0].received())
                 received.add(inbox.popleft())
         actions.append(compute)
-        if (message := produced(compute, stages)) and rank_of(message.target, ranks) != rank:
+        if (message := produced(compute, stages)) and stages.rank_of(message.target) != rank:
             actions.append(message.sent())
     for message in (message for inbox in arriving.values() for message in inbox):
         raise ScheduleError(f"the schedule produces {message} for rank {rank}, which never uses it")
@@ -57,11 +57,18 @@ def lower_all(schedule: Schedule, ranks: int, micro_batches: int) -> tuple[tuple
     return tuple(lower(schedule, rank, ranks, micro_batches) for rank in range(ranks))
 
 
+def _neighbours(stages: StageMap, rank: int) -> list[int]:
+    """Return the other ranks that hold a stage beside one of this rank's."""
+    beside = {other for stage in stages.stages_of(rank) for other in (stage - 1, stage + 1) if 0 <= other < len(stages)}
+    return sorted({stages.rank_of(stage) for stage in beside} - {rank})
+
+
 def _compute_order(schedule: Schedule, rank: int, ranks: int, micro_batches: int) -> Sequence[Compute]:
     """Return the schedule's order, refusing stages of other ranks, repetitions, and a backward before its forward."""
+    own = schedule.stages.over(ranks).stages_of(rank)
     order: dict[Compute, None] = {}
     for compute in schedule.compute(rank, ranks, micro_batches):
-        if not 0 <= compute.stage < ranks * schedule.chunks or rank_of(compute.stage, ranks) != rank:
+        if compute.stage not in own:
             raise ScheduleError(f"the schedule lets rank {rank} compute {compute}, a stage that is not on that rank")
         if compute in order:
             raise ScheduleError(f"the schedule lets rank {rank} compute {compute} twice")

@@ -53,10 +53,10 @@ class ParallelModule(nn.Module):
         self.topology = topology
         self.micro_batches = config.gradient_accumulation_steps
         self.schedule = schedule_of(config)
-        pipe = topology.size(Axis.PIPE)
+        stage_map = self.schedule.stages.over(topology.size(Axis.PIPE))
         self.partition = partition(
             [spec.cost for spec in specs],
-            pipe * self.schedule.chunks,
+            len(stage_map),
             config.pipe_partition_method.value,
             config.pipe_partition_overwrite,
         )
@@ -64,16 +64,17 @@ class ParallelModule(nn.Module):
         stages = build_stages(
             specs,
             self.partition,
+            stage_map,
             topology=topology,
             seed=seed,
             recompute=config.activation_checkpointing_type.value,
         )
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
-        self._engine = PipelineEngine(stages, number_of_stages=len(self.partition), topology=topology)
+        self._engine = PipelineEngine(stages, stage_map, topology)
         self._metric_names: dict[str, tuple[str, ...]] = {}
         self._one = torch.ones((), dtype=torch.float64, device=topology.device)
         self._actions = self._lower(self.schedule, self.micro_batches)
-        self._evaluation_actions = self._lower(ForwardOnly(self.schedule.chunks), self.micro_batches)
+        self._evaluation_actions = self._lower(ForwardOnly(self.schedule.stages), self.micro_batches)
 
     @property
     def engine(self) -> PipelineEngine:

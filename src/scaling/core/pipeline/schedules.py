@@ -1,27 +1,29 @@
 """The order in which each pipeline rank computes: GPipe, 1F1B, interleaved 1F1B, and forward only.
 
-A schedule is data about computation alone; `lowering` adds the communication. Whatever the schedule, each stage runs
-its forward passes, and its backward passes, in the order of the micro-batches 0, 1, 2, ...: gradients are accumulated
-in the same order in every layout, so that layouts differ by nothing but the rounding of the collectives.
+A schedule says where its stages live and what each rank computes; `lowering` adds the communication. Whatever the
+schedule, each stage runs its forward passes, and its backward passes, in the order of the micro-batches 0, 1, 2, ...:
+gradients are accumulated in the same order in every layout, so that layouts differ by nothing but the rounding of the
+collectives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol, final
 
 from scaling.core.errors import LayoutError
-from scaling.core.pipeline.actions import Backward, Compute, Forward, stage_of
+from scaling.core.pipeline.actions import Backward, Compute, Forward
+from scaling.core.pipeline.stage_map import ONE_EACH, InTurn, StagePlacement
 
 
 class Schedule(Protocol):
     """Who computes what in which order, for any rank, without a process group."""
 
     @property
-    def chunks(self) -> int:
-        """Return the number of stages on each rank."""
+    def stages(self) -> StagePlacement:
+        """Return where the stages live."""
 
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         """Yield what pipe rank `rank` of `ranks` computes in one step, in order."""
@@ -32,11 +34,11 @@ class Schedule(Protocol):
 class GPipe:
     """All forward passes, then all backward passes. Keeps the activations of every micro-batch."""
 
-    chunks: int = field(default=1, init=False)
+    stages: InTurn = field(default=ONE_EACH, init=False)
 
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         """Yield what `rank` computes in one step, in order."""
-        _check(self.chunks, rank, ranks, micro_batches)
+        _check(rank, ranks, micro_batches)
         yield from (Forward(micro_batch, rank) for micro_batch in range(micro_batches))
         yield from (Backward(micro_batch, rank) for micro_batch in range(micro_batches))
 
@@ -46,11 +48,11 @@ class GPipe:
 class OneFOneB:
     """One forward, one backward: as short as GPipe, but rank r keeps only ranks - r micro-batches alive."""
 
-    chunks: int = field(default=1, init=False)
+    stages: InTurn = field(default=ONE_EACH, init=False)
 
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         """Yield what `rank` computes in one step, in order."""
-        _check(self.chunks, rank, ranks, micro_batches)
+        _check(rank, ranks, micro_batches)
         forwards = (Forward(micro_batch, rank) for micro_batch in range(micro_batches))
         backwards = (Backward(micro_batch, rank) for micro_batch in range(micro_batches))
         yield from _one_by_one(ranks - 1 - rank, forwards, backwards)
@@ -66,40 +68,46 @@ class Interleaved1F1B:
 
     chunks: int
 
+    @property
+    def stages(self) -> InTurn:
+        """Return where the stages live."""
+        return InTurn(self.chunks)
+
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         """Yield what `rank` computes in one step, in order."""
-        _check(self.chunks, rank, ranks, micro_batches)
+        _check(rank, ranks, micro_batches)
         if micro_batches % ranks:
             raise LayoutError(
                 f"the interleaved schedule needs a number of micro-batches that pipe_parallel_size divides, but "
                 f"gradient_accumulation_steps is {micro_batches} and pipe_parallel_size {ranks}; set "
                 f"gradient_accumulation_steps to {max(1, micro_batches // ranks) * ranks}, or pipe_schedule to 1f1b"
             )
-        chunks = range(self.chunks)
-        forwards = (Forward(*at) for at in _rounds(chunks, rank, ranks, micro_batches))
-        backwards = (Backward(*at) for at in _rounds(chunks[::-1], rank, ranks, micro_batches))
+        stages = self.stages.over(ranks).stages_of(rank)
+        forwards = (Forward(*at) for at in _rounds(stages, ranks, micro_batches))
+        backwards = (Backward(*at) for at in _rounds(stages[::-1], ranks, micro_batches))
         yield from _one_by_one(2 * (ranks - 1 - rank) + (self.chunks - 1) * ranks, forwards, backwards)
 
 
 @final
 @dataclass(frozen=True)
 class ForwardOnly:
-    """Forward passes alone, for evaluation. Takes any number of micro-batches with any number of chunks."""
+    """Forward passes alone, for evaluation, wherever the stages live. Takes any number of micro-batches."""
 
-    chunks: int = 1
+    stages: StagePlacement = ONE_EACH
 
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         """Yield what `rank` computes in one evaluation step, in order."""
-        _check(self.chunks, rank, ranks, micro_batches)
-        yield from (Forward(*at) for at in _rounds(range(self.chunks), rank, ranks, micro_batches))
+        _check(rank, ranks, micro_batches)
+        stages = self.stages.over(ranks).stages_of(rank)
+        yield from (Forward(*at) for at in _rounds(stages, ranks, micro_batches))
 
 
-def _rounds(chunks: range, rank: int, ranks: int, micro_batches: int) -> Iterator[tuple[int, int]]:
-    """Yield (micro-batch, stage): every round of `ranks` micro-batches through all `chunks` of this rank in turn."""
-    for first in range(0, micro_batches, ranks):
-        for chunk in chunks:
-            for micro_batch in range(first, min(first + ranks, micro_batches)):
-                yield micro_batch, stage_of(rank, chunk, ranks)
+def _rounds(stages: Sequence[int], size: int, micro_batches: int) -> Iterator[tuple[int, int]]:
+    """Yield (micro-batch, stage): every round of `size` micro-batches through all `stages` of a rank in turn."""
+    for first in range(0, micro_batches, size):
+        for stage in stages:
+            for micro_batch in range(first, min(first + size, micro_batches)):
+                yield micro_batch, stage
 
 
 def _one_by_one(warm_up: int, forwards: Iterator[Forward], backwards: Iterator[Backward]) -> Iterator[Compute]:
@@ -111,10 +119,8 @@ def _one_by_one(warm_up: int, forwards: Iterator[Forward], backwards: Iterator[B
     yield from backwards
 
 
-def _check(chunks: int, rank: int, ranks: int, micro_batches: int) -> None:
+def _check(rank: int, ranks: int, micro_batches: int) -> None:
     """Refuse numbers for which there is no schedule."""
-    if chunks < 1:
-        raise LayoutError(f"a pipeline rank needs at least 1 stage, not {chunks}")
     if micro_batches < 1:
         raise LayoutError(
             f"a step needs at least 1 micro-batch, not {micro_batches}; check gradient_accumulation_steps"

@@ -20,8 +20,8 @@ from scaling.core.pipeline.actions import (
     Send,
     consumed,
     produced,
-    rank_of,
 )
+from scaling.core.pipeline.stage_map import StageMap
 
 Duration = Callable[[Action], float]
 """How long an action takes: a computation, or for a `Send` the message's time on the wire. Never asked for a `Recv`."""
@@ -41,6 +41,7 @@ class Event:
 class Simulation:
     """What one step costs. Times are in the unit of the durations."""
 
+    stages: StageMap
     events: tuple[Event, ...]
     """Every action, by rank and then in the rank's order."""
     makespan: float
@@ -72,7 +73,7 @@ def usual_duration(action: Action) -> float:
 def simulate(
     actions: Sequence[Sequence[Action]], *, duration: Duration = usual_duration, rendezvous: bool = False
 ) -> Simulation:
-    """Run the `actions[rank]` of all ranks against each other.
+    """Run the `actions[rank]` of all ranks against each other. A stage lives where its forward passes run.
 
     Every channel delivers in order. A send returns at once and its message waits for the receiver: so does the engine,
     and so every schedule is free of deadlock. With `rendezvous` a send lasts until its receive, as on channels without
@@ -91,6 +92,7 @@ def simulate(
         if isinstance(event.action, (Forward, Backward)):
             computing[event.rank] += event.end - event.start
     return Simulation(
+        stages=world.stages,
         events=tuple(event for own in world.events for event in own),
         makespan=makespan,
         idle=tuple(makespan - time for time in computing),
@@ -127,13 +129,12 @@ class _World:
 
     def __init__(self, actions: Sequence[Sequence[Action]], duration: Duration, rendezvous: bool) -> None:
         self.actions = actions
-        self.ranks = len(actions)
-        self.stages = _check_complete(actions)
+        self.stages = _stages_of(actions)
         self.duration = duration
         self.rendezvous = rendezvous
-        self.position = [0] * self.ranks
-        self.clock = [0.0] * self.ranks
-        self.ready = deque(range(self.ranks))
+        self.position = [0] * len(actions)
+        self.clock = [0.0] * len(actions)
+        self.ready = deque(range(len(actions)))
         self.held: list[set[Message]] = [set() for _ in actions]
         """Per rank: what its stages have made or received and nobody has used yet."""
         self.wire: dict[Channel, deque[tuple[Message, float]]] = {}
@@ -164,7 +165,7 @@ class _World:
 
     def compute(self, rank: int, action: Compute) -> None:
         """Use up what a computation consumes, and hold what it produces."""
-        if rank_of(action.stage, self.ranks) != rank:
+        if self.stages.rank_of(action.stage) != rank:
             raise ScheduleError(f"rank {rank} computes {action}, a stage that is not on that rank")
         if needed := consumed(action, self.stages):
             self.take(rank, needed, action)
@@ -177,7 +178,7 @@ class _World:
         if rank in self.offering:
             return False
         message = action.message()
-        channel = message.channel(self.ranks)
+        channel = message.channel(self.stages)
         if channel.source_rank != rank:
             raise ScheduleError(f"rank {rank} sends {message}, whose source is on rank {channel.source_rank}")
         self.take(rank, message, action)
@@ -193,7 +194,7 @@ class _World:
     def receive(self, rank: int, action: Recv) -> bool:
         """Take the next message from its channel, if there is one; it has to be the one that is expected."""
         message = action.message()
-        channel = message.channel(self.ranks)
+        channel = message.channel(self.stages)
         if channel.target_rank != rank:
             raise ScheduleError(f"rank {rank} receives {message}, whose target is on rank {channel.target_rank}")
         if not self.wire.get(channel):
@@ -226,26 +227,26 @@ class _World:
 
     def check_finished(self) -> None:
         """Raise unless every rank has come to its end. No message can be left over: its computation would lack it."""
-        stuck = [rank for rank in range(self.ranks) if self.position[rank] < len(self.actions[rank])]
+        stuck = [rank for rank, own in enumerate(self.actions) if self.position[rank] < len(own)]
         if stuck:
             where = "; ".join(f"rank {rank} at {self.actions[rank][self.position[rank]]}" for rank in stuck)
             raise ScheduleError(f"deadlock: {where}")
 
 
-def _check_complete(actions: Sequence[Sequence[Action]]) -> int:
-    """Return the number of stages, having checked that each runs every micro-batch once, forward before backward."""
+def _stages_of(actions: Sequence[Sequence[Action]]) -> StageMap:
+    """Return where the stages live, having checked that each runs every micro-batch once, forward before backward."""
     counts: Counter[Compute] = Counter()
     for action in (action for own in actions for action in own):
         if isinstance(action, Backward) and Forward(action.micro_batch, action.stage) not in counts:
             raise ScheduleError(f"{action} comes before its forward pass")
         if isinstance(action, (Forward, Backward)):
             counts[action] += 1
-    stages = 1 + max((compute.stage for compute in counts), default=-1)
+    homes = {action.stage: rank for rank, own in enumerate(actions) for action in own if isinstance(action, Forward)}
     micro_batches = sorted({compute.micro_batch for compute in counts})
     passes: list[type[Forward] | type[Backward]] = [Forward]
     if any(isinstance(compute, Backward) for compute in counts):
         passes.append(Backward)
-    for run, micro_batch, stage in product(passes, micro_batches, range(stages)):
+    for run, micro_batch, stage in product(passes, micro_batches, range(1 + max(homes, default=-1))):
         if (times := counts[run(micro_batch, stage)]) != 1:
             raise ScheduleError(f"{run(micro_batch, stage)} happens {times} times in a step; it has to happen once")
-    return stages
+    return StageMap(tuple(homes[stage] for stage in range(len(homes))))

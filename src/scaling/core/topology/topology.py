@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from math import prod
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,6 @@ from scaling.core.topology.rng import RngTracker
 
 if TYPE_CHECKING:
     from scaling.core.topology.config import TopologyConfig
-
-Message = Literal["activation", "gradient"]
 
 
 class Topology:
@@ -137,15 +135,15 @@ class Topology:
         group = self._groups[purpose]
         return group if group.size() > 1 else None
 
-    def link(self, kind: Message, *, wrapping: bool) -> dist.ProcessGroup | None:
-        """Return the group of this pipe column for one kind of message, its ranks in pipe order.
+    def link(self, payload: str, *, descending: bool) -> dist.ProcessGroup | None:
+        """Return the group of this pipe column for what crosses the boundaries between stages, its ranks in pipe order.
 
-        Activations and gradients, and those between the last rank and the first (`wrapping`, for interleaved
-        schedules), each have their own: between two ranks the messages of a group then flow one way, in one order on
-        both ends, and no send can stand in the way of a receive. Collective: all ranks.
+        Activations and gradients each have their own (`payload`), and so have boundaries where the next stage lives on
+        a lower rank (`descending`: with several stages on each rank). Between two ranks the messages of a group then
+        flow one way, in one order on both ends, and no send can stand in the way of a receive. Collective: all ranks.
         """
         ranks = self.layout.group(Axis.PIPE, self.rank)
-        return self.subgroup(f"{kind} wrapping" if wrapping else kind, ranks) if len(ranks) > 1 else None
+        return self.subgroup(f"{payload} descending" if descending else payload, ranks) if len(ranks) > 1 else None
 
     def holders_group(self, axis: Axis, placement: Placement) -> dist.ProcessGroup | None:
         """Return the group of this rank and those along `axis` that hold the same values by `placement`.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.draw import label
 from scaling.core.pipeline.engine import untimed
+from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.profiler.profiler import Profiler
 from scaling.core.topology.topology import Topology
@@ -41,7 +43,7 @@ class ProfilingHook:
         """Switch the timers on for the steps to record."""
         self._done += 1
         if self._done == self._steps.start:
-            trainer.module.engine.timer = self._timed
+            trainer.module.engine.timer = partial(self._timed, trainer.module.engine.stage_map)
 
     def after_step(self, trainer: Trainer, report: StepReport) -> None:
         """Switch the timers off after the last of them and write the file."""
@@ -53,8 +55,8 @@ class ProfilingHook:
         """Leave the engine as it was."""
         trainer.module.engine.timer = untimed
 
-    def _timed(self, action: Action) -> contextlib.AbstractContextManager[None]:
-        return self._profiler.record(label(action, self._topology.layout.pipe), type(action).__name__.lower())
+    def _timed(self, stages: StageMap, action: Action) -> contextlib.AbstractContextManager[None]:
+        return self._profiler.record(label(action, stages), type(action).__name__.lower())
 
     def _write(self) -> None:
         mine = [span.trace_event(process=self._topology.rank) for span in self._profiler.spans()]
