@@ -42,7 +42,7 @@ def cut(specs: list[LayerSpec], stages: int) -> list[range]:
 
 def build(specs: list[LayerSpec], topology: Topology, *, stages: int = 1, seed: int = 1) -> dict[int, Stage]:
     stage_map = InTurn(stages // topology.layout.pipe).over(topology.layout.pipe)
-    return build_stages(specs, cut(specs, stages), stage_map, topology=topology, seed=seed, recompute="disabled")
+    return build_stages(specs, cut(specs, stages), stage_map, topology=topology, seed=seed)
 
 
 def by_name(stages: dict[int, Stage]) -> dict[str, Tensor]:

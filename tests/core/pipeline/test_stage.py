@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.errors import LayoutError
-from scaling.core.pipeline.stage import Recompute, Stage
+from scaling.core.pipeline.runners import runners_of
+from scaling.core.pipeline.stage import Stage
 from scaling.core.topology.topology import Topology
 from tests.reference.compare import backward, gradient_of
-from tests.reference.worlds import random
+from tests.reference.worlds import random, topology_config
 
 
-def stage_of(*layers: nn.Module, recompute: Recompute = "disabled") -> Stage:
-    return Stage(layers, range(len(layers)), recompute=recompute, topology=Topology.single())
+def stage_of(*layers: nn.Module, recompute: str = "disabled") -> Stage:
+    stage = Stage(layers, range(len(layers)))
+    stage.run_with(runners_of(topology_config(activation_checkpointing_type=recompute), Topology.single()))
+    return stage
 
 
 class Counted(nn.Module):
@@ -34,7 +37,7 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize("recompute", ["disabled", "every_layer", "every_pipe_stage"])
-def test_a_stage_runs_its_layers_one_after_another_and_again_where_asked(recompute: Recompute) -> None:
+def test_a_stage_runs_its_layers_one_after_another_and_again_where_asked(recompute: str) -> None:
     layers = [Counted() for _ in range(3)]
     stage = stage_of(*layers, recompute=recompute)
     plain_stage = stage_of(*copy.deepcopy(layers))
@@ -57,7 +60,7 @@ class Forgetful(nn.Module):
 
 
 @pytest.mark.parametrize("recompute", ["disabled", "every_layer", "every_pipe_stage"])
-def test_a_layer_that_returns_nothing_is_named(recompute: Recompute) -> None:
+def test_a_layer_that_returns_nothing_is_named(recompute: str) -> None:
     stage = stage_of(nn.Linear(4, 4), Forgetful(), nn.Linear(4, 4), recompute=recompute)
     with pytest.raises(LayoutError, match=r"layer 1 \(Forgetful\) returned None; let its forward return"):
         stage(torch.ones(2, 4))
@@ -65,7 +68,7 @@ def test_a_layer_that_returns_nothing_is_named(recompute: Recompute) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
 @pytest.mark.parametrize("recompute", ["disabled", "every_layer", "every_pipe_stage"])
-def test_an_error_says_in_which_layer_and_what_it_was_given(recompute: Recompute) -> None:
+def test_an_error_says_in_which_layer_and_what_it_was_given(recompute: str) -> None:
     stage = stage_of(nn.Linear(4, 4), nn.Linear(5, 5), nn.Linear(4, 4), recompute=recompute)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         stage(torch.ones(2, 4))

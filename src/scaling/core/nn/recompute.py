@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,12 +16,14 @@ from scaling.core.topology.topology import Topology
 
 
 def recomputed(function: Callable[[Any], Any], x: Any, topology: Topology) -> Any:
-    """Return `function(x)`, keeping for the backward pass only `x`.
+    """Return `function(x)`, keeping for the backward pass, where there will be one, only `x`.
 
     The random streams are replayed for the second run and then go on as if it had not happened; keyed dropout needs no
     such care. Collectives inside `function` run twice: on all ranks of their group alike. `ScheduleError` if `function`
     changes `x`, since the second run would then start from something else.
     """
+    if not torch.is_grad_enabled():
+        return function(x)
 
     def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         return contextlib.nullcontext(), topology.rng.replaying(topology.rng.state())

@@ -12,7 +12,7 @@ from scaling.core.errors import LayoutError
 from scaling.core.nn.init import fill
 from scaling.core.nn.parameter import annotate, meta, share
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
-from scaling.core.pipeline.stage import Recompute, Stage
+from scaling.core.pipeline.stage import Stage
 from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import tied
@@ -73,13 +73,7 @@ def describe_layers(
 
 
 def build_stages(
-    specs: Sequence[LayerSpec],
-    stages: Sequence[range],
-    stage_map: StageMap,
-    *,
-    topology: Topology,
-    seed: int,
-    recompute: Recompute,
+    specs: Sequence[LayerSpec], stages: Sequence[range], stage_map: StageMap, *, topology: Topology, seed: int
 ) -> dict[int, Stage]:
     """Build this rank's stages, by global number.
 
@@ -88,9 +82,7 @@ def build_stages(
     layers: dict[int, list[nn.Module]] = {}
     for number, _, layer in describe_layers(specs, stages, stage_map, topology=topology, seed=seed):
         layers.setdefault(number, []).append(fill(layer, seed=seed, device=topology.device))
-    return {
-        number: Stage(built, stages[number], recompute=recompute, topology=topology) for number, built in layers.items()
-    }
+    return {number: Stage(built, stages[number]) for number, built in layers.items()}
 
 
 def _described(spec: LayerSpec, index: int, seed: int) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -43,9 +44,12 @@ class LayerSpec:
 
     @final
     def then(self, edit: Edit) -> Self:
-        """Return a spec whose layer goes through `edit` after it is built: adapters, wrappers, compilation.
+        """Return a spec whose layer goes through `edit` after it is built: adapters, wrappers.
 
         `edit` takes the module and returns it, changed or wrapped. Edits run in the order in which they are added.
+        Parameters get their global names afterwards: those of a wrapped layer have other names than before, so other
+        initial values and another place in checkpoints. Compile a layer in place, `layer.compile()`, not with
+        `torch.compile(layer)`, which wraps it and is refused.
         """
         edited = copy.copy(self)
         edited.edits = (*self.edits, edit)
@@ -60,10 +64,19 @@ class LayerSpec:
         return module
 
     def _checked(self, made: Any, *, maker: Callable[..., Any]) -> nn.Module:
-        """Return what `maker` made if it is a module."""
-        if isinstance(made, nn.Module):
-            return made
-        raise ConfigError(f"layer {self.name}: {_name_of(maker)} returned a {type(made).__name__} instead of a module")
+        """Return what `maker` made if it is a module, and none of it is wrapped by torch.compile."""
+        if not isinstance(made, nn.Module):
+            what = f"returned a {type(made).__name__} instead of a module"
+            raise ConfigError(f"layer {self.name}: {_name_of(maker)} {what}")
+        dynamo = sys.modules.get("torch._dynamo")  # seconds to import, and nothing is compiled before it is
+        if dynamo is not None and any(isinstance(part, dynamo.OptimizedModule) for part in made.modules()):
+            raise ConfigError(
+                f"layer {self.name}: {_name_of(maker)} returned a module that torch.compile has wrapped, which renames "
+                "its parameters (_orig_mod.), so that they start from other values and have other names in "
+                "checkpoints; compile in place, which leaves the names alone: layer.compile() in an edit that returns "
+                "the layer"
+            )
+        return made
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"

@@ -21,6 +21,7 @@ from scaling.core.pipeline.layer_spec import LayerSpec, check_ties
 from scaling.core.pipeline.loss import LossFunction, StepLoss
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.partition import partition
+from scaling.core.pipeline.runners import runners_of
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis
@@ -61,14 +62,10 @@ class ParallelModule(nn.Module):
             config.pipe_partition_overwrite,
         )
         topology.rng.seed(seed)
-        stages = build_stages(
-            specs,
-            self.partition,
-            stage_map,
-            topology=topology,
-            seed=seed,
-            recompute=config.activation_checkpointing_type.value,
-        )
+        stages = build_stages(specs, self.partition, stage_map, topology=topology, seed=seed)
+        runners = runners_of(config, topology)
+        for stage in stages.values():
+            stage.run_with(runners)
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
         self._engine = PipelineEngine(stages, stage_map, topology)
         self._metric_names: dict[str, tuple[str, ...]] = {}

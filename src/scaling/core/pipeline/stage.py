@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, final
 
 from torch import Tensor, nn
 
 from scaling.core.errors import LayoutError
-from scaling.core.nn.recompute import recomputed
-from scaling.core.topology.topology import Topology
-
-Recompute = Literal["disabled", "every_layer", "every_pipe_stage"]
+from scaling.core.pipeline.runners import Run, Runners, surround
 
 
 @final
 class Stage(nn.Module):
     """Consecutive layers of the model, run one after another on this rank."""
 
-    def __init__(
-        self, layers: Sequence[nn.Module], indices: range, *, recompute: Recompute, topology: Topology
-    ) -> None:
+    def __init__(self, layers: Sequence[nn.Module], indices: range) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.indices = indices
-        self._recompute = recompute
-        self._topology = topology
+        self.run_with(Runners())
+
+    def run_with(self, runners: Runners) -> None:
+        """Let runners stand around the layers and the stage from now on, instead of those before."""
+        runs = tuple(surround(layer, runners.layer) for layer in self.layers)
+        # In a tuple, since a runner may return a module, which as an attribute would join the module tree.
+        self._runs: tuple[Run, tuple[Run, ...]] = (surround(self._run_layers, runners.stage), runs)
 
     def forward(self, x: Any) -> Any:
-        """Run all layers; while training, under the stage's activation checkpointing."""
-        if not self.training or self._recompute == "disabled":
-            return self._run(x)
-        if self._recompute == "every_pipe_stage":
-            return recomputed(self._run, x, self._topology)
-        return self._run(x, every_layer=True)
+        """Run all layers."""
+        return self._runs[0](x)
 
-    def _run(self, x: Any, *, every_layer: bool = False) -> Any:
+    def _run_layers(self, x: Any) -> Any:
         index, layer, given = self.indices.start, None, x
         try:
-            for index, layer in zip(self.indices, self.layers, strict=True):
+            for index, layer, run in zip(self.indices, self.layers, self._runs[1], strict=True):
                 given = x
-                x = recomputed(layer, x, self._topology) if every_layer else layer(x)
+                x = run(x)
                 if x is None:
                     raise LayoutError(
                         f"layer {index} ({type(layer).__name__}) returned None; let its forward return what the next "

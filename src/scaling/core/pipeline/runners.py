@@ -1,0 +1,52 @@
+"""Runners: how layers and stages are run, apart from what they compute.
+
+A runner stands around the forward pass of a layer or of a whole stage once the parameters have their names and values,
+and never in the module tree: names, initial bits and checkpoints cannot depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+from scaling.core.nn.recompute import recomputed
+from scaling.core.topology.config import ActivationCheckpointingType, TopologyConfig
+from scaling.core.topology.topology import Topology
+
+Run = Callable[[Any], Any]
+"""Computes the output of a layer or a stage from its input."""
+
+Runner = Callable[[Run], Run]
+"""Takes what runs a layer (the layer itself, or the next inner runner's), and returns what runs it in another way."""
+
+
+@dataclass(frozen=True)
+class Runners:
+    """The runners of a model, from the innermost to the outermost. Without any, layers are simply called."""
+
+    layer: tuple[Runner, ...] = ()
+    """Around each layer."""
+    stage: tuple[Runner, ...] = ()
+    """Around the layers of a stage together."""
+
+
+def runners_of(config: TopologyConfig, topology: Topology) -> Runners:
+    """Return the runners a configuration asks for."""
+
+    def recomputing(run: Run) -> Run:
+        return partial(recomputed, run, topology=topology)
+
+    match config.activation_checkpointing_type:
+        case ActivationCheckpointingType.DISABLED:
+            return Runners()
+        case ActivationCheckpointingType.EVERY_LAYER:
+            return Runners(layer=(recomputing,))
+        case ActivationCheckpointingType.EVERY_PIPE_STAGE:
+            return Runners(stage=(recomputing,))
+
+
+def surround(run: Run, runners: Sequence[Runner]) -> Run:
+    """Return `run` with the runners around it."""
+    return reduce(lambda inner, runner: runner(inner), runners, run)
