@@ -161,8 +161,8 @@ BUGS = (
     ),
     Bug(
         "the loss scale is applied twice",
-        "scaling.core.pipeline.engine:_Step._backward",
-        [("loss: Tensor = output.loss_sum", "loss: Tensor = output.loss_sum * self._scale")],
+        "scaling.core.pipeline.end:LossEnd.take",
+        [("loss = found.loss_sum", "loss = found.loss_sum * self._scale")],
         "llama",
         PIPE,
     ),

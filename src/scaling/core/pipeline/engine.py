@@ -15,8 +15,8 @@ from scaling.core.collectives.ops import Group
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import ScheduleError
 from scaling.core.pipeline.actions import Action, Backward, Forward, Message, Recv, Send
+from scaling.core.pipeline.end import End
 from scaling.core.pipeline.link import ActivationReceiver, ActivationSender, Outbox
-from scaling.core.pipeline.loss import LossFunction, LossOutput, StepLoss
 from scaling.core.pipeline.stage import Stage
 from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.topology.topology import Topology
@@ -69,40 +69,28 @@ class PipelineEngine:
         for receiver in self._receivers.values():
             receiver.forget()
 
-    def run(
-        self,
-        actions: Sequence[Action],
-        batches: Iterator[MicroBatch],
-        loss_function: LossFunction,
-        gradient_scale: Tensor,
-    ) -> StepLoss:
-        """Carry out `actions` and return the summed losses of this rank (not yet reduced over ranks).
+    def run(self, actions: Sequence[Action], batches: Iterator[MicroBatch], end: End) -> None:
+        """Carry out `actions`; `end` takes what the last stage returns.
 
-        `gradient_scale` multiplies the loss sums before they are differentiated (0-d, on the device). Collective: all
-        ranks of the pipe and model axes, each with its own list.
+        Collective: all ranks of the pipe and model axes, each with its own list.
         """
-        step = _Step(self, batches, loss_function, gradient_scale)
+        step = _Step(self, batches, end)
         try:
             for action in actions:
                 with self.timer(action):
                     step.do(action)
         finally:
             self._outbox.wait()
-        return step.total
 
 
 @final
 class _Step:
     """The values in flight during one step."""
 
-    def __init__(
-        self, engine: PipelineEngine, batches: Iterator[MicroBatch], loss_function: LossFunction, scale: Tensor
-    ) -> None:
+    def __init__(self, engine: PipelineEngine, batches: Iterator[MicroBatch], end: End) -> None:
         self.engine = engine
-        self.total = StepLoss(engine.topology)
         self._batches = batches
-        self._loss_function = loss_function
-        self._scale = scale
+        self._end = end
         self._loaded: dict[int, MicroBatch] = {}
         self._inputs: dict[tuple[int, int], Any] = {}
         self._outputs: dict[tuple[int, int], Any] = {}
@@ -150,12 +138,7 @@ class _Step:
         inputs = self._batch(micro_batch).inputs if stage == 0 else self._input(micro_batch, stage)
         output = engine.stages[stage](inputs)
         if stage == engine.last:
-            output = self._loss_function(output, self._batch(micro_batch).targets)
-            if not isinstance(output, LossOutput):
-                raise ScheduleError(
-                    f"the loss function returned a {type(output).__name__}; it must return LossOutput(loss_sum, weight)"
-                )
-            self.total.add(output)
+            output = self._end.take(output, self._batch(micro_batch).targets)
         if torch.is_grad_enabled() or stage < engine.last:
             self._outputs[micro_batch, stage] = output
 
@@ -171,17 +154,15 @@ class _Step:
 
     def _backward(self, micro_batch: int, stage: int) -> None:
         output = self._outputs.pop((micro_batch, stage))
-        if stage == self.engine.last:
-            loss: Tensor = output.loss_sum
-            if not loss.requires_grad:
-                raise ScheduleError(
-                    "the loss depends on no parameter that is trained; look for what detaches it from the output of "
-                    "the last layer, or for groups of parameters that leave all of them out"
-                )
-            loss.backward(self._scale.to(loss.dtype))
-        else:
+        if stage < self.engine.last:
             tensors = [tensor for _, tensor in tree.flatten(output) if tensor.requires_grad]
-            torch.autograd.backward(tensors, self._gradients.pop((micro_batch, stage)))
+            gradients = self._gradients.pop((micro_batch, stage))
+        elif output is None:
+            raise ScheduleError(f"the end of the pipe ({type(self._end).__name__}) starts no backward pass")
+        else:
+            loss, gradient = output
+            tensors, gradients = [loss], [gradient]
+        torch.autograd.backward(tensors, gradients)
         if stage > 0:
             needing = [
                 tensor for _, tensor in tree.flatten(self._inputs.pop((micro_batch, stage))) if tensor.requires_grad

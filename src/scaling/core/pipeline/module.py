@@ -6,7 +6,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from scaling.core.data.types import MicroBatch
 from scaling.core.nn.parameter import ParameterMeta, meta
 from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.build import build_stages
+from scaling.core.pipeline.end import Collector, LossEnd
 from scaling.core.pipeline.engine import PipelineEngine
 from scaling.core.pipeline.layer_spec import LayerSpec, check_ties
 from scaling.core.pipeline.loss import LossFunction, StepLoss
@@ -71,7 +72,7 @@ class ParallelModule(nn.Module):
         self._metric_names: dict[str, tuple[str, ...]] = {}
         self._one = torch.ones((), dtype=torch.float64, device=topology.device)
         self._actions = self._lower(self.schedule, self.micro_batches)
-        self._evaluation_actions = self._lower(ForwardOnly(self.schedule.stages), self.micro_batches)
+        self._forward_actions = self._lower(ForwardOnly(self.schedule.stages), self.micro_batches)
 
     @property
     def engine(self) -> PipelineEngine:
@@ -99,8 +100,9 @@ class ParallelModule(nn.Module):
         """
         self.train()
         scale = self._one if gradient_scale is None else gradient_scale
-        loss = self._engine.run(self._actions, batches, loss_function, scale)
-        return loss.reduce(self._metrics_of(loss, "train"))
+        end = LossEnd(loss_function, scale, self.topology)
+        self._engine.run(self._actions, batches, end)
+        return end.total.reduce(self._metrics_of(end.total, "train"))
 
     @torch.no_grad()
     def eval_step(
@@ -111,8 +113,26 @@ class ParallelModule(nn.Module):
         Collective: all ranks.
         """
         self.train(dropout)
-        loss = self._engine.run(self._evaluation_actions, batches, loss_function, self._one)
-        return loss.reduce(self._metrics_of(loss, "eval"))
+        end = LossEnd(loss_function, self._one, self.topology)
+        self._engine.run(self._forward_actions, batches, end)
+        return end.total.reduce(self._metrics_of(end.total, "eval"))
+
+    @torch.no_grad()
+    def forward_step(self, batches: Iterator[MicroBatch]) -> list[Any]:
+        """Run the forward pass of one global batch and return the outputs of the last layer, without a loss.
+
+        On ranks that run the last layer: the output for each of this data rank's micro-batches, in their order, as the
+        layer returns it (a part of it, if the layer is cut over the model axis). Elsewhere: an empty list. `batches` as
+        for `train_step`; targets are not looked at. Shapes may differ from call to call, not within one. Collective:
+        all ranks of the pipe and model axes.
+        """
+        if self.training:
+            self.eval()
+        end = Collector()
+        self._engine.forget_shapes()
+        self._engine.run(self._forward_actions, batches, end)
+        self._engine.forget_shapes()  # training and evaluation have their own
+        return end.outputs
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Clear the gradients where they are: in the optimizer's buffers, which would never see new ones elsewhere."""

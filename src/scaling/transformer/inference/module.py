@@ -21,6 +21,7 @@ from scaling.core import (
     CheckpointError,
     ConfigError,
     KeyValueCache,
+    MicroBatch,
     ParallelModule,
     ParallelSelfAttention,
     Topology,
@@ -67,7 +68,6 @@ class TransformerInferenceModule:
             layer_specs(config, self._topology, seed=0), self._topology, TopologyConfig(), seed=0
         )
         self.module.eval()
-        (self._stage,) = self.module.stages.values()
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, *, device: str = "cpu", precision: str | None = None) -> Self:
@@ -226,7 +226,8 @@ class TransformerInferenceModule:
                 module.rotary.grow(first + length)
         positions = torch.arange(first, first + length, device=device).expand(rows, length)
         samples = torch.zeros(rows, dtype=torch.int64, device=device)
-        logits: Tensor = self._stage(TextInputs(input_ids, positions, None, samples))
+        logits: Tensor
+        (logits,) = self.module.forward_step(iter([MicroBatch(TextInputs(input_ids, positions, None, samples), None)]))
         return logits
 
     def _prompt(self, text: str | None, tokens: Sequence[int] | None) -> list[int]:
