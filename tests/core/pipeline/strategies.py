@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.stage_map import InTurn
-from tests.core.pipeline.toy_schedules import VGPipe, VShaped
+from tests.core.pipeline.toy_schedules import VGPipe, VShaped, ZeroBubble
 
 SCHEDULES: list[Callable[[int], Schedule]] = [
     lambda chunks: GPipe(),
@@ -17,6 +17,7 @@ SCHEDULES: list[Callable[[int], Schedule]] = [
     lambda chunks: ForwardOnly(InTurn(chunks)),
     lambda chunks: ForwardOnly(VShaped()),
     lambda chunks: VGPipe(),
+    lambda chunks: ZeroBubble(),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from scaling.core.pipeline.actions import Backward, Forward, Send
+from scaling.core.pipeline.actions import Backward, BackwardInput, BackwardWeight, Forward, Send
 from scaling.core.pipeline.draw import chrome_trace, draw, label
 from scaling.core.pipeline.lowering import lower_all
 from scaling.core.pipeline.schedules import ForwardOnly, Interleaved1F1B, OneFOneB
@@ -44,6 +44,8 @@ def test_labels_name_the_stage_of_a_rank_with_several() -> None:
     stages = StageMap((0, 1, 1, 0))
     assert label(Forward(3, 0), stages) == "F3"
     assert label(Backward(12, 3), stages) == "B12.1"
+    assert label(BackwardInput(0, 1), stages) == "I0"
+    assert label(BackwardWeight(0, 2), stages) == "W0.1"
     assert label(Send(7, 0, 1, "activation"), stages) == "S7"
 
 

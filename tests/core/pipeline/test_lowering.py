@@ -9,13 +9,25 @@ import pytest
 from hypothesis import given
 
 from scaling.core.errors import ScheduleError
-from scaling.core.pipeline.actions import Action, Backward, Compute, Forward, Message, Recv, Send, consumed, produced
+from scaling.core.pipeline.actions import (
+    Action,
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    Compute,
+    Forward,
+    Message,
+    Recv,
+    Send,
+    consumed,
+    produced,
+)
 from scaling.core.pipeline.lowering import lower, lower_all
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.simulate import simulate
 from scaling.core.pipeline.stage_map import ONE_EACH, InTurn, StagePlacement
 from tests.core.pipeline.strategies import configurations
-from tests.core.pipeline.toy_schedules import VGPipe, VShaped
+from tests.core.pipeline.toy_schedules import VGPipe, VShaped, ZeroBubble
 
 
 @dataclass(frozen=True)
@@ -54,10 +66,10 @@ def test_the_schedules_need_no_early_receive(configuration: tuple[Schedule, int,
     for own in lower_all(schedule, ranks, micro_batches):
         for before, action, after in zip((None, *own), own, (*own[1:], None), strict=False):
             if isinstance(action, Recv):
-                assert isinstance(after, (Forward, Backward))
+                assert isinstance(after, Compute)
                 assert consumed(after, stages) == action.message()
             if isinstance(action, Send):
-                assert isinstance(before, (Forward, Backward))
+                assert isinstance(before, Compute)
                 assert produced(before, stages) == action.message()
 
 
@@ -65,7 +77,7 @@ def test_the_schedules_need_no_early_receive(configuration: tuple[Schedule, int,
 def test_computations_keep_their_order(configuration: tuple[Schedule, int, int]) -> None:
     schedule, ranks, micro_batches = configuration
     for rank, own in enumerate(lower_all(schedule, ranks, micro_batches)):
-        computed = [action for action in own if isinstance(action, (Forward, Backward))]
+        computed = [action for action in own if isinstance(action, Compute)]
         assert computed == list(schedule.compute(rank, ranks, micro_batches))
 
 
@@ -81,6 +93,20 @@ def test_first_and_last_rank_of_one_f_one_b() -> None:
         Forward(0, 1),
         Backward(0, 1),
         Send(0, 1, 0, "gradient"),
+    )
+
+
+def test_the_first_half_of_a_backward_pass_makes_the_message_and_waits_for_the_one_before() -> None:
+    assert lower(ZeroBubble(), 0, 2, 1)[2:] == (
+        Recv(0, 1, 0, "gradient"),
+        BackwardInput(0, 0),
+        BackwardWeight(0, 0),
+    )
+    assert lower(ZeroBubble(), 1, 2, 1)[1:] == (
+        Forward(0, 1),
+        BackwardInput(0, 1),
+        Send(0, 1, 0, "gradient"),
+        BackwardWeight(0, 1),
     )
 
 
@@ -123,7 +149,11 @@ def test_receives_move_forward_where_a_schedule_uses_messages_in_another_order()
     [
         (((Forward(0, 1),), ()), r"rank 0 compute Forward\(micro_batch=0, stage=1\), a stage that is not on that rank"),
         (((Forward(0, 0), Forward(0, 0)), ()), r"rank 0 compute Forward\(.*\) twice"),
-        (((Backward(0, 0),), ()), r"rank 0 compute Backward\(.*\) before its forward pass"),
+        (((Backward(0, 0),), ()), r"rank 0 compute Backward\(.*\) before Forward\(micro_batch=0, stage=0\)"),
+        (
+            ((Forward(0, 0), BackwardWeight(0, 0)), ()),
+            r"rank 0 compute BackwardWeight\(.*\) before BackwardInput\(micro_batch=0, stage=0\)",
+        ),
         (((), (Forward(0, 1),)), r"rank 1 needs Message\(.*\) for Forward\(.*\), but the schedule never produces it"),
         (((Forward(0, 0),), ()), r"produces Message\(.*\) for rank 1, which never uses it"),
     ],

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 
 from scaling.core.errors import LayoutError
-from scaling.core.pipeline.actions import Backward, Compute, Forward
+from scaling.core.pipeline.actions import Backward, BackwardInput, BackwardWeight, Compute, Forward, earlier
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.stage_map import InTurn
 from tests.core.pipeline.strategies import configurations
+from tests.core.pipeline.toy_schedules import ZeroBubble
 
 
 def short(order: list[Compute], ranks: int) -> str:
@@ -20,13 +21,16 @@ def short(order: list[Compute], ranks: int) -> str:
 @given(configurations())
 def test_every_stage_runs_every_micro_batch_once(configuration: tuple[Schedule, int, int]) -> None:
     schedule, ranks, micro_batches = configuration
-    backward = not isinstance(schedule, ForwardOnly)
+    passes: list[type[Compute]] = [Forward, Backward]
+    match schedule:
+        case ForwardOnly():
+            passes = [Forward]
+        case ZeroBubble():
+            passes = [Forward, BackwardInput, BackwardWeight]
     for rank in range(ranks):
         order = list(schedule.compute(rank, ranks, micro_batches))
         stages = schedule.stages.over(ranks).stages_of(rank)
-        every: set[Compute] = {Forward(batch, stage) for batch in range(micro_batches) for stage in stages}
-        if backward:
-            every |= {Backward(batch, stage) for batch in range(micro_batches) for stage in stages}
+        every = {run(batch, stage) for run in passes for batch in range(micro_batches) for stage in stages}
         assert len(order) == len(every)
         assert set(order) == every
 
@@ -38,9 +42,9 @@ def test_a_stage_runs_forwards_and_backwards_in_the_order_of_the_micro_batches(
     schedule, ranks, micro_batches = configuration
     for rank in range(ranks):
         order = list(schedule.compute(rank, ranks, micro_batches))
-        for kind in (Forward, Backward):
+        for run in (Forward, Backward, BackwardInput, BackwardWeight):
             for stage in {one.stage for one in order}:
-                seen = [one.micro_batch for one in order if isinstance(one, kind) and one.stage == stage]
+                seen = [one.micro_batch for one in order if isinstance(one, run) and one.stage == stage]
                 assert seen == sorted(seen)
 
 
@@ -51,8 +55,8 @@ def test_a_backward_comes_after_its_forward(configuration: tuple[Schedule, int, 
         order = list(schedule.compute(rank, ranks, micro_batches))
         at = {one: position for position, one in enumerate(order)}
         for one in order:
-            if isinstance(one, Backward):
-                assert at[Forward(one.micro_batch, one.stage)] < at[one]
+            if first := earlier(one):
+                assert at[first] < at[one]
 
 
 def test_gpipe_runs_all_forwards_first() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise, product
 import pytest
 
 from scaling.core.errors import ScheduleError
-from scaling.core.pipeline.actions import Action, Backward, Forward, Recv, Send
+from scaling.core.pipeline.actions import Action, Backward, BackwardInput, BackwardWeight, Forward, Recv, Send
 from scaling.core.pipeline.lowering import lower_all
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.simulate import simulate
@@ -177,7 +177,16 @@ ACTIVATION_1 = Send(1, 0, 1, "activation"), Recv(1, 0, 1, "activation")
             r"Backward\(micro_batch=0, stage=0\) happens 0 times",
         ),
         ([[Forward(0, 0), Forward(0, 0)]], r"Forward\(micro_batch=0, stage=0\) happens 2 times"),
-        ([[Backward(0, 0), Forward(0, 0)]], r"Backward\(micro_batch=0, stage=0\) comes before its forward pass"),
+        (
+            [[Backward(0, 0), Forward(0, 0)]],
+            r"Backward\(micro_batch=0, stage=0\) comes before Forward\(micro_batch=0, stage=0\)",
+        ),
+        ([[Forward(0, 0), BackwardInput(0, 0)]], r"BackwardWeight\(micro_batch=0, stage=0\) happens 0 times"),
+        (
+            [[Forward(0, 0), BackwardInput(0, 0), BackwardWeight(0, 0), Backward(0, 0)]],
+            r"Backward\(micro_batch=0, stage=0\) happens beside its halves",
+        ),
+        ([[Forward(0, 0), BackwardWeight(0, 0)]], r"BackwardWeight\(.*\) comes before BackwardInput\(.*\)"),
         ([[Forward(0, 0)], [Forward(0, 0)]], "happens 2 times"),
         ([[Forward(0, 1)], [Forward(0, 0)]], r"rank 0 comes to Forward\(.*\) without having Message"),
         ([[Forward(0, 0)], [Forward(1, 0)]], r"rank 0 computes Forward\(.*\), a stage that is not on that rank"),

@@ -1,9 +1,9 @@
-"""The four things a pipeline rank does: forward, backward, send and receive."""
+"""What a pipeline rank does: forward passes, backward passes (whole or in two halves), sends and receives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, final
 
 from scaling.core.pipeline.stage_map import StageMap
 
@@ -11,19 +11,48 @@ Kind: TypeAlias = Literal["activation", "gradient"]
 
 
 @dataclass(frozen=True)
-class Forward:
+class Compute:
+    """Something that one stage computes for one micro-batch."""
+
+    letter: ClassVar[str]
+    """Stands for the action where it is drawn."""
+    micro_batch: int
+    stage: int
+
+
+@final
+@dataclass(frozen=True)
+class Forward(Compute):
     """Run one stage on one micro-batch."""
 
-    micro_batch: int
-    stage: int
+    letter = "F"
 
 
+@final
 @dataclass(frozen=True)
-class Backward:
+class Backward(Compute):
     """Run the backward pass of one stage for one micro-batch."""
 
-    micro_batch: int
-    stage: int
+    letter = "B"
+
+
+@final
+@dataclass(frozen=True)
+class BackwardInput(Compute):
+    """Run the first half of a backward pass: the gradient of the stage's input, for which another stage waits."""
+
+    letter = "I"
+
+
+@final
+@dataclass(frozen=True)
+class BackwardWeight(Compute):
+    """Run the second half of a backward pass: the gradients of the stage's parameters, for which nobody waits.
+
+    So it can fill the time in which its rank would be idle (zero-bubble pipeline parallelism, arXiv:2401.10241).
+    """
+
+    letter = "W"
 
 
 @dataclass(frozen=True)
@@ -64,18 +93,33 @@ class Message:
         return Message(self.micro_batch, self.source, self.target, self.kind)
 
 
+@final
 @dataclass(frozen=True)
 class Send(Message):
     """Hand a message to its channel, and go on at once."""
 
+    letter: ClassVar[str] = "S"
 
+
+@final
 @dataclass(frozen=True)
 class Recv(Message):
     """Wait for a message."""
 
+    letter: ClassVar[str] = "R"
 
-Compute: TypeAlias = "Forward | Backward"
-Action: TypeAlias = "Forward | Backward | Send | Recv"
+
+Action: TypeAlias = "Compute | Send | Recv"
+
+
+def earlier(compute: Compute) -> Compute | None:
+    """Return what the same stage must have computed before."""
+    match compute:
+        case Backward(micro_batch, stage) | BackwardInput(micro_batch, stage):
+            return Forward(micro_batch, stage)
+        case BackwardWeight(micro_batch, stage):
+            return BackwardInput(micro_batch, stage)
+    return None
 
 
 def consumed(compute: Compute, stages: StageMap) -> Message | None:
@@ -84,7 +128,7 @@ def consumed(compute: Compute, stages: StageMap) -> Message | None:
     match compute:
         case Forward() if stage > 0:
             return Message(compute.micro_batch, stage - 1, stage, "activation")
-        case Backward() if stage < stages.last:
+        case Backward() | BackwardInput() if stage < stages.last:
             return Message(compute.micro_batch, stage + 1, stage, "gradient")
     return None
 
@@ -95,6 +139,6 @@ def produced(compute: Compute, stages: StageMap) -> Message | None:
     match compute:
         case Forward() if stage < stages.last:
             return Message(compute.micro_batch, stage, stage + 1, "activation")
-        case Backward() if stage > 0:
+        case Backward() | BackwardInput() if stage > 0:
             return Message(compute.micro_batch, stage, stage - 1, "gradient")
     return None

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from scaling.core.pipeline.actions import Action, Backward, Forward, Recv, Send
+from scaling.core.pipeline.actions import Action, Compute, Recv, Send
 from scaling.core.pipeline.simulate import Event, Simulation
 from scaling.core.pipeline.stage_map import StageMap
 
 
 def label(action: Action, stages: StageMap) -> str:
-    """Return a short name: `F3`, `B3`, `S3`, `R3` do something with micro-batch 3, `F3.1` on a rank's second stage."""
-    if isinstance(action, (Forward, Backward)):
-        chunk = stages.chunk_of(action.stage)
-        return f"{type(action).__name__[0]}{action.micro_batch}" + (f".{chunk}" if chunk else "")
-    return f"{type(action).__name__[0]}{action.micro_batch}"
+    """Return a short name: `F3`, `B3`, `S3`, `R3` do something with micro-batch 3, `F3.1` on a rank's second stage.
+
+    `I3` and `W3` are the halves of a backward pass: the gradients of the input, and of the weights.
+    """
+    chunk = stages.chunk_of(action.stage) if isinstance(action, Compute) else 0
+    return f"{action.letter}{action.micro_batch}" + (f".{chunk}" if chunk else "")
 
 
 def draw(simulation: Simulation, *, width: int = 120) -> str:
@@ -81,4 +82,4 @@ def _entries(event: Event, stages: StageMap, microseconds: float) -> list[dict[s
 
 
 def _computes(event: Event) -> bool:
-    return isinstance(event.action, (Forward, Backward))
+    return isinstance(event.action, Compute)

@@ -14,7 +14,7 @@ from scaling.core.collectives import ops, tree
 from scaling.core.collectives.ops import Group
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import ScheduleError
-from scaling.core.pipeline.actions import Action, Backward, Forward, Message, Recv, Send
+from scaling.core.pipeline.actions import Action, Backward, BackwardInput, BackwardWeight, Forward, Message, Recv, Send
 from scaling.core.pipeline.end import End
 from scaling.core.pipeline.link import ActivationReceiver, ActivationSender, Outbox
 from scaling.core.pipeline.stage import Stage
@@ -95,6 +95,8 @@ class _Step:
         self._inputs: dict[tuple[int, int], Any] = {}
         self._outputs: dict[tuple[int, int], Any] = {}
         self._gradients: dict[tuple[int, int], list[Tensor]] = {}
+        self._undone: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
+        """Backward passes of which only the first half is done."""
         self._readers = (0 in engine.stages) + (engine.last in engine.stages)  # who asks for each micro-batch
         self._reads: dict[int, int] = {}
 
@@ -104,6 +106,10 @@ class _Step:
                 self._forward(micro_batch, stage)
             case Backward(micro_batch, stage):
                 self._backward(micro_batch, stage)
+            case BackwardInput(micro_batch, stage):
+                self._backward_input(micro_batch, stage)
+            case BackwardWeight(micro_batch, stage):
+                torch.autograd.backward(*self._undone.pop((micro_batch, stage)))
             case Recv(kind="activation"):
                 device = self.engine.topology.device
                 self._inputs[action.micro_batch, action.target] = self.engine._receivers[action.source].receive(device)
@@ -152,24 +158,42 @@ class _Step:
         self._outputs.pop((micro_batch, stage - 1), None)
         return self._inputs.pop((micro_batch, stage))
 
-    def _backward(self, micro_batch: int, stage: int) -> None:
+    def _start(self, micro_batch: int, stage: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what is differentiated in a backward pass, and its gradients."""
         output = self._outputs.pop((micro_batch, stage))
         if stage < self.engine.last:
-            tensors = [tensor for _, tensor in tree.flatten(output) if tensor.requires_grad]
-            gradients = self._gradients.pop((micro_batch, stage))
-        elif output is None:
+            return [t for _, t in tree.flatten(output) if t.requires_grad], self._gradients.pop((micro_batch, stage))
+        if output is None:
             raise ScheduleError(f"the end of the pipe ({type(self._end).__name__}) starts no backward pass")
-        else:
-            loss, gradient = output
-            tensors, gradients = [loss], [gradient]
-        torch.autograd.backward(tensors, gradients)
+        loss, gradient = output
+        return [loss], [gradient]
+
+    def _backward(self, micro_batch: int, stage: int) -> None:
+        torch.autograd.backward(*self._start(micro_batch, stage))
         if stage > 0:
-            needing = [
-                tensor for _, tensor in tree.flatten(self._inputs.pop((micro_batch, stage))) if tensor.requires_grad
-            ]
-            self._gradients[micro_batch, stage - 1] = [
-                torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in needing
-            ]
+            needing = [t for _, t in tree.flatten(self._inputs.pop((micro_batch, stage))) if t.requires_grad]
+            self._hand_on(micro_batch, stage, needing, [tensor.grad for tensor in needing])
+
+    def _backward_input(self, micro_batch: int, stage: int) -> None:
+        """Differentiate by the stage's input alone, and keep the graph.
+
+        The second half then runs the whole backward pass, and lets go of the input's gradient: the same numbers in the
+        same order as undivided, at the price of computing that gradient twice.
+        """
+        start, gradients = self._undone[micro_batch, stage] = self._start(micro_batch, stage)
+        if stage > 0:
+            needing = [t for _, t in tree.flatten(self._inputs.pop((micro_batch, stage))) if t.requires_grad]
+            found: Sequence[Tensor | None] = [None] * len(needing)
+            if start and needing:
+                found = torch.autograd.grad(start, needing, gradients, retain_graph=True, allow_unused=True)
+            self._hand_on(micro_batch, stage, needing, found)
+
+    def _hand_on(self, micro_batch: int, stage: int, inputs: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Let the stage before have the gradients of this one's inputs: zero for those that nothing depends on."""
+        self._gradients[micro_batch, stage - 1] = [
+            torch.zeros_like(tensor) if gradient is None else gradient
+            for tensor, gradient in zip(inputs, gradients, strict=True)
+        ]
 
     def _receive_gradient(self, message: Message) -> None:
         group, peer = self.engine._gradient_links[message.source, message.target]

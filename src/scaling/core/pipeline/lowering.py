@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from scaling.core.errors import ScheduleError
 from scaling.core.pipeline.actions import (
     Action,
-    Backward,
     Channel,
     Compute,
-    Forward,
     Message,
     consumed,
+    earlier,
     produced,
 )
 from scaling.core.pipeline.schedules import Schedule
@@ -64,7 +63,7 @@ def _neighbours(stages: StageMap, rank: int) -> list[int]:
 
 
 def _compute_order(schedule: Schedule, rank: int, ranks: int, micro_batches: int) -> Sequence[Compute]:
-    """Return the schedule's order, refusing stages of other ranks, repetitions, and a backward before its forward."""
+    """Return the schedule's order, refusing stages of other ranks, repetitions, and what lacks what precedes it."""
     own = schedule.stages.over(ranks).stages_of(rank)
     order: dict[Compute, None] = {}
     for compute in schedule.compute(rank, ranks, micro_batches):
@@ -72,7 +71,7 @@ def _compute_order(schedule: Schedule, rank: int, ranks: int, micro_batches: int
             raise ScheduleError(f"the schedule lets rank {rank} compute {compute}, a stage that is not on that rank")
         if compute in order:
             raise ScheduleError(f"the schedule lets rank {rank} compute {compute} twice")
-        if isinstance(compute, Backward) and Forward(compute.micro_batch, compute.stage) not in order:
-            raise ScheduleError(f"the schedule lets rank {rank} compute {compute} before its forward pass")
+        if (first := earlier(compute)) and first not in order:
+            raise ScheduleError(f"the schedule lets rank {rank} compute {compute} before {first}")
         order[compute] = None
     return tuple(order)

@@ -12,6 +12,8 @@ from scaling.core.errors import ScheduleError
 from scaling.core.pipeline.actions import (
     Action,
     Backward,
+    BackwardInput,
+    BackwardWeight,
     Channel,
     Compute,
     Forward,
@@ -19,6 +21,7 @@ from scaling.core.pipeline.actions import (
     Recv,
     Send,
     consumed,
+    earlier,
     produced,
 )
 from scaling.core.pipeline.stage_map import StageMap
@@ -60,9 +63,9 @@ class Simulation:
 
 
 def usual_duration(action: Action) -> float:
-    """Return 1 for a forward pass, 2 for a backward pass, 0 for communication."""
+    """Return 1 for a forward pass and for half a backward pass, 2 for a whole one, 0 for communication."""
     match action:
-        case Forward():
+        case Forward() | BackwardInput() | BackwardWeight():
             return 1.0
         case Backward():
             return 2.0
@@ -89,7 +92,7 @@ def simulate(
     makespan = max(world.clock, default=0.0)
     computing = [0.0] * len(actions)
     for event in (event for own in world.events for event in own):
-        if isinstance(event.action, (Forward, Backward)):
+        if isinstance(event.action, Compute):
             computing[event.rank] += event.end - event.start
     return Simulation(
         stages=world.stages,
@@ -103,14 +106,14 @@ def simulate(
 
 def _peak(actions: Sequence[Action]) -> int:
     """Count how many (micro-batch, stage) pairs are alive at most. Without backward passes nothing is kept."""
-    kept = {(action.micro_batch, action.stage) for action in actions if isinstance(action, Backward)}
+    kept = {(a.micro_batch, a.stage) for a in actions if isinstance(a, (Backward, BackwardWeight))}
     live = highest = 0
     for action in actions:
         match action:
             case Forward():
                 highest = max(highest, live + 1)
                 live += (action.micro_batch, action.stage) in kept
-            case Backward():
+            case Backward() | BackwardWeight():
                 live -= 1
     return highest
 
@@ -118,7 +121,7 @@ def _peak(actions: Sequence[Action]) -> int:
 def _peak_per_stage(actions: Sequence[Sequence[Action]]) -> tuple[int, ...]:
     """Count live micro-batches stage by stage."""
     of_stage: dict[int, list[Action]] = {}
-    for action in (action for own in actions for action in own if isinstance(action, (Forward, Backward))):
+    for action in (action for own in actions for action in own if isinstance(action, Compute)):
         of_stage.setdefault(action.stage, []).append(action)
     return tuple(_peak(of_stage[stage]) for stage in sorted(of_stage))
 
@@ -155,7 +158,7 @@ class _World:
         """Carry out the next action of `rank`, and return whether it could."""
         action = self.actions[rank][self.position[rank]]
         match action:
-            case Forward() | Backward():
+            case Compute():
                 self.compute(rank, action)
                 return True
             case Send():
@@ -236,17 +239,22 @@ class _World:
 def _stages_of(actions: Sequence[Sequence[Action]]) -> StageMap:
     """Return where the stages live, having checked that each runs every micro-batch once, forward before backward."""
     counts: Counter[Compute] = Counter()
-    for action in (action for own in actions for action in own):
-        if isinstance(action, Backward) and Forward(action.micro_batch, action.stage) not in counts:
-            raise ScheduleError(f"{action} comes before its forward pass")
-        if isinstance(action, (Forward, Backward)):
+    homes: dict[int, int] = {}
+    for rank, own in enumerate(actions):
+        for action in (action for action in own if isinstance(action, Compute)):
+            if (first := earlier(action)) and first not in counts:
+                raise ScheduleError(f"{action} comes before {first}")
             counts[action] += 1
-    homes = {action.stage: rank for rank, own in enumerate(actions) for action in own if isinstance(action, Forward)}
+            if isinstance(action, Forward):
+                homes[action.stage] = rank
     micro_batches = sorted({compute.micro_batch for compute in counts})
-    passes: list[type[Forward] | type[Backward]] = [Forward]
-    if any(isinstance(compute, Backward) for compute in counts):
-        passes.append(Backward)
-    for run, micro_batch, stage in product(passes, micro_batches, range(1 + max(homes, default=-1))):
-        if (times := counts[run(micro_batch, stage)]) != 1:
-            raise ScheduleError(f"{run(micro_batch, stage)} happens {times} times in a step; it has to happen once")
+    trains = any(not isinstance(compute, Forward) for compute in counts)
+    for at in product(micro_batches, range(1 + max(homes, default=-1))):
+        whole, halves = Backward(*at), (BackwardInput(*at), BackwardWeight(*at))
+        divided = any(half in counts for half in halves)
+        if divided and whole in counts:
+            raise ScheduleError(f"{whole} happens beside its halves; it has to happen once")
+        for compute in (Forward(*at), *((halves if divided else (whole,)) if trains else ())):
+            if counts[compute] != 1:
+                raise ScheduleError(f"{compute} happens {counts[compute]} times in a step; it has to happen once")
     return StageMap(tuple(homes[stage] for stage in range(len(homes))))

@@ -63,15 +63,12 @@ class RngTracker:
         """Continue from a state returned by `state`."""
         self._states = dict(state)
 
-    @contextlib.contextmanager
-    def replaying(self, state: dict[str, Tensor]) -> Iterator[None]:
-        """Repeat from `state` inside the context, for recomputation; afterwards go on as if nothing had been drawn."""
-        present = self.state()
-        self.restore(state)
-        try:
-            yield
-        finally:
-            self.restore(present)
+    def replaying(self, state: dict[str, Tensor]) -> contextlib.AbstractContextManager[None]:
+        """Repeat from `state` inside the context, for recomputation; afterwards go on as if nothing had been drawn.
+
+        May be entered again: a backward pass in two halves recomputes twice.
+        """
+        return _Replaying(self, state)
 
     def _get(self) -> Tensor:
         return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else torch.get_rng_state()
@@ -81,3 +78,16 @@ class RngTracker:
             torch.cuda.set_rng_state(state, self._device)
         else:
             torch.set_rng_state(state)
+
+
+class _Replaying(contextlib.AbstractContextManager[None]):
+    def __init__(self, tracker: RngTracker, state: dict[str, Tensor]) -> None:
+        self._tracker, self._state = tracker, state
+        self._present = state
+
+    def __enter__(self) -> None:
+        self._present = self._tracker.state()
+        self._tracker.restore(self._state)
+
+    def __exit__(self, *error: object) -> None:
+        self._tracker.restore(self._present)
