@@ -107,35 +107,39 @@ def check(module: ParallelModule, kind: str, expected: Expected, what: str) -> N
     assert all(torch.equal(gradient_of(p), gradient) for p, gradient in before.items())
 
 
-def run_schedules(rank: int, world_size: int, pipe: int) -> None:
+def run_schedule(rank: int, world_size: int, pipe: int, kind: str, options: dict[str, Any]) -> None:
     with connected(pipe=pipe) as topology:
-        for kind in KINDS:
-            expected = one_after_another(kind, 0.5)
-            for schedule, chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved_1f1b", 2)):
-                for recompute in ("disabled", "every_pipe_stage") if kind == "dataclass" else ("disabled",):
-                    config = topology_config(
-                        pipe=pipe,
-                        global_batch_size=MICRO_BATCHES,
-                        micro_batch_size=1,
-                        pipe_schedule=schedule,
-                        pipe_chunks_per_rank=chunks,
-                        activation_checkpointing_type=recompute,
-                    )
-                    module = ParallelModule(specs(kind), topology, config, seed=3)
-                    check(module, kind, expected, f"{kind}, {schedule}:")
-                    again = one_after_another(kind, 1.0)  # twice the gradient of the first step
-                    module.train_step(batches(kind), loss_of(kind), gradient_scale=torch.tensor(0.5))
-                    for parameter in module.parameters():
-                        if parameter.grad is not None:
-                            close(parameter.grad, again.gradients[meta(parameter).name])
+        config = topology_config(pipe=pipe, global_batch_size=MICRO_BATCHES, micro_batch_size=1, **options)
+        module = ParallelModule(specs(kind), topology, config, seed=3)
+        check(module, kind, one_after_another(kind, 0.5), kind)
+        again = one_after_another(kind, 1.0)  # twice the gradient of the first step
+        module.train_step(batches(kind), loss_of(kind), gradient_scale=torch.tensor(0.5))
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                close(parameter.grad, again.gradients[meta(parameter).name])
 
 
 @pytest.mark.parametrize("pipe", [1, 2, 4])
-def test_every_schedule_computes_what_the_layers_do_one_after_another(pipe: int) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pipe_schedule": "gpipe"},
+        {"pipe_schedule": "1f1b"},
+        {"pipe_schedule": "interleaved_1f1b", "pipe_chunks_per_rank": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("kind", "recompute"), [*((kind, "disabled") for kind in KINDS), ("dataclass", "every_pipe_stage")]
+)
+def test_every_schedule_computes_what_the_layers_do_one_after_another(
+    pipe: int, options: dict[str, Any], kind: str, recompute: str
+) -> None:
+    options = {**options, "activation_checkpointing_type": recompute}
     if pipe == 1:
-        run_schedules(0, 1, 1)
+        run_schedule(0, 1, pipe, kind, options)
     else:
-        run_distributed(run_schedules, pipe, pipe)
+        run_distributed(run_schedule, pipe, pipe, kind, options)
 
 
 class Frozen(nn.Module):

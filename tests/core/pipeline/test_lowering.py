@@ -41,8 +41,8 @@ class Scripted:
         return iter(self.orders[rank])
 
 
-def messages(actions: tuple[Action, ...], kind: type[Send] | type[Recv]) -> list[Message]:
-    return [action.message() for action in actions if isinstance(action, kind)]
+def messages(actions: tuple[Action, ...], end: type[Send] | type[Recv]) -> list[Message]:
+    return [action.message() for action in actions if isinstance(action, end)]
 
 
 @given(configurations())

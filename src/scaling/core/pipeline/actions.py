@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias, final
 
 from scaling.core.pipeline.stage_map import StageMap
 
-Kind: TypeAlias = Literal["activation", "gradient"]
+Payload: TypeAlias = Literal["activation", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Channel:
 
     source_rank: int
     target_rank: int
-    kind: Kind
+    payload: Payload
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,23 @@ class Message:
     micro_batch: int
     source: int
     target: int
-    kind: Kind
+    payload: Payload
 
     def channel(self, stages: StageMap) -> Channel:
         """Return the channel on which the message travels."""
-        return Channel(stages.rank_of(self.source), stages.rank_of(self.target), self.kind)
+        return Channel(stages.rank_of(self.source), stages.rank_of(self.target), self.payload)
 
     def sent(self) -> Send:
         """Return the action that sends the message."""
-        return Send(self.micro_batch, self.source, self.target, self.kind)
+        return Send(self.micro_batch, self.source, self.target, self.payload)
 
     def received(self) -> Recv:
         """Return the action that receives the message."""
-        return Recv(self.micro_batch, self.source, self.target, self.kind)
+        return Recv(self.micro_batch, self.source, self.target, self.payload)
 
     def message(self) -> Message:
         """Return the message that an action sends or receives."""
-        return Message(self.micro_batch, self.source, self.target, self.kind)
+        return Message(self.micro_batch, self.source, self.target, self.payload)
 
 
 @final

@@ -70,12 +70,12 @@ def _entries(event: Event, stages: StageMap, microseconds: float) -> list[dict[s
     action = event.action
     start, end = event.start * microseconds, event.end * microseconds
     row = {"pid": 0, "tid": event.rank}
-    kind = type(action).__name__.lower()
-    box = {"ph": "X", "name": label(action, stages), "cat": kind, "ts": start, "dur": end - start, **row}
+    category = type(action).__name__.lower()
+    box = {"ph": "X", "name": label(action, stages), "cat": category, "ts": start, "dur": end - start, **row}
     entries = [{**box, "args": asdict(action)}]
     match action:
         case Send(micro_batch, source, target) | Recv(micro_batch, source, target):
-            arrow = {"name": action.kind, "cat": "message", "id": f"{micro_batch}:{source}>{target}", **row}
+            arrow = {"name": action.payload, "cat": "message", "id": f"{micro_batch}:{source}>{target}", **row}
             sends = isinstance(action, Send)
             entries.append(arrow | ({"ph": "s", "ts": start} if sends else {"ph": "f", "bp": "e", "ts": end}))
     return entries

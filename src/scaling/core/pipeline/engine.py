@@ -110,18 +110,18 @@ class _Step:
                 self._backward_input(micro_batch, stage)
             case BackwardWeight(micro_batch, stage):
                 torch.autograd.backward(*self._undone.pop((micro_batch, stage)))
-            case Recv(kind="activation"):
+            case Recv(payload="activation"):
                 device = self.engine.topology.device
                 self._inputs[action.micro_batch, action.target] = self.engine._receivers[action.source].receive(device)
-            case Send(kind="activation"):
+            case Send(payload="activation"):
                 device = self.engine.topology.device
                 output = self._outputs[action.micro_batch, action.source]
                 self.engine._senders[action.source].send(output, device)
                 if not torch.is_grad_enabled():
                     del self._outputs[action.micro_batch, action.source]
-            case Recv(kind="gradient"):
+            case Recv(payload="gradient"):
                 self._receive_gradient(action)
-            case Send(kind="gradient"):
+            case Send(payload="gradient"):
                 group, peer = self.engine._gradient_links[action.source, action.target]
                 for gradient in self._gradients.pop((action.micro_batch, action.target)):
                     self.engine._outbox.send(gradient, group, peer)

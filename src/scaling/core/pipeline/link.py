@@ -44,9 +44,9 @@ def describe(value: Any) -> Structure:
     raise ScheduleError(f"a {type(value).__name__} cannot travel between pipeline stages")
 
 
-def _describe_fields(kind: type, values: Mapping[str, Any]) -> Structure:
+def _describe_fields(cls: type, values: Mapping[str, Any]) -> Structure:
     described = {name: describe(item) for name, item in values.items()}
-    return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": described}
+    return {"class": f"{cls.__module__}:{cls.__qualname__}", "fields": described}
 
 
 def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Any:
@@ -59,13 +59,13 @@ def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Any:
         return {key: rebuild(item, tensors) for key, item in structure["dict"].items()}
     if "class" in structure:
         module, _, name = structure["class"].partition(":")
-        kind: Any = importlib.import_module(module)
+        cls: Any = importlib.import_module(module)
         for part in name.split("."):
-            kind = getattr(kind, part)
+            cls = getattr(cls, part)
         values = {field: rebuild(item, tensors) for field, item in structure["fields"].items()}
-        return kind(**values) if issubclass(kind, tuple) else tree.new_dataclass(kind, values)
-    kind = tuple if "tuple" in structure else list
-    return kind(rebuild(item, tensors) for item in structure.get("tuple", structure.get("list")))
+        return cls(**values) if issubclass(cls, tuple) else tree.new_dataclass(cls, values)
+    sequence = tuple if "tuple" in structure else list
+    return sequence(rebuild(item, tensors) for item in structure.get("tuple", structure.get("list")))
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class TopologyConfig(BaseConfig):
     device: Device = Device.AUTO
     """auto: GPUs where this machine has them, else CPU."""
     pipe_partition_method: PipePartitionMethod = PipePartitionMethod.UNIFORM
-    """uniform: the same number of layers for each stage; balanced: about the same number of parameters."""
+    """uniform: the same number of layers for each stage; balanced: about the same cost, for a
+    transformer the multiply-adds of its matrix products."""
     pipe_partition_overwrite: list[int] | None = None
     """Boundaries of the stages instead of a method: [0, ..., number of layers], one more than there are stages.
     null: off."""
