@@ -18,9 +18,11 @@ ROOT = Path(__file__).parents[2]
 
 MAX_LINES = 400
 
+MAX_PARAMETERS = 5
+
 LAYERS: Sequence[Sequence[str]] = (
     ("errors", "faults"),
-    ("config", "collectives"),
+    ("config", "collectives", "boxes"),
     ("logging",),
     ("topology",),
     ("nn", "data", "checkpoint", "profiler"),
@@ -222,6 +224,17 @@ def calls_by_function(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, as
         yield from calls_by_function(node, name)
 
 
+def layers_are_given_their_parts(source: Source) -> Iterator[str]:
+    for kind in (node for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef)):
+        for method in kind.body:
+            if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                taken = method.args
+                count = len([*taken.posonlyargs, *taken.args, *taken.kwonlyargs]) - 1  # self
+                count += len([more for more in (taken.vararg, taken.kwarg) if more is not None])
+                if count > MAX_PARAMETERS:
+                    yield f"line {method.lineno}: {kind.name} takes {count} parameters, more than {MAX_PARAMETERS}"
+
+
 LONGER_FILES: Mapping[str, str] = {
     "tests/core/optimizer/test_optimizer.py": "one optimizer, seen from every side with the same few helpers",
     "tests/core/pipeline/test_engine.py": "one engine, seen from every side with the same few layers",
@@ -253,6 +266,7 @@ RULES: dict[Rule, tuple[str, ...]] = {
     nothing_prints: ("src",),
     functions_do_not_import_this_package: ("src", "examples"),
     nothing_waits_for_the_device: ("src",),
+    layers_are_given_their_parts: ("src/scaling/core/nn",),
     files_are_small: ("src", "examples", "benchmarks", "tests"),
     files_say_what_they_are_for: ("src", "examples", "benchmarks"),
 }
@@ -336,6 +350,13 @@ CORE, MODEL = "src/scaling/core/nn/linear.py", "src/scaling/transformer/model.py
         (nothing_prints, CORE, "def f() -> None:\n    print(1)"),
         (functions_do_not_import_this_package, CORE, "def f() -> None:\n    from scaling.core.errors import DataError"),
         (nothing_waits_for_the_device, CORE, "def f(x: Tensor) -> float:\n    return x.sum().item()"),
+        (layers_are_given_their_parts, CORE, "class A:\n    def __init__(self, a, b, /, c, d, *, e, f): ..."),
+        (layers_are_given_their_parts, CORE, "class A:\n    def __init__(self, a, b, c, d, *e, **f): ..."),
+        (
+            layers_are_given_their_parts,
+            CORE,
+            "def f():\n    class A:\n        def __init__(self, a, b, c, d, e, f): ...",
+        ),
         (files_are_small, CORE, "\n" * 401),
         (files_say_what_they_are_for, CORE, "import torch"),
         (files_say_what_they_are_for, CORE, '"""Linear layers."""\nimport torch'),
@@ -358,6 +379,13 @@ def test_a_rule_finds_what_it_is_for(rule: Rule, path: str, text: str) -> None:
         (modules_have_no_mutable_state, CORE, "NAMES: Mapping[str, int] = {}\n__all__ = ['A']\nSIZES = (1, 2)"),
         (functions_do_not_import_this_package, CORE, "def f() -> None:\n    import wandb"),
         (nothing_waits_for_the_device, "src/scaling/core/logging/metrics.py", "x.item()"),
+        (layers_are_given_their_parts, CORE, "class A:\n    def __init__(self, a, b, *, c, d, e): ..."),
+        (layers_are_given_their_parts, CORE, "class A:\n    def forward(self, a, b, c, d, e, f): ..."),
+        (
+            layers_are_given_their_parts,
+            CORE,
+            "@dataclass\nclass A:\n" + "".join(f"    {name}: int\n" for name in "abcdef"),
+        ),
     ],
 )
 def test_a_rule_lets_pass_what_is_right(rule: Rule, path: str, text: str) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from scaling.core.nn.attention_core import FlashAttention
 from scaling.core.nn.attention_kernels import (
     DocumentMasks,
-    FlashAttention,
     document_bounds,
     flash_attention_available,
     scaled_dot_product,
@@ -31,6 +31,7 @@ GPU = torch.device("cuda")
 HALF = [torch.bfloat16, torch.float16]
 SEQUENCE, HEADS, FEATURES = 256, 8, 64
 LENGTHS = ([100, 156], [256], [1, 1, 1, 253], [64, 64, 64, 64])
+SAMPLES = torch.arange(4)
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -79,9 +80,9 @@ def test_torchs_kernels_are_attention(dtype: torch.dtype, kv_heads: int, causal:
 @pytest.mark.parametrize("packed", [True, False])
 def test_flash_attns_kernels_are_attention(dtype: torch.dtype, kv_heads: int, causal: bool, packed: bool) -> None:
     assert flash_attention_available(GPU, dtype)
-    flash = FlashAttention(causal=causal, deterministic=True)
+    flash = FlashAttention(scale=0.125, causal=causal, deterministic=True)
     compare(
-        lambda q, k, v, documents: flash(q, k, v, documents, scale=0.125),
+        lambda q, k, v, documents: flash(q, k, v, documents, SAMPLES),
         dtype=dtype,
         kv_heads=kv_heads,
         causal=causal,
@@ -91,7 +92,7 @@ def test_flash_attns_kernels_are_attention(dtype: torch.dtype, kv_heads: int, ca
 
 @needs_flash_attn
 def test_the_deterministic_backward_pass_repeats_every_bit() -> None:
-    flash = FlashAttention(causal=True, deterministic=True)
+    flash = FlashAttention(scale=0.125, causal=True, deterministic=True)
     documents = dense.lengths_to_documents(LENGTHS).to(GPU)
     results = []
     for _ in range(2):
@@ -99,7 +100,7 @@ def test_the_deterministic_backward_pass_repeats_every_bit() -> None:
             random(len(LENGTHS), SEQUENCE, HEADS, FEATURES, seed=n).to(GPU, torch.bfloat16).requires_grad_()
             for n in range(3)
         )
-        backward(flash(q, k, v, documents, scale=0.125).sum())
+        backward(flash(q, k, v, documents, SAMPLES).sum())
         results.append([gradient_of(leaf) for leaf in (q, k, v)])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 

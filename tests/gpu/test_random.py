@@ -59,9 +59,11 @@ def test_streams_go_on_where_they_were_and_leave_torchs_generator_alone() -> Non
 def test_rotary_positions_are_those_of_the_cpu(dtype: torch.dtype) -> None:
     rotary = RotaryEmbedding(32, max_seq_length=4096)
     x, positions = random(2, 16, 4, 64, seed=1).to(dtype), torch.randint(4096, (2, 16))
-    expected = rotary(x, rotary.angles(positions, dtype))
-    moved = rotary.to(GPU, torch.bfloat16)
-    assert moved.cosine.device == GPU
-    assert moved.cosine.dtype == torch.float64
-    found = moved(x.to(GPU), moved.angles(positions.to(GPU), dtype))
-    close(found.cpu(), expected, tolerance=torch.finfo(dtype).eps)
+    angles = rotary.angles(positions, dtype)
+    expected = rotary(x, angles)
+    moved = rotary.angles(positions.to(GPU), dtype)
+    for found, reference in zip(moved, angles, strict=True):
+        assert found.device == GPU
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert torch.equal(found.cpu(), reference)
+    close(rotary(x.to(GPU), moved).cpu(), expected, tolerance=torch.finfo(dtype).eps)
