@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from examples.mlp_example.config import ArchitectureConfig
 from examples.mlp_example.data import NO_DIGIT
-from scaling.core import ColumnParallelLinear, LayerSpec, LossOutput, Place, RowParallelLinear, Topology
+from scaling.core import ColumnParallelLinear, LayerSpec, LossFunction, LossOutput, Place, RowParallelLinear, Topology
 
 
 class Hidden(nn.Module):
@@ -32,6 +32,11 @@ def layer_specs(config: ArchitectureConfig, topology: Topology) -> list[LayerSpe
         *[LayerSpec(Hidden, config.hidden_dim, topology) for _ in range(config.n_hidden_layers)],
         LayerSpec(nn.Linear, config.hidden_dim, 10),
     ]
+
+
+def loss_function(topology: Topology) -> LossFunction:
+    """Return the loss function; one of a model whose last layer is cut would need to know the topology."""
+    return loss
 
 
 def loss(logits: Tensor, labels: Tensor) -> LossOutput:

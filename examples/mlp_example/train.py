@@ -1,25 +1,42 @@
-"""What each process does: meet the others, put the parts together, train."""
+"""What each process does: meet the others, make of the recipe what learns, train."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 from examples.mlp_example.config import MLPConfig
 from examples.mlp_example.data import SUBSET, WHOLE, Digits, download
-from examples.mlp_example.model import layer_specs, loss
+from examples.mlp_example.model import layer_specs, loss_function
 from scaling.core import (
     ChangeRules,
     ExitStatus,
     GroupPattern,
     LaunchContext,
-    Optimizer,
-    ParallelModule,
+    Learner,
     ParameterGroup,
+    Recipe,
     RunIdentity,
     Topology,
-    assign,
     configure_logging,
     run_training,
     run_training_process,
 )
+
+
+def recipe_of(config: MLPConfig, directory: Path) -> Recipe:
+    """Return what is trained, whatever the layout."""
+    rate, decay = config.learning_rate_scheduler, config.training.weight_decay
+    return Recipe(
+        layers=partial(layer_specs, config.architecture),
+        loss=loss_function,
+        training=Digits(directory, "train", moving=True),
+        evaluation=Digits(directory, "t10k", moving=False),
+        optimizer=config.optimizer,
+        groups=[GroupPattern(group=ParameterGroup(name="all", learning_rate_scheduler=rate, weight_decay=decay))],
+        seed=config.trainer.seed,
+        usual_weight=config.topology.global_batch_size,
+    )
 
 
 def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
@@ -29,26 +46,10 @@ def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
     if config.data.download and launch.rank == 0:
         download(directory)  # the others wait for this process to connect
     with Topology.connect(config.topology, launch, digest=config.digest()) as topology:
-        layers = layer_specs(config.architecture, topology)
-        module = ParallelModule(layers, topology, config.topology, seed=config.trainer.seed)
-        rate, decay = config.learning_rate_scheduler, config.training.weight_decay
-        group = ParameterGroup(name="all", learning_rate_scheduler=rate, weight_decay=decay)
-        groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
-        batch = config.topology.global_batch_size
-        training = Digits(directory, "train", moving=True)
+        recipe = recipe_of(config, directory)
+        learner = Learner(recipe, config.topology, topology, loading=config.trainer.loading)
         rules = ChangeRules(identity=("architecture",), order=("trainer.seed", "fingerprints"))
-        return run_training(
-            config.trainer,
-            config.logger,
-            config.topology,
-            topology=topology,
-            module=module,
-            optimizer=Optimizer(config.optimizer, groups, topology, module=module, usual_weight=batch),
-            loss_function=loss,
-            training=training,
-            validation=Digits(directory, "t10k", moving=False),
-            identity=RunIdentity(config, {"data": training.fingerprint()}, rules),
-        )
+        return run_training(config, learner, RunIdentity(config, {"data": recipe.training.fingerprint()}, rules))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from scaling.core import AdamWConfig, GlobalTensor, ParallelModule, Recipe, Topology, items_of, order_of
 from scaling.core.boxes import whole
-from scaling.core.verify.deviation import Held
+from scaling.core.verify.deviation import HeldBoxes
 from scaling.core.verify.session import StepNumbers
 from scaling.core.verify.shared_tensors import SharedTensors
 from scaling.transformer import TransformerConfig
@@ -43,7 +43,7 @@ def dense_run(config: TransformerConfig, recipe: Recipe, directory: Path, *, ste
     _write(directory / "reference" / f"weights {steps}", model.weights)
     evaluation, _ = model.loss([recipe.evaluation[index] for index in range(len(recipe.evaluation))])
     held = [
-        Held(key=key, shape=tuple(weight.shape), boxes=(whole(weight.shape),), owned=True)
+        HeldBoxes(key=key, shape=tuple(weight.shape), boxes=(whole(weight.shape),), owned=True)
         for key, weight in model.weights.items()
     ]
     return Reference(recipe, directory, Run(held, numbers, evaluation.item()))

@@ -7,7 +7,8 @@ from typing import Any
 
 from scaling.core import Recipe
 from scaling.transformer import TransformerConfig
-from scaling.transformer.verify.recipe import recipe_of, synthetic_text
+from scaling.transformer.recipe import recipe_of
+from scaling.transformer.verify.synthetic import synthetic_text
 
 GLOBAL_BATCH = 24  # divisible by every data-parallel size up to 8 but 5 and 7
 EVALUATION_SAMPLES = 37  # divisible by no global batch or data-parallel size
@@ -91,7 +92,7 @@ def config_of(
 
 def recipe(config: TransformerConfig) -> Recipe:
     """Return what is trained: packed documents, padding, and samples in which nothing counts."""
-    return recipe_of(config, evaluation=synthetic_text(config, EVALUATION_SAMPLES, seed=1))
+    return recipe_of(config, synthetic_text(config), synthetic_text(config, EVALUATION_SAMPLES, seed=1))
 
 
 def without_dropout(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from scaling.core import LaunchContext, Recipe, Session, Topology, TopologyConfig
-from scaling.core.verify.deviation import Deviation, Held, distances, incomplete, relative_difference, shapes
+from scaling.core.verify.deviation import Deviation, HeldBoxes, distances, incomplete, relative_difference, shapes
 from scaling.core.verify.session import StepNumbers
 from scaling.core.verify.shared_tensors import SharedTensors
 from tests.distributed import run_distributed
@@ -34,7 +34,7 @@ class Job:
 class Run:
     """What one rank saw of a run."""
 
-    held: list[Held]
+    held: list[HeldBoxes]
     numbers: list[StepNumbers]
     evaluation: float | None
     gradients: list[list[Deviation]] = field(default_factory=list)
@@ -64,7 +64,7 @@ def train(rank: int, world_size: int, port: int, jobs: bytes, directory: str) ->
 def _run(job: Job, topology: Topology, directory: Path) -> Run:
     session = Session(job.recipe, job.topology, topology)
     session.write("weights", directory / f"initial {job.name}")
-    run = Run(session.held(), [], None)
+    run = Run(session.held_boxes(), [], None)
     reference = directory / "reference"
     for step in range(1, job.steps + 1):
         run.numbers.append(session.step(step))

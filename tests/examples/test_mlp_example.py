@@ -23,7 +23,7 @@ from examples.mlp_example import data
 from examples.mlp_example.config import MLPConfig
 from examples.mlp_example.data import NO_DIGIT, SUBSET, Digits, download, read_idx
 from examples.mlp_example.model import loss
-from examples.mlp_example.train import train
+from examples.mlp_example.train import recipe_of, train
 from scaling.core import (
     BatchGeometry,
     ConfigError,
@@ -33,6 +33,7 @@ from scaling.core import (
     items_of,
     order_of,
     positions_of,
+    verify_layout,
 )
 from scaling.core.logging.setup import close_logging
 from tests.distributed import run_distributed
@@ -300,6 +301,12 @@ def test_a_few_steps_give_the_same_losses_in_one_process_and_in_eight(tmp_path: 
     assert_same(tmp_path / "one", tmp_path / "eight", steps=6)
     losses = [values["training/loss"] for values in metrics(tmp_path / "one").values()]
     assert losses[-1] < losses[0]
+
+
+def test_what_it_trains_can_be_proved_to_be_the_same_in_another_layout() -> None:
+    config = MLPConfig.from_yaml(CONFIG, ["topology.model_parallel_size=2"])
+    report = verify_layout(recipe_of(config, SUBSET), config.topology, steps=2, timeout=120)
+    assert report.agrees, report.parting
 
 
 def run_example(*overrides: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from scaling.core import ExitStatus, LaunchContext, StepReport, Trainer, run_training
+from scaling.core import ExitStatus, LaunchContext, StepReport, TrainerView, run_training
 from scaling.core.runner.outcome import ProcessEnd, outcome
 from scaling.core.runner.report import Report
 from scaling.transformer import train as program
@@ -96,15 +96,15 @@ class Witness:
     first_position: dict[str, int] = field(default_factory=dict)
     last_position: dict[str, int] = field(default_factory=dict)
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         if self.first is None:
-            self.first, self.first_position = parts_of(trainer.global_tensors()), trainer.state.as_dict()
+            self.first, self.first_position = parts_of(trainer.learner.global_tensors()), trainer.state.as_dict()
 
-    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
         pass
 
-    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
-        self.last, self.last_position = parts_of(trainer.global_tensors()), trainer.state.as_dict()
+    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
+        self.last, self.last_position = parts_of(trainer.learner.global_tensors()), trainer.state.as_dict()
 
 
 @contextmanager

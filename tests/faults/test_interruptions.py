@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 
-from scaling.core import ExitStatus, LaunchContext, StepReport, Trainer, run_training
+from scaling.core import ExitStatus, LaunchContext, StepReport, TrainerView, run_training
 from scaling.core.checkpoint.search import find_newest
 from scaling.transformer import train as program
 from scaling.transformer.config.root import TransformerConfig
@@ -34,23 +34,23 @@ LONGEST = 10.0
 class Clocked:
     """A hook that calls `action` before the second step since the start, with what the first one took in seconds."""
 
-    def __init__(self, action: Callable[[Trainer, float], object]) -> None:
+    def __init__(self, action: Callable[[TrainerView, float], object]) -> None:
         self._action = action
         self._times: list[float] = []
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         self._times.append(time.monotonic())
         if len(self._times) == 2:
             self._action(trainer, self._times[1] - self._times[0])
 
-    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
         pass
 
-    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
         pass
 
 
-def train(settings: Settings, action: Callable[[Trainer, float], object]) -> ExitStatus:
+def train(settings: Settings, action: Callable[[TrainerView, float], object]) -> ExitStatus:
     """Be one rank of the training program, and do something before its second step."""
     with mock.patch.object(program, "run_training", partial(run_training, hooks=(Clocked(action),))):
         return program.train(TransformerConfig.from_dict(nested(settings)), LaunchContext.from_environment())
@@ -63,8 +63,8 @@ def killed(rank: int, world_size: int, settings: Settings, steps: float) -> None
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
-    def arm(trainer: Trainer, seconds: float) -> None:
-        moment = trainer.topology.exchange("moment", str(time.monotonic() + min(LONGEST, steps * seconds)))[0]
+    def arm(trainer: TrainerView, seconds: float) -> None:
+        moment = trainer.learner.topology.exchange("moment", str(time.monotonic() + min(LONGEST, steps * seconds)))[0]
         assert moment is not None
         signal.setitimer(signal.ITIMER_REAL, max(1e-6, float(moment) - time.monotonic()))
 

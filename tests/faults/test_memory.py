@@ -35,7 +35,7 @@ def peak_of_resuming(rank: int, world_size: int, settings: Settings) -> tuple[in
     resume: Callable[[Trainer], bool] = Trainer.resume
 
     def watched(trainer: Trainer) -> bool:
-        shard = sum(view.nbytes for tensor in trainer.global_tensors() for _, view in tensor.parts)
+        shard = sum(view.nbytes for tensor in trainer.learner.global_tensors() for _, view in tensor.parts)
         before = anonymous_memory()
         peak, done = [before], threading.Event()
 

@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 
-from scaling.core import ExitStatus, LaunchContext, MicroBatch, ParallelModule, StepReport, Trainer, run_training
+from scaling.core import ExitStatus, LaunchContext, MicroBatch, ParallelModule, StepReport, TrainerView, run_training
 from scaling.transformer import train as program
 from scaling.transformer.config.root import TransformerConfig
 from tests.distributed import run_world
@@ -63,15 +63,15 @@ class Notes:
         with mock.patch.object(ParallelModule, "train_step", noting):
             yield
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         self._samples, self._positions = [], []
 
-    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
         line = {"step": trainer.state.step, "samples": self._samples, "positions": self._positions}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
         pass
 
 

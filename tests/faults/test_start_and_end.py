@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from scaling.core import ExitStatus, LaunchContext
-from scaling.core.trainer.data import TrainingData
+from scaling.core.training.data import TrainingData
 from scaling.transformer import train as program
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.inference.module import TOKENIZER_FILE

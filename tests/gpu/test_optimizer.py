@@ -8,14 +8,13 @@ from torch import nn
 
 from scaling.core.data.types import MicroBatch
 from scaling.core.optimizer.config import AdamWConfig, LossScalerConfig
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
 from scaling.core.optimizer.loss_scaler import LossScaler
-from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.loss import LossOutput
 from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.topology import Topology
+from tests.reference.assembly import everything, module_and_optimizer
 from tests.reference.compare import close, gradient_of
 from tests.reference.worlds import random, topology_config
 
@@ -27,12 +26,9 @@ WIDTH = 64
 
 def make(dtype: torch.dtype, device: str = GPU) -> tuple[ParallelModule, Optimizer]:
     topology = Topology.single(device)
-    module = ParallelModule([LayerSpec(nn.Linear, WIDTH, WIDTH, dtype=dtype)], topology, topology_config(), seed=1)
-    schedule = LearningRateSchedulerConfig(learning_rate=1e-2)
-    group = ParameterGroup(name="all", learning_rate_scheduler=schedule, weight_decay=0.1)
-    groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
+    layers = [LayerSpec(nn.Linear, WIDTH, WIDTH, dtype=dtype)]
     config = AdamWConfig(loss_scaler=LossScalerConfig(initial_scale=16.0, hysteresis=1))
-    return module, Optimizer(config, groups, topology, module=module)
+    return module_and_optimizer(layers, topology, topology_config(), config, groups=everything(weight_decay=0.1))
 
 
 def train_step(module: ParallelModule, optimizer: Optimizer, step: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from scaling.core.boxes import GlobalTensor
 from scaling.core.nn.init import part_of_initial_values
 from scaling.core.nn.parameter import Piece
 from scaling.core.optimizer.config import OptimizerConfig
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
+from scaling.core.optimizer.groups import GroupPattern, ParameterGroup
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.optimizer.rule import UpdateRule
@@ -23,12 +23,20 @@ from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
+from tests.reference.assembly import module_and_optimizer
 from tests.reference.models import Loss, Model, dense_loss, layer_specs, micro_batches
 from tests.reference.worlds import topology_config
 
 SEED = 7
-DECAYS, STAYS = "decays", "stays"
 SCHEDULE = LearningRateSchedulerConfig(learning_rate=1e-2, learning_rate_warmup_steps=2)
+VECTORS = (r"norm", r"bias$")
+
+
+def groups_of(rule: UpdateRule | None = None) -> tuple[GroupPattern, ...]:
+    """Return two groups: matrices decay (and are updated by `rule`), vectors do not."""
+    matrices = ParameterGroup(name="decays", learning_rate_scheduler=SCHEDULE, weight_decay=0.1, rule=rule)
+    others = ParameterGroup(name="stays", learning_rate_scheduler=SCHEDULE, weight_decay=0.0)
+    return GroupPattern(group=matrices, exclude=VECTORS), GroupPattern(group=others, include=VECTORS)
 
 
 @dataclass(frozen=True)
@@ -96,17 +104,6 @@ def join(by_rank: Sequence[Sequence[Part]]) -> dict[str, Tensor]:
     return {key: torch.from_numpy(values) for key, values in whole.items()}
 
 
-def parameter_groups(
-    module: ParallelModule, topology: Topology, *, decay: float = 0.1, rule: UpdateRule | None = None
-) -> list[ParameterGroup]:
-    """Return two groups: matrices decay (and are updated by `rule`), vectors do not."""
-    vectors = [r"norm", r"bias$"]
-    matrices = ParameterGroup(name=DECAYS, learning_rate_scheduler=SCHEDULE, weight_decay=decay, rule=rule)
-    others = ParameterGroup(name=STAYS, learning_rate_scheduler=SCHEDULE, weight_decay=0.0)
-    patterns = [GroupPattern(group=matrices, exclude=vectors), GroupPattern(group=others, include=vectors)]
-    return assign(module.parameters_with_meta(), patterns, topology)
-
-
 def train(
     rank: int, world_size: int, model: Model, layout: dict[str, Any], options: dict[str, Any], steps: int
 ) -> History:
@@ -137,15 +134,15 @@ def build(
     model: Model, config: TopologyConfig, topology: Topology, options: dict[str, Any], rule: UpdateRule | None = None
 ) -> tuple[ParallelModule, Optimizer]:
     """Return module and optimizer; `rule` is how matrices are updated where not by AdamW."""
-    module = ParallelModule(layer_specs(model, topology), topology, config, seed=SEED)
-    optimizer = Optimizer(
-        OptimizerConfig.from_dict(options),
-        parameter_groups(module, topology, rule=rule),
+    return module_and_optimizer(
+        layer_specs(model, topology),
         topology,
-        module=module,
+        config,
+        OptimizerConfig.from_dict(options),
+        groups=groups_of(rule),
+        seed=SEED,
         usual_weight=model.global_batch * model.sequence,
     )
-    return module, optimizer
 
 
 def train_in(model: Model, layout: dict[str, Any], *, steps: int = 3, **options: Any) -> Outcome:

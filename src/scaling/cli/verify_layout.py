@@ -24,8 +24,10 @@ from scaling.core import (
 )
 from scaling.transformer import TransformerConfig, layer_specs, load_datasets, prepare_data
 from scaling.transformer.data.source import missing_files
-from scaling.transformer.verify.recipe import LayerFunction, comparable, recipe_of, synthetic_text
+from scaling.transformer.recipe import LayerFunction, recipe_of
+from scaling.transformer.verify.comparable import comparable
 from scaling.transformer.verify.shrink import PROCESSES, differences, shrunk
+from scaling.transformer.verify.synthetic import synthetic_text
 
 _VOCABULARY = 1001  # where the tokenizer would say: divisible by no usual number of ranks
 _EVALUATION_SAMPLES = 5
@@ -108,6 +110,7 @@ def verify(
         used.topology,
         reference,
         steps=steps,
+        precision=precision.value,
         timeout=timeout,
         progress=lambda message: typer.echo(f"  {message}", err=True),
     )
@@ -220,9 +223,9 @@ def _used(
 
 def _recipe(config: TransformerConfig, function: LayerFunction, *, real_data: bool) -> Recipe:
     if real_data:
-        training, validation = load_datasets(config)
-        return recipe_of(config, training=training, evaluation=validation, layers=function)
-    return recipe_of(config, evaluation=synthetic_text(config, _EVALUATION_SAMPLES, seed=1), layers=function)
+        return recipe_of(config, *load_datasets(config), layers=function)
+    held_out = synthetic_text(config, _EVALUATION_SAMPLES, seed=1)
+    return recipe_of(config, synthetic_text(config), held_out, layers=function)
 
 
 def _require_fit(config: TransformerConfig, sizes: TopologyConfig) -> TopologyConfig:

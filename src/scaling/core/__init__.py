@@ -220,12 +220,16 @@ if TYPE_CHECKING:
     from scaling.core.topology.layout import Layout as Layout
     from scaling.core.topology.topology import Topology as Topology
     from scaling.core.trainer.config import TrainerConfig as TrainerConfig
-    from scaling.core.trainer.data import TrainingData as TrainingData
     from scaling.core.trainer.hooks import TrainerHook as TrainerHook
+    from scaling.core.trainer.hooks import TrainerView as TrainerView
     from scaling.core.trainer.run import run_training as run_training
     from scaling.core.trainer.state import RunIdentity as RunIdentity
     from scaling.core.trainer.state import TrainState as TrainState
     from scaling.core.trainer.trainer import Trainer as Trainer
+    from scaling.core.training.data import TrainingData as TrainingData
+    from scaling.core.training.learner import Learner as Learner
+    from scaling.core.training.loading import Loading as Loading
+    from scaling.core.training.recipe import Recipe as Recipe
     from scaling.core.verify.layouts import (
         Gap as Gap,
     )
@@ -241,7 +245,6 @@ if TYPE_CHECKING:
     from scaling.core.verify.layouts import (
         verify_layout as verify_layout,
     )
-    from scaling.core.verify.session import Recipe as Recipe
     from scaling.core.verify.session import Session as Session
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -342,13 +345,16 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "logging.config": ("LoggerConfig",),
     "logging.setup": ("configure_logging",),
     "trainer.config": ("TrainerConfig",),
-    "trainer.data": ("TrainingData",),
-    "trainer.hooks": ("TrainerHook",),
+    "training.data": ("TrainingData",),
+    "training.learner": ("Learner",),
+    "training.loading": ("Loading",),
+    "training.recipe": ("Recipe",),
+    "trainer.hooks": ("TrainerHook", "TrainerView"),
     "trainer.state": ("RunIdentity", "TrainState"),
     "trainer.trainer": ("Trainer",),
     "trainer.run": ("run_training",),
     "verify.layouts": ("Gap", "LayoutReport", "Parting", "single_process", "verify_layout"),
-    "verify.session": ("Recipe", "Session"),
+    "verify.session": ("Session",),
     "runner.main": ("runner_main",),
     "runner.process": ("run_process",),
     "runner.command": ("RunConfig", "run_in_processes", "run_training_process"),

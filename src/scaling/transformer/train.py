@@ -20,15 +20,11 @@ from scaling.core import (
     ChangeRules,
     ConfigError,
     ExitStatus,
-    GroupPattern,
     LaunchContext,
-    Optimizer,
-    ParallelModule,
-    ParameterGroup,
+    Learner,
     RunIdentity,
     StorageError,
     Topology,
-    assign,
     configure_logging,
     run_process,
     run_training,
@@ -37,10 +33,8 @@ from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.load import load_datasets, prepare_data
 from scaling.transformer.data.tokenizer import tokenizer_digest
-from scaling.transformer.flops import flops_per_token
 from scaling.transformer.inference.module import TOKENIZER_FILE
-from scaling.transformer.losses import CrossEntropyLoss
-from scaling.transformer.model import layer_specs
+from scaling.transformer.recipe import recipe_of
 
 _log = logging.getLogger(__name__)
 
@@ -78,36 +72,14 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
     if config.training.use_deterministic_torch_algorithms:
         torch.use_deterministic_algorithms(True)
     with Topology.connect(config.topology, launch, digest=config.digest()) as topology:
-        architecture = config.transformer_architecture
         training, validation = load_datasets(config)
-        module = ParallelModule(
-            layer_specs(architecture, topology, seed=config.trainer.seed),
-            topology,
-            config.topology,
-            seed=config.trainer.seed,
-        )
-        optimizer = Optimizer(
-            config.optimizer,
-            parameter_groups(config, module, topology),
-            topology,
-            module=module,
-            usual_weight=config.topology.global_batch_size * architecture.sequence_length,
-        )
-        _introduce(config, module, topology)
+        recipe = recipe_of(config, training, validation)
+        learner = Learner(recipe, config.topology, topology, loading=config.trainer.loading)
+        _introduce(config, learner)
         return run_training(
-            config.trainer,
-            config.logger,
-            config.topology,
-            topology=topology,
-            module=module,
-            optimizer=optimizer,
-            loss_function=CrossEntropyLoss(architecture.vocab_size, topology),
-            training=training,
-            validation=validation,
-            identity=RunIdentity(config, fingerprints_of(config, training), CHANGE_RULES),
-            profiler_config=config.profiler,
-            tokens_per_sample=architecture.sequence_length,
-            flops_per_sample=float(flops_per_token(architecture) * architecture.sequence_length),
+            config,
+            learner,
+            RunIdentity(config, fingerprints_of(config, training), CHANGE_RULES),
             once_resumed=partial(_keep_tokenizer, config, topology),
         )
 
@@ -119,39 +91,13 @@ def fingerprints_of(config: TransformerConfig, training: BaseDataset[Any]) -> di
     return {"data": training.fingerprint(), **tokenizer}
 
 
-def parameter_groups(config: TransformerConfig, module: ParallelModule, topology: Topology) -> list[ParameterGroup]:
-    """Return the optimizer's groups as `training_groups` asks for them. Collective: all ranks, over the store."""
-    return assign(
-        module.parameters_with_meta(),
-        group_patterns(config),
-        topology,
-        allow_missing=config.training.allow_missing_params_in_optimizer,
-    )
-
-
-def group_patterns(config: TransformerConfig) -> list[GroupPattern]:
-    """Return which parameters `training_groups` trains how."""
-    return [
-        GroupPattern(
-            group=ParameterGroup(
-                name=group.group_name,
-                learning_rate_scheduler=group.learning_rate_scheduler,
-                weight_decay=group.weight_decay,
-                independent_weight_decay=group.independent_weight_decay,
-            ),
-            include=tuple(group.parameters_include or ()),
-            exclude=tuple(group.parameters_exclude),
-        )
-        for group in config.training_groups
-    ]
-
-
-def _introduce(config: TransformerConfig, module: ParallelModule, topology: Topology) -> None:
+def _introduce(config: TransformerConfig, learner: Learner) -> None:
     """Say what is about to be trained."""
+    topology = learner.topology
     if topology.rank != 0:
         return
     sizes = " x ".join(f"{axis.value} {topology.size(axis)}" for axis in Axis if axis is not Axis.CONTEXT)
-    local = sum(parameter.numel() for parameter in module.parameters())
+    local = sum(parameter.numel() for parameter in learner.module.parameters())
     whose = "parameters" if topology.layout.world_size == 1 else "parameters on this rank"
     _log.info(
         "%d layers, %s %s, %s on %s",
@@ -178,9 +124,9 @@ def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
                     write_atomically(kept, content)
         except StorageError as error:
             problem = str(error)
-    told = topology.exchange("tokenizer", problem)[0]
-    if told is not None:
-        raise StorageError(told)
+    problem = topology.exchange("tokenizer", problem)[0]
+    if problem is not None:
+        raise StorageError(problem)
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitStatus:

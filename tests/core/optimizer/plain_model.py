@@ -13,14 +13,13 @@ from scaling.core.nn.linear import ColumnParallelLinear, linear
 from scaling.core.nn.parameter import meta, update_meta
 from scaling.core.nn.place import Place
 from scaling.core.optimizer.config import OptimizerConfig
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
-from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.loss import LossOutput, StepLoss
 from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
+from tests.reference.assembly import everything, module_and_optimizer
 from tests.reference.worlds import random, topology_config
 
 WIDTH, SAMPLES = 8, 4
@@ -55,16 +54,14 @@ def make(
     data = topology.size(Axis.DATA)
     config = topology_config(data=data, global_batch_size=SAMPLES, micro_batch_size=1)
     specs = [LayerSpec(Layer, dtype, scale=scale) for _ in range(layers)]
-    module = ParallelModule(specs, topology, config, seed=1)
-    group = ParameterGroup(
-        name="all",
-        learning_rate_scheduler=LearningRateSchedulerConfig(learning_rate=RATE),
-        weight_decay=decay,
-        independent_weight_decay=independent,
+    return module_and_optimizer(
+        specs,
+        topology,
+        config,
+        OptimizerConfig.from_dict(options),
+        groups=everything(RATE, weight_decay=decay, independent_weight_decay=independent),
+        usual_weight=usual_weight,
     )
-    groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
-    config_of = OptimizerConfig.from_dict(options)
-    return module, Optimizer(config_of, groups, topology, module=module, usual_weight=usual_weight)
 
 
 def sample(step: int, number: int, dtype: torch.dtype) -> Tensor:

@@ -25,8 +25,6 @@ from scaling.core.nn.parameter import meta
 from scaling.core.nn.place import Place
 from scaling.core.optimizer.config import OptimizerConfig
 from scaling.core.optimizer.flat_buffer import ALIGNMENT, plan
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
-from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
 from scaling.core.pipeline.loss import LossOutput
@@ -34,6 +32,7 @@ from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
+from tests.reference.assembly import module_and_optimizer
 from tests.reference.worlds import connected, random, topology_config
 
 WIDTH, LAYERS, MICRO_BATCHES = 16, 4, 3
@@ -82,10 +81,7 @@ def build(
         micro_batch_size=1,
         global_batch_size=layout.data * micro_batches,
     )
-    module = ParallelModule(layers, topology, config, seed=1)
-    group = ParameterGroup(name="all", learning_rate_scheduler=LearningRateSchedulerConfig(learning_rate=1e-2))
-    groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
-    return module, Optimizer(OptimizerConfig.from_dict(options), groups, topology, module=module)
+    return module_and_optimizer(layers, topology, config, OptimizerConfig.from_dict(options))
 
 
 def square(output: Tensor, targets: Tensor) -> LossOutput:

@@ -32,6 +32,7 @@ from tests.core.optimizer.plain_model import (
     values,
 )
 from tests.distributed import run_distributed
+from tests.reference.assembly import module_and_optimizer
 from tests.reference.compare import backward, close, gradient_of
 from tests.reference.training import Part, join, parts_of
 from tests.reference.worlds import connected, topology_config
@@ -214,9 +215,8 @@ def test_a_malformed_state_is_refused(state: dict[str, Any]) -> None:
 
 
 def test_an_optimizer_with_nothing_to_train_steps() -> None:
-    config = topology_config()
-    module = ParallelModule([LayerSpec(nn.Linear, WIDTH, WIDTH)], Topology.single(), config, seed=1)
-    optimizer = Optimizer(AdamWConfig(), [], Topology.single(), module=module)
+    layers = [LayerSpec(nn.Linear, WIDTH, WIDTH)]
+    _, optimizer = module_and_optimizer(layers, Topology.single(), topology_config(), groups=(), allow_missing=True)
     report = optimizer.step(1, weight=torch.ones((), dtype=torch.float64))
     assert float(report.global_grad_norm) == 0.0
     assert list(optimizer.global_tensors()) == []

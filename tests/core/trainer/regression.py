@@ -15,19 +15,18 @@ from scaling.core.checkpoint.communicator import Alone, Communicator, StoreCommu
 from scaling.core.data.types import BaseDataset, MicroBatch
 from scaling.core.nn.parameter import meta
 from scaling.core.optimizer.config import AdamWConfig
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
+from scaling.core.optimizer.groups import GroupPattern, ParameterGroup
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
-from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.loss import LossOutput
-from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 from scaling.core.trainer.config import TrainerConfig
-from scaling.core.trainer.data import TrainingData
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.state import RunIdentity
 from scaling.core.trainer.trainer import Trainer
+from scaling.core.training.learner import Learner
+from scaling.core.training.recipe import Recipe
 from tests.reference.worlds import random, topology_config
 
 FEATURES = 4
@@ -124,32 +123,24 @@ def make_trainer(
     sizes = {axis.value: topology.size(axis) for axis in (Axis.PIPE, Axis.DATA)}
     batch = topology_config(**sizes, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size)
     config = TrainerConfig.from_dict({"save_dir": save_dir, "train_iterations": 4, "log_interval": 2, **options})
-    layers = [LayerSpec(nn.Linear, FEATURES, FEATURES, dtype=torch.float64) for _ in range(2)]
-    module = ParallelModule(layers, topology, batch, seed=1)
     group = ParameterGroup(name="all", learning_rate_scheduler=LearningRateSchedulerConfig(learning_rate=1e-2))
-    groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
+    recipe = Recipe(
+        layers=lambda topology: [LayerSpec(nn.Linear, FEATURES, FEATURES, dtype=torch.float64) for _ in range(2)],
+        loss=lambda topology: squared_error,
+        training=training or Points(20),
+        evaluation=validation,
+        optimizer=AdamWConfig(gradient_clipping=clipping),
+        groups=[GroupPattern(group=group)],
+        seed=config.seed,
+        tokens_per_sample=tokens_per_sample,
+    )
     metrics = Metrics()
     trainer = Trainer(
         config,
-        topology,
-        module=module,
-        optimizer=Optimizer(AdamWConfig(gradient_clipping=clipping), groups, topology, module=module),
-        loss_function=squared_error,
-        data=TrainingData(
-            training or Points(20),
-            validation,
-            config=config,
-            batch=batch,
-            topology=topology,
-            reads=module.first or module.last,
-        ),
-        checkpointer=Checkpointer(
-            config.save_dir,
-            communicator=communicator_of(topology),
-        ),
-        open_metrics=metrics.open,
+        Learner(recipe, batch, topology, loading=config.loading),
         identity=identity or RunIdentity(AdamWConfig()),
-        tokens_per_sample=tokens_per_sample,
+        checkpointer=Checkpointer(config.save_dir, communicator=communicator_of(topology)),
+        open_metrics=metrics.open,
         hooks=hooks,
     )
     return trainer, metrics
@@ -157,4 +148,4 @@ def make_trainer(
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
     """Return copies of this rank's weights by name."""
-    return {meta(p).name: p.detach().clone() for p in trainer.module.parameters()}
+    return {meta(p).name: p.detach().clone() for p in trainer.learner.module.parameters()}

@@ -107,7 +107,7 @@ def test_an_interrupted_fine_tuning_goes_on_instead_of_starting_again(
     assert resumed.opened_at == 2
     assert resumed.series("training/loss") == {s: v for s, v in metrics.series("training/loss").items() if s > 2}
     assert all(torch.equal(value, weights(whole)[key]) for key, value in weights(again).items())
-    assert again.optimizer.state() == whole.optimizer.state()
+    assert again.learner.optimizer.state() == whole.learner.optimizer.state()
     assert f"trainer.load_dir ({base}) is not used" in caplog.text
     assert "trainer.load_context, trainer.load_optimizer_states, trainer.ignore_keys_in_checkpoint:" in caplog.text
 
@@ -123,7 +123,7 @@ def test_an_ignored_parameter_loses_its_moments_too(base: Path, caplog: pytest.L
     (told,) = (record.getMessage() for record in caplog.records if "parameters" in record.getMessage())
     assert told == f"2 parameters are ignored in the checkpoint and keep their initial values: {names}"
     assert all(torch.equal(value, fresh[key]) == key.startswith("layers.1.") for key, value in weights(trainer).items())
-    for tensor in trainer.optimizer.global_tensors():
+    for tensor in trainer.learner.optimizer.global_tensors():
         assert all(view.any() == (".layers.1." not in tensor.key) for _, view in tensor.parts), tensor.key
 
 
@@ -190,7 +190,7 @@ def test_an_own_checkpoint_without_optimizer_states_has_to_be_asked_for(base: Pa
         make_trainer(train_iterations=5, save_dir=base)[0].fit()
     trainer, metrics = make_trainer(train_iterations=5, save_dir=base, load_optimizer_states=False)
     trainer.fit()
-    assert (metrics.opened_at, trainer.optimizer.state()["updates"]) == (2, 3)
+    assert (metrics.opened_at, trainer.learner.optimizer.state()["updates"]) == (2, 3)
 
 
 def test_weights_without_a_history_are_started_from(
@@ -198,7 +198,7 @@ def test_weights_without_a_history_are_started_from(
 ) -> None:
     source, _ = make_trainer(load_dir=base)
     source.resume()
-    Checkpointer(tmp_path / "imported").save(7, source.module.global_tensors(), {})
+    Checkpointer(tmp_path / "imported").save(7, source.learner.module.global_tensors(), {})
     options: dict[str, Any] = {"load_dir": tmp_path / "imported"}
     with pytest.raises(CheckpointError, match=r"set trainer\.load_context and trainer\.load_optimizer_states to false"):
         make_trainer(**options)[0].fit()

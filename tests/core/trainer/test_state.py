@@ -9,7 +9,7 @@ import torch
 
 from scaling.core.errors import CheckpointError
 from scaling.core.optimizer.config import AdamWConfig
-from scaling.core.trainer.state import RunIdentity, TrainState, Unopened, due
+from scaling.core.trainer.state import NoMetrics, RunIdentity, TrainState, due
 
 
 def test_a_state_counts_steps_and_samples_and_comes_back() -> None:
@@ -41,7 +41,7 @@ def test_an_identity_is_its_settings_and_fingerprints() -> None:
 
 
 def test_metrics_before_training_are_kept_by_nobody() -> None:
-    metrics = Unopened()
+    metrics = NoMetrics()
     metrics.add(1, {"loss": torch.zeros(())})
     metrics.flush()
     metrics.close()

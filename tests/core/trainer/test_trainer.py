@@ -18,8 +18,9 @@ from scaling.core.errors import CheckpointError, ConfigError, DataRefusedError, 
 from scaling.core.optimizer.config import AdamWConfig
 from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.topology.layout import Axis
+from scaling.core.trainer.hooks import TrainerView
 from scaling.core.trainer.state import RunIdentity
-from scaling.core.trainer.trainer import MAX_FAILED_SAVES, Trainer, garbage_collected
+from scaling.core.trainer.trainer import MAX_FAILED_SAVES, garbage_collected
 from tests.core.trainer.regression import Points, make_trainer, weights
 from tests.distributed import run_distributed
 from tests.reference.worlds import connected
@@ -76,7 +77,7 @@ def test_an_evaluation_is_the_mean_over_all_samples_in_every_layout(sizes: dict[
     trainer.fit()
     points = Points(21)
     with torch.no_grad():
-        layers = [layer for stage in trainer.module.stages.values() for layer in stage.layers]  # type: ignore[union-attr]
+        layers = [layer for stage in trainer.learner.module.stages.values() for layer in stage.layers]  # type: ignore[union-attr]
         x = torch.stack([points[index][0] for index in range(21)])
         y = torch.stack([points[index][1] for index in range(21)])
         for layer in layers:
@@ -171,7 +172,7 @@ def test_a_run_may_start_from_the_weights_of_another(tmp_path: Path) -> None:
     trainer, metrics = make_trainer(**options)
     assert trainer.resume()
     assert all(torch.equal(value, weights(source)[key]) for key, value in weights(trainer).items())
-    assert (trainer.state.step, trainer.optimizer.state()["updates"]) == (0, 0)
+    assert (trainer.state.step, trainer.learner.optimizer.state()["updates"]) == (0, 0)
     trainer.fit()
     assert list(metrics.series("training/loss")) == [1, 2, 3, 4]
 
@@ -208,14 +209,14 @@ class Signals:
         self.after = after
         self.number = number
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         pass
 
-    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
         if trainer.state.step == self.after:
             os.kill(os.getpid(), self.number)
 
-    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
         pass
 
 
@@ -281,7 +282,7 @@ def test_single_steps_that_are_not_finite_are_skipped() -> None:
     losses = metrics.series("training/loss")
     assert sum(value != value for value in losses.values()) == 2
     assert all(value.isfinite().all() for value in weights(trainer).values())
-    assert trainer.optimizer.state()["updates"] == 6
+    assert trainer.learner.optimizer.state()["updates"] == 6
 
 
 def test_a_save_that_fails_does_not_end_the_run_unless_it_is_the_last(tmp_path: Path) -> None:
@@ -326,16 +327,16 @@ class Notes:
     def __init__(self, name: str, notes: list[str], *, fail_at: int | None = None) -> None:
         self.name, self.notes, self.fail_at = name, notes, fail_at
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         self.notes.append(f"{self.name} before {trainer.state.step + 1}")
         if trainer.state.step + 1 == self.fail_at:
             raise ZeroDivisionError
 
-    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
         self.notes.append(f"{self.name} after {trainer.state.step}")
         assert report.global_grad_norm.dim() == 0
 
-    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
         self.notes.append(f"{self.name} exit {type(error).__name__}")
 
 
@@ -362,7 +363,7 @@ def test_the_streams_of_a_step_depend_on_its_number_alone() -> None:
         trainer, _ = make_trainer()
         trainer.state.step = first
         trainer.step()
-        with trainer.topology.rng.stream("sharded"):
+        with trainer.learner.topology.rng.stream("sharded"):
             return list(torch.rand(3).tolist())
 
     assert drawn(4) == drawn(4) != drawn(5)

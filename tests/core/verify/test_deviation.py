@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scaling.core import Box
 from scaling.core.verify.deviation import (
     FLOOR,
-    Held,
+    HeldBoxes,
     distances,
     in_model_order,
     incomplete,
@@ -101,8 +101,8 @@ def test_layers_are_ordered_by_number() -> None:
 
 
 def test_what_no_rank_owns_is_found() -> None:
-    def held(start: int, *, owned: bool = True) -> Held:
-        return Held(key="w", shape=(4,), boxes=(Box((start,), (2,)),), owned=owned)
+    def held(start: int, *, owned: bool = True) -> HeldBoxes:
+        return HeldBoxes(key="w", shape=(4,), boxes=(Box((start,), (2,)),), owned=owned)
 
     assert list(incomplete([[held(0)], [held(2)], [held(2, owned=False)]])) == []
     assert list(incomplete([[held(0)], [held(2, owned=False)]])) == [("w", Box((2,), (2,)))]

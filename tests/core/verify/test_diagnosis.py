@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from scaling.core.verify.diagnosis import Change, Trial, causes
+from scaling.core.verify.diagnosis import Replacement, Trial, causes
 
 Weights = Mapping[str, float]
 
@@ -18,7 +18,7 @@ def right(weights: Weights) -> float:
 
 
 def find(wrong: Callable[[Weights], float], now: Weights = NOW, initial: Weights = INITIAL) -> tuple[str, ...]:
-    def attempt(changes: Mapping[str, Change]) -> Trial:
+    def attempt(changes: Mapping[str, Replacement]) -> Trial:
         weights = {**now, **{key: initial[key] if how == "initial" else 0.0 for key, how in changes.items()}}
         return Trial(wrong(weights), right(weights))
 

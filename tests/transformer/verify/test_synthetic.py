@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from scaling.transformer import TransformerConfig
-from scaling.transformer.verify.recipe import synthetic_text
+from scaling.transformer.verify.synthetic import synthetic_text
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16])

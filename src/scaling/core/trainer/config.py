@@ -12,6 +12,7 @@ from scaling.core.config.base import BaseConfig
 from scaling.core.config.fields import NoEffect, Unavailable
 from scaling.core.config.patterns import pattern_problems
 from scaling.core.errors import Problem
+from scaling.core.training.loading import Loading
 
 
 class TrainerConfig(BaseConfig):
@@ -81,6 +82,15 @@ class TrainerConfig(BaseConfig):
         list[str] | None, NoEffect("checkpoints hold named tensors, of which any part can be loaded by itself")
     ] = None
     """Formerly: parameters saved in files of their own."""
+
+    @property
+    def loading(self) -> Loading:
+        """Return how the data are read."""
+        return Loading(
+            workers=self.dataloader_num_workers,
+            pin_memory=self.dataloader_pin_memory,
+            prefetch_factor=self.dataloader_prefetch_factor,
+        )
 
     @property
     def loads_from_elsewhere(self) -> bool:

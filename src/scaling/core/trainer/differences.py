@@ -11,33 +11,38 @@ from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.load import covered
 from scaling.core.checkpoint.resume import compare, covers
 from scaling.core.trainer.config import TrainerConfig
-from scaling.core.trainer.origin import Origin, Tell
+from scaling.core.trainer.origin import LogOnce, Origin
 from scaling.core.trainer.state import RunIdentity
 
 
 def compare_settings(
-    stored: Mapping[str, Any] | None, identity: RunIdentity, accept: Sequence[str], *, continues: bool, tell: Tell
+    stored: Mapping[str, Any] | None,
+    identity: RunIdentity,
+    accept: Sequence[str],
+    *,
+    continues: bool,
+    log_once: LogOnce,
 ) -> None:
     """List what is set differently from the checkpoint's configuration; refuse what makes it another run."""
     if stored is None:
-        tell(logging.WARNING, "the checkpoint holds no configuration that this one could be compared with")
+        log_once(logging.WARNING, "the checkpoint holds no configuration that this one could be compared with")
         return
     present = identity.as_dict()
     paths = [*_paths("", stored), *_paths("", present)]
     # Only what never was a setting: an accepted change does not differ any more from the next checkpoint on.
     if unknown := [name for name in accept if not any(covers(name, path) for path in paths)]:
         text = "trainer.accept_changes: there is no such setting, neither now nor in the checkpoint: %s"
-        tell(logging.WARNING, text, ", ".join(unknown))
+        log_once(logging.WARNING, text, ", ".join(unknown))
     comparison = compare(stored, present, identity.rules, accept=accept, continues=continues)
     comparison.require()
     for change in (*comparison.accepted, *comparison.schedule):
-        tell(logging.WARNING, "resuming with another setting: %s", change)
+        log_once(logging.WARNING, "resuming with another setting: %s", change)
     if comparison.runtime:
         free = "; ".join(map(str, comparison.runtime))
-        tell(logging.INFO, "resuming with other settings of how and where it runs: %s", free)
+        log_once(logging.INFO, "resuming with other settings of how and where it runs: %s", free)
 
 
-def list_parameters(loaded: Loaded, *, tell: Tell) -> None:
+def list_parameters(loaded: Loaded, *, log_once: LogOnce) -> None:
     """Name the parameters that a setting has excused, for a pattern may cover more than was meant."""
     missing, unexpected = set(loaded.missing), set(loaded.unexpected)
     for found, what in (
@@ -46,10 +51,10 @@ def list_parameters(loaded: Loaded, *, tell: Tell) -> None:
         (unexpected - missing, "are in the checkpoint and were not read"),
     ):
         if names := sorted(name for name in found if not name.startswith(OPTIMIZER_PREFIX)):
-            tell(logging.WARNING, "%d parameters %s: %s", len(names), what, ", ".join(names))
+            log_once(logging.WARNING, "%d parameters %s: %s", len(names), what, ", ".join(names))
 
 
-def list_idle_patterns(origin: Origin, loaded: Loaded, config: TrainerConfig, *, tell: Tell) -> None:
+def list_idle_patterns(origin: Origin, loaded: Loaded, config: TrainerConfig, *, log_once: LogOnce) -> None:
     """Name the patterns that match nothing, as mistyped ones do.
 
     Not for a run's own checkpoint: there they have done their part when it began.
@@ -65,7 +70,7 @@ def list_idle_patterns(origin: Origin, loaded: Loaded, config: TrainerConfig, *,
         patterns: Sequence[str] = getattr(config, setting) or ()
         if idle := [pattern for pattern in patterns if not any(covered(name, (pattern,)) for name in known)]:
             text = "trainer.%s: no parameter of the model or the checkpoint matches %s"
-            tell(logging.WARNING, text, setting, ", ".join(f"'{pattern}'" for pattern in idle))
+            log_once(logging.WARNING, text, setting, ", ".join(f"'{pattern}'" for pattern in idle))
 
 
 def _paths(path: str, value: Any) -> Iterator[str]:

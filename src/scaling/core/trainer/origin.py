@@ -84,14 +84,14 @@ def _other_step(counted: int, saved: int) -> list[str]:
     return [] if counted == saved else [f"trainer.step is {counted}, but it is the checkpoint of step {saved}"]
 
 
-class Tell(Protocol):
-    """Logs what is the same on all ranks, once."""
+class LogOnce(Protocol):
+    """Logs on one rank what is the same on all."""
 
     def __call__(self, level: int, text: str, /, *values: object) -> None:
         """Log."""
 
 
-def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, tell: Tell) -> Origin | None:
+def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, log_once: LogOnce) -> Origin | None:
     """Return what to start from; None for random weights. Collective: all ranks verify the candidates together."""
     for own, directory in ((True, config.save_dir), (False, config.load_dir)):
         if directory is None:
@@ -109,7 +109,7 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, tell: Tell
         if search.found is not None:
             origin = Origin(search.found, own, config)
             if own:
-                _explain_what_is_not_used(origin, tell)
+                _explain_what_is_not_used(origin, log_once)
             return origin
     if config.assert_checkpoint_loaded:
         raise CheckpointError(
@@ -117,7 +117,7 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, tell: Tell
             "trainer.assert_checkpoint_loaded is true; name a folder that holds one, or set it to false"
         )
     if config.loads_from_elsewhere:
-        tell(
+        log_once(
             logging.WARNING,
             "there is no checkpoint in trainer.load_dir (%s): starting from random weights; to make that an error, set "
             "trainer.assert_checkpoint_loaded to true",
@@ -126,7 +126,7 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, tell: Tell
     return None
 
 
-def _explain_what_is_not_used(origin: Origin, tell: Tell) -> None:
+def _explain_what_is_not_used(origin: Origin, log_once: LogOnce) -> None:
     """Say which settings have no effect because the run has a checkpoint of its own; refuse a contradiction."""
     config, path, step = origin.config, origin.stored.path, origin.stored.step
     assert config.save_dir is not None
@@ -134,7 +134,7 @@ def _explain_what_is_not_used(origin: Origin, tell: Tell) -> None:
     if config.load_dir is not None and elsewhere:
         wanted = step_of(config.load_dir.resolve())
         if config.load_dir.resolve().parent != config.save_dir.resolve() or wanted is None:
-            tell(
+            log_once(
                 logging.INFO,
                 "trainer.load_dir (%s) is not used: the run goes on from its own %s",
                 config.load_dir,
@@ -159,7 +159,7 @@ def _explain_what_is_not_used(origin: Origin, tell: Tell) -> None:
         if used
     ]
     if passed_over:
-        tell(
+        log_once(
             logging.INFO if elsewhere else logging.WARNING,  # they have done their part when this run began
             "%s: for checkpoints in load_dir only, but %s is this run's own, so it goes on from all of it; to start "
             "anew from its weights, name it as load_dir and another save_dir",

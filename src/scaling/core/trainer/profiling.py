@@ -7,8 +7,9 @@ import json
 import logging
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import final
 
+from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.draw import label
 from scaling.core.pipeline.engine import untimed
@@ -16,10 +17,7 @@ from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.profiler.profiler import Profiler
 from scaling.core.topology.topology import Topology
-
-if TYPE_CHECKING:
-    from scaling.core.optimizer.optimizer import StepReport
-    from scaling.core.trainer.trainer import Trainer
+from scaling.core.trainer.hooks import TrainerView
 
 _log = logging.getLogger(__name__)
 
@@ -39,21 +37,22 @@ class ProfilingHook:
         self._done = 0
         self._profiler = Profiler(topology.device)
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         """Switch the timers on for the steps to record."""
         self._done += 1
         if self._done == self._steps.start:
-            trainer.module.engine.timer = partial(self._timed, trainer.module.engine.stage_map)
+            engine = trainer.learner.module.engine
+            engine.timer = partial(self._timed, engine.stage_map)
 
-    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
         """Switch the timers off after the last of them and write the file."""
         if self._done == self._steps.stop - 1:
-            trainer.module.engine.timer = untimed
+            trainer.learner.module.engine.timer = untimed
             self._write()
 
-    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
         """Leave the engine as it was."""
-        trainer.module.engine.timer = untimed
+        trainer.learner.module.engine.timer = untimed
 
     def _timed(self, stages: StageMap, action: Action) -> contextlib.AbstractContextManager[None]:
         return self._profiler.record(label(action, stages), type(action).__name__.lower())

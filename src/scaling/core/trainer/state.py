@@ -86,8 +86,8 @@ class Metrics(Protocol):
 
 
 @final
-class Unopened:
-    """Stands for the metrics before training starts: takes everything and keeps nothing."""
+class NoMetrics:
+    """Stands for the metrics until they are opened: takes everything and keeps nothing."""
 
     def add(self, step: int, metrics: Mapping[str, float | torch.Tensor]) -> None:
         """Keep nothing."""

@@ -52,8 +52,8 @@ class Distance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
-    """What one rank holds of one tensor: no values, only where they belong."""
+class HeldBoxes:
+    """Which boxes of one tensor a rank holds: no values, only where they belong."""
 
     key: str
     shape: tuple[int, ...]
@@ -95,11 +95,11 @@ def distances(deviations: Iterable[Deviation]) -> list[Distance]:
     by_key: dict[str, list[Deviation]] = {}
     for deviation in deviations:
         by_key.setdefault(deviation.key, []).append(deviation)
-    scales = {key: max(one.largest for one in held) for key, held in by_key.items()}
+    scales = {key: max(of_rank.largest for of_rank in ranks) for key, ranks in by_key.items()}
     floor = FLOOR * max(scales.values(), default=0.0)
     found = []
     for key in in_model_order(by_key):
-        worst = max(by_key[key], key=lambda one: (one.absolute, -one.rank))
+        worst = max(by_key[key], key=lambda deviation: (deviation.absolute, -deviation.rank))
         found.append(
             Distance(
                 key=key,
@@ -108,7 +108,7 @@ def distances(deviations: Iterable[Deviation]) -> list[Distance]:
                 actual=worst.actual,
                 expected=worst.expected,
                 relative=ratio(worst.absolute, max(scales[key], floor)),
-                different=sum(one.different for one in by_key[key]),
+                different=sum(deviation.different for deviation in by_key[key]),
             )
         )
     return found
@@ -138,12 +138,12 @@ def in_model_order(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=order)
 
 
-def shapes(held_by_rank: Iterable[Iterable[Held]]) -> dict[str, tuple[int, ...]]:
+def shapes(held_by_rank: Iterable[Iterable[HeldBoxes]]) -> dict[str, tuple[int, ...]]:
     """Return the global shape of every tensor that some rank holds."""
     return {held.key: held.shape for rank in held_by_rank for held in rank}
 
 
-def incomplete(held_by_rank: Sequence[Iterable[Held]]) -> Iterator[tuple[str, Box]]:
+def incomplete(held_by_rank: Sequence[Iterable[HeldBoxes]]) -> Iterator[tuple[str, Box]]:
     """Yield (tensor, a part of it) for each tensor of which no rank owns that part."""
     boxes: dict[str, list[Box]] = {}
     for rank in held_by_rank:

@@ -9,7 +9,8 @@ from typing import Literal
 from scaling.core.optimizer.groups import name_in_layer
 from scaling.core.verify.deviation import in_model_order, relative_difference
 
-Change = Literal["zero", "initial"]
+Replacement = Literal["zero", "initial"]
+"""What stands in a parameter's place while a loss is tried."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Trial:
         return relative_difference(self.actual, self.expected)
 
 
-Try = Callable[[Mapping[str, Change]], Trial]
+Try = Callable[[Mapping[str, Replacement]], Trial]
 """Compute both losses with some parameters set to zero or to their initial values, the others as they are."""
 
 
@@ -38,7 +39,7 @@ def causes(keys: Iterable[str], attempt: Try, *, tolerance: float) -> tuple[str,
     wrong layer is usually repeated.
     """
     keys = in_model_order(keys)
-    all_initial: dict[str, Change] = {key: "initial" for key in keys}
+    all_initial: dict[str, Replacement] = {key: "initial" for key in keys}
     if attempt(all_initial).difference <= tolerance:
         return _parting_alone(keys, all_initial, attempt, tolerance)
     return _vanishing(keys, attempt, tolerance)
@@ -52,7 +53,7 @@ def _groups(keys: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _parting_alone(
-    keys: Sequence[str], neutral: Mapping[str, Change], attempt: Try, tolerance: float
+    keys: Sequence[str], neutral: Mapping[str, Replacement], attempt: Try, tolerance: float
 ) -> tuple[str, ...]:
     """Return the parameters that part the losses when they alone are taken out of `neutral`, where the losses agree."""
 
@@ -88,5 +89,5 @@ def _vanishing(keys: Sequence[str], attempt: Try, tolerance: float) -> tuple[str
     return _parting_alone(keys, _zero(*zeroed), attempt, tolerance)
 
 
-def _zero(*groups: Sequence[str]) -> dict[str, Change]:
+def _zero(*groups: Sequence[str]) -> dict[str, Replacement]:
     return {key: "zero" for group in groups for key in group}

@@ -14,17 +14,19 @@ from typing import Any, Literal
 from scaling.core.boxes import whole
 from scaling.core.errors import ConfigError
 from scaling.core.topology.config import TopologyConfig
+from scaling.core.training.recipe import Recipe
 from scaling.core.verify.deviation import (
     Distance,
-    Held,
+    HeldBoxes,
     distances,
     in_model_order,
     incomplete,
     relative_difference,
     shapes,
 )
-from scaling.core.verify.diagnosis import Change, Trial, causes
-from scaling.core.verify.session import Recipe, Tensors
+from scaling.core.verify.diagnosis import Replacement, Trial, causes
+from scaling.core.verify.precision import in_precision
+from scaling.core.verify.session import Tensors
 from scaling.core.verify.shared_tensors import SharedTensors
 from scaling.core.verify.world import LocalWorld
 
@@ -98,6 +100,7 @@ def verify_layout(
     against: TopologyConfig | None = None,
     *,
     steps: int = 3,
+    precision: str | None = "float64",
     tolerance: float | None = None,
     timeout: float = 300.0,
     progress: Progress | None = None,
@@ -106,9 +109,9 @@ def verify_layout(
 
     `against` is the reference, one process by default; both have the same global batch. Compared are the initial
     weights (bit by bit), and in each step the loss, every gradient, the gradient norm and every updated weight, on
-    every rank; at the end the loss over the evaluation set. `tolerance` is relative (`TOLERANCES` by default);
-    `timeout` is in seconds, for each step. Call it where a program may start others: below
-    `if __name__ == "__main__"`.
+    every rank; at the end the loss over the evaluation set. Parameters and floating-point data are brought to
+    `precision`; None leaves them as they are. `tolerance` is relative (`TOLERANCES` by default); `timeout` is in
+    seconds, for each step. Call it where a program may start others: below `if __name__ == "__main__"`.
 
     Raises `ConfigError` where the layouts cannot be compared, and whatever the layers raise.
     """
@@ -120,13 +123,15 @@ def verify_layout(
         )
     if steps < 1:
         raise ConfigError(f"the number of steps is {steps}; it has to be at least 1")
-    if tolerance is None and recipe.precision not in TOLERANCES:
+    if tolerance is None and precision not in TOLERANCES:
         raise ConfigError(
-            f"there is no usual tolerance for precision {recipe.precision}; take float64, in which agreement is "
+            f"there is no usual tolerance for precision {precision}; take float64, in which agreement is "
             "decisive, or give a tolerance"
         )
     if tolerance is None:
-        tolerance = TOLERANCES[recipe.precision or ""]
+        tolerance = TOLERANCES[precision or ""]
+    if precision is not None:
+        recipe = in_precision(recipe, precision)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scaling_verify_")))
         reference = stack.enter_context(LocalWorld(recipe, against, name="the reference layout", timeout=timeout))
@@ -187,7 +192,7 @@ class _Pair:
     def prepare(self) -> None:
         """Compare which parameters there are, and their initial values."""
         self._progress("comparing initial weights")
-        tested, reference = self._both("held")
+        tested, reference = self._both("held_boxes")
         self._compare_parameters(tested, reference)
         self._compare_tensors("initial weights", "weights", 0)
         self.digest = SharedTensors(self._directory / "weights").digest(self._shapes)
@@ -222,7 +227,7 @@ class _Pair:
             world.start(method, *arguments)
         return self._tested.finish(), self._reference.finish()
 
-    def _compare_parameters(self, tested: Sequence[list[Held]], reference: Sequence[list[Held]]) -> None:
+    def _compare_parameters(self, tested: Sequence[list[HeldBoxes]], reference: Sequence[list[HeldBoxes]]) -> None:
         def parted(key: str, message: str) -> _Parted:
             return _Parted(Parting(Gap(quantity="parameters", step=0, relative=math.inf, key=key), message, (key,)))
 
@@ -261,8 +266,8 @@ class _Pair:
     def _causes(self, step: int) -> tuple[str, ...]:
         self._progress(f"the losses of step {step} differ: looking for the parameter")
 
-        def attempt(changes: Mapping[str, Change]) -> Trial:
-            tested, reference = self._both("probe", step, dict(changes))
+        def attempt(replacements: Mapping[str, Replacement]) -> Trial:
+            tested, reference = self._both("probe", step, dict(replacements))
             return Trial(tested[0], reference[0])
 
         return causes(self._shapes, attempt, tolerance=self._tolerance)

@@ -24,7 +24,8 @@ from scaling.core.topology.base_store import LOOPBACK, serve_this_machine
 from scaling.core.topology.config import Device, TopologyConfig
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.topology import Topology
-from scaling.core.verify.session import Recipe, Session
+from scaling.core.training.recipe import Recipe
+from scaling.core.verify.session import Session
 
 
 @dataclass(frozen=True)

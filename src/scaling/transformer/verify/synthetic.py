@@ -9,11 +9,24 @@ from typing import final
 import numpy as np
 
 from scaling.core import BaseDataset, DataError, MicroBatch
+from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.packing import Span
 
 _SHORT_EVERY = 5
 _EMPTY_EVERY = 7
+
+
+def synthetic_text(config: TransformerConfig, samples: int = 1000, *, seed: int = 0) -> SyntheticText:
+    """Return synthetic data for the vocabulary, sequence length and document rules of a configuration."""
+    architecture = config.transformer_architecture
+    collator = TextCollator(
+        architecture.vocab_size,
+        config.data.eod_token_id or 0,
+        reset_attention_mask=architecture.reset_attention_mask,
+        reset_position_ids=architecture.reset_position_ids,
+    )
+    return SyntheticText(samples, architecture.sequence_length, collator, seed)
 
 
 @final

@@ -13,8 +13,8 @@ from scaling.core.data.config import BlendedDatasetConfig
 from scaling.core.data.types import BaseDataset
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
-from scaling.core.trainer.config import TrainerConfig
-from scaling.core.trainer.data import TrainingData, short_names
+from scaling.core.training.data import TrainingData, short_names
+from scaling.core.training.loading import Loading
 from tests.core.trainer.regression import Points
 from tests.reference.worlds import topology_config, view_of
 
@@ -26,16 +26,16 @@ def data_of(
     validation: int | None = 21,
     reads: bool = True,
     micro_batch_size: int = 2,
-    **options: Any,
 ) -> TrainingData:
     sizes = {axis.value: topology.size(axis) for axis in (Axis.PIPE, Axis.DATA, Axis.MODEL)}
     return TrainingData(
         training or Points(30),
         None if validation is None else Points(validation),
-        config=TrainerConfig.from_dict(options),
+        seed=42,
         batch=topology_config(**sizes, global_batch_size=8, micro_batch_size=micro_batch_size),
         topology=topology,
         reads=reads,
+        loading=Loading(),
     )
 
 
@@ -59,7 +59,7 @@ def test_a_step_reads_the_same_samples_however_it_is_cut(ranks: int, micro_batch
 def test_ranks_of_the_model_axis_and_of_both_ends_of_the_pipe_read_the_same() -> None:
     views = [view_of(rank, pipe=2, model=2) for rank in range(4)]
     found = [read(data_of(view), 8) for view in views]
-    assert all(one == found[0] for one in found)
+    assert all(rows == found[0] for rows in found)
 
 
 def test_ranks_in_the_middle_of_the_pipe_read_nothing() -> None:
@@ -93,9 +93,9 @@ def test_an_evaluation_counts_every_sample_once(ranks: int, validation: int) -> 
 
 
 def test_evaluation_can_be_cut_short_or_left_out() -> None:
-    short = data_of(Topology.single(), eval_iterations=2)
-    assert short.evaluation_steps() == 2
-    assert len(list(short.evaluation())) == 8
+    data = data_of(Topology.single())
+    assert data.evaluation_steps(2) == 2
+    assert len(list(data.evaluation(2))) == 8
     none = data_of(Topology.single(), validation=None)
     assert none.evaluation_steps() == 0
     assert list(none.evaluation()) == []

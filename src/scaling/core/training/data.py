@@ -1,4 +1,4 @@
-"""The trainer's data: the training stream and the finite validation set, on the ranks that read them."""
+"""The data of a training: the endless stream and the finite evaluation set, on the ranks that read them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scaling.core.data.types import BaseDataset, MicroBatch
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
-from scaling.core.trainer.config import TrainerConfig
+from scaling.core.training.loading import Loading
 
 
 @final
 class TrainingData:
-    """Training and validation micro-batches of this rank.
+    """Training and evaluation micro-batches of this rank.
 
     Ranks that run neither the first nor the last layer read nothing; the others each read for themselves.
     """
@@ -26,14 +26,14 @@ class TrainingData:
     def __init__(
         self,
         training: BaseDataset[Any],
-        validation: BaseDataset[Any] | None,
+        evaluation: BaseDataset[Any] | None,
         *,
-        config: TrainerConfig,
+        seed: int,
         batch: TopologyConfig,
         topology: Topology,
         reads: bool,
+        loading: Loading,
     ) -> None:
-        self.validation = validation
         self.geometry = BatchGeometry(
             batch.data_parallel_size, batch.micro_batch_size, batch.gradient_accumulation_steps
         )
@@ -42,57 +42,58 @@ class TrainingData:
             "data_parallel_rank": topology.index(Axis.DATA),
             "micro_batch_size": batch.micro_batch_size,
             "gradient_accumulation_steps": batch.gradient_accumulation_steps,
-            "num_workers": config.dataloader_num_workers,
-            "pin_memory": config.dataloader_pin_memory and topology.device.type == "cuda",
-            "prefetch_factor": config.dataloader_prefetch_factor,
+            "num_workers": loading.workers,
+            "pin_memory": loading.pin_memory and topology.device.type == "cuda",
+            "prefetch_factor": loading.prefetch_factor,
             "device": topology.device,
         }
-        self._limit = config.eval_iterations
         self._reads = reads
-        self._dataset = training
-        self._training = DataLoader(training, seed=config.seed, **self._options) if reads else None
+        self._training_set, self._evaluation_set = training, evaluation
+        self._loader = DataLoader(training, seed=seed, **self._options) if reads else None
 
     @property
     def training(self) -> Iterator[MicroBatch]:
         """Return the endless stream of training micro-batches."""
-        return iter(()) if self._training is None else self._training
+        return iter(()) if self._loader is None else self._loader
 
     def seek(self, consumed_samples: int) -> None:
         """Go on with the step that follows `consumed_samples` samples."""
-        if self._training is not None:
-            self._training.seek(consumed_samples)
+        if self._loader is not None:
+            self._loader.seek(consumed_samples)
 
     def epochs(self, consumed_samples: int) -> dict[str, float]:
         """Return how often the training data have been gone through, as metrics; a mixture by its sources."""
-        if not isinstance(self._dataset, BlendedDataset):
-            return {"training/epochs": consumed_samples / len(self._dataset)}
-        counts = self._dataset.epochs(consumed_samples)
+        if not isinstance(self._training_set, BlendedDataset):
+            return {"training/epochs": consumed_samples / len(self._training_set)}
+        counts = self._training_set.epochs(consumed_samples)
         names = [f"_{short}" for short in short_names(list(counts))] if len(counts) > 1 else [""]
         return {f"training/epochs{name}": count for name, count in zip(names, counts.values(), strict=True)}
 
-    def evaluation_steps(self) -> int:
-        """Return how many global batches one evaluation takes; the same on all ranks."""
+    def evaluation_steps(self, limit: int | None = None) -> int:
+        """Return how many global batches one evaluation takes, at most `limit`; the same on all ranks."""
         return (
-            0 if self.validation is None else evaluation_steps(len(self.validation), self.geometry, limit=self._limit)
+            0
+            if self._evaluation_set is None
+            else evaluation_steps(len(self._evaluation_set), self.geometry, limit=limit)
         )
 
-    def evaluation(self) -> Iterator[MicroBatch]:
-        """Return this rank's micro-batches of one pass over the validation set."""
-        if self.validation is None or not self._reads:
+    def evaluation(self, limit: int | None = None) -> Iterator[MicroBatch]:
+        """Return this rank's micro-batches of one pass over the evaluation set, of at most `limit` global batches."""
+        if self._evaluation_set is None or not self._reads:
             return iter(())
-        return evaluation_batches(self.validation, limit=self._limit, **self._options)
+        return evaluation_batches(self._evaluation_set, limit=limit, **self._options)
 
     def close(self) -> None:
         """Stop the workers."""
-        if self._training is not None:
-            self._training.close()
+        if self._loader is not None:
+            self._loader.close()
 
 
 def short_names(names: Sequence[str]) -> list[str]:
     """Return the last parts of paths: as few of them as tell all of the (different) paths apart."""
     parts = [PurePath(name).parts for name in names]
-    for kept in range(1, max((len(one) for one in parts), default=0)):
-        short = ["/".join(one[-kept:]) for one in parts]
+    for kept in range(1, max(map(len, parts), default=0)):
+        short = ["/".join(path[-kept:]) for path in parts]
         if len(set(short)) == len(short):
             return short
     return list(names)

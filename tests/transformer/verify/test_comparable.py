@@ -1,10 +1,14 @@
+"""Layouts of a comparable configuration are not parted by gradients that are nothing but rounding."""
+
 from __future__ import annotations
 
 import pytest
 
 from scaling.core import AdamWConfig, verify_layout
 from scaling.transformer import TransformerConfig
-from scaling.transformer.verify.recipe import comparable, recipe_of
+from scaling.transformer.recipe import recipe_of
+from scaling.transformer.verify.comparable import comparable
+from scaling.transformer.verify.synthetic import synthetic_text
 
 SIZES = {"model_parallel_size": 2, "pipe_parallel_size": 1, "data_parallel_size": 1}
 # Without positions the softmax does not feel the bias of the keys: its gradient is rounding alone.
@@ -19,7 +23,8 @@ def test_gradients_that_are_nothing_but_rounding_do_not_part_layouts(precision: 
         "learning_rate_scheduler": {"learning_rate": rate, "learning_rate_warmup_steps": 1000},
     }
     config = comparable(TransformerConfig.from_dict(sections))
-    report = verify_layout(recipe_of(config), config.topology, steps=2, timeout=60.0)
+    recipe = recipe_of(config, synthetic_text(config))
+    report = verify_layout(recipe, config.topology, steps=2, precision=precision, timeout=60.0)
     assert report.agrees, report.parting
 
 

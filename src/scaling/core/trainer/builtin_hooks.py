@@ -1,0 +1,42 @@
+"""The hooks that a configuration asks for, as a list like any other."""
+
+from __future__ import annotations
+
+from typing import final
+
+from scaling.core.logging.config import LoggerConfig
+from scaling.core.logging.run_state import RunStateRecorder
+from scaling.core.optimizer.optimizer import StepReport
+from scaling.core.profiler.config import ProfilerConfig
+from scaling.core.topology.topology import Topology
+from scaling.core.trainer.hooks import TrainerHook, TrainerView
+from scaling.core.trainer.profiling import ProfilingHook
+from scaling.core.trainer.state import due
+
+
+def builtin_hooks(
+    profiler: ProfilerConfig, logger: LoggerConfig, recorder: RunStateRecorder, topology: Topology
+) -> list[TrainerHook]:
+    """Return the hooks of a run: its timeline, where one is asked for, and its state."""
+    output = profiler.profiler_output or (logger.log_dir / "profile.json" if logger.log_dir else None)
+    timeline = [ProfilingHook(profiler, topology, output)] if profiler.profile_steps and output else []
+    return [*timeline, RunStateHook(recorder)]
+
+
+@final
+class RunStateHook:
+    """Tells run_state.json how far the run is, for people and for a failure to name its step."""
+
+    def __init__(self, recorder: RunStateRecorder) -> None:
+        self._recorder = recorder
+
+    def before_step(self, trainer: TrainerView) -> None:
+        """Do nothing."""
+
+    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
+        """Record the step where metrics are written too."""
+        if due(trainer.state.step, trainer.config.log_interval):
+            self._recorder.running(trainer.state.step)
+
+    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
+        """Do nothing: how a run ends is recorded by whoever knows its exit status."""

@@ -1,0 +1,86 @@
+"""From the configuration of a language model to the recipe that is trained, and whose layouts are verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from scaling.core import BaseDataset, GroupPattern, LayerSpec, ParameterGroup, Recipe, Topology
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.batch import TextSample
+from scaling.transformer.flops import flops_per_token
+from scaling.transformer.losses import CrossEntropyLoss
+from scaling.transformer.model import layer_specs
+
+LayerFunction = Callable[..., Sequence[LayerSpec]]
+"""Called as `layer_specs(architecture, topology, seed=seed)`."""
+
+
+def recipe_of(
+    config: TransformerConfig,
+    training: BaseDataset[TextSample],
+    evaluation: BaseDataset[TextSample] | None = None,
+    *,
+    layers: LayerFunction = layer_specs,
+) -> Recipe:
+    """Return everything about a training but its layout. `config` names its vocabulary (see `prepare_data`).
+
+    What is changed here is changed for the training and for the proof of its layout.
+    """
+    architecture, seed = config.transformer_architecture, config.trainer.seed
+    return Recipe(
+        layers=_Layers(layers, architecture, seed),
+        loss=_Loss(architecture.vocab_size),
+        training=training,
+        evaluation=evaluation,
+        optimizer=config.optimizer,
+        groups=group_patterns(config),
+        allow_missing=config.training.allow_missing_params_in_optimizer,
+        seed=seed,
+        usual_weight=float(config.topology.global_batch_size * architecture.sequence_length),
+        tokens_per_sample=architecture.sequence_length,
+        flops_per_sample=float(flops_per_token(architecture) * architecture.sequence_length),
+    )
+
+
+def group_patterns(config: TransformerConfig) -> tuple[GroupPattern, ...]:
+    """Return which parameters `training_groups` trains how."""
+    return tuple(
+        GroupPattern(
+            group=ParameterGroup(
+                name=group.group_name,
+                learning_rate_scheduler=group.learning_rate_scheduler,
+                weight_decay=group.weight_decay,
+                independent_weight_decay=group.independent_weight_decay,
+            ),
+            include=tuple(group.parameters_include or ()),
+            exclude=tuple(group.parameters_exclude),
+        )
+        for group in config.training_groups
+    )
+
+
+@final
+@dataclass(frozen=True)
+class _Layers:
+    """Makes the layers. Two are equal where they make the same ones, as partial functions are not."""
+
+    function: LayerFunction
+    architecture: TransformerArchitectureConfig
+    seed: int
+
+    def __call__(self, topology: Topology) -> Sequence[LayerSpec]:
+        return self.function(self.architecture, topology, seed=self.seed)
+
+
+@final
+@dataclass(frozen=True)
+class _Loss:
+    """Makes the loss function."""
+
+    vocab_size: int
+
+    def __call__(self, topology: Topology) -> CrossEntropyLoss:
+        return CrossEntropyLoss(self.vocab_size, topology)

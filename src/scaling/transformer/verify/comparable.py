@@ -1,0 +1,32 @@
+"""A configuration whose first steps move the weights, and by more than rounding does."""
+
+from __future__ import annotations
+
+from scaling.core import AdamWConfig, LearningRateSchedulerConfig
+from scaling.transformer.config.root import TransformerConfig
+
+LEAST_EPS = 1e-3
+"""In float32, gradients agree to some 1e-6 of the largest; weights then agree to 1e-5 at usual learning rates."""
+
+
+def comparable(config: TransformerConfig) -> TransformerConfig:
+    """Return the configuration with updates that move the weights and can be compared.
+
+    Learning rates are constant: without warm-up, the first steps move the weights. `optimizer.eps` is above the
+    rounding: AdamW would scale a gradient that is nothing but rounding up to a step of the learning rate, and some are
+    (the bias of the keys, which the softmax does not feel).
+    """
+    groups = [
+        group.model_copy(
+            update={
+                "learning_rate_scheduler": LearningRateSchedulerConfig(
+                    learning_rate=group.learning_rate_scheduler.learning_rate
+                )
+            }
+        )
+        for group in config.training_groups
+    ]
+    optimizer = config.optimizer
+    if isinstance(optimizer, AdamWConfig):
+        optimizer = optimizer.model_copy(update={"eps": max(optimizer.eps, LEAST_EPS)})
+    return config.model_copy(update={"training_groups": groups, "optimizer": optimizer})
