@@ -36,7 +36,8 @@ from scaling.core import LaunchContext
 from scaling.transformer import TransformerConfig
 from train_step import scaling_side
 config = TransformerConfig.from_dict(json.loads(sys.argv[1]), sys.argv[2:], quiet=True)
-step, _ = scaling_side(config, LaunchContext(rank=0, world_size=1, local_rank=0, master_addr="127.0.0.1", master_port=29500))
+launch = LaunchContext(rank=0, world_size=1, local_rank=0, master_addr="127.0.0.1", master_port=29500)
+step, _ = scaling_side(config, launch)
 print(step())
 """
 

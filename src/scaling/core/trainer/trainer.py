@@ -14,7 +14,6 @@ from typing import Any, Final, final
 
 import torch
 
-from scaling.core.boxes import GlobalTensor
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.collectives import ops
 from scaling.core.errors import DataRefusedError, ScalingError, StorageError
