@@ -216,6 +216,18 @@ def test_one_axis_is_changed_at_a_time(axis: Axis) -> None:
     assert changed.having(axis, USUAL.on(axis)) == USUAL
 
 
+def test_tensors_are_cut_by_axes_whose_ranks_have_not_all_the_same() -> None:
+    layout = Layout(pipe=2, data=2, model=4)
+    assert USUAL.cut_axes(layout) == ()
+    assert USUAL.having(Axis.PIPE, tied([0, 1])).cut_axes(layout) == ()
+    for copies in (1, 2):
+        heads = USUAL.having(Axis.MODEL, Placement(copies=copies))
+        assert heads.cut_axes(layout) == (Axis.MODEL,)
+        assert heads.cut([Axis.DATA]).cut_axes(layout) == (Axis.DATA, Axis.MODEL)
+        assert heads.cut_axes(Layout(pipe=2, data=2)) == ()
+    assert USUAL.having(Axis.MODEL, Placement(copies=4)).cut_axes(layout) == ()
+
+
 def test_shared_heads_and_ties_are_summed_over_their_holders_alone() -> None:
     layout = Layout(pipe=4, data=2, model=4)
     heads, tie = Placement(copies=2, gradient_in_parts=True), tied([3, 0])

@@ -51,9 +51,8 @@ class Matrix:
 
     def part(self, whole: Tensor) -> Tensor:
         """Return this rank's part of the whole, as a view."""
-        return whole[
-            tuple(slice(start, stop) for start, stop in zip(self.piece.box.offset, self.piece.box.stop, strict=True))
-        ]
+        box = self.piece.box
+        return whole[tuple(slice(start, stop) for start, stop in zip(box.offset, box.stop, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class FlatShard:
     slots: Mapping[str, Tensor]
     """The rule's state, of the master's type."""
     matrices: tuple[Matrix, ...]
-    """What lies in the range, parameter for parameter, where the rule asks for that."""
+    """The named tensors that lie in the range, where the rule asks for whole ones."""
 
     @property
     def stored(self) -> Mapping[str, Tensor]:
