@@ -19,8 +19,6 @@ from scaling.core.data.types import MicroBatch
 from scaling.core.nn.init import Normal
 from scaling.core.nn.parameter import DescribedParameter, ParameterMeta, Piece, annotate
 from scaling.core.optimizer.config import OptimizerConfig
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
-from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.loss import LossOutput
@@ -30,6 +28,7 @@ from scaling.core.topology.layout import Axis, Layout
 from scaling.core.topology.placement import CUT, USUAL
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
+from tests.reference.assembly import everything, module_and_optimizer
 from tests.reference.compare import backward, close, gradient_of
 from tests.reference.training import Part, join, parts_of
 from tests.reference.worlds import random, topology_config
@@ -91,15 +90,16 @@ class Seen:
 
 
 def build(topology: Topology, *, zero: bool) -> tuple[ParallelModule, Optimizer]:
-    config = topology_config(global_batch_size=SAMPLES // topology.size(Axis.DATA), micro_batch_size=1)
+    config = topology_config(data=topology.size(Axis.DATA), global_batch_size=SAMPLES, micro_batch_size=1)
     linear = LayerSpec(nn.Linear, WIDTH, WIDTH, dtype=torch.float64)
-    module = ParallelModule([linear, LayerSpec(Slices, topology), linear], topology, config, seed=1)
-    schedule = LearningRateSchedulerConfig(learning_rate=RATE)
-    pattern = GroupPattern(group=ParameterGroup(name="all", learning_rate_scheduler=schedule, weight_decay=0.1))
-    groups = assign(module.parameters_with_meta(), [pattern], topology)
     options = {"zero": zero, "allreduce_bucket_size": 50, "gradient_clipping": CLIP}
-    return module, Optimizer(
-        OptimizerConfig.from_dict(options), groups, topology, module=module, usual_weight=SAMPLES * TOKENS
+    return module_and_optimizer(
+        [linear, LayerSpec(Slices, topology), linear],
+        topology,
+        config,
+        OptimizerConfig.from_dict(options),
+        groups=everything(RATE, weight_decay=0.1),
+        usual_weight=SAMPLES * TOKENS,
     )
 
 

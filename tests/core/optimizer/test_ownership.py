@@ -21,15 +21,12 @@ from scaling.core.optimizer import grad_sync
 from scaling.core.optimizer.clip import squared_norm
 from scaling.core.optimizer.config import OptimizerConfig
 from scaling.core.optimizer.flat_buffer import FlatBuffer
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
-from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
-from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.optimizer.rule import AdamW, Pace, UpdateRule
 from scaling.core.optimizer.shard import FlatShard
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
-from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.layout import Layout
 from scaling.core.topology.topology import Topology
+from tests.reference.assembly import everything, module_and_optimizer
 from tests.reference.compare import close
 from tests.reference.training import Part, join, parts_of
 from tests.reference.worlds import topology_config, view_of
@@ -96,11 +93,11 @@ def sharded_without_messages() -> Iterator[None]:
 def held(kinds: list[str], layout: Layout, rank: int, *, zero: bool, rule: UpdateRule) -> tuple[list[Part], float]:
     """Return what a rank holds, all of the state being copies of the weights, and what it counts of the gradients."""
     topology = view_of(rank, pipe=layout.pipe, data=layout.data, context=layout.context, model=layout.model)
-    module = ParallelModule(layers(kinds, topology), topology, topology_config(), seed=1)
-    group = ParameterGroup(name="all", learning_rate_scheduler=LearningRateSchedulerConfig(), rule=rule)
-    groups = assign(module.parameters_with_meta(), [GroupPattern(group=group)], topology)
+    config = topology_config(data=layout.data)
     options = OptimizerConfig.from_dict({"zero": zero, "allreduce_bucket_size": 100})
-    optimizer = Optimizer(options, groups, topology, module=module)
+    module, optimizer = module_and_optimizer(
+        layers(kinds, topology), topology, config, options, groups=everything(rule=rule)
+    )
     for shard in optimizer._shards:
         for values in (shard.gradients, *shard.slots.values()):
             values.copy_(shard.weights)
