@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import unicodedata
@@ -19,6 +18,7 @@ import typer
 from scaling.core.data.memory_map import MemoryMapDocuments
 from scaling.core.data.open_documents import open_documents
 from scaling.core.errors import DataError
+from scaling.core.runner.cores import available_cores
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.consumed import consumed_before
 from scaling.transformer.data.files import require_writable
@@ -53,12 +53,6 @@ Field = Annotated[
 ]
 MaxBad = Annotated[int, typer.Option(min=0, metavar="N", help="Skip at most so many bad records.")]
 MaxDocumentBytes = Annotated[int, typer.Option(min=1, metavar="N", help="A longer document is a bad record.")]
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it, macOS does not
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def new_prefix(given: str) -> Path:

@@ -21,7 +21,8 @@ from scaling.core.errors import ConfigError, LayoutError
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner import supervisor
 from scaling.core.runner.config import RunnerConfig
-from scaling.core.runner.main import available_cores, runner_main
+from scaling.core.runner.cores import available_cores
+from scaling.core.runner.main import runner_main
 from tests.core.checkpoint.test_lock import another_process
 from tests.processes import is_running, wait_until
 
@@ -293,10 +294,3 @@ def test_processes_leave_when_their_runner_is_killed(
     process.kill()
     wait_for([tmp_path / "asked_0"])
     assert_gone(tmp_path)
-
-
-def test_cores_are_never_less_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= available_cores() <= (os.cpu_count() or 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert available_cores() == 1

@@ -18,6 +18,7 @@ from scaling.core.errors import ExitStatus, StorageError
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner.cluster import machines, refuse_other_machines
 from scaling.core.runner.config import RunnerConfig
+from scaling.core.runner.cores import available_cores
 from scaling.core.runner.outcome import Outcome, ProcessEnd, outcome
 from scaling.core.runner.process import ERROR_FILE_VARIABLE, RUNNER_VARIABLE
 from scaling.core.runner.report import Report
@@ -129,16 +130,6 @@ def _environment(processes: int, *, gpus: Sequence[int] | None) -> Iterator[None
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use: those it is bound to, fewer where a container has a quota of time."""
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no such file, or the word `max` for no quota
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
 
 
 def _tell(result: Outcome, *, processes: int) -> None:
