@@ -19,7 +19,8 @@ from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.errors import ConfigError, DataError, StorageError
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.lengths import lengths_of
-from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer
 from scaling.transformer.data.trace import samples_of_step
 from tests.processes import wait_until

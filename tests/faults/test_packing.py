@@ -10,7 +10,8 @@ import torch
 from scaling.core import LaunchContext, MicroBatch, ParallelModule, StepLoss, Topology
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextCollator, TextSample
-from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.losses import CrossEntropyLoss
 from scaling.transformer.model import layer_specs
 from tests.faults.engine import FLOAT64, Settings, Source, layout, nested

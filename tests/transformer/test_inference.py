@@ -18,7 +18,8 @@ from torch import Tensor
 from scaling.core import CheckpointError, ConfigError, DataError
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
 from scaling.transformer.inference.module import TransformerInferenceModule
 from scaling.transformer.inference.sampling import Sampling, choose, keep_top_k, keep_top_p

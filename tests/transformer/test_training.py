@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.prepare import prepare_data
 from tests.transformer.small import (
     BATCH,
     LAYOUTS,

@@ -27,7 +27,7 @@ from scaling.core.checkpoint.verify import file_problems, quick_problems, read_m
 from scaling.core.errors import CheckpointError, ConfigError, DataError, ExitStatus, StorageError
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.files import storage_errors, write_atomically
-from scaling.transformer.data.load import resolve_tokens
+from scaling.transformer.data.prepare import resolve_tokens
 from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest
 from scaling.transformer.inference.module import TOKENIZER_FILE
 

@@ -23,7 +23,8 @@ from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.consumed import consumed_before
 from scaling.transformer.data.files import require_writable
 from scaling.transformer.data.lengths import LONGEST, lengths_of
-from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.progress import ConsoleProgress
 from scaling.transformer.data.readers import find_inputs
 from scaling.transformer.data.sampling import sample_texts

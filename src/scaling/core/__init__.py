@@ -109,9 +109,6 @@ if TYPE_CHECKING:
     from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks
     from scaling.core.nn.attention_kernels import flash_attention_available as flash_attention_available
     from scaling.core.nn.config import (
-        ActivationFunction as ActivationFunction,
-    )
-    from scaling.core.nn.config import (
         FP8LinearConfig as FP8LinearConfig,
     )
     from scaling.core.nn.config import (
@@ -131,9 +128,6 @@ if TYPE_CHECKING:
     )
     from scaling.core.nn.config import (
         RelativePositionEmbeddingType as RelativePositionEmbeddingType,
-    )
-    from scaling.core.nn.config import (
-        RotaryConfig as RotaryConfig,
     )
     from scaling.core.nn.dropout import Dropout as Dropout
     from scaling.core.nn.embedding import VocabParallelEmbedding as VocabParallelEmbedding
@@ -270,7 +264,6 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "topology.layout": ("Axis", "Coordinate", "Layout"),
     "topology.topology": ("Topology",),
     "nn.config": (
-        "ActivationFunction",
         "LayerNormConfig",
         "FP8LinearConfig",
         "LoRaConfig",
@@ -278,7 +271,6 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
         "MaskedSoftmaxKernel",
         "NormType",
         "RelativePositionEmbeddingType",
-        "RotaryConfig",
     ),
     "nn.parameter": (
         "Initializer",

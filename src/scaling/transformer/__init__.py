@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from scaling.transformer.config.architecture import TransformerArchitectureConfig as TransformerArchitectureConfig
     from scaling.transformer.config.root import TransformerConfig as TransformerConfig
     from scaling.transformer.data.load import load_datasets as load_datasets
-    from scaling.transformer.data.load import prepare_data as prepare_data
+    from scaling.transformer.data.prepare import prepare_data as prepare_data
     from scaling.transformer.data.text_dataset import TextDataset as TextDataset
     from scaling.transformer.data.tokenizer import Tokenizer as Tokenizer
     from scaling.transformer.data.tokenizer import train_tokenizer as train_tokenizer
@@ -30,7 +30,7 @@ _HOMES: Mapping[str, str] = {
     "TransformerIO": "io",
     "CrossEntropyLoss": "losses",
     "launch_training": "launch",
-    "prepare_data": "data.load",
+    "prepare_data": "data.prepare",
     "load_datasets": "data.load",
     "TextDataset": "data.text_dataset",
     "Tokenizer": "data.tokenizer",

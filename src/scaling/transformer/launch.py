@@ -9,7 +9,7 @@ from pathlib import Path
 from scaling.core import LaunchContext, runner_main
 from scaling.transformer.config.environment import TransformerConfigHere
 from scaling.transformer.config.notes import notes
-from scaling.transformer.data.load import prepare_data
+from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.progress import ConsoleProgress
 
 

@@ -31,7 +31,8 @@ from scaling.core import (
 )
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.files import storage_errors, write_atomically
-from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import tokenizer_digest
 from scaling.transformer.inference.module import TOKENIZER_FILE
 from scaling.transformer.recipe import recipe_of

@@ -308,7 +308,6 @@ UNAVAILABLE = [
 ]
 
 OTHER_SECTIONS: list[tuple[type[BaseConfig], str, str]] = [
-    (nn.RotaryConfig, "{dimensions: 3}", "dimensions: is 3, but must be even: pairs are rotated"),
     (
         nn.FP8MatmulConfig,
         "{left_dtype: e5m2, right_dtype: e5m2}",

@@ -1,4 +1,4 @@
-"""From a configuration to data sets."""
+"""From a prepared configuration to data sets: parts, options, and data that does not fit."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 
 from scaling.core.data.memory_map import MemoryMapDataset
-from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
-from scaling.core.errors import ConfigError, DataError
-from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data import load, source
-from scaling.transformer.data.corpus import CorpusLimits, CorpusPaths, build_stdlib_corpus
-from scaling.transformer.data.load import load_datasets, prepare_data
-from scaling.transformer.data.progress import ProgressCallback
-from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest, train_tokenizer
+from scaling.core.errors import DataError
+from scaling.transformer.data import source
+from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.prepare import prepare_data
+from scaling.transformer.data.tokenizer import tokenizer_digest, train_tokenizer
+from tests.transformer.data.small_data import config, make_data
 
 
 @pytest.fixture(scope="module")
@@ -25,59 +23,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_tokenizer(["some text"], 300).save(path)
     return path
-
-
-def make_data(prefix: Path, *, documents: int = 40, largest: int = 99, tokenizer: Path | None = None) -> Path:
-    random = np.random.default_rng(documents)
-    digest = None if tokenizer is None else Tokenizer.from_file(tokenizer).sha256
-    with MemoryMapDatasetBuilder(prefix, np.uint16, tokenizer_sha256=digest) as builder:
-        for _ in range(documents):
-            builder.add(np.append(random.integers(1, largest + 1, size=random.integers(4, 30)), 0))
-    return prefix
-
-
-def config(architecture: dict[str, Any] | None = None, **data: Any) -> TransformerConfig:
-    return TransformerConfig.from_dict(
-        {
-            "transformer_architecture": {"sequence_length": 8, "vocab_size": 100, **(architecture or {})},
-            "data": {key: str(value) if isinstance(value, Path) else value for key, value in data.items()},
-        }
-    )
-
-
-def test_a_prepared_configuration_names_everything_and_preparing_it_again_changes_nothing(tmp_path: Path) -> None:
-    prepared = prepare_data(config(data_prefixes=[str(make_data(tmp_path / "a"))]))
-    assert prepared.data.eod_token_id == 0
-    assert prepared.transformer_architecture.vocab_size == 100
-    assert prepare_data(prepared) == prepared
-    assert TransformerConfig.from_str(prepared.to_yaml()) == prepared
-
-
-def test_vocabulary_and_end_token_come_from_the_tokenizer(tmp_path: Path, tokenizer: Path) -> None:
-    data = make_data(tmp_path / "a", tokenizer=tokenizer)
-    prepared = prepare_data(config({"vocab_size": None, "vocab_file": str(tokenizer)}, data_prefixes=[str(data)]))
-    expected = Tokenizer.from_file(tokenizer)
-    assert prepared.transformer_architecture.vocab_size == expected.vocab_size
-    assert prepared.data.eod_token_id == expected.eos_token_id
-    load_datasets(prepared)
-
-
-@pytest.mark.parametrize(("asked", "vocab_size"), [(300, 300), (None, 8192)])
-def test_the_corpus_is_built_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, vocab_size: int
-) -> None:
-    def small_corpus(directory: Path, limits: CorpusLimits, *, progress: ProgressCallback) -> CorpusPaths:
-        assert limits == CorpusLimits(vocab_size=vocab_size)
-        return build_stdlib_corpus(directory, CorpusLimits(300, 50_000, 20_000), progress=progress)
-
-    monkeypatch.setattr(load, "build_stdlib_corpus", small_corpus)
-    prepared = prepare_data(config({"vocab_size": asked}, corpus="python_stdlib", corpus_dir=tmp_path))
-    assert prepared.data.corpus is None
-    assert prepared.transformer_architecture.vocab_size == 300
-    train, validation = load_datasets(prepared)
-    assert len(train) > 100
-    assert validation is None
-    assert TransformerConfig.from_str(prepared.to_yaml()) == prepared
 
 
 def test_validation_documents_are_held_out_of_every_training_set(tmp_path: Path) -> None:
@@ -175,27 +120,6 @@ def test_how_files_are_read_changes_no_sample(tmp_path: Path, option: str) -> No
         sample.tokens.tolist() for sample in map(mapped.__getitem__, range(len(mapped)))
     ]
     assert received.fingerprint() == mapped.fingerprint()
-
-
-def refused(message: str, architecture: dict[str, Any] | None = None, **data: Any) -> None:
-    with pytest.raises(ConfigError, match=message):
-        prepare_data(config(architecture, **data))
-
-
-def test_what_does_not_fit_together_is_refused_by_name(tmp_path: Path, tokenizer: Path) -> None:
-    prefixes = [str(tmp_path / "a")]
-    refused(r"data\.data_prefixes: names no data; .* data\.corpus")
-    refused(r"vocab_size: is not given", {"vocab_size": None}, data_prefixes=prefixes)
-    refused(
-        r"vocab_size: \(100\) is less than the 2\d\d tokens", {"vocab_file": str(tokenizer)}, data_prefixes=prefixes
-    )
-    refused(r"vocab_file: .* remove one", {"vocab_file": str(tokenizer)}, corpus="python_stdlib", corpus_dir=tmp_path)
-    refused(
-        r"data\.eod_token_id: \(500\) is outside the vocabulary",
-        {"vocab_size": None, "vocab_file": str(tokenizer)},
-        data_prefixes=prefixes,
-        eod_token_id=500,
-    )
 
 
 def test_data_that_does_not_fit_the_model_is_refused_at_open(tmp_path: Path, tokenizer: Path) -> None:

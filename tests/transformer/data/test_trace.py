@@ -10,7 +10,8 @@ from scaling.core.data.loader import DataLoader
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.errors import ConfigError
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.trace import samples_of_step
 
 

@@ -61,12 +61,6 @@ def new_dataclass(kind: type, values: Mapping[str, Any]) -> Any:
     return made
 
 
-def replace_tensors(tree: Any, tensors: list[Tensor]) -> Any:
-    """Return `tree` with its tensors replaced, in the order of `flatten`."""
-    remaining = iter(tensors)
-    return map_tensors(lambda _: next(remaining), tree)
-
-
 def to_device(tree: Any, device: torch.device) -> Any:
     """Return `tree` on `device`; copies from pinned memory do not block."""
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), tree)

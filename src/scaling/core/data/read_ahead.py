@@ -20,7 +20,7 @@ from scaling.core.data.types import MicroBatch
 from scaling.core.data.worker import leave_with_parent
 from scaling.core.errors import DataError, ScalingError
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -121,7 +121,7 @@ class ReadAhead(Iterator[MicroBatch]):
                 f"data workers die as soon as they start ({error}); with too little memory (or /dev/shm) lower "
                 "num_workers or prefetch_factor, and set num_workers to 0 to see an error of the data set itself"
             ) from error
-        _logger.warning("a data worker died (%s); new workers go on where it stopped", str(error))
+        _log.warning("a data worker died (%s); new workers go on where it stopped", str(error))
         self._workers_have_delivered = False
 
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _REDRAW = 0.1
 """Seconds between two drawings of the live line."""
@@ -49,7 +49,7 @@ class ConsoleSink:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show one step."""
         if evaluation := _evaluation(metrics):
-            logger.info("step %d/%d  %s", step, self._total, evaluation)
+            _log.info("step %d/%d  %s", step, self._total, evaluation)
         text = self._describe(step, metrics)
         if text is None:
             return
@@ -57,7 +57,7 @@ class ConsoleSink:
             self._progress.start()
             self._progress.update(self._task, completed=step, description=text, refresh=self._is_due(step, _REDRAW))
         elif self._is_due(step, self._pause()):
-            logger.info(text)
+            _log.info(text)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class MetricSink(Protocol):
@@ -79,7 +79,7 @@ class MetricWriter:
             except OSError as error:
                 if index not in self._complained:
                     self._complained.add(index)
-                    logger.warning("metrics are being lost: %s cannot write (%s)", type(sink).__name__, error)
+                    _log.warning("metrics are being lost: %s cannot write (%s)", type(sink).__name__, error)
 
     def close(self) -> None:
         """Write what is left and close the sinks."""

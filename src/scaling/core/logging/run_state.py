@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from scaling.core.errors import ExitStatus, ScalingError, StorageError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 RUN_STATE_FILE = "run_state.json"
 
@@ -133,7 +133,7 @@ def _write_or_warn(state: RunState, log_dir: Path) -> None:
     try:
         state.write(log_dir)
     except OSError as error:
-        logger.warning("%s cannot be written (%s)", log_dir / RUN_STATE_FILE, error)
+        _log.warning("%s cannot be written (%s)", log_dir / RUN_STATE_FILE, error)
 
 
 def describe_error(error: BaseException) -> str:

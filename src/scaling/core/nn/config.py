@@ -1,4 +1,4 @@
-"""Configuration of building blocks: norms, attention, rotary positions, activations, LoRA, fp8."""
+"""Configuration of building blocks: norms, attention, positions, LoRA, fp8."""
 
 from __future__ import annotations
 
@@ -63,29 +63,6 @@ class RelativePositionEmbeddingType(str, Enum):
     NONE = "none"
     ROTARY = "rotary"
     ROTARY_COMPLEX = "rotary_complex"
-
-
-class RotaryConfig(BaseConfig):
-    """Rotary position embeddings."""
-
-    dimensions: int = Field(default=0, ge=0)
-    """Dimensions of each head that are rotated, an even number. 0: none."""
-    base: int = Field(default=10000, ge=1)
-    """Base of the wavelengths."""
-    max_seq_length: int = Field(default=2048, ge=1)
-    """Positions for which angles are computed ahead."""
-
-    def problems(self) -> Iterator[Problem]:
-        """Check that dimensions come in pairs."""
-        if self.dimensions % 2:
-            yield Problem("dimensions", f"is {self.dimensions}, but must be even: pairs are rotated")
-
-
-class ActivationFunction(str, Enum):
-    """Non-linearity of an MLP."""
-
-    GELU = "gelu"
-    SILU = "silu"
 
 
 class LoRaModuleType(str, Enum):

@@ -105,13 +105,11 @@ class Optimizer:
             for owned in self._sync.owned(number)
         ]
         half = any(buffer.kind.dtype == torch.float16 for buffer in self._buffers)
-        enabled = config.loss_scaler.enable
         # Whether *any* rank has float16 parameters must be agreed: the scale multiplies the loss on the last stage
         # only.
         agreed = topology.exchange("float16", "yes" if half else "no")
-        self.loss_scaler = LossScaler(
-            config.loss_scaler, topology.device, enabled=("yes" in agreed) if enabled is None else enabled
-        )
+        scaled = config.loss_scaler.enabled(float16="yes" in agreed)
+        self.loss_scaler = LossScaler(config.loss_scaler, topology.device, enabled=scaled)
         self._usual_weight = usual_weight
         self._counted = [
             shard for shard in self._shards if shard.placements.stands_for(topology.layout, topology.coordinate)

@@ -31,7 +31,7 @@ from scaling.core.errors import ConfigError, LayoutError, ScalingError
 from scaling.core.topology.base_store import LOOPBACK, open_base_store, poll_until, serve_this_machine
 from scaling.core.topology.launch import LaunchContext
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _CURRENT = "scaling/attempt"
 _SKEW_SECONDS = 2.0
@@ -278,7 +278,7 @@ def _warn_of_clock_skew(signed_in: float, judged: float, read: float) -> None:
     """Rank 0 judged after this process signed in and before it read: rank 0's clock must show a time in between."""
     skew = max(signed_in - judged, judged - read)
     if skew > _SKEW_SECONDS:
-        logger.warning(
+        _log.warning(
             "the clock of this machine differs by at least %.1f s from that of rank 0; torchrun across machines takes "
             "a healthy one for dead when clocks disagree. Synchronise them (chrony, ntp)",
             skew,
