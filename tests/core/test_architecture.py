@@ -22,7 +22,7 @@ MAX_PARAMETERS = 5
 
 LAYERS: Sequence[Sequence[str]] = (
     ("errors", "faults"),
-    ("config", "collectives", "boxes"),
+    ("config", "collectives", "boxes", "storage"),
     ("logging",),
     ("topology",),
     ("nn", "data", "checkpoint", "profiler"),

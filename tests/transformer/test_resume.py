@@ -12,9 +12,9 @@ from unittest import mock
 import pytest
 
 from scaling.core import CheckpointError, ConfigError, ExitStatus, StorageError
-from scaling.core.checkpoint.lock import locked
+from scaling.core.storage.lock import locked
 from scaling.core.trainer import run as running
-from tests.core.checkpoint.test_lock import another_process
+from tests.core.storage.test_lock import another_process
 from tests.distributed import run_distributed, run_world
 from tests.transformer.small import (
     build_corpus,

@@ -25,8 +25,8 @@ from scaling.core.checkpoint.resume import ABSENT, ChangeRules, compare
 from scaling.core.checkpoint.search import find_newest, is_step_folder, name_problems
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
 from scaling.core.errors import CheckpointError, ConfigError, DataError, ExitStatus, StorageError
+from scaling.core.storage.writing import storage_errors, write_atomically
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.prepare import resolve_tokens
 from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest
 from scaling.transformer.inference.module import TOKENIZER_FILE

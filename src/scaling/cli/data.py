@@ -19,9 +19,9 @@ from scaling.core.data.memory_map import MemoryMapDocuments
 from scaling.core.data.open_documents import open_documents
 from scaling.core.errors import DataError
 from scaling.core.runner.cores import available_cores
+from scaling.core.storage.writing import require_writable
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.consumed import consumed_before
-from scaling.transformer.data.files import require_writable
 from scaling.transformer.data.lengths import LONGEST, lengths_of
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data

@@ -206,6 +206,10 @@ if TYPE_CHECKING:
     from scaling.core.runner.config import RunnerType as RunnerType
     from scaling.core.runner.main import runner_main as runner_main
     from scaling.core.runner.process import run_process as run_process
+    from scaling.core.storage.lock import file_lock as file_lock
+    from scaling.core.storage.writing import storage_errors as storage_errors
+    from scaling.core.storage.writing import sync_folder as sync_folder
+    from scaling.core.storage.writing import write_atomically as write_atomically
     from scaling.core.topology.config import Device as Device
     from scaling.core.topology.config import TopologyConfig as TopologyConfig
     from scaling.core.topology.launch import LaunchContext as LaunchContext
@@ -259,6 +263,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "config.fields": ("ConfigWarning", "Derived", "NoEffect", "Unavailable"),
     "config.patterns": ("pattern_problems",),
     "config.template": ("template",),
+    "storage.lock": ("file_lock",),
+    "storage.writing": ("storage_errors", "sync_folder", "write_atomically"),
     "topology.config": ("Device", "TopologyConfig"),
     "topology.launch": ("LaunchContext",),
     "topology.layout": ("Axis", "Coordinate", "Layout"),

@@ -28,9 +28,10 @@ from scaling.core import (
     configure_logging,
     run_process,
     run_training,
+    storage_errors,
+    write_atomically,
 )
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import tokenizer_digest

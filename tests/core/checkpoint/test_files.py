@@ -117,19 +117,6 @@ def test_a_file_cut_short_while_it_is_open_is_an_error(tmp_path: Path) -> None:
             file.read_into("w", whole((100,)), torch.zeros(100))
 
 
-def test_a_write_that_stops_early_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
-    disk.write_durably(tmp_path / "x", b"0123456789")
-    assert (tmp_path / "x").read_bytes() == b"0123456789"
-
-
-def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
-    disk.write_durably(tmp_path / "x", b"first")
-    with pytest.raises(FileExistsError):
-        disk.write_durably(tmp_path / "x", b"second")
-
-
 def test_small_files_have_a_limit(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(11))
     with pytest.raises(CheckpointError, match="11 bytes; at most 10"):

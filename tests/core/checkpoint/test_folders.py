@@ -12,9 +12,9 @@ import torch
 from scaling.core.boxes import GlobalTensor, whole
 from scaling.core.checkpoint import folders
 from scaling.core.checkpoint.checkpointer import Checkpointer
-from scaling.core.checkpoint.disk import write_durably
 from scaling.core.checkpoint.folders import Retention, list_steps, retain, step_of, sweep
 from scaling.core.errors import ConfigError, StorageError
+from scaling.core.storage.writing import write_durably
 
 
 def save(directory: Path, *steps: int) -> None:

@@ -14,13 +14,13 @@ from scaling.core.boxes import Box
 from scaling.core.checkpoint.manifest import (
     MAX_FILES,
     FileEntry,
-    Json,
     Manifest,
     Part,
     TensorEntry,
     tensors_from_json,
 )
 from scaling.core.errors import CheckpointError
+from scaling.core.storage.json_values import Json
 
 DIGEST = hashlib.sha256(b"").hexdigest()
 FILE = "rank_00000_model_000.safetensors"

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.core.checkpoint.manifest import Json
 from scaling.core.checkpoint.resume import ABSENT, Change, ChangeRules, Kind, compare, covers
 from scaling.core.errors import ConfigError
+from scaling.core.storage.json_values import Json
 from tests.core.checkpoint.test_manifest import json_values
 
 RULES = ChangeRules(

@@ -12,8 +12,8 @@ import torch
 from scaling.core.boxes import Box, GlobalTensor
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Communicator
-from scaling.core.checkpoint.manifest import Json
 from scaling.core.errors import CheckpointError, StorageError
+from scaling.core.storage.json_values import Json
 from tests.core.checkpoint.virtual import (
     Cut,
     RankState,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scaling.core.errors import CheckpointError, StorageError
-from scaling.core.logging.run_state import RunPhase, RunState, RunStateRecorder, write_json
+from scaling.core.logging.run_state import RunPhase, RunState, RunStateRecorder
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -114,11 +114,3 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_the_start_and_a_warning_
 def test_what_cannot_be_understood_reads_as_no_state(tmp_path: Path, text: str) -> None:
     (tmp_path / "run_state.json").write_text(text)
     assert RunState.read(tmp_path) is None
-
-
-def test_writing_json_leaves_no_temporary_file(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a.json", {"a": object()})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}

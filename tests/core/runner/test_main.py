@@ -23,7 +23,7 @@ from scaling.core.runner import supervisor
 from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.cores import available_cores
 from scaling.core.runner.main import runner_main
-from tests.core.checkpoint.test_lock import another_process
+from tests.core.storage.test_lock import another_process
 from tests.processes import is_running, wait_until
 
 WORKER = Path(__file__).with_name("worker_script.py")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from scaling.core.checkpoint import lock
-from scaling.core.checkpoint.lock import locked
 from scaling.core.errors import StorageError
+from scaling.core.storage import lock
+from scaling.core.storage.lock import locked
 from scaling.core.topology.topology import Topology
 from scaling.core.trainer import run
 from scaling.core.trainer.run import alone_in
-from tests.core.checkpoint.test_lock import another_process
+from tests.core.storage.test_lock import another_process
 
 TRY = """
 import fcntl, sys

@@ -14,12 +14,13 @@ from scaling.core.boxes import GlobalTensor
 from scaling.core.checkpoint.communicator import Alone, Communicator
 from scaling.core.checkpoint.folders import Retention
 from scaling.core.checkpoint.load import Match, Rules, describe, execute, join_reports, match, report_of
-from scaling.core.checkpoint.manifest import Json, json_text
+from scaling.core.checkpoint.manifest import json_text
 from scaling.core.checkpoint.save import Job, Saver, SaveReport, problem_of, versions
 from scaling.core.checkpoint.search import Check, Search, StoredCheckpoint, accept_any, find_newest
 from scaling.core.checkpoint.share import plan_share
 from scaling.core.checkpoint.staging import Staging
 from scaling.core.errors import CheckpointError, ScalingError, StorageError
+from scaling.core.storage.json_values import Json
 
 MAX_FILE_BYTES: Final = 4 * 2**30
 _log = logging.getLogger(__name__)

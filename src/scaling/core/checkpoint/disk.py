@@ -1,4 +1,4 @@
-"""Plain file operations with the guarantees a checkpoint needs: nothing half-written unnoticed, no links followed."""
+"""Read files that somebody else may have put there: nothing cut off unnoticed, no links followed, nothing too large."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,37 +14,6 @@ from scaling.core.errors import CheckpointError
 
 CHUNK_BYTES: Final = 8 * 2**20
 """How much is written, read and hashed at a time."""
-
-_CANNOT_SYNC_FOLDERS: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
-
-
-def write_fully(descriptor: int, data: memoryview) -> None:
-    """Write all of `data`: a single `write` may stop early, for example just before the disk is full."""
-    while len(data):
-        data = data[os.write(descriptor, data) :]
-
-
-def write_durably(path: Path, data: bytes, *, halfway: Callable[[], None] | None = None) -> None:
-    """Create a file with this content and force it to the disk; calls `halfway` in the middle."""
-    with path.open("xb", buffering=0) as file:
-        middle = len(data) // 2
-        write_fully(file.fileno(), memoryview(data)[:middle])
-        if halfway is not None:
-            halfway()
-        write_fully(file.fileno(), memoryview(data)[middle:])
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Force a folder's entries to the disk, where the file system can do that."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC_FOLDERS:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def open_regular(path: Path) -> io.FileIO:

@@ -18,10 +18,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from scaling.core.boxes import Box, whole
-from scaling.core.checkpoint.disk import CHUNK_BYTES, open_regular, write_fully
+from scaling.core.checkpoint.disk import CHUNK_BYTES, open_regular
 from scaling.core.checkpoint.header import ITEM_BYTES, Slot, encode_header, read_header
 from scaling.core.checkpoint.manifest import FileEntry
 from scaling.core.errors import CheckpointError
+from scaling.core.storage.writing import write_fully
 
 TORCH_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {

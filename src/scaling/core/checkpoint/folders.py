@@ -14,10 +14,10 @@ from typing import Final
 
 from scaling.core import faults
 from scaling.core.checkpoint import manifest as manifests
-from scaling.core.checkpoint.disk import sync_folder, write_durably
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.verify import quick_problems, read_manifest
 from scaling.core.errors import CheckpointError, ConfigError, StorageError
+from scaling.core.storage.writing import TEMPORARY_PREFIX, sync_folder, temporary_name, write_atomically, write_durably
 
 LATEST: Final = "latest"
 OPTIMIZER_PREFIX: Final = "optimizer."
@@ -84,7 +84,7 @@ def prepare(save_dir: Path, step: int) -> Path:
     """Clean up after killed saves and create the folder that the step is first written to."""
     save_dir.mkdir(parents=True, exist_ok=True)
     sweep(save_dir)
-    temporary = save_dir / f".tmp-global_step{step}-{secrets.token_hex(4)}"
+    temporary = temporary_name(step_folder(save_dir, step))
     temporary.mkdir()
     return temporary
 
@@ -95,7 +95,7 @@ def sweep(save_dir: Path) -> None:
         aside = _ASIDE.fullmatch(path.name)
         if aside and not os.path.lexists(save_dir / aside[1]):
             path.rename(save_dir / aside[1])
-        elif aside or path.name.startswith((".tmp-", ".trash-")):
+        elif aside or path.name.startswith((TEMPORARY_PREFIX, ".trash-")):
             _log.info("removing %s, left behind by an interrupted save", path)
             remove(path)
 
@@ -131,10 +131,7 @@ def commit(temporary: Path, manifest: Manifest, target: Path) -> None:
 
 def point_latest(target: Path) -> None:
     """Name a step folder in the file `latest`: a hint for people and tools, which loading does not rely on."""
-    temporary = target.with_name(f".tmp-{LATEST}-{secrets.token_hex(4)}")
-    write_durably(temporary, target.name.encode())
-    temporary.replace(target.with_name(LATEST))
-    sync_folder(target.parent)
+    write_atomically(target.with_name(LATEST), target.name.encode())
 
 
 def retain(newest: Path, retention: Retention) -> None:
@@ -166,11 +163,9 @@ def drop_optimizer(folder: Path) -> None:
     if not files:
         return
     manifest = read_manifest(folder).without(OPTIMIZER_PREFIX)
-    temporary = folder / f".tmp-{manifests.FILE_NAME}"
-    temporary.unlink(missing_ok=True)
-    write_durably(temporary, manifest.encode())
-    temporary.replace(folder / manifests.FILE_NAME)
-    sync_folder(folder)
+    for rest in folder.glob(f"{TEMPORARY_PREFIX}*"):  # of a kill at this place
+        rest.unlink()
+    write_atomically(folder / manifests.FILE_NAME, manifest.encode())
     for path in files:
         if path.name not in manifest.files:
             path.unlink()

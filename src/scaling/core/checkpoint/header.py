@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO, Final
 
 from scaling.core.errors import CheckpointError
+from scaling.core.storage.json_values import is_count, unique_keys
 
 ITEM_BYTES: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -94,19 +95,10 @@ def read_header(file: BinaryIO, file_bytes: int) -> Header:
     return Header(length_bytes + text, MappingProxyType(ordered))
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object and refuse a key that appears twice (for `json.loads`)."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
-    return found
-
-
 def _slot(entry: dict[str, Any], data_start: int) -> Slot:
     start, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if not all(type(number) is int and 0 <= number < 2**62 for number in (start, stop, *shape)):
+    if not all(map(is_count, (start, stop, *shape))):
         raise ValueError("a shape or an offset is not a number of reasonable size")
     if entry["dtype"] not in ITEM_BYTES:
         raise ValueError(f"unknown data type {entry['dtype']!r}")

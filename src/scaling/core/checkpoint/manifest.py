@@ -6,15 +6,14 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from scaling.core.boxes import Box, first_overlap, follow_each_other, uncovered, whole
-from scaling.core.checkpoint.header import ITEM_BYTES, tensor_bytes, unique_keys
+from scaling.core.checkpoint.header import ITEM_BYTES, tensor_bytes
 from scaling.core.errors import CheckpointError
-
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+from scaling.core.storage.json_values import Json, is_count, unique_keys
 
 FILE_NAME: Final = "manifest.json"
 FORMAT: Final = "scaling-checkpoint"
@@ -192,11 +191,6 @@ def json_text(value: Json, what: str) -> str:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{what} cannot be stored as JSON: {error}") from error
-
-
-def is_count(value: Any) -> bool:
-    """Return whether a value that was read is a whole number that counts something: from 0, and small enough to add."""
-    return type(value) is int and 0 <= value < 2**62
 
 
 def _cover_problems(name: str, entry: TensorEntry) -> list[str]:

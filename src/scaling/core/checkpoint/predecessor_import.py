@@ -15,8 +15,8 @@ from torch import Tensor
 from scaling.core.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import new_step_folder, step_of
-from scaling.core.checkpoint.manifest import Json
 from scaling.core.errors import CheckpointError, StorageError
+from scaling.core.storage.json_values import Json
 
 _LAYER_FILE: Final = re.compile(r"model_state_layer_(\d+)_([A-Za-z0-9]+)(?:_.+)?\.pt")
 

@@ -8,8 +8,8 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Final, final
 
-from scaling.core.checkpoint.manifest import Json
 from scaling.core.errors import ConfigError, Problem
+from scaling.core.storage.json_values import Json
 
 
 class Kind(str, Enum):

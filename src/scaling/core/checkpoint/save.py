@@ -19,9 +19,10 @@ from scaling.core import faults
 from scaling.core.checkpoint import folders
 from scaling.core.checkpoint.communicator import Communicator
 from scaling.core.checkpoint.folders import Retention
-from scaling.core.checkpoint.manifest import Json, Manifest
+from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.share import Share, join_shares, write_share
 from scaling.core.errors import CheckpointError, ScalingError, StorageError
+from scaling.core.storage.json_values import Json
 
 _WHILE_COMPLETING: Final = ("save.before_manifest", "save.mid_manifest", "save.before_rename")
 _WHILE_TIDYING: Final = ("save.after_rename", "save.during_retention")

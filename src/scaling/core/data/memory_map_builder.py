@@ -6,7 +6,6 @@ its meta file, so a build that is killed at any moment leaves nothing that opens
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,8 @@ from scaling.core import faults
 from scaling.core.data.documents import Integers, with_suffix
 from scaling.core.data.memory_map_meta import MemoryMapMeta, integer_dtype
 from scaling.core.errors import DataError, StorageError
+from scaling.core.storage.lock import try_lock
+from scaling.core.storage.writing import sync_folder
 
 _SUFFIXES: Final = (".bin", ".idx", ".meta.json")
 _WRITE_BUFFER: Final = 4 << 20
@@ -90,7 +91,7 @@ class MemoryMapDatasetBuilder:
                 for suffix in _SUFFIXES:  # the meta file is the last: with it the memory map exists
                     faults.point("data.build.rename")
                     self._building[suffix].rename(self._final[suffix])
-                _sync_directory(self.prefix.parent)
+                sync_folder(self.prefix.parent)
         except BaseException:
             self.discard()
             raise
@@ -131,10 +132,8 @@ class MemoryMapDatasetBuilder:
         path = self._building[".meta.json"]
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DataError(f"another process is building {self.prefix} now; wait for it, or stop it") from error
+            if not try_lock(descriptor):
+                raise DataError(f"another process is building {self.prefix} now; wait for it, or stop it")
             # First of all: what was opened may by now have another name, and the file of this name another builder.
             if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
                 raise DataError(f"another process was building {self.prefix} until now; start again")
@@ -216,11 +215,3 @@ def _storing(prefix: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"{prefix} cannot be written: {error}; make room or choose another place") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,7 @@ import torch
 
 from scaling.core.config.base import BaseConfig
 from scaling.core.errors import StorageError
-from scaling.core.logging.run_state import write_json
+from scaling.core.storage.writing import write_json
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yml"

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import secrets
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from typing_extensions import Self
 
 from scaling.core.errors import ExitStatus, ScalingError, StorageError
+from scaling.core.storage.writing import write_json
 
 _log = logging.getLogger(__name__)
 
@@ -139,13 +136,3 @@ def _write_or_warn(state: RunState, log_dir: Path) -> None:
 def describe_error(error: BaseException) -> str:
     """Return an error's message, preceded by its type where the message alone is not meant for a user."""
     return str(error) if isinstance(error, ScalingError) else f"{type(error).__name__}: {error}"
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace `path` in one go."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.boxes import GlobalTensor
-from scaling.core.checkpoint.manifest import is_count
 from scaling.core.errors import CheckpointError
 from scaling.core.optimizer.clip import squared_norm
 from scaling.core.optimizer.config import OptimizerConfig
@@ -23,6 +22,7 @@ from scaling.core.optimizer.loss_scaler import LossScaler, scaler_state_problems
 from scaling.core.optimizer.lr_schedule import LearningRateScheduler
 from scaling.core.optimizer.rule import Pace
 from scaling.core.optimizer.shard import FlatShard, make_shard
+from scaling.core.storage.json_values import is_count
 from scaling.core.topology.placement import Placements
 from scaling.core.topology.topology import Topology
 

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scaling.core.checkpoint.lock import locked
 from scaling.core.errors import ExitStatus, StorageError
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner.cluster import machines, refuse_other_machines
@@ -23,6 +22,7 @@ from scaling.core.runner.outcome import Outcome, ProcessEnd, outcome
 from scaling.core.runner.process import ERROR_FILE_VARIABLE, RUNNER_VARIABLE
 from scaling.core.runner.report import Report
 from scaling.core.runner.supervisor import POLL_SECONDS, Supervisor
+from scaling.core.storage.lock import locked
 from scaling.core.topology.launch import LaunchContext
 
 
@@ -164,5 +164,5 @@ def _record(result: Outcome, log_dir: Path, *, asked: signal.Signals | None) -> 
     step = 0 if known is None else known.step
     with contextlib.suppress(OSError, StorageError):
         log_dir.mkdir(parents=True, exist_ok=True)
-        with locked(log_dir, patience=0.0):
+        with locked(log_dir, setting="logger.log_dir", patience=0.0):
             RunState(state=phase, step=step, reason=reason, exit_status=int(result.status)).write(log_dir)

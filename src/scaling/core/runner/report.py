@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scaling.core.errors import ExitStatus, ScalingError
+from scaling.core.storage.writing import write_atomically
 
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -46,9 +46,8 @@ class Report:
             "trace": self.trace,
             "status": self.status,
         }
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"message": {"message": self.message, "extraInfo": extra}}), encoding="utf-8")
-        temporary.replace(path)
+        content = json.dumps({"message": {"message": self.message, "extraInfo": extra}})
+        write_atomically(path, content.encode(), durable=False)
 
     @classmethod
     def read(cls, path: Path) -> Report | None:

@@ -16,6 +16,7 @@ from scaling.core.pipeline.engine import untimed
 from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.profiler.profiler import Profiler
+from scaling.core.storage.writing import write_atomically
 from scaling.core.topology.topology import Topology
 from scaling.core.trainer.hooks import TrainerView
 
@@ -70,7 +71,8 @@ class ProfilingHook:
         ]
         try:
             self._output.parent.mkdir(parents=True, exist_ok=True)
-            self._output.write_text(json.dumps({"traceEvents": names + events, "displayTimeUnit": "ms"}))
+            content = json.dumps({"traceEvents": names + events, "displayTimeUnit": "ms"})
+            write_atomically(self._output, content.encode(), durable=False)
         except OSError as error:  # a timeline is not worth a run
             _log.warning("the timeline was not written to %s: %s", self._output, error)
         else:

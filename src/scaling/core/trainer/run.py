@@ -11,7 +11,6 @@ from typing import Protocol
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Alone, Communicator, StoreCommunicator
 from scaling.core.checkpoint.folders import Retention
-from scaling.core.checkpoint.lock import locked
 from scaling.core.errors import ConfigError, ExitStatus, Problem, StorageError
 from scaling.core.logging.config import LoggerConfig
 from scaling.core.logging.metrics import MetricWriter
@@ -19,6 +18,7 @@ from scaling.core.logging.provenance import write_run_files
 from scaling.core.logging.run_state import RunStateRecorder
 from scaling.core.logging.sinks import open_sinks
 from scaling.core.profiler.config import ProfilerConfig
+from scaling.core.storage.lock import locked
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 from scaling.core.trainer.builtin_hooks import builtin_hooks

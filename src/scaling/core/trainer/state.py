@@ -8,10 +8,10 @@ from typing import Any, Protocol, final
 
 import torch
 
-from scaling.core.checkpoint.manifest import is_count
 from scaling.core.checkpoint.resume import FINGERPRINTS, ChangeRules
 from scaling.core.config.base import BaseConfig
 from scaling.core.errors import CheckpointError
+from scaling.core.storage.json_values import is_count
 
 
 @dataclass

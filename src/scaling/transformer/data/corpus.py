@@ -14,8 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from tokenize import detect_encoding
 
-from scaling.core import DataError, MemoryMapDatasetBuilder
-from scaling.transformer.data.files import exclusive, storage_errors, sync_directory, write_atomically
+from scaling.core import DataError, MemoryMapDatasetBuilder, file_lock, storage_errors, sync_folder, write_atomically
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.sampling import thin
 from scaling.transformer.data.shards import token_dtype
@@ -70,7 +69,7 @@ def build_stdlib_corpus(
     with storage_errors(f"building the corpus in {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         waiting = "waiting for another process that builds the corpus"
-        with exclusive(directory / f".{name}.lock", on_wait=lambda: progress(waiting, 0, 1)):
+        with file_lock(directory / f".{name}.lock", on_wait=lambda: progress(waiting, 0, 1)):
             if not _intact(final, identity):
                 building = directory / f".{name}.building"
                 for rest in (building, final):
@@ -80,7 +79,7 @@ def build_stdlib_corpus(
                 _build(building, limits, progress)
                 _write_manifest(building, identity)
                 building.rename(final)
-                sync_directory(directory)
+                sync_folder(directory)
     return _paths(final)
 
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
 
-from scaling.core import DataError, StorageError
+from scaling.core import DataError, StorageError, storage_errors
 from scaling.transformer.data.compression import DAMAGE, open_binary
-from scaling.transformer.data.files import storage_errors
 
 PLAIN_SUFFIXES = (".txt", ".jsonl")
 COMPRESSED_SUFFIXES = tuple(plain + packed for plain in PLAIN_SUFFIXES for packed in (".gz", ".zst"))

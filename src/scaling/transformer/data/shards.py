@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.core import DataError
+from scaling.core import DataError, storage_errors, write_atomically
 from scaling.transformer.data.chunks import Chunk
-from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.readers import BadRecord, PieceReader
 from scaling.transformer.data.tokenizer import Tokenizer
 

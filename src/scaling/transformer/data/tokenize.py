@@ -24,9 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from scaling.core import DataError, DataRefusedError, MemoryMapDatasetBuilder, ScalingError, leave_with_parent
+from scaling.core import (
+    DataError,
+    DataRefusedError,
+    MemoryMapDatasetBuilder,
+    ScalingError,
+    leave_with_parent,
+    storage_errors,
+    write_atomically,
+)
 from scaling.transformer.data.chunks import Chunk, plan_chunks
-from scaling.transformer.data.files import storage_errors, write_atomically
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.readers import BadRecord, find_inputs
 from scaling.transformer.data.shards import Shard, ShardReport, TokenizeOptions, token_dtype

@@ -10,8 +10,7 @@ from typing import final
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from scaling.core import DataError
-from scaling.transformer.data.files import storage_errors, write_atomically
+from scaling.core import DataError, storage_errors, write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 """The end-of-document token of the tokenizers trained here."""

@@ -1,3 +1,5 @@
+"""A lock ends with its holder, however that ends, and says who holds it."""
+
 from __future__ import annotations
 
 import errno
@@ -11,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling.core.checkpoint import lock
-from scaling.core.checkpoint.lock import locked
 from scaling.core.errors import StorageError
+from scaling.core.storage import lock
+from scaling.core.storage.lock import file_lock, locked
 
 HOLD = """
 import fcntl, os, sys
@@ -42,7 +44,7 @@ def another_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_run_is_refused_and_told_who_was_first(tmp_path: Path) -> None:
     with another_process(tmp_path) as process:
         message = rf"is being written by another run \(process {process.pid} on somewhere\).*trainer\.save_dir"
-        with pytest.raises(StorageError, match=message), locked(tmp_path, patience=0.2):
+        with pytest.raises(StorageError, match=message), locked(tmp_path, setting="trainer.save_dir", patience=0.2):
             pass
 
 
@@ -60,7 +62,7 @@ def test_a_killed_run_blocks_nobody(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         assert (tmp_path / lock.FILE_NAME).exists()
-        with locked(tmp_path, patience=0.0):
+        with locked(tmp_path, setting="trainer.save_dir", patience=0.0):
             assert f"process {os.getpid()} on" in (tmp_path / lock.FILE_NAME).read_text()
     assert not list(tmp_path.iterdir())
 
@@ -69,12 +71,12 @@ def test_a_run_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
     with another_process(tmp_path) as process:
         assert process.stdin is not None
         process.stdin.close()  # it ends by itself now
-        with locked(tmp_path, patience=60.0):
+        with locked(tmp_path, setting="trainer.save_dir", patience=60.0):
             pass
 
 
 def test_a_folder_that_cannot_be_written_has_no_lock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with locked(tmp_path / "absent"):
+    with locked(tmp_path / "absent", setting="trainer.save_dir"):
         assert not (tmp_path / "absent").exists()
     assert not caplog.text
 
@@ -84,10 +86,40 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "lockf", unknown)
-    with locked(tmp_path):
+    with locked(tmp_path, setting="trainer.save_dir"):
         pass
     (tmp_path / lock.FILE_NAME).unlink()
     (tmp_path / lock.FILE_NAME).symlink_to("elsewhere")
-    with locked(tmp_path):
+    with locked(tmp_path, setting="trainer.save_dir"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+HOLD_FILE = """
+import sys
+from pathlib import Path
+from scaling.core.storage.lock import file_lock
+with file_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_file_lock_is_waited_for_and_is_free_when_its_holder_is_killed(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_FILE, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        # Were the lock not held by the other process, nothing would kill it, and its end below would never come.
+        with file_lock(lock, on_wait=holder.kill):
+            pass
+        assert holder.wait() == -9
+    assert lock.exists()
+
+
+def test_a_free_lock_is_not_waited_for(tmp_path: Path) -> None:
+    for _ in range(2):
+        with file_lock(tmp_path / "lock", on_wait=lambda: pytest.fail("waited")):
+            pass

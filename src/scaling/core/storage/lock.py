@@ -1,4 +1,4 @@
-"""One run at a time writes to a folder of checkpoints or logs: two would sweep away what the other is writing."""
+"""Locks of files, by which processes take turns. The kernel holds them: they end with their holder, however it dies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(directory: Path, *, setting: str = "trainer.save_dir", patience: float = PATIENCE_SECONDS) -> Iterator[None]:
-    """Hold the directory's lock; `StorageError` if another process has it for longer than `patience` seconds.
+def locked(directory: Path, *, setting: str, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Let one run at a time write to a folder of checkpoints or logs: two would sweep away what the other is writing.
 
-    `setting` names the directory in the error. The lock is the kernel's, on a record of the file, so it ends with the
-    process however that ends, is not inherited by workers, and holds over network file systems; but a process must not
-    take it twice, for the end of one would be the end of both. Where the file system knows no locks, there is none, nor
-    in a directory that cannot be written: whoever tries to write there says so.
+    `StorageError` if another process has the lock for longer than `patience` seconds; `setting` names the directory
+    then. The lock is on a record of a file, so it is not inherited by workers and holds over network file systems; but
+    a process must not take it twice, for the end of one would be the end of both. Where the file system knows no
+    locks, there is none, nor in a directory that cannot be written: whoever tries to write there says so.
     """
     if not os.access(directory, os.W_OK | os.X_OK):
         yield
@@ -51,6 +51,31 @@ def locked(directory: Path, *, setting: str = "trainer.save_dir", patience: floa
             with contextlib.suppress(OSError):
                 (directory / FILE_NAME).unlink()
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs; another process that asks for it waits until then.
+
+    A lock file that lies around stops nobody. `on_wait` is called once where the lock is taken.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not try_lock(descriptor):
+            on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed; return False, at once, where another process has locked it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _try(path: Path) -> int | None:
