@@ -64,9 +64,9 @@ def killed(rank: int, world_size: int, settings: Settings, steps: float) -> None
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     def arm(trainer: TrainerView, seconds: float) -> None:
-        moment = trainer.learner.topology.exchange("moment", str(time.monotonic() + min(LONGEST, steps * seconds)))[0]
-        assert moment is not None
-        signal.setitimer(signal.ITIMER_REAL, max(1e-6, float(moment) - time.monotonic()))
+        topology = trainer.learner.topology
+        moment = topology.broadcast("moment", time.monotonic() + min(LONGEST, steps * seconds))
+        signal.setitimer(signal.ITIMER_REAL, max(1e-6, moment - time.monotonic()))
 
     train(settings, arm)
 

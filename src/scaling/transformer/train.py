@@ -126,9 +126,9 @@ def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
                     write_atomically(kept, content)
         except StorageError as error:
             problem = str(error)
-    problem = topology.exchange("tokenizer", problem)[0]
-    if problem is not None:
-        raise StorageError(problem)
+    failure = topology.broadcast("tokenizer", problem)
+    if failure is not None:
+        raise StorageError(failure)
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitStatus:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import pytest
@@ -44,7 +44,9 @@ def test_a_process_that_works_alone_has_no_groups() -> None:
     assert topology.world is None
     assert topology.store is None
     assert topology.subgroup("any", [0]) is None
-    assert topology.exchange("any", "said") == ["said"]
+    assert topology.gather("any", "said") == ["said"]
+    assert topology.broadcast("any", "said") == "said"
+    assert topology.agree("any", 3, sum) == 3
     topology.close()
 
 
@@ -161,15 +163,58 @@ def test_stages_outside_a_tie_go_on_without_its_members() -> None:
         ]
 
 
-def exchange_words(rank: int, world_size: int) -> list[list[str | None]]:
+class CountingStore:
+    """Counts what passes between a rank and its store."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self.store = store
+        self.calls: list[str] = []
+        self.bytes = 0
+
+    def set(self, key: str, value: str) -> None:
+        self.calls.append("set")
+        self.store.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        self.calls.append("get")
+        return self.counted(self.store.get(key))
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        self.calls.append("multi_get")
+        return [self.counted(value) for value in self.store.multi_get(keys)]
+
+    def counted(self, value: bytes) -> bytes:
+        self.bytes += len(value)
+        return value
+
+
+def tell_each_other(rank: int, world_size: int) -> tuple[list[Any], list[str], int]:
     with connected(data=world_size) as topology:
         assert topology.store is not None
-        return [topology.exchange("same name", None if rank == 1 else f"{rank} says {n} \x1f ✓") for n in range(3)]
+        counting = CountingStore(topology.store)
+        with mock.patch.object(topology, "_store", counting):
+            gathered = [topology.gather("same", None if rank == 1 else f"{rank} says {n} \x1f ✓") for n in range(3)]
+            answers = [*gathered, topology.broadcast("same", f"{rank}"), topology.agree("same", [rank] * 100, total)]
+        return answers, counting.calls, counting.bytes
 
 
-def test_what_ranks_tell_each_other_comes_in_rank_order_however_often() -> None:
-    for said in run_distributed(exchange_words, 3):
-        assert said == [[f"0 says {n} \x1f ✓", None, f"2 says {n} \x1f ✓"] for n in range(3)]
+def total(said: list[list[int]]) -> int:
+    return sum(map(sum, said))
+
+
+def test_ranks_speak_to_rank_0_which_answers_all_of_them() -> None:
+    results = run_distributed(tell_each_other, 3)
+    everything = [[f"0 says {n} \x1f ✓", None, f"2 says {n} \x1f ✓"] for n in range(3)]
+    assert results[0][0] == [*everything, "0", 300]
+    assert results[1][0] == results[2][0] == [None, None, None, "0", 300]
+
+
+def test_a_joint_answer_costs_the_others_one_value_each_way() -> None:
+    first, *others = run_distributed(tell_each_other, 3)
+    assert first[1] == [*["multi_get"] * 3, "set", "multi_get", "set"]
+    for _, calls, received in others:
+        assert calls == [*["set"] * 3, "get", "set", "get"]
+        assert received == len('"0"') + len("300")
 
 
 def connect_again(rank: int, world_size: int, port: int) -> bool:

@@ -142,7 +142,7 @@ def _make_groups(
     batch = [buffer.kind.placements.batch_axes(layout) for buffer in buffers]
     other = [buffer.kind.placements.other_sums(layout) for buffer in buffers]
     mine = [batch, [(axis, placement.copies, placement.indices) for sums in other for axis, placement in sums]]
-    said = [json.loads(text) for text in topology.exchange("groups of gradient sums", json.dumps(mine)) if text]
+    said = topology.agree("groups of gradient sums", mine, _distinct)
     for axes in sorted({tuple(axes) for batches, _ in said for axes in batches}):
         topology.group(*map(Axis, axes))
     everyone = {
@@ -161,6 +161,11 @@ def _make_groups(
     found.sort(key=lambda entry: entry[:2])
     sums_in_order: list[tuple[int, ops.Group]] = [(number, group) for _, _, number, group in found if group is not None]
     return [topology.group(*axes) for axes in batch], sums_in_order
+
+
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    """Return each of some values once, as it travels."""
+    return [json.loads(text) for text in sorted({json.dumps(value) for value in values})]
 
 
 def _order(which: tuple[Axis, Placement]) -> tuple[Any, ...]:

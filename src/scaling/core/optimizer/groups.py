@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,16 +92,14 @@ def assign(
             parameter.requires_grad_(False)
         else:
             missing.append(description.name)
-    said = topology.exchange("parameter groups", json.dumps([missing, several, wanted]))
-    reports = [json.loads(report) for report in said if report is not None]
-    problems = sorted({line for report in reports for line in report[1]})
-    if left := sorted({key for report in reports for key in report[0]}):
+    left, problems, taking = topology.agree("parameter groups", [missing, several, wanted], _joined)
+    if left:
         problems.append(
             f"{_listed(left)} {'is' if len(left) == 1 else 'are'} in no group; include what is trained, and freeze "
             "the rest with training.allow_missing_params_in_optimizer (in a program: assign(..., allow_missing=True))"
         )
     for index, pattern in enumerate(patterns):
-        if not any(report[2][index] for report in reports):
+        if not taking[index]:
             problems.append(
                 f"group {pattern.group.name!r} takes no parameter; correct its patterns, which are searched in names "
                 "without `layers.<index>.`, or remove it"
@@ -113,6 +110,16 @@ def assign(
         replace(pattern.group, parameters=tuple(parameters))
         for pattern, parameters in zip(patterns, taken, strict=True)
     ]
+
+
+def _joined(reports: Sequence[tuple[list[str], list[str], list[bool]]]) -> tuple[list[str], list[str], list[bool]]:
+    """Return what all ranks miss, what all complain of, and which groups take something on any of them."""
+    missing, several, wanted = zip(*reports, strict=True)
+    return (
+        sorted(set().union(*missing)),
+        sorted(set().union(*several)),
+        [any(taken) for taken in zip(*wanted, strict=True)],
+    )
 
 
 def _listed(keys: Sequence[str]) -> str:

@@ -107,8 +107,7 @@ class Optimizer:
         half = any(buffer.kind.dtype == torch.float16 for buffer in self._buffers)
         # Whether *any* rank has float16 parameters must be agreed: the scale multiplies the loss on the last stage
         # only.
-        agreed = topology.exchange("float16", "yes" if half else "no")
-        scaled = config.loss_scaler.enabled(float16="yes" in agreed)
+        scaled = config.loss_scaler.enabled(float16=topology.agree("float16", half, any))
         self.loss_scaler = LossScaler(config.loss_scaler, topology.device, enabled=scaled)
         self._usual_weight = usual_weight
         self._counted = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, final
@@ -27,7 +26,7 @@ from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B,
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import USUAL, Placements
-from scaling.core.topology.topology import Topology
+from scaling.core.topology.topology import Topology, first_given
 
 
 def schedule_of(config: TopologyConfig) -> Schedule:
@@ -178,7 +177,7 @@ class ParallelModule(nn.Module):
     def _metrics_of(self, loss: StepLoss, mode: str) -> tuple[str, ...]:
         """Return the names of the metrics the last stage reports; agreed over the store in the first step."""
         if mode not in self._metric_names:
-            mine = json.dumps(loss.names) if self.last else None
-            said = self.topology.exchange(f"metric names {mode}", mine)
-            self._metric_names[mode] = tuple(json.loads(next(names for names in reversed(said) if names is not None)))
+            mine = list(loss.names) if self.last else None
+            names: list[str] | None = self.topology.agree(f"metric names {mode}", mine, first_given)
+            self._metric_names[mode] = tuple(names or ())
         return self._metric_names[mode]

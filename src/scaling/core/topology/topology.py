@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from scaling.core.topology.rng import RngTracker
 
 if TYPE_CHECKING:
     from scaling.core.topology.config import TopologyConfig
+
+T = TypeVar("T")
 
 
 class Topology:
@@ -42,7 +44,7 @@ class Topology:
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._axis_groups: dict[tuple[Axis, ...], dist.ProcessGroup | None] = {}
         self._store: dist.Store | None = None
-        self._exchanges = 0
+        self._messages = 0
         self.leaving = contextlib.ExitStack()
         """What is undone when this process is through with the others, and they with it: signal handlers."""
 
@@ -159,18 +161,42 @@ class Topology:
         which = placement.copies if placement.indices is None else list(placement.indices)
         return self.subgroup(f"{axis.value} {which}", ranks)
 
-    def exchange(self, purpose: str, value: str | None) -> list[str | None]:
-        """Return what every rank passed, in rank order. Collective: all ranks; over the store, not the network fabric.
+    def agree(self, purpose: str, value: Any, join: Callable[[list[Any]], T]) -> T:
+        """Return `join` of what all ranks passed, in rank order. Collective: all ranks.
 
-        For what happens once, before or beside training: names, plans, complaints.
+        Over the store, not the network fabric, for what happens once, before or beside training: names, plans,
+        complaints. Only rank 0 sees everything and joins it; the others send one value and receive the answer. Both
+        travel as JSON. What must fail on all ranks alike, such as a complaint, is raised from the answer, not in
+        `join`.
         """
+        values = self.gather(purpose, value)
+        return cast(T, self.broadcast(purpose, None if values is None else join(values)))
+
+    def gather(self, purpose: str, value: Any) -> list[Any] | None:
+        """Return what all ranks passed, in rank order, on rank 0, None on the others. Collective: all ranks."""
         if self._store is None:
             return [value]
-        self._exchanges += 1
-        prefix = f"exchange/{self._exchanges}/{purpose}"
-        self._store.set(f"{prefix}/{self.rank}", json.dumps(value))
-        keys = [f"{prefix}/{rank}" for rank in range(self.layout.world_size)]
-        return [json.loads(said) for said in self._store.multi_get(keys)]
+        prefix = self._next_message(purpose)
+        if self.rank != 0:
+            self._store.set(f"{prefix}/{self.rank}", json.dumps(value))
+            return None
+        keys = [f"{prefix}/{rank}" for rank in range(1, self.layout.world_size)]
+        return [value, *map(json.loads, self._store.multi_get(keys))]
+
+    def broadcast(self, purpose: str, value: T) -> T:
+        """Return what rank 0 passed, whatever the others pass. Collective: all ranks."""
+        if self._store is None:
+            return value
+        key = self._next_message(purpose)
+        if self.rank == 0:
+            self._store.set(key, json.dumps(value))
+            return value
+        return cast(T, json.loads(self._store.get(key)))
+
+    def _next_message(self, purpose: str) -> str:
+        """Return the key of a message, of which all ranks have sent or read the same number by now."""
+        self._messages += 1
+        return f"message/{self._messages}/{purpose}"
 
     def close(self) -> None:
         """Destroy the process groups. Safe to call twice."""
@@ -191,6 +217,11 @@ class Topology:
         if kind is None and self._store is not None:  # rank 0 may serve the store, and others still read from it
             leave_store(self._store, world_size=self.layout.world_size)
         self.close()
+
+
+def first_given(values: Sequence[T | None]) -> T | None:
+    """Return the first value that is not None, None where there is none: a way to join what ranks say."""
+    return next((value for value in values if value is not None), None)
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

@@ -28,7 +28,7 @@ class ProfilingHook:
     """Times the engine's actions from `profile_start_at_step` on and writes them as a trace when they are complete.
 
     Open the file in Perfetto (ui.perfetto.dev) or chrome://tracing; the names are those of the planned timeline
-    (`scaling.core.pipeline.draw`). The ranks' spans travel over the store, once. All ranks take part.
+    (`scaling.core.pipeline.draw`). The ranks' spans travel to rank 0 over the store, once. All ranks take part.
     """
 
     def __init__(self, config: ProfilerConfig, topology: Topology, output: Path) -> None:
@@ -60,10 +60,10 @@ class ProfilingHook:
 
     def _write(self) -> None:
         mine = [span.trace_event(process=self._topology.rank) for span in self._profiler.spans()]
-        everyone = self._topology.exchange("profile", json.dumps(mine))
-        if self._topology.rank != 0:
+        everyone = self._topology.gather("profile", mine)
+        if everyone is None:
             return
-        events = [event for said in everyone for event in json.loads(said or "[]")]
+        events = [event for spans in everyone for event in spans]
         names = [
             {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": f"rank {rank} {at}"}}
             for rank in range(self._topology.layout.world_size)

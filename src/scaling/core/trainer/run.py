@@ -20,7 +20,7 @@ from scaling.core.logging.sinks import open_sinks
 from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.storage.lock import locked
 from scaling.core.topology.layout import Axis
-from scaling.core.topology.topology import Topology
+from scaling.core.topology.topology import Topology, first_given
 from scaling.core.trainer.builtin_hooks import builtin_hooks
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.hooks import TrainerHook
@@ -138,9 +138,9 @@ def _require_writable(save_dir: Path | None, topology: Topology) -> None:
             pass
     except OSError as error:
         problem = str(error)
-    problems = [found for found in topology.exchange("save_dir", problem) if found is not None]
-    if problems:
-        raise StorageError(f"{save_dir} cannot be written ({problems[0]}); set trainer.save_dir to another folder")
+    problem = topology.agree("save_dir", problem, first_given)
+    if problem is not None:
+        raise StorageError(f"{save_dir} cannot be written ({problem}); set trainer.save_dir to another folder")
 
 
 @contextmanager
@@ -157,9 +157,9 @@ def alone_in(folders: Mapping[str, Path | None], topology: Topology) -> Iterator
                     locks.enter_context(locked(folder, setting=" and ".join(settings)))
             except StorageError as error:
                 problem = str(error)
-        problem = topology.exchange("locks of folders", problem)[0]
-        if problem is not None:
-            raise StorageError(problem)
+        refusal = topology.broadcast("locks of folders", problem)
+        if refusal is not None:
+            raise StorageError(refusal)
         yield
 
 
