@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaling.core import BaseConfig, LearningRateSchedulerConfig, Problem, RunConfig, TopologyConfig
+from scaling.core import BaseConfig, LearningRateSchedulerConfig, OnResume, Problem, RunConfig, TopologyConfig
 
 
 class TrainingConfig(BaseConfig):
+    on_resume = OnResume.SCHEDULE
+
     weight_decay: float = 0.1
     """AdamW's weight decay. 0: off."""
 
 
 class ArchitectureConfig(BaseConfig):
+    on_resume = OnResume.IDENTITY
+
     n_hidden_layers: int = 3
     """Residual layers between the first and the last."""
     hidden_dim: int = 128
@@ -21,6 +25,8 @@ class ArchitectureConfig(BaseConfig):
 
 
 class DataConfig(BaseConfig):
+    on_resume = OnResume.RUNTIME
+
     directory: Path | None = None
     """Folder of the four files of MNIST, gzipped or not. null: the 10 000 digits that come with the example."""
     download: bool = False

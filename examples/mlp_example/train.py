@@ -48,7 +48,7 @@ def train(config: MLPConfig, launch: LaunchContext) -> ExitStatus:
     with Topology.connect(config.topology, launch, digest=config.digest()) as topology:
         recipe = recipe_of(config, directory)
         learner = Learner(recipe, config.topology, topology, loading=config.trainer.loading)
-        rules = ChangeRules(identity=("architecture",), order=("trainer.seed", "fingerprints"))
+        rules = ChangeRules(order=("fingerprints",))
         return run_training(config, learner, RunIdentity(config, {"data": recipe.training.fingerprint()}, rules))
 
 

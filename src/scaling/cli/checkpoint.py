@@ -21,7 +21,7 @@ from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_o
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.predecessor_import import import_predecessor, predecessor_step_folder
 from scaling.core.checkpoint.reader import Difference, cast, differences
-from scaling.core.checkpoint.resume import ABSENT, ChangeRules, compare
+from scaling.core.checkpoint.resume import ABSENT, differing_values
 from scaling.core.checkpoint.search import find_newest, is_step_folder, name_problems
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
 from scaling.core.errors import CheckpointError, ConfigError, DataError, ExitStatus, StorageError
@@ -129,8 +129,8 @@ def diff(
         _console().print(table)
     if any(states) and not all(states):
         typer.echo(f"{(b if states[0] else a).path} holds no optimizer states, {(a if states[0] else b).path} does")
-    for change in compare(a.manifest.scalars, b.manifest.scalars, ChangeRules()).runtime:
-        typer.echo(f"{change.path}: {_word(change.stored)} and {_word(change.present)}")
+    for path, *values in differing_values(a.manifest.scalars, b.manifest.scalars):
+        typer.echo(f"{path}: {' and '.join(map(_shown, values))}")
     typer.echo(f"{unequal} of {total} tensors differ between {a.path} and {b.path}")
     if unequal and exit_code:
         raise typer.Exit(ExitStatus.FAILURE)
@@ -269,7 +269,7 @@ def _row(folder: Path) -> dict[str, Any]:
     }
 
 
-def _word(value: object) -> str:
+def _shown(value: object) -> str:
     return "nothing" if value is ABSENT else repr(value)
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         NoEffect as NoEffect,
     )
     from scaling.core.config.fields import (
+        OnResume as OnResume,
+    )
+    from scaling.core.config.fields import (
         Unavailable as Unavailable,
     )
     from scaling.core.config.patterns import pattern_problems as pattern_problems
@@ -260,7 +263,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "config.base": ("BaseConfig", "run_checks"),
     "config.family": ("ConfigFamily",),
-    "config.fields": ("ConfigWarning", "Derived", "NoEffect", "Unavailable"),
+    "config.fields": ("ConfigWarning", "Derived", "NoEffect", "OnResume", "Unavailable"),
     "config.patterns": ("pattern_problems",),
     "config.template": ("template",),
     "storage.lock": ("file_lock",),

@@ -40,31 +40,9 @@ from scaling.transformer.recipe import recipe_of
 
 _log = logging.getLogger(__name__)
 
-CHANGE_RULES = ChangeRules(
-    identity=("transformer_architecture", "fingerprints", "data.eod_token_id"),
-    order=("trainer.seed", "fingerprints.data"),
-    schedule=(
-        "transformer_architecture.precision",
-        "transformer_architecture.dropout_stream",
-        "transformer_architecture.dropout_embedding",
-        "transformer_architecture.dropout_attention_probs",
-        "transformer_architecture.dropout_after_attention",
-        "transformer_architecture.dropout_after_mlp",
-        "topology.global_batch_size",
-        "optimizer",
-        "training",
-        "training_groups",
-        "trainer.train_iterations",
-    ),
-    runtime=(
-        "transformer_architecture.masked_softmax.kernel",
-        "transformer_architecture.attention_qkv_in_one",
-        "transformer_architecture.vocab_file",
-        "optimizer.zero",
-        "optimizer.allreduce_bucket_size",
-    ),
-)
-"""What may change when a run is resumed. The data is known by its fingerprint, wherever its files lie."""
+CHANGE_RULES = ChangeRules(order=("fingerprints.data",))
+"""Settings say at their fields what a change means to a run that is resumed; the data is no setting. It is known by its
+fingerprint, wherever its files lie."""
 
 
 def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:

@@ -1,10 +1,18 @@
+"""Which settings may change when a run is resumed: rules of paths, and where they stand."""
+
 from __future__ import annotations
+
+from typing import Annotated
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
-from scaling.core.checkpoint.resume import ABSENT, Change, ChangeRules, Kind, compare, covers
+from scaling.core.checkpoint.resume import ABSENT, Change, ChangeRules, compare, covers, differing_values
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.family import ConfigFamily
+from scaling.core.config.fields import NoEffect, OnResume
 from scaling.core.errors import ConfigError
 from scaling.core.storage.json_values import Json
 from tests.core.checkpoint.test_manifest import json_values
@@ -12,7 +20,7 @@ from tests.core.checkpoint.test_manifest import json_values
 RULES = ChangeRules(
     identity=["transformer_architecture", "data.fingerprint", "seed"],
     schedule=["training", "training_groups.*.learning_rate", "transformer_architecture.dropout*"],
-    runtime=["transformer_architecture.kernel"],
+    runtime=["transformer_architecture.kernel", "topology"],
 )
 
 STORED: dict[str, Json] = {
@@ -37,22 +45,89 @@ def test_a_configuration_does_not_differ_from_itself(config: dict[str, Json]) ->
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("transformer_architecture.hidden_size", Kind.IDENTITY),
-        ("transformer_architecture.dropout_attention", Kind.SCHEDULE),
-        ("transformer_architecture.kernel", Kind.RUNTIME),
-        ("transformer_architecture", Kind.IDENTITY),
-        ("training_groups.0.learning_rate", Kind.SCHEDULE),
-        ("training_groups.0.name", Kind.RUNTIME),
-        ("seed", Kind.IDENTITY),
-        ("seeds", Kind.RUNTIME),
+        ("transformer_architecture.hidden_size", OnResume.IDENTITY),
+        ("transformer_architecture.dropout_attention", OnResume.SCHEDULE),
+        ("transformer_architecture.kernel", OnResume.RUNTIME),
+        ("transformer_architecture", OnResume.IDENTITY),
+        ("training_groups.0.learning_rate", OnResume.SCHEDULE),
+        ("training_groups.0.name", OnResume.IDENTITY),
+        ("seed", OnResume.IDENTITY),
+        ("seeds", OnResume.IDENTITY),
     ],
 )
-def test_the_most_specific_path_decides(path: str, kind: Kind) -> None:
+def test_the_most_specific_path_decides(path: str, kind: OnResume) -> None:
     assert RULES.kind(path) is kind
 
 
 def test_of_equally_specific_paths_the_stricter_kind_wins() -> None:
-    assert ChangeRules(identity=["a.*"], schedule=["a.b"]).kind("a.b") is Kind.IDENTITY
+    assert ChangeRules(identity=["a.*"], schedule=["a.b"]).kind("a.b") is OnResume.IDENTITY
+
+
+class Norm(BaseConfig):
+    epsilon: float = 1e-5
+    kernel: Annotated[str, OnResume.RUNTIME] = "torch"
+
+
+class Rule(ConfigFamily):
+    on_resume = OnResume.SCHEDULE
+    default_kind = "adamw"
+
+
+class AdamW(Rule):
+    type: str = "adamw"
+    fused: Annotated[bool, OnResume.RUNTIME] = True
+
+
+class Batch(BaseConfig):
+    on_resume = OnResume.RUNTIME
+
+    size: Annotated[int, OnResume.SCHEDULE] = 1
+    ranks: int = 1
+
+
+class Program(BaseConfig):
+    norms: list[Norm] = Field(default_factory=list)
+    rule: Rule = AdamW()
+    batch: Batch = Batch()
+    debug: Annotated[Batch | None, OnResume.RUNTIME] = None
+    seed: Annotated[int, OnResume.ORDER] = 1
+    name: str = ""
+    former: Annotated[int, NoEffect("it is not used any more")] = 0
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("norms.1.epsilon", None),
+        ("norms.1.kernel", OnResume.RUNTIME),
+        ("rule", OnResume.SCHEDULE),
+        ("rule.beta1", OnResume.SCHEDULE),
+        ("rule.fused", OnResume.RUNTIME),
+        ("batch.size", OnResume.SCHEDULE),
+        ("batch.ranks", OnResume.RUNTIME),
+        ("debug.ranks", OnResume.RUNTIME),
+        ("debug.size", OnResume.SCHEDULE),
+        ("seed", OnResume.ORDER),
+        ("name", None),
+    ],
+)
+def test_fields_and_their_sections_say_what_a_change_means(path: str, kind: OnResume | None) -> None:
+    rules = ChangeRules.of(Program)
+    assert rules.find(path) is kind
+    assert rules.kind(path) is (kind or OnResume.IDENTITY)
+
+
+def test_a_section_that_is_the_whole_configuration_speaks_for_its_fields() -> None:
+    rules = ChangeRules.of(Batch)
+    assert (rules.find("ranks"), rules.find("size")) == (OnResume.RUNTIME, OnResume.SCHEDULE)
+
+
+def test_rules_of_a_program_come_before_those_of_the_fields() -> None:
+    rules = ChangeRules(runtime=["rule", "name"], identity=["batch"]).over(ChangeRules.of(Program))
+    assert rules.find("rule.beta1") is rules.find("name") is OnResume.RUNTIME
+    assert rules.find("batch.ranks") is OnResume.IDENTITY
+    assert rules.find("batch.size") is OnResume.SCHEDULE  # the longer path decides
+    assert rules.find("seed") is OnResume.ORDER
 
 
 def test_differences_are_sorted_by_what_they_mean() -> None:
@@ -67,7 +142,7 @@ def test_differences_are_sorted_by_what_they_mean() -> None:
         topology={"data_parallel_size": 4},
     )
     comparison = compare(STORED, present, RULES)
-    assert comparison.refused == (Change("transformer_architecture.hidden_size", 64, 128, Kind.IDENTITY),)
+    assert comparison.refused == (Change("transformer_architecture.hidden_size", 64, 128, OnResume.IDENTITY),)
     assert [change.path for change in comparison.schedule] == [
         "training_groups.0.learning_rate",
         "transformer_architecture.dropout_attention",
@@ -123,7 +198,8 @@ def test_settings_that_one_side_does_not_know_are_listed_and_not_refused() -> No
     ("stored", "present", "differs"), [(1, 1.0, False), (True, 1, True), ([1], [1, 2], True), ((1,), [1], False)]
 )
 def test_values_are_compared_as_a_person_would(stored: Json, present: Json, differs: bool) -> None:
-    assert bool(compare({"a": stored}, {"a": present}, ChangeRules()).runtime) is differs
+    assert bool(list(differing_values({"a": stored}, {"a": present}))) is differs
+    assert bool(compare({"a": stored}, {"a": present}, ChangeRules()).refused) is differs
 
 
 def test_a_path_covers_what_lies_below_it_and_nothing_beside_it() -> None:

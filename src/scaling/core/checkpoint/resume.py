@@ -6,24 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Final, final
+from typing import Final, final, get_origin
 
+from typing_extensions import Self
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.explain import sections_of
+from scaling.core.config.family import ConfigFamily
+from scaling.core.config.fields import OnResume, marker
+from scaling.core.config.plain_words import alternatives
 from scaling.core.errors import ConfigError, Problem
 from scaling.core.storage.json_values import Json
-
-
-class Kind(str, Enum):
-    """What a difference means."""
-
-    IDENTITY = "identity"
-    """It is another model: refused unless accepted by name."""
-    ORDER = "order"
-    """Other samples come, or in another order: counts as identity where the run goes on from its place among them, else
-    as schedule."""
-    SCHEDULE = "schedule"
-    """The run goes on differently from here: listed."""
-    RUNTIME = "runtime"
-    """How and where it runs: free."""
 
 
 @final
@@ -45,7 +38,7 @@ class Change:
     path: str
     stored: Json | _Absent
     present: Json | _Absent
-    kind: Kind
+    kind: OnResume
 
     def __str__(self) -> str:
         return f"{self.path}: {_word(self.stored)} in the checkpoint, {_word(self.present)} now"
@@ -53,10 +46,10 @@ class Change:
 
 @dataclass(frozen=True)
 class ChangeRules:
-    """Which settings are of which kind: dotted paths, each standing for everything below it.
+    """What a change of which settings means: dotted paths, each standing for everything below it.
 
     A segment may have the wildcards of file names (`training_groups.*.name`). The path with more segments decides; of
-    equally long ones the stricter kind. What no path covers is of kind `RUNTIME`.
+    equally long ones the stricter kind. What no path covers is identity.
     """
 
     identity: Sequence[str] = ()
@@ -64,20 +57,55 @@ class ChangeRules:
     schedule: Sequence[str] = ()
     runtime: Sequence[str] = ()
 
-    def kind(self, path: str) -> Kind:
-        """Return what a difference at `path` means."""
-        best, found = 0, Kind.RUNTIME
-        for kind, patterns in (
-            (Kind.IDENTITY, self.identity),
-            (Kind.ORDER, self.order),
-            (Kind.SCHEDULE, self.schedule),
-            (Kind.RUNTIME, self.runtime),
-        ):
-            for pattern in patterns:
+    @classmethod
+    def of(cls, config: type[BaseConfig]) -> Self:
+        """Collect what the fields and sections of a configuration say (`OnResume`)."""
+        paths: dict[str, list[str]] = {kind.value: [] for kind in OnResume}
+        for path, kind in _marks(config):
+            paths[kind.value].append(path)
+        return cls(**paths)
+
+    def over(self, others: ChangeRules) -> ChangeRules:
+        """Return these rules and, of `others`, those of other paths."""
+        own = {path for kind in OnResume for path in self._paths(kind)}
+        joined = {
+            kind.value: (*self._paths(kind), *(path for path in others._paths(kind) if path not in own))
+            for kind in OnResume
+        }
+        return ChangeRules(**joined)
+
+    def find(self, path: str) -> OnResume | None:
+        """Return what a rule says a change at `path` means, None where there is none."""
+        best, found = 0, None
+        for kind in OnResume:  # the strictest first
+            for pattern in self._paths(kind):
                 length = pattern.count(".") + 1
                 if length > best and covers(pattern, path):
                     best, found = length, kind
         return found
+
+    def kind(self, path: str) -> OnResume:
+        """Return what a change at `path` means."""
+        return self.find(path) or OnResume.IDENTITY
+
+    def _paths(self, kind: OnResume) -> Sequence[str]:
+        paths: Sequence[str] = getattr(self, kind.value)
+        return paths
+
+
+def _marks(section: type[BaseConfig], below: str = "") -> Iterator[tuple[str, OnResume]]:
+    """Yield the paths of the fields that say what a change means, by themselves or by their sections."""
+    for name, field in section.model_fields.items():
+        path = f"{below}{name}"
+        inner = [found for found in sections_of(field.annotation) if issubclass(found, BaseConfig)]
+        said = (marker(field, OnResume), *(part.on_resume for part in inner), None if below else section.on_resume)
+        if kind := next(filter(None, said), None):
+            yield path, kind
+        for part in inner:
+            members = part.members().values() if issubclass(part, ConfigFamily) else ()
+            items = ".*" if any(get_origin(arm) is list for arm in alternatives(field.annotation)) else ""
+            for each in dict.fromkeys((part, *members)):
+                yield from _marks(each, f"{path}{items}.")
 
 
 @dataclass(frozen=True)
@@ -117,21 +145,21 @@ def compare(
     its place in the data. A setting that one side does not have at all, for example because the library was newer, is
     listed rather than refused.
     """
-    by_kind: dict[Kind, list[Change]] = {kind: [] for kind in Kind}
-    for path, before, now in _differences("", stored, present):
+    by_kind: dict[OnResume, list[Change]] = {kind: [] for kind in OnResume}
+    for path, before, now in differing_values(stored, present):
         kind = rules.kind(path)
-        if kind is Kind.ORDER:
-            kind = Kind.IDENTITY if continues else Kind.SCHEDULE
-        if kind is Kind.IDENTITY and (before is ABSENT or now is ABSENT):
-            kind = Kind.SCHEDULE
+        if kind is OnResume.ORDER:
+            kind = OnResume.IDENTITY if continues else OnResume.SCHEDULE
+        if kind is OnResume.IDENTITY and (before is ABSENT or now is ABSENT):
+            kind = OnResume.SCHEDULE
         by_kind[kind].append(Change(path, before, now, kind))
-    identity = by_kind[Kind.IDENTITY]
+    identity = by_kind[OnResume.IDENTITY]
     accepted = tuple(change for change in identity if any(covers(pattern, change.path) for pattern in accept))
     return Comparison(
         refused=tuple(change for change in identity if change not in accepted),
         accepted=accepted,
-        schedule=tuple(by_kind[Kind.SCHEDULE]),
-        runtime=tuple(by_kind[Kind.RUNTIME]),
+        schedule=tuple(by_kind[OnResume.SCHEDULE]),
+        runtime=tuple(by_kind[OnResume.RUNTIME]),
     )
 
 
@@ -141,16 +169,17 @@ def covers(pattern: str, path: str) -> bool:
     return len(given) >= len(wanted) and all(fnmatchcase(a, b) for a, b in zip(given, wanted, strict=False))
 
 
-def _differences(
-    path: str, stored: Json | _Absent, present: Json | _Absent
+def differing_values(
+    stored: Json | _Absent, present: Json | _Absent, path: str = ""
 ) -> Iterator[tuple[str, Json | _Absent, Json | _Absent]]:
+    """Yield the path of each value that differs, and the two values; `ABSENT` stands for one that is not there."""
     if isinstance(stored, Mapping) and isinstance(present, Mapping):
         for key in sorted({*stored, *present}):
             below = f"{path}.{key}" if path else key
-            yield from _differences(below, stored.get(key, ABSENT), present.get(key, ABSENT))
+            yield from differing_values(stored.get(key, ABSENT), present.get(key, ABSENT), below)
     elif isinstance(stored, (list, tuple)) and isinstance(present, (list, tuple)) and len(stored) == len(present):
         for index, (before, now) in enumerate(zip(stored, present, strict=True)):
-            yield from _differences(f"{path}.{index}", before, now)
+            yield from differing_values(before, now, f"{path}.{index}")
     elif stored != present or isinstance(stored, bool) != isinstance(present, bool):
         yield path, stored, present
 

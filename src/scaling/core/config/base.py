@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from scaling.core.config.explain import PROBLEMS, explain, sections_of
-from scaling.core.config.fields import ConfigWarning, Derived, NoEffect, SetByLauncher, Unavailable, marker
+from scaling.core.config.fields import ConfigWarning, Derived, NoEffect, OnResume, SetByLauncher, Unavailable, marker
 from scaling.core.config.overrides import apply_overrides
 from scaling.core.config.plain_words import misfits, nearest, refusal, with_home
 from scaling.core.config.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
@@ -47,6 +47,10 @@ class BaseConfig(BaseModel):
     """Earlier names of fields, still accepted: {old: new}."""
     cross_checks: ClassVar[Sequence[Callable[..., Iterable[Problem]]]] = ()
     """Functions whose parameters are named after fields; each runs when the fields it names are valid by themselves."""
+
+    on_resume: ClassVar[OnResume | None] = None
+    """What a change of a field of this section means to a run that is resumed, where the field has no mark of its own.
+    None: what it means for the field that holds the section; identity in the end."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 from pydantic import GetJsonSchemaHandler
@@ -48,6 +49,23 @@ class Derived:
 @dataclass(frozen=True)
 class SetByLauncher:
     """The field differs between the processes of a run: part of no file, no template and no digest."""
+
+
+class OnResume(str, Enum):
+    """What it means that a run goes on with another value of the field than its checkpoint has.
+
+    A field without this mark is like the section it is in (`BaseConfig.on_resume`), that like the field which holds it.
+    """
+
+    IDENTITY = "identity"
+    """It is another model: refused unless accepted by name. So is what nothing says anything about."""
+    ORDER = "order"
+    """Other samples come, or in another order: counts as identity where the run goes on from its place among them, else
+    as schedule."""
+    SCHEDULE = "schedule"
+    """The run goes on differently from here: listed."""
+    RUNTIME = "runtime"
+    """How and where it runs: free."""
 
 
 def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import NoEffect
+from scaling.core.config.fields import NoEffect, OnResume
 from scaling.core.errors import Problem
 
 
@@ -37,6 +37,8 @@ class TensorboardRanksConfig(BaseConfig):
 
 class LoggerConfig(BaseConfig):
     """Messages, metrics and the places they go to."""
+
+    on_resume = OnResume.RUNTIME
 
     log_level: LogLevel = LogLevel.INFO
     """debug, info, warning, error or critical."""

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import NoEffect
+from scaling.core.config.fields import NoEffect, OnResume
 from scaling.core.errors import Problem
 
 
@@ -46,7 +46,7 @@ class MaskedSoftmaxKernel(str, Enum):
 class MaskedSoftmaxConfig(BaseConfig):
     """The attention kernel."""
 
-    kernel: MaskedSoftmaxKernel = MaskedSoftmaxKernel.TORCH
+    kernel: Annotated[MaskedSoftmaxKernel, OnResume.RUNTIME] = MaskedSoftmaxKernel.TORCH
     """torch: PyTorch's scaled dot product attention; flash_attention: the flash-attn package where it is installed
     and the precision is float16 or bfloat16, else PyTorch's own flash kernels."""
     softmax_in_fp32: bool = False

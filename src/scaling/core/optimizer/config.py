@@ -10,7 +10,7 @@ from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.family import ConfigFamily
-from scaling.core.config.fields import NoEffect, Unavailable
+from scaling.core.config.fields import NoEffect, OnResume, Unavailable
 from scaling.core.errors import Problem
 from scaling.core.optimizer.rule import AdamW, UpdateRule
 
@@ -48,15 +48,16 @@ class OptimizerConfig(ConfigFamily):
 
     kind_key: ClassVar[str] = "method"
     default_kind: ClassVar[str | None] = "adamw"
+    on_resume = OnResume.SCHEDULE
 
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this global L2 norm. 0: off."""
-    allreduce_bucket_size: int = Field(default=4_000_000, ge=1)
+    allreduce_bucket_size: Annotated[int, OnResume.RUNTIME] = Field(default=4_000_000, ge=1)
     """Gradient elements summed over the data-parallel ranks in one message. Smaller buckets start earlier during the
     backward pass, larger ones use the network better."""
     loss_scaler: LossScalerConfig = Field(default_factory=LossScalerConfig)
     """Dynamic loss scaling for float16."""
-    zero: bool = False
+    zero: Annotated[bool, OnResume.RUNTIME] = False
     """Shard master weights and moments over the data-parallel ranks (ZeRO stage 1): less memory, the same result."""
     zero_save_static: Annotated[bool, NoEffect("every checkpoint loads in every layout")] = False
     """Formerly: save each rank's shard as it is."""

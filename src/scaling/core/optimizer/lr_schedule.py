@@ -10,7 +10,7 @@ from typing import Annotated, Any, final
 from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import Derived
+from scaling.core.config.fields import Derived, OnResume
 from scaling.core.errors import Problem
 
 
@@ -25,6 +25,8 @@ class LearningRateDecayStyle(str, Enum):
 
 class LearningRateSchedulerConfig(BaseConfig):
     """Learning rate over the optimizer steps, of which the first is step 1."""
+
+    on_resume = OnResume.SCHEDULE
 
     learning_rate: float = Field(default=3e-4, ge=0)
     """Peak, reached at the end of the warm-up."""

@@ -7,10 +7,13 @@ from pathlib import Path
 from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
+from scaling.core.config.fields import OnResume
 
 
 class ProfilerConfig(BaseConfig):
     """Timeline of what each rank did in a few steps."""
+
+    on_resume = OnResume.RUNTIME
 
     profile_steps: int = Field(default=0, ge=0)
     """Number of steps to record. 0: off."""

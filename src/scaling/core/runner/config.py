@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import NoEffect
+from scaling.core.config.fields import NoEffect, OnResume
 from scaling.core.errors import Problem
 
 
@@ -44,6 +44,8 @@ class RunnerDockerConfig(BaseConfig):
 
 class RunnerConfig(BaseConfig):
     """Where the processes of a run are started. Their number is topology.world_size."""
+
+    on_resume = OnResume.RUNTIME
 
     former_names: ClassVar[Mapping[str, str]] = {"hostfile": "hostsfile"}
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import Derived, SetByLauncher
+from scaling.core.config.fields import Derived, OnResume, SetByLauncher
 from scaling.core.errors import ConfigError, Problem
 from scaling.core.topology.layout import Layout
 
@@ -65,6 +65,7 @@ class TopologyConfig(BaseConfig):
 
     parallel_sizes: ClassVar[tuple[str, ...]] = PARALLEL_SIZES
     """The fields with the size of an axis, named after it."""
+    on_resume = OnResume.RUNTIME
 
     model_parallel_size: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
     """Number of processes that share every layer (tensor parallelism)."""
@@ -78,7 +79,7 @@ class TopologyConfig(BaseConfig):
     """Samples in one forward pass of one data-parallel rank."""
     gradient_accumulation_steps: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
     """Micro-batches each data-parallel rank works through in one optimizer step."""
-    global_batch_size: Annotated[int, Derived()] = Field(default=2, ge=1)
+    global_batch_size: Annotated[int, Derived(), OnResume.SCHEDULE] = Field(default=2, ge=1)
     """Samples in one optimizer step, over all ranks and micro-batches."""
     device: Device = Device.AUTO
     """auto: GPUs where this machine has them, else CPU."""

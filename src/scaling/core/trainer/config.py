@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.fields import NoEffect, Unavailable
+from scaling.core.config.fields import NoEffect, OnResume, Unavailable
 from scaling.core.config.patterns import pattern_problems
 from scaling.core.errors import Problem
 from scaling.core.training.loading import Loading
@@ -18,9 +18,11 @@ from scaling.core.training.loading import Loading
 class TrainerConfig(BaseConfig):
     """Length of the training, evaluation, checkpoints and data loading."""
 
-    train_iterations: int | None = Field(default=None, ge=0)
+    on_resume = OnResume.RUNTIME
+
+    train_iterations: Annotated[int | None, OnResume.SCHEDULE] = Field(default=None, ge=0)
     """Optimizer steps at which training ends, counted from the very first. null: 0, nothing is trained."""
-    seed: int = Field(default=42, ge=0)
+    seed: Annotated[int, OnResume.ORDER] = Field(default=42, ge=0)
     """Seed of weights, data order and dropout. The same seed gives the same run in every layout."""
     eval_interval: int | None = Field(default=None, ge=1)
     """Evaluate after every so many steps. null: never."""

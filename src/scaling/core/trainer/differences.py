@@ -33,7 +33,7 @@ def compare_settings(
     if unknown := [name for name in accept if not any(covers(name, path) for path in paths)]:
         text = "trainer.accept_changes: there is no such setting, neither now nor in the checkpoint: %s"
         log_once(logging.WARNING, text, ", ".join(unknown))
-    comparison = compare(stored, present, identity.rules, accept=accept, continues=continues)
+    comparison = compare(stored, present, identity.change_rules, accept=accept, continues=continues)
     comparison.require()
     for change in (*comparison.accepted, *comparison.schedule):
         log_once(logging.WARNING, "resuming with another setting: %s", change)

@@ -62,7 +62,12 @@ class RunIdentity:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Digests of what the configuration only points at, such as the training data."""
     rules: ChangeRules = field(default_factory=ChangeRules)
-    """What a change of each setting means; fingerprints are settings below `fingerprints`."""
+    """What a change means, beyond or instead of what the fields say; fingerprints are settings below `fingerprints`."""
+
+    @property
+    def change_rules(self) -> ChangeRules:
+        """Return what a change of each setting means."""
+        return self.rules.over(ChangeRules.of(type(self.config)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is stored and compared."""

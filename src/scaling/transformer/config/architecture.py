@@ -19,6 +19,7 @@ from scaling.core import (
     MaskedSoftmaxConfig,
     NoEffect,
     NormType,
+    OnResume,
     Problem,
     RelativePositionEmbeddingType,
     Unavailable,
@@ -140,10 +141,12 @@ class UMuPConfig(BaseConfig):
 class TransformerArchitectureConfig(BaseConfig):
     """A decoder-only language model."""
 
+    on_resume = OnResume.IDENTITY
+
     vocab_size: Annotated[int, Derived()] = Field(default=0, ge=0)
     """Tokens the model knows; need not be divisible by anything. With data.corpus, the size of the tokenizer to train.
     null or 0: as many as the tokenizer has."""
-    vocab_file: Path | None = None
+    vocab_file: Annotated[Path | None, OnResume.RUNTIME] = None
     """Tokenizer, a JSON file of Hugging Face tokenizers. null: none, or that of data.corpus."""
     hidden_size: int = Field(default=256, ge=1)
     """Width of the residual stream."""
@@ -153,7 +156,7 @@ class TransformerArchitectureConfig(BaseConfig):
     """Query heads of attention; divides hidden_size."""
     attention_num_kv_heads: int | None = Field(default=None, ge=1)
     """Key and value heads, each shared by the same number of query heads. null: as many as query heads."""
-    attention_qkv_in_one: Annotated[bool, Derived()] = True
+    attention_qkv_in_one: Annotated[bool, Derived(), OnResume.RUNTIME] = True
     """One fused weight for query, key and value. null: true, but false where attention_num_kv_heads is set."""
     attention_bias: bool = True
     """Biases in the projections of attention."""
@@ -189,17 +192,17 @@ class TransformerArchitectureConfig(BaseConfig):
     """Attend to earlier tokens only."""
     masked_softmax: MaskedSoftmaxConfig = Field(default_factory=MaskedSoftmaxConfig)
     """The attention kernel."""
-    precision: Precision = Precision.FLOAT32
+    precision: Annotated[Precision, OnResume.SCHEDULE] = Precision.FLOAT32
     """float32, bfloat16, float16, or float64 for verification."""
-    dropout_embedding: float = Field(default=0.0, ge=0, le=1)
+    dropout_embedding: Annotated[float, OnResume.SCHEDULE] = Field(default=0.0, ge=0, le=1)
     """Dropout behind the embedding. 0: off."""
-    dropout_attention_probs: float = Field(default=0.0, ge=0, le=1)
+    dropout_attention_probs: Annotated[float, OnResume.SCHEDULE] = Field(default=0.0, ge=0, le=1)
     """Dropout of attention probabilities. 0: off."""
-    dropout_after_attention: float = Field(default=0.0, ge=0, le=1)
+    dropout_after_attention: Annotated[float, OnResume.SCHEDULE] = Field(default=0.0, ge=0, le=1)
     """Dropout of attention's output before it is added. 0: off."""
-    dropout_after_mlp: float = Field(default=0.0, ge=0, le=1)
+    dropout_after_mlp: Annotated[float, OnResume.SCHEDULE] = Field(default=0.0, ge=0, le=1)
     """Dropout of the MLP's output before it is added. 0: off."""
-    dropout_stream: DropoutStream = DropoutStream.LAYOUT_INVARIANT
+    dropout_stream: Annotated[DropoutStream, OnResume.SCHEDULE] = DropoutStream.LAYOUT_INVARIANT
     """layout_invariant: the same masks in every layout; per_rank: faster, different masks in each layout."""
     attention_use_matmul: Annotated[bool, NoEffect("attention uses PyTorch's fused kernels")] = False
     """Formerly: which product computes attention scores."""

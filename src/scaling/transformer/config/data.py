@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scaling.core import BaseConfig, BlendedDatasetConfig, NoEffect, Problem, Unavailable
+from scaling.core import BaseConfig, BlendedDatasetConfig, NoEffect, OnResume, Problem, Unavailable
 
 
 class Corpus(str, Enum):
@@ -21,6 +21,8 @@ class Corpus(str, Enum):
 
 class DataConfig(BaseConfig):
     """Training and validation data."""
+
+    on_resume = OnResume.RUNTIME
 
     data_prefixes: list[Path] | None = None
     """Memory-mapped token data sets (paths without .bin / .idx), as `scaling data tokenize` writes them. null:
@@ -35,7 +37,7 @@ class DataConfig(BaseConfig):
     standard library. null: use data_prefixes."""
     corpus_dir: Path = Path(".data")
     """Folder in which the corpus is built, or found where it has been."""
-    eod_token_id: int | None = Field(default=None, ge=0)
+    eod_token_id: Annotated[int | None, OnResume.IDENTITY] = Field(default=None, ge=0)
     """Token that ends a document: attention and positions start anew behind it. null: the tokenizer's; 0 without
     one."""
     legacy_dataset: bool = False

@@ -14,6 +14,7 @@ from scaling.core import (
     LearningRateSchedulerConfig,
     LoggerConfig,
     NoEffect,
+    OnResume,
     OptimizerConfig,
     ProfilerConfig,
     RunnerConfig,
@@ -36,7 +37,7 @@ class TransformerConfig(BaseConfig):
     former_names: ClassVar[Mapping[str, str]] = {"luminous_architecture": "transformer_architecture"}
     cross_checks = CHECKS
 
-    version: str = ".unknown."
+    version: Annotated[str, OnResume.RUNTIME] = ".unknown."
     """Free text about the model, kept in checkpoints."""
     runner: RunnerConfig = Field(default_factory=RunnerConfig)
     """Where the processes of the run are started, and how."""

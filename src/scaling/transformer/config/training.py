@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from scaling.core import BaseConfig, ConfigFamily, LearningRateSchedulerConfig, Problem, pattern_problems
+from scaling.core import BaseConfig, ConfigFamily, LearningRateSchedulerConfig, OnResume, Problem, pattern_problems
 
 
 class LossFunctionConfig(ConfigFamily):
@@ -48,6 +48,8 @@ class ContrastiveLossConfig(LossFunctionConfig):
 class TrainingConfig(BaseConfig):
     """The loss and what is asked of the training as a whole."""
 
+    on_resume = OnResume.SCHEDULE
+
     allow_missing_params_in_optimizer: bool = False
     """true: parameters in no training group stay as they are; false: each must be in exactly one group."""
     use_deterministic_torch_algorithms: bool = False
@@ -58,6 +60,8 @@ class TrainingConfig(BaseConfig):
 
 class TrainingGroupConfig(BaseConfig):
     """Parameters that share a learning rate and weight decay."""
+
+    on_resume = OnResume.SCHEDULE
 
     group_name: str = Field(min_length=1)
     """Name of the group in metrics; unique."""
