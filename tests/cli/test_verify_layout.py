@@ -1,3 +1,5 @@
+"""`scaling verify-layout`: what it compares, and what it says of agreement, of a difference and of wrong use."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Arithmetic of boxes: intersections, remainders, flat ranges and covers agree with counting elements."""
+
 from __future__ import annotations
 
 from itertools import pairwise

@@ -1,3 +1,5 @@
+"""Fault points: how faults are named, which passage fails, and in which way."""
+
 from __future__ import annotations
 
 import errno

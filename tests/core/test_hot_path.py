@@ -103,28 +103,33 @@ def calls(layout: Layout, blocks: int, micro_batch: int = 1, *, zero: bool = Fal
     return run_distributed(count_a_step, world, layout, blocks, micro_batch, {"zero": zero})[0]
 
 
-def cost(layout: Layout) -> tuple[float, float]:
-    """Return the calls of one layer, and of everything around the layers, for one micro-batch."""
-    many, few = (8 // micro_batch // dict(layout).get("data", 1) for micro_batch in (1, 2))
-    # Growth by layers and by micro-batches at once: what belongs to neither of the two alone cancels.
-    of_layers = {size: calls(layout, 8, size)[0] - calls(layout, 2, size)[0] for size in (1, 2)}
-    per_layer = (of_layers[1] - of_layers[2]) / (6 * (many - few))
-    of_two_layers = (calls(layout, 2, 1)[0] - calls(layout, 2, 2)[0]) / (many - few)
-    return per_layer, of_two_layers - 2 * per_layer
+def of_one_more_micro_batch(layout: Layout, layers: int) -> float:
+    """Return the calls by which a step grows when its samples come in more, smaller micro-batches."""
+    data_ranks: int = dict(layout).get("data", 1)
+    more, fewer = 8 // data_ranks, 4 // data_ranks  # of one sample, of two
+    return (calls(layout, layers, 1)[0] - calls(layout, layers, 2)[0]) / (more - fewer)
+
+
+def of_one_more_layer(layout: Layout) -> float:
+    """Return the calls by which a micro-batch grows when the model has more layers."""
+    return (of_one_more_micro_batch(layout, 8) - of_one_more_micro_batch(layout, 2)) / (8 - 2)
+
+
+def around_the_layers(layout: Layout) -> float:
+    """Return the calls of a micro-batch apart from its layers."""
+    return of_one_more_micro_batch(layout, 2) - 2 * of_one_more_layer(layout)
 
 
 @pytest.mark.parametrize("layout", PER_LAYER, ids=str)
 def test_a_layer_costs_few_python_calls_for_each_micro_batch(layout: Layout) -> None:
-    per_layer, around = cost(layout)
-    assert per_layer <= PER_LAYER[layout]
-    assert around <= PER_MICRO_BATCH[layout]
+    assert of_one_more_layer(layout) <= PER_LAYER[layout]
+    assert around_the_layers(layout) <= PER_MICRO_BATCH[layout]
 
 
 def test_messages_between_stages_cost_few_python_calls() -> None:
     # On the first of two ranks: embedding and half of the blocks, and what it sends and receives.
-    of_four = (calls(PIPE, 2, 1)[0] - calls(PIPE, 2, 2)[0]) / 4
-    per_layer, around = cost(ALONE)
-    assert of_four - per_layer <= around + PER_MESSAGE
+    messages = of_one_more_micro_batch(PIPE, 2) - of_one_more_layer(ALONE) - around_the_layers(ALONE)
+    assert messages <= PER_MESSAGE
 
 
 @pytest.mark.parametrize(("layout", "zero"), [(ALONE, False), (DATA, False), (DATA, True), (SEQUENCE, False)], ids=str)

@@ -1,3 +1,5 @@
+"""Save in one layout and load in another, find the newest intact checkpoint, and write in the background."""
+
 from __future__ import annotations
 
 import os

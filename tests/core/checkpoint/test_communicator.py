@@ -1,3 +1,5 @@
+"""Ranks agree over a key-value store: order, large values, and peers that never come."""
+
 from __future__ import annotations
 
 import threading

@@ -1,3 +1,5 @@
+"""A data file of a checkpoint: any box is read into any memory, and nothing but what the manifest names."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""The folder protocol: leftovers of kills, renames that fail, and which checkpoints retention keeps."""
+
 from __future__ import annotations
 
 import json

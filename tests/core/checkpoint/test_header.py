@@ -1,3 +1,5 @@
+"""Headers are those of the safetensors library, both ways, and malformed ones are refused."""
+
 from __future__ import annotations
 
 import io

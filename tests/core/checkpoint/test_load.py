@@ -1,3 +1,5 @@
+"""What is loaded comes back bit for bit; what does not fit is named in full, and nothing is overwritten."""
+
 from __future__ import annotations
 
 import threading

@@ -1,3 +1,5 @@
+"""A manifest comes back as it was written; one that was changed, cut short or made to lie is refused."""
+
 from __future__ import annotations
 
 import hashlib

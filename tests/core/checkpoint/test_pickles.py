@@ -1,3 +1,5 @@
+"""Pickles that would call something are recognised without being loaded, and nothing else is."""
+
 from __future__ import annotations
 
 import pickle

@@ -1,3 +1,5 @@
+"""Checkpoints of the predecessor become checkpoints of this library, and nothing in them is executed."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Read, compare and cast checkpoints without a model, in whatever layout they were saved."""
+
 from __future__ import annotations
 
 from pathlib import Path

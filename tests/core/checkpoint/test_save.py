@@ -1,3 +1,5 @@
+"""A save is complete or not there: on every rank, with a full disk, and after an exception."""
+
 from __future__ import annotations
 
 import json

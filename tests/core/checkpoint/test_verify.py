@@ -1,3 +1,5 @@
+"""Damaged, foreign and dangerous folders are refused with the reason, and the older checkpoint loads."""
+
 from __future__ import annotations
 
 import os

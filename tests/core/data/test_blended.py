@@ -1,3 +1,5 @@
+"""A mixture of data sets: shares, epochs of each source, fingerprint, and resuming at any position."""
+
 from __future__ import annotations
 
 import resource

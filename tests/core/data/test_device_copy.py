@@ -1,3 +1,5 @@
+"""Micro-batches move to the device with every tensor in them."""
+
 from __future__ import annotations
 
 import torch

@@ -1,3 +1,5 @@
+"""Files on an unreliable file system are read again, with patience that ends."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""Every rank gets the samples at its positions: across epochs, resumes, workers that die, and evaluations."""
+
 from __future__ import annotations
 
 import logging

@@ -1,3 +1,5 @@
+"""Data sets in Megatron's format: documents of every type, and damaged files."""
+
 from __future__ import annotations
 
 import pickle

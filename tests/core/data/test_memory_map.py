@@ -1,3 +1,5 @@
+"""Memory maps: documents come back, fingerprints cover the content, and damage is noticed."""
+
 from __future__ import annotations
 
 import copy

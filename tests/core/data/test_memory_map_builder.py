@@ -1,3 +1,5 @@
+"""A memory map is complete under its name or not there: kills, full disks, and builders that meet."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""The plan of a mixture: exact shares at any moment, random access, and how weights are derived."""
+
 from __future__ import annotations
 
 from fractions import Fraction

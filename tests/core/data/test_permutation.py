@@ -1,3 +1,5 @@
+"""Computed orders are permutations, reproducible, and look random."""
+
 from __future__ import annotations
 
 from itertools import permutations

@@ -1,3 +1,5 @@
+"""Data workers end with the training process, however it dies."""
+
 from __future__ import annotations
 
 import os

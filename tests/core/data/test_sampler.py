@@ -1,3 +1,5 @@
+"""Which rank reads which sample: every sample once in each epoch, wherever a run resumes and in any layout."""
+
 from __future__ import annotations
 
 import random

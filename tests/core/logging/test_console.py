@@ -1,3 +1,5 @@
+"""The console shows loss, speed and time left, rarer as a run gets longer."""
+
 from __future__ import annotations
 
 import io

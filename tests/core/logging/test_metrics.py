@@ -1,3 +1,5 @@
+"""Metrics stay on the device until they are flushed, and arrive exactly, once and in order."""
+
 from __future__ import annotations
 
 import math

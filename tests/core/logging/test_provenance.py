@@ -1,3 +1,5 @@
+"""run.json says what ran on what, and nothing of the environment."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""run_state.json through the life of a run: who writes what, and which failure is kept."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Log lines: which rank shows what, in colour or not, and files that are continued."""
+
 from __future__ import annotations
 
 import io

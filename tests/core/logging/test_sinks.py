@@ -1,3 +1,5 @@
+"""Where metrics go: files that resume, chosen ranks, and services that may be missing."""
+
 from __future__ import annotations
 
 import json

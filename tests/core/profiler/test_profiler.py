@@ -1,3 +1,5 @@
+"""The profiler's spans: in order, with their durations, also of work that fails."""
+
 from __future__ import annotations
 
 import time

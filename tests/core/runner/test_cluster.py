@@ -1,3 +1,5 @@
+"""Machines of a run: how they are named, and what is said to start on each."""
+
 from __future__ import annotations
 
 import socket

@@ -1,3 +1,5 @@
+"""Which of the processes that ended was the first cause, and what the run ends with."""
+
 from __future__ import annotations
 
 import signal

@@ -1,3 +1,5 @@
+"""A training process ends with the right status and leaves word of its failure."""
+
 from __future__ import annotations
 
 import faulthandler

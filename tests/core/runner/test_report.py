@@ -1,3 +1,5 @@
+"""Reports of failures are understood by torch's launcher, and its reports here."""
+
 from __future__ import annotations
 
 import errno

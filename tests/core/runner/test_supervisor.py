@@ -1,3 +1,5 @@
+"""Signals reach every process once, and no process outlives its run."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""How a process learns its rank: torchrun, srun, nothing at all, and malformed environments."""
+
 from __future__ import annotations
 
 import pytest

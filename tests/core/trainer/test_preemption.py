@@ -1,3 +1,5 @@
+"""Signals ask a run to leave: the first is kept for the next step, the second ends the process."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""How far two tensors lie apart: the largest difference, where it is, and relative to what."""
+
 from __future__ import annotations
 
 import math

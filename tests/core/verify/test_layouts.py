@@ -1,3 +1,5 @@
+"""Two layouts are compared: what is the same, and where and how the others differ, by name."""
+
 from __future__ import annotations
 
 from dataclasses import replace

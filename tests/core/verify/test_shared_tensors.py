@@ -1,3 +1,5 @@
+"""Tensors pass from one layout to the other through a folder, exactly."""
+
 from __future__ import annotations
 
 from pathlib import Path

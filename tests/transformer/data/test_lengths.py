@@ -1,3 +1,5 @@
+"""Lengths of documents are summed up without holding them all."""
+
 from __future__ import annotations
 
 from unittest import mock

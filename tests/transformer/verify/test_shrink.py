@@ -1,3 +1,5 @@
+"""A configuration becomes small enough to verify and keeps what a layout can break."""
+
 from __future__ import annotations
 
 from itertools import pairwise

@@ -1,3 +1,5 @@
+"""Random token data for verification predicts something in every sequence."""
+
 from __future__ import annotations
 
 import pytest
