@@ -13,7 +13,8 @@ from scaling.cli import verify_layout as command
 from scaling.core import BaseDataset, LaunchContext, Learner, Recipe, Session, Topology
 from scaling.transformer import train as program
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.load import load_datasets, prepare_data
+from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.recipe import recipe_of
 from scaling.transformer.verify.comparable import comparable
 from tests.transformer.small import build_corpus, nested, settings_of, train_small, values, write_config

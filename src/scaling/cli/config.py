@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from scaling.core.config.fields import ConfigWarning
-from scaling.core.config.template import template as commented
+from scaling.core.config.template_text import template as commented
 from scaling.core.errors import ConfigError, ExitStatus
 from scaling.transformer.config.environment import TransformerConfigHere
 from scaling.transformer.config.notes import notes

@@ -15,8 +15,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from scaling.core.data.formats import open_documents
 from scaling.core.data.memory_map import MemoryMapDocuments
-from scaling.core.data.open_documents import open_documents
 from scaling.core.errors import DataError
 from scaling.core.runner.cores import available_cores
 from scaling.core.storage.writing import require_writable

@@ -1,10 +1,10 @@
-"""The language-model suite: its public names, loaded when first used so that what needs no torch starts without it."""
+"""The language-model suite: its public names, loaded when first used."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scaling.core import load_on_use
 
 if TYPE_CHECKING:
     from scaling.transformer.config.architecture import Precision as Precision
@@ -22,35 +22,4 @@ if TYPE_CHECKING:
     from scaling.transformer.losses import CrossEntropyLoss as CrossEntropyLoss
     from scaling.transformer.model import layer_specs as layer_specs
 
-_HOMES: Mapping[str, str] = {
-    "TransformerConfig": "config.root",
-    "TransformerArchitectureConfig": "config.architecture",
-    "Precision": "config.architecture",
-    "layer_specs": "model",
-    "TransformerIO": "io",
-    "CrossEntropyLoss": "losses",
-    "launch_training": "launch",
-    "prepare_data": "data.prepare",
-    "load_datasets": "data.load",
-    "TextDataset": "data.text_dataset",
-    "Tokenizer": "data.tokenizer",
-    "train_tokenizer": "data.tokenizer",
-    "TransformerInferenceModule": "inference.module",
-    "Sampling": "inference.sampling",
-}
-
-__all__ = list(_HOMES)  # the table above is the list
-
-
-def __getattr__(name: str) -> Any:
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+load_on_use(__name__)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from scaling.core.data import megatron, span_index
 from scaling.core.data.file_dataset import FileDataset
+from scaling.core.data.formats import open_documents
 from scaling.core.data.megatron import MegatronDataset
 from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
-from scaling.core.data.open_documents import open_documents
 from scaling.core.errors import DataError, StorageError
 
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}

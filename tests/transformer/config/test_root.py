@@ -16,7 +16,7 @@ from scaling.core.config.base import BaseConfig
 from scaling.core.config.explain import sections_of
 from scaling.core.config.family import ConfigFamily
 from scaling.core.config.fields import ConfigWarning, NoEffect, SetByLauncher, Unavailable, marker
-from scaling.core.config.template import template
+from scaling.core.config.template_text import template
 from scaling.core.errors import ConfigError, Problem
 from scaling.core.nn.config import MaskedSoftmaxKernel, NormType
 from scaling.core.optimizer.lr_schedule import LearningRateDecayStyle

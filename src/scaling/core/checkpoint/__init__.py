@@ -1,1 +1,18 @@
 """Checkpoints: boxes of named tensors in files with digests, saved by one rename, found and loaded in any layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scaling.core.lazy import load_on_use
+
+if TYPE_CHECKING:
+    from scaling.core.checkpoint.checkpointer import Checkpointer as Checkpointer
+    from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
+    from scaling.core.checkpoint.folders import Retention as Retention
+    from scaling.core.checkpoint.folders import list_steps as list_steps
+    from scaling.core.checkpoint.folders import step_of as step_of
+    from scaling.core.checkpoint.resume import ChangeRules as ChangeRules
+    from scaling.core.checkpoint.verify import read_manifest as read_manifest
+
+load_on_use(__name__)

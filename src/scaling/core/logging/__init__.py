@@ -1,1 +1,13 @@
 """What a run tells: log lines, metrics and where they go, its state and its origin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scaling.core.lazy import load_on_use
+
+if TYPE_CHECKING:
+    from scaling.core.logging.config import LoggerConfig as LoggerConfig
+    from scaling.core.logging.setup import configure_logging as configure_logging
+
+load_on_use(__name__)

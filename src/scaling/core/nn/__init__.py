@@ -1,1 +1,57 @@
 """Layers whose weights may be cut over the model axis, described parameter by parameter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scaling.core.lazy import load_on_use
+
+if TYPE_CHECKING:
+    from scaling.core.nn.attention import ParallelSelfAttention as ParallelSelfAttention
+    from scaling.core.nn.attention import attention_projections as attention_projections
+    from scaling.core.nn.attention_core import AttentionCore as AttentionCore
+    from scaling.core.nn.attention_core import CachedAttention as CachedAttention
+    from scaling.core.nn.attention_core import DroppedAttention as DroppedAttention
+    from scaling.core.nn.attention_core import FlashAttention as FlashAttention
+    from scaling.core.nn.attention_core import KeyValueCache as KeyValueCache
+    from scaling.core.nn.attention_core import ScaledDotProduct as ScaledDotProduct
+    from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks
+    from scaling.core.nn.attention_kernels import flash_attention_available as flash_attention_available
+    from scaling.core.nn.config import FP8LinearConfig as FP8LinearConfig
+    from scaling.core.nn.config import LayerNormConfig as LayerNormConfig
+    from scaling.core.nn.config import LoRaConfig as LoRaConfig
+    from scaling.core.nn.config import MaskedSoftmaxConfig as MaskedSoftmaxConfig
+    from scaling.core.nn.config import MaskedSoftmaxKernel as MaskedSoftmaxKernel
+    from scaling.core.nn.config import NormType as NormType
+    from scaling.core.nn.config import RelativePositionEmbeddingType as RelativePositionEmbeddingType
+    from scaling.core.nn.dropout import Dropout as Dropout
+    from scaling.core.nn.embedding import VocabParallelEmbedding as VocabParallelEmbedding
+    from scaling.core.nn.heads import Heads as Heads
+    from scaling.core.nn.init import Constant as Constant
+    from scaling.core.nn.init import Normal as Normal
+    from scaling.core.nn.init import Uniform as Uniform
+    from scaling.core.nn.init import fill as fill
+    from scaling.core.nn.init import xavier_normal as xavier_normal
+    from scaling.core.nn.linear import ColumnParallelLinear as ColumnParallelLinear
+    from scaling.core.nn.linear import RowParallelLinear as RowParallelLinear
+    from scaling.core.nn.loss import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy
+    from scaling.core.nn.mlp import ParallelMLP as ParallelMLP
+    from scaling.core.nn.mlp import ParallelSwiGLUMLP as ParallelSwiGLUMLP
+    from scaling.core.nn.norm import LayerNorm as LayerNorm
+    from scaling.core.nn.norm import RMSNorm as RMSNorm
+    from scaling.core.nn.parameter import Initializer as Initializer
+    from scaling.core.nn.parameter import ParameterMeta as ParameterMeta
+    from scaling.core.nn.parameter import Piece as Piece
+    from scaling.core.nn.parameter import Shard as Shard
+    from scaling.core.nn.parameter import annotate as annotate
+    from scaling.core.nn.parameter import even_shard as even_shard
+    from scaling.core.nn.parameter import fused_parameter as fused_parameter
+    from scaling.core.nn.parameter import meta as meta
+    from scaling.core.nn.parameter import new_parameter as new_parameter
+    from scaling.core.nn.parameter import padded_shard as padded_shard
+    from scaling.core.nn.place import Place as Place
+    from scaling.core.nn.place import enter_model_parallel as enter_model_parallel
+    from scaling.core.nn.place import leave_model_parallel as leave_model_parallel
+    from scaling.core.nn.rotary import RotaryEmbedding as RotaryEmbedding
+
+load_on_use(__name__)

@@ -1,1 +1,17 @@
 """The pipeline: layers cut into stages, schedules as lists of actions, and the engine that executes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scaling.core.lazy import load_on_use
+
+if TYPE_CHECKING:
+    from scaling.core.pipeline.layer_spec import LayerSpec as LayerSpec
+    from scaling.core.pipeline.layer_spec import TiedLayerSpec as TiedLayerSpec
+    from scaling.core.pipeline.loss import LossFunction as LossFunction
+    from scaling.core.pipeline.loss import LossOutput as LossOutput
+    from scaling.core.pipeline.loss import StepLoss as StepLoss
+    from scaling.core.pipeline.module import ParallelModule as ParallelModule
+
+load_on_use(__name__)

@@ -1,1 +1,18 @@
 """Where a process stands: layout, launcher, rendezvous, device, process groups and random streams."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scaling.core.lazy import load_on_use
+
+if TYPE_CHECKING:
+    from scaling.core.topology.config import Device as Device
+    from scaling.core.topology.config import TopologyConfig as TopologyConfig
+    from scaling.core.topology.launch import LaunchContext as LaunchContext
+    from scaling.core.topology.layout import Axis as Axis
+    from scaling.core.topology.layout import Coordinate as Coordinate
+    from scaling.core.topology.layout import Layout as Layout
+    from scaling.core.topology.topology import Topology as Topology
+
+load_on_use(__name__)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.fields import Derived, NoEffect, SetByLauncher, Unavailable
-from scaling.core.config.template import template
+from scaling.core.config.template_text import template
 
 
 class Inner(BaseConfig):
