@@ -27,8 +27,8 @@ from torch import Tensor
 
 from scaling.core import Axis, BaseDataset, LaunchContext, Learner, Loading, MicroBatch, Topology
 from scaling.transformer import TransformerConfig
-from scaling.transformer.data.batch import TextInputs, TextTargets
 from scaling.transformer.flops import flops_per_token
+from scaling.transformer.io import TextInputs, TextTargets
 from scaling.transformer.recipe import recipe_of
 
 DEFAULT: dict[str, Any] = {

@@ -21,8 +21,7 @@ from scaling.transformer import train as program
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
-from scaling.transformer.data.tokenizer import train_tokenizer
-from scaling.transformer.inference.module import TOKENIZER_FILE
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE, train_tokenizer
 from tests.distributed import Outcome, run_world
 from tests.faults.matrix import End, State, Unexpected, contents
 from tests.reference.training import Part, join, parts_of

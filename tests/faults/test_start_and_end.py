@@ -14,7 +14,7 @@ from scaling.core import ExitStatus, LaunchContext
 from scaling.core.training.data import TrainingData
 from scaling.transformer import train as program
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.inference.module import TOKENIZER_FILE
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 from tests.distributed import run_distributed
 from tests.faults.engine import Scene, Settings, launch, make_source, nested
 from tests.faults.storage_cases import can_mount, fill, small_disk

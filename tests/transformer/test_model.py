@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scaling.core import ParallelModule, Topology, TopologyConfig
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
-from scaling.transformer.data.batch import TextInputs, TextTargets
 from scaling.transformer.flops import flops_per_token, matrix_parameters
+from scaling.transformer.io import TextInputs, TextTargets
 from scaling.transformer.losses import CrossEntropyLoss
 from scaling.transformer.model import layer_specs
 

@@ -28,8 +28,7 @@ from scaling.core.errors import CheckpointError, ConfigError, DataError, ExitSta
 from scaling.core.storage.writing import storage_errors, write_atomically
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.prepare import resolve_tokens
-from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest
-from scaling.transformer.inference.module import TOKENIZER_FILE
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer, tokenizer_digest
 
 app = typer.Typer(name="checkpoint", help="List, verify, compare, cast and import checkpoints.", no_args_is_help=True)
 

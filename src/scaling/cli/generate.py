@@ -9,7 +9,7 @@ import typer
 
 from scaling.core import ConfigError
 from scaling.transformer import Sampling, TransformerInferenceModule
-from scaling.transformer.inference.module import TOKENIZER_FILE
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 
 
 def generate(

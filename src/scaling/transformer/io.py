@@ -1,11 +1,38 @@
-"""What travels between the layers of the language model."""
+"""What goes into the language model, travels between its layers, and is compared with what comes out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
 from typing_extensions import Self
+
+if TYPE_CHECKING:  # commands that only prepare data make no tensors, and importing torch takes seconds
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """What the first layer receives, for b sequences of s tokens."""
+
+    token_ids: Tensor
+    """int64 [b, s]."""
+    position_ids: Tensor
+    """int64 [b, s]: the place of a token in its document (in its row, where positions do not restart)."""
+    document_ids: Tensor | None
+    """int32 [b, s]: tokens attend to each other where the numbers agree. None: everything in a row is one document."""
+    sample_positions: Tensor
+    """int64 [b]: the place of each sequence in the order of the run, the key of its dropout masks."""
+
+
+@dataclass(frozen=True)
+class TextTargets:
+    """What the loss receives, for b sequences of s tokens."""
+
+    token_ids: Tensor
+    """int64 [b, s]: the token that follows each input."""
+    loss_weights: Tensor
+    """float32 [b, s]: 0 where a target must not count, otherwise 1."""
 
 
 @dataclass(frozen=True)

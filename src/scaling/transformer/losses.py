@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 
 from scaling.core import Axis, LossOutput, Topology, padded_shard, vocab_parallel_cross_entropy
-from scaling.transformer.data.batch import TextTargets
+from scaling.transformer.io import TextTargets
 
 
 @final

@@ -34,8 +34,7 @@ from scaling.core import (
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
-from scaling.transformer.data.tokenizer import tokenizer_digest
-from scaling.transformer.inference.module import TOKENIZER_FILE
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
 from scaling.transformer.recipe import recipe_of
 
 _log = logging.getLogger(__name__)

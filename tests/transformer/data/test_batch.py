@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scaling.core.errors import DataError
-from scaling.transformer.data.batch import TextCollator, TextInputs, TextSample, TextTargets
+from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.packing import Span
+from scaling.transformer.io import TextInputs, TextTargets
 
 EOD = 0
 VOCAB = 11

@@ -12,6 +12,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from scaling.core import DataError, storage_errors, write_atomically
 
+TOKENIZER_FILE = "vocab.json"
+"""Name under which a run leaves its tokenizer beside its checkpoints."""
+
 END_OF_TEXT = "<|endoftext|>"
 """The end-of-document token of the tokenizers trained here."""
 

@@ -28,13 +28,10 @@ from scaling.core import (
     TopologyConfig,
 )
 from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
-from scaling.transformer.data.batch import TextInputs
-from scaling.transformer.data.tokenizer import Tokenizer
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from scaling.transformer.inference.sampling import Sampling, choose
+from scaling.transformer.io import TextInputs
 from scaling.transformer.model import layer_specs
-
-TOKENIZER_FILE = "vocab.json"
-"""Name under which a run leaves its tokenizer beside its checkpoints."""
 
 
 @dataclass(frozen=True)

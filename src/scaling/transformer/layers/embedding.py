@@ -7,8 +7,7 @@ from typing import final
 from torch import nn
 
 from scaling.core import Dropout, Normal, Place, VocabParallelEmbedding
-from scaling.transformer.data.batch import TextInputs
-from scaling.transformer.io import TransformerIO
+from scaling.transformer.io import TextInputs, TransformerIO
 
 
 @final
