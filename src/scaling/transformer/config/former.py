@@ -1,0 +1,129 @@
+"""Settings of the architecture that exist for the predecessor's files only: accepted at their defaults, never used."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+from pydantic import Field
+
+from scaling.core import BaseConfig, FP8LinearConfig, LoRaConfig, NoEffect, Unavailable
+
+
+class PoolingMethod(str, Enum):
+    """How an embedding is made from the vectors of a sequence."""
+
+    MEAN = "mean"
+    LAST_TOKEN = "last_token"
+    WEIGHTED_MEAN = "weighted_mean"
+
+
+class BitfitBiasConfig(BaseConfig):
+    """BitFit: only biases are trained."""
+
+    name: str
+    """Name of the biases."""
+    version: str = ".unknown."
+    """Free text."""
+
+
+class SoftpromptConfig(BaseConfig):
+    """A learned prompt."""
+
+    name: str
+    """Name of the prompt."""
+    n_tokens: int = Field(ge=1)
+    """Length of the prompt."""
+    version: str = ".unknown."
+    """Free text."""
+
+
+class AdapterConfig(BaseConfig):
+    """Small MLPs behind attention and MLP."""
+
+    name: str
+    """Name of the adapters."""
+    attention_downsampling_factor: float | None = Field(default=None, gt=0)
+    """Width of the adapter behind attention, as a factor of hidden_size. null: none."""
+    mlp_downsampling_factor: float | None = Field(default=None, gt=0)
+    """Width of the adapter behind the MLP, as a factor of hidden_size. null: none."""
+    init_std: float = Field(default=1e-5, ge=0)
+    """Standard deviation of the initial weights."""
+    version: str = ".unknown."
+    """Free text."""
+
+
+class EmbeddingHeadConfig(BaseConfig):
+    """A head that makes one vector of a sequence."""
+
+    name: str
+    """Name of the head."""
+    proj_layers: list[int] | None = None
+    """Widths of the projections. null: none."""
+    pooling: PoolingMethod = PoolingMethod.WEIGHTED_MEAN
+    """mean, last_token or weighted_mean."""
+
+
+_ONLY_WITH_UMUP = NoEffect("u-muP is not available in this version")
+
+
+class UMuPConfig(BaseConfig):
+    """Unit-scaled maximal update parametrisation."""
+
+    enable: Annotated[bool, Unavailable()] = False
+    """Use it."""
+    allow_non_umup_params: Annotated[bool, _ONLY_WITH_UMUP] = False
+    """Allow parameters it does not know."""
+    normalize_depth_to_num_layers: Annotated[bool, _ONLY_WITH_UMUP] = False
+    """Count depth in layers instead of residual branches."""
+    attn_mult: Annotated[float, _ONLY_WITH_UMUP] = 1.0
+    """Multiplier of attention scores."""
+    act_mult: Annotated[float, _ONLY_WITH_UMUP] = 1.0
+    """Multiplier of the activation function's input."""
+    residual_mult: Annotated[float, _ONLY_WITH_UMUP] = 1.0
+    """Multiplier of residual branches."""
+    residual_attn_ratio: Annotated[float, _ONLY_WITH_UMUP] = 1.0
+    """Ratio of the attention branch to the MLP branch."""
+    loss_mult: Annotated[float, _ONLY_WITH_UMUP] = 1.0
+    """Multiplier of the logits."""
+
+
+class FormerArchitectureConfig(BaseConfig):
+    """What the predecessor's architecture had beyond this version's."""
+
+    attention_use_matmul: Annotated[bool, NoEffect("attention uses PyTorch's fused kernels")] = False
+    """Formerly: which product computes attention scores."""
+    num_local_attention_heads: Annotated[int, Unavailable()] = Field(default=0, ge=0)
+    """Heads that attend to a window only."""
+    local_attention_window_size: Annotated[int | None, Unavailable()] = Field(default=None, ge=1)
+    """Size of that window."""
+    fp8_config_attention: Annotated[FP8LinearConfig | None, Unavailable()] = None
+    """8-bit query, key and value products."""
+    fp8_config_attention_dense_out: Annotated[FP8LinearConfig | None, Unavailable()] = None
+    """8-bit attention output product."""
+    fp8_config_mlp: Annotated[FP8LinearConfig | None, Unavailable()] = None
+    """8-bit first MLP products."""
+    fp8_config_mlp_dense_out: Annotated[FP8LinearConfig | None, Unavailable()] = None
+    """8-bit last MLP product."""
+    fp8_config_lm_head: Annotated[FP8LinearConfig | None, Unavailable()] = None
+    """8-bit language model head."""
+    bitfit_bias_config: Annotated[BitfitBiasConfig | None, Unavailable()] = None
+    """Train biases only."""
+    finetunable_token_ids: Annotated[list[int], Unavailable()] = Field(default_factory=list)
+    """Rows of the embedding to train."""
+    image_encoder: Annotated[bool, Unavailable()] = False
+    """Accept images."""
+    dropout_image_encoder: Annotated[float, NoEffect("images are not available in this version")] = Field(
+        default=0.0, ge=0, le=1
+    )
+    """Dropout of the image encoder's output."""
+    softprompt_config: Annotated[SoftpromptConfig | None, Unavailable()] = None
+    """A learned prompt."""
+    adapter_config: Annotated[AdapterConfig | None, Unavailable()] = None
+    """Small MLPs to train."""
+    lora_config: Annotated[LoRaConfig | None, Unavailable()] = None
+    """Low-rank adaptation of attention."""
+    embedding_head_config: Annotated[EmbeddingHeadConfig | None, Unavailable()] = None
+    """A head that makes one vector of a sequence."""
+    umup: UMuPConfig = Field(default_factory=UMuPConfig)
+    """Unit-scaled maximal update parametrisation."""
