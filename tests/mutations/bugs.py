@@ -55,7 +55,7 @@ BUGS = (
     ),
     Bug(
         "ranks hold the wrong key-value heads",
-        "scaling.core.nn.heads:Heads.shard",
+        "scaling.core.nn.shard:Heads.shard",
         [("offset=index // replicas * self.size", "offset=index % self.count * self.size")],
         "llama",
         SHARED_HEADS,

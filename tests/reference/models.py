@@ -15,14 +15,13 @@ from scaling.core.nn.attention_core import AttentionCore, DroppedAttention, Scal
 from scaling.core.nn.attention_kernels import DocumentMasks
 from scaling.core.nn.dropout import Dropout, DropoutStream
 from scaling.core.nn.embedding import VocabParallelEmbedding
-from scaling.core.nn.heads import Heads
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, linear
 from scaling.core.nn.loss import vocab_parallel_cross_entropy
 from scaling.core.nn.mlp import ParallelSwiGLUMLP
 from scaling.core.nn.norm import LayerNorm, RMSNorm
-from scaling.core.nn.parameter import padded_shard
 from scaling.core.nn.place import Place, enter_model_parallel
 from scaling.core.nn.rotary import RotaryEmbedding
+from scaling.core.nn.shard import Heads, padded_shard
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
 from scaling.core.pipeline.loss import LossOutput
 from scaling.core.topology.config import TopologyConfig

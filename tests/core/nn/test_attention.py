@@ -21,12 +21,12 @@ from scaling.core.nn.attention_core import (
 )
 from scaling.core.nn.attention_kernels import DocumentMasks
 from scaling.core.nn.dropout import Dropout
-from scaling.core.nn.heads import Heads
 from scaling.core.nn.linear import RowParallelLinear
 from scaling.core.nn.norm import LayerNorm, RMSNorm
 from scaling.core.nn.parameter import meta
 from scaling.core.nn.place import Place
 from scaling.core.nn.rotary import RotaryEmbedding
+from scaling.core.nn.shard import Heads
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import SAME_IN_PARTS
 from scaling.core.topology.topology import Topology

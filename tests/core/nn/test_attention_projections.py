@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from scaling.core.boxes import whole
 from scaling.core.errors import LayoutError
 from scaling.core.nn.attention import FUSED, attention_projections
-from scaling.core.nn.heads import Heads
 from scaling.core.nn.init import fill as initialise
 from scaling.core.nn.parameter import meta
 from scaling.core.nn.place import Place
+from scaling.core.nn.shard import Heads
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import CUT
 from tests.reference.sharding import fill, whole_weights

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from scaling.core.nn.init import Normal, fill
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, linear
 from scaling.core.nn.mlp import ParallelSwiGLUMLP
-from scaling.core.nn.parameter import Piece, Shard, meta, new_parameter
+from scaling.core.nn.parameter import Piece, meta, new_parameter
 from scaling.core.nn.place import Place, enter_model_parallel
+from scaling.core.nn.shard import Shard
 from tests.distributed import run_distributed
 from tests.reference.compare import close
 from tests.reference.sharding import GATHER, SCATTER, SUM, Weights, compare_layer, whole_weights

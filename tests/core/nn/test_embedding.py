@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from scaling.core.nn.embedding import VocabParallelEmbedding
 from scaling.core.nn.init import fill
-from scaling.core.nn.parameter import padded_shard
 from scaling.core.nn.place import Place
+from scaling.core.nn.shard import padded_shard
 from tests.distributed import run_distributed
 from tests.reference.sharding import compare_layer
 from tests.reference.worlds import connected, view_of

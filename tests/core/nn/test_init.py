@@ -15,15 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from scaling.core.nn.init import Constant, Normal, Uniform, fill, part_of_initial_values, xavier_normal
-from scaling.core.nn.parameter import (
-    Initializer,
-    annotate,
-    even_shard,
-    fused_parameter,
-    meta,
-    new_parameter,
-    padded_shard,
-)
+from scaling.core.nn.parameter import Initializer, annotate, fused_parameter, meta, new_parameter
+from scaling.core.nn.shard import even_shard, padded_shard
 
 INITIALIZERS = (Normal(0.5), Uniform(2.0), Constant(3.0))
 

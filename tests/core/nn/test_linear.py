@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from scaling.core.collectives.autograd import gather_features, split_features
 from scaling.core.errors import LayoutError
-from scaling.core.nn.heads import Heads
 from scaling.core.nn.init import Normal, fill, xavier_normal
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, linear, project_all
-from scaling.core.nn.parameter import even_shard, meta, new_parameter
+from scaling.core.nn.parameter import meta, new_parameter
 from scaling.core.nn.place import Place, enter_model_parallel, leave_model_parallel
+from scaling.core.nn.shard import Heads, even_shard
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import CUT, USUAL, Placement
 from scaling.core.topology.topology import Topology

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from scaling.core.nn.loss import vocab_parallel_cross_entropy
-from scaling.core.nn.parameter import padded_shard
+from scaling.core.nn.shard import padded_shard
 from tests.distributed import run_distributed
 from tests.reference import dense
 from tests.reference.compare import backward, close, gradient_of

@@ -20,18 +20,16 @@ from scaling.core.nn.parameter import (
     Initializer,
     ParameterMeta,
     Piece,
-    Shard,
     annotate,
-    even_shard,
     fused_parameter,
     meta,
     named_parameters_with_meta,
     new_parameter,
-    padded_shard,
     share,
     update_meta,
 )
 from scaling.core.nn.place import Place
+from scaling.core.nn.shard import Shard, even_shard, padded_shard
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import CUT, SAME, SAME_IN_PARTS, USUAL, tied
 from tests.reference.worlds import view_of

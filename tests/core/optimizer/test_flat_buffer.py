@@ -15,18 +15,8 @@ from torch import Tensor, nn
 
 from scaling.core.boxes import Box, first_overlap
 from scaling.core.nn.init import Constant
-from scaling.core.nn.parameter import (
-    ParameterMeta,
-    Piece,
-    Shard,
-    annotate,
-    even_shard,
-    fused_parameter,
-    meta,
-    padded_shard,
-    share,
-    update_meta,
-)
+from scaling.core.nn.parameter import ParameterMeta, Piece, annotate, fused_parameter, meta, share, update_meta
+from scaling.core.nn.shard import Shard, even_shard, padded_shard
 from scaling.core.optimizer.flat_buffer import (
     ALIGNMENT,
     BufferKind,

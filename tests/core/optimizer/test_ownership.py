@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from scaling.core.collectives.ops import Group
 from scaling.core.nn.embedding import VocabParallelEmbedding
-from scaling.core.nn.heads import Heads
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear
 from scaling.core.nn.norm import LayerNorm
 from scaling.core.nn.place import Place
+from scaling.core.nn.shard import Heads
 from scaling.core.optimizer import grad_sync
 from scaling.core.optimizer.clip import squared_norm
 from scaling.core.optimizer.config import OptimizerConfig

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from scaling.core.errors import LayoutError
 from scaling.core.nn.embedding import VocabParallelEmbedding
-from scaling.core.nn.heads import Heads
 from scaling.core.nn.init import Normal, Uniform
 from scaling.core.nn.linear import ColumnParallelLinear
 from scaling.core.nn.parameter import Piece, meta
 from scaling.core.nn.place import Place
+from scaling.core.nn.shard import Heads
 from scaling.core.pipeline.build import Tie, build_stages, describe_layers, ties
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
 from scaling.core.pipeline.stage import Stage

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from scaling.core.nn.config import RelativePositionEmbeddingType as RelativePositionEmbeddingType
     from scaling.core.nn.dropout import Dropout as Dropout
     from scaling.core.nn.embedding import VocabParallelEmbedding as VocabParallelEmbedding
-    from scaling.core.nn.heads import Heads as Heads
     from scaling.core.nn.init import Constant as Constant
     from scaling.core.nn.init import Normal as Normal
     from scaling.core.nn.init import Uniform as Uniform
@@ -42,16 +41,17 @@ if TYPE_CHECKING:
     from scaling.core.nn.parameter import Initializer as Initializer
     from scaling.core.nn.parameter import ParameterMeta as ParameterMeta
     from scaling.core.nn.parameter import Piece as Piece
-    from scaling.core.nn.parameter import Shard as Shard
     from scaling.core.nn.parameter import annotate as annotate
-    from scaling.core.nn.parameter import even_shard as even_shard
     from scaling.core.nn.parameter import fused_parameter as fused_parameter
     from scaling.core.nn.parameter import meta as meta
     from scaling.core.nn.parameter import new_parameter as new_parameter
-    from scaling.core.nn.parameter import padded_shard as padded_shard
     from scaling.core.nn.place import Place as Place
     from scaling.core.nn.place import enter_model_parallel as enter_model_parallel
     from scaling.core.nn.place import leave_model_parallel as leave_model_parallel
     from scaling.core.nn.rotary import RotaryEmbedding as RotaryEmbedding
+    from scaling.core.nn.shard import Heads as Heads
+    from scaling.core.nn.shard import Shard as Shard
+    from scaling.core.nn.shard import even_shard as even_shard
+    from scaling.core.nn.shard import padded_shard as padded_shard
 
 load_on_use(__name__)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from scaling.core.boxes import Former
 from scaling.core.errors import LayoutError
 from scaling.core.nn.attention_core import AttentionCore
-from scaling.core.nn.heads import Heads
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, project_all
 from scaling.core.nn.norm import LayerNorm, RMSNorm
 from scaling.core.nn.parameter import Initializer, meta, share, update_meta
 from scaling.core.nn.place import Place, enter_model_parallel
 from scaling.core.nn.rotary import RotaryEmbedding
+from scaling.core.nn.shard import Heads
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import SAME_IN_PARTS
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaling.core.nn.init import Normal
-from scaling.core.nn.parameter import Initializer, new_parameter, padded_shard
+from scaling.core.nn.parameter import Initializer, new_parameter
 from scaling.core.nn.place import Place, leave_model_parallel
+from scaling.core.nn.shard import padded_shard
 
 
 @final

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaling.core.collectives.autograd import copy_to_model
-from scaling.core.nn.heads import Heads
 from scaling.core.nn.init import Constant, xavier_normal
-from scaling.core.nn.parameter import Initializer, even_shard, fused_parameter, new_parameter
+from scaling.core.nn.parameter import Initializer, fused_parameter, new_parameter
 from scaling.core.nn.place import Place, leave_model_parallel
+from scaling.core.nn.shard import Heads, even_shard
 
 _HALF = (torch.bfloat16, torch.float16)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scaling.core.boxes import Box, Former, whole
 from scaling.core.errors import LayoutError
+from scaling.core.nn.shard import Shard
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import SAME, SAME_IN_PARTS, USUAL, Placement, Placements
 
@@ -23,23 +24,6 @@ class Initializer(Protocol):
     def sample(self, stream: np.random.Generator, count: int) -> NDArray[np.float32]:
         """Return `count` values drawn from `stream`."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Which part of a dimension of a tensor a model rank holds, and how many ranks hold the same part.
-
-    `offset` and `length` are in elements of `dim`. `local_length` is what the local tensor has along `dim`: it is
-    larger than `length` where the tail is padding (a vocabulary that the model-parallel size does not divide).
-    `replicas` consecutive ranks of the model axis hold the same part (key and value heads, where there are fewer heads
-    than ranks); 1 means that the part is this rank's alone.
-    """
-
-    dim: int
-    offset: int
-    length: int
-    local_length: int
-    replicas: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,21 +176,6 @@ def fused_parameter(
 def share(parameter: nn.Parameter, axis: Axis, placement: Placement) -> None:
     """Change how a parameter lies along one axis."""
     update_meta(parameter, placements=meta(parameter).placements.having(axis, placement))
-
-
-def even_shard(size: int, parts: int, index: int, *, dim: int, what: str) -> Shard:
-    """Return part `index` of `size` elements cut into equal `parts`; `LayoutError` naming `what` for a remainder."""
-    if size % parts:
-        raise LayoutError(f"{what} ({size}) must be divisible by model_parallel_size ({parts})")
-    length = size // parts
-    return Shard(dim=dim, offset=index * length, length=length, local_length=length)
-
-
-def padded_shard(size: int, parts: int, index: int, *, dim: int) -> Shard:
-    """Return part `index` of `size` elements cut into `parts` of equal local length; the last ones end in padding."""
-    local = -(-size // parts)
-    offset = min(index * local, size)
-    return Shard(dim=dim, offset=offset, length=min(local, size - offset), local_length=local)
 
 
 def named_parameters_with_meta(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, ParameterMeta]]:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.core.errors import LayoutError
-from scaling.core.nn.heads import Heads
 from scaling.core.nn.linear import ColumnParallelLinear
 from scaling.core.nn.parameter import meta
 from scaling.core.nn.place import Place
+from scaling.core.nn.shard import Heads
 from scaling.core.topology.layout import Axis
 from tests.reference.worlds import view_of
 
