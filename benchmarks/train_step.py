@@ -27,8 +27,10 @@ from torch import Tensor
 
 from scaling.core import Axis, BaseDataset, LaunchContext, Learner, Loading, MicroBatch, Topology
 from scaling.transformer import TransformerConfig
+from scaling.transformer.config.architecture import plan_of
 from scaling.transformer.flops import flops_per_token
 from scaling.transformer.io import TextInputs, TextTargets
+from scaling.transformer.plan.parts import FeedForwardPlan
 from scaling.transformer.recipe import recipe_of
 
 DEFAULT: dict[str, Any] = {
@@ -104,7 +106,7 @@ def bare_side(config: TransformerConfig, launch: LaunchContext) -> tuple[Callabl
         hidden=architecture.hidden_size,
         layers=architecture.num_layers,
         heads=architecture.num_attention_heads,
-        intermediate=architecture.mlp_size,
+        intermediate=plan_of(architecture).parts(FeedForwardPlan)[0].width,
         sequence=architecture.sequence_length,
     ).to(device, architecture.precision.dtype)
     model: torch.nn.Module = bare

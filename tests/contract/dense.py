@@ -150,7 +150,8 @@ class DenseModel:
 
     def _attention(self, layer: int, x_DSE: Tensor, seen_DQK: Tensor) -> Tensor:
         shape, weights = self.architecture, self._within(f"layers.{layer}.self_attention")
-        heads, kv_heads, size = shape.num_attention_heads, shape.num_kv_heads, shape.head_size
+        heads = shape.num_attention_heads
+        kv_heads, size = shape.attention_num_kv_heads or heads, shape.hidden_size // heads
         q = affine(weights, "query", x_DSE).unflatten(-1, (heads, size))
         k, v = (affine(weights, name, x_DSE).unflatten(-1, (kv_heads, size)) for name in ("key", "value"))
         if shape.key_query_norm:
@@ -158,7 +159,8 @@ class DenseModel:
             k = self._norm(f"layers.{layer}.self_attention.norm_key", k)
         positions_DS = torch.arange(x_DSE.shape[1]).expand(x_DSE.shape[:2])
         interleaved = shape.relative_position_embedding_type.value == "rotary_complex"
-        q, k = (rotate(t, positions_DS, shape.rotary_dimensions, interleaved=interleaved) for t in (q, k))
+        rotated = int(size * shape.rotary_percentage)
+        q, k = (rotate(t, positions_DS, rotated, interleaved=interleaved) for t in (q, k))
         k, v = (t.repeat_interleave(heads // kv_heads, dim=2) for t in (k, v))
         scores = torch.einsum("dqhf,dkhf->dhqk", q, k) / math.sqrt(size)
         probabilities = scores.masked_fill(~seen_DQK[:, None], -math.inf).softmax(-1)

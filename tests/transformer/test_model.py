@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaling.core import ParallelModule, Topology, TopologyConfig
-from scaling.transformer.config.architecture import TransformerArchitectureConfig
-from scaling.transformer.flops import flops_per_token, matrix_parameters
+from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.flops import flops_per_token
 from scaling.transformer.io import TextInputs, TextTargets
 from scaling.transformer.losses import CrossEntropyLoss
 from scaling.transformer.model import layer_specs
@@ -66,7 +66,7 @@ def tokens(rows: int = 2, length: int = SEQUENCE) -> Tensor:
 @pytest.mark.parametrize("changes", [{}, {"num_layers": 5}, {"weight_tying": False}, {"lm_head": False}])
 def test_there_are_as_many_layers_as_the_configuration_counts(changes: dict[str, Any]) -> None:
     config = architecture(**changes)
-    assert len(layer_specs(config, Topology.single(), seed=0)) == config.num_pipeline_layers
+    assert len(layer_specs(config, Topology.single(), seed=0)) == plan_of(config).num_layers
 
 
 def test_parameters_have_the_names_that_checkpoints_and_groups_know_them_by() -> None:
@@ -94,8 +94,9 @@ def test_operations_are_those_of_the_matrix_products(changes: dict[str, Any]) ->
         run(module, tokens())
     products = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
     counted = sum(counter.get_flop_counts()["Global"].get(product, 0) for product in products)
-    assert counted == 2 * matrix_parameters(config) * tokens().numel()
-    assert flops_per_token(config) == 6 * matrix_parameters(config) + 12 * 2 * HIDDEN * SEQUENCE
+    matrices = plan_of(config).multiply_adds.matrices
+    assert counted == 2 * matrices * tokens().numel()
+    assert flops_per_token(config) == 6 * matrices + 12 * 2 * HIDDEN * SEQUENCE
 
 
 @pytest.mark.parametrize("changes", MODELS)

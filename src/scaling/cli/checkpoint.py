@@ -26,6 +26,7 @@ from scaling.core.checkpoint.search import find_newest, is_step_folder, name_pro
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
 from scaling.core.errors import CheckpointError, ConfigError, DataError, ExitStatus, StorageError
 from scaling.core.storage.writing import storage_errors, write_atomically
+from scaling.transformer.config.architecture import plan_of
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.prepare import resolve_tokens
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer, tokenizer_digest
@@ -183,7 +184,7 @@ def import_checkpoint(
     else:
         architecture = config.transformer_architecture
         # A tied head repeats the embedding, so that nothing is lost where its file is not there.
-        num_layers = architecture.num_pipeline_layers - (architecture.lm_head and architecture.weight_tying)
+        num_layers = plan_of(architecture).num_layers - (architecture.lm_head and architecture.weight_tying)
         scalars["config"], remark = _as_trained(config, tokenizer_file)
     typer.echo(f"wrote {import_predecessor(source, target, step=step, num_layers=num_layers, scalars=scalars)}")
     _take_tokenizer_along(tokenizer_file, target)

@@ -22,7 +22,8 @@ from scaling.core.nn.config import MaskedSoftmaxKernel, NormType
 from scaling.core.optimizer.lr_schedule import LearningRateDecayStyle
 from scaling.core.topology.config import ActivationCheckpointingType
 from scaling.transformer.config import Precision, TransformerConfig
-from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.plan.parts import AttentionPlan, FeedForwardPlan
 
 PREDECESSOR = """
 // as written for the predecessor
@@ -127,6 +128,19 @@ def sections(section: type[BaseConfig] = TransformerConfig) -> Iterator[type[Bas
         yield from section.members().values()
 
 
+def sizes(architecture: TransformerArchitectureConfig) -> dict[str, int]:
+    """Return what the keys of a section lead to."""
+    plan = plan_of(architecture)
+    (attention,), (feed_forward,) = plan.parts(AttentionPlan), plan.parts(FeedForwardPlan)
+    return {
+        "head_size": attention.head_size,
+        "kv_heads": attention.kv_heads,
+        "rotated": 0 if attention.rotation is None else attention.rotation.dimensions,
+        "width": feed_forward.width,
+        "layers": plan.num_layers,
+    }
+
+
 def test_a_configuration_of_the_predecessor_loads() -> None:
     config = TransformerConfig.from_str(PREDECESSOR)
     assert (config.topology.data_parallel_size, config.topology.gradient_accumulation_steps) == (2, 8)
@@ -136,7 +150,7 @@ def test_a_configuration_of_the_predecessor_loads() -> None:
     assert weights.learning_rate_scheduler.learning_rate_decay_style is LearningRateDecayStyle.COSINE
     assert others.weight_decay == 0
     architecture = config.transformer_architecture
-    assert (architecture.head_size, architecture.num_kv_heads, architecture.mlp_size) == (64, 2, 1376)
+    assert sizes(architecture) == {"head_size": 64, "kv_heads": 2, "rotated": 64, "width": 1376, "layers": 11}
     assert architecture.norm_type is NormType.RMS
     assert TransformerConfig.from_str(config.to_yaml()) == config
 
@@ -248,18 +262,21 @@ def test_a_process_gets_its_place_in_the_topology() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, {"head_size": 64, "num_kv_heads": 4, "rotary_dimensions": 64, "mlp_size": 1024, "num_pipeline_layers": 7}),
-        ({"rotary_percentage": 0.5, "attention_num_kv_heads": 2}, {"rotary_dimensions": 32, "num_kv_heads": 2}),
-        ({"relative_position_embedding_type": "none"}, {"rotary_dimensions": 0}),
-        ({"mlp_factor": 2.6666666666666665, "hidden_size": 768}, {"mlp_size": 2048}),
-        ({"lm_head": False, "num_layers": 1}, {"num_pipeline_layers": 3}),
-        ({"attention_num_kv_heads": 4}, {"attention_qkv_in_one": False}),
-        ({"attention_num_kv_heads": None}, {"attention_qkv_in_one": True}),
+        ({}, {"head_size": 64, "kv_heads": 4, "rotated": 64, "width": 1024, "layers": 7}),
+        ({"rotary_percentage": 0.5, "attention_num_kv_heads": 2}, {"rotated": 32, "kv_heads": 2}),
+        ({"relative_position_embedding_type": "none"}, {"rotated": 0}),
+        ({"mlp_factor": 2.6666666666666665, "hidden_size": 768}, {"width": 2048}),
+        ({"lm_head": False, "num_layers": 1}, {"layers": 3}),
     ],
 )
 def test_sizes_follow_from_the_architecture(values: dict[str, Any], expected: dict[str, Any]) -> None:
-    architecture = TransformerArchitectureConfig.from_dict(values)
-    assert {name: getattr(architecture, name) for name in expected} == expected
+    assert expected.items() <= sizes(TransformerArchitectureConfig.from_dict(values)).items()
+
+
+@pytest.mark.parametrize(("kv_heads", "fused"), [(4, False), (None, True)])
+def test_query_key_and_value_are_fused_where_they_have_the_same_heads(kv_heads: int | None, fused: bool) -> None:
+    architecture = TransformerArchitectureConfig.from_dict({"attention_num_kv_heads": kv_heads})
+    assert architecture.attention_qkv_in_one == fused
 
 
 def test_checking_a_configuration_does_not_import_torch() -> None:

@@ -1,9 +1,10 @@
-"""TransformerArchitectureConfig: the shape of the model and the arithmetic it is computed in."""
+"""TransformerArchitectureConfig: the shape of the model, the arithmetic it is computed in, and its plan."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,15 @@ from scaling.core import (
     RelativePositionEmbeddingType,
 )
 from scaling.transformer.config.former import FormerArchitectureConfig
+from scaling.transformer.plan.model import Arithmetic, LayerPlan, ModelPlan, pre_norm
+from scaling.transformer.plan.parts import (
+    AttentionPlan,
+    DropoutPlan,
+    FeedForwardPlan,
+    NormPlan,
+    RotationPlan,
+    TablePlan,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -124,33 +134,6 @@ class ArchitectureConfig(BaseConfig):
     dropout_stream: Annotated[DropoutStream, OnResume.SCHEDULE] = DropoutStream.LAYOUT_INVARIANT
     """layout_invariant: the same masks in every layout; per_rank: faster, different masks in each layout."""
 
-    @property
-    def head_size(self) -> int:
-        """Return the dimensions of one attention head."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Return the number of key and value heads."""
-        return self.attention_num_kv_heads or self.num_attention_heads
-
-    @property
-    def rotary_dimensions(self) -> int:
-        """Return the dimensions of each head that are rotated; 0 without rotary positions."""
-        if self.relative_position_embedding_type is RelativePositionEmbeddingType.NONE:
-            return 0
-        return int(self.head_size * self.rotary_percentage)
-
-    @property
-    def mlp_size(self) -> int:
-        """Return the width of the MLP."""
-        return round(self.hidden_size * self.mlp_factor)
-
-    @property
-    def num_pipeline_layers(self) -> int:
-        """Return the length of the list that is cut into stages: embedding, transformer layers, final norm, head."""
-        return 1 + self.num_layers + 1 + (1 if self.lm_head else 0)
-
     @classmethod
     def prepare(cls, given: dict[str, Any]) -> Iterator[Problem]:
         """Fuse query, key and value where they have the same number of heads."""
@@ -166,13 +149,12 @@ class ArchitectureConfig(BaseConfig):
                 f"is {hidden}, but must be divisible by num_attention_heads ({heads}); the nearest that is: "
                 f"{max(1, round(hidden / heads)) * heads}",
             )
-        elif self.rotary_dimensions % 2 or (
-            self.rotary_dimensions == 0
-            and self.relative_position_embedding_type is not RelativePositionEmbeddingType.NONE
+        elif (rotation := _attention_of(self).rotation) is not None and (
+            rotation.dimensions == 0 or rotation.dimensions % 2
         ):
             yield Problem(
                 "rotary_percentage",
-                f"is {self.rotary_percentage:g}, which rotates {self.rotary_dimensions} of the {self.head_size} "
+                f"is {self.rotary_percentage:g}, which rotates {rotation.dimensions} of the {hidden // heads} "
                 f"dimensions of a head (hidden_size {hidden} / num_attention_heads {heads}), but rotation needs an "
                 "even number of at least 2; change one of the three, or set relative_position_embedding_type to none",
             )
@@ -187,13 +169,102 @@ class ArchitectureConfig(BaseConfig):
                 f"is true, but with attention_num_kv_heads ({kv_heads}) the weights have different sizes; set it to "
                 "false",
             )
-        if not math.isclose(hidden * self.mlp_factor, self.mlp_size, rel_tol=1e-9) or self.mlp_size < 1:
+        width = _feed_forward_of(self).width
+        if not math.isclose(hidden * self.mlp_factor, width, rel_tol=1e-9) or width < 1:
             yield Problem(
                 "mlp_factor",
                 f"is {self.mlp_factor:g}, but times hidden_size ({hidden}) must be a whole number, not "
-                f"{hidden * self.mlp_factor:g}; {max(1, self.mlp_size) / hidden!r} gives {max(1, self.mlp_size)}",
+                f"{hidden * self.mlp_factor:g}; {max(1, width) / hidden!r} gives {max(1, width)}",
             )
 
 
 class TransformerArchitectureConfig(FormerArchitectureConfig, ArchitectureConfig):
     """A decoder-only language model."""
+
+
+def plan_of(architecture: ArchitectureConfig) -> ModelPlan:
+    """Return the model that a valid section describes. Nothing else reads its keys to know what the layers are."""
+    norm = _norm_of(architecture, architecture.hidden_size)
+    block = pre_norm(
+        norm,
+        _attention_of(architecture),
+        _feed_forward_of(architecture),
+        dropout_after_attention=architecture.dropout_after_attention,
+        dropout_after_mlp=architecture.dropout_after_mlp,
+    )
+    embedding, *head = _ends_of(architecture)
+    final_norm = LayerPlan("norm", (("norm", norm),))
+    return ModelPlan(
+        runs=((1, embedding), (architecture.num_layers, block), (1, final_norm), *((1, layer) for layer in head)),
+        sequence=architecture.sequence_length,
+        arithmetic=Arithmetic(
+            precision=architecture.precision.value,
+            kernel=architecture.masked_softmax.kernel.value,
+            deterministic=architecture.masked_softmax.deterministic_flash_attn_bwd,
+            dropout_stream=architecture.dropout_stream.value,
+        ),
+    )
+
+
+def _ends_of(architecture: ArchitectureConfig) -> Iterator[LayerPlan]:
+    """Yield the embedding, and the head if there is one."""
+    table = TablePlan(vocabulary=architecture.vocab_size, hidden=architecture.hidden_size, std=_std_of(architecture))
+    matrix, tied = replace(table, multiplied=True), ("embedding.weight",)
+    looked_up = (("embedding", table), ("dropout", DropoutPlan("embedding", architecture.dropout_embedding)))
+    if architecture.lm_head and architecture.weight_tying:
+        yield LayerPlan("embedding", looked_up, tied)
+        yield LayerPlan("tied_head", (("embedding", matrix),), tied)
+        return
+    yield LayerPlan("embedding", looked_up)
+    if architecture.lm_head:
+        yield LayerPlan("head", (("linear", matrix),))
+
+
+def _std_of(architecture: ArchitectureConfig) -> float:
+    return math.sqrt(2.0 / (5.0 * architecture.hidden_size))
+
+
+def _norm_of(architecture: ArchitectureConfig, features: int) -> NormPlan:
+    kind, epsilon = architecture.norm_type, architecture.layernorm.layernorm_epsilon
+    return NormPlan(kind=kind, features=features, epsilon=epsilon, bias=kind is NormType.LAYERNORM)
+
+
+def _attention_of(architecture: ArchitectureConfig) -> AttentionPlan:
+    heads, std = architecture.num_attention_heads, _std_of(architecture)
+    size = architecture.hidden_size // heads
+    position = architecture.relative_position_embedding_type
+    rotation = RotationPlan(
+        dimensions=int(size * architecture.rotary_percentage),
+        base=float(architecture.rotary_embedding_base),
+        interleaved=position is RelativePositionEmbeddingType.ROTARY_COMPLEX,
+    )
+    return AttentionPlan(
+        hidden=architecture.hidden_size,
+        heads=heads,
+        kv_heads=architecture.attention_num_kv_heads or heads,
+        head_size=size,
+        fused=architecture.attention_qkv_in_one,
+        scale=architecture.masked_softmax.scale / math.sqrt(size),
+        causal=architecture.causal,
+        projection_bias=architecture.attention_bias,
+        output_bias=architecture.attention_bias,
+        projection_std=std,
+        output_std=std,
+        rotation=None if position is RelativePositionEmbeddingType.NONE else rotation,
+        norm=_norm_of(architecture, size) if architecture.key_query_norm else None,
+        dropout=architecture.dropout_attention_probs,
+    )
+
+
+def _feed_forward_of(architecture: ArchitectureConfig) -> FeedForwardPlan:
+    gated, std = architecture.mlp_type is MLPType.SWIGLU, _std_of(architecture)
+    return FeedForwardPlan(
+        hidden=architecture.hidden_size,
+        width=round(architecture.hidden_size * architecture.mlp_factor),
+        activation="silu" if gated else "gelu",
+        gated=gated,
+        input_bias=architecture.mlp_bias,
+        output_bias=architecture.mlp_bias,
+        input_std=std,
+        output_std=std,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from math import gcd
 
 from scaling.core import LearningRateSchedulerConfig, OptimizerConfig, Problem, TopologyConfig
-from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
+from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig, plan_of
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig
 
@@ -15,26 +15,27 @@ def widths_are_divisible(
     transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
 ) -> Iterator[Problem]:
     """Each tensor-parallel rank has the same number of heads and the same part of the MLP."""
-    parts, kv_heads = topology.model_parallel_size, transformer_architecture.num_kv_heads
-    heads, mlp_size = transformer_architecture.num_attention_heads, transformer_architecture.mlp_size
-    possible = [size for size in range(1, min(parts, 1024) + 1) if gcd(heads, mlp_size) % size == 0]
-    remedy = f"set topology.model_parallel_size to {' or '.join(str(size) for size in possible)}"
+    parts, divisors = topology.model_parallel_size, plan_of(transformer_architecture).divisors
+    heads, width = divisors.heads, divisors.width
+    possible = [str(size) for size in range(1, min(parts, 1024) + 1) if gcd(heads, width) % size == 0]
+    remedy = f"set topology.model_parallel_size to {' or '.join(possible)}"
     if heads % parts:
         yield Problem(
             "transformer_architecture.num_attention_heads",
             f"is {heads}, but must be divisible by topology.model_parallel_size ({parts}); {remedy}",
         )
-    elif kv_heads % parts and parts % kv_heads:
-        yield Problem(
-            "transformer_architecture.attention_num_kv_heads",
-            f"is {kv_heads}, but must be a multiple of topology.model_parallel_size ({parts}), or divide it; set "
-            f"either to {gcd(kv_heads, parts)}",
-        )
-    if mlp_size % parts:
+    for kv_heads in divisors.kv_heads:
+        if heads % parts == 0 and kv_heads % parts and parts % kv_heads:
+            yield Problem(
+                "transformer_architecture.attention_num_kv_heads",
+                f"is {kv_heads}, but must be a multiple of topology.model_parallel_size ({parts}), or divide it; set "
+                f"either to {gcd(kv_heads, parts)}",
+            )
+    if width % parts:
         yield Problem(
             "transformer_architecture.mlp_factor",
             f"is {transformer_architecture.mlp_factor:g}, but times hidden_size "
-            f"({transformer_architecture.hidden_size}) = {mlp_size} must be divisible by "
+            f"({transformer_architecture.hidden_size}) = {width} must be divisible by "
             f"topology.model_parallel_size ({parts}); {remedy}",
         )
 
@@ -43,7 +44,7 @@ def sequence_is_divisible(
     transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
 ) -> Iterator[Problem]:
     """Under sequence parallelism each rank has the same part of the sequence."""
-    length, parts = transformer_architecture.sequence_length, topology.model_parallel_size
+    length, parts = plan_of(transformer_architecture).divisors.sequence, topology.model_parallel_size
     if topology.sequence_parallel and length % parts:
         yield Problem(
             "transformer_architecture.sequence_length",
@@ -56,7 +57,7 @@ def stages_have_layers(
     transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
 ) -> Iterator[Problem]:
     """No pipeline stage is empty, and explicit boundaries end with the last layer."""
-    layers, stages = transformer_architecture.num_pipeline_layers, topology.pipe_stages
+    layers, stages = plan_of(transformer_architecture).num_layers, topology.pipe_stages
     bounds = topology.pipe_partition_overwrite
     counted = (
         f"{layers} layers (embedding, {transformer_architecture.num_layers} transformer layers, norm"

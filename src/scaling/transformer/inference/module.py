@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,12 @@ from scaling.core import (
     Topology,
     TopologyConfig,
 )
-from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
+from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig, plan_of
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from scaling.transformer.inference.sampling import Sampling, choose
 from scaling.transformer.io import TextInputs
 from scaling.transformer.model import layer_specs
+from scaling.transformer.plan.parts import AttentionPlan
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,10 @@ class TransformerInferenceModule:
             generator.manual_seed(seed)
         attentions = [module for module in self.module.modules() if isinstance(module, ParallelSelfAttention)]
         usual = [attention.core for attention in attentions]
-        scale = self.config.masked_softmax.scale / math.sqrt(self.config.head_size)
-        cached: list[AttentionCore] = [CachedAttention(KeyValueCache(), scale=scale) for _ in attentions]
+        parts = [part for layer in plan_of(self.config).layers() for _, part in layer.parts]
+        cached: list[AttentionCore] = [
+            CachedAttention(KeyValueCache(), scale=part.scale) for part in parts if isinstance(part, AttentionPlan)
+        ]
         first, tokens = 0, self._prompt(None, prompt)
         while True:
             for attention, core in zip(attentions, cached, strict=True):

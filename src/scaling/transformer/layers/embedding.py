@@ -6,7 +6,7 @@ from typing import final
 
 from torch import nn
 
-from scaling.core import Dropout, Normal, Place, VocabParallelEmbedding
+from scaling.core import Dropout, VocabParallelEmbedding
 from scaling.transformer.io import TextInputs, TransformerIO
 
 
@@ -14,9 +14,9 @@ from scaling.transformer.io import TextInputs, TransformerIO
 class EmbeddingInput(nn.Module):
     """Look up the tokens' embeddings and drop some of their features."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, dropout: Dropout, place: Place) -> None:
+    def __init__(self, embedding: VocabParallelEmbedding, dropout: Dropout) -> None:
         super().__init__()
-        self.embedding = VocabParallelEmbedding(vocab_size, hidden_size, place=place, initializer=Normal(std))
+        self.embedding = embedding
         self.dropout = dropout
 
     def forward(self, inputs: TextInputs) -> TransformerIO:

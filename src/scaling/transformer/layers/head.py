@@ -6,15 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from scaling.core import (
-    LayerNorm,
-    Normal,
-    Place,
-    RMSNorm,
-    VocabParallelEmbedding,
-    enter_model_parallel,
-    linear,
-)
+from scaling.core import LayerNorm, RMSNorm, VocabParallelEmbedding, enter_model_parallel, linear
 from scaling.transformer.io import TransformerIO
 
 
@@ -40,9 +32,9 @@ def _local_logits(x: TransformerIO, table: VocabParallelEmbedding) -> Tensor:
 class TransformerLMHead(nn.Module):
     """Logits from a matrix of its own."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, place: Place) -> None:
+    def __init__(self, linear: VocabParallelEmbedding) -> None:
         super().__init__()
-        self.linear = VocabParallelEmbedding(vocab_size, hidden_size, place=place, initializer=Normal(std))
+        self.linear = linear
 
     def forward(self, x: TransformerIO) -> Tensor:
         """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of its input."""
@@ -53,9 +45,9 @@ class TransformerLMHead(nn.Module):
 class TransformerLMHeadTied(nn.Module):
     """Logits from the embedding matrix, which the first layer shares under the tie `embedding_tying`."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, std: float, place: Place) -> None:
+    def __init__(self, embedding: VocabParallelEmbedding) -> None:
         super().__init__()
-        self.embedding = VocabParallelEmbedding(vocab_size, hidden_size, place=place, initializer=Normal(std))
+        self.embedding = embedding
 
     def forward(self, x: TransformerIO) -> Tensor:
         """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of its input."""

@@ -7,8 +7,9 @@ from itertools import accumulate, pairwise
 from math import gcd, lcm, prod
 
 from scaling.core import ConfigError, Problem, TopologyConfig
-from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.architecture import plan_of
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.plan.parts import AttentionPlan, FeedForwardPlan
 
 PROCESSES = 8
 _HEAD_SIZE = 8
@@ -30,34 +31,41 @@ def shrunk(
     model has to fit. Settings of the data are dropped, since no real data have the small vocabulary.
     """
     large, architecture = config.topology, config.transformer_architecture
+    plan = plan_of(architecture)
+    (attention,), (feed_forward,) = plan.parts(AttentionPlan), plan.parts(FeedForwardPlan)
+    others = plan.num_layers - architecture.num_layers
     sizes = axis_sizes(large, processes)
     ranks = sizes["model_parallel_size"]
     fits = lcm(ranks, 1 if also is None else also.model_parallel_size)
     stages = sizes["pipe_parallel_size"] * large.pipe_chunks_per_rank
-    layers = _layers(architecture, large.pipe_stages, stages, 1 if also is None else also.pipe_stages)
-    heads, kv_heads = _heads(architecture, large.model_parallel_size, ranks, fits)
-    head_size = min(architecture.head_size, _HEAD_SIZE)
+    layers = _layers(
+        architecture.num_layers, others, large.pipe_stages, stages, 1 if also is None else also.pipe_stages
+    )
+    grouped = architecture.attention_num_kv_heads is not None
+    heads, kv_heads = _heads(attention, large.model_parallel_size, ranks, fits, grouped=grouped)
+    head_size = min(attention.head_size, _HEAD_SIZE)
+    hidden = heads * head_size
     values = config.as_dict()
     values["data"] = {"eod_token_id": 0}
     values["transformer_architecture"] |= {
-        "hidden_size": heads * head_size,
+        "hidden_size": hidden,
         "num_attention_heads": heads,
         "attention_num_kv_heads": kv_heads,
         "num_layers": layers,
         "vocab_size": _vocabulary(architecture.vocab_size, large.model_parallel_size, ranks, fits),
         "vocab_file": None,
         "sequence_length": _sequence(
-            architecture.sequence_length,
+            plan.sequence,
             fits,
             cut=large.sequence_parallel or (also is not None and also.sequence_parallel),
         ),
-        "mlp_factor": _multiple(round(heads * head_size * architecture.mlp_factor), fits) / (heads * head_size),
+        "mlp_factor": _multiple(round(hidden * feed_forward.width / feed_forward.hidden), fits) / hidden,
     }
-    if head_size < architecture.head_size and architecture.rotary_percentage < 1.0:
+    rotation = attention.rotation
+    if rotation is not None and head_size < attention.head_size > rotation.dimensions:
         values["transformer_architecture"]["rotary_percentage"] = 0.5
     values["topology"] |= sizes | _batch(large, sizes, also) | {"device": "cpu"}
     if large.pipe_partition_overwrite is not None:
-        others = architecture.num_pipeline_layers - architecture.num_layers
         values["topology"]["pipe_partition_overwrite"] = scaled_boundaries(
             large.pipe_partition_overwrite, stages, layers + others
         )
@@ -107,24 +115,31 @@ def scaled_boundaries(boundaries: list[int], stages: int, layers: int) -> list[i
 
 def differences(before: TransformerConfig, after: TransformerConfig) -> Iterator[str]:
     """Yield what has become smaller, in words."""
-    for section, names in (
-        ("topology", ("data_parallel_size", "pipe_parallel_size", "model_parallel_size", "micro_batch_size")),
-        ("topology", ("gradient_accumulation_steps", "pipe_partition_overwrite")),
-        ("transformer_architecture", ("num_layers", "hidden_size", "num_attention_heads", "attention_num_kv_heads")),
-        ("transformer_architecture", ("mlp_size", "vocab_size", "sequence_length")),
-    ):
-        for name in names:
-            old, new = (getattr(getattr(config, section), name) for config in (before, after))
-            if old != new:
-                yield f"{name} {old} -> {new}"
+    for (name, old), new in zip(_sizes(before).items(), _sizes(after).values(), strict=True):
+        if old != new:
+            yield f"{name} {old} -> {new}"
+
+
+def _sizes(config: TransformerConfig) -> dict[str, object]:
+    axes = ("data_parallel_size", "pipe_parallel_size", "model_parallel_size")
+    batch = ("micro_batch_size", "gradient_accumulation_steps", "pipe_partition_overwrite")
+    shape = ("num_layers", "hidden_size", "num_attention_heads", "attention_num_kv_heads")
+    topology, architecture = config.topology, config.transformer_architecture
+    (feed_forward,) = plan_of(architecture).parts(FeedForwardPlan)
+    return {
+        **{name: getattr(topology, name) for name in (*axes, *batch)},
+        **{name: getattr(architecture, name) for name in shape},
+        "mlp_size": feed_forward.width,
+        **{name: getattr(architecture, name) for name in ("vocab_size", "sequence_length")},
+    }
 
 
 def _heads(
-    architecture: TransformerArchitectureConfig, large_ranks: int, ranks: int, fits: int
+    attention: AttentionPlan, large_ranks: int, ranks: int, fits: int, *, grouped: bool
 ) -> tuple[int, int | None]:
-    kv_heads = architecture.attention_num_kv_heads
-    if kv_heads is None:
-        return min(architecture.num_attention_heads, _multiple(2, fits)), None
+    kv_heads = attention.kv_heads
+    if not grouped:
+        return min(attention.heads, _multiple(2, fits)), None
     if kv_heads < large_ranks and ranks > 1:
         shared = gcd(large_ranks // kv_heads, ranks)
         few = ranks // (shared if shared > 1 else ranks)
@@ -132,16 +147,14 @@ def _heads(
         few = min(kv_heads, fits)
         if few % ranks and ranks % few:  # three heads for three ranks, of which two are left
             few = fits
-    ratio = min(2, architecture.num_attention_heads // kv_heads)
+    ratio = min(2, attention.heads // kv_heads)
     while few * ratio % fits:
         ratio += 1
     return few * ratio, few
 
 
-def _layers(architecture: TransformerArchitectureConfig, large_stages: int, stages: int, other_stages: int) -> int:
-    layers = architecture.num_layers
-    others = architecture.num_pipeline_layers - layers
-    even = architecture.num_pipeline_layers % large_stages == 0
+def _layers(layers: int, others: int, large_stages: int, stages: int, other_stages: int) -> int:
+    even = (layers + others) % large_stages == 0
     needed = min(layers, max(1, stages - others, other_stages - others) + _EXTRA_LAYERS)
     same_parity = [number for number in range(needed, layers + 1) if number % 2 == layers % 2]
     alike = [number for number in same_parity if ((number + others) % stages == 0) == even]

@@ -1,0 +1,160 @@
+"""Make the modules that the parts of a plan describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scaling.core import (
+    AttentionCore,
+    ColumnParallelLinear,
+    DocumentMasks,
+    Dropout,
+    DroppedAttention,
+    FlashAttention,
+    Heads,
+    LayerNorm,
+    LayoutError,
+    Normal,
+    NormType,
+    ParallelMLP,
+    ParallelSelfAttention,
+    ParallelSwiGLUMLP,
+    Place,
+    RMSNorm,
+    RotaryEmbedding,
+    RowParallelLinear,
+    ScaledDotProduct,
+    Topology,
+    VocabParallelEmbedding,
+    attention_projections,
+    flash_attention_available,
+)
+from scaling.transformer.config.architecture import Precision
+from scaling.transformer.plan.model import ModelPlan
+from scaling.transformer.plan.parts import (
+    AttentionPlan,
+    DropoutPlan,
+    FeedForwardPlan,
+    LinearPlan,
+    NormPlan,
+    PartPlan,
+    RotationPlan,
+    TablePlan,
+)
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
+
+
+@final
+class PartMaker:
+    """Makes parts of layers. One serves all layers of a rank, which share the masks and the rotary tables it keeps."""
+
+    def __init__(self, plan: ModelPlan, topology: Topology, *, seed: int) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.place = Place(topology, Precision(plan.arithmetic.precision).dtype, topology.sequence_parallel)
+        self._masks: dict[bool, DocumentMasks] = {}
+        self._rotations: dict[RotationPlan, RotaryEmbedding] = {}
+
+    def __call__(self, part: PartPlan, layer: int) -> nn.Module:
+        """Return the module of a part of layer `layer`, its parameters described and not yet filled."""
+        match part:
+            case NormPlan():
+                return self._norm(part, self.place)
+            case TablePlan():
+                initializer = Normal(part.std)
+                return VocabParallelEmbedding(part.vocabulary, part.hidden, place=self.place, initializer=initializer)
+            case AttentionPlan():
+                return self._attention(part, layer)
+            case FeedForwardPlan():
+                return self._feed_forward(part)
+            case DropoutPlan():
+                return self._dropout(part, layer)
+        raise LayoutError(f"a layer has a {type(part).__name__}, which nothing builds")
+
+    def _dropout(self, part: DropoutPlan, layer: int) -> Dropout:
+        site = part.site if layer == 0 else f"{part.site}.{layer - 1}"  # blocks are counted from 0
+        stream = self.plan.arithmetic.dropout_stream
+        return Dropout(part.probability, seed=self.seed, site=site, place=self.place, stream=stream)
+
+    def _norm(self, part: NormPlan, place: Place) -> LayerNorm | RMSNorm:
+        if part.kind is NormType.RMS:
+            return RMSNorm(part.features, epsilon=part.epsilon, place=place)
+        return LayerNorm(part.features, epsilon=part.epsilon, place=place, bias=part.bias)
+
+    def _attention(self, part: AttentionPlan, layer: int) -> ParallelSelfAttention:
+        heads, kv_heads = (Heads(count, part.head_size) for count in (part.heads, part.kv_heads))
+        attention = ParallelSelfAttention(
+            attention_projections(
+                part.hidden,
+                {"query": heads, "key": kv_heads, "value": kv_heads},
+                place=self.place,
+                bias=part.projection_bias,
+                initializer=Normal(part.projection_std),
+                fused=part.fused,
+            ),
+            self._core(part, layer, heads),
+            self._out(part.dense),
+            head_dim=part.head_size,
+            rotary=None if part.rotation is None else self._rotary(part.rotation),
+        )
+        if part.norm is None:
+            return attention
+        whole = replace(self.place, sequence_parallel=False)  # within attention the sequence is whole
+        return attention.with_key_query_norm(self._norm(part.norm, whole), self._norm(part.norm, whole))
+
+    def _core(self, part: AttentionPlan, layer: int, heads: Heads) -> AttentionCore:
+        arithmetic, place = self.plan.arithmetic, self.place
+        masks = self._masks.setdefault(part.causal, DocumentMasks(causal=part.causal))
+        core: AttentionCore = ScaledDotProduct(masks, scale=part.scale)
+        if arithmetic.kernel == "flash_attention" and flash_attention_available(place.topology.device, place.dtype):
+            core = FlashAttention(scale=part.scale, causal=part.causal, deterministic=arithmetic.deterministic)
+        if not part.dropout:
+            return core
+        dropout = self._dropout(DropoutPlan("attention_probs", part.dropout), layer)
+        return DroppedAttention(core, dropout, masks, scale=part.scale, heads=heads.local(place.parts, place.index))
+
+    def _rotary(self, part: RotationPlan) -> RotaryEmbedding:
+        if part not in self._rotations:
+            self._rotations[part] = RotaryEmbedding(
+                part.dimensions, max_seq_length=self.plan.sequence, base=part.base, interleaved=part.interleaved
+            )
+        return self._rotations[part]
+
+    def _feed_forward(self, part: FeedForwardPlan) -> ParallelMLP | ParallelSwiGLUMLP:
+        ways_in = {linear.name: self._in(linear) for linear in part.inputs}
+        activation, out = ACTIVATIONS[part.activation], self._out(part.output)
+        if part.gated:
+            return ParallelSwiGLUMLP(ways_in, out, activation=activation)
+        (way_in,) = ways_in.values()
+        return ParallelMLP(way_in, out, activation=activation)
+
+    def _in(self, part: LinearPlan) -> ColumnParallelLinear:
+        return ColumnParallelLinear(
+            part.inputs, part.outputs, place=self.place, bias=part.bias, initializer=Normal(part.std)
+        )
+
+    def _out(self, part: LinearPlan) -> RowParallelLinear:
+        return RowParallelLinear(
+            part.inputs, part.outputs, place=self.place, bias=part.bias, initializer=Normal(part.std)
+        )
+
+
+def unbuilt(plan: ModelPlan) -> Iterator[str]:
+    """Yield what a plan has that no part of this version does."""
+    for norm in plan.parts(NormPlan):
+        if norm.kind is NormType.RMS and norm.bias:
+            yield "an RMSNorm with a bias"
+    for attention in plan.parts(AttentionPlan):
+        if attention.window is not None:
+            yield f"attention to a window of {attention.window} keys"
+        if attention.cap is not None:
+            yield f"attention scores capped at {attention.cap:g}"
+    for feed_forward in plan.parts(FeedForwardPlan):
+        if feed_forward.activation not in ACTIVATIONS:
+            yield f"the activation {feed_forward.activation} (there is {' and '.join(ACTIVATIONS)})"

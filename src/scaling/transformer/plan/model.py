@@ -1,0 +1,158 @@
+"""ModelPlan: the list of layers, and what it says of the model as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import repeat
+from math import gcd
+from typing import Literal, TypeVar
+
+from scaling.transformer.plan.parameters import ParameterPlan
+from scaling.transformer.plan.parts import (
+    AttentionPlan,
+    DropoutPlan,
+    FeedForwardPlan,
+    MultiplyAdds,
+    NormPlan,
+    PartPlan,
+)
+
+Part = TypeVar("Part", bound=PartPlan)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A layer of the pipeline: which class runs it, and the parts it is made of, by the names checkpoints know."""
+
+    kind: str
+    """`embedding`, `pre_norm`, `norm`, `head`, ...: how the parts are put together."""
+    parts: tuple[tuple[str, PartPlan], ...]
+    tied: tuple[str, ...] = ()
+    """Parameters shared with the other layers that tie the same names."""
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield the parameters by their names within the layer."""
+        for name, part in self.parts:
+            yield from part.parameters(name)
+
+    def multiply_adds(self, sequence: int) -> MultiplyAdds:
+        """Return what one token costs in a sequence of so many."""
+        each = [part.multiply_adds(sequence) for _, part in self.parts]
+        return MultiplyAdds(sum(one.matrices for one in each), sum(one.scores for one in each))
+
+
+def pre_norm(
+    norm: NormPlan,
+    attention: AttentionPlan,
+    feed_forward: FeedForwardPlan,
+    *,
+    dropout_after_attention: float = 0.0,
+    dropout_after_mlp: float = 0.0,
+) -> LayerPlan:
+    """Return the block x + attention(norm(x)), then x + mlp(norm(x)) (arXiv:2002.04745)."""
+    return LayerPlan(
+        "pre_norm",
+        (
+            ("input_layernorm", norm),
+            ("self_attention", attention),
+            ("post_attention_layernorm", norm),
+            ("mlp", feed_forward),
+            ("dropout_after_attention", DropoutPlan("after_attention", dropout_after_attention)),
+            ("dropout_after_mlp", DropoutPlan("after_mlp", dropout_after_mlp)),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the model is computed; nothing of it changes the model."""
+
+    precision: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
+    """Type of parameters and activations."""
+    kernel: Literal["torch", "flash_attention"] = "torch"
+    """Of attention."""
+    deterministic: bool = False
+    """The backward pass of flash attention gives the same bits each time."""
+    dropout_stream: Literal["layout_invariant", "per_rank"] = "layout_invariant"
+    """Whether masks are the same in every layout, or drawn faster."""
+
+
+@dataclass(frozen=True)
+class Divisors:
+    """The numbers that have to come out even where a model is cut."""
+
+    heads: int
+    """The model-parallel size divides it: the greatest common divisor of all layers' numbers of heads."""
+    width: int
+    """The model-parallel size divides it: that of all feed-forward widths."""
+    kv_heads: tuple[int, ...]
+    """Each is a multiple of the model-parallel size, or divides it."""
+    sequence: int
+    """Under sequence parallelism the model-parallel size divides it."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model: its layers from the first to the last, those that are alike and follow each other in one run."""
+
+    runs: tuple[tuple[int, LayerPlan], ...]
+    """(how many, layer)."""
+    sequence: int
+    """Tokens of one sample."""
+    arithmetic: Arithmetic = Arithmetic()
+
+    @property
+    def num_layers(self) -> int:
+        """Return the length of the list that is cut into pipeline stages."""
+        return sum(count for count, _ in self.runs)
+
+    def layers(self) -> Iterator[LayerPlan]:
+        """Yield the layers in the order in which they run."""
+        for count, layer in self.runs:
+            yield from repeat(layer, count)
+
+    @property
+    def costs(self) -> list[float]:
+        """Return the cost of each layer, for the balanced partition."""
+        each = [(count, layer.multiply_adds(self.sequence).cost) for count, layer in self.runs]
+        return [cost for count, cost in each for _ in range(count)]
+
+    @property
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return what a forward pass costs, per token."""
+        each = [(count, layer.multiply_adds(self.sequence)) for count, layer in self.runs]
+        return MultiplyAdds(
+            sum(count * one.matrices for count, one in each), sum(count * one.scores for count, one in each)
+        )
+
+    def parameters(self, layers: range | None = None) -> Iterator[ParameterPlan]:
+        """Yield the parameters of some layers (None: of all) by their global names, each once.
+
+        What layers share goes by the name it has in the first of them.
+        """
+        owners: dict[str, str] = {}
+        seen = set()
+        for index, layer in enumerate(self.layers()):
+            for parameter in layer.parameters():
+                name = f"layers.{index}.{parameter.name}"
+                if parameter.name in layer.tied:
+                    name = owners.setdefault(parameter.name, name)
+                if (layers is None or index in layers) and name not in seen:
+                    seen.add(name)
+                    yield replace(parameter, name=name)
+
+    def parts(self, kind: type[Part]) -> list[Part]:
+        """Return the different parts of a kind."""
+        return list(dict.fromkeys(part for _, layer in self.runs for _, part in layer.parts if isinstance(part, kind)))
+
+    @property
+    def divisors(self) -> Divisors:
+        """Return what the sizes of the axes have to divide."""
+        attentions = self.parts(AttentionPlan)
+        return Divisors(
+            heads=gcd(*(attention.heads for attention in attentions)),
+            width=gcd(*(part.width for part in self.parts(FeedForwardPlan))),
+            kv_heads=tuple(sorted({attention.kv_heads for attention in attentions})),
+            sequence=self.sequence,
+        )

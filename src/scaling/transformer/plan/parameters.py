@@ -1,0 +1,73 @@
+"""The parameters of a planned model: names, whole shapes, first values, and what each model rank holds of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from scaling.core import SAME, SAME_IN_PARTS, Heads, Placement, Shard, even_shard, padded_shard
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Every model rank holds all of it."""
+
+    always_in_parts: bool = False
+    """Each rank sees a part of the gradient in every layout. False: only where ranks hold slices of the sequence."""
+
+
+@dataclass(frozen=True)
+class Even:
+    """One dimension is cut into equal parts: 0 rows (output features), 1 columns (input features)."""
+
+    dim: int
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows are cut into parts of one length, the last ones filled up with padding (a vocabulary)."""
+
+
+Cut: TypeAlias = "Whole | Even | Padded | Heads"
+"""How the model axis cuts a parameter; `Heads` cuts rows between heads, which ranks share where they are too few."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """First values: normal with this standard deviation, or all equal to this constant."""
+
+    kind: Literal["normal", "constant"]
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterPlan:
+    """A named tensor of the whole model, as checkpoints hold it."""
+
+    name: str
+    """Within its layer at first; `ModelPlan.parameters` gives the name in the model."""
+    shape: tuple[int, ...]
+    cut: Cut
+    start: Start
+
+    def shard(self, ranks: int, index: int) -> Shard | None:
+        """Return what model rank `index` of `ranks` holds, None for all of it; `LayoutError` where that is no cut."""
+        match self.cut:
+            case Whole():
+                return None
+            case Even(dim):
+                return even_shard(self.shape[dim], ranks, index, dim=dim, what=self.name)
+            case Padded():
+                return padded_shard(self.shape[0], ranks, index, dim=0)
+            case Heads() as heads:
+                return heads.shard(ranks, index)
+
+    def placement(self, ranks: int, *, sequence_parallel: bool) -> Placement:
+        """Return how it lies along a model axis of `ranks`: who holds the same, and what they know of the gradient."""
+        shard, in_parts = self.shard(ranks, 0), False
+        if isinstance(self.cut, Whole):
+            in_parts = sequence_parallel or self.cut.always_in_parts
+        elif shard is not None:
+            in_parts = shard.replicas > 1
+        placement = SAME_IN_PARTS if in_parts else SAME
+        return placement if shard is None else replace(placement, copies=shard.replicas)
