@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -73,7 +74,8 @@ class ParameterMeta:
     def named(self, name: str) -> ParameterMeta:
         """Return the description of the parameter under its name in the model, which names its pieces."""
         module, _, attribute = name.rpartition(".")
-        around = module.rpartition(".")[0]
+        # Beside the module, but not outside the layer: a layer may itself be the module.
+        around = module if re.fullmatch(r"layers\.\d+", module) else module.rpartition(".")[0]
 
         def key(label: str) -> str:
             return name if not label else ".".join(part for part in (around, label, attribute) if part)

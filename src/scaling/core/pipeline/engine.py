@@ -16,6 +16,7 @@ from scaling.core.data.types import MicroBatch
 from scaling.core.errors import ScheduleError
 from scaling.core.pipeline.actions import Action, Backward, BackwardInput, BackwardWeight, Forward, Message, Recv, Send
 from scaling.core.pipeline.end import End
+from scaling.core.pipeline.host_memory import HostMemory
 from scaling.core.pipeline.link import ActivationReceiver, ActivationSender, Outbox
 from scaling.core.pipeline.stage import Stage
 from scaling.core.pipeline.stage_map import StageMap
@@ -43,6 +44,7 @@ class PipelineEngine:
         self.topology = topology
         self.timer: Timer = untimed
         self._outbox = Outbox()
+        self._host_memory = HostMemory(topology.device)
         self._senders: dict[int, ActivationSender] = {}
         self._receivers: dict[int, ActivationReceiver] = {}
         self._gradient_links: dict[tuple[int, int], tuple[Group, int]] = {}
@@ -81,6 +83,7 @@ class PipelineEngine:
                     step.do(action)
         finally:
             self._outbox.wait()
+            self._host_memory.after_pass()
 
 
 @final
