@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -55,15 +55,10 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 class Orthogonal:
     """Momentum of whole matrices, orthogonalised: what a matrix cut in two gives is not what its halves give."""
 
+    slots: ClassVar[tuple[str, ...]] = ("momentum",)
+    whole_matrices: ClassVar[bool] = True
+
     beta: float = 0.9
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        return ("momentum",)
-
-    @property
-    def whole_matrices(self) -> bool:
-        return True
 
     def update(self, shards: Sequence[FlatShard], pace: Pace) -> None:
         for matrix in (matrix for shard in shards for matrix in shard.matrices):

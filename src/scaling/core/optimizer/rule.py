@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, ClassVar, Protocol, final
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,15 +66,10 @@ class AdamW:
     beta2: float = 0.95
     eps: float = 1e-8
 
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """Return the running means of gradients and of their squares."""
-        return ("exp_avg", "exp_avg_sq")
-
-    @property
-    def whole_matrices(self) -> bool:
-        """Return False: every weight is updated by itself."""
-        return False
+    slots: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    """The running means of gradients and of their squares."""
+    whole_matrices: ClassVar[bool] = False
+    """Every weight is updated by itself."""
 
     def update(self, shards: Sequence[FlatShard], pace: Pace) -> None:
         """Update the shards with PyTorch's fused kernel, which looks at `skip` on the device."""
