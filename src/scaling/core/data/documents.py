@@ -122,7 +122,7 @@ class ArrayElements(Elements):
                 make_room(file.fileno())  # the map keeps a copy of it
                 mapped = np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=(count,))
         except OSError as error:
-            what_to_do = advice(error, "set data.use_mmap to false")
+            what_to_do = advice(error, "set use_mmap to false")
             raise StorageError(f"{path} cannot be memory-mapped: {error}; {what_to_do}") from error
         except ValueError as error:
             raise damaged(path, "it became shorter while it was opened") from error

@@ -160,8 +160,8 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
         raise unreadable(path, error) from error
     if magic != MAGIC:
         raise DataError(
-            f"{path} begins with {magic!r}, not with {MAGIC!r}, so it is not the index of a Megatron data set; set "
-            "data.legacy_dataset to false for a memory map, and tokenize again what is in another format"
+            f"{path} begins with {magic!r}, not with {MAGIC!r}, so it is not the index of a Megatron data set; "
+            "open a memory map as what it is, and tokenize again what is in another format"
         )
     if version != VERSION:
         raise DataError(f"{path} has version {version}, and only version {VERSION} can be read; write it again")

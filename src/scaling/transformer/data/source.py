@@ -38,11 +38,14 @@ class Sources:
             StorageError: A file cannot be read.
         """
         in_memory = self._data.load_mmap_index_to_memory
-        documents = (
-            MegatronDataset(prefix, in_memory)
-            if self._data.legacy_dataset
-            else open_documents(prefix, use_mmap=self._data.use_mmap, load_index_to_memory=in_memory)
-        )
+        documents: TokenDocuments
+        if self._data.legacy_dataset:
+            try:
+                documents = MegatronDataset(prefix, in_memory)
+            except DataError as error:
+                raise DataError(f"{error} (data.legacy_dataset is true)") from error
+        else:
+            documents = open_documents(prefix, use_mmap=self._data.use_mmap, load_index_to_memory=in_memory)
         if self._vocab_size is not None:
             documents.check_vocabulary(self._vocab_size)
         recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
