@@ -307,58 +307,6 @@ def test_every_exception_is_still_needed(rule: Rule, exception: str, monkeypatch
     assert any(problem for source in sources(*RULES[rule]) for problem in rule(source))
 
 
-def text_of(statement: ast.stmt | None) -> str | None:
-    """Return the string that a statement consists of, None where it is anything else."""
-    match statement:
-        case ast.Expr(value=ast.Constant(value=str(text))):
-            return text
-    return None
-
-
-def docstring_of(module: str, name: str) -> str | None:
-    """Return the docstring of a name that a module defines or imports, None where it has none."""
-    path = ROOT / "src" / module.replace(".", "/")
-    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
-    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
-        match node, after:
-            case (ast.ClassDef() | ast.FunctionDef(), _) if node.name == name:
-                return ast.get_docstring(node)
-            case (
-                (ast.Assign(targets=[ast.Name(id=assigned)]) | ast.AnnAssign(target=ast.Name(id=assigned))),
-                following,
-            ):
-                if assigned == name:
-                    return text_of(following)
-    for imported in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
-        for alias in imported.names:
-            if (alias.asname or alias.name) == name:
-                return docstring_of(imported.module or "", alias.name)
-            if alias.name == "*" and f"{imported.module}.{name}" in public_names():
-                return docstring_of(imported.module or "", name)
-    raise LookupError(f"{module} neither defines nor imports {name}")
-
-
-@pytest.mark.parametrize("package", packages_with_public_names())
-def test_public_names_are_listed_once_and_documented(package: str) -> None:
-    names = importlib.import_module(package).__all__
-    assert names
-    assert len(names) == len(set(names))
-    assert [name for name in names if not docstring_of(package, name)] == []
-
-
-def test_scaling_core_has_the_public_names_of_all_its_packages() -> None:
-    packages = [package for package in packages_with_public_names() if package.startswith("scaling.core.")]
-    assert len(packages) > 10
-    names = {name for package in packages for name in importlib.import_module(package).__all__}
-    assert names <= set(importlib.import_module("scaling.core").__all__)
-
-
-def test_no_public_name_is_that_of_a_module() -> None:
-    """Once the module is imported, Python makes it the attribute of its package, in place of the name."""
-    modules = {source.module for source in sources("src")}
-    assert sorted(public_names() & modules) == []
-
-
 CORE, MODEL = "src/scaling/core/nn/linear.py", "src/scaling/transformer/model.py"
 
 
