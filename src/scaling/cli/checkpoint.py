@@ -66,7 +66,7 @@ def list_checkpoints(
         return
     table = Table("step", "state", "saved at", "size", "parameters", "optimizer", "ranks", "version")
     for row in rows:
-        table.add_row(*map(escape, _told(row)))
+        table.add_row(*map(escape, _row_cells(row)))
     _console().print(table)
     for row in rows:
         for problem in row["problems"]:
@@ -273,14 +273,14 @@ def _shown(value: object) -> str:
     return "nothing" if value is ABSENT else repr(value)
 
 
-def _told(row: dict[str, Any]) -> list[str]:
+def _row_cells(row: dict[str, Any]) -> list[str]:
     """Return the cells of a row; there are fewer where the manifest could not be read."""
-    told = [str(row["step"]), row["state"]]
+    cells = [str(row["step"]), row["state"]]
     if "bytes" in row:
         optimizer = "yes" if row["optimizer"] else "no"
-        told += [str(row["saved_at"]), _bytes(row["bytes"]), f"{row['parameters']:,}", optimizer]
-        told += [str(row["ranks"]), str(row["scaling"])]
-    return told
+        cells += [str(row["saved_at"]), _bytes(row["bytes"]), f"{row['parameters']:,}", optimizer]
+        cells += [str(row["ranks"]), str(row["scaling"])]
+    return cells
 
 
 def _read_all(folder: Path, manifest: Manifest) -> list[str]:

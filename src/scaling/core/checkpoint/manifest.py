@@ -133,7 +133,7 @@ class Manifest:
                     found.append(f"{part.file} is said to hold {part.key} twice")
                 else:
                     keys[part.file].add(part.key)
-        return found + [f"{name} holds no tensor" for name, held in keys.items() if not held]
+        return found + [f"{name} holds no tensor" for name, stored in keys.items() if not stored]
 
     def keys_of_files(self) -> dict[str, dict[str, tuple[str, TensorEntry, Part]]]:
         """Return for every file the (tensor name, tensor, part) behind each of its keys."""

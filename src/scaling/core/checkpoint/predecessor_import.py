@@ -110,9 +110,9 @@ def _require_layers(folder: Path, found: Set[int], num_layers: int | None) -> No
     if found and missing:
         names = ", ".join(f"model_state_layer_{layer}_*.pt" for layer in missing[:_NAMED])
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        told = "" if num_layers is None else f" (its configuration describes layers 0 to {num_layers - 1})"
+        described = "" if num_layers is None else f" (its configuration describes layers 0 to {num_layers - 1})"
         raise CheckpointError(
-            f"{folder} is incomplete{told}: there is no {names}{more}; copy the missing files from where the "
+            f"{folder} is incomplete{described}: there is no {names}{more}; copy the missing files from where the "
             "checkpoint was written"
         )
 

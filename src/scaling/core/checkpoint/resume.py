@@ -41,7 +41,7 @@ class Change:
     kind: OnResume
 
     def __str__(self) -> str:
-        return f"{self.path}: {_word(self.stored)} in the checkpoint, {_word(self.present)} now"
+        return f"{self.path}: {_shown(self.stored)} in the checkpoint, {_shown(self.present)} now"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Comparison:
             raise ConfigError(
                 Problem(
                     change.path,
-                    f"{_meaning(change)}{_word(change.present)}, but {_word(change.stored)} in the checkpoint. "
+                    f"{_meaning(change)}{_shown(change.present)}, but {_shown(change.stored)} in the checkpoint. "
                     f"Set it back, start a new run, or add {change.path!r} to {setting}",
                 )
                 for change in self.refused
@@ -190,5 +190,5 @@ def _meaning(change: Change) -> str:
     return f"the {name} is not what the checkpoint's run used: its digest is " if section == FINGERPRINTS else ""
 
 
-def _word(value: Json | _Absent) -> str:
+def _shown(value: Json | _Absent) -> str:
     return "not there" if value is ABSENT else repr(value)

@@ -56,7 +56,7 @@ class Search:
             return self.found
         if not self.rejected:
             raise CheckpointError(f"there is no checkpoint in {self.directory}")
-        reasons = "\n".join(f"  - {one.path.name}: {one.reason}" for one in self.rejected)
+        reasons = "\n".join(f"  - {candidate.path.name}: {candidate.reason}" for candidate in self.rejected)
         raise CheckpointError(f"no checkpoint in {self.directory} is complete and intact:\n{reasons}")
 
 

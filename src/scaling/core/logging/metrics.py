@@ -27,7 +27,7 @@ class MetricSink(Protocol):
 
 
 @dataclass(frozen=True)
-class _Held:
+class _OnDevice:
     """Values of one dtype that were added together, still on their device."""
 
     step: int
@@ -45,7 +45,7 @@ class MetricWriter:
     def __init__(self, sinks: Sequence[MetricSink]) -> None:
         self._sinks = tuple(sinks)
         self._rows: dict[int, dict[str, float]] = {}
-        self._held: list[_Held] = []
+        self._on_device: list[_OnDevice] = []
         self._complained: set[int] = set()
 
     def add(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
@@ -64,14 +64,14 @@ class MetricWriter:
             else:
                 row[name] = value
         for group in tensors.values():
-            self._held.append(_Held(step, tuple(group), torch.stack(list(group.values()))))
+            self._on_device.append(_OnDevice(step, tuple(group), torch.stack(list(group.values()))))
 
     def flush(self) -> None:
         """Write everything that was added since the last flush. One transfer from the device, which it waits for."""
         rows, self._rows = self._rows, {}
-        held, self._held = self._held, []
-        for one, values in zip(held, _to_host([one.values for one in held]), strict=True):
-            rows[one.step].update(zip(one.names, values, strict=True))
+        waiting, self._on_device = self._on_device, []
+        for group, values in zip(waiting, _to_host([group.values for group in waiting]), strict=True):
+            rows[group.step].update(zip(group.names, values, strict=True))
         for index, sink in enumerate(self._sinks):
             try:
                 for step in sorted(rows):

@@ -140,15 +140,15 @@ def in_model_order(keys: Iterable[str]) -> list[str]:
 
 def shapes(held_by_rank: Iterable[Iterable[HeldBoxes]]) -> dict[str, tuple[int, ...]]:
     """Return the global shape of every tensor that some rank holds."""
-    return {held.key: held.shape for rank in held_by_rank for held in rank}
+    return {tensor.key: tensor.shape for rank in held_by_rank for tensor in rank}
 
 
 def incomplete(held_by_rank: Sequence[Iterable[HeldBoxes]]) -> Iterator[tuple[str, Box]]:
     """Yield (tensor, a part of it) for each tensor of which no rank owns that part."""
     boxes: dict[str, list[Box]] = {}
     for rank in held_by_rank:
-        for held in rank:
-            boxes.setdefault(held.key, []).extend(held.boxes if held.owned else ())
+        for tensor in rank:
+            boxes.setdefault(tensor.key, []).extend(tensor.boxes if tensor.owned else ())
     known: Mapping[str, tuple[int, ...]] = shapes(held_by_rank)
     for key in in_model_order(boxes):
         missing = uncovered(whole(known[key]), boxes[key])

@@ -237,8 +237,8 @@ class _Pair:
                 raise parted(key, f"only the {'layout' if key in here else 'reference'} has it")
             if here[key] != there[key]:
                 raise parted(key, f"has shape {list(here[key])} instead of {list(there[key])}")
-        for held, where in ((tested, "layout"), (reference, "reference")):
-            for key, box in incomplete(held):
+        for held_by_rank, where in ((tested, "layout"), (reference, "reference")):
+            for key, box in incomplete(held_by_rank):
                 raise parted(key, f"no rank of the {where} has {box} of {list(here[key])}")
         self._shapes = here
 
