@@ -20,7 +20,7 @@ import scaling.core
 from examples.mlp_example.config import MLPConfig
 from examples.transformer_example.run import next_commands
 from scaling.cli.main import SUB_COMMANDS
-from scaling.core import Topology
+from scaling.core import Topology, fill
 from scaling.core.config.explain import sections_of
 from scaling.transformer.config.root import TransformerConfig
 
@@ -170,10 +170,11 @@ def test_the_schedule_that_contributors_are_shown_is_drawn_so() -> None:
 
 
 def test_the_layer_of_the_readme_works() -> None:
-    names = {name: getattr(scaling.core, name) for name in ("ColumnParallelLinear", "RowParallelLinear", "Topology")}
+    used = ("ColumnParallelLinear", "Place", "RowParallelLinear", "Topology")
+    names = {name: getattr(scaling.core, name) for name in used}
     names |= {"nn": nn, "Tensor": Tensor, "F": torch.nn.functional}
     exec(blocks(REPOSITORY / "README.md", "python")[0], names)
-    layer = names["Hidden"](8, Topology.single())
+    layer = fill(names["Hidden"](8, Topology.single()))
     assert layer(torch.ones(2, 8)).shape == (2, 8)
 
 

@@ -20,7 +20,7 @@ LayerClass = Callable[..., nn.Module]
 
 Layers = Mapping[str, LayerClass]
 
-LAYERS: Layers = {
+LAYERS: Mapping[str, LayerClass] = {
     "embedding": EmbeddingInput,
     "pre_norm": PreNorm,
     "norm": LayerNormWrapper,

@@ -73,6 +73,14 @@ def test_the_kind_chooses_the_member() -> None:
     assert Drawing.from_str(drawing.to_yaml()) == drawing
 
 
+def test_a_family_may_be_called_for_the_member_that_the_values_name() -> None:
+    values: dict[str, Any] = {"type": "square", "side": 2.0}
+    assert Shape(**values) == Square(side=2.0)
+    assert Noise() == Hum()
+    with pytest.raises(ConfigError, match="circle or square"):
+        Shape()
+
+
 def test_a_dotted_path_names_a_member_of_another_package() -> None:
     path = "tests.core.config.test_family.Square"
     drawing = Drawing.from_dict({"main": {"type": path}})

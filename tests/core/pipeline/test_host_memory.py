@@ -27,7 +27,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 """Pipe x data x model."""
 
 # Blocks from the size at which glibc begins to map them, of many sizes: logits of a large vocabulary, packed documents.
-MODEL = {"vocab_size": 4096, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "sequence_length": 128}
+MODEL = {"vocab_size": 4096, "hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "sequence_length": 64}
 
 
 def grow(rank: int, world_size: int, layout: dict[str, Any]) -> tuple[int, int]:
@@ -35,7 +35,7 @@ def grow(rank: int, world_size: int, layout: dict[str, Any]) -> tuple[int, int]:
     sizes = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 1, **layout}
     config = TransformerConfig.from_dict(
         {
-            "topology": {"gradient_accumulation_steps": 1, "global_batch_size": 8, "device": "cpu", **sizes},
+            "topology": {"gradient_accumulation_steps": 1, "global_batch_size": 4, "device": "cpu", **sizes},
             "transformer_architecture": MODEL,
             "learning_rate_scheduler": {"learning_rate": 0.001},
         },
@@ -85,6 +85,6 @@ def test_a_gpus_host_is_left_alone() -> None:
 @pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_thresholds_of_the_environment_are_respected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "glibc.malloc.mmap_threshold=1048576")
-    with mock.patch.object(host_memory.ctypes, "CDLL") as libc:
+    with mock.patch("ctypes.CDLL") as libc:
         HostMemory(torch.device("cpu"))
     libc.return_value.mallopt.assert_not_called()

@@ -28,6 +28,10 @@ class ConfigFamily(BaseConfig):
     default_kind: ClassVar[str | None] = None
     """Kind of a section that does not say its kind. None: it must."""
 
+    def __new__(cls, **values: Any) -> Self:
+        """Make the member that the values name: in a program, the family itself may be called."""
+        return super().__new__(cls.choose(values))
+
     @classmethod
     def members(cls) -> dict[str, type[Self]]:
         """Return the members of the family by kind, in the order they were defined."""

@@ -2,8 +2,8 @@
 
 Blocks of changing size fragment glibc's heap, and its thresholds for giving memory back adapt upwards: a training whose
 tensors are all freed grew by megabytes with each step. A small fixed threshold would stop that, but each large tensor
-would then be mapped and cleared anew, at 1.4 times the time of a step. So both thresholds are fixed high, and free pages
-inside the heap are given back every few passes, where there is something to give.
+would then be mapped and cleared anew, at 1.4 times the time of a step. So both thresholds are fixed high, and free
+pages inside the heap are given back every few passes, where there is something to give.
 """
 
 from __future__ import annotations
