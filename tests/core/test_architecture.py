@@ -240,6 +240,12 @@ def layers_are_given_their_parts(source: Source) -> Iterator[str]:
                     yield f"line {method.lineno}: {kind.name} takes {count} parameters, more than {MAX_PARAMETERS}"
 
 
+def axes_are_iterated(source: Source) -> Iterator[str]:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("Axis.MODEL", "Axis.DATA", "Axis.CONTEXT"):
+            yield f"line {node.lineno}: names {ast.unparse(node)}; ask the parameters' placements"
+
+
 def files_are_small(source: Source) -> Iterator[str]:
     lines = source.text.count("\n")
     if lines > MAX_LINES:
@@ -266,6 +272,7 @@ RULES: dict[Rule, tuple[str, ...]] = {
     functions_do_not_import_this_package: ("src", "examples"),
     nothing_waits_for_the_device: ("src",),
     layers_are_given_their_parts: ("src/scaling/core/nn",),
+    axes_are_iterated: tuple(f"src/scaling/core/{part}" for part in ("optimizer", "checkpoint", "pipeline")),
     files_are_small: ("src", "examples", "benchmarks", "tests"),
     files_say_what_they_are_for: ("src", "examples", "benchmarks", "tests"),
 }

@@ -70,7 +70,7 @@ class StepLoss:
             self._sums = other._sums if self._sums is None else self._sums + other._sums
 
     def reduce(self, names: tuple[str, ...]) -> StepLoss:
-        """Sum over the data axis and tell every pipeline stage. Collective: all ranks; one message of a few numbers.
+        """Sum over the axes that split the batch, and tell every stage. Collective: all ranks; a few numbers.
 
         `names` are the metrics the last stage reports, which the other stages cannot know by themselves.
         """
@@ -78,7 +78,8 @@ class StepLoss:
         if self._sums is not None:
             self._check(self._names, earlier=names)
         self._names = names
-        mine = self._sums if topology.index(Axis.MODEL) == 0 else None  # only the last stage has sums
+        alike = [axis for axis in Axis if not axis.splits_batch and axis is not Axis.PIPE]  # all of them saw one loss
+        mine = self._sums if topology.index(*alike) == 0 else None  # only the last stage has sums
         if mine is None:
             mine = torch.zeros(2 + len(names), dtype=torch.float64, device=topology.device)
         self._sums = ops.all_reduce(mine, topology.world)
