@@ -75,7 +75,8 @@ def _introduce(config: TransformerConfig, learner: Learner) -> None:
     topology = learner.topology
     if topology.rank != 0:
         return
-    sizes = " x ".join(f"{axis.value} {topology.size(axis)}" for axis in Axis if axis is not Axis.CONTEXT)
+    named = config.topology.parallel_sizes
+    sizes = " x ".join(f"{axis.value} {topology.size(axis)}" for axis in Axis if f"{axis.value}_parallel_size" in named)
     local = sum(parameter.numel() for parameter in learner.module.parameters())
     whose = "parameters" if topology.layout.world_size == 1 else "parameters on this rank"
     _log.info(

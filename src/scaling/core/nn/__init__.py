@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.parameter import fused_parameter as fused_parameter
     from scaling.core.nn.parameter import meta as meta
     from scaling.core.nn.parameter import new_parameter as new_parameter
+    from scaling.core.nn.parameter import share as share
     from scaling.core.nn.place import Place as Place
     from scaling.core.nn.place import enter_model_parallel as enter_model_parallel
     from scaling.core.nn.place import leave_model_parallel as leave_model_parallel

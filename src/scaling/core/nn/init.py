@@ -44,7 +44,8 @@ class Normal:
 
     def sample(self, stream: np.random.Generator, count: int) -> NDArray[np.float32]:
         """Return `count` normal values."""
-        values: NDArray[np.float32] = stream.standard_normal(count, dtype=np.float32) * np.float32(self.std)
+        values: NDArray[np.float32] = stream.standard_normal(count, dtype=np.float32)
+        values *= np.float32(self.std)
         return values
 
 
@@ -121,9 +122,13 @@ def _in_threads(draw: Callable[[tuple[int, int]], None], blocks: Sequence[tuple[
         for block in blocks:
             draw(block)
         return
+
+    def draw_share(first: int) -> None:
+        for block in blocks[first::threads]:
+            draw(block)
+
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(draw, blocks, chunksize=1):
-            pass
+        list(pool.map(draw_share, range(threads)))
 
 
 def fill(module: nn.Module, *, seed: int = 0, device: torch.device | str = "cpu") -> nn.Module:
@@ -138,7 +143,7 @@ def fill(module: nn.Module, *, seed: int = 0, device: torch.device | str = "cpu"
             continue
         if not description.name:
             description = description.named(name)
-        values = torch.empty_like(parameter, device=device)
+        values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         _fill(values, description.pieces, seed)
         filled = annotate(DescribedParameter(values, requires_grad=parameter.requires_grad), description)
         torch.utils.swap_tensors(parameter, filled)  # the parameter keeps its identity wherever it is shared

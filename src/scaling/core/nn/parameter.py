@@ -131,15 +131,17 @@ def new_parameter(
     shard: Shard | None = None,
     dtype: torch.dtype = torch.float32,
     gradient_in_parts: bool = False,
+    axis: Axis = Axis.MODEL,
 ) -> nn.Parameter:
     """Describe this rank's part of a parameter of global `shape`; it has no values yet and lies on the meta device.
 
-    `shard` says which part a model rank holds (None: all of it). `gradient_in_parts` is for values that several model
-    ranks hold alike while each computes only a part of their gradient: norms and row-parallel biases under sequence
+    `shard` says which part a rank of `axis` holds (None: all of it). `gradient_in_parts` is for values that several of
+    its ranks hold alike while each computes only a part of their gradient: norms and row-parallel biases under sequence
     parallelism, heads that ranks share. The pipeline stage fills the parameter once, when its name and the run's seed
     are known; `fill` does so for a layer that stands alone.
     """
-    return fused_parameter({"": (shape, shard, initializer)}, dtype=dtype, gradient_in_parts=gradient_in_parts)
+    parts = {"": (shape, shard, initializer)}
+    return fused_parameter(parts, dtype=dtype, gradient_in_parts=gradient_in_parts, axis=axis)
 
 
 def fused_parameter(
@@ -147,6 +149,7 @@ def fused_parameter(
     *,
     dtype: torch.dtype = torch.float32,
     gradient_in_parts: bool = False,
+    axis: Axis = Axis.MODEL,
 ) -> nn.Parameter:
     """Describe one parameter that consists of several tensors, stacked along dimension 0, as `new_parameter` does.
 
@@ -171,7 +174,7 @@ def fused_parameter(
         )
     parameter = DescribedParameter(torch.empty([rows, *local[1:]] if local else [], dtype=dtype, device="meta"))
     placement = replace(SAME_IN_PARTS if gradient_in_parts else SAME, copies=copies.pop())
-    placements = USUAL.having(Axis.MODEL, placement)
+    placements = USUAL.having(axis, placement)
     return annotate(parameter, ParameterMeta(pieces=tuple(pieces), placements=placements))
 
 

@@ -64,7 +64,7 @@ class TopologyConfig(BaseConfig):
     """
 
     parallel_sizes: ClassVar[tuple[str, ...]] = PARALLEL_SIZES
-    """The fields with the size of an axis, named after it."""
+    """The fields with the size of an axis, named after it. Beyond the first three, an axis has 1 rank unless given."""
     on_resume = OnResume.RUNTIME
 
     model_parallel_size: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
@@ -119,7 +119,11 @@ class TopologyConfig(BaseConfig):
     @classmethod
     def prepare(cls, given: dict[str, Any]) -> Iterator[Problem]:
         """Complete the two products from the numbers that were given."""
-        sizes = _numbers(given, (*cls.parallel_sizes, "world_size")) or dict.fromkeys(cls.parallel_sizes, 1)
+        for name in cls.parallel_sizes[len(PARALLEL_SIZES) :]:  # no configuration has to give an axis that it lacks
+            given.setdefault(name, 1)
+        sizes = _numbers(given, (*cls.parallel_sizes, "world_size"))
+        if not sizes.keys() & {*PARALLEL_SIZES, "world_size"}:
+            sizes = {**dict.fromkeys(PARALLEL_SIZES, 1), **sizes}
         batch = _numbers(given, (*BATCH_SIZES, "global_batch_size")) or DEFAULT_BATCH
         if min(*sizes.values(), *batch.values()) < 1:
             return  # each such number is reported as a field

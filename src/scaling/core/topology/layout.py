@@ -73,9 +73,9 @@ class Layout:
             rank, at[axis.value] = divmod(rank, self.size(axis))
         return Coordinate(**at)
 
-    def rank(self, *, pipe: int = 0, data: int = 0, context: int = 0, model: int = 0) -> int:
-        """Return the global rank at a coordinate."""
-        at = Coordinate(pipe=pipe, data=data, context=context, model=model)
+    def rank(self, **indices: int) -> int:
+        """Return the global rank at a coordinate: the positions along the axes by their names, 0 where left out."""
+        at = Coordinate(**indices)
         rank = 0
         for axis in Axis:
             if not 0 <= at.index(axis) < self.size(axis):
