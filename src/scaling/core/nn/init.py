@@ -75,8 +75,9 @@ def part_of_initial_values(
     shape: tuple[int, ...],
     offset: tuple[int, ...],
     part: tuple[int, ...],
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the values of the part at `offset` with shape `part` of the tensor `key` of global `shape`.
+    """Return (in `out`, if given) the values of the part at `offset` with shape `part` of the tensor `key` of `shape`.
 
     Tensors of more than two dimensions are seen as [first, product of the others]; only the first may be cut then,
     which every parallel layer of this library satisfies.
@@ -89,7 +90,7 @@ def part_of_initial_values(
     elif len(shape) > 2:
         inner = math.prod(shape[1:])
         shape, offset, part_2d = (shape[0], inner), (offset[0], 0), (part[0], inner)
-    values = np.empty(part_2d, dtype=np.float32)
+    values = np.empty(part_2d, dtype=np.float32) if out is None else out.reshape(part_2d)
     digest = hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()
     stream_key = int.from_bytes(digest[:16], "little")
     height, width = _BLOCK
@@ -160,6 +161,7 @@ def _fill(values: Tensor, pieces: Sequence[Piece], seed: int) -> None:
         if isinstance(piece.initializer, Constant):
             target.fill_(piece.initializer.value)
         elif piece.initializer is not None:
+            in_place = target.dtype == torch.float32 and target.is_contiguous() and target.device.type == "cpu"
             drawn = part_of_initial_values(
                 piece.initializer,
                 seed=seed,
@@ -167,5 +169,7 @@ def _fill(values: Tensor, pieces: Sequence[Piece], seed: int) -> None:
                 shape=piece.shape,
                 offset=piece.box.offset,
                 part=piece.box.shape,
+                out=target.numpy() if in_place else None,
             )
-            target.copy_(torch.from_numpy(drawn))
+            if not in_place:
+                target.copy_(torch.from_numpy(drawn))
