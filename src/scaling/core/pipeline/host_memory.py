@@ -19,7 +19,7 @@ MMAP_THRESHOLD: Final = 32 * 2**20
 """Bytes from which a block is mapped by itself; glibc's own limit of what it would adapt to."""
 TRIM_THRESHOLD: Final = 64 * 2**20
 """Free bytes at the end of the heap that are kept."""
-PASSES: Final = 10
+PASSES: Final = 20
 """Passes between two looks at the resident memory."""
 GROWTH: Final = 1.02
 """How much more than after the last trim is left alone."""
