@@ -96,7 +96,10 @@ def scaling_side(config: TransformerConfig, launch: LaunchContext) -> tuple[Call
 
 
 def bare_side(config: TransformerConfig, launch: LaunchContext) -> tuple[Callable[[], float], torch.device]:
-    """Return a function that runs one step of the bare loop and returns its loss."""
+    """Return a function that runs one step of the bare loop and returns its loss.
+
+    Half precision is PyTorch's autocast with float32 parameters: the library, too, updates float32 master weights.
+    """
     architecture, batch = config.transformer_architecture, config.topology
     cuda = torch.cuda.is_available() and batch.device.value != "cpu"
     device = torch.device("cuda", launch.local_rank) if cuda else torch.device("cpu")
@@ -108,7 +111,8 @@ def bare_side(config: TransformerConfig, launch: LaunchContext) -> tuple[Callabl
         heads=architecture.num_attention_heads,
         intermediate=plan_of(architecture).parts(FeedForwardPlan)[0].width,
         sequence=architecture.sequence_length,
-    ).to(device, architecture.precision.dtype)
+    ).to(device)
+    half = architecture.precision.dtype != torch.float32
     model: torch.nn.Module = bare
     if launch.world_size > 1:
         torch.distributed.init_process_group(
@@ -124,7 +128,8 @@ def bare_side(config: TransformerConfig, launch: LaunchContext) -> tuple[Callabl
 
     def step() -> float:
         for _ in range(parts):
-            loss = model(ids, targets)
+            with torch.autocast(device.type, architecture.precision.dtype, enabled=half):
+                loss = model(ids, targets)
             (loss / parts).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from scaling.core.nn.parameter import meta
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.topology import Topology
+from tests.gpu.waiting import without_waiting
 from tests.reference.compare import close, gradient_of
 from tests.reference.models import Loss, Model, micro_batches
 from tests.reference.training import build
@@ -64,16 +63,6 @@ class Training:
     def gradients(self) -> dict[str, Tensor]:
         scale = float(self.optimizer.gradient_scale)
         return {meta(p).name: gradient_of(p).cpu().double() / scale for p in self.module.parameters()}
-
-
-@contextmanager
-def without_waiting() -> Iterator[None]:
-    """Let whatever makes the host wait for the device be an error."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-3)])
