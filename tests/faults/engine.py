@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from scaling.core import ExitStatus, LaunchContext, StepReport, TrainerView, run_training
+from scaling.core import ExitStatus, LaunchContext, TrainerHook, TrainerView, run_training
 from scaling.core.runner.outcome import ProcessEnd, outcome
 from scaling.core.runner.report import Report
 from scaling.transformer import train as program
@@ -87,7 +87,7 @@ def nested(settings: Settings) -> dict[str, Any]:
 
 
 @dataclass
-class Witness:
+class Witness(TrainerHook):
     """A hook that keeps what the trainer holds before the first step, and at the end."""
 
     first: list[Part] | None = None
@@ -98,9 +98,6 @@ class Witness:
     def before_step(self, trainer: TrainerView) -> None:
         if self.first is None:
             self.first, self.first_position = parts_of(trainer.learner.global_tensors()), trainer.state.as_dict()
-
-    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
-        pass
 
     def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
         self.last, self.last_position = parts_of(trainer.learner.global_tensors()), trainer.state.as_dict()

@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 
-from scaling.core import ExitStatus, LaunchContext, StepReport, TrainerView, run_training
+from scaling.core import ExitStatus, LaunchContext, TrainerHook, TrainerView, run_training
 from scaling.core.checkpoint.search import find_newest
 from scaling.transformer import train as program
 from scaling.transformer.config.root import TransformerConfig
@@ -31,7 +31,7 @@ LONGEST = 10.0
 """Seconds after which a rank is interrupted at the latest, although its first step may have been held up."""
 
 
-class Clocked:
+class Clocked(TrainerHook):
     """A hook that calls `action` before the second step since the start, with what the first one took in seconds."""
 
     def __init__(self, action: Callable[[TrainerView, float], object]) -> None:
@@ -42,12 +42,6 @@ class Clocked:
         self._times.append(time.monotonic())
         if len(self._times) == 2:
             self._action(trainer, self._times[1] - self._times[0])
-
-    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
-        pass
-
-    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        pass
 
 
 def train(settings: Settings, action: Callable[[TrainerView, float], object]) -> ExitStatus:

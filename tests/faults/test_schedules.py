@@ -16,7 +16,16 @@ from unittest import mock
 
 import pytest
 
-from scaling.core import ExitStatus, LaunchContext, MicroBatch, ParallelModule, StepReport, TrainerView, run_training
+from scaling.core import (
+    ExitStatus,
+    LaunchContext,
+    MicroBatch,
+    ParallelModule,
+    StepReport,
+    TrainerHook,
+    TrainerView,
+    run_training,
+)
 from scaling.transformer import train as program
 from scaling.transformer.config.root import TransformerConfig
 from tests.distributed import run_world
@@ -39,7 +48,7 @@ Samples = Counter[str]
 
 
 @dataclass
-class Notes:
+class Notes(TrainerHook):
     """A hook, and what the model is fed through, that notes in a file which samples each completed step consumed."""
 
     path: Path
@@ -70,9 +79,6 @@ class Notes:
         line = {"step": trainer.state.step, "samples": self._samples, "positions": self._positions}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        pass
 
 
 def train_and_note(rank: int, world_size: int, settings: Settings, notes: Path) -> tuple[ExitStatus, Witness]:

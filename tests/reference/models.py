@@ -23,7 +23,7 @@ from scaling.core.nn.place import Place, enter_model_parallel
 from scaling.core.nn.rotary import RotaryEmbedding
 from scaling.core.nn.shard import Heads, padded_shard
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
-from scaling.core.pipeline.loss import LossOutput
+from scaling.core.pipeline.loss import BatchMetric, LossOutput
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
@@ -145,7 +145,7 @@ def layer_specs(model: Model, topology: Topology) -> list[LayerSpec]:
 
 
 class Loss:
-    """Cross entropy over the valid tokens, and how many of them there were of the lower half of the vocabulary."""
+    """Cross entropy over the valid tokens, how many of them are of the lower half of the vocabulary, and the worst."""
 
     def __init__(self, model: Model, topology: Topology) -> None:
         self.group = topology.group(Axis.MODEL)
@@ -157,7 +157,9 @@ class Loss:
     def __call__(self, logits: Tensor, targets: dict[str, Tensor]) -> LossOutput:
         losses = vocab_parallel_cross_entropy(logits, targets["tokens"], group=self.group, offset=self.offset)
         valid = targets["valid"]
-        return LossOutput((losses * valid).sum(), valid.sum(), {"low": ((targets["tokens"] < self.half) * valid).sum()})
+        low = ((targets["tokens"] < self.half) * valid).sum()
+        worst = BatchMetric((losses * valid).amax().view(1), torch.amax)
+        return LossOutput((losses * valid).sum(), valid.sum(), {"low": low, "worst": worst})
 
 
 def global_batch(model: Model, step: int) -> dict[str, Tensor]:

@@ -124,7 +124,9 @@ def train(
             if step == 1:
                 history.first = parts_of((*module.global_tensors(), *optimizer.global_tensors()))
         evaluated = module.eval_step(micro_batches(model, 99, config, topology), loss_function)
-        history.evaluation = [evaluated.loss.item(), evaluated.weight.item(), evaluated.metrics()["low"].item()]
+        history.evaluation = [
+            number.item() for number in (evaluated.loss, evaluated.weight, *evaluated.metrics().values())
+        ]
         history.final = parts_of((*module.global_tensors(), *optimizer.global_tensors()))
         optimizer.close()
         return history

@@ -17,7 +17,7 @@ from scaling.core.errors import ScheduleError
 from scaling.core.nn.parameter import meta
 from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.layer_spec import LayerSpec
-from scaling.core.pipeline.loss import LossOutput
+from scaling.core.pipeline.loss import LossOutput, MetricNames
 from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.topology import Topology
 from tests.core.pipeline.payloads import KINDS, pack, unpack
@@ -94,7 +94,7 @@ def one_after_another(kind: str, scale: float) -> Expected:
 def check(module: ParallelModule, kind: str, expected: Expected, what: str) -> None:
     loss = module.train_step(batches(kind), loss_of(kind), gradient_scale=torch.tensor(0.5, dtype=torch.float64))
     assert float(loss.loss) == pytest.approx(expected.loss, rel=1e-12), what
-    assert loss.names == ("none", "sum")
+    assert loss.names == MetricNames(("none", "sum"))
     assert float(loss.metrics()["sum"]) == pytest.approx(expected.metric, rel=1e-12)
     for parameter in module.parameters():
         if parameter.grad is not None:

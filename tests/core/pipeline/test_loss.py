@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.core.errors import ScheduleError
-from scaling.core.pipeline.loss import LossOutput, StepLoss
+from scaling.core.pipeline.loss import BatchMetric, LossOutput, MetricNames, StepLoss
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
@@ -63,7 +63,7 @@ def test_metrics_are_told_apart_by_name_whatever_their_order() -> None:
     total = StepLoss(Topology.single())
     total.add(output(0, 1, b=2, a=1))
     total.add(output(0, 1, a=3, b=4))
-    assert total.names == ("a", "b")
+    assert total.names == MetricNames(sums=("a", "b"))
     assert {name: float(value) for name, value in total.metrics().items()} == {"a": 2.0, "b": 3.0}
 
 
@@ -80,7 +80,7 @@ def test_a_step_without_valid_items_has_loss_zero() -> None:
     assert float(total.loss) == float(total.weight) == 0.0
     assert total.metrics() == {}
     total.add(output(0, 0, hits=0))
-    total.reduce(("hits",))
+    total.reduce(MetricNames(sums=("hits",)))
     assert float(total.loss) == float(total.weight) == float(total.metrics()["hits"]) == 0.0
 
 
@@ -100,15 +100,59 @@ def test_steps_merge_by_weight() -> None:
     assert (float(total.loss), float(total.weight), float(total.metrics()["m"])) == (3.0, 3.0, 3.0)
 
 
+def spread(items: torch.Tensor) -> torch.Tensor:
+    return items.amax() - items.amin()
+
+
+def test_a_measure_sees_the_items_of_all_micro_batches() -> None:
+    total = StepLoss(Topology.single())
+    for items in ([1.0, 5.0], [-2.0, 3.0]):
+        measured = BatchMetric(torch.tensor(items, requires_grad=True), spread)
+        total.add(LossOutput(torch.tensor(4.0), 2, {"spread": measured, "a": torch.tensor(6.0)}))
+    assert {name: float(value) for name, value in total.reduce(total.names).metrics().items()} == {"a": 3, "spread": 7}
+
+
+def test_an_evaluation_reports_the_mean_of_what_its_batches_measure() -> None:
+    total = StepLoss(Topology.single())
+    for number, weight in ((3.0, 1), (6.0, 100), (9.0, 5)):
+        step = StepLoss(Topology.single())
+        step.add(
+            LossOutput(torch.tensor(0.0), weight, {"largest": BatchMetric(torch.tensor([0.0, number]), torch.max)})
+        )
+        total.merge(step.reduce(step.names))
+    assert float(total.metrics()["largest"]) == 6.0
+
+
+def test_a_metric_that_changes_its_kind_is_refused() -> None:
+    total = StepLoss(Topology.single())
+    total.add(output(0, 1, a=1))
+    with pytest.raises(
+        ScheduleError, match=r"reported the metrics \['a'\], earlier \['a'\], \[\] of them as BatchMetric"
+    ):
+        total.add(LossOutput(torch.tensor(0.0), 1, {"a": BatchMetric(torch.ones(1), torch.max)}))
+
+
+def test_what_is_no_measure_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="items of a BatchMetric are one number; they need a dimension"):
+        BatchMetric(torch.tensor(1.0), torch.max)
+    total = StepLoss(Topology.single())
+    total.add(LossOutput(torch.tensor(0.0), 1, {"a": BatchMetric(torch.ones(2), torch.sort)}))  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(ScheduleError, match="the measure of a BatchMetric returned"):
+        total.reduce(total.names)
+
+
 def add_on_the_last_stage(rank: int, world_size: int) -> list[float]:
     with connected(pipe=2, data=2, model=2) as topology:
         total = StepLoss(topology)
         if topology.index(Axis.PIPE) == 1:
             data = topology.index(Axis.DATA)
-            total.add(output(10.0 * (data + 1), 1 + 3 * data, a=data, b=100.0))
-        total.reduce(("a", "b"))
+            for items in ([[1.0 + data, 0.0]], [[7.0 * data, 0.0]]):
+                metrics = {"a": torch.tensor(data / 2), "b": torch.tensor(50.0)}
+                measured = {"c": BatchMetric(torch.tensor(items), spread)}
+                total.add(LossOutput(torch.tensor(5.0 * (data + 1)), (1 + 3 * data) / 2, {**metrics, **measured}))
+        total.reduce(MetricNames(("a", "b"), ("c",)))
         return [float(total.loss), float(total.weight), *(float(value) for value in total.metrics().values())]
 
 
-def test_every_rank_learns_the_sums_and_model_ranks_count_once() -> None:
-    assert run_distributed(add_on_the_last_stage, 8) == [[30 / 5, 5.0, 1 / 5, 200 / 5]] * 8
+def test_every_rank_learns_sums_and_measures_and_model_ranks_count_once() -> None:
+    assert run_distributed(add_on_the_last_stage, 8) == [[30 / 5, 5.0, 1 / 5, 200 / 5, 7.0]] * 8

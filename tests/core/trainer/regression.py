@@ -81,11 +81,14 @@ class Metrics:
         """Keep the metrics of a step."""
         self.waiting.append((step, metrics))
 
-    def flush(self) -> None:
+    def flush(self) -> dict[int, dict[str, float]]:
         """Read what waits."""
+        written: dict[int, dict[str, float]] = {}
         for step, metrics in self.waiting:
             self.kept.append((step, {name: float(value) for name, value in metrics.items()}))
+            written.setdefault(step, {}).update(self.kept[-1][1])
         self.waiting.clear()
+        return written
 
     def close(self) -> None:
         """Flush for the last time."""

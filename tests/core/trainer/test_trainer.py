@@ -18,7 +18,7 @@ from scaling.core.errors import CheckpointError, ConfigError, DataRefusedError, 
 from scaling.core.optimizer.config import AdamWConfig
 from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.topology.layout import Axis
-from scaling.core.trainer.hooks import TrainerView
+from scaling.core.trainer.hooks import TrainerHook, TrainerView
 from scaling.core.trainer.state import RunIdentity
 from scaling.core.trainer.trainer import MAX_FAILED_SAVES, garbage_collected
 from tests.core.trainer.regression import Points, make_trainer, weights
@@ -202,22 +202,16 @@ def test_a_run_is_not_resumed_as_another(tmp_path: Path, caplog: pytest.LogCaptu
     assert "resuming with another setting: beta2" in caplog.text
 
 
-class Signals:
+class Signals(TrainerHook):
     """A hook that asks the process to leave after a step."""
 
     def __init__(self, after: int, number: signal.Signals) -> None:
         self.after = after
         self.number = number
 
-    def before_step(self, trainer: TrainerView) -> None:
-        pass
-
     def after_step(self, trainer: TrainerView, report: StepReport) -> None:
         if trainer.state.step == self.after:
             os.kill(os.getpid(), self.number)
-
-    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -319,43 +313,6 @@ def test_a_disk_that_stays_full_ends_the_run(tmp_path: Path) -> None:
     with mock.patch.object(trainer.checkpointer, "save", fail), pytest.raises(StorageError):
         trainer.fit()
     assert len(attempts) == MAX_FAILED_SAVES
-
-
-class Notes:
-    """A hook that writes down when it is called."""
-
-    def __init__(self, name: str, notes: list[str], *, fail_at: int | None = None) -> None:
-        self.name, self.notes, self.fail_at = name, notes, fail_at
-
-    def before_step(self, trainer: TrainerView) -> None:
-        self.notes.append(f"{self.name} before {trainer.state.step + 1}")
-        if trainer.state.step + 1 == self.fail_at:
-            raise ZeroDivisionError
-
-    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
-        self.notes.append(f"{self.name} after {trainer.state.step}")
-        assert report.global_grad_norm.dim() == 0
-
-    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        self.notes.append(f"{self.name} exit {type(error).__name__}")
-
-
-def test_hooks_run_around_every_step_in_their_order_and_at_the_end() -> None:
-    notes: list[str] = []
-    trainer, _ = make_trainer(train_iterations=2, hooks=[Notes("a", notes), Notes("b", notes)])
-    trainer.fit()
-    around = [f"{name} {when} {step}" for step in (1, 2) for when in ("before", "after") for name in "ab"]
-    assert notes == [*around, "a exit NoneType", "b exit NoneType"]
-
-
-def test_an_error_reaches_the_hooks_and_the_metrics_are_written() -> None:
-    notes: list[str] = []
-    trainer, metrics = make_trainer(train_iterations=9, log_interval=9, hooks=[Notes("a", notes, fail_at=3)])
-    with pytest.raises(ZeroDivisionError):
-        trainer.fit()
-    assert notes[-1] == "a exit ZeroDivisionError"
-    assert list(metrics.series("training/loss")) == [1, 2]
-    assert metrics.closed
 
 
 def test_the_streams_of_a_step_depend_on_its_number_alone() -> None:

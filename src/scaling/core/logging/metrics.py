@@ -66,8 +66,8 @@ class MetricWriter:
         for group in tensors.values():
             self._on_device.append(_OnDevice(step, tuple(group), torch.stack(list(group.values()))))
 
-    def flush(self) -> None:
-        """Write everything that was added since the last flush. One transfer from the device, which it waits for."""
+    def flush(self) -> Mapping[int, Mapping[str, float]]:
+        """Write everything that was added since the last flush, and return it by step. Waits for the device, once."""
         rows, self._rows = self._rows, {}
         waiting, self._on_device = self._on_device, []
         for group, values in zip(waiting, _to_host([group.values for group in waiting]), strict=True):
@@ -80,6 +80,7 @@ class MetricWriter:
                 if index not in self._complained:
                     self._complained.add(index)
                     _log.warning("metrics are being lost: %s cannot write (%s)", type(sink).__name__, error)
+        return rows
 
     def close(self) -> None:
         """Write what is left and close the sinks."""

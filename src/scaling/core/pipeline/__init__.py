@@ -9,6 +9,7 @@ from scaling.core.lazy import load_on_use
 if TYPE_CHECKING:
     from scaling.core.pipeline.layer_spec import LayerSpec as LayerSpec
     from scaling.core.pipeline.layer_spec import TiedLayerSpec as TiedLayerSpec
+    from scaling.core.pipeline.loss import BatchMetric as BatchMetric
     from scaling.core.pipeline.loss import LossFunction as LossFunction
     from scaling.core.pipeline.loss import LossOutput as LossOutput
     from scaling.core.pipeline.loss import StepLoss as StepLoss

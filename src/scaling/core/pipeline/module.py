@@ -18,7 +18,7 @@ from scaling.core.pipeline.build import build_stages
 from scaling.core.pipeline.end import Collector, LossEnd
 from scaling.core.pipeline.engine import PipelineEngine
 from scaling.core.pipeline.layer_spec import LayerSpec, check_ties
-from scaling.core.pipeline.loss import LossFunction, StepLoss
+from scaling.core.pipeline.loss import LossFunction, MetricNames, StepLoss
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.partition import partition
 from scaling.core.pipeline.runners import runners_of
@@ -68,7 +68,7 @@ class ParallelModule(nn.Module):
             stage.run_with(runners)
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
         self._engine = PipelineEngine(stages, stage_map, topology)
-        self._metric_names: dict[str, tuple[str, ...]] = {}
+        self._metric_names: dict[str, MetricNames] = {}
         self._one = torch.ones((), dtype=torch.float64, device=topology.device)
         self._actions = self._lower(self.schedule, self.micro_batches)
         self._forward_actions = self._lower(ForwardOnly(self.schedule.stages), self.micro_batches)
@@ -174,10 +174,10 @@ class ParallelModule(nn.Module):
     def _lower(self, schedule: Schedule, micro_batches: int) -> tuple[Action, ...]:
         return lower(schedule, self.topology.index(Axis.PIPE), self.topology.size(Axis.PIPE), micro_batches)
 
-    def _metrics_of(self, loss: StepLoss, mode: str) -> tuple[str, ...]:
+    def _metrics_of(self, loss: StepLoss, mode: str) -> MetricNames:
         """Return the names of the metrics the last stage reports; agreed over the store in the first step."""
         if mode not in self._metric_names:
-            mine = list(loss.names) if self.last else None
-            names: list[str] | None = self.topology.agree(f"metric names {mode}", mine, first_given)
-            self._metric_names[mode] = tuple(names or ())
+            mine = [list(loss.names.sums), list(loss.names.measures)] if self.last else None
+            names: list[list[str]] | None = self.topology.agree(f"metric names {mode}", mine, first_given)
+            self._metric_names[mode] = MetricNames(*map(tuple, names or ([], [])))
         return self._metric_names[mode]

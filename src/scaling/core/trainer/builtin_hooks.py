@@ -24,19 +24,16 @@ def builtin_hooks(
 
 
 @final
-class RunStateHook:
-    """Tells run_state.json how far the run is, for people and for a failure to name its step."""
+class RunStateHook(TrainerHook):
+    """Tells run_state.json how far the run is, for people and for a failure to name its step.
+
+    How a run ends is recorded by whoever knows its exit status.
+    """
 
     def __init__(self, recorder: RunStateRecorder) -> None:
         self._recorder = recorder
-
-    def before_step(self, trainer: TrainerView) -> None:
-        """Do nothing."""
 
     def after_step(self, trainer: TrainerView, report: StepReport) -> None:
         """Record the step where metrics are written too."""
         if due(trainer.state.step, trainer.config.log_interval):
             self._recorder.running(trainer.state.step)
-
-    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        """Do nothing: how a run ends is recorded by whoever knows its exit status."""

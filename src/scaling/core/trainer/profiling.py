@@ -18,13 +18,13 @@ from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.profiler.profiler import Profiler
 from scaling.core.storage.writing import write_atomically
 from scaling.core.topology.topology import Topology
-from scaling.core.trainer.hooks import TrainerView
+from scaling.core.trainer.hooks import TrainerHook, TrainerView
 
 _log = logging.getLogger(__name__)
 
 
 @final
-class ProfilingHook:
+class ProfilingHook(TrainerHook):
     """Times the engine's actions from `profile_start_at_step` on and writes them as a trace when they are complete.
 
     Open the file in Perfetto (ui.perfetto.dev) or chrome://tracing; the names are those of the planned timeline

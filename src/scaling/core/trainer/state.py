@@ -81,8 +81,8 @@ class Metrics(Protocol):
         """Keep the metrics of a step; device scalars are not read yet."""
         ...
 
-    def flush(self) -> None:
-        """Read what is on the device in one transfer and write everything kept."""
+    def flush(self) -> Mapping[int, Mapping[str, float]]:
+        """Read what is on the device in one transfer, write everything kept, and return it by step."""
         ...
 
     def close(self) -> None:
@@ -97,8 +97,9 @@ class NoMetrics:
     def add(self, step: int, metrics: Mapping[str, float | torch.Tensor]) -> None:
         """Keep nothing."""
 
-    def flush(self) -> None:
+    def flush(self) -> Mapping[int, Mapping[str, float]]:
         """Write nothing."""
+        return {}
 
     def close(self) -> None:
         """Close nothing."""

@@ -122,16 +122,21 @@ class Trainer:
 
     def evaluate(self) -> StepLoss | None:
         """Return the loss over the validation set, every sample counted once in every layout; None without one."""
-        total = self.learner.evaluate(limit=self.config.eval_iterations)
-        if total is None:
+        if not self.learner.data.evaluation_steps(self.config.eval_iterations):
             return None
+        for hook in self.hooks:
+            hook.before_evaluation(self)
+        total = self.learner.evaluate(limit=self.config.eval_iterations)
+        assert total is not None  # there are steps
+        for hook in self.hooks:
+            hook.after_evaluation(self, total)
         loss = float(total.loss)
         values = {name: float(value) for name, value in total.metrics().items()}
         perplexity = math.exp(loss) if loss < 700 else math.inf
         tokens = self.learner.recipe.tokens_per_sample
         evaluation = {"loss": loss, **({"perplexity": perplexity} if tokens else {}), **values}
         self.metrics.add(self.state.step, {f"evaluation/{name}": value for name, value in evaluation.items()})
-        self.metrics.flush()
+        self._write_metrics()
         self._clock = time.perf_counter()  # the next step's duration is its own
         return total
 
@@ -139,6 +144,8 @@ class Trainer:
         """Save a checkpoint of the present step, once. A full disk does not end the run; the next save tries again."""
         if self.config.save_dir is None or self._saved_step == self.state.step:
             return
+        for hook in self.hooks:
+            hook.before_save(self)
         scalars = {
             "trainer": self.state.as_dict(),
             "optimizer": self.learner.optimizer.state(),
@@ -146,10 +153,18 @@ class Trainer:
         }
         with self._tolerating_failed_save(_TRIED_AGAIN):
             self.checkpointer.wait()  # for the one before, if it is written in the background
+        folder = None
         with self._tolerating_failed_save(self._after_a_failed_save()):
-            self.checkpointer.save(self.state.step, self.learner.global_tensors(), scalars)
+            folder = self.checkpointer.save(self.state.step, self.learner.global_tensors(), scalars)
             self._saved_step = self.state.step
+        for hook in self.hooks:
+            hook.after_save(self, folder)
         self._clock = time.perf_counter()
+
+    def _write_metrics(self) -> None:
+        written = self.metrics.flush()
+        for hook in self.hooks:
+            hook.after_log(self, written)
 
     def _name_last_checkpoint(self) -> None:
         """Name the checkpoint that the run ended with."""
@@ -266,7 +281,7 @@ class Trainer:
         self.metrics.add(
             self.state.step, {"training/step_duration": duration, **rate, **epochs, "training/peak_memory_bytes": peak}
         )
-        self.metrics.flush()
+        self._write_metrics()
         self._clock, self._steps_since_log = now, 0
         if stop:
             self.preempted = preemption.reason or "a signal to another rank"
