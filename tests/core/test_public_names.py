@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib
+from enum import Enum
+from typing import Any, get_args
 
 import pytest
 
+import scaling.core
+import scaling.transformer
+from scaling.core import BaseConfig, RunConfig
+from scaling.transformer import TransformerConfig
 from tests.core.test_architecture import ROOT, packages_with_public_names, public_names, sources
 
 
@@ -54,6 +60,50 @@ def test_scaling_core_has_the_public_names_of_all_its_packages() -> None:
     assert len(packages) > 10
     names = {name for package in packages for name in importlib.import_module(package).__all__}
     assert names <= set(importlib.import_module("scaling.core").__all__)
+
+
+def types_of(annotation: Any, found: set[type]) -> set[type]:
+    """Collect the sections and enumerations that a setting of this type can hold, and those within them."""
+    if isinstance(annotation, type) and annotation not in found:
+        if issubclass(annotation, Enum):
+            found.add(annotation)
+        elif issubclass(annotation, BaseConfig):
+            found.add(annotation)
+            for field in annotation.model_fields.values():
+                types_of(field.annotation, found)
+    for argument in get_args(annotation):
+        types_of(argument, found)
+    return found
+
+
+def test_whatever_a_program_sets_in_python_has_a_public_name() -> None:
+    reachable = types_of(TransformerConfig, types_of(RunConfig, set()))
+    public = {getattr(package, name) for package in (scaling.core, scaling.transformer) for name in package.__all__}
+    assert len(reachable) > 30
+    assert sorted(one.__name__ for one in reachable - public) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from scaling.core import runner_main",
+        "from scaling.core.topology import Topology, TopologyConfig",
+        "from scaling.core.logging import LoggerConfig, logger",
+        "from scaling.core.runner import RunnerConfig, runner_main",
+        "from scaling.core.optimizer import LearningRateSchedulerConfig, OptimizerConfig",
+        "from scaling.core.nn import ColumnParallelLinear, RowParallelLinear",
+        "from scaling.core.data import DataLoader, MemoryMapDataset",
+        "from scaling.core.trainer import TrainerConfig",
+        "from scaling.core.profiler import ProfilerConfig",
+        "from scaling.core.config import BaseConfig",
+        "from scaling.transformer import TransformerConfig",
+        "from scaling.transformer.config import TransformerConfig",
+        "from scaling.transformer.data import TextDataset",
+        "from scaling.transformer.inference import TransformerInferenceModule",
+    ],
+)
+def test_a_package_gives_its_public_names(line: str) -> None:
+    exec(line, {})
 
 
 def test_no_public_name_is_that_of_a_module() -> None:

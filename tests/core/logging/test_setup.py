@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +26,7 @@ class Terminal(io.StringIO):
 def _leave_the_log_alone() -> Iterator[None]:
     yield
     close_logging()
-    for name in LOGGERS:
+    for name in (*LOGGERS, None):
         assert not [one for one in logging.getLogger(name).handlers if type(one).__module__.startswith("scaling")]
 
 
@@ -127,3 +129,43 @@ def test_a_disk_that_fills_up_ends_the_file_and_not_the_run(tmp_path: Path, caps
     assert shown.count("message") == 3
     assert shown.count("cannot be written any more") == 1
     assert "Traceback" not in shown
+
+
+def line_of(name: str, path: str, level: int = logging.INFO) -> None:
+    """Log a line as if a file wrote it."""
+    other = logging.getLogger(name)
+    if other.isEnabledFor(level):
+        other.handle(logging.LogRecord(name, level, path, 1, f"{name} says so", None, None))
+
+
+def test_lines_of_a_users_own_packages_are_shown_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(LoggerConfig(log_dir=tmp_path))
+    line_of("their_package.data", "/home/somebody/their_package/data.py")
+    line_of("their_package.chatter", "/home/somebody/their_package/data.py", logging.DEBUG)
+    line_of("installed", f"{sysconfig.get_path('purelib')}/installed/__init__.py")
+    line_of("installed.trouble", f"{sysconfig.get_path('purelib')}/installed/__init__.py", logging.WARNING)
+    line_of("asyncio", asyncio.__file__)
+    for told in (capsys.readouterr().err, (tmp_path / "rank_0.log").read_text()):
+        assert [line.split()[-3] for line in told.splitlines()] == ["their_package.data", "installed.trouble"]
+    close_logging()
+    line_of("their_package.data", "/home/somebody/their_package/data.py")
+    assert not capsys.readouterr().err
+
+
+def test_a_program_that_shows_its_own_lines_shows_them_once(capsys: pytest.CaptureFixture[str]) -> None:
+    root, own = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    root.addHandler(own)
+    root.setLevel(logging.DEBUG)
+    try:
+        configure_logging(LoggerConfig())
+        line_of("their_package", "/home/somebody/their_package/data.py", logging.DEBUG)
+        log().info("hello")
+        close_logging()
+        assert root.level == logging.DEBUG
+    finally:
+        root.removeHandler(own)
+        root.setLevel(logging.WARNING)
+    shown = capsys.readouterr().err
+    assert (shown.count("their_package says so"), shown.count("hello")) == (1, 1)

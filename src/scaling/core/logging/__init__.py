@@ -8,6 +8,9 @@ from scaling.core.lazy import load_on_use
 
 if TYPE_CHECKING:
     from scaling.core.logging.config import LoggerConfig as LoggerConfig
+    from scaling.core.logging.config import LogLevel as LogLevel
+    from scaling.core.logging.config import TensorboardRanksConfig as TensorboardRanksConfig
     from scaling.core.logging.setup import configure_logging as configure_logging
+    from scaling.core.logging.setup import logger as logger
 
 load_on_use(__name__)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from scaling.core.errors import StorageError
 from scaling.core.logging.config import LoggerConfig
 
 LOGGERS = ("scaling", "__main__")
-"""The loggers set up here: this library, and the program that is run with `python -m` or as a script."""
+"""The loggers set up by name: this library, and the program that is run with `python -m` or as a script."""
+logger = logging.getLogger(LOGGERS[0])
+"""The library's log, for a program that has no logger of its own. `configure_logging` says where its lines go."""
 _FORMAT = "[%(asctime)s] [%(levelname)s] [%(rank)s] %(message)s"
 _COLOURS: Mapping[int, str] = {
     logging.DEBUG: "\x1b[2m",
@@ -26,6 +30,8 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
     """Send what is logged to the terminal and to `<log_dir>/rank_<rank>.log`. Calling it again replaces the first call.
 
     Rank 0 shows everything from `log_level` on; the others show warnings and worse, and write the rest to their files.
+    That goes for this library and for the program and its packages. Other installed packages and Python's own modules
+    log warnings and worse only. A program that gave the root logger a handler for the terminal shows its lines itself.
     """
     close_logging()
     level = config.log_level.value.upper()
@@ -39,11 +45,18 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
         file.setFormatter(_Formatter(prefix, colour=False))
         handlers.append(file)
     for name in LOGGERS:
-        logger = logging.getLogger(name)
+        named = logging.getLogger(name)
         for handler in handlers:
-            logger.addHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = False
+            named.addHandler(handler)
+        named.setLevel(level)
+        named.propagate = False
+    root, shows_itself = logging.getLogger(), any(map(_is_for_the_terminal, logging.getLogger().handlers))
+    for handler in handlers:
+        handler.addFilter(_is_told)
+        if not (shows_itself and handler is console):
+            root.addHandler(handler)
+    if not shows_itself:
+        root.setLevel(level)
 
 
 def log_to_file(message: str) -> None:
@@ -57,13 +70,44 @@ def log_to_file(message: str) -> None:
 def close_logging() -> None:
     """Undo `configure_logging`: close its files and leave the log as Python has it."""
     for name in LOGGERS:
-        logger = logging.getLogger(name)
-        for handler in list(logger.handlers):
-            if isinstance(handler, _ConsoleHandler | _RankFileHandler):
-                logger.removeHandler(handler)
-                handler.close()
-        logger.setLevel(logging.NOTSET)
-        logger.propagate = True
+        named = logging.getLogger(name)
+        _remove_handlers(named)
+        named.setLevel(logging.NOTSET)
+        named.propagate = True
+    root = logging.getLogger()
+    if any(isinstance(handler, _ConsoleHandler) for handler in root.handlers):
+        root.setLevel(logging.WARNING)
+    _remove_handlers(root)
+
+
+def _remove_handlers(named: logging.Logger) -> None:
+    for handler in list(named.handlers):
+        if isinstance(handler, _ConsoleHandler | _RankFileHandler):
+            named.removeHandler(handler)
+            handler.close()
+
+
+_INSTALLED = tuple(
+    os.path.join(path, "")
+    for path in {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Return whether a record is of this library or of the program that runs; of all others, only what is wrong."""
+    if record.levelno >= logging.WARNING or record.name.partition(".")[0] in (*LOGGERS, _program_package()):
+        return True
+    return not os.path.abspath(record.pathname).startswith(_INSTALLED)
+
+
+def _program_package() -> str | None:
+    """Return the package of the module that is run with `python -m`, which may be an installed one."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return None if spec is None else str(spec.name).partition(".")[0]
+
+
+def _is_for_the_terminal(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stderr, sys.stdout)
 
 
 class _Formatter(logging.Formatter):

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from scaling.core.nn.attention_core import ScaledDotProduct as ScaledDotProduct
     from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks
     from scaling.core.nn.attention_kernels import flash_attention_available as flash_attention_available
+    from scaling.core.nn.config import FP8DType as FP8DType
     from scaling.core.nn.config import FP8LinearConfig as FP8LinearConfig
+    from scaling.core.nn.config import FP8MatmulConfig as FP8MatmulConfig
     from scaling.core.nn.config import LayerNormConfig as LayerNormConfig
+    from scaling.core.nn.config import LayerNormOptimizationType as LayerNormOptimizationType
     from scaling.core.nn.config import LoRaConfig as LoRaConfig
+    from scaling.core.nn.config import LoRaModuleType as LoRaModuleType
     from scaling.core.nn.config import MaskedSoftmaxConfig as MaskedSoftmaxConfig
     from scaling.core.nn.config import MaskedSoftmaxKernel as MaskedSoftmaxKernel
     from scaling.core.nn.config import NormType as NormType

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from scaling.core.lazy import load_on_use
 
 if TYPE_CHECKING:
+    from scaling.core.topology.config import ActivationCheckpointingType as ActivationCheckpointingType
     from scaling.core.topology.config import Device as Device
+    from scaling.core.topology.config import PipePartitionMethod as PipePartitionMethod
+    from scaling.core.topology.config import PipeSchedule as PipeSchedule
     from scaling.core.topology.config import TopologyConfig as TopologyConfig
     from scaling.core.topology.launch import LaunchContext as LaunchContext
     from scaling.core.topology.layout import Axis as Axis

@@ -1,1 +1,13 @@
 """Inference: load a checkpoint into one process, score and generate text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scaling.core import load_on_use
+
+if TYPE_CHECKING:
+    from scaling.transformer.inference.module import TransformerInferenceModule as TransformerInferenceModule
+    from scaling.transformer.inference.sampling import Sampling as Sampling
+
+load_on_use(__name__)
