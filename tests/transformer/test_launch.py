@@ -15,8 +15,12 @@ from typing import Any
 
 import pytest
 
-from scaling.core import ConfigError
+from scaling.core import ConfigError, ExitStatus, LaunchContext
+from scaling.core.config.config_file import handed_on
+from scaling.core.topology.launch import CONFIG_COPY_VARIABLE
 from scaling.transformer import launch
+from scaling.transformer import train as training
+from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.launch import launch_training
 from tests.distributed import free_port
 from tests.processes import wait_until
@@ -262,9 +266,34 @@ def test_what_is_probably_not_meant_is_said_by_the_first_process(
     assert capsys.readouterr().err == ""
 
 
+def test_what_was_checked_is_trained_although_it_came_through_a_pipe(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = write_config(tmp_path / "config.yml", settings_of(data, tmp_path / "run", {"trainer.seed": 7})).read_bytes()
+    theirs, ours = os.pipe()
+    os.write(ours, text)
+    os.close(ours)
+    trained: list[TransformerConfig] = []
+
+    def work(config: TransformerConfig, _: LaunchContext) -> ExitStatus:
+        trained.append(config)
+        return ExitStatus.DONE
+
+    def start(*_: object, config_path: Path, config_text: str, overrides: list[str], **named: object) -> int:
+        with handed_on(config_path, config_text) as copy:
+            monkeypatch.setenv(CONFIG_COPY_VARIABLE, str(copy))
+            return training.main([str(config_path), *overrides])
+
+    monkeypatch.setattr(training, "train", work)
+    monkeypatch.setattr(launch, "runner_main", start)
+    try:
+        assert launch_training(Path(f"/dev/fd/{theirs}"), ["topology.micro_batch_size=4"])[1] == 0
+    finally:
+        os.close(theirs)
+    assert [(config.trainer.seed, config.topology.micro_batch_size) for config in trained] == [(7, 4)]
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_the_training_module_wants_a_configuration(arguments: list[str]) -> None:
-    from scaling.transformer.train import main
-
     with pytest.raises(ConfigError, match="name a configuration"):
-        main(arguments)
+        training.main(arguments)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling.core import LaunchContext, runner_main
+from scaling.core import LaunchContext, read_config, runner_main
 from scaling.transformer.config.environment import TransformerConfigHere
 from scaling.transformer.config.notes import notes
 from scaling.transformer.data.prepare import prepare_data
@@ -17,9 +17,12 @@ def launch_training(config_path: Path, overrides: Sequence[str] = ()) -> tuple[T
     """Train in as many processes as the topology asks for; return the configuration and the exit status.
 
     `ConfigError` with everything that is wrong before anything starts. Inside torchrun or srun no process is started:
-    this one trains. What is allowed and probably not meant is said by one process, once nothing is wrong.
+    this one trains. The file is read once: what was checked is what is trained. What is allowed and probably not meant
+    is said by one process, once nothing is wrong.
     """
-    config = TransformerConfigHere.from_yaml(config_path, overrides, quiet=True)  # the first rank warns, where it reads
+    text = read_config(config_path)
+    source = str(config_path)
+    config = TransformerConfigHere.from_str(text, overrides, source=source, quiet=True)  # the first rank warns
     with ConsoleProgress() as progress:
         prepared = prepare_data(config, progress=progress)
     if LaunchContext.from_environment().rank == 0:
@@ -29,6 +32,7 @@ def launch_training(config_path: Path, overrides: Sequence[str] = ()) -> tuple[T
         config.runner,
         module_or_script="scaling.transformer.train",
         config_path=config_path,
+        config_text=text,
         overrides=overrides,
         processes=config.topology.world_size,
         log_dir=config.logger.log_dir,

@@ -9,7 +9,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from scaling.core import (
     StorageError,
     Topology,
     configure_logging,
+    read_config,
     run_process,
     run_training,
     storage_errors,
@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitStatus:
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError("name a configuration: python3 -m scaling.transformer.train CONFIG [KEY=VALUE ...]")
     launch = LaunchContext.from_environment()
-    config = TransformerConfig.from_yaml(Path(arguments[0]), arguments[1:], quiet=launch.rank != 0)
+    text = read_config(arguments[0], copy=launch.config_copy)
+    config = TransformerConfig.from_str(text, arguments[1:], source=arguments[0], quiet=launch.rank != 0)
     return train(config, launch)
 
 

@@ -170,6 +170,31 @@ def test_processes_are_given_the_contract_and_nothing_secret(
     assert dict(os.environ) == before
 
 
+READER = """
+import sys
+from pathlib import Path
+from scaling.core.config.config_file import read_config
+from scaling.core.topology.launch import LaunchContext
+
+launch = LaunchContext.from_environment()
+Path(sys.argv[0]).with_name(f"read_{launch.rank}").write_text(read_config(sys.argv[1], copy=launch.config_copy))
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_processes_are_given_what_was_read_of_a_file_that_may_be_gone(tmp_path: Path, processes: int) -> None:
+    script = tmp_path / "reader.py"
+    script.write_text(READER)
+    before = dict(os.environ)
+    text = "trainer: {seed: 1}  # as checked, \u00fc"
+    status = runner_main(
+        RunnerConfig(), module_or_script=str(script), config_path="/dev/null", config_text=text, processes=processes
+    )
+    assert status == 0
+    assert [path.read_text() for path in sorted(tmp_path.glob("read_*"))] == [text] * processes
+    assert dict(os.environ) == before
+
+
 def test_what_the_user_has_set_stays(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert run("tell") == 0

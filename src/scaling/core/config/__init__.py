@@ -9,6 +9,7 @@ from scaling.core.lazy import load_on_use
 if TYPE_CHECKING:
     from scaling.core.config.base import BaseConfig as BaseConfig
     from scaling.core.config.base import run_checks as run_checks
+    from scaling.core.config.config_file import read_config as read_config
     from scaling.core.config.family import ConfigFamily as ConfigFamily
     from scaling.core.config.fields import ConfigWarning as ConfigWarning
     from scaling.core.config.fields import Derived as Derived

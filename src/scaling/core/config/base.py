@@ -17,11 +17,12 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from scaling.core.config.config_file import read_config
 from scaling.core.config.explain import PROBLEMS, explain, sections_of
 from scaling.core.config.fields import ConfigWarning, Derived, NoEffect, OnResume, SetByLauncher, Unavailable, marker
 from scaling.core.config.overrides import apply_overrides
 from scaling.core.config.plain_words import misfits, nearest, refusal, with_home
-from scaling.core.config.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
+from scaling.core.config.yaml_text import dump_yaml, parse_yaml
 from scaling.core.errors import ConfigError, Problem, StorageError
 
 
@@ -112,18 +113,7 @@ class BaseConfig(BaseModel):
     @classmethod
     def from_yaml(cls, path: Path | str, overrides: Sequence[str] = (), *, quiet: bool = False) -> Self:
         """Load a YAML or JSON file. A file that cannot be read is a `ConfigError` too."""
-        try:
-            with Path(path).open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise ConfigError(f"{path} has more than {MAX_BYTES} bytes; is it a configuration?")
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-        except OSError as error:
-            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-        values, problems = parse_yaml(text, source=str(path))
-        return cls._load(values, problems, overrides, source=str(path), quiet=quiet)
+        return cls.from_str(read_config(path), overrides, source=str(path), quiet=quiet)
 
     @classmethod
     def _load(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from scaling.core.config.base import BaseConfig
+from scaling.core.config.config_file import read_config
 from scaling.core.errors import ConfigError, ExitStatus
 from scaling.core.logging.config import LoggerConfig
 from scaling.core.optimizer.config import AdamWConfig, OptimizerConfig
@@ -47,11 +48,13 @@ def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
 
     def start() -> int:
         path, overrides = command_line()
-        config = config_class.from_yaml(path, overrides)
+        text = read_config(path)
+        config = config_class.from_str(text, overrides, source=path)
         return runner_main(
             config.runner,
             module_or_script=module,
             config_path=path,
+            config_text=text,
             overrides=overrides,
             processes=config.topology.world_size,
             log_dir=config.logger.log_dir,
@@ -66,7 +69,8 @@ def run_training_process(config_class: type[Config], train: Callable[[Config, La
     def work() -> int:
         path, overrides = command_line()
         launch = LaunchContext.from_environment()
-        return train(config_class.from_yaml(path, overrides, quiet=launch.rank != 0), launch)
+        text = read_config(path, copy=launch.config_copy)
+        return train(config_class.from_str(text, overrides, source=path, quiet=launch.rank != 0), launch)
 
     run_process(work)
 

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from scaling.core.config.config_file import handed_on
 from scaling.core.errors import ExitStatus, StorageError
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner.cluster import machines, refuse_other_machines
@@ -23,7 +24,7 @@ from scaling.core.runner.process import ERROR_FILE_VARIABLE, RUNNER_VARIABLE
 from scaling.core.runner.report import Report
 from scaling.core.runner.supervisor import POLL_SECONDS, Supervisor
 from scaling.core.storage.lock import locked
-from scaling.core.topology.launch import LaunchContext
+from scaling.core.topology.launch import CONFIG_COPY_VARIABLE, LaunchContext
 
 
 def runner_main(
@@ -31,18 +32,27 @@ def runner_main(
     *,
     module_or_script: str,
     config_path: Path | str,
+    config_text: str | None = None,
     overrides: Sequence[str] = (),
     processes: int,
     log_dir: Path | None = None,
 ) -> int:
     """Run `module_or_script CONFIG [KEY=VALUE ...]` in `processes` processes of this machine; return the exit status.
 
-    The processes read the configuration themselves, from the same file and overrides. What a person reads when one
-    fails is printed here, once: the first cause, which is also written to `run_state.json` in `log_dir`. Signals are
-    passed on; no process is left behind. Inside torchrun or srun nothing is started: the work is done in this process.
+    The processes resolve the configuration themselves, from the same overrides and `config_text`: what was read of
+    the file, and checked, before (`read_config` finds it for them). None: they read the file. What a person reads when
+    one fails is printed here, once: the first cause, which is also written to `run_state.json` in `log_dir`. Signals
+    are passed on; no process is left behind. Inside torchrun or srun nothing is started: the work is done in this
+    process.
     """
     target = str(config.script or module_or_script)
     arguments = [str(config_path), *overrides]
+    with _config_for_processes(config_path, config_text):
+        return _run(config, target, arguments, processes=processes, log_dir=log_dir)
+
+
+def _run(config: RunnerConfig, target: str, arguments: Sequence[str], *, processes: int, log_dir: Path | None) -> int:
+    """Run `target` in this process where a launcher has started it, else in processes."""
     if LaunchContext.from_environment().launched:
         return _run_here(target, arguments)
     program = [target, *arguments] if _is_script(target) else ["-m", target, *arguments]
@@ -119,7 +129,22 @@ def _environment(processes: int, *, gpus: Sequence[int] | None) -> Iterator[None
     if processes > 1 or cores < (os.cpu_count() or 1):
         defaults["OMP_NUM_THREADS"] = str(max(1, cores // processes))
     values = {name: value for name, value in defaults.items() if name not in os.environ}
-    values[RUNNER_VARIABLE] = str(os.getpid())
+    with _variables(values | {RUNNER_VARIABLE: str(os.getpid())}):
+        yield
+
+
+@contextlib.contextmanager
+def _config_for_processes(path: Path | str, text: str | None) -> Iterator[None]:
+    """Let the processes find the configuration as it was read: never on their command lines, which all users see."""
+    if text is None:
+        yield
+        return
+    with handed_on(path, text) as copy, _variables({CONFIG_COPY_VARIABLE: str(copy)}):
+        yield
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
     former = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

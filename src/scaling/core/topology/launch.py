@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from scaling.core.errors import LayoutError
 
+CONFIG_COPY_VARIABLE: Final = "SCALING_CONFIG_COPY"
+"""Set by the runner for the processes it starts: where it keeps the configuration as it has read and checked it."""
 _SLURM_MASTER = (
     'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500 before srun'
 )
@@ -34,6 +38,8 @@ class LaunchContext:
     """How often this machine's agent restarted its processes. Differs between machines, so it identifies nothing."""
     launched: bool = False
     """True where a launcher started this process, whatever the number of processes: there is nothing left to start."""
+    config_copy: Path | None = None
+    """The configuration as whoever started this process has read it, for `read_config`; None: read the file."""
 
     def __post_init__(self) -> None:
         if self.world_size < 1:
@@ -73,7 +79,7 @@ class LaunchContext:
         if _is_srun_task(environ):
             names = {"rank": "SLURM_PROCID", "world_size": "SLURM_NTASKS", "local_rank": "SLURM_LOCALID"}
             return cls._from_names(environ, **names)
-        return cls()
+        return cls(config_copy=_config_copy(environ))
 
     @classmethod
     def _from_names(cls, environ: Mapping[str, str], *, rank: str, world_size: str, local_rank: str) -> LaunchContext:
@@ -90,6 +96,7 @@ class LaunchContext:
             job_id=_job_id(environ),
             restart_count=_number(environ, "TORCHELASTIC_RESTART_COUNT", default=0),
             launched=True,
+            config_copy=_config_copy(environ),
         )
 
 
@@ -106,6 +113,10 @@ def _is_srun_task(environ: Mapping[str, str]) -> bool:
     if "SLURM_STEP_NUM_TASKS" in environ:
         raise LayoutError(f"srun started {environ['SLURM_NTASKS']} tasks without a place to meet; {_SLURM_MASTER}")
     return False
+
+
+def _config_copy(environ: Mapping[str, str]) -> Path | None:
+    return Path(name) if (name := environ.get(CONFIG_COPY_VARIABLE)) else None
 
 
 def _job_id(environ: Mapping[str, str]) -> str | None:
