@@ -22,7 +22,7 @@ from scaling.core.data.loader import DataLoader, evaluation_batches
 from scaling.core.data.sampler import BatchGeometry, EpochOrder, evaluation_steps, items_of
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import DataError, DataRefusedError, ScalingError, StorageError
-from tests.core.data.datasets import Broken, Deadly, Labels, Numbers
+from tests.core.data.datasets import Broken, Deadly, Labels, Numbers, Unsendable
 from tests.processes import wait_until
 
 SEED = 11
@@ -202,6 +202,13 @@ def test_workers_that_keep_dying_are_an_error(worker_loader: Callable[..., DataL
     batches = worker_loader(Deadly(50), num_workers=1)
     with pytest.raises(ScalingError, match="die as soon as they start"):
         take(batches, 20)
+
+
+def test_what_a_worker_cannot_send_is_an_error_and_not_awaited_for_ever(
+    worker_loader: Callable[..., DataLoader],
+) -> None:
+    with pytest.raises(ScalingError, match="read a micro-batch that it cannot send"):
+        next(worker_loader(Unsendable(50), num_workers=1))
 
 
 ERRORS = [

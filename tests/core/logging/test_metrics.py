@@ -154,3 +154,5 @@ def test_a_sink_that_cannot_write_is_reported_once_and_does_not_stop_the_others(
     assert len(memory.rows) == 3
     assert len(caplog.records) == 1
     assert "FullDisk cannot write" in caplog.text
+    writer.close()
+    assert caplog.messages[1:] == ["FullDisk did not write the metrics of 3 steps"]

@@ -108,8 +108,12 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_the_start_and_a_warning_
     with caplog.at_level(logging.WARNING), RunStateRecorder(folder) as recorder:
         (folder / "run_state.json").unlink()
         folder.rmdir()
-        recorder.running(1)
-    assert "cannot be written" in caplog.text
+        for step in range(1, 8):
+            recorder.running(step)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "cannot be written" in said[0]
+    assert said[1] == "run_state.json could not be written 7 times"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "asleep"}', '{"state": "running", "unknown": 1}'])

@@ -63,6 +63,23 @@ def test_other_ranks_show_warnings_only_but_write_all_to_their_file(
     assert "trouble" in written
 
 
+def test_a_warning_that_comes_again_and_again_is_said_once_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(LoggerConfig(log_dir=tmp_path))
+    for step in range(190):
+        log().warning("the %s is full", "disk")
+        log().info("the disk is full")
+        log().warning("step %d", step // 189)
+    close_logging()
+    written = (tmp_path / "rank_0.log").read_text()
+    for text in (written, capsys.readouterr().err):
+        warnings = [line.partition("[run] ")[2] for line in text.splitlines() if "[WARNING]" in line]
+        assert warnings[:3] == ["the disk is full", "step 0", "step 1"]
+        assert warnings[3:] == ["190 times in all: the disk is full", "189 times in all: step 0"]
+        assert text.count("[INFO]") == 190
+
+
 def test_a_file_is_continued_not_replaced(tmp_path: Path) -> None:
     for text in ("first", "second"):
         configure_logging(LoggerConfig(log_dir=tmp_path))

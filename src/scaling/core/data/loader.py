@@ -19,6 +19,7 @@ from scaling.core.data.sampler import (
     training_positions,
 )
 from scaling.core.data.types import BaseDataset, MicroBatch
+from scaling.core.data.worker_losses import WorkerLosses
 from scaling.core.errors import DataError
 
 
@@ -27,7 +28,8 @@ class DataLoader(Iterator[MicroBatch]):
     """The endless stream of one rank's micro-batches. Its whole state is `consumed_samples`.
 
     Ranks with the same `data_parallel_rank` get the same micro-batches; nothing is communicated. `prefetch_factor` is
-    the number of micro-batches that each worker reads ahead.
+    the number of micro-batches that each worker reads ahead. Loaders that share `losses` count their dead workers
+    together.
     """
 
     def __init__(
@@ -44,13 +46,14 @@ class DataLoader(Iterator[MicroBatch]):
         num_workers: int = 0,
         pin_memory: bool = False,
         prefetch_factor: int | None = None,
+        losses: WorkerLosses | None = None,
         device: torch.device = torch.device("cpu"),  # noqa: B008  a torch.device is immutable
     ) -> None:
         self.geometry = BatchGeometry(data_parallel_size, micro_batch_size, gradient_accumulation_steps)
         self._data_parallel_rank = data_parallel_rank
         order = order_of(dataset, key=(seed,), shuffle=shuffle)
         self._batches = ReadAhead(
-            MicroBatchReader(dataset, order), num_workers=num_workers, prefetch_factor=prefetch_factor
+            MicroBatchReader(dataset, order), num_workers=num_workers, prefetch_factor=prefetch_factor, losses=losses
         )
         self._copy = DeviceCopy(device, pin_memory=pin_memory)
         self.seek(consumed_samples)
@@ -92,6 +95,7 @@ def evaluation_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
     prefetch_factor: int | None = None,
+    losses: WorkerLosses | None = None,
     device: torch.device = torch.device("cpu"),  # noqa: B008  a torch.device is immutable
 ) -> Generator[MicroBatch, None, None]:
     """Yield one rank's micro-batches of one pass over `dataset`, in its order: every sample once, in every layout.
@@ -105,7 +109,7 @@ def evaluation_batches(
     order = EvenOrder(len(dataset), min(taken, len(dataset)))
     reader = MicroBatchReader(dataset, order, end=len(dataset))
     copy = DeviceCopy(device, pin_memory=pin_memory)
-    batches = ReadAhead(reader, num_workers=num_workers, prefetch_factor=prefetch_factor)
+    batches = ReadAhead(reader, num_workers=num_workers, prefetch_factor=prefetch_factor, losses=losses)
     batches.start(evaluation_positions(len(dataset), geometry, data_parallel_rank=data_parallel_rank, limit=limit))
     try:
         for batch in batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import pickle
 import warnings
@@ -14,13 +13,14 @@ from typing import Any, final
 
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import Dataset as TorchDataset
 
+from scaling.core.data.packed import Packed
 from scaling.core.data.reader import MicroBatchReader, ReadFailure, ignore_keyboard
 from scaling.core.data.types import MicroBatch
 from scaling.core.data.worker import leave_with_parent
-from scaling.core.errors import DataError, ScalingError
-
-_log = logging.getLogger(__name__)
+from scaling.core.data.worker_losses import WorkerLosses
+from scaling.core.errors import DataError
 
 
 @final
@@ -40,21 +40,39 @@ class _Positions:
 
 
 @final
+class _Worker(TorchDataset["Packed"]):
+    """What a worker does: read, and pack what was read."""
+
+    def __init__(self, reader: MicroBatchReader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, positions: range) -> Packed:
+        return Packed.of(self._reader[positions])
+
+
+@final
 class ReadAhead(Iterator[MicroBatch]):
     """Reads the micro-batches at given positions in order, in this process or ahead of time in workers.
 
     A worker that dies (out of memory, or by a signal meant for the whole job) is replaced: since a micro-batch follows
-    from its positions, what was lost is simply read again.
+    from its positions, what was lost is simply read again. `losses` says how often that may happen.
     """
 
-    def __init__(self, reader: MicroBatchReader, *, num_workers: int, prefetch_factor: int | None) -> None:
+    def __init__(
+        self,
+        reader: MicroBatchReader,
+        *,
+        num_workers: int,
+        prefetch_factor: int | None,
+        losses: WorkerLosses | None = None,
+    ) -> None:
         self._reader = reader
+        self._losses = losses or WorkerLosses()
         self._num_workers = num_workers
         self._prefetch_factor = prefetch_factor
         self._positions = _Positions()
         self._pool: TorchDataLoader[Any] | None = None
         self._results: Iterator[Any] | None = None
-        self._workers_have_delivered = True
 
     def start(self, positions: Iterator[range]) -> None:
         """Go on with the micro-batches at `positions`, and forget what was read ahead."""
@@ -68,11 +86,13 @@ class ReadAhead(Iterator[MicroBatch]):
                 if self._results is None:
                     self._results = self._ask_workers()
                 result = next(self._results)
+                if isinstance(result, Packed):
+                    result = result.unpack()
                 break
             except (RuntimeError, OSError, EOFError) as error:  # a dead worker: readers raise ScalingError only
                 self._replace_workers(error)
         self._positions.asked.popleft()
-        self._workers_have_delivered = True
+        self._losses.note_delivery()
         if isinstance(result, ReadFailure):
             raise result.error()
         batch: MicroBatch = result
@@ -99,7 +119,7 @@ class ReadAhead(Iterator[MicroBatch]):
 
     def _new_pool(self) -> TorchDataLoader[Any]:
         return TorchDataLoader(
-            self._reader,
+            _Worker(self._reader) if self._num_workers else self._reader,
             sampler=self._positions,
             batch_size=None,  # a position range is one item, which the reader collates
             collate_fn=_unchanged,
@@ -116,13 +136,7 @@ class ReadAhead(Iterator[MicroBatch]):
             raise error
         error.__traceback__ = None  # its frames would keep the workers that are left
         self.close()
-        if not self._workers_have_delivered:
-            raise ScalingError(
-                f"data workers die as soon as they start ({error}); with too little memory (or /dev/shm) lower "
-                "num_workers or prefetch_factor, and set num_workers to 0 to see an error of the data set itself"
-            ) from error
-        _log.warning("a data worker died (%s); new workers go on where it stopped", str(error))
-        self._workers_have_delivered = False
+        self._losses.note_death(error)
 
 
 def _worker_context() -> BaseContext:

@@ -39,14 +39,16 @@ class MetricWriter:
     """Keep the metrics of each step, device scalars included, until `flush` writes them to every sink.
 
     Without sinks, as on most ranks, it does nothing at all. A sink that cannot write is reported once and tried again
-    at the next flush: a full disk costs metrics, not the run. Leaving it as a context manager flushes and closes.
+    at the next flush: a full disk costs metrics, not the run; how many steps it cost is said in the end. Leaving it as
+    a context manager flushes and closes.
     """
 
     def __init__(self, sinks: Sequence[MetricSink]) -> None:
         self._sinks = tuple(sinks)
         self._rows: dict[int, dict[str, float]] = {}
         self._on_device: list[_OnDevice] = []
-        self._complained: set[int] = set()
+        self._lost = [0 for _ in sinks]
+        """For each sink, how many steps it could not write."""
 
     def add(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
         """Add metrics of `step`, to what was added for it before. Tensors have one element; no synchronisation.
@@ -73,20 +75,24 @@ class MetricWriter:
         for group, values in zip(waiting, _to_host([group.values for group in waiting]), strict=True):
             rows[group.step].update(zip(group.names, values, strict=True))
         for index, sink in enumerate(self._sinks):
+            steps = sorted(rows)
             try:
-                for step in sorted(rows):
-                    sink.write(step, rows[step])
+                while steps:
+                    sink.write(steps[0], rows[steps[0]])
+                    del steps[0]
             except OSError as error:
-                if index not in self._complained:
-                    self._complained.add(index)
+                if not self._lost[index]:
                     _log.warning("metrics are being lost: %s cannot write (%s)", type(sink).__name__, error)
+                self._lost[index] += len(steps)
         return rows
 
     def close(self) -> None:
         """Write what is left and close the sinks."""
         self.flush()
-        for sink in self._sinks:
+        for sink, lost in zip(self._sinks, self._lost, strict=True):
             sink.close()
+            if lost:
+                _log.warning("%s did not write the metrics of %d steps", type(sink).__name__, lost)
         self._sinks = ()
 
     def __enter__(self) -> Self:

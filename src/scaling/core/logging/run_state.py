@@ -65,7 +65,8 @@ class RunStateRecorder:
 
     Rank 0 records that the run goes on, is pre-empted or finished. An exception that leaves the context is recorded as
     a failure by whichever rank meets it first: what other ranks report afterwards is a consequence. Without `log_dir`
-    nothing is written. A folder that cannot be written is an error at the start and a warning later.
+    nothing is written. A folder that cannot be written is an error at the start and a warning later, once, with a
+    count at the end.
     """
 
     def __init__(self, log_dir: Path | None, *, rank: int = 0) -> None:
@@ -73,6 +74,7 @@ class RunStateRecorder:
         self._rank = rank
         self._started = _now()
         self._step = 0
+        self._failed_writes = 0
 
     def running(self, step: int) -> None:
         """Record that the run goes on and has finished `step`."""
@@ -101,6 +103,11 @@ class RunStateRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._record_end(error)
+        if self._failed_writes > 1:
+            _log.warning("%s could not be written %d times", RUN_STATE_FILE, self._failed_writes)
+
+    def _record_end(self, error: BaseException | None) -> None:
         match error:
             case None | SystemExit():
                 return
@@ -116,21 +123,22 @@ class RunStateRecorder:
     def _record(self, state: RunState) -> None:
         self._step = state.step
         if self._rank == 0 and self._log_dir is not None:
-            _write_or_warn(state, self._log_dir)
+            self._write(state, self._log_dir)
 
     def _record_failure(self, state: RunState) -> None:
         if self._log_dir is None:
             return
         known = RunState.read(self._log_dir)
         if known is None or known.state is not RunPhase.FAILED or known.updated < self._started:
-            _write_or_warn(state, self._log_dir)
+            self._write(state, self._log_dir)
 
-
-def _write_or_warn(state: RunState, log_dir: Path) -> None:
-    try:
-        state.write(log_dir)
-    except OSError as error:
-        _log.warning("%s cannot be written (%s)", log_dir / RUN_STATE_FILE, error)
+    def _write(self, state: RunState, log_dir: Path) -> None:
+        try:
+            state.write(log_dir)
+        except OSError as error:
+            self._failed_writes += 1
+            if self._failed_writes == 1:
+                _log.warning("%s cannot be written (%s); training goes on", log_dir / RUN_STATE_FILE, error)
 
 
 def describe_error(error: BaseException) -> str:

@@ -32,6 +32,7 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
     Rank 0 shows everything from `log_level` on; the others show warnings and worse, and write the rest to their files.
     That goes for this library and for the program and its packages. Other installed packages and Python's own modules
     log warnings and worse only. A program that gave the root logger a handler for the terminal shows its lines itself.
+    A warning that comes again word for word is said once, and in the end how often it came.
     """
     close_logging()
     level = config.log_level.value.upper()
@@ -44,6 +45,9 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
         file = _RankFileHandler(config.log_dir / f"rank_{rank}.log")
         file.setFormatter(_Formatter(prefix, colour=False))
         handlers.append(file)
+    for handler in handlers:
+        handler.addFilter(_is_told)
+        handler.addFilter(_SaidOnce())
     for name in LOGGERS:
         named = logging.getLogger(name)
         for handler in handlers:
@@ -52,7 +56,6 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
         named.propagate = False
     root, shows_itself = logging.getLogger(), any(map(_is_for_the_terminal, logging.getLogger().handlers))
     for handler in handlers:
-        handler.addFilter(_is_told)
         if not (shows_itself and handler is console):
             root.addHandler(handler)
     if not shows_itself:
@@ -83,6 +86,7 @@ def close_logging() -> None:
 def _remove_handlers(named: logging.Logger) -> None:
     for handler in list(named.handlers):
         if isinstance(handler, _ConsoleHandler | _RankFileHandler):
+            _tell_repeated(handler)
             named.removeHandler(handler)
             handler.close()
 
@@ -110,6 +114,35 @@ def _is_for_the_terminal(handler: logging.Handler) -> bool:
     return isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stderr, sys.stdout)
 
 
+class _SaidOnce(logging.Filter):
+    """Lets a warning pass once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count: dict[str, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        text = record.getMessage()
+        self._count[text] = self._count.get(text, 0) + 1
+        return self._count[text] == 1
+
+    def take_repeated(self) -> dict[str, int]:
+        """Return how often each warning came that came more than once, and forget them."""
+        repeated = {text: count for text, count in self._count.items() if count > 1}
+        self._count.clear()
+        return repeated
+
+
+def _tell_repeated(handler: logging.Handler) -> None:
+    for repeats in handler.filters:
+        if isinstance(repeats, _SaidOnce) and handler.level <= logging.WARNING:
+            for text, count in repeats.take_repeated().items():
+                message = f"{count} times in all: {text}"
+                handler.handle(logging.LogRecord(LOGGERS[0], logging.WARNING, __file__, 0, message, None, None))
+
+
 class _Formatter(logging.Formatter):
     def __init__(self, prefix: str, *, colour: bool) -> None:
         super().__init__(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S", defaults={"rank": prefix})
@@ -131,6 +164,10 @@ class _ConsoleHandler(logging.Handler):
         except Exception:
             self.handleError(record)
 
+    def close(self) -> None:
+        _tell_repeated(self)
+        super().close()
+
 
 class _RankFileHandler(logging.FileHandler):
     """Append to a rank's file. A disk that fills up later ends the file, not the run."""
@@ -145,6 +182,7 @@ class _RankFileHandler(logging.FileHandler):
             ) from error
 
     def close(self) -> None:
+        _tell_repeated(self)
         with contextlib.suppress(OSError):  # what a full disk did not take is lost
             super().close()
 

@@ -10,6 +10,7 @@ from scaling.core.data.blended import BlendedDataset
 from scaling.core.data.loader import DataLoader, evaluation_batches
 from scaling.core.data.sampler import BatchGeometry, evaluation_steps
 from scaling.core.data.types import BaseDataset, MicroBatch
+from scaling.core.data.worker_losses import WorkerLosses
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
@@ -45,6 +46,7 @@ class TrainingData:
             "num_workers": loading.workers,
             "pin_memory": loading.pin_memory and topology.device.type == "cuda",
             "prefetch_factor": loading.prefetch_factor,
+            "losses": WorkerLosses(),  # of all evaluations too, each of which starts workers of its own
             "device": topology.device,
         }
         self._reads = reads
