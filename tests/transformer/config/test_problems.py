@@ -112,6 +112,11 @@ PROBLEMS = [
         "norm, head); end with 7",
     ),
     (
+        "optimizer: {eps: 1.0e-50}",
+        "optimizer.eps: is 1e-50, which is zero in float32, so that weights without a gradient become nan; set it to "
+        "1e-8, say",
+    ),
+    (
         "{optimizer: {loss_scaler: {enable: false}}, transformer_architecture: {precision: float16}}",
         "optimizer.loss_scaler.enable: is false, but float16 gradients vanish without loss scaling; remove it, or set "
         "transformer_architecture.precision to bfloat16",

@@ -86,7 +86,6 @@ def close_logging() -> None:
 def _remove_handlers(named: logging.Logger) -> None:
     for handler in list(named.handlers):
         if isinstance(handler, _ConsoleHandler | _RankFileHandler):
-            _tell_repeated(handler)
             named.removeHandler(handler)
             handler.close()
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from scaling.core.optimizer.config import AdamWConfig as AdamWConfig
     from scaling.core.optimizer.config import LossScalerConfig as LossScalerConfig
     from scaling.core.optimizer.config import OptimizerConfig as OptimizerConfig
+    from scaling.core.optimizer.config import vanishing_constants as vanishing_constants
     from scaling.core.optimizer.groups import GroupPattern as GroupPattern
     from scaling.core.optimizer.groups import ParameterGroup as ParameterGroup
     from scaling.core.optimizer.groups import assign as assign

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, final
@@ -89,3 +90,17 @@ class AdamWConfig(OptimizerConfig, _AdamWConstants):
     def rule(self) -> UpdateRule:
         """Return AdamW with these constants."""
         return AdamW(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
+
+
+def vanishing_constants(config: OptimizerConfig, *, precision: str) -> Iterator[Problem]:
+    """Yield constants that are zero in the precision of the master weights: float32, or float64 for float64 weights."""
+    if (
+        isinstance(config, AdamWConfig)
+        and precision == "float32"
+        and struct.unpack("f", struct.pack("f", config.eps)) == (0,)
+    ):
+        yield Problem(
+            "optimizer.eps",
+            f"is {config.eps:g}, which is zero in float32, so that weights without a gradient become nan; set it to "
+            "1e-8, say",
+        )

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.boxes import GlobalTensor
-from scaling.core.errors import CheckpointError
+from scaling.core.errors import CheckpointError, ConfigError
 from scaling.core.optimizer.clip import squared_norm
-from scaling.core.optimizer.config import OptimizerConfig
+from scaling.core.optimizer.config import OptimizerConfig, vanishing_constants
 from scaling.core.optimizer.flat_buffer import BufferKind, build_buffers
 from scaling.core.optimizer.grad_sync import GradientSync
 from scaling.core.optimizer.groups import ParameterGroup
@@ -110,6 +110,10 @@ class Optimizer:
         scaled = config.loss_scaler.enabled(float16=topology.agree("float16", half, any))
         self.loss_scaler = LossScaler(config.loss_scaler, topology.device, enabled=scaled)
         self._usual_weight = usual_weight
+        if problems := list(vanishing_constants(config, precision="float32")):  # the same on all ranks
+            single = any(shard.master.dtype == torch.float32 for shard in self._shards)
+            if topology.agree("float32", single, any):
+                raise ConfigError(problems)
         self._counted = [
             shard for shard in self._shards if shard.placements.stands_for(topology.layout, topology.coordinate)
         ]

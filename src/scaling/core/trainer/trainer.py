@@ -16,11 +16,12 @@ import torch
 
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.collectives import ops
-from scaling.core.errors import DataRefusedError, ScalingError, StorageError
+from scaling.core.errors import ScalingError, StorageError
 from scaling.core.optimizer.optimizer import MASTERS, StepReport
 from scaling.core.pipeline.loss import StepLoss
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.differences import compare_settings, list_idle_patterns, list_parameters
+from scaling.core.trainer.finite import FiniteWatch
 from scaling.core.trainer.hardware import peak_flops
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.origin import find_origin
@@ -65,7 +66,7 @@ class Trainer:
         self.preempted: str | None = None
         """Why training ended early: the signal's name; None when it ran to the end."""
         self._topology = learner.topology
-        self._nonfinite = torch.zeros((), dtype=torch.float64, device=learner.topology.device)
+        self._finite = FiniteWatch(learner, patience=config.max_consecutive_nonfinite_steps, log_once=self._log_once)
         self._saved_step: int | None = None
         self._clock = time.perf_counter()
         self._steps_since_log = 0
@@ -86,7 +87,9 @@ class Trainer:
             resumed = self.resume()
             if self.state.step >= self.target:
                 self._warn_of_nothing_to_train(resumed=resumed)
-            self.metrics = self._open_metrics(self.state.step)
+            self._warn_of_few_data()
+            started = self.state.step
+            self.metrics = self._open_metrics(started)
             self._clock = time.perf_counter()
             while self.state.step < self.target and self.preempted is None:
                 self.step()
@@ -102,6 +105,8 @@ class Trainer:
             with self._tolerating_failed_save(None):
                 self.checkpointer.wait()
             self._name_last_checkpoint()
+            if self.preempted is None and self.state.step > started:
+                self._finite.require_good_end(self.state.step)
             if self.preempted is not None and self._topology.world is not None:
                 # The signal that others had first may come now, and must not end a rank that they still talk to.
                 self._topology.leaving.enter_context(listening.pop_all())
@@ -114,7 +119,7 @@ class Trainer:
         loss, report = self.learner.step(step)
         self.state.advance(samples=self.learner.samples_per_step)
         self._steps_since_log += 1
-        self._nonfinite = (self._nonfinite + 1) * report.overflow
+        self._finite.note(loss.loss, report)
         self.metrics.add(step, self._step_metrics(loss, report))
         for hook in self.hooks:
             hook.after_step(self, report)
@@ -137,6 +142,7 @@ class Trainer:
         evaluation = {"loss": loss, **({"perplexity": perplexity} if tokens else {}), **values}
         self.metrics.add(self.state.step, {f"evaluation/{name}": value for name, value in evaluation.items()})
         self._write_metrics()
+        self._finite.judge_evaluation(loss, step=self.state.step)
         self._clock = time.perf_counter()  # the next step's duration is its own
         return total
 
@@ -151,6 +157,7 @@ class Trainer:
             "optimizer": self.learner.optimizer.state(),
             "config": self.identity.as_dict(),
         }
+        self._finite.require_weights(self.state.step)
         with self._tolerating_failed_save(_TRIED_AGAIN):
             self.checkpointer.wait()  # for the one before, if it is written in the background
         folder = None
@@ -239,6 +246,14 @@ class Trainer:
         why = "null; set it to the number of steps" if steps is None else f"{steps}; raise it to go on"
         self._log_once(logging.WARNING, "%s: trainer.train_iterations is %s", what, why)
 
+    def _warn_of_few_data(self) -> None:
+        """Say where a step sees samples more than once, which nobody means."""
+        samples = self.learner.samples_per_step
+        for name, epochs in self.learner.data.epochs(samples).items():
+            if epochs > 1:
+                text = "a step goes through the training data %.3g times (%s): topology.global_batch_size is %d; %s"
+                self._log_once(logging.WARNING, text, epochs, name, samples, "lower it, or give more data")
+
     def _log_once(self, level: int, text: str, *values: object) -> None:
         """Log on one rank what is the same on all."""
         if self._topology.rank == 0:
@@ -262,9 +277,8 @@ class Trainer:
         """Wait for the device, agree on what only the host knows, and write the metrics: the only wait of the loop."""
         local = [float(preemption()), float(self._peak_memory())]
         agreed = torch.tensor(local, dtype=torch.float64, device=self._topology.device)
-        stop, peak, nonfinite = torch.cat(
-            [ops.all_reduce(agreed, self._topology.world, maximum=True), self._nonfinite.view(1)]
-        ).tolist()
+        agreed = torch.cat([agreed, self._finite.streaks])
+        stop, peak, gradients, losses = ops.all_reduce(agreed, self._topology.world, maximum=True).tolist()
         now = time.perf_counter()
         duration = (now - self._clock) / self._steps_since_log
         samples = self.learner.samples_per_step / duration
@@ -289,13 +303,7 @@ class Trainer:
             self._log_once(
                 logging.WARNING, "asked to leave (%s) after step %d: %s", self.preempted, self.state.step, what
             )
-        patience = self.config.max_consecutive_nonfinite_steps
-        if nonfinite > patience and not self.learner.optimizer.loss_scaler.enabled:
-            raise DataRefusedError(
-                f"the gradients of {int(nonfinite)} steps in a row, up to step {self.state.step}, were not finite "
-                f"(their updates were skipped), more than trainer.max_consecutive_nonfinite_steps ({patience}) allows; "
-                "lower the learning rate or look at the data of these steps"
-            )
+        self._finite.judge(gradients, losses, step=self.state.step)
 
     def _peak_memory(self) -> int:
         if self._topology.device.type == "cuda":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from math import gcd
 
-from scaling.core import LearningRateSchedulerConfig, OptimizerConfig, Problem, TopologyConfig
+from scaling.core import LearningRateSchedulerConfig, OptimizerConfig, Problem, TopologyConfig, vanishing_constants
 from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig, plan_of
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig
@@ -89,6 +89,14 @@ def float16_is_scaled(
         )
 
 
+def constants_do_not_vanish(
+    transformer_architecture: TransformerArchitectureConfig, optimizer: OptimizerConfig
+) -> Iterator[Problem]:
+    """Constants of the update rule are not zero in the type of the master weights."""
+    double = transformer_architecture.precision is Precision.FLOAT64
+    yield from vanishing_constants(optimizer, precision="float64" if double else "float32")
+
+
 def loss_has_its_head(
     transformer_architecture: TransformerArchitectureConfig, training: TrainingConfig
 ) -> Iterator[Problem]:
@@ -147,6 +155,7 @@ CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     sequence_is_divisible,
     stages_have_layers,
     float16_is_scaled,
+    constants_do_not_vanish,
     loss_has_its_head,
     documents_end_in_the_vocabulary,
     corpus_brings_its_tokenizer,
