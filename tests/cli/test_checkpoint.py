@@ -123,6 +123,18 @@ def test_a_place_without_checkpoints_is_the_users_mistake(command: str, tmp_path
         assert message in str(result.exception)
 
 
+def test_a_folder_that_is_nearly_right_is_found_and_said(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    run_folder = tmp_path_factory.mktemp("run")
+    (run_folder / "checkpoints").symlink_to(runs)
+    for arguments in (("verify", run_folder), ("diff", run_folder, runs / "latest")):
+        result = run(*arguments)
+        assert status(result) == 0
+        assert f"note: taking {run_folder / 'checkpoints'}" in result.output
+    result = run("cast", runs / "global_step8", run_folder / "cast", "--dtype", "float32")
+    assert status(result) == ExitStatus.USER_INPUT
+    assert "global_step11, global_step10, global_step9" in str(result.exception)
+
+
 def test_a_folder_that_cannot_be_read_is_a_storage_error(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(path: Path) -> list[str]:
         raise PermissionError(13, "Permission denied", str(path))

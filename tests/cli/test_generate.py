@@ -58,6 +58,15 @@ def test_what_was_learnt_is_said_up_to_the_end_of_the_document(generate: Generat
     assert generate("--prompt", "the cät", "--temperature", "0") == (0, f"{SENTENCE}\n", "")
 
 
+def test_a_folder_that_is_nearly_right_is_found_and_said(generate: Generate, checkpoint: Path) -> None:
+    arguments = ("--prompt", "the cät", "--temperature", "0")
+    for given, meant in ((checkpoint.parent, checkpoint), (checkpoint / "latest", checkpoint / "global_step40")):
+        assert generate(*arguments, checkpoint=given) == (0, f"{SENTENCE}\n", f"note: taking {meant}\n")
+    status, said, shown = generate(*arguments, checkpoint=checkpoint / "global_step4")
+    assert (status, said) == (2, "")
+    assert f"name one of those in {checkpoint}: global_step40" in shown
+
+
 def test_a_stop_text_ends_it_before(generate: Generate) -> None:
     said = generate("--prompt", "the cät", "--temperature", "0", "--stop", "on", "--stop", "mat")
     assert said == (0, "the cät 🙂 sat \n", "")
@@ -81,7 +90,8 @@ def test_a_seed_says_the_same_again(generate: Generate) -> None:
     [
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "a", "--top-p", "2"], "top_p (2.0) must be above 0"),
-        (["--prompt", "a", "--device", "nothing"], "device (nothing) cannot be used"),
+        (["--prompt", "a", "--device", "nothing"], "device (nothing) cannot be used: there is none of this name"),
+        (["--prompt", "a", "--device", "gpu"], "for a GPU it is called cuda; choose cpu, cuda, or cuda:N"),
         (["--prompt", "a", "--stop", ""], "a stop text is empty"),
     ],
 )

@@ -90,4 +90,5 @@ def test_an_error_is_a_message_and_a_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "generate", str(tmp_path), "--prompt", "a") == 2
-    assert capsys.readouterr().err == f"error: there is no checkpoint in {tmp_path}\n"
+    remedy = "name the folder of global_step<N> (a run's trainer.save_dir)"
+    assert capsys.readouterr().err == f"error: there is no checkpoint in {tmp_path}; {remedy}\n"

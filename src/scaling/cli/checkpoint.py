@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from scaling.cli.places import checkpoints_at
 from scaling.core import RunIdentity
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_of
 from scaling.core.checkpoint.manifest import Manifest
@@ -114,7 +115,7 @@ def diff(
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with status 1 if a tensor differs.")] = False,
 ) -> None:
     """Compare two checkpoints tensor by tensor, whatever layouts they were saved in, and their scalars."""
-    a, b = find_newest(first).require(), find_newest(second).require()
+    a, b = (find_newest(checkpoints_at(given)).require() for given in (first, second))
     table = Table(Column("tensor", overflow="fold"), "elements that differ", "largest absolute", "largest relative")
     table.add_column("remark", overflow="fold")
     total = unequal = 0
@@ -151,7 +152,7 @@ def cast_checkpoint(
         Precision.BFLOAT16: torch.bfloat16,
         Precision.FLOAT16: torch.float16,
     }
-    stored = find_newest(source, weights_only=True).require()
+    stored = find_newest(checkpoints_at(source), weights_only=True).require()
     tokenizer_file = stored.path.absolute().parent / TOKENIZER_FILE
     _require_place_for_tokenizer(tokenizer_file, target)
     typer.echo(f"wrote {cast(stored, target, types[dtype])}")
@@ -172,7 +173,7 @@ def import_checkpoint(
 
     Its config.yml and tokenizer are taken along, for `scaling generate`.
     """
-    folder = predecessor_step_folder(source)
+    folder = predecessor_step_folder(checkpoints_at(source))
     tokenizer_file = folder.absolute().parent / TOKENIZER_FILE
     _require_place_for_tokenizer(tokenizer_file, target)
     scalars: dict[str, Any] = {}
@@ -186,7 +187,7 @@ def import_checkpoint(
         # A tied head repeats the embedding, so that nothing is lost where its file is not there.
         num_layers = plan_of(architecture).num_layers - (architecture.lm_head and architecture.weight_tying)
         scalars["config"], remark = _as_trained(config, tokenizer_file)
-    typer.echo(f"wrote {import_predecessor(source, target, step=step, num_layers=num_layers, scalars=scalars)}")
+    typer.echo(f"wrote {import_predecessor(folder, target, step=step, num_layers=num_layers, scalars=scalars)}")
     _take_tokenizer_along(tokenizer_file, target)
     if remark is not None:
         typer.echo(remark, err=True)
@@ -237,17 +238,11 @@ def _take_tokenizer_along(tokenizer_file: Path, target: Path) -> None:
 
 
 def _step_folders(directory: Path) -> list[Path]:
+    meant = checkpoints_at(directory)
     try:
-        if not directory.is_dir():
-            raise CheckpointError(f"{directory} is not a folder")
-        found = [directory] if is_step_folder(directory) else list_steps(directory)
+        return [meant] if is_step_folder(meant) else list_steps(meant)
     except OSError as error:
-        raise StorageError(f"{directory} cannot be read: {error}") from error
-    if not found:
-        raise CheckpointError(
-            f"there is no checkpoint in {directory}; name the folder of global_step<N> (a run's trainer.save_dir)"
-        )
-    return found
+        raise StorageError(f"{meant} cannot be read: {error}") from error
 
 
 def _row(folder: Path) -> dict[str, Any]:

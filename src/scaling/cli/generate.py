@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from scaling.cli.places import checkpoints_at
 from scaling.core import ConfigError
 from scaling.transformer import Sampling, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
@@ -14,7 +15,8 @@ from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 
 def generate(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A folder of checkpoints, or one step's folder.")
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A folder of checkpoints, one step's folder, or a run's folder."),
     ],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to continue.")],
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Stop after so many new tokens.")] = 128,
@@ -33,9 +35,12 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text. May be given several times.")
     ] = None,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, or cuda for a GPU.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="cpu, cuda for a GPU, or cuda:N for the one of number N.")
+    ] = "cpu",
 ) -> None:
     """Continue a text with a trained model, printing it as it comes."""
+    checkpoint = checkpoints_at(checkpoint)
     model = TransformerInferenceModule.from_checkpoint(checkpoint, device=device)
     if model.tokenizer is None:
         raise ConfigError(

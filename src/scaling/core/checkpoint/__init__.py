@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scaling.core.checkpoint.folders import Retention as Retention
     from scaling.core.checkpoint.folders import list_steps as list_steps
     from scaling.core.checkpoint.folders import step_of as step_of
+    from scaling.core.checkpoint.nearby import folder_meant as folder_meant
     from scaling.core.checkpoint.resume import ChangeRules as ChangeRules
     from scaling.core.checkpoint.verify import read_manifest as read_manifest
 

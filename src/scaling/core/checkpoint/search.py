@@ -110,18 +110,19 @@ def is_step_folder(directory: Path) -> bool:
     return (directory / manifests.FILE_NAME).exists() or step_of(directory) is not None
 
 
-def _list(directory: Path) -> dict[str, Any]:
-    try:
-        return {"names": _candidates(directory), "problem": None}
-    except OSError as error:
-        return {"names": [], "problem": str(error)}
-
-
-def _candidates(directory: Path) -> list[str]:
+def candidates(directory: Path) -> list[str]:
+    """Return the names, newest first, of what may be checkpoints in a directory; `.` where it may be one itself."""
     if is_step_folder(directory):
         return ["."]
     found = [folder.name for folder in list_steps(directory)]
     return found or (["."] if any(directory.glob("model_state_layer_*.pt")) else [])
+
+
+def _list(directory: Path) -> dict[str, Any]:
+    try:
+        return {"names": candidates(directory), "problem": None}
+    except OSError as error:
+        return {"names": [], "problem": str(error)}
 
 
 def _examine(

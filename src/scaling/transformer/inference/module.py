@@ -25,6 +25,7 @@ from scaling.core import (
     ParallelSelfAttention,
     Topology,
     TopologyConfig,
+    folder_meant,
 )
 from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig, plan_of
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -68,7 +69,7 @@ class TransformerInferenceModule:
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, *, device: str = "cpu", precision: str | None = None) -> Self:
-        """Load the newest checkpoint of a directory, or one step folder, of any layout.
+        """Load the newest checkpoint of a directory, or one step folder, of any layout; a run's folder is searched.
 
         `precision` converts the weights (`float32`, `bfloat16`, `float16`, `float64`); None keeps the trained one. The
         tokenizer is the one the run left beside its checkpoints, if any. `CheckpointError` if there is none to load or
@@ -77,9 +78,8 @@ class TransformerInferenceModule:
         precisions = [known.value for known in Precision]
         if precision is not None and precision not in precisions:
             raise ConfigError(f"precision ({precision}) does not exist; choose one of {', '.join(precisions)}")
-        path = Path(path)
         checkpointer = Checkpointer(None)
-        stored = checkpointer.find(path, weights_only=True).require()
+        stored = checkpointer.find(folder_meant(Path(path)), weights_only=True).require()
         scalars: Mapping[str, Any] = stored.manifest.scalars
         try:
             section = dict(scalars["config"]["transformer_architecture"])
@@ -280,12 +280,20 @@ def _tokenizer_beside(folder: Path, fingerprints: Mapping[str, str]) -> Tokenize
 
 
 def _require_device(device: str) -> None:
+    useful = "cpu, cuda, or cuda:N for the GPU of number N"
+    try:
+        torch.device(device)
+    except RuntimeError as error:  # it lists every kind of device that torch was ever written for
+        meant = "; for a GPU it is called cuda" if device.lower().startswith(("gpu", "nvidia")) else ""
+        raise ConfigError(
+            f"device ({device}) cannot be used: there is none of this name{meant}; choose {useful}"
+        ) from (error)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without that kind of device
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"device ({device}) cannot be used: {reason}; choose cpu, or cuda on a machine with a GPU"
+            f"device ({device}) cannot be used: {reason}; choose {useful}, on a machine with a GPU"
         ) from error
 
 
