@@ -18,10 +18,11 @@ from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.errors import ConfigError, DataError, StorageError
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.end_token import END_OF_TEXT
 from scaling.transformer.data.lengths import lengths_of
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
-from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer
+from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.data.trace import samples_of_step
 from tests.processes import wait_until
 
@@ -53,6 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert made.exit_code == 0
     assert f"{folder / 'tokens'}: 80 documents" in made.stdout
+    assert f"tokens, each document ending with {END_OF_TEXT}\n" in made.stdout
     assert "left out 1 documents without text" in made.stdout
     assert f"skipped 1 bad records, all of them listed in {folder / 'tokens'}.skipped.jsonl" in made.stdout
     assert "text.jsonl, line 82" in made.stdout
@@ -71,6 +73,7 @@ def test_inspect_shows_counts_lengths_and_documents(folder: Path) -> None:
     assert "every byte verified" in output
     assert f"tokens       {documents.token_count}\n" in output
     assert f"documents    {len(documents)}\n" in output
+    assert "end token    0\n" in output
     assert f"{TEXTS[0]}{END_OF_TEXT}" in output
     assert f"{TEXTS[-1]}{END_OF_TEXT}" in output
     assert "note" not in output

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from scaling.cli.main import main
-from scaling.core import MemoryMapDatasetBuilder
-from scaling.transformer.data.tokenizer import tokenizer_digest, train_tokenizer
+from scaling.transformer.data.end_token import END_OF_TEXT
+from scaling.transformer.data.shards import TokenizeOptions
+from scaling.transformer.data.tokenize import tokenize_files
+from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest, train_tokenizer
 from tests.transformer.small import train_small
 
 SENTENCE = "the cät 🙂 sat on the mat."
@@ -21,13 +23,13 @@ Generate = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Learn one sentence by heart."""
+    """Learn one sentence by heart, which ends with a token of an unusual name that only the data tell of."""
     folder = tmp_path_factory.mktemp("run")
-    tokenizer = train_tokenizer([SENTENCE], 270)
+    tokenizer = Tokenizer.from_str(train_tokenizer([SENTENCE], 270).to_str().replace(END_OF_TEXT, "<done>"))
     tokenizer.save(folder / "tokenizer.json")
-    with MemoryMapDatasetBuilder(folder / "data", np.int32, tokenizer_sha256=tokenizer.sha256) as builder:
-        for _ in range(40):
-            builder.add([*tokenizer.encode(SENTENCE), tokenizer.eos_token_id])
+    texts = folder / "text.jsonl"
+    texts.write_text(f"{json.dumps({'text': SENTENCE})}\n" * 40)
+    tokenize_files([texts], folder / "data", TokenizeOptions(folder / "tokenizer.json", eod_token="<done>"))
     settings = {
         "transformer_architecture.vocab_size": None,
         "transformer_architecture.vocab_file": str(folder / "tokenizer.json"),

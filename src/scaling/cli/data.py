@@ -110,6 +110,14 @@ def tokenize(
         int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="one per core")
     ] = None,
     field: Field = "text",
+    eod_token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="Token that ends each document, such as '<eos>'.",
+            show_default="what the files beside the tokenizer say, else one of a usual name",
+        ),
+    ] = None,
     no_append_eod: Annotated[
         bool, typer.Option("--no-append-eod", help="Do not end each document with the end-of-document token.")
     ] = False,
@@ -118,11 +126,17 @@ def tokenize(
 ) -> None:
     """Tokenize text files into a memory map, in parallel. A run that was stopped goes on where it stopped."""
     options = TokenizeOptions(
-        tokenizer, field=field, append_eod=not no_append_eod, max_bad=max_bad, max_document_bytes=max_document_bytes
+        tokenizer,
+        field=field,
+        append_eod=not no_append_eod,
+        eod_token=eod_token,
+        max_bad=max_bad,
+        max_document_bytes=max_document_bytes,
     )
     with leaving_on_sigterm(), ConsoleProgress() as progress:
         result = tokenize_files(inputs, output, options, workers=workers or available_cores(), progress=progress)
-    typer.echo(f"{output}: {result.documents} documents, {result.tokens} tokens")
+    end = "" if result.eod_token is None else f", each document ending with {result.eod_token}"
+    typer.echo(f"{output}: {result.documents} documents, {result.tokens} tokens{end}")
     if result.reused_chunks:
         typer.echo(f"went on after {result.reused_chunks} chunks that an earlier run had done")
     if result.empty:
@@ -187,7 +201,8 @@ def inspect(
 ) -> None:
     """Show counts, lengths and a few documents of a token data set."""
     documents = open_documents(prefix)
-    recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
+    meta = documents.meta if isinstance(documents, MemoryMapDocuments) else None
+    recorded = None if meta is None else meta.tokenizer_sha256
     decoder = None if tokenizer is None else Tokenizer.from_file(tokenizer)
     if decoder is not None and recorded not in (None, decoder.sha256):
         raise DataError(
@@ -203,6 +218,8 @@ def inspect(
     typer.echo(f"tokens       {documents.token_count}")
     if documents.max_token is not None:
         typer.echo(f"largest      {documents.max_token}")
+    if meta is not None and meta.eod_token_id is not None:
+        typer.echo(f"end token    {meta.eod_token_id}")
     if recorded is not None:
         typer.echo(f"tokenizer    SHA-256 {recorded}")
     typer.echo(f"fingerprint  {documents.fingerprint()}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from scaling.core import faults
+from scaling.core.data.formats import recorded_eod_token_id
 from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.data.memory_map_meta import MemoryMapMeta
@@ -66,10 +69,24 @@ def test_folders_are_made_and_only_the_three_files_remain(tmp_path: Path) -> Non
 
 
 def test_the_meta_file_records_what_was_written(tmp_path: Path) -> None:
-    build(tmp_path / "corpus", [[1, 2], [], [9], []], tokenizer_sha256="abc")
+    build(tmp_path / "corpus", [[1, 2], [], [9], []], tokenizer_sha256="abc", eod_token_id=9)
+    assert recorded_eod_token_id(tmp_path / "corpus") == 9
     meta = MemoryMapMeta.load(tmp_path / "corpus.meta.json")
     assert (meta.document_count, meta.token_count, meta.max_token, meta.dropped_documents) == (2, 3, 9, 2)
     assert (meta.dtype, meta.index_dtype, meta.tokenizer_sha256) == ("int32", "int64", "abc")
+    (tmp_path / "corpus.meta.json").write_text(meta.to_json().replace('"eod_token_id": 9', '"eod_token_id": 8'))
+    assert recorded_eod_token_id(tmp_path / "corpus") is None  # damaged
+    assert recorded_eod_token_id(tmp_path / "nowhere") is None
+
+
+def test_meta_files_of_before_ends_were_recorded_are_read(tmp_path: Path) -> None:
+    build(tmp_path / "corpus", [[1, 2]])
+    path = tmp_path / "corpus.meta.json"
+    content = json.loads(path.read_text())
+    del content["eod_token_id"], content["meta_sha256"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "meta_sha256": digest}))
+    assert MemoryMapMeta.load(path).eod_token_id is None
 
 
 @pytest.mark.parametrize(

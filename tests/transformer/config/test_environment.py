@@ -25,9 +25,9 @@ def make_tokenizer(name: str, vocab_size: int = 257) -> Path:
     return Path(name)
 
 
-def make_data(prefix: str, *, token: int = 5, tokenizer: Path | None = None) -> None:
+def make_data(prefix: str, *, token: int = 5, tokenizer: Path | None = None, end: int | None = None) -> None:
     digest = None if tokenizer is None else tokenizer_digest(tokenizer)
-    with MemoryMapDatasetBuilder(Path(prefix), np.uint16, tokenizer_sha256=digest) as builder:
+    with MemoryMapDatasetBuilder(Path(prefix), np.uint16, tokenizer_sha256=digest, eod_token_id=end) as builder:
         builder.add(np.array([token] * 9))
 
 
@@ -48,6 +48,15 @@ def test_nothing_is_lacking_where_everything_is_there() -> None:
         "logger": {"log_dir": "load"},
     }
     assert lacking(values) == []
+
+
+def test_data_sets_that_end_documents_differently_are_named() -> None:
+    for name, end in (("a", 5), ("b", 6)):
+        make_data(name, end=end)
+    data = {"data_prefixes": ["a", "b"]}
+    (problem,) = lacking({"data": data, "transformer_architecture": {"vocab_size": 9}})
+    assert problem.startswith("data.eod_token_id: is not given, and documents end differently: those of a with 5 and")
+    assert lacking({"data": {**data, "eod_token_id": 6}, "transformer_architecture": {"vocab_size": 9}}) == []
 
 
 def test_everything_that_is_lacking_is_named() -> None:

@@ -12,12 +12,14 @@ from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.tokenizer import Tokenizer
 
 
-def make_data(prefix: Path, *, documents: int = 40, largest: int = 99, tokenizer: Path | None = None) -> Path:
+def make_data(
+    prefix: Path, *, documents: int = 40, largest: int = 99, tokenizer: Path | None = None, end: int | None = None
+) -> Path:
     random = np.random.default_rng(documents)
     digest = None if tokenizer is None else Tokenizer.from_file(tokenizer).sha256
-    with MemoryMapDatasetBuilder(prefix, np.uint16, tokenizer_sha256=digest) as builder:
+    with MemoryMapDatasetBuilder(prefix, np.uint16, tokenizer_sha256=digest, eod_token_id=end) as builder:
         for _ in range(documents):
-            builder.add(np.append(random.integers(1, largest + 1, size=random.integers(4, 30)), 0))
+            builder.add(np.append(random.integers(1, largest + 1, size=random.integers(4, 30)), end or 0))
     return prefix
 
 

@@ -14,7 +14,8 @@ from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.errors import DataError, StorageError
 from scaling.transformer.data import corpus
 from scaling.transformer.data.corpus import CorpusLimits, CorpusPaths, build_stdlib_corpus, stdlib_documents
-from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer
+from scaling.transformer.data.end_token import END_OF_TEXT
+from scaling.transformer.data.tokenizer import Tokenizer
 
 LIMITS = CorpusLimits(vocab_size=400, max_bytes=200_000, tokenizer_bytes=50_000)
 

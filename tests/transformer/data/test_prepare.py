@@ -42,6 +42,21 @@ def test_vocabulary_and_end_token_come_from_the_tokenizer(tmp_path: Path, tokeni
     load_datasets(prepared)
 
 
+def test_the_end_token_is_the_one_that_the_data_record(tmp_path: Path, tokenizer: Path) -> None:
+    seven, eight, none = (
+        str(make_data(tmp_path / name, tokenizer=tokenizer, end=end)) for name, end in (("a", 7), ("b", 8), ("c", None))
+    )
+    for architecture in ({}, {"vocab_size": None, "vocab_file": str(tokenizer)}):
+        prepared = prepare_data(config(architecture, data_prefixes=[none], validation_data_prefixes=[seven]))
+        assert prepared.data.eod_token_id == 7
+        assert prepare_data(prepared) == prepared
+    end_differently = rf"eod_token_id: is not given.*those of {seven} with 7 and those of {eight} with 8"
+    refused(end_differently, data_prefixes=[seven, eight])
+    refused(rf"is 9, but the documents of {seven} end with 7; remove it", data_prefixes=[seven, none], eod_token_id=9)
+    assert prepare_data(config(data_prefixes=[seven, eight], eod_token_id=8)).data.eod_token_id == 8
+    assert prepare_data(config(data_prefixes=[none], eod_token_id=9)).data.eod_token_id == 9
+
+
 @pytest.mark.parametrize(("asked", "vocab_size"), [(300, 300), (None, 8192)])
 def test_the_corpus_is_built_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, vocab_size: int

@@ -15,10 +15,11 @@ from scaling.core.data.memory_map import MemoryMapDataset
 from scaling.core.errors import DataError, DataRefusedError, ExitStatus
 from scaling.transformer.data import shards
 from scaling.transformer.data.chunks import Chunk
+from scaling.transformer.data.end_token import END_OF_TEXT
 from scaling.transformer.data.readers import Piece, PieceReader
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import TokenizeResult, tokenize_files
-from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
 from tests.processes import wait_until
 
 TEXTS = [f"document number {number}: " + "the quick brown fox " * (number % 7) for number in range(300)]
@@ -67,10 +68,32 @@ def test_documents_come_out_as_they_went_in_and_end_with_the_end_token(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data.bin", "data.idx", "data.meta.json"]
 
 
+def test_the_end_token_can_be_named_and_is_recorded(tmp_path: Path, tokenizer_file: Path) -> None:
+    content = json.loads(tokenizer_file.read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 400, "content": "<done>"})
+    named = tmp_path / "tokenizer.json"
+    named.write_text(json.dumps(content))
+    number = Tokenizer.from_file(named).token_id("<done>")
+    (tmp_path / "text.txt").write_text("a <done> b")
+    for name in ("named", "told"):
+        result = run([tmp_path / "text.txt"], tmp_path / name, named, eod_token="<done>" if name == "named" else None)
+        documents = MemoryMapDataset(tmp_path / name)
+        assert result.eod_token == "<done>"
+        assert documents.meta.eod_token_id == number
+        assert documents[0].tolist().count(number) == 1
+        (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<done>"}')
+    assert files(tmp_path / "named") == files(tmp_path / "told")
+    for options in ({"eod_token": "<dome>"}, {"eod_token": "<done>", "append_eod": False}):
+        with pytest.raises(DataError, match=r"did you mean '<done>'|leave one out"):
+            run([tmp_path / "text.txt"], tmp_path / "no", named, **options)
+
+
 def test_the_end_token_can_be_left_out(tmp_path: Path, inputs: list[Path], tokenizer_file: Path) -> None:
     run(inputs, tmp_path / "data", tokenizer_file, append_eod=False)
     end = Tokenizer.from_file(tokenizer_file).eos_token_id
-    assert all(end not in tokens for tokens in MemoryMapDataset(tmp_path / "data"))
+    documents = MemoryMapDataset(tmp_path / "data")
+    assert all(end not in tokens for tokens in documents)
+    assert documents.meta.eod_token_id is None
 
 
 def test_two_workers_write_the_same_bytes_as_one(tmp_path: Path, inputs: list[Path], tokenizer_file: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from scaling.core.errors import DataError, StorageError
-from scaling.transformer.data.tokenizer import END_OF_TEXT, Tokenizer, tokenizer_digest, train_tokenizer
+from scaling.transformer.data.end_token import END_OF_TEXT
+from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest, train_tokenizer
 
 TEXTS = ["def add(left, right):\n    return left + right\n", "Grüße aus Köln 🎉\n", "the the the then them\n" * 20]
 
@@ -74,17 +75,12 @@ def test_the_vocabulary_size_covers_added_tokens(tokenizer: Tokenizer) -> None:
     assert extended.vocab_size == user + 1
 
 
-@pytest.mark.parametrize(("known", "expected"), [(["</s>"], "</s>"), (["</s>", "<|end_of_text|>"], "<|end_of_text|>")])
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [(["</s>"], "</s>"), (["</s>", "<|end_of_text|>"], "<|end_of_text|>"), (["<pad>", "<eos>"], "<eos>")],
+)
 def test_the_end_token_is_the_first_of_the_usual_names(tokenizer: Tokenizer, known: list[str], expected: str) -> None:
-    content = json.loads(tokenizer.to_str())
-    template = content["added_tokens"][0]
-    content["added_tokens"] = []
-    content["model"]["vocab"] = {
-        token: number for token, number in content["model"]["vocab"].items() if token != END_OF_TEXT
-    }
-    for number, token in enumerate(known):
-        content["added_tokens"].append({**template, "id": 300 + number, "content": token})
-    loaded = Tokenizer.from_str(json.dumps(content))
+    loaded = Tokenizer.from_str(with_special(tokenizer, *known))
     assert loaded.eos_token_id == loaded.token_id(expected)
 
 
@@ -92,6 +88,103 @@ def test_a_tokenizer_without_an_end_token_says_what_to_set(tokenizer: Tokenizer)
     content = json.loads(tokenizer.to_str().replace(END_OF_TEXT, "<|unusual|>"))
     with pytest.raises(DataError, match=r"no end-of-document token .* data\.eod_token_id"):
         _ = Tokenizer.from_str(json.dumps(content)).eos_token_id
+
+
+def with_special(tokenizer: Tokenizer, *names: str, special: bool = True) -> str:
+    """Return a tokenizer's text, its own end token replaced by tokens of other names."""
+    content = json.loads(tokenizer.to_str())
+    template = content["added_tokens"].pop()
+    content["model"]["vocab"] = {
+        token: number for token, number in content["model"]["vocab"].items() if token != END_OF_TEXT
+    }
+    for number, name in enumerate(names):
+        content["added_tokens"].append({**template, "id": 300 + number, "content": name, "special": special})
+    return json.dumps(content)
+
+
+def test_the_end_token_can_be_named_and_an_unknown_one_gets_near_names(tokenizer: Tokenizer) -> None:
+    serialized = with_special(tokenizer, "<|im_start|>", "<|im_end|>", "<done>")
+
+    def end(name: str) -> str | None:
+        return Tokenizer(serialized, end_token=name).eos_token
+
+    assert end("<done>") == "<done>"
+    with pytest.raises(DataError, match=r"'<\|im_ends\|>', named by --eod-token, is no token .* mean '<\|im_end\|>'"):
+        end("<|im_ends|>")
+    with pytest.raises(
+        DataError, match=r"'the'.* is an ordinary token .* special tokens are '<\|im_start\|>', '<\|im_e"
+    ):
+        end("the")
+
+
+def test_files_beside_a_tokenizer_tell_its_end_token_in_a_fixed_order(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(with_special(tokenizer, "<|im_end|>", "<a>", "<b>", "<c>"))
+    c = Tokenizer.from_file(path).token_id("<c>")
+    expected = "<|im_end|>"  # a usual name
+    assert Tokenizer.from_file(path).eos_token == expected
+    for name, content in (
+        ("generation_config.json", {"eos_token_id": [c, 0]}),
+        ("special_tokens_map.json", {"eos_token": {"content": "<b>", "lstrip": False}}),
+        ("tokenizer_config.json", {"eos_token": "<a>"}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    for expected, key in (("<a>", "tokenizer_config"), ("<b>", "special_tokens_map"), ("<c>", "generation_config")):
+        loaded = Tokenizer.from_file(path)
+        assert loaded.eos_token == expected
+        assert loaded.eos_token_id == loaded.token_id(expected)
+        assert Tokenizer.from_file(path, end_token="<|im_end|>").eos_token == "<|im_end|>"
+        (tmp_path / f"{key}.json").write_text('{"eos_token": null, "model_max_length": 5}')
+    assert Tokenizer.from_file(path).eos_token == "<|im_end|>"
+    # They speak of the tokenizer of this name, not of another one that lies there too.
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    (tmp_path / "mine.json").write_text(path.read_text())
+    assert Tokenizer.from_file(tmp_path / "mine.json").eos_token == "<|im_end|>"
+    with pytest.raises(DataError, match=r"'<eos>', named by eos_token in .*tokenizer_config.json, is no token"):
+        _ = Tokenizer.from_file(path).eos_token
+    for damage in ("{", "[" * 100_000):
+        (tmp_path / "tokenizer_config.json").write_text(damage)
+        assert Tokenizer.from_file(path).vocab_size > 300  # nobody has asked yet
+        with pytest.raises(DataError, match=r"tokenizer_config\.json, which should name .* --eod-token"):
+            _ = Tokenizer.from_file(path).eos_token
+
+
+def test_an_end_token_that_is_not_special_is_text_in_documents(tokenizer: Tokenizer) -> None:
+    serialized = with_special(tokenizer, "<eos>", "  ", special=False)
+    plain = Tokenizer(serialized, plain_text=True)
+    end = plain.eos_token_id
+    for ids in (plain.encode("a<eos>b  c"), *plain.encode_batch(["a<eos>b  c"])):
+        assert end not in ids
+        assert plain.token_id("  ") in ids  # an added token that is but text
+        assert plain.decode(ids, skip_special_tokens=False) == "a<eos>b  c"
+    assert end in Tokenizer(serialized).encode("a<eos>b")
+
+
+UNIGRAM = [["<unk>", 0.0], ["</s>", 0.0], ["▁", -3.0], *([letter, -5.0] for letter in "<>/sab")]
+
+
+def test_a_model_with_the_end_token_among_its_pieces_spells_it_in_letters() -> None:
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    content = {
+        "added_tokens": [{"id": number, "content": UNIGRAM[number][0], **special} for number in (0, 1)],
+        "pre_tokenizer": metaspace,
+        "decoder": metaspace,
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": UNIGRAM, "byte_fallback": False},
+    }
+    plain = Tokenizer(json.dumps(content), plain_text=True)
+    (ids,) = plain.encode_batch(["a </s>b é"])
+    assert plain.eos_token_id == 1
+    assert 1 not in ids
+    assert 0 in ids  # what is unknown stays so
+    assert plain.decode(ids, skip_special_tokens=False) == "a </s>b <unk>"
+
+
+def test_an_end_token_that_cannot_be_spelled_otherwise_is_refused() -> None:
+    content = {"model": {"type": "WordLevel", "unk_token": "e", "vocab": {"e": 0, "a": 1}}, "added_tokens": []}
+    plain = Tokenizer(json.dumps(content), plain_text=True, end_token="a")
+    with pytest.raises(DataError, match="a document spells 'a', which ends documents"):
+        plain.encode("a")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"not json", b'{"model": {"type": "BPE"}}', b"\xff\xfe\x00"])

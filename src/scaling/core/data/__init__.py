@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scaling.core.data.documents import TokenDocuments as TokenDocuments
     from scaling.core.data.file_dataset import FileDataset as FileDataset
     from scaling.core.data.formats import open_documents as open_documents
+    from scaling.core.data.formats import recorded_eod_token_id as recorded_eod_token_id
     from scaling.core.data.loader import DataLoader as DataLoader
     from scaling.core.data.loader import evaluation_batches as evaluation_batches
     from scaling.core.data.megatron import MegatronDataset as MegatronDataset

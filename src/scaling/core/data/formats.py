@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from scaling.core.data.documents import TokenDocuments, exists, with_suffix
 from scaling.core.data.file_dataset import FileDataset
 from scaling.core.data.megatron import MAGIC, MegatronDataset, beginning
 from scaling.core.data.memory_map import MemoryMapDataset
-from scaling.core.errors import DataError
+from scaling.core.data.memory_map_meta import MemoryMapMeta
+from scaling.core.errors import DataError, StorageError
 
 
 def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_memory: bool = False) -> TokenDocuments:
@@ -29,3 +31,14 @@ def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_m
     if use_mmap:
         return MemoryMapDataset(prefix, load_index_to_memory)
     return FileDataset(prefix, load_index_to_memory)
+
+
+def recorded_eod_token_id(prefix: Path | str) -> int | None:
+    """Return the token with which, as a data set records, each of its documents ends; None where it records none.
+
+    Only the meta file is read. What is not there, or is damaged, records nothing: opening the data set says so.
+    """
+    meta_path = with_suffix(Path(prefix), ".meta.json")
+    with suppress(DataError, StorageError):
+        return MemoryMapMeta.load(meta_path).eod_token_id
+    return None

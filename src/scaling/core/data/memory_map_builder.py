@@ -31,7 +31,10 @@ _WRITE_BUFFER: Final = 4 << 20
 
 @final
 class MemoryMapDatasetBuilder:
-    """Writes documents as a memory map. As a context manager it finalizes at the end, and discards on an error."""
+    """Writes documents as a memory map. As a context manager it finalizes at the end, and discards on an error.
+
+    `eod_token_id` is recorded: the token that each document added ends with, for whoever trains on them.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class MemoryMapDatasetBuilder:
         index_dtype: DTypeLike = np.int64,
         *,
         tokenizer_sha256: str | None = None,
+        eod_token_id: int | None = None,
     ) -> None:
         self.prefix = Path(prefix)
         self.dtype = integer_dtype(self.prefix, np.dtype(dtype).name)
@@ -50,6 +54,7 @@ class MemoryMapDatasetBuilder:
         self.dropped_documents = 0
         """Documents without tokens, which are left out."""
         self._tokenizer_sha256 = tokenizer_sha256
+        self._eod_token_id = eod_token_id
         self._is_open = True
         self._final = {suffix: with_suffix(self.prefix, suffix) for suffix in _SUFFIXES}
         self._building = {suffix: with_suffix(self.prefix, f"{suffix}.building") for suffix in _SUFFIXES}
@@ -173,6 +178,7 @@ class MemoryMapDatasetBuilder:
             index_sha256=self._index.close(),
             tokens_sha256=self._tokens.close(),
             tokenizer_sha256=self._tokenizer_sha256,
+            eod_token_id=self._eod_token_id,
         )
         os.write(self._meta_descriptor, meta.to_json().encode())
         os.fsync(self._meta_descriptor)

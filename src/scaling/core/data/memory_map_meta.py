@@ -34,6 +34,8 @@ class MemoryMapMeta:
     index_sha256: str | None = None
     tokens_sha256: str | None = None
     tokenizer_sha256: str | None = None
+    eod_token_id: int | None = None
+    """The token that each document ends with; None where they end with none, or it was not recorded."""
 
     def to_json(self) -> str:
         """Return the file's text, which carries a digest of itself."""
@@ -77,6 +79,7 @@ class MemoryMapMeta:
             index_sha256=content["index_sha256"],
             tokens_sha256=content["tokens_sha256"],
             tokenizer_sha256=content["tokenizer_sha256"],
+            eod_token_id=None if content.get("eod_token_id") is None else _count(path, content, "eod_token_id"),
         )
 
     @classmethod

@@ -38,8 +38,8 @@ class DataConfig(BaseConfig):
     corpus_dir: Path = Path(".data")
     """Folder in which the corpus is built, or found where it has been."""
     eod_token_id: Annotated[int | None, OnResume.IDENTITY] = Field(default=None, ge=0)
-    """Token that ends a document: attention and positions start anew behind it. null: the tokenizer's; 0 without
-    one."""
+    """Token that ends a document: attention and positions start anew behind it, and generation stops there. null: the
+    one that the data sets record, else the tokenizer's; 0 without one."""
     legacy_dataset: bool = False
     """Read the .bin/.idx files of Megatron."""
     blended_dataset: BlendedDatasetConfig = Field(default_factory=BlendedDatasetConfig)

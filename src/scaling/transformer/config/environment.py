@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from scaling.core import (
+    ConfigError,
     DataError,
     Device,
     LoggerConfig,
@@ -25,7 +26,7 @@ from scaling.transformer.config.architecture import TransformerArchitectureConfi
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.source import Sources, missing_files
+from scaling.transformer.data.source import Sources, missing_files, recorded_end
 from scaling.transformer.data.tokenizer import Tokenizer
 
 
@@ -72,6 +73,14 @@ def _look_at_tokenizer(architecture: TransformerArchitectureConfig) -> tuple[int
         return tokens, []
     too_small = f"is {size}, less than the {tokens} tokens of vocab_file; set it to null, or to at least that"
     return tokens, [Problem("transformer_architecture.vocab_size", too_small)]
+
+
+def documents_end_alike(data: DataConfig) -> Iterator[Problem]:
+    """The data sets record one end of documents, and the configuration no other."""
+    try:
+        recorded_end(data)
+    except ConfigError as error:
+        yield from error.problems
 
 
 def machines_and_script_exist(runner: RunnerConfig) -> Iterator[Problem]:
@@ -132,6 +141,7 @@ def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Pro
 
 ENVIRONMENT_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     data_and_tokenizer_fit,
+    documents_end_alike,
     machines_and_script_exist,
     folders_are_folders,
     packages_are_installed,

@@ -132,13 +132,13 @@ def _build(directory: Path, limits: CorpusLimits, progress: ProgressCallback) ->
     paths = _paths(directory)
     tokenizer.save(paths.tokenizer)
     tokenizer = Tokenizer.from_str(tokenizer.to_str(), plain_text=True)
-    end = [tokenizer.eos_token_id]
+    end = tokenizer.eos_token_id
     dtype = token_dtype(tokenizer.vocab_size)
-    with MemoryMapDatasetBuilder(paths.prefix, dtype, tokenizer_sha256=tokenizer.sha256) as builder:
+    with MemoryMapDatasetBuilder(paths.prefix, dtype, tokenizer_sha256=tokenizer.sha256, eod_token_id=end) as builder:
         for start in range(0, len(texts), DOCUMENTS_AT_ONCE):
             batch = texts[start : start + DOCUMENTS_AT_ONCE]
             for ids in tokenizer.encode_batch(batch):
-                builder.add(ids + end)
+                builder.add([*ids, end])
             progress("tokenizing the corpus", start + len(batch), len(texts))
 
 

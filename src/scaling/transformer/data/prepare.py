@@ -6,6 +6,7 @@ from scaling.core import ConfigError, Problem
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.corpus import CorpusLimits, build_stdlib_corpus
 from scaling.transformer.data.progress import ProgressCallback, silent
+from scaling.transformer.data.source import recorded_end
 from scaling.transformer.data.tokenizer import Tokenizer
 
 
@@ -40,7 +41,8 @@ def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = sile
             Problem("data.data_prefixes", "names no data; give token data sets, or set data.corpus to python_stdlib")
         )
     tokenizer = None if vocab_file is None else Tokenizer.from_file(vocab_file)
-    config = resolve_tokens(config, tokenizer)
+    named = config.data.model_copy(update={"data_prefixes": prefixes})
+    config = resolve_tokens(config, tokenizer, recorded=recorded_end(named))
     return config.model_copy(
         update={
             "transformer_architecture": config.transformer_architecture.model_copy(update={"vocab_file": vocab_file}),
@@ -49,8 +51,12 @@ def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = sile
     )
 
 
-def resolve_tokens(config: TransformerConfig, tokenizer: Tokenizer | None) -> TransformerConfig:
-    """Fill in `vocab_size` and `eod_token_id` where the configuration leaves them to its tokenizer.
+def resolve_tokens(
+    config: TransformerConfig, tokenizer: Tokenizer | None, *, recorded: int | None = None
+) -> TransformerConfig:
+    """Fill in `vocab_size` and `eod_token_id` where the configuration leaves them to its data and its tokenizer.
+
+    `recorded` is the token with which the documents of the data say they end.
 
     Raises:
         ConfigError: Vocabulary, tokenizer and end-of-document token do not fit together.
@@ -59,6 +65,8 @@ def resolve_tokens(config: TransformerConfig, tokenizer: Tokenizer | None) -> Tr
     architecture, data = config.transformer_architecture, config.data
     vocab_size = _vocab_size(architecture.vocab_size, tokenizer)
     eod_token_id = data.eod_token_id
+    if eod_token_id is None:
+        eod_token_id = recorded
     if eod_token_id is None:
         eod_token_id = 0 if tokenizer is None else tokenizer.eos_token_id
     if eod_token_id >= vocab_size:

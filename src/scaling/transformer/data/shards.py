@@ -32,6 +32,8 @@ class TokenizeOptions:
     """The key, or column, that holds the text."""
     append_eod: bool = True
     """End each document with the tokenizer's end-of-document token."""
+    eod_token: str | None = None
+    """The name of that token. None: the tokenizer's own."""
     max_bad: int = 0
     """Bad records that are skipped before the data is refused."""
     max_document_bytes: int = 32 << 20
@@ -145,7 +147,7 @@ class _Counts:
 
 def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts) -> Iterator[list[list[int]]]:
     """Yield the token ids of the chunk's documents, some at a time; stop where too many records are bad."""
-    tokenizer = _load(options.tokenizer)
+    tokenizer = _load(options.tokenizer, options.eod_token)
     end = [tokenizer.eos_token_id] if options.append_eod else []
     waiting: list[str] = []
     characters = 0
@@ -174,5 +176,5 @@ def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts) -> Iterato
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path) -> Tokenizer:
-    return Tokenizer.from_file(path, plain_text=True)
+def _load(path: Path, eod_token: str | None) -> Tokenizer:
+    return Tokenizer.from_file(path, plain_text=True, end_token=eod_token)

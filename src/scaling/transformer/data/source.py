@@ -6,7 +6,16 @@ import os
 from pathlib import Path
 from typing import final
 
-from scaling.core import DataError, MegatronDataset, MemoryMapDocuments, TokenDocuments, open_documents
+from scaling.core import (
+    ConfigError,
+    DataError,
+    MegatronDataset,
+    MemoryMapDocuments,
+    Problem,
+    TokenDocuments,
+    open_documents,
+    recorded_eod_token_id,
+)
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.data.tokenizer import tokenizer_digest
 
@@ -14,6 +23,41 @@ from scaling.transformer.data.tokenizer import tokenizer_digest
 def missing_files(prefix: Path) -> list[str]:
     """Return the suffixes of the files that a data set of any format has and this one lacks."""
     return [suffix for suffix in (".bin", ".idx") if not os.path.isfile(f"{prefix}{suffix}")]
+
+
+def recorded_end(data: DataConfig) -> int | None:
+    """Return the token with which documents end, as the data sets tell that `data` names; None where none tells.
+
+    Raises:
+        ConfigError: They tell of different ones, or all of another one than `data.eod_token_id`.
+    """
+    if data.legacy_dataset:
+        return None
+    first: dict[int, Path] = {}
+    for prefix in [*(data.data_prefixes or ()), *(data.validation_data_prefixes or ())]:
+        if (end := recorded_eod_token_id(prefix)) is not None:
+            first.setdefault(end, prefix)
+    if data.eod_token_id is not None:
+        if first and data.eod_token_id not in first:
+            other, prefix = next(iter(first.items()))
+            raise ConfigError(
+                Problem(
+                    "data.eod_token_id",
+                    f"is {data.eod_token_id}, but the documents of {prefix} end with {other}; remove it, and the data "
+                    "tell",
+                )
+            )
+        return data.eod_token_id
+    if len(first) > 1:
+        told = " and ".join(f"those of {prefix} with {end}" for end, prefix in first.items())
+        raise ConfigError(
+            Problem(
+                "data.eod_token_id",
+                f"is not given, and documents end differently: {told}; tokenize the data with the same --eod-token, or "
+                "name the one that generation is to stop at",
+            )
+        )
+    return next(iter(first), None)
 
 
 @final

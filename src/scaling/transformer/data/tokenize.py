@@ -57,6 +57,8 @@ class TokenizeResult:
     """Records that were skipped."""
     reused_chunks: int
     """Chunks that an earlier run, stopped before its end, had tokenized."""
+    eod_token: str | None = None
+    """The token that each document ends with, if any."""
 
 
 def tokenize_files(
@@ -79,15 +81,20 @@ def tokenize_files(
         StorageError: A file cannot be written.
     """
     files = [(path, path.stat()) for path in find_inputs(inputs)]
-    tokenizer = Tokenizer.from_file(options.tokenizer, plain_text=True)
-    if options.append_eod:
-        _ = tokenizer.eos_token_id  # fails here rather than in every worker
+    if options.eod_token is not None and not options.append_eod:
+        raise DataError(
+            f"the end token {options.eod_token!r} is named, and no document is to end with it; leave one out"
+        )
+    tokenizer = Tokenizer.from_file(options.tokenizer, plain_text=True, end_token=options.eod_token)
+    end = tokenizer.eos_token_id if options.append_eod else None
+    if end is not None:  # found out here, once for all workers and for what they have to go on with
+        options = replace(options, eod_token=tokenizer.eos_token)
     dtype = token_dtype(tokenizer.vocab_size)
     chunk_bytes = chunk_bytes or max(CHUNK_BYTES, sum(status.st_size for _, status in files) // CHUNKS)
     chunks = plan_chunks([(path, status.st_size) for path, status in files], chunk_bytes)
     directory = _file(output, ".partial")
     # The builder comes first: it refuses an output that exists, or that another process is at work on.
-    with MemoryMapDatasetBuilder(output, dtype, tokenizer_sha256=tokenizer.sha256) as builder:
+    with MemoryMapDatasetBuilder(output, dtype, tokenizer_sha256=tokenizer.sha256, eod_token_id=end) as builder:
         _prepare(directory, _plan_digest(files, options, tokenizer, chunk_bytes))
         result = _tokenize_chunks(chunks, directory, options, dtype, workers, progress)
         for chunk in chunks:
@@ -156,6 +163,7 @@ def _tokenize_chunks(
         empty=sum(report.empty for report in reports),
         bad=tuple(bad),
         reused_chunks=len(finished),
+        eod_token=options.eod_token,
     )
 
 

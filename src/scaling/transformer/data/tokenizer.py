@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
@@ -11,15 +12,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from scaling.core import DataError, storage_errors, write_atomically
+from scaling.transformer.data.end_token import END_OF_TEXT, END_TOKENS, end_token_beside, listed, no_such_token
+from scaling.transformer.data.plain_text import PlainText
 
 TOKENIZER_FILE = "vocab.json"
 """Name under which a run leaves its tokenizer beside its checkpoints."""
-
-END_OF_TEXT = "<|endoftext|>"
-"""The end-of-document token of the tokenizers trained here."""
-
-END_TOKENS = ("<|end_of_text|>", END_OF_TEXT, "</s>")
-"""Names of end-of-document tokens; the first that a tokenizer knows is its own."""
 
 
 @final
@@ -28,9 +25,20 @@ class Tokenizer:
 
     `plain_text` makes the names of special tokens in a text stand for their own letters, so that no document can hold
     the end of a document: for tokenizing data. Otherwise they become the special tokens: for prompts.
+
+    `end_token` names the token that ends a document. None: `file` has others beside it that tell, or it has a usual
+    name.
     """
 
-    def __init__(self, serialized: str, *, name: str = "tokenizer", plain_text: bool = False) -> None:
+    def __init__(
+        self,
+        serialized: str,
+        *,
+        name: str = "tokenizer",
+        plain_text: bool = False,
+        end_token: str | None = None,
+        file: Path | None = None,
+    ) -> None:
         try:
             self._backend = Backend.from_str(serialized)
         except Exception as error:  # the library raises bare Exceptions
@@ -43,6 +51,10 @@ class Tokenizer:
         self._backend.encode_special_tokens = plain_text
         self._serialized = serialized
         self._name = name
+        self._end_token = end_token
+        self._file = file
+        ends = END_TOKENS if end_token is None else (*END_TOKENS, end_token)
+        self._plain = PlainText(self._backend, serialized, ends=ends) if plain_text else None
         self._vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @classmethod
@@ -55,18 +67,19 @@ class Tokenizer:
         return cls(serialized, plain_text=plain_text)
 
     @classmethod
-    def from_file(cls, path: Path | str, *, plain_text: bool = False) -> Tokenizer:
+    def from_file(cls, path: Path | str, *, plain_text: bool = False, end_token: str | None = None) -> Tokenizer:
         """Read a tokenizer file.
 
         Raises:
             DataError: The file is missing or not a tokenizer.
         """
-        return cls(_text_of(path), name=f"tokenizer file {path}", plain_text=plain_text)
+        name = f"tokenizer file {path}"
+        return cls(_text_of(path), name=name, plain_text=plain_text, end_token=end_token, file=Path(path))
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the token ids of a text."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return ids if self._plain is None or add_special_tokens else self._plain.keep(ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens."""
@@ -76,7 +89,9 @@ class Tokenizer:
             raise DataError(
                 f"{self._name} cannot encode every text ({error}); give a tokenizer with a token for the unknown"
             ) from error
-        return [encoding.ids for encoding in encodings]
+        if self._plain is None:
+            return [encoding.ids for encoding in encodings]
+        return [self._plain.keep(encoding.ids) for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids."""
@@ -96,20 +111,49 @@ class Tokenizer:
     def __len__(self) -> int:
         return self._vocab_size
 
+    @cached_property
+    def eos_token(self) -> str | None:
+        """The name of the end-of-document token; None where nothing tells.
+
+        Raises:
+            DataError: It is named, and the tokenizer has no such token, or it is one that texts consist of.
+        """
+        if self._end_token is not None:
+            return self._special(self._end_token, source="--eod-token")
+        if self._file is not None and (found := end_token_beside(self._file)) is not None:
+            name = found.token if isinstance(found.token, str) else self._backend.id_to_token(found.token)
+            return self._special(str(found.token) if name is None else name, source=found.source)
+        return next((token for token in END_TOKENS if self.token_id(token) is not None), None)
+
     @property
     def eos_token_id(self) -> int:
         """The id of the end-of-document token, which also serves as padding.
 
         Raises:
-            DataError: The tokenizer has no token of a usual name for it.
+            DataError: It is not known, or is none.
         """
-        for token in END_TOKENS:
-            if (identifier := self.token_id(token)) is not None:
-                return identifier
-        raise DataError(
-            f"{self._name} has no end-of-document token (one of {', '.join(END_TOKENS)}); name its id in "
-            "data.eod_token_id, and tokenize with --no-append-eod."
-        )
+        number = None if self.eos_token is None else self.token_id(self.eos_token)
+        if number is None:
+            has = f"its special tokens are {listed(self._added)}" if self._added else "it has no special tokens"
+            raise DataError(
+                f"{self._name} has no end-of-document token of a usual name (such as {', '.join(END_TOKENS[:4])}), and "
+                f"no file beside it names one; {has}. Name it with --eod-token when you tokenize: the data then tell "
+                "(where they do not, data.eod_token_id does)."
+            )
+        return number
+
+    @property
+    def _added(self) -> list[str]:
+        """The names of the tokens that were added to the model's own, the special ones first."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return [token.content for token in sorted(added, key=lambda token: not token.special)]
+
+    def _special(self, token: str, *, source: str) -> str:
+        """Return a token that may end documents; a word that texts consist of may not, where there are others."""
+        added, exists = self._added, self.token_id(token) is not None
+        if not exists or (added and token not in (*added, *END_TOKENS)):
+            raise no_such_token(self._name, token, added, ordinary=exists, source=source)
+        return token
 
     @property
     def padding_token_id(self) -> int:

@@ -59,7 +59,9 @@ class TransformerInferenceModule:
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self._eod_token_id = tokenizer.eos_token_id if eod_token_id is None and tokenizer is not None else eod_token_id
+        if eod_token_id is None and tokenizer is not None and tokenizer.eos_token is not None:
+            eod_token_id = tokenizer.eos_token_id
+        self._eod_token_id = eod_token_id
         _require_device(device)
         self._topology = Topology.single(device)
         self.module = ParallelModule(

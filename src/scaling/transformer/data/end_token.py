@@ -1,0 +1,98 @@
+"""Which token ends a document: the one that is named, the one that files beside the tokenizer name, or a usual one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from scaling.core import DataError
+
+END_OF_TEXT: Final = "<|endoftext|>"
+"""The end-of-document token of the tokenizers trained here."""
+
+END_TOKENS: Final = (
+    "<|end_of_text|>",
+    END_OF_TEXT,
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "[EOS]",
+    "<｜end▁of▁sentence｜>",  # noqa: RUF001  # these are its letters
+    "<|eot_id|>",
+    "<|im_end|>",
+)
+"""Usual names of end-of-document tokens; the first that a tokenizer knows is its own where nothing else tells."""
+
+TOKENIZER_OF_A_MODEL: Final = "tokenizer.json"
+"""Only beside a tokenizer of this name do other files speak of it."""
+
+_SOURCES: Final = (
+    ("tokenizer_config.json", "eos_token"),
+    ("special_tokens_map.json", "eos_token"),
+    ("generation_config.json", "eos_token_id"),
+)
+_NAMED: Final = 8
+
+
+@dataclass(frozen=True)
+class EndToken:
+    """What a file says of the token that ends a document."""
+
+    token: str | int
+    """Its name, or its id."""
+    source: str
+
+
+def end_token_beside(tokenizer_file: Path) -> EndToken | None:
+    """Return the end token that the files of the same model name, the first of `_SOURCES` first; None: none does.
+
+    Raises:
+        DataError: A file is there and cannot be understood.
+    """
+    if tokenizer_file.name != TOKENIZER_OF_A_MODEL:
+        return None
+    return next(_said_beside(tokenizer_file.parent), None)
+
+
+def _said_beside(folder: Path) -> Iterator[EndToken]:
+    for name, key in _SOURCES:
+        path = folder / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}, which should name the token that ends a document, cannot be read ({error}); mend it, or name "
+                "the token with --eod-token"
+            ) from error
+        value: Any = content.get(key) if isinstance(content, dict) else None
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, list):
+            value = next(iter(value), None)
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+            yield EndToken(value, f"{key} in {path}")
+
+
+def no_such_token(tokenizer: str, token: str, known: Sequence[str], *, ordinary: bool, source: str) -> DataError:
+    """Return the error for an end token that a tokenizer does not have, or that texts consist of; name near ones."""
+    what = "is an ordinary token of" if ordinary else "is no token of"
+    near = difflib.get_close_matches(token, known, n=3, cutoff=0.5)
+    if near:
+        remedy = f"did you mean {' or '.join(map(repr, near))}?"
+    elif known:
+        remedy = f"its special tokens are {listed(known)}"
+    else:
+        remedy = "it has no special tokens"
+    return DataError(f"{token!r}, named by {source}, {what} {tokenizer}; {remedy}")
+
+
+def listed(tokens: Sequence[str]) -> str:
+    """Return some names of tokens for a message."""
+    more = f" and {len(tokens) - _NAMED} more" if len(tokens) > _NAMED else ""
+    return ", ".join(map(repr, tokens[:_NAMED])) + more
