@@ -10,8 +10,9 @@ from torch import nn
 
 from scaling.core.errors import ConfigError
 from scaling.core.nn.parameter import ParameterMeta, annotate, meta
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign, name_in_layer
+from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.optimizer.patterns import name_in_layer
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
@@ -97,6 +98,41 @@ def test_all_mistakes_of_all_stages_are_one_error_on_every_rank() -> None:
         assert f"training_groups: {problem}" in found[0]
 
 
+@pytest.mark.parametrize(
+    ("include", "exclude", "said"),
+    [
+        (("norm", "dens.weight"), (), ["group 'g': 'dens.weight' matches no parameter; did you mean dense.weight?"]),
+        (("norm", r"^nothing\.like$"), (), [r"group 'g': '^nothing\\.like$' matches no parameter"]),
+        (("norm", "bias"), ("bias",), []),  # what is excluded afterwards is there
+        (
+            (r"embeding\.weight$",),
+            (),
+            [
+                "group 'g' takes no parameter; correct its patterns, which are searched in names without "
+                "`layers.<index>.`, or remove it",
+                r"group 'g': 'embeding\\.weight$' matches no parameter; did you mean embedding.weight?",
+            ],
+        ),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_named_although_the_group_takes_something(
+    include: tuple[str, ...], exclude: tuple[str, ...], said: list[str]
+) -> None:
+    one = pattern("g", include, exclude)
+    if said:
+        with pytest.raises(ConfigError) as raised:
+            assign(parameters(*NAMES), [one], Topology.single(), allow_missing=True)
+        assert [problem.message for problem in raised.value.problems] == said
+    else:
+        assign(parameters(*NAMES), [one], Topology.single(), allow_missing=True)
+
+
+def assign_with_a_pattern_for_each_stage(rank: int, world_size: int) -> dict[str, list[str]]:
+    with connected(pipe=2) as topology:
+        own = NAMES[:2] if rank == 0 else NAMES[2:]
+        return names_of(assign(parameters(*own), [pattern("all", ("norm", "embedding", "dense"))], topology))
+
+
 def test_of_many_parameters_in_no_group_the_first_are_named() -> None:
     many = parameters(*(f"layers.{index}.weight" for index in range(10, 23)))
     with pytest.raises(
@@ -117,6 +153,10 @@ def test_a_group_may_be_empty_on_a_stage_but_not_everywhere() -> None:
         {"dense": [], "rest": list(NAMES[:2])},
         {"dense": list(NAMES[2:]), "rest": []},
     ]
+
+
+def test_a_pattern_may_match_on_another_stage() -> None:
+    assert run_distributed(assign_with_a_pattern_for_each_stage, 2) == [{"all": [*NAMES[:2]]}, {"all": [*NAMES[2:]]}]
 
 
 def test_parameters_in_no_group_are_frozen_where_that_is_allowed() -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig as LearningRateSchedulerConfig
     from scaling.core.optimizer.optimizer import Optimizer as Optimizer
     from scaling.core.optimizer.optimizer import StepReport as StepReport
+    from scaling.core.optimizer.patterns import name_in_layer as name_in_layer
+    from scaling.core.optimizer.patterns import takes_parameter as takes_parameter
+    from scaling.core.optimizer.patterns import unmatched_patterns as unmatched_patterns
     from scaling.core.optimizer.rule import AdamW as AdamW
     from scaling.core.optimizer.rule import Pace as Pace
     from scaling.core.optimizer.rule import UpdateRule as UpdateRule

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +10,7 @@ from torch import nn
 from scaling.core.errors import ConfigError, Problem
 from scaling.core.nn.parameter import ParameterMeta
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
+from scaling.core.optimizer.patterns import name_in_layer, takes_parameter, unmatched_patterns
 from scaling.core.optimizer.rule import UpdateRule
 from scaling.core.topology.topology import Topology
 
@@ -51,13 +51,26 @@ class GroupPattern:
 
     def matches(self, name: str) -> bool:
         """Return whether the group takes the parameter."""
-        included = not self.include or any(re.search(pattern, name) for pattern in self.include)
-        return included and not any(re.search(pattern, name) for pattern in self.exclude)
+        return takes_parameter(name, self.include, self.exclude)
 
 
-def name_in_layer(key: str) -> str:
-    """Return a parameter's name without `layers.<index>.`."""
-    return key.split(".", 2)[2] if key.startswith("layers.") else key
+def pattern_problems_of(patterns: Sequence[GroupPattern], names: Iterable[str]) -> list[str]:
+    """Return which groups take nothing of all trainable parameters, and which patterns match none of them. Pure.
+
+    `names` are those within layers. Every pattern must match, for beside a good one a mistyped one is not missed.
+    """
+    names = set(names)
+    problems = []
+    for pattern in patterns:
+        unmatched = unmatched_patterns(pattern.include, names)
+        if not any(pattern.matches(name) for name in names):
+            problems.append(
+                f"group {pattern.group.name!r} takes no parameter; correct its patterns, which are searched in names "
+                "without `layers.<index>.`, or remove it"
+            )
+            unmatched = {one: said for one, said in unmatched.items() if said.endswith("?")}
+        problems += [f"group {pattern.group.name!r}: {said}" for said in unmatched.values()]
+    return problems
 
 
 def assign(
@@ -69,41 +82,35 @@ def assign(
 ) -> list[ParameterGroup]:
     """Return the groups with this rank's parameters. Collective: all ranks, over the store.
 
-    A parameter in no group or in several, and a group that takes no parameter on any rank, are one `ConfigError` that
-    is the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no gradient from then
+    A parameter in no group or in several, and a group or a pattern that takes no parameter on any rank, are one
+    `ConfigError` that is the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no gradient from then
     on. Parameters that need none already belong to no group.
     """
     taken: list[list[tuple[nn.Parameter, ParameterMeta]]] = [[] for _ in patterns]
-    wanted = [False for _ in patterns]
+    names: list[str] = []
     missing: list[str] = []
     several: list[str] = []
     for parameter, description in parameters:
         if not parameter.requires_grad:
             continue
-        takers = [index for index, pattern in enumerate(patterns) if pattern.matches(name_in_layer(description.name))]
-        for index in takers:
-            wanted[index] = True
+        names.append(name_in_layer(description.name))
+        takers = [index for index, pattern in enumerate(patterns) if pattern.matches(names[-1])]
         if len(takers) > 1:
-            names = ", ".join(patterns[index].group.name for index in takers)
-            several.append(f"{description.name} is taken by several groups ({names}); exclude it from all but one")
+            groups = ", ".join(patterns[index].group.name for index in takers)
+            several.append(f"{description.name} is taken by several groups ({groups}); exclude it from all but one")
         elif takers:
             taken[takers[0]].append((parameter, description))
         elif allow_missing:
             parameter.requires_grad_(False)
         else:
             missing.append(description.name)
-    left, problems, taking = topology.agree("parameter groups", [missing, several, wanted], _joined)
+    left, problems, known = topology.agree("parameter groups", [missing, several, sorted(set(names))], _joined)
     if left:
         problems.append(
             f"{_listed(left)} {'is' if len(left) == 1 else 'are'} in no group; include what is trained, and freeze "
             "the rest with training.allow_missing_params_in_optimizer (in a program: assign(..., allow_missing=True))"
         )
-    for index, pattern in enumerate(patterns):
-        if not taking[index]:
-            problems.append(
-                f"group {pattern.group.name!r} takes no parameter; correct its patterns, which are searched in names "
-                "without `layers.<index>.`, or remove it"
-            )
+    problems += pattern_problems_of(patterns, known)
     if problems:
         raise ConfigError([Problem("training_groups", problem) for problem in problems])
     return [
@@ -112,14 +119,10 @@ def assign(
     ]
 
 
-def _joined(reports: Sequence[tuple[list[str], list[str], list[bool]]]) -> tuple[list[str], list[str], list[bool]]:
-    """Return what all ranks miss, what all complain of, and which groups take something on any of them."""
-    missing, several, wanted = zip(*reports, strict=True)
-    return (
-        sorted(set().union(*missing)),
-        sorted(set().union(*several)),
-        [any(taken) for taken in zip(*wanted, strict=True)],
-    )
+def _joined(reports: Sequence[tuple[list[str], list[str], list[str]]]) -> tuple[list[str], list[str], list[str]]:
+    """Return what all ranks miss, what all complain of, and the names within layers on all of them."""
+    missing, several, names = (sorted(set().union(*lists)) for lists in zip(*reports, strict=True))
+    return missing, several, names
 
 
 def _listed(keys: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scaling.core.optimizer.groups import name_in_layer
+from scaling.core.optimizer.patterns import name_in_layer
 from scaling.core.verify.deviation import in_model_order, relative_difference
 
 Replacement = Literal["zero", "initial"]
