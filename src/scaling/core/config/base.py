@@ -22,6 +22,7 @@ from scaling.core.config.explain import PROBLEMS, explain, sections_of
 from scaling.core.config.fields import ConfigWarning, Derived, NoEffect, OnResume, SetByLauncher, Unavailable, marker
 from scaling.core.config.overrides import apply_overrides
 from scaling.core.config.plain_words import misfits, nearest, refusal, with_home
+from scaling.core.config.reading import Reading
 from scaling.core.config.yaml_text import dump_yaml, parse_yaml
 from scaling.core.errors import ConfigError, Problem, StorageError
 
@@ -80,6 +81,14 @@ class BaseConfig(BaseModel):
         return cls
 
     @classmethod
+    def read_former(cls, values: Mapping[str, Any]) -> Reading:
+        """Return what a file says in the present form, where it is in that of an earlier version. Pure.
+
+        Called once for a whole file, after overrides and before validation.
+        """
+        return Reading(values)
+
+    @classmethod
     def prepare(cls, given: dict[str, Any]) -> Iterable[Problem]:
         """Fill in what follows from the values given (a private copy, not yet validated); yield what does not fit."""
         return ()
@@ -126,16 +135,17 @@ class BaseConfig(BaseModel):
         quiet: bool,
     ) -> Self:
         merged, problems = apply_overrides(values, overrides, rename=cls._rename)
-        problems = [*earlier, *problems]
+        reading = cls.read_former(merged)
+        problems = [*earlier, *problems, *reading.problems]
         try:
-            config = cls.model_validate(merged, context=cls)
+            config = cls.model_validate(reading.values, context=cls)
         except ValidationError as error:
             problems += explain(error, cls, former_names=cls.former_names)
         if problems:
             raise ConfigError(problems, source=source)
         if not quiet:
-            for problem in cls.without_effect(merged):
-                warnings.warn(str(problem), ConfigWarning, stacklevel=3)
+            for note in (*reading.notes, *cls.without_effect(reading.values)):
+                warnings.warn(str(note), ConfigWarning, stacklevel=3)
         return config
 
     @classmethod

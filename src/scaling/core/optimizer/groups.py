@@ -83,8 +83,8 @@ def assign(
     """Return the groups with this rank's parameters. Collective: all ranks, over the store.
 
     A parameter in no group or in several, and a group or a pattern that takes no parameter on any rank, are one
-    `ConfigError` that is the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no gradient from then
-    on. Parameters that need none already belong to no group.
+    `ConfigError` that is the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no
+    gradient from then on. Parameters that need none already belong to no group.
     """
     taken: list[list[tuple[nn.Parameter, ParameterMeta]]] = [[] for _ in patterns]
     names: list[str] = []

@@ -17,6 +17,7 @@ from scaling.core import (
     OnResume,
     OptimizerConfig,
     ProfilerConfig,
+    Reading,
     RunnerConfig,
     TopologyConfig,
     TrainerConfig,
@@ -24,6 +25,7 @@ from scaling.core import (
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig
+from scaling.transformer.config.first_version import read_first_version
 from scaling.transformer.config.training import TrainingConfig, TrainingGroupConfig
 
 
@@ -65,6 +67,11 @@ class TransformerConfig(BaseConfig):
     """Formerly: number of the experiment."""
     determined_trial_id: Annotated[int | None, NoEffect("determined is no longer supported")] = None
     """Formerly: number of the trial."""
+
+    @classmethod
+    def read_former(cls, values: Mapping[str, Any]) -> Reading:
+        """Make training_groups of what version 0.1 had in their place."""
+        return read_first_version(values)
 
     def derived(self) -> Mapping[str, Any]:
         """Make the short form, or nothing, one group of all parameters: `training_groups` is never empty."""
