@@ -84,6 +84,16 @@ def test_a_delay_without_warm_up_ends_at_the_peak() -> None:
     assert [rates.learning_rate(step) for step in (1, 2, 3)] == [0, 0, PEAK]
 
 
+@pytest.mark.parametrize("style", ["cosine", "linear"])
+def test_a_decay_from_a_rate_to_itself_needs_no_end(style: str) -> None:
+    """The predecessor wrote such a schedule into every file it saved."""
+    for rate in (0.0, 0.1):
+        config = LearningRateSchedulerConfig.from_dict(
+            {"learning_rate": rate, "learning_rate_minimum": rate, "learning_rate_decay_style": style}
+        )
+        assert {LearningRateScheduler(config).learning_rate(step) for step in (1, 2, 1000)} == {rate}
+
+
 def test_the_rate_decays_by_default_where_the_end_is_known() -> None:
     assert LearningRateSchedulerConfig().learning_rate_decay_style is LearningRateDecayStyle.CONSTANT
     for values in (

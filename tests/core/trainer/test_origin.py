@@ -174,6 +174,12 @@ def test_a_place_without_checkpoints_is_pointed_out(tmp_path: Path, caplog: pyte
     assert f"no checkpoint in trainer.load_dir ({tmp_path / 'mistyped'}): starting from random weights" in caplog.text
 
 
+def test_a_checkpoint_that_nothing_names_is_not_asked_for() -> None:
+    """The predecessor asserts by default; a configuration that says so and names no folder starts from nothing."""
+    trainer, _ = make_trainer(assert_checkpoint_loaded=True)
+    assert not trainer.resume()
+
+
 def test_the_first_start_of_a_run_that_loads_from_where_it_saves_is_nothing_to_point_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

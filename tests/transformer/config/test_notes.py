@@ -82,6 +82,18 @@ TWO = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 
         ({**QUIET, "profiler": {"profile_steps": 1}}, ["profiler.profile_steps", "profiler.profile_start_at_step"]),
         ({**QUIET, "logger": {"log_dir": "x"}, "profiler": {"profile_steps": 1, "profile_start_at_step": 3}}, []),
         ({**QUIET, "transformer_architecture": {"causal": False}}, ["transformer_architecture.causal"]),
+        (
+            {
+                **QUIET,
+                "transformer_architecture": {
+                    "precision": "bfloat16",
+                    "dropout_attention_probs": 0.1,
+                    "masked_softmax": {"kernel": "flash_attention"},
+                },
+            },
+            ["transformer_architecture.masked_softmax.kernel"],
+        ),
+        ({**QUIET, "logger": {"use_tensorboard": True}}, ["logger.use_tensorboard"]),
     ],
 )
 def test_what_is_probably_not_meant_is_noted(values: dict[str, Any], expected: list[str]) -> None:

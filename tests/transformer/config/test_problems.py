@@ -191,29 +191,11 @@ PROBLEMS = [
     ("optimizer: {method: adam}", "optimizer.method: must be adamw, not 'adam'; did you mean adamw?"),
     # trainer
     (
-        "trainer: {save_interval: 10}",
-        "trainer.save_interval: is 10, but save_dir is null; set it, or this to null",
-    ),
-    (
-        "trainer: {dataloader_prefetch_factor: 2}",
-        "trainer.dataloader_prefetch_factor: is 2, but without workers nothing is prepared ahead; set "
-        "dataloader_num_workers to 1 or more, or remove it",
-    ),
-    (
-        "trainer: {assert_checkpoint_loaded: true}",
-        "trainer.assert_checkpoint_loaded: is true, but neither load_dir nor save_dir says where a checkpoint is; set "
-        "one, or this to false",
-    ),
-    (
         "trainer: {ignore_keys_in_checkpoint: [a, '[']}",
         "trainer.ignore_keys_in_checkpoint.1: is '[', which is not a regular expression: unterminated character set at "
         "position 0",
     ),
     # logger
-    (
-        "logger: {use_tensorboard: true}",
-        "logger.use_tensorboard: is true, but there is no log_dir to write to; set logger.log_dir",
-    ),
     ("logger: {wandb_ranks: [0, -1]}", "logger.wandb_ranks.1: is -1; ranks start at 0"),
     (
         "logger: {tensorboard_ranks: {pipe_parallel_rank: -1}}",
@@ -251,18 +233,8 @@ PROBLEMS = [
         "data.validation_fraction: is 0.1, but validation_data_prefixes are given; set it to 0",
     ),
     (
-        "data: {data_prefixes: [a, b, ./a]}",
-        "data.data_prefixes: names a more than once; name it once, and have it seen more often by "
-        "blended_dataset.weights",
-    ),
-    (
         "data: {validation_fraction: 1}",
         "data.validation_fraction: must be a number of at least 0 and less than 1, not 1",
-    ),
-    (
-        "data: {allow_incomplete_sequences_every_n: 3}",
-        "data.allow_incomplete_sequences_every_n: is 3, but only_full_sequences is false, so that all sequences are "
-        "packed; set it to 0, or only_full_sequences to true",
     ),
     (
         "data: {blended_dataset: {weight_by_num_documents: false}}",
@@ -287,30 +259,50 @@ PROBLEMS = [
     ),
 ]
 
-UNAVAILABLE = [
-    "trainer.merge_lora_after_loading_checkpoint=true",
-    "trainer.tensor_statistics_recorder_config={interval: 1}",
-    "transformer_architecture.num_local_attention_heads=2",
-    "transformer_architecture.local_attention_window_size=2",
-    "transformer_architecture.fp8_config_attention={}",
-    "transformer_architecture.fp8_config_attention_dense_out={}",
-    "transformer_architecture.fp8_config_mlp={}",
-    "transformer_architecture.fp8_config_mlp_dense_out={}",
-    "transformer_architecture.fp8_config_lm_head={}",
-    "transformer_architecture.bitfit_bias_config={name: a}",
-    "transformer_architecture.finetunable_token_ids=[1]",
-    "transformer_architecture.image_encoder=true",
-    "transformer_architecture.softprompt_config={name: a, n_tokens: 3}",
-    "transformer_architecture.adapter_config={name: a}",
-    "transformer_architecture.lora_config={rank: 4, parallel_modules: [query]}",
-    "transformer_architecture.embedding_head_config={name: a, proj_layers: [1]}",
-    "transformer_architecture.umup.enable=true",
-    "data.finetuning_dataset=true",
-    "data.finetuning_chat_dataset=true",
-    "data.finetuning_dataset_memory_map=true",
-    "data.embedding_dataset=true",
-    "data.embedding_dataset_memory_map=true",
+NOTES = [
+    ("trainer: {save_interval: 10}", "trainer.save_interval: is 10, but save_dir is null: nothing is saved"),
+    (
+        "trainer: {dataloader_prefetch_factor: 2}",
+        "trainer.dataloader_prefetch_factor: is 2, but dataloader_num_workers is 0: nothing is prepared ahead",
+    ),
+    (
+        "trainer: {assert_checkpoint_loaded: true}",
+        "trainer.assert_checkpoint_loaded: is true, but neither load_dir nor save_dir says where a checkpoint is: "
+        "training starts from random weights",
+    ),
+    (
+        "logger: {use_tensorboard: true}",
+        "logger.use_tensorboard: is true, but log_dir is null: nothing is written for TensorBoard",
+    ),
+    (
+        "runner: {docker_config: {docker_mounts: [[a, b]]}}",
+        "runner.docker_config.docker_mounts: has no effect: no container is started; start the command inside of one",
+    ),
+    (
+        "runner: {docker_config: {docker_sudo: true}}",
+        "runner.docker_config.docker_sudo: has no effect: no container is started; start the command inside of one",
+    ),
+    (
+        "transformer_architecture: {masked_softmax: {softmax_in_fp32: true}}",
+        "transformer_architecture.masked_softmax.softmax_in_fp32: has no effect: every kernel computes the softmax in "
+        "float32 at least",
+    ),
+    ("data: {data_prefixes: [a, b, ./a]}", "data.data_prefixes: names a 2 times: it counts as so many data sets"),
+    (
+        "data: {allow_incomplete_sequences_every_n: 3}",
+        "data.allow_incomplete_sequences_every_n: is 3, but only_full_sequences is false: all sequences are packed",
+    ),
+    (
+        "topology: {local_slot: 1}",
+        "topology.local_slot: is 1, but each process has its own, which the launcher sets",
+    ),
+    (
+        "training_groups: [{group_name: a}, {group_name: b, learning_rate_scheduler: {learning_rate: 0.0,"
+        " learning_rate_decay_style: cosine}}]",
+        "training_groups.1.learning_rate_scheduler.learning_rate: is 0: nothing is learnt by it",
+    ),
 ]
+"""What is allowed, since the predecessor allowed it, and does nothing."""
 
 OTHER_SECTIONS: list[tuple[type[BaseConfig], str, str]] = [
     (
@@ -339,12 +331,15 @@ def test_a_section_of_the_engine_alone_has_its_problems_named(
     assert problems_of(section, text) == [message]
 
 
-@pytest.mark.parametrize("override", UNAVAILABLE)
-def test_a_feature_this_version_does_not_have_is_refused_instead_of_ignored(override: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        TransformerConfig.from_dict({}, [override])
-    path = override.partition("=")[0]
-    assert str(raised.value) == f"{path}: is not available in this version; remove it"
+@pytest.mark.parametrize(("text", "note"), NOTES)
+def test_what_has_no_effect_is_noted_and_allowed(text: str, note: str) -> None:
+    assert [str(found) for found in TransformerConfig.from_dict(parse_value(text)).all_notes()] == [note]
+
+
+def test_nothing_is_prefetched_without_workers() -> None:
+    given = {"dataloader_prefetch_factor": 2}
+    assert trainer.TrainerConfig.from_dict(given).loading.prefetch_factor is None
+    assert trainer.TrainerConfig.from_dict({**given, "dataloader_num_workers": 1}).loading.prefetch_factor == 2
 
 
 def test_problems_of_several_sections_are_reported_together() -> None:
@@ -352,7 +347,7 @@ def test_problems_of_several_sections_are_reported_together() -> None:
         optimizer: {beta1: 1, bta2: 0.9},
         topology: {model_parallel_size: 3, world_size: 8, pipe_parallel_size: 1},
         transformer_architecture: {hidden_size: 250},
-        trainer: {save_interval: 3},
+        trainer: {log_interval: 0},
         data: {eod_token_id: -1},
     }"""
     assert problems_of(TransformerConfig, text) == [
@@ -360,7 +355,7 @@ def test_problems_of_several_sections_are_reported_together() -> None:
         "pipe_parallel_size 1 = 3; the nearest world_size that is: 9",
         "optimizer.beta1: must be a number of at least 0 and less than 1, not 1",
         "optimizer.bta2: unknown key; did you mean beta2?",
-        "trainer.save_interval: is 3, but save_dir is null; set it, or this to null",
+        "trainer.log_interval: must be a whole number of at least 1, not 0",
         "transformer_architecture.hidden_size: is 250, but must be divisible by num_attention_heads (4); the nearest "
         "that is: 248",
         "data.eod_token_id: must be a whole number of at least 0, or null, not -1",
@@ -389,6 +384,8 @@ def test_every_place_that_makes_a_problem_is_shown_above(monkeypatch: pytest.Mon
         problems_of(TransformerConfig, text)
     for section, text, _ in OTHER_SECTIONS:
         problems_of(section, text)
+    for text, _ in NOTES:
+        list(TransformerConfig.from_dict(parse_value(text)).all_notes())
     missing = [
         f"{module.__name__}, line {first}"
         for module in MODULES

@@ -60,6 +60,18 @@ def test_separate_validation_data_is_used_whole(tmp_path: Path) -> None:
     assert len(validation) == len(train) + 1  # its last sequence is kept, and padded
 
 
+def test_a_data_set_that_is_named_twice_is_two(tmp_path: Path) -> None:
+    prefix = str(make_data(tmp_path / "a"))
+    once, _ = load_datasets(prepare_data(config(data_prefixes=[prefix])))
+    train, validation = load_datasets(
+        prepare_data(config(data_prefixes=[prefix, prefix], validation_data_prefixes=[prefix, prefix]))
+    )
+    assert validation is not None
+    assert train.names == validation.names == (prefix, f"{prefix} (2)")
+    assert len(train) == 2 * len(once)
+    assert train.epochs(len(train)) == {prefix: 1.0, f"{prefix} (2)": 1.0}
+
+
 def test_a_validation_fraction_that_holds_nothing_out_is_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path / "a", documents=2)
     with pytest.raises(DataError, match=r"in the validation part; .*data\.validation_fraction"):

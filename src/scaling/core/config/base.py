@@ -97,6 +97,20 @@ class BaseConfig(BaseModel):
         """Yield what does not fit together within this section. Called when every field is valid by itself."""
         return ()
 
+    def notes(self) -> Iterable[Problem]:
+        """Yield what is allowed in this section and does nothing, or is probably not meant."""
+        return ()
+
+    def all_notes(self, path: str = "") -> Iterator[Problem]:
+        """Yield the notes of this section and of all below it, by their paths."""
+        for note in self.notes():
+            yield Problem(path + note.path, note.message)
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for key, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(item, BaseConfig):
+                    yield from item.all_notes(f"{path}{name}." if key is None else f"{path}{name}.{key}.")
+
     def derived(self) -> Mapping[str, Any]:
         """Return fields to replace once everything is valid."""
         return {}
@@ -240,7 +254,12 @@ class BaseConfig(BaseModel):
 
     def _problems_within(self) -> Iterator[Problem]:
         for name, field in type(self).model_fields.items():
-            if marker(field, Unavailable) and getattr(self, name) != field.get_default(call_default_factory=True):
+            value = getattr(self, name)
+            if (
+                marker(field, Unavailable)
+                and value is not None
+                and value != field.get_default(call_default_factory=True)
+            ):
                 yield Problem(name, "is not available in this version; remove it")
         yield from self.problems()
 

@@ -56,6 +56,11 @@ class MaskedSoftmaxConfig(BaseConfig):
     deterministic_flash_attn_bwd: bool = False
     """Make the backward pass of flash attention give the same bits each time, at some cost in speed."""
 
+    def notes(self) -> Iterator[Problem]:
+        """Yield what is so in any case."""
+        if self.softmax_in_fp32:
+            yield Problem("softmax_in_fp32", "has no effect: every kernel computes the softmax in float32 at least")
+
 
 class RelativePositionEmbeddingType(str, Enum):
     """How attention learns of positions."""

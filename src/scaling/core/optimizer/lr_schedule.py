@@ -70,6 +70,8 @@ class LearningRateSchedulerConfig(BaseConfig):
             )
         if style is LearningRateDecayStyle.CONSTANT:
             return
+        if end == 0 and self.learning_rate == self.learning_rate_minimum:
+            return  # it decays to where it is
         if end == 0:
             yield Problem(
                 "learning_rate_decay_iters",
@@ -96,6 +98,11 @@ class LearningRateSchedulerConfig(BaseConfig):
                 "learning_rate_decay_iters",
                 f"is {end}, but must be at least {' + '.join(phases)} = {rising + falling}; raise it, or shorten them",
             )
+
+    def notes(self) -> Iterator[Problem]:
+        """Yield what keeps anything from being learnt."""
+        if self.learning_rate == 0:
+            yield Problem("learning_rate", "is 0: nothing is learnt by it")
 
 
 @final

@@ -17,7 +17,7 @@ class ProfilerConfig(BaseConfig):
 
     profile_steps: int = Field(default=0, ge=0)
     """Number of steps to record. 0: off."""
-    profile_start_at_step: int = Field(default=10, ge=1)
-    """First step to record, counted from the start of this process so that warm-up is left out."""
+    profile_start_at_step: int = Field(default=10, ge=0)
+    """First step to record, counted from the start of this process so that warm-up is left out. 0 and 1: the first."""
     profiler_output: Path | None = None
     """File for the timeline. null: profile.json in logger.log_dir, nothing where that is null too."""

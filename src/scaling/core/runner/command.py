@@ -50,6 +50,9 @@ def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
         path, overrides = command_line()
         text = read_config(path)
         config = config_class.from_str(text, overrides, source=path)
+        if LaunchContext.from_environment().rank == 0:
+            for note in config.all_notes():
+                sys.stderr.write(f"note: {note}\n")
         return runner_main(
             config.runner,
             module_or_script=module,

@@ -27,11 +27,11 @@ class RunnerDockerConfig(BaseConfig):
     """The container of pdsh_docker."""
 
     docker_container: str | None = None
-    """Name of the image. null: none, which pdsh_docker does not accept."""
+    """Name of the image. Has no effect: no container is started. null: none, which pdsh_docker does not accept."""
     docker_sudo: bool = False
-    """Call docker through sudo."""
+    """Call docker through sudo. Has no effect, either."""
     docker_mounts: list[list[str]] | None = None
-    """Folders to mount: pairs of [path on the host, path in the container]. null: none."""
+    """Folders to mount: pairs of [path on the host, path in the container]. Has no effect, either. null: none."""
 
     def problems(self) -> Iterator[Problem]:
         """Check that mounts are pairs."""
@@ -40,6 +40,12 @@ class RunnerDockerConfig(BaseConfig):
                 yield Problem(
                     f"docker_mounts.{index}", f"has {len(mount)} parts; write [path on the host, path in the container]"
                 )
+
+    def notes(self) -> Iterator[Problem]:
+        """Yield what is meant for a container."""
+        for name in ("docker_container", "docker_sudo", "docker_mounts"):
+            if getattr(self, name):
+                yield Problem(name, "has no effect: no container is started; start the command inside of one")
 
 
 class RunnerConfig(BaseConfig):

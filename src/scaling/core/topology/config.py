@@ -173,6 +173,12 @@ class TopologyConfig(BaseConfig):
                 "pipe_partition_overwrite", f"is {bounds}, but must start with 0 and increase: no stage may be empty"
             )
 
+    def notes(self) -> Iterator[Problem]:
+        """Yield what only a launcher knows. Ask a configuration that comes from a file."""
+        for name in ("global_rank", "local_slot"):
+            if getattr(self, name) is not None:
+                yield Problem(name, f"is {getattr(self, name)}, but each process has its own, which the launcher sets")
+
     def with_launch(self, rank: int, world_size: int, local_slot: int) -> Self:
         """Return a copy for the process `rank` of `world_size`, the `local_slot`-th of its machine.
 

@@ -50,7 +50,7 @@ class TrainerConfig(BaseConfig):
     weights. The settings that follow say how much of it to take; from its own checkpoints a run goes on with
     everything."""
     assert_checkpoint_loaded: bool = False
-    """Fail if no checkpoint was found instead of starting from random weights."""
+    """Fail if no checkpoint was found in save_dir or load_dir, instead of starting from random weights."""
     load_optimizer_states: bool = True
     """Load master weights and moments too; false starts the optimizer anew from the loaded weights."""
     load_context: bool = True
@@ -91,7 +91,7 @@ class TrainerConfig(BaseConfig):
         return Loading(
             workers=self.dataloader_num_workers,
             pin_memory=self.dataloader_pin_memory,
-            prefetch_factor=self.dataloader_prefetch_factor,
+            prefetch_factor=self.dataloader_prefetch_factor if self.dataloader_num_workers else None,
         )
 
     @property
@@ -102,23 +102,26 @@ class TrainerConfig(BaseConfig):
         return self.save_dir is None or self.load_dir.resolve() != self.save_dir.resolve()
 
     def problems(self) -> Iterator[Problem]:
-        """Check what saving and loading need."""
-        if self.save_interval is not None and self.save_dir is None:
-            yield Problem("save_interval", f"is {self.save_interval}, but save_dir is null; set it, or this to null")
-        if self.dataloader_prefetch_factor is not None and self.dataloader_num_workers == 0:
-            yield Problem(
-                "dataloader_prefetch_factor",
-                f"is {self.dataloader_prefetch_factor}, but without workers nothing is prepared ahead; set "
-                "dataloader_num_workers to 1 or more, or remove it",
-            )
-        if self.assert_checkpoint_loaded and self.load_dir is None and self.save_dir is None:
-            yield Problem(
-                "assert_checkpoint_loaded",
-                "is true, but neither load_dir nor save_dir says where a checkpoint is; set one, or this to false",
-            )
+        """Check the patterns."""
         for name in (
             "allowed_missing_keys_in_checkpoint",
             "allowed_unexpected_keys_in_checkpoint",
             "ignore_keys_in_checkpoint",
         ):
             yield from pattern_problems(name, getattr(self, name) or ())
+
+    def notes(self) -> Iterator[Problem]:
+        """Yield what has no effect because something else is not given."""
+        if self.save_interval is not None and self.save_dir is None:
+            yield Problem("save_interval", f"is {self.save_interval}, but save_dir is null: nothing is saved")
+        if self.dataloader_prefetch_factor is not None and self.dataloader_num_workers == 0:
+            yield Problem(
+                "dataloader_prefetch_factor",
+                f"is {self.dataloader_prefetch_factor}, but dataloader_num_workers is 0: nothing is prepared ahead",
+            )
+        if self.assert_checkpoint_loaded and self.load_dir is None and self.save_dir is None:
+            yield Problem(
+                "assert_checkpoint_loaded",
+                "is true, but neither load_dir nor save_dir says where a checkpoint is: training starts from random "
+                "weights",
+            )

@@ -111,7 +111,7 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, log_once: 
             if own:
                 _explain_what_is_not_used(origin, log_once)
             return origin
-    if config.assert_checkpoint_loaded:
+    if config.assert_checkpoint_loaded and (config.save_dir, config.load_dir) != (None, None):  # else there is a note
         raise CheckpointError(
             f"no checkpoint in save_dir ({config.save_dir}) or load_dir ({config.load_dir}), and "
             "trainer.assert_checkpoint_loaded is true; name a folder that holds one, or set it to false"

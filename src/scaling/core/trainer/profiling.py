@@ -32,7 +32,8 @@ class ProfilingHook(TrainerHook):
     """
 
     def __init__(self, config: ProfilerConfig, topology: Topology, output: Path) -> None:
-        self._steps = range(config.profile_start_at_step, config.profile_start_at_step + config.profile_steps)
+        first = max(1, config.profile_start_at_step)
+        self._steps = range(first, first + config.profile_steps)
         self._topology = topology
         self._output = output
         self._done = 0

@@ -83,24 +83,10 @@ class DataConfig(BaseConfig):
                 )
         elif self.data_prefixes == []:
             yield Problem("data_prefixes", "is empty; name token data sets, or set corpus to python_stdlib")
-        for name in ("data_prefixes", "validation_data_prefixes"):
-            times = Counter(getattr(self, name) or ())
-            if repeated := [str(prefix) for prefix, count in times.items() if count > 1]:
-                yield Problem(
-                    name,
-                    f"names {', '.join(repeated)} more than once; name it once, and have it seen more often by "
-                    "blended_dataset.weights",
-                )
         if self.validation_data_prefixes and self.validation_fraction > 0:
             yield Problem(
                 "validation_fraction",
                 f"is {self.validation_fraction:g}, but validation_data_prefixes are given; set it to 0",
-            )
-        if self.allow_incomplete_sequences_every_n and not self.only_full_sequences:
-            yield Problem(
-                "allow_incomplete_sequences_every_n",
-                f"is {self.allow_incomplete_sequences_every_n}, but only_full_sequences is false, so that all "
-                "sequences are packed; set it to 0, or only_full_sequences to true",
             )
         yield from self._mixture_problems("blended_dataset", self.blended_dataset, self.data_prefixes)
         if self.validation_blended_dataset is None:
@@ -110,6 +96,20 @@ class DataConfig(BaseConfig):
         else:
             yield from self._mixture_problems(
                 "validation_blended_dataset", self.validation_blended_dataset, self.validation_data_prefixes
+            )
+
+    def notes(self) -> Iterator[Problem]:
+        """Yield what is named twice, and what has no effect."""
+        for name in ("data_prefixes", "validation_data_prefixes"):
+            times = Counter(getattr(self, name) or ())
+            for prefix, count in times.items():
+                if count > 1:
+                    yield Problem(name, f"names {prefix} {count} times: it counts as so many data sets")
+        if self.allow_incomplete_sequences_every_n and not self.only_full_sequences:
+            yield Problem(
+                "allow_incomplete_sequences_every_n",
+                f"is {self.allow_incomplete_sequences_every_n}, but only_full_sequences is false: all sequences are "
+                "packed",
             )
 
     @staticmethod

@@ -119,7 +119,8 @@ def _missing_load_dir(trainer: TrainerConfig) -> Iterator[Problem]:
 def packages_are_installed(logger: LoggerConfig) -> Iterator[Problem]:
     """The optional packages that metrics are sent with are there."""
     for setting, package in (("use_tensorboard", "tensorboard"), ("use_wandb", "wandb")):
-        if getattr(logger, setting) and find_spec(package) is None:
+        goes_nowhere = package == "tensorboard" and logger.log_dir is None
+        if getattr(logger, setting) and not goes_nowhere and find_spec(package) is None:
             yield Problem(
                 f"logger.{setting}",
                 f"is true, but the package {package} is not installed; `pip install {package}` or set it to false",

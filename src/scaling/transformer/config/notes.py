@@ -48,11 +48,18 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
             f"is flash_attention, which computes in float16 or bfloat16; in {precision.value} PyTorch's kernels are "
             "used",
         )
+    if kernel is MaskedSoftmaxKernel.FLASH_ATTENTION and architecture.dropout_attention_probs:
+        yield Problem(
+            "transformer_architecture.masked_softmax.kernel",
+            f"is flash_attention, but with dropout_attention_probs {architecture.dropout_attention_probs:g} PyTorch's "
+            "kernels are used, which keep all attention probabilities in memory; set it to 0 for flash attention",
+        )
     if not architecture.causal:
         yield Problem(
             "transformer_architecture.causal", "is false: each token sees the next one, which it is to predict"
         )
     yield from _notes_on_output(config)
+    yield from config.all_notes()
 
 
 def _notes_on_output(config: TransformerConfig) -> Iterator[Problem]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
 from scaling.core import BlendedDataset, BlendedDatasetConfig, TokenDocuments
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextCollator, TextSample
@@ -27,7 +31,7 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
     held_out = data.validation_fraction > 0 and not data.validation_data_prefixes
     architecture = config.transformer_architecture
     sources = Sources(data, vocab_size=architecture.vocab_size, vocab_file=architecture.vocab_file)
-    opened = [(str(prefix), sources.open(prefix)) for prefix in data.data_prefixes]
+    opened = _open(data.data_prefixes, sources)
 
     def part(which: Part, *, drop_last: bool) -> list[TextDataset]:
         split = Split(which, data.validation_fraction)
@@ -42,10 +46,21 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
     if not data.validation_data_prefixes:
         return training, None
     separate = [
-        _text_dataset(str(prefix), sources.open(prefix), config, Split(), drop_last=False)
-        for prefix in data.validation_data_prefixes
+        _text_dataset(name, documents, config, Split(), drop_last=False)
+        for name, documents in _open(data.validation_data_prefixes, sources)
     ]
     return training, _blend(separate, data.validation_blended_dataset or data.blended_dataset)
+
+
+def _open(prefixes: Sequence[Path], sources: Sources) -> list[tuple[str, TokenDocuments]]:
+    """Open data sets, each with a name of its own: one that is named twice is two."""
+    times: Counter[Path] = Counter()
+    opened = []
+    for prefix in prefixes:
+        times[prefix] += 1
+        name = str(prefix) if times[prefix] == 1 else f"{prefix} ({times[prefix]})"
+        opened.append((name, sources.open(prefix)))
+    return opened
 
 
 def _text_dataset(

@@ -1,0 +1,46 @@
+"""What the predecessor had and this version does not is refused by name, unless it is switched off."""
+
+from __future__ import annotations
+
+import pytest
+
+from scaling.core.errors import ConfigError
+from scaling.transformer.config.root import TransformerConfig
+
+UNAVAILABLE = [
+    "trainer.merge_lora_after_loading_checkpoint=true",
+    "trainer.tensor_statistics_recorder_config={interval: 1}",
+    "transformer_architecture.num_local_attention_heads=2",
+    "transformer_architecture.local_attention_window_size=2",
+    "transformer_architecture.fp8_config_attention={}",
+    "transformer_architecture.fp8_config_attention_dense_out={}",
+    "transformer_architecture.fp8_config_mlp={}",
+    "transformer_architecture.fp8_config_mlp_dense_out={}",
+    "transformer_architecture.fp8_config_lm_head={}",
+    "transformer_architecture.bitfit_bias_config={name: a}",
+    "transformer_architecture.finetunable_token_ids=[1]",
+    "transformer_architecture.image_encoder=true",
+    "transformer_architecture.softprompt_config={name: a, n_tokens: 3}",
+    "transformer_architecture.adapter_config={name: a}",
+    "transformer_architecture.lora_config={rank: 4, parallel_modules: [query]}",
+    "transformer_architecture.embedding_head_config={name: a, proj_layers: [1]}",
+    "transformer_architecture.umup.enable=true",
+    "data.finetuning_dataset=true",
+    "data.finetuning_chat_dataset=true",
+    "data.finetuning_dataset_memory_map=true",
+    "data.embedding_dataset=true",
+    "data.embedding_dataset_memory_map=true",
+]
+
+
+@pytest.mark.parametrize("override", UNAVAILABLE)
+def test_a_feature_this_version_does_not_have_is_refused_instead_of_ignored(override: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        TransformerConfig.from_dict({}, [override])
+    path = override.partition("=")[0]
+    assert str(raised.value) == f"{path}: is not available in this version; remove it"
+
+
+def test_null_is_off() -> None:
+    config = TransformerConfig.from_dict({}, ["trainer.merge_lora_after_loading_checkpoint=null"])
+    assert not config.trainer.merge_lora_after_loading_checkpoint
