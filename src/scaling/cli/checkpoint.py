@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from scaling.cli.places import checkpoints_at
-from scaling.core import RunIdentity
+from scaling.cli.predecessor_settings import read_settings, tokenizer_of
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_of
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.predecessor_import import import_predecessor, predecessor_step_folder
@@ -25,12 +25,9 @@ from scaling.core.checkpoint.reader import Difference, cast, differences
 from scaling.core.checkpoint.resume import ABSENT, differing_values
 from scaling.core.checkpoint.search import find_newest, is_step_folder, name_problems
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
-from scaling.core.errors import CheckpointError, ConfigError, DataError, ExitStatus, StorageError
+from scaling.core.errors import CheckpointError, ExitStatus, StorageError
 from scaling.core.storage.writing import storage_errors, write_atomically
-from scaling.transformer.config.architecture import plan_of
-from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.prepare import resolve_tokens
-from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer, tokenizer_digest
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
 
 app = typer.Typer(name="checkpoint", help="List, verify, compare, cast and import checkpoints.", no_args_is_help=True)
 
@@ -162,58 +159,26 @@ def cast_checkpoint(
 @app.command("import")
 def import_checkpoint(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A checkpoint of Aleph-Alpha/scaling 0.2.", show_default=False)
+        Path, typer.Argument(metavar="SRC", help="A checkpoint of Aleph-Alpha/scaling 0.1 or 0.2.", show_default=False)
     ],
     target: Target,
     step: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Step number.", show_default="the folder's")
+        int | None, typer.Option(min=0, metavar="N", help="Step number.", show_default="the folder's, else 0")
     ] = None,
 ) -> None:
     """Convert the model of a layer-wise checkpoint (model_state_layer_<i>_<Class>.pt); nothing in it is executed.
 
-    Its config.yml and tokenizer are taken along, for `scaling generate`.
+    Its config.yml and tokenizer are taken along, for `scaling generate`; the tokenizer is vocab.json in or beside it.
     """
     folder = predecessor_step_folder(checkpoints_at(source))
-    tokenizer_file = folder.absolute().parent / TOKENIZER_FILE
+    tokenizer_file = tokenizer_of(folder)
     _require_place_for_tokenizer(tokenizer_file, target)
-    scalars: dict[str, Any] = {}
-    num_layers, remark = None, None
-    try:
-        config = TransformerConfig.from_yaml(folder / "config.yml", quiet=True)
-    except ConfigError as error:
-        remark = f"the weights can be trained on, but not generated from, without a configuration: {error}"
-    else:
-        architecture = config.transformer_architecture
-        # A tied head repeats the embedding, so that nothing is lost where its file is not there.
-        num_layers = plan_of(architecture).num_layers - (architecture.lm_head and architecture.weight_tying)
-        scalars["config"], remark = _as_trained(config, tokenizer_file)
-    typer.echo(f"wrote {import_predecessor(folder, target, step=step, num_layers=num_layers, scalars=scalars)}")
+    settings = read_settings(folder / "config.yml", tokenizer_file)
+    written = import_predecessor(folder, target, step=step, num_layers=settings.num_layers, scalars=settings.scalars)
+    typer.echo(f"wrote {written}")
     _take_tokenizer_along(tokenizer_file, target)
-    if remark is not None:
+    for remark in settings.remarks:
         typer.echo(remark, err=True)
-
-
-def _as_trained(config: TransformerConfig, tokenizer_file: Path) -> tuple[dict[str, Any], str | None]:
-    """Return what a training with this tokenizer stores of a configuration, and a remark on what is left out.
-
-    Without the tokenizer, nobody knows what the configuration has left to it. Such a setting is left out: a training
-    compares itself with what is there.
-    """
-    fingerprints: dict[str, str] = {}
-    remark = None
-    if tokenizer_file.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(tokenizer_file)
-            fingerprints = {"tokenizer": tokenizer.sha256}
-            config = resolve_tokens(config, tokenizer)
-        except (ConfigError, DataError) as error:
-            remark = f"{tokenizer_file} does not say how documents end and what the vocabulary is: {error}"
-    stored = RunIdentity(config, fingerprints).as_dict()
-    if config.data.eod_token_id is None:
-        del stored["data"]["eod_token_id"]
-    if not config.transformer_architecture.vocab_size:
-        del stored["transformer_architecture"]["vocab_size"]
-    return stored, remark
 
 
 def _require_place_for_tokenizer(tokenizer_file: Path, target: Path) -> None:

@@ -74,13 +74,11 @@ def import_predecessor(
 ) -> Path:
     """Convert the model of a predecessor's checkpoint into one of this library; return its step folder.
 
-    `step` defaults to the one in the folder's name, `num_layers` to as many as there are. Optimizer state, counters and
-    random state are not converted.
+    `step` defaults to the one in the folder's name, 0 where that says none, as published checkpoints' do; `num_layers`
+    to as many as there are. Optimizer state, counters and random state are not converted.
     """
     source = predecessor_step_folder(folder)
-    number = step_of(source) if step is None else step
-    if number is None:
-        raise CheckpointError(f"{source} is not named global_step<N>; say which step it is (--step)")
+    number = (step_of(source.absolute()) or 0) if step is None else step
     target = new_step_folder(save_dir, number)
     tensors = [
         GlobalTensor(key, tuple(tensor.shape), [(whole(tensor.shape), tensor)])
