@@ -130,6 +130,16 @@ def test_keys_and_values_kept_are_those_computed_again(model: TransformerInferen
     assert kept == sequence[5:]
 
 
+def test_the_scale_of_the_scores_acts_on_kept_keys_too() -> None:
+    section = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2}
+    for scale in (1.0, 40.0):
+        config = TransformerArchitectureConfig.from_dict({**section, "masked_softmax": {"scale": scale}})
+        untrained = TransformerInferenceModule(config)
+        kept = list(itertools.islice(untrained.stream([3, 1, 4, 1, 5]), 16))
+        logits = untrained.logits(torch.tensor([[3, 1, 4, 1, 5, *kept[:-1]]]))
+        assert kept == logits[0, 4:].argmax(-1).tolist()
+
+
 def test_the_model_can_be_used_between_two_tokens(model: TransformerInferenceModule) -> None:
     alone = list(itertools.islice(model.stream([1, 2, 3]), 6))
     before = model.logits(tokens())
@@ -317,6 +327,17 @@ def test_streamed_text_is_what_comes_before_the_first_stop_text(
         assert shown == text
     else:
         assert any(text[len(shown) :].startswith(stop) for stop in stops)
+
+
+def test_the_stop_text_that_comes_first_in_the_text_ends_it(
+    speaker: TransformerInferenceModule, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token may bring several stop texts: their order in the list says nothing."""
+    token = tokenizer.encode("the cat")[-1]
+    assert tokenizer.decode([token]) == " cat"
+    for stops in (["c", "t"], ["t", "c"]):
+        _play(monkeypatch, [token, 5, 5])
+        assert "".join(speaker.stream_text("the", max_tokens=3, stop=stops)) == " "
 
 
 def test_characters_come_whole_and_as_soon_as_they_are_known(

@@ -103,25 +103,45 @@ def test_two_workers_write_the_same_bytes_as_one(tmp_path: Path, inputs: list[Pa
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_stopped(
-    tmp_path: Path, inputs: list[Path], tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(inputs, tmp_path / "whole", tokenizer_file)
+def stop_at_third(inputs: list[Path], output: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenize two chunks, and be stopped."""
     write = shards.Shard.write
 
-    def stop_at_third(shard: shards.Shard, chunk: Chunk, *arguments: object) -> shards.ShardReport:
+    def stop(shard: shards.Shard, chunk: Chunk, *arguments: object) -> shards.ShardReport:
         if chunk.index == 2:
             raise KeyboardInterrupt
         return write(shard, chunk, *arguments)  # type: ignore[arg-type]  # handed on as they came
 
-    monkeypatch.setattr(shards.Shard, "write", stop_at_third)
-    with pytest.raises(KeyboardInterrupt):
-        run(inputs, tmp_path / "data", tokenizer_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Shard, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(inputs, output, tokenizer_file)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_stopped(
+    tmp_path: Path, inputs: list[Path], tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(inputs, tmp_path / "whole", tokenizer_file)
+    stop_at_third(inputs, tmp_path / "data", tokenizer_file, monkeypatch)
     assert not (tmp_path / "data.meta.json").exists()
-    monkeypatch.undo()
     assert run(inputs, tmp_path / "data", tokenizer_file).reused_chunks == 2
     assert files(tmp_path / "whole") == files(tmp_path / "data")
     assert not (tmp_path / "data.partial").exists()
+
+
+@pytest.mark.parametrize("kept", ["size", "time"])
+def test_chunks_of_a_file_that_was_changed_in_place_are_not_taken_over(
+    tmp_path: Path, inputs: list[Path], tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    stop_at_third(inputs, tmp_path / "data", tokenizer_file, monkeypatch)
+    path = tmp_path / "inputs" / "a.jsonl"
+    before, animal = path.stat(), {"size": "cat", "time": "tortoise"}[kept]
+    path.write_text(path.read_text().replace("fox", animal))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + (kept == "size")))
+    assert (path.stat().st_size == before.st_size) == (kept == "size")
+    assert run(inputs, tmp_path / "data", tokenizer_file).reused_chunks == 0
+    run(inputs, tmp_path / "whole", tokenizer_file)
+    assert files(tmp_path / "whole") == files(tmp_path / "data")
 
 
 def test_a_worker_of_a_killed_run_that_is_still_at_work_does_no_harm(

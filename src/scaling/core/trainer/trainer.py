@@ -129,6 +129,7 @@ class Trainer:
         """Return the loss over the validation set, every sample counted once in every layout; None without one."""
         if not self.learner.data.evaluation_steps(self.config.eval_iterations):
             return None
+        began = time.perf_counter()
         for hook in self.hooks:
             hook.before_evaluation(self)
         total = self.learner.evaluate(limit=self.config.eval_iterations)
@@ -143,13 +144,14 @@ class Trainer:
         self.metrics.add(self.state.step, {f"evaluation/{name}": value for name, value in evaluation.items()})
         self._write_metrics()
         self._finite.judge_evaluation(loss, step=self.state.step)
-        self._clock = time.perf_counter()  # the next step's duration is its own
+        self._clock += time.perf_counter() - began  # no part of a step's duration
         return total
 
     def save(self) -> None:
         """Save a checkpoint of the present step, once. A full disk does not end the run; the next save tries again."""
         if self.config.save_dir is None or self._saved_step == self.state.step:
             return
+        began = time.perf_counter()
         for hook in self.hooks:
             hook.before_save(self)
         scalars = {
@@ -166,7 +168,7 @@ class Trainer:
             self._saved_step = self.state.step
         for hook in self.hooks:
             hook.after_save(self, folder)
-        self._clock = time.perf_counter()
+        self._clock += time.perf_counter() - began
 
     def _write_metrics(self) -> None:
         written = self.metrics.flush()
