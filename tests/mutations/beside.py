@@ -1,0 +1,82 @@
+"""Which tests are beside a source file: what an edit of the file has to be caught by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DEFAULTS = "tests/test_defaults.py"
+"""Beside every default, wherever it is."""
+
+BESIDE: dict[str, tuple[str, ...]] = {
+    "cli/many_values": ("cli/test_verify_layout",),
+    "cli/train": ("transformer/test_launch",),
+    "core/checkpoint/disk": ("core/checkpoint/test_verify", "core/checkpoint/test_save"),
+    "core/checkpoint/search": ("core/checkpoint/test_reader", "core/checkpoint/test_verify"),
+    "core/checkpoint/share": ("core/checkpoint/test_checkpointer", "core/trainer/test_saving"),
+    "core/checkpoint/staging": ("core/checkpoint/test_checkpointer", "core/checkpoint/test_save"),
+    "core/config/explain": ("core/config/test_base", "transformer/config/test_problems"),
+    "core/config/fields": ("core/config/test_base", "core/config/test_template_text"),
+    "core/config/patterns": ("core/optimizer/test_groups", "transformer/config/test_problems"),
+    "core/data/config": ("core/data/test_mixture", "core/data/test_blended", "transformer/config/test_problems"),
+    "core/data/documents": ("core/data/test_memory_map", "core/data/test_open_files", "core/data/test_megatron"),
+    "core/data/formats": ("core/data/test_megatron", "core/data/test_memory_map"),
+    "core/data/memory_map_meta": ("core/data/test_memory_map_builder", "core/data/test_memory_map"),
+    "core/data/reader": ("core/data/test_file_dataset", "core/data/test_memory_map", "core/data/test_megatron"),
+    "core/data/span_index": ("core/data/test_file_dataset", "core/data/test_memory_map"),
+    "core/data/types": ("core/data/test_loader", "core/data/test_device_copy"),
+    "core/data/worker": ("core/data/test_loader",),
+    "core/errors": ("core/config/test_base", "core/runner/test_outcome", "cli/test_main"),
+    "core/logging/config": ("core/logging/test_setup", "transformer/config/test_problems"),
+    "core/nn/config": ("transformer/config/test_root", "transformer/config/test_problems"),
+    "core/nn/place": ("core/nn/test_linear", "core/nn/test_attention_projections", "core/nn/test_dropout"),
+    "core/optimizer/config": ("core/optimizer/test_optimizer", "transformer/config/test_problems"),
+    "core/optimizer/shard": ("core/optimizer/test_ownership", "core/optimizer/test_rule"),
+    "core/pipeline/actions": ("core/pipeline/test_draw", "core/pipeline/test_simulate", "core/pipeline/test_lowering"),
+    "core/profiler/config": ("core/profiler/test_profiler", "transformer/config/test_problems"),
+    "core/runner/command": ("core/runner/test_main",),
+    "core/runner/config": ("core/runner/test_main", "transformer/config/test_problems"),
+    "core/runner/elastic": ("core/runner/test_torchrun", "core/runner/test_outcome"),
+    "core/storage/json_values": ("core/checkpoint/test_manifest", "core/checkpoint/test_resume"),
+    "core/topology/base_store": ("core/topology/test_rendezvous", "core/checkpoint/test_communicator"),
+    "core/trainer/builtin_hooks": ("core/trainer/test_run", "core/profiler/test_profiler", "core/trainer/test_saving"),
+    "core/trainer/config": ("core/trainer/test_origin", "transformer/config/test_problems"),
+    "core/trainer/differences": ("core/trainer/test_origin", "core/trainer/test_trainer"),
+    "core/trainer/hardware": ("core/trainer/test_trainer", "core/trainer/test_run"),
+    "core/trainer/hooks": ("core/trainer/test_trainer",),
+    "core/trainer/profiling": ("core/profiler/test_profiler", "core/trainer/test_run"),
+    "core/trainer/trainer": ("core/trainer/test_trainer", "core/trainer/test_durations", "core/trainer/test_saving"),
+    "core/training/loading": ("core/training/test_data",),
+    "core/training/recipe": ("core/training/test_learner", "transformer/test_recipe"),
+    "core/verify/world": ("core/verify/test_layouts",),
+    "transformer/config/architecture": ("transformer/config/test_root", "transformer/config/test_problems"),
+    "transformer/config/checks": ("transformer/config/test_problems",),
+    "transformer/config/data": ("transformer/config/test_problems", "transformer/config/test_root"),
+    "transformer/config/former": ("transformer/config/test_problems", "transformer/config/test_root"),
+    "transformer/config/training": ("transformer/config/test_root", "transformer/config/test_problems"),
+    "transformer/data/shards": ("transformer/data/test_tokenize",),
+    "transformer/data/source": ("transformer/data/test_load", "transformer/data/test_prepare"),
+    "transformer/flops": ("transformer/test_model",),
+    "transformer/inference/module": ("transformer/test_inference",),
+    "transformer/inference/sampling": ("transformer/test_inference",),
+    "transformer/io": ("transformer/test_model", "transformer/data/test_batch"),
+    "transformer/layers/block": ("transformer/test_model",),
+    "transformer/layers/embedding": ("transformer/test_model",),
+    "transformer/layers/head": ("transformer/test_model",),
+    "transformer/layers/parts": ("transformer/test_model", "transformer/plan/test_model"),
+    "transformer/losses": ("transformer/test_model", "transformer/plan/test_family"),
+    "transformer/plan/parts": ("transformer/plan/test_model", "transformer/plan/test_parameters"),
+    "transformer/train": ("transformer/test_launch", "transformer/config/test_resume_rules"),
+}
+"""Where there is no test of the same name, or others beside it; names without `tests/`, `src/scaling/` and `.py`."""
+
+
+def tests_beside(path: str, root: Path) -> tuple[str, ...]:
+    """Return the test files of `src/scaling/x/y.py`: what the table names, else `tests/x/test_y.py`, else its folder's."""
+    name = path.removeprefix("src/scaling/").removesuffix(".py")
+    folder, _, own = name.rpartition("/")
+    mirror = f"tests/{folder}/test_{own}.py"
+    if name in BESIDE:
+        return tuple(f"tests/{test}.py" for test in BESIDE[name])
+    if (root / mirror).exists():
+        return (mirror,)
+    return tuple(sorted(str(test.relative_to(root)) for test in (root / "tests" / folder).glob("test_*.py")))
