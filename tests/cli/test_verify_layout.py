@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from scaling.cli import verify_layout as module
 from scaling.cli.main import main
 from scaling.cli.many_values import spread
 from scaling.cli.verify_layout import explain
-from scaling.core import Gap, LayoutReport, Parting
+from scaling.core import Gap, LayoutReport, Parting, TopologyConfig
+from scaling.transformer import TransformerConfig
 from tests.transformer.small import SMALL, build_corpus, nested
 
 CLUSTER = """
@@ -123,6 +125,13 @@ def test_what_is_wrong_is_said_with_status_2(run: Run, text: str, arguments: tup
     assert status == 2, said
     assert words in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("vocab_size", "used"), [(0, 1001), (500, 500)])
+def test_a_vocabulary_that_only_the_tokenizer_knows_is_made_up(vocab_size: int, used: int) -> None:
+    config = TransformerConfig.from_dict({"transformer_architecture": {"vocab_size": vocab_size}})
+    found = module._used(config, TopologyConfig(), 1, full_size=True, real_data=False)
+    assert found.transformer_architecture.vocab_size == used
 
 
 def test_agreement_is_said_with_the_largest_differences() -> None:

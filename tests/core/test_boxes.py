@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.core.boxes import Box, boxes_of_flat_range, first_overlap, follow_each_other, uncovered, whole
+from scaling.core.boxes import Box, Former, boxes_of_flat_range, first_overlap, follow_each_other, uncovered, whole
 from scaling.core.errors import LayoutError
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)
@@ -147,6 +147,20 @@ def test_a_box_lies_in_a_shape_or_reaches_beyond_it(shape: tuple[int, ...], data
         start = tuple(length if index == dim else 0 for index in range(len(shape)))
         assert not Box(start, (1,) * len(shape)).lies_in(shape)
     assert not Box((0, *shape), (1, *shape)).lies_in(shape)
+
+
+@PROPERTY
+@given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 5), st.data())
+def test_rows_are_found_in_the_blocks_they_lay_in(block: int, gap: int, offset: int, data: st.DataObject) -> None:
+    former = Former((99, 2), block=block, stride=block + gap, offset=offset)
+    box = data.draw(boxes_within((12, 2)))
+    rows = []
+    for here, there in former.pieces(box):
+        assert here.shape == there.shape
+        assert (here.offset[1], here.shape[1]) == (there.offset[1], there.shape[1]) == (box.offset[1], box.shape[1])
+        rows += list(zip(range(here.offset[0], here.stop[0]), range(there.offset[0], there.stop[0]), strict=True))
+    own = range(box.offset[0], box.stop[0])
+    assert rows == [(row, row // block * (block + gap) + offset + row % block) for row in own]
 
 
 def test_the_overlap_search_is_fast_where_a_tensor_is_cut_a_thousandfold() -> None:

@@ -30,21 +30,27 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/nn/config": ("transformer/config/test_root", "transformer/config/test_problems"),
     "core/nn/place": ("core/nn/test_linear", "core/nn/test_attention_projections", "core/nn/test_dropout"),
     "core/optimizer/config": ("core/optimizer/test_optimizer", "transformer/config/test_problems"),
+    "core/pipeline/end": ("core/pipeline/test_end", "core/pipeline/test_loss"),
     "core/optimizer/shard": ("core/optimizer/test_ownership", "core/optimizer/test_rule"),
     "core/pipeline/actions": ("core/pipeline/test_draw", "core/pipeline/test_simulate", "core/pipeline/test_lowering"),
     "core/profiler/config": ("core/profiler/test_profiler", "transformer/config/test_problems"),
     "core/runner/command": ("core/runner/test_main",),
     "core/runner/config": ("core/runner/test_main", "transformer/config/test_problems"),
-    "core/runner/elastic": ("core/runner/test_torchrun", "core/runner/test_outcome"),
+    "core/runner/elastic": ("core/runner/test_main", "core/runner/test_torchrun"),
     "core/storage/json_values": ("core/checkpoint/test_manifest", "core/checkpoint/test_resume"),
-    "core/topology/base_store": ("core/topology/test_rendezvous", "core/checkpoint/test_communicator"),
-    "core/trainer/builtin_hooks": ("core/trainer/test_run", "core/profiler/test_profiler", "core/trainer/test_saving"),
+    "core/topology/base_store": (
+        "core/topology/test_base_store",
+        "core/topology/test_rendezvous",
+        "core/checkpoint/test_communicator",
+    ),
+    "core/trainer/builtin_hooks": ("core/trainer/test_whole_run",),
     "core/trainer/config": ("core/trainer/test_origin", "transformer/config/test_problems"),
     "core/trainer/differences": ("core/trainer/test_origin", "core/trainer/test_trainer"),
-    "core/trainer/hardware": ("core/trainer/test_trainer", "core/trainer/test_run"),
+    "core/trainer/hardware": ("core/trainer/test_trainer",),
     "core/trainer/hooks": ("core/trainer/test_trainer",),
-    "core/trainer/profiling": ("core/profiler/test_profiler", "core/trainer/test_run"),
+    "core/trainer/profiling": ("core/trainer/test_whole_run",),
     "core/trainer/trainer": ("core/trainer/test_trainer", "core/trainer/test_durations", "core/trainer/test_saving"),
+    "core/trainer/run": ("core/trainer/test_run", "core/trainer/test_whole_run"),
     "core/training/loading": ("core/training/test_data",),
     "core/training/recipe": ("core/training/test_learner", "transformer/test_recipe"),
     "core/verify/world": ("core/verify/test_layouts",),
@@ -70,8 +76,8 @@ BESIDE: dict[str, tuple[str, ...]] = {
 """Where there is no test of the same name, or others beside it; names without `tests/`, `src/scaling/` and `.py`."""
 
 
-def tests_beside(path: str, root: Path) -> tuple[str, ...]:
-    """Return the test files of `src/scaling/x/y.py`: what the table names, else `tests/x/test_y.py`, else its folder's."""
+def files_beside(path: str, root: Path) -> tuple[str, ...]:
+    """Return the test files of `src/scaling/x/y.py`: of the table, `test_y.py` in `tests/x`, else all there."""
     name = path.removeprefix("src/scaling/").removesuffix(".py")
     folder, _, own = name.rpartition("/")
     mirror = f"tests/{folder}/test_{own}.py"

@@ -12,13 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
+import sys
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.mutations.beside import DEFAULTS, tests_beside
+from tests.mutations.beside import DEFAULTS, files_beside
 from tests.mutations.edits import Edit, edits
 from tests.mutations.trial import Copy, Verdict, preload, same_test
 
@@ -46,16 +49,16 @@ def draw(found: Sequence[Edit], seed: int, count: int) -> list[Edit]:
     return drawn
 
 
-def tests_for(edit: Edit, root: Path) -> tuple[str, ...]:
+def files_for(edit: Edit, root: Path) -> tuple[str, ...]:
     """Return the test files that an edit has to be caught by."""
-    beside = tests_beside(edit.path, root)
+    beside = files_beside(edit.path, root)
     return (DEFAULTS, *beside) if edit.is_default else beside
 
 
 def text_of(edit: Edit) -> str:
     """Return an edit on one line."""
     before, after = (" ".join(text.split()) for text in (edit.before, edit.after))
-    return f"{edit.path}:{edit.line} {edit.kind}: {before} -> {after}"
+    return f"{edit.path}:{edit.line}:{edit.column} {edit.kind}: {before} -> {after}"
 
 
 class Results:
@@ -126,14 +129,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(tempfile.gettempdir(), "scaling_mutations.jsonl"))
     parser.add_argument("--only", default="src/scaling/", help="the sources whose path begins with this")
     parser.add_argument("--again", action="store_true", help="try what survived once more")
+    parser.add_argument("--stop-after", type=float, default=1e9, help="seconds after which no other edit is tried")
     parser.add_argument("--list", action="store_true", help="show what is drawn, with its tests, and run nothing")
     options = parser.parse_args()
     drawn = draw([e for e in all_edits(ROOT) if e.path.startswith(options.only)], options.seed, options.count)
     if options.list:
         for edit in drawn:
-            print(text_of(edit), f"  [{' '.join(tests_for(edit, ROOT))}]")
+            print(text_of(edit), f"  [{' '.join(files_for(edit, ROOT))}]")
         return
-    results = Results(options.results)
+    began, results = time.monotonic(), Results(options.results)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes the copy
     preload()
     with tempfile.TemporaryDirectory(prefix="scaling_mutations_") as directory:
         judge = Judge(Copy(ROOT, Path(directory)), options.limit)
@@ -141,7 +146,9 @@ def main() -> None:
             known = results.find(options.seed, edit)
             if known and not (options.again and known["outcome"] != "caught"):
                 continue
-            tests = tests_for(edit, ROOT)
+            if time.monotonic() - began > options.stop_after:
+                break
+            tests = files_for(edit, ROOT)
             outcome, verdict = judge.judge(edit, tests)
             results.add(options.seed, edit, outcome=outcome, tests=tests, **vars(verdict))
             print(f"{number:4} {outcome:8} {verdict.seconds:5.1f} s  {text_of(edit)}", flush=True)

@@ -42,6 +42,7 @@ class Edit:
 
     path: str
     line: int
+    column: int
     kind: str
     start: int
     stop: int
@@ -71,6 +72,10 @@ def called(call: ast.Call) -> set[str]:
     return {*names, function.id} if isinstance(function, ast.Name) else names
 
 
+SYMMETRIC = {"min", "max", "gcd", "lcm"}
+"""Calls that return the same whatever the order of their arguments."""
+
+
 class _Finder(ast.NodeVisitor):
     def __init__(self, path: str, text: str) -> None:
         self.path = path
@@ -88,7 +93,9 @@ class _Finder(ast.NodeVisitor):
         start = self._place(node.lineno, node.col_offset)
         stop = self._place(node.end_lineno, node.end_col_offset)
         before = self.text[start:stop]
-        self.found.append(Edit(self.path, node.lineno, kind, start, stop, before, after, self._default))
+        self.found.append(
+            Edit(self.path, node.lineno, node.col_offset, kind, start, stop, before, after, self._default)
+        )
 
     # What is not edited.
 
@@ -117,7 +124,7 @@ class _Finder(ast.NodeVisitor):
         self._in_class = before
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        if node.name in SHOWN or any(ast.unparse(mark).endswith("abstractmethod") for mark in node.decorator_list):
+        if node.name in SHOWN or all(_says_nothing(statement) for statement in node.body):
             return
         before, self._in_class = self._in_class, False
         self._default = True
@@ -158,6 +165,7 @@ class _Finder(ast.NodeVisitor):
                 self._add("dropped statement", node, "pass")
         self.visit(node)
 
+    visit_Module = _statements
     visit_For = visit_While = visit_With = visit_Try = visit_Match = _body
     visit_AsyncFunctionDef = visit_AsyncFor = visit_AsyncWith = _pass_over
 
@@ -168,7 +176,7 @@ class _Finder(ast.NodeVisitor):
         if names & SAID:
             return
         plain = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
-        if len(plain) == len(node.args) and len(plain) > 1:
+        if len(plain) == len(node.args) and len(plain) > 1 and not names & SYMMETRIC:
             for index in range(len(plain) - 1):
                 order = [*plain[:index], plain[index + 1], plain[index], *plain[index + 2 :]]
                 swapped = ast.Call(node.func, list(order), node.keywords)
@@ -201,7 +209,8 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
-        if isinstance(node.op, ast.Not | ast.USub):
+        number = isinstance(node.operand, ast.Constant)  # edited as a constant
+        if isinstance(node.op, ast.Not) or (isinstance(node.op, ast.USub) and not number):
             kind = "removed not" if isinstance(node.op, ast.Not) else "removed minus"
             self._add(kind, node, f"({ast.unparse(node.operand)})")
         self.generic_visit(node)
@@ -225,6 +234,11 @@ def _sides(node: ast.BinOp) -> Iterator[ast.expr]:
             yield from _sides(side)
         else:
             yield side
+
+
+def _says_nothing(node: ast.stmt) -> bool:
+    """Return whether a statement is a docstring, `...` or `pass`."""
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
 def _number(node: ast.expr) -> bool:

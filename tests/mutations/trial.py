@@ -107,12 +107,13 @@ def _in_fork(act: Any) -> None:
 def _keep(root: Path, tests: Sequence[str], limit: float, result: Path) -> None:
     """Fork the process that tests, wait for it, and leave nothing of it behind."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become children of this process
+    drawing = os.getppid()
     tester = os.fork()
     if not tester:
         _in_fork(lambda: _test(root, tests, result))
     deadline = time.monotonic() + limit
     while os.waitpid(tester, os.WNOHANG)[0] == 0:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or os.getppid() != drawing:
             os.kill(tester, signal.SIGKILL)
             os.waitpid(tester, 0)
             break

@@ -20,7 +20,7 @@ def state(folder: Path) -> dict[str, Any]:
 
 def test_the_life_of_a_run(tmp_path: Path) -> None:
     with RunStateRecorder(tmp_path / "run") as recorder:
-        assert state(tmp_path / "run")["state"] == "running"
+        assert (state(tmp_path / "run")["state"], state(tmp_path / "run")["step"]) == ("running", 0)
         recorder.running(5)
         assert state(tmp_path / "run")["step"] == 5
         recorder.finished(10)

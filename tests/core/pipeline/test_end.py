@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import ScheduleError
 from scaling.core.pipeline import module
-from scaling.core.pipeline.end import Collector
+from scaling.core.pipeline.end import Collector, LossEnd
 from scaling.core.pipeline.layer_spec import LayerSpec
+from scaling.core.pipeline.loss import LossOutput
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.module import ParallelModule
 from scaling.core.pipeline.schedules import OneFOneB, Schedule
@@ -123,6 +124,19 @@ def test_a_forward_step_is_in_evaluation_mode_and_keeps_no_graph() -> None:
     assert len(outputs) == 2
     assert not built.training
     assert not any(output.requires_grad for output in outputs)
+
+
+def test_a_backward_pass_starts_from_a_loss_that_something_trained_is_in() -> None:
+    end = LossEnd(lambda output, targets: LossOutput(output.sum(), targets), torch.tensor(8.0), Topology.single())
+    output = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    loss, scale = end.take(output, torch.tensor(2.0))
+    assert loss.requires_grad
+    assert (loss.item(), scale.item(), scale.dtype) == (3, 8, torch.float64)
+    with pytest.raises(ScheduleError, match="the loss depends on no parameter"):
+        end.take(output.detach(), torch.tensor(2.0))
+    with torch.no_grad():
+        end.take(output, torch.tensor(4.0))
+    assert float(end.total.loss) == 3 * 3 / (2 + 2 + 4)
 
 
 def test_a_backward_pass_needs_an_end_that_starts_it() -> None:

@@ -93,6 +93,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
     with locked(tmp_path, setting="trainer.save_dir"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+    assert (tmp_path / lock.FILE_NAME).is_symlink()
 
 
 HOLD_FILE = """

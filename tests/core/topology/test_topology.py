@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scaling.core.errors import ConfigError, LayoutError
 from scaling.core.topology.layout import Axis, Layout
 from scaling.core.topology.placement import SAME, SAME_IN_PARTS, Placement, tied
-from scaling.core.topology.topology import Topology, choose_device
+from scaling.core.topology.topology import Topology, choose_device, first_given
 from tests.distributed import free_port, run_distributed
 from tests.reference.worlds import connected, topology_config
 
@@ -34,6 +34,11 @@ def ranks_of(group: dist.ProcessGroup | None) -> Ranks:
     said = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
     dist.all_gather(said, torch.tensor([dist.get_rank()]), group=group)
     return tuple(int(rank) for rank in said)
+
+
+def test_the_first_that_is_given_counts_even_if_it_is_nothing() -> None:
+    assert first_given([None, "", "b"]) == ""
+    assert first_given([None, None]) is None
 
 
 def test_a_process_that_works_alone_has_no_groups() -> None:

@@ -29,6 +29,8 @@ def test_what_another_rank_owns_is_not_written(tmp_path: Path) -> None:
     shared = SharedTensors(tmp_path)
     shared.write([tensor("w", torch.ones(4)), tensor("w", torch.zeros(4), owned=False)])
     assert shared.read("w", (4,), Box((0,), (4,))).tolist() == [1.0] * 4
+    with pytest.raises(FileNotFoundError):
+        shared.read("never written", (4,), Box((0,), (4,)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32])
