@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scaling.core.errors import DataError as DataError
     from scaling.core.errors import DataRefusedError as DataRefusedError
     from scaling.core.errors import ExitStatus as ExitStatus
+    from scaling.core.errors import HangError as HangError
     from scaling.core.errors import LayoutError as LayoutError
     from scaling.core.errors import Problem as Problem
     from scaling.core.errors import ScalingError as ScalingError

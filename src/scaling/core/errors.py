@@ -89,3 +89,13 @@ class StorageError(ScalingError):
     """A file could not be written or read."""
 
     exit_status = ExitStatus.STORAGE
+
+
+class HangError(ScalingError):
+    """Ranks waited for others that did not come."""
+
+    exit_status = ExitStatus.HANG
+
+
+class AskedToLeave(KeyboardInterrupt):
+    """The process was asked to leave, and there is nothing that it has to finish first. Carries the signal's name."""

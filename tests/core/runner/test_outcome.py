@@ -72,6 +72,12 @@ def test_who_was_asked_before_it_listened_may_be_started_again() -> None:
     assert outcome(ends).status == 128 + signal.SIGTERM
 
 
+def test_who_lost_a_process_that_was_asked_too_early_is_not_the_cause_and_who_failed_before_is() -> None:
+    ended = end(0, -signal.SIGTERM, at=10)
+    assert outcome([ended, end(1, 1, said="connection closed", at=11)], asked=signal.SIGTERM).status == 75
+    assert outcome([ended, end(1, 65, said="bad data", at=9)], asked=signal.SIGTERM).status == 65
+
+
 def test_finishing_in_spite_of_being_asked_is_done() -> None:
     assert outcome([end(0, 0), end(1, 0)], asked=signal.SIGTERM).status == 0
     assert outcome([end(0, 0)], asked=signal.SIGTERM, forced=True).status == 0

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from scaling.core.errors import ConfigError, LayoutError, ScalingError
+from scaling.core.errors import ConfigError, HangError, LayoutError, ScalingError
 from scaling.core.topology import base_store, rendezvous
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.rendezvous import connect_store, leave_store
@@ -194,7 +194,7 @@ def test_a_missing_rank_is_named_to_everyone_in_time(monkeypatch: pytest.MonkeyP
         now = 4.01
         outcomes = meeting.result()
     assert all(came)
-    assert {type(outcome) for outcome in outcomes} == {ScalingError}
+    assert {type(outcome) for outcome in outcomes} == {HangError}
     assert all("ranks 2-3 did not come within 4 s" in str(outcome) for outcome in outcomes)
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from scaling.core.collectives import ops, tree
 from scaling.core.collectives.ops import Group
 from scaling.core.data.types import MicroBatch
-from scaling.core.errors import ScheduleError
+from scaling.core.errors import AskedToLeave, ScheduleError
 from scaling.core.pipeline.actions import Action, Backward, BackwardInput, BackwardWeight, Forward, Message, Recv, Send
 from scaling.core.pipeline.end import End
 from scaling.core.pipeline.host_memory import HostMemory
 from scaling.core.pipeline.link import ActivationReceiver, ActivationSender, Outbox
 from scaling.core.pipeline.stage import Stage
 from scaling.core.pipeline.stage_map import StageMap
+from scaling.core.topology.gate import Gate
 from scaling.core.topology.topology import Topology
 
 Timer = Callable[[Action], contextlib.AbstractContextManager[None]]
@@ -43,6 +44,8 @@ class PipelineEngine:
         self.last = stage_map.last
         self.topology = topology
         self.timer: Timer = untimed
+        self.gate: Gate | None = None
+        """Says which micro-batches are still begun; None: all are."""
         self._outbox = Outbox()
         self._host_memory = HostMemory(topology.device)
         self._senders: dict[int, ActivationSender] = {}
@@ -74,16 +77,37 @@ class PipelineEngine:
     def run(self, actions: Sequence[Action], batches: Iterator[MicroBatch], end: End) -> None:
         """Carry out `actions`; `end` takes what the last stage returns.
 
-        Collective: all ranks of the pipe and model axes, each with its own list.
+        Collective: all ranks of the pipe and model axes, each with its own list. Where the gate closes, micro-batches
+        that no rank has begun are left out on all ranks, the others are finished, and `AskedToLeave` is raised on all
+        of them. A list without some micro-batches is a valid one: nothing depends on another micro-batch.
         """
         step = _Step(self, batches, end)
+        gate, first, complete = self.gate, 0, True
+        if gate is not None:
+            first = gate.reserve(1 + max(action.micro_batch for action in actions))
         try:
             for action in actions:
+                if gate is not None and not _may_do(gate, first + action.micro_batch, step, action):
+                    complete = False
+                    continue
                 with self.timer(action):
                     step.do(action)
         finally:
             self._outbox.wait()
             self._host_memory.after_pass()
+        if gate is not None and not complete:
+            raise AskedToLeave(gate.asked)
+
+
+def _may_do(gate: Gate, unit: int, step: _Step, action: Action) -> bool:
+    """Return whether the gate admits the micro-batch of an action. Data come first: who waits for them may leave."""
+    if gate.is_new(unit):
+        try:
+            with gate.interruption():
+                step.load(action.micro_batch)
+        except AskedToLeave:
+            return False
+    return gate.admits(unit)
 
 
 @final
@@ -129,8 +153,9 @@ class _Step:
                 for gradient in self._gradients.pop((action.micro_batch, action.target)):
                     self.engine._outbox.send(gradient, group, peer)
 
-    def _batch(self, micro_batch: int) -> MicroBatch:
-        while micro_batch not in self._loaded:
+    def load(self, micro_batch: int) -> None:
+        """Read up to a micro-batch, where this rank reads at all."""
+        while self._readers and micro_batch >= len(self._reads):
             try:
                 self._loaded[len(self._reads)] = next(self._batches)
             except StopIteration:
@@ -139,6 +164,9 @@ class _Step:
                     "must be endless, an evaluation must ask for as many micro-batches as there are"
                 ) from None
             self._reads[len(self._reads)] = self._readers
+
+    def _batch(self, micro_batch: int) -> MicroBatch:
+        self.load(micro_batch)
         self._reads[micro_batch] -= 1
         return self._loaded[micro_batch] if self._reads[micro_batch] else self._loaded.pop(micro_batch)
 

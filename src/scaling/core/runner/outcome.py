@@ -77,13 +77,16 @@ def outcome(ends: Sequence[ProcessEnd], *, asked: signal.Signals | None = None, 
 
     `asked` is the signal by which the runner was asked to leave, `forced` whether a second one made it leave at once.
     A process that was asked before it could listen dies of the signal: then there was nothing to save, and the run may
-    be started again like one that saved.
+    be started again like one that saved. What others report after that is a consequence.
     """
     failed = [end for end in ends if end.exit_code != 0]
     if asked is not None and forced and failed:
         return Outcome(status=128 + asked)
     left = [end for end in failed if end.exit_code == ExitStatus.PREEMPTED]
     causes = [end for end in failed if end not in left and not _was_stopped(end)]
+    if asked is not None:
+        asked_at = min((end.time for end in failed if _was_stopped(end) and not end.stopped), default=float("inf"))
+        causes = [end for end in causes if end.report is None or end.report.time <= asked_at]
     if causes:
         cause = min(causes, key=lambda end: end.order)
         is_shared = len({end.summary for end in ends}) == 1

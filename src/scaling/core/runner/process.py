@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from scaling.core.errors import ExitStatus
+from scaling.core.errors import AskedToLeave, ExitStatus, HangError
 from scaling.core.logging.setup import log_to_file
 from scaling.core.runner.report import Report
 
@@ -33,6 +33,7 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
     """
     faulthandler.enable()
     _end_with_runner()
+    _listen_to_threads()
     try:
         status = main() or ExitStatus.DONE
     except KeyboardInterrupt:
@@ -44,6 +45,23 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
         _leave_at_once(report.status)
     _ignore_signals()
     sys.exit(_told_to_runner(int(status)))
+
+
+def _listen_to_threads() -> None:
+    """Let a thread end the process, by the error it ends with: the main thread may be blocked for ever."""
+    others = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        error = arguments.exc_value
+        if isinstance(error, HangError):
+            report = Report.of(error)
+            _tell(report)
+            _leave_at_once(report.status)
+        if isinstance(error, AskedToLeave):
+            _leave_at_once(_told_to_runner(ExitStatus.PREEMPTED))
+        others(arguments)
+
+    threading.excepthook = hook
 
 
 def _told_to_runner(status: int) -> int:

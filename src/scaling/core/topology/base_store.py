@@ -31,11 +31,15 @@ def open_base_store(launch: LaunchContext, deadline: float) -> dist.Store:
 
 
 def poll_until(deadline: float) -> Iterator[None]:
-    """Yield at once, and then again and again, less often each time, until `deadline` (of `time.monotonic`) passes."""
+    """Yield at once, and then again and again, less often each time, until `deadline` (of `time.monotonic`) passes.
+
+    What a process is stopped for, as on a computer that sleeps, does not count.
+    """
     yield
     pause = 0.002
     while (left := deadline - time.monotonic()) > 0:
         time.sleep(min(pause, left))
+        deadline += max(0.0, left - (deadline - time.monotonic()) - pause - 1.0)
         pause = min(0.1, pause * 1.3)
         yield
 

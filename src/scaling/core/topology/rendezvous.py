@@ -27,9 +27,10 @@ from typing import TypedDict
 
 import torch.distributed as dist
 
-from scaling.core.errors import ConfigError, LayoutError, ScalingError
+from scaling.core.errors import ConfigError, HangError, LayoutError, ScalingError
 from scaling.core.topology.base_store import LOOPBACK, open_base_store, poll_until, serve_this_machine
 from scaling.core.topology.launch import LaunchContext
+from scaling.core.topology.ranks import enumerate_ranks
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def connect_store(launch: LaunchContext, *, digest: str, run_name: str, timeout:
 
     `digest` stands for the configuration and has to be the same on every rank; `run_name` names the run in messages.
     Where ranks do not fit together all of them raise the same error, which names them: `ConfigError` where digests
-    differ, `LayoutError` where a rank is claimed twice or the processes disagree about their number, `ScalingError`
+    differ, `LayoutError` where a rank is claimed twice or the processes disagree about their number, `HangError`
     where some did not come within `timeout`. A process that finds another run at the meeting place, or a rank 0 whose
     port is taken, raises `LayoutError` alone.
     """
@@ -256,7 +257,7 @@ def _difference(members: Sequence[_Member]) -> _Problem | None:
     if len(ranks) == 1:
         return None
     groups = sorted(ranks.items(), key=lambda item: -len(item[1]))
-    parts = [f"{_enumerate(same)} read {digest[:12]!r}" for digest, same in groups]
+    parts = [f"{enumerate_ranks(same)} read {digest[:12]!r}" for digest, same in groups]
     return _problem(
         ConfigError,
         f"the processes do not share one configuration: by its digest, {', '.join(parts)}; start every process with "
@@ -265,9 +266,9 @@ def _difference(members: Sequence[_Member]) -> _Problem | None:
 
 
 def _absence(missing: Sequence[int], me: _Member, timeout: timedelta) -> _Problem:
-    came = f"{_enumerate(missing)} did not come" if missing else "rank 0 did not answer"
+    came = f"{enumerate_ranks(missing)} did not come" if missing else "rank 0 did not answer"
     return _problem(
-        ScalingError,
+        HangError,
         f"{came} within {timeout.total_seconds():g} s, so "
         f"the {me.world_size} processes of run {me.run_name!r} cannot start; "
         "look for the message of a process that failed before, and for machines that were not started",
@@ -285,22 +286,10 @@ def _warn_of_clock_skew(signed_in: float, judged: float, read: float) -> None:
         )
 
 
-def _enumerate(ranks: Sequence[int]) -> str:
-    """Return `rank 3` or `ranks 0-2, 5`; consecutive numbers are drawn together."""
-    runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and runs[-1][1] == rank - 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {text}"
-
-
 def _problem(kind: type[ScalingError], message: str) -> _Problem:
     return _Problem(kind=kind.__name__, message=message)
 
 
 def _exception(problem: _Problem) -> ScalingError:
-    kinds: tuple[type[ScalingError], ...] = (ConfigError, LayoutError, ScalingError)
+    kinds: tuple[type[ScalingError], ...] = (ConfigError, LayoutError, HangError, ScalingError)
     return {kind.__name__: kind for kind in kinds}[problem["kind"]](problem["message"])

@@ -15,16 +15,21 @@ import torch.distributed as dist
 from typing_extensions import Self
 
 from scaling.core.errors import LayoutError
+from scaling.core.topology.gate import Gate
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.layout import Axis, Coordinate, Layout
 from scaling.core.topology.placement import Placement
 from scaling.core.topology.rendezvous import connect_store, leave_store
 from scaling.core.topology.rng import RngTracker
+from scaling.core.topology.watch import Watch
 
 if TYPE_CHECKING:
     from scaling.core.topology.config import TopologyConfig
 
 T = TypeVar("T")
+
+_NEVER = datetime.timedelta(days=365)
+"""What torch is told to wait: the watch judges instead, which knows who is missing, and when a process was stopped."""
 
 
 class Topology:
@@ -44,7 +49,10 @@ class Topology:
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._axis_groups: dict[tuple[Axis, ...], dist.ProcessGroup | None] = {}
         self._store: dist.Store | None = None
+        self._watch: Watch | None = None
         self._messages = 0
+        self.gate = Gate()
+        """Lets the ranks stop after the same unit of work."""
         self.leaving = contextlib.ExitStack()
         """What is undone when this process is through with the others, and they with it: signal handlers."""
 
@@ -71,18 +79,26 @@ class Topology:
         if layout.world_size > 1:
             timeout = datetime.timedelta(seconds=config.process_group_timeout_seconds)
             store = connect_store(launch, digest=digest, run_name=run_name, timeout=timeout)
+            topology._start_watch(store, timeout.total_seconds())
             dist.init_process_group(
                 backend="nccl" if device.type == "cuda" else "gloo",
                 store=store,
                 rank=launch.rank,
                 world_size=launch.world_size,
-                timeout=timeout,
+                timeout=_NEVER,
                 device_id=device if device.type == "cuda" else None,
             )
             topology._store = store
             for axis in Axis:
                 topology.group(axis)
         return topology
+
+    def _start_watch(self, store: dist.Store, patience: float) -> None:
+        self.gate.shared = True
+        store.set_timeout(_NEVER)
+        world_size = self.layout.world_size
+        self._watch = Watch(store, rank=self.rank, world_size=world_size, gate=self.gate, patience=patience)
+        self._watch.start()
 
     def size(self, *axes: Axis) -> int:
         """Return the number of ranks along an axis, or along several together."""
@@ -202,6 +218,9 @@ class Topology:
         """Destroy the process groups. Safe to call twice."""
         self._groups.clear()
         self._axis_groups.clear()
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
         if self._store is not None:
             self._store = None
             with contextlib.suppress(Exception):  # a broken peer must not hide the error that brought us here

@@ -13,6 +13,10 @@ from typing import Any
 
 from typing_extensions import Self
 
+from scaling.core.errors import AskedToLeave
+from scaling.core.topology.gate import Gate
+from scaling.core.topology.watch import NUDGE
+
 SECOND_REQUEST_SECONDS = 0.5
 """Signals closer together are one request: Slurm signals every process of a job, and the launcher passes it on too."""
 
@@ -20,13 +24,19 @@ SECOND_REQUEST_SECONDS = 0.5
 class Preemption:
     """While entered, turn the first SIGTERM, SIGUSR1 or Ctrl-C into a flag; a second one ends the process at once.
 
-    Poll it by calling it, at step boundaries, and let the ranks agree on the answer before acting on it: signals do not
-    arrive everywhere at the same time. Keep it entered until the state is saved. Outside the main thread, where Python
-    allows no signal handlers, the flag is never set.
+    Signals do not arrive everywhere at the same time: a `gate` is told, over which the ranks agree. It also says what a
+    signal may break off, by `AskedToLeave`. Keep it entered until the state is saved. Outside the main thread, where
+    Python allows no signal handlers, the flag is never set.
     """
 
-    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)) -> None:
+    def __init__(
+        self,
+        signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT),
+        *,
+        gate: Gate | None = None,
+    ) -> None:
         self._signals = tuple(signals)
+        self._gate = gate
         self._former: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
         self._first: signal.Signals | None = None
@@ -45,6 +55,8 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
             self._former = {number: signal.signal(number, self._receive) for number in self._signals}
+            if self._gate is not None:
+                self._former[NUDGE] = signal.signal(NUDGE, self._break_off)
         return self
 
     def __exit__(
@@ -62,8 +74,16 @@ class Preemption:
         now = time.monotonic()
         if self._first is None:
             self._first, self._since = signal.Signals(number), now
+            if self._gate is not None:
+                self._gate.asked = self.reason
+                self._break_off(number, frame)
         elif now - self._since >= SECOND_REQUEST_SECONDS:
             leave_by(number)
+
+    def _break_off(self, number: int, frame: FrameType | None) -> None:
+        gate = self._gate
+        if os.getpid() == self._process and gate is not None and gate.interruptible and gate.leaves_now:
+            raise AskedToLeave(gate.asked)
 
 
 def leave_by(number: int) -> None:

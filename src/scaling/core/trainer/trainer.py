@@ -16,7 +16,7 @@ import torch
 
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.collectives import ops
-from scaling.core.errors import ScalingError, StorageError
+from scaling.core.errors import AskedToLeave, ScalingError, StorageError
 from scaling.core.optimizer.optimizer import MASTERS, StepReport
 from scaling.core.pipeline.loss import StepLoss
 from scaling.core.trainer.config import TrainerConfig
@@ -83,23 +83,24 @@ class Trainer:
             garbage_collected(self.config.gc_interval) as collect,
             contextlib.ExitStack() as listening,
         ):
-            preemption = listening.enter_context(Preemption())
-            resumed = self.resume()
+            gate = self._topology.gate
+            preemption = listening.enter_context(Preemption(gate=gate))
+            with gate.interruption():
+                resumed = self.resume()
+            self.learner.module.engine.gate = gate
             if self.state.step >= self.target:
                 self._warn_of_nothing_to_train(resumed=resumed)
             self._warn_of_few_data()
             started = self.state.step
             self.metrics = self._open_metrics(started)
             self._clock = time.perf_counter()
-            while self.state.step < self.target and self.preempted is None:
-                self.step()
-                if due(self.state.step, self.config.log_interval) or self.state.step == self.target:
-                    self._synchronise(preemption)
-                if due(self.state.step, self.config.eval_interval):
-                    self.evaluate()
-                if due(self.state.step, self.config.save_interval):
-                    self.save()
-                collect(self.state.step)
+            try:
+                gate.pass_through()  # from here on there is something to save
+                while self.state.step < self.target and self.preempted is None:
+                    self._advance(preemption)
+                    collect(self.state.step)
+            except AskedToLeave as asked:  # on all ranks, after the same micro-batch
+                self._note_preemption(asked.args[0])
             if self.config.final_save or self.preempted is not None:
                 self.save()
             with self._tolerating_failed_save(None):
@@ -111,9 +112,21 @@ class Trainer:
                 # The signal that others had first may come now, and must not end a rank that they still talk to.
                 self._topology.leaving.enter_context(listening.pop_all())
 
+    def _advance(self, preemption: Preemption) -> None:
+        """Train a step, and do what is due after it."""
+        self._topology.gate.pass_through()
+        self.step()
+        if due(self.state.step, self.config.log_interval) or self.state.step == self.target:
+            self._synchronise(preemption)
+        if due(self.state.step, self.config.eval_interval) and self.preempted is None:
+            self.evaluate()
+        if due(self.state.step, self.config.save_interval):
+            self.save()
+
     def step(self) -> StepReport:
         """Train on one global batch. The host waits for nothing."""
         step = self.state.step + 1
+        self._topology.gate.step = step
         for hook in self.hooks:
             hook.before_step(self)
         loss, report = self.learner.step(step)
@@ -300,12 +313,17 @@ class Trainer:
         self._write_metrics()
         self._clock, self._steps_since_log = now, 0
         if stop:
-            self.preempted = preemption.reason or "a signal to another rank"
+            self._note_preemption(preemption.reason)
+        self._finite.judge(gradients, losses, step=self.state.step)
+
+    def _note_preemption(self, reason: str | None) -> None:
+        """Take note that the ranks leave, and say it."""
+        if self.preempted is None:
+            self.preempted = reason or "a signal to another rank"
             what = "saving" if self.config.save_dir is not None else "nothing is saved, trainer.save_dir is null"
             self._log_once(
                 logging.WARNING, "asked to leave (%s) after step %d: %s", self.preempted, self.state.step, what
             )
-        self._finite.judge(gradients, losses, step=self.state.step)
 
     def _peak_memory(self) -> int:
         if self._topology.device.type == "cuda":

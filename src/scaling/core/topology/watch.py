@@ -1,0 +1,223 @@
+"""Watch: two threads per rank, over which ranks agree on leaving and find out who keeps the others waiting.
+
+While nothing happens a rank asks the store ten times a second how many events there are, and nothing else: no
+collective, no wait for the device, no message of the training thread. An event is that a rank was asked to leave, that
+one has waited for too long and wants to know how the others are, or that a hang was found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import FrameType
+from typing import Any, Final, NoReturn, final
+
+import torch.distributed as dist
+
+from scaling.core.errors import AskedToLeave, ExitStatus, HangError
+from scaling.core.topology.gate import Gate
+from scaling.core.topology.waits import Account, account_of, frames_of, judge, waiting_frame
+
+NUDGE: Final = signal.SIGURG
+"""Interrupts what the training thread is blocked in, so that it looks at the gate; ignored where nobody handles it."""
+
+_PAUSE: Final = 0.1
+_ANSWER_SECONDS: Final = 3.0
+"""How long a rank may take to say how it is."""
+_LINGER_SECONDS: Final = 1.0
+"""How long a process that ends lets the others learn why, and how long its training thread may take to end it."""
+
+
+@final
+class Watch:
+    """Watches the thread that makes it, over a connection to `store` of its own: a blocking `get` locks one."""
+
+    def __init__(self, store: dist.Store, *, rank: int, world_size: int, gate: Gate, patience: float) -> None:
+        own: dist.Store = store.clone()  # type: ignore[attr-defined]  # all stores have it, undeclared
+        self._store = dist.PrefixStore("watch", own)
+        self._rank, self._world_size = rank, world_size
+        self._gate = gate
+        self._patience = patience
+        self._thread = threading.get_ident()
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._over = threading.Event()
+        self._pause = _PAUSE + world_size / 4000  # thousands of ranks share one store
+        self._clock = _Stillness()
+        self._silence = 0.0
+        """Seconds since the store has answered, not counting those in which this process was stopped."""
+        self._seen = 0
+        self._leaving = _Leaving()
+        self._asking: int | None = None
+        self._next_question = patience
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for target, name in ((self._exchange, "scaling-watch"), (self._keep_time, "scaling-watch-clock"))
+        ]
+
+    def start(self) -> None:
+        """Start watching."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop watching. Not long after, the store is not used any more."""
+        self._over.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_LINGER_SECONDS)
+
+    def _keep_time(self) -> None:
+        before = time.monotonic()
+        while not self._over.wait(self._pause):
+            now = time.monotonic()
+            passed = min(now - before, 1.0)  # the process was stopped, not waiting, where it took longer
+            before = now
+            self._silence += passed
+            self._clock.look(self._stack(), self._gate.begun, passed)
+            if self._clock.waited >= self._patience and self._silence >= self._patience:
+                account = self._account()
+                self._end(
+                    HangError(
+                        f"the store of the run, which rank 0 or its launcher serves, did not answer within "
+                        f"{self._silence:.0f} s: rank 0 has stopped, its process or its machine. Rank {self._rank} "
+                        f"waited in {account.phase} ({account.place}). Start the run again; if it comes back, look at "
+                        "the machine of rank 0"
+                    )
+                )
+
+    def _stack(self) -> list[FrameType]:
+        return list(frames_of(sys._current_frames().get(self._thread)))
+
+    def _account(self) -> Account:
+        return account_of(self._stack(), step=self._gate.step, still=self._clock.still)
+
+    def _exchange(self) -> None:
+        try:
+            while not self._over.wait(self._pause):
+                self._look()
+        except RuntimeError:  # the store is gone, as the training thread will notice
+            return
+
+    def _look(self) -> None:
+        """Take part in what has happened."""
+        events = self._store.add("events", 0)
+        self._silence = 0.0
+        while self._seen < events:
+            self._seen += 1
+            self._answer(self._seen, json.loads(self._store.get(str(self._seen))))
+        if self._gate.asked is not None and not self._leaving.is_known:
+            self._tell({"kind": "leave"})
+        if self._leaving.is_known:
+            self._leave()
+        if self._asking is None and self._clock.waited >= self._next_question:
+            self._asking = self._tell({"kind": "question"})
+            self._clock.since_question = 0.0
+        elif self._asking is not None:
+            self._hear(self._asking)
+        elif self._clock.waited < self._patience:
+            self._next_question = self._patience
+
+    def _tell(self, event: Mapping[str, Any]) -> int:
+        number = self._store.add("events", 1)
+        self._store.set(str(number), json.dumps(event))
+        return number
+
+    def _answer(self, number: int, event: Mapping[str, Any]) -> None:
+        match event["kind"]:
+            case "leave" if not self._leaving.is_known:
+                self._leaving.is_known = True
+                self._store.set(f"begun/{self._rank}", str(self._gate.hold()))
+            case "question":
+                self._store.set(f"{number}/{self._rank}", json.dumps(asdict(self._account())))
+            case "hang":
+                self._store.add("told", 1)
+                for _ in range(int(_LINGER_SECONDS / _PAUSE)):
+                    if self._store.add("told", 0) >= event["present"]:
+                        break
+                    time.sleep(_PAUSE)
+                self._end(HangError(event["message"]))
+
+    def _leave(self) -> None:
+        """Close the gate as soon as all have said how far they are; break off what there is no reason to finish."""
+        leaving = self._leaving
+        leaving.seconds += self._pause
+        if leaving.last is None:
+            found = self._values("begun", range(self._world_size))
+            if len(found) == self._world_size:
+                leaving.last = max(int(value) for value in found.values())
+            elif leaving.seconds > _ANSWER_SECONDS and self._gate.begun == 0:
+                leaving.last = 0  # another one was ended by the signal before it listened; there is nothing to save
+            else:
+                return
+            self._gate.close_after(leaving.last)
+            leaving.seconds = 0.0
+        if self._is_main and self._gate.leaves_now and self._gate.interruptible:
+            signal.pthread_kill(self._thread, NUDGE)
+        if leaving.last == 0 and leaving.seconds > _LINGER_SECONDS:
+            self._end(AskedToLeave(self._gate.asked))
+
+    def _hear(self, question: int) -> None:
+        """Judge, once all have answered or have had the time to."""
+        found = self._values(str(question), range(self._world_size))
+        if len(found) < self._world_size and self._clock.since_question < _ANSWER_SECONDS:
+            return
+        accounts = {
+            rank: Account(**json.loads(found[rank])) if rank in found else None for rank in range(self._world_size)
+        }
+        message = judge(accounts, self._patience)
+        self._asking = None
+        self._next_question = self._clock.waited + max(1.0, self._patience / 4)
+        if message is not None:
+            self._tell({"kind": "hang", "message": message, "present": len(found)})
+
+    def _values(self, name: str, ranks: Sequence[int]) -> dict[int, bytes]:
+        keys = {rank: f"{name}/{rank}" for rank in ranks}
+        if self._store.check(list(keys.values())):
+            return dict(zip(ranks, self._store.multi_get(list(keys.values())), strict=True))
+        return {rank: self._store.get(key) for rank, key in keys.items() if self._store.check([key])}
+
+    def _end(self, error: HangError | AskedToLeave) -> NoReturn:
+        """End the process from this thread, since the training thread may be blocked for ever. A hook says why."""
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, None, threading.current_thread())))
+        os._exit(ExitStatus.HANG if isinstance(error, HangError) else ExitStatus.PREEMPTED)
+
+
+@final
+class _Leaving:
+    """How far leaving has come."""
+
+    def __init__(self) -> None:
+        self.is_known = False
+        self.last: int | None = None
+        self.seconds = 0.0
+
+
+@final
+class _Stillness:
+    """For how long the training thread has not moved, and for how long it has waited in one call."""
+
+    def __init__(self) -> None:
+        self.still = 0.0
+        self.waited = 0.0
+        self.since_question = 0.0
+        self._former: tuple[object, ...] = ()
+
+    def look(self, stack: Sequence[FrameType], begun: int, passed: float) -> None:
+        """Compare the stack with the one before, `passed` seconds ago.
+
+        A call that waits is the same as long as its frame is the same object, which is kept for that; it may look at
+        the store again and again.
+        """
+        waits = waiting_frame(stack)
+        here = (waits, begun) if waits is not None else (None, begun, *((f.f_code, f.f_lasti) for f in stack))
+        same = len(here) == len(self._former) and all(a is b or a == b for a, b in zip(here, self._former, strict=True))
+        self.still = self.still + passed if same else 0.0
+        self.waited = self.still if waits is not None else 0.0
+        self.since_question += passed
+        self._former = here
