@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from scaling.core import ConfigError, ExitStatus, run_process
+from scaling.core import ConfigError, ExitStatus, ScalingError, run_process
 from scaling.transformer import Sampling, TransformerInferenceModule, launch_training
 
 PROGRAM = "examples.transformer_example.run"
@@ -25,7 +25,23 @@ def main() -> int:
     save_dir = config.trainer.save_dir
     if status != ExitStatus.DONE or save_dir is None or int(os.environ.get("RANK", "0")) != 0:
         return status
+    try:
+        show(save_dir)
+    except ScalingError as error:  # the training has ended well all the same
+        print(f"\nThe model was trained and saved, but continues no text here: {error}")
+    print(f"\nNext:\n{next_commands(config_path, save_dir)}")
+    return ExitStatus.DONE
+
+
+def show(save_dir: Path) -> None:
+    """Let the model continue a few prompts."""
     model = TransformerInferenceModule.from_checkpoint(save_dir)
+    if model.tokenizer is None:
+        print(
+            "\nThe model was trained without a tokenizer (transformer_architecture.vocab_file); it continues no text."
+            f"\nTo generate, copy the tokenizer of the token data to {save_dir}/vocab.json."
+        )
+        return
     print("\nThe model continues:")
     for prompt in PROMPTS:
         print(f"\n  {prompt}", end="")
@@ -33,8 +49,6 @@ def main() -> int:
         for piece in text:
             print(piece.replace("\n", "\n  "), end="", flush=True)
         print()
-    print(f"\nNext:\n{next_commands(config_path, save_dir)}")
-    return ExitStatus.DONE
 
 
 def next_commands(config_path: str, save_dir: Path) -> str:

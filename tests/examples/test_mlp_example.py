@@ -6,6 +6,8 @@ import ast
 import gzip
 import hashlib
 import json
+import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -310,9 +312,19 @@ def test_what_it_trains_can_be_proved_to_be_the_same_in_another_layout() -> None
     assert report.agrees, report.parting
 
 
-def run_example(*overrides: str) -> subprocess.CompletedProcess[str]:
+def run_example(
+    *overrides: str, repository: Path = EXAMPLE.parents[1], **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "examples.mlp_example.run", str(CONFIG), *overrides]
-    return subprocess.run(command, cwd=EXAMPLE.parents[1], capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(
+        command,
+        cwd=repository,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 def test_the_command_refuses_a_wrong_configuration_with_a_message() -> None:
@@ -321,6 +333,21 @@ def test_the_command_refuses_a_wrong_configuration_with_a_message() -> None:
     assert "hidden_dim" in done.stderr
     assert "seeds" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_script_of_another_repository_trains(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE, tmp_path / "examples" / "mlp_example")
+    done = run_example(
+        "runner.script=examples/mlp_example/train.py",
+        "trainer.train_iterations=2",
+        "trainer.eval_interval=null",
+        f"logger.log_dir={tmp_path / 'log'}",
+        "topology.device=cpu",
+        repository=tmp_path,
+        PYTHONPATH=str(EXAMPLE.parents[1] / "src"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(metrics(tmp_path / "log")) == [1, 2]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
-from tests.transformer.small import metrics, run_module, state, values
+from tests.transformer.small import build_corpus, metrics, run_module, settings_of, state, values, write_config
 
 CONFIG = Path("examples/transformer_example/config.yml")
 RUN = "examples.transformer_example.run"
@@ -64,3 +64,13 @@ def test_the_first_command_trains_saves_and_speaks(tmp_path: Path) -> None:
     for prompt in ("def ", "import ", "The following"):
         assert f"\n  {prompt}" in spoken
     assert f"scaling generate {tmp_path / 'checkpoints'} --prompt" in spoken
+
+
+def test_a_training_without_a_tokenizer_ends_well_and_says_how_to_generate(tmp_path: Path) -> None:
+    corpus, save_dir = build_corpus(tmp_path / "corpus"), tmp_path / "checkpoints"
+    settings = settings_of(corpus, tmp_path / "log", {"trainer.train_iterations": 1, "trainer.save_dir": str(save_dir)})
+    ended = run_module(RUN, write_config(tmp_path / "config.yml", settings))
+    assert ended.returncode == 0, ended.stderr
+    assert "trained without a tokenizer" in ended.stdout
+    assert f"copy the tokenizer of the token data to {save_dir}/vocab.json" in ended.stdout
+    assert f"scaling generate {save_dir} --prompt" in ended.stdout

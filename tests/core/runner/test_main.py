@@ -319,3 +319,28 @@ def test_processes_leave_when_their_runner_is_killed(
     process.kill()
     wait_for([tmp_path / "asked_0"])
     assert_gone(tmp_path)
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_script_finds_what_lies_beside_it_and_what_its_repository_holds(
+    launched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in {
+        "package/__init__.py": "",
+        "package/model.py": "SIZE = 3",
+        "tools/beside.py": "NAME = 'beside'",
+        "tools/train.py": "from beside import NAME\nfrom package.model import SIZE\nprint(NAME, SIZE)",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    if launched:
+        for variable, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+            monkeypatch.setenv(variable, value)
+    before = list(sys.path)
+    config = RunnerConfig.from_dict({"script": "tools/train.py"})
+    assert runner_main(config, module_or_script="unused", config_path="config.yml", processes=1) == 0
+    assert capfd.readouterr().out == "beside 3\n"
+    assert sys.path == before
+    for module in ("beside", "package", "package.model"):
+        sys.modules.pop(module, None)

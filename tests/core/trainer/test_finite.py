@@ -12,13 +12,13 @@ from scaling.core.errors import DataRefusedError
 from scaling.core.optimizer.config import AdamWConfig, LossScalerConfig, vanishing_constants
 from scaling.core.optimizer.loss_scaler import LossScaler
 from scaling.core.optimizer.optimizer import StepReport
-from scaling.core.trainer.hooks import TrainerView
+from scaling.core.trainer.hooks import TrainerHook, TrainerView
 from tests.core.trainer.regression import Points, make_trainer
 from tests.distributed import run_distributed
 from tests.reference.worlds import connected
 
 
-class Spoil:
+class Spoil(TrainerHook):
     """Makes one weight, or one moment, of the last tensor nan before step 3."""
 
     def __init__(self, name: str) -> None:
@@ -30,12 +30,6 @@ class Spoil:
                 if self.name in tensor.key:
                     for _, part in tensor.parts:
                         part.flatten()[0] = torch.nan
-
-    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
-        pass
-
-    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        pass
 
 
 def run_spoilt(name: str, **options: Any) -> None:

@@ -18,6 +18,7 @@ from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.schedules import GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.simulate import simulate
+from scaling.core.trainer.hooks import TrainerHook
 from tests.core.trainer.regression import Points, make_trainer
 from tests.core.trainer.test_trainer import saved_steps
 from tests.distributed import run_distributed
@@ -94,17 +95,11 @@ def test_a_process_that_waits_for_data_leaves_at_once(tmp_path: Path) -> None:
     trainer, _ = make_trainer(training=training, save_dir=tmp_path, train_iterations=50, log_interval=50)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
 
-    class Stuck:
+    class Stuck(TrainerHook):
         def before_step(self, view: Any) -> None:
             if view.state.step == 3:
                 training.seconds = 600.0
                 timer.start()
-
-        def after_step(self, view: Any, report: Any) -> None:
-            pass
-
-        def on_exit(self, view: Any, error: BaseException | None) -> None:
-            pass
 
     trainer.hooks = (Stuck(),)
     began = time.monotonic()

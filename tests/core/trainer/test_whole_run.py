@@ -65,7 +65,7 @@ def test_a_run_that_was_asked_to_leave_says_so(tmp_path: Path, saves: bool) -> N
     assert run(tmp_path, hooks=[Signals(1, signal.SIGTERM)], **options) is ExitStatus.PREEMPTED
     state = RunState.read(tmp_path / "log")
     assert state is not None
-    assert (state.state, state.step, state.exit_status) == (RunPhase.PREEMPTED, 2, ExitStatus.PREEMPTED.value)
+    assert (state.state, state.step, state.exit_status) == (RunPhase.PREEMPTED, 1, ExitStatus.PREEMPTED.value)
     assert state.reason == f"SIGTERM, {'saved' if saves else 'nothing saved: trainer.save_dir is null'}"
     assert not (tmp_path / "log" / "profile.json").exists()
 

@@ -59,7 +59,8 @@ def _run(config: RunnerConfig, target: str, arguments: Sequence[str], *, process
     named = machines(config)
     refuse_other_machines(named, config, program, processes=processes)
     command = [sys.executable, "-u", *program]
-    with _environment(processes, gpus=named[0].gpus if named else None), Supervisor() as supervisor:
+    gpus = named[0].gpus if named else None
+    with _environment(processes, gpus=gpus, script=_is_script(target)), Supervisor() as supervisor:
         if processes == 1:
             ends = _run_one(command, supervisor)
         else:
@@ -91,11 +92,13 @@ def _run_one(command: Sequence[str], supervisor: Supervisor) -> list[ProcessEnd]
 
 
 def _run_here(target: str, arguments: Sequence[str]) -> int:
-    """Run `target` as if Python had been started with it."""
+    """Run `target` as if Python had been started with it, a script as the processes of `_run` are."""
     argv, handlers = sys.argv, {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    path = list(sys.path)
     sys.argv = [target, *arguments]
     try:
         if _is_script(target):
+            sys.path[:0] = [str(Path(target).resolve().parent), str(Path.cwd())]
             runpy.run_path(target, run_name="__main__")
         else:
             runpy.run_module(target, run_name="__main__", alter_sys=True)
@@ -106,6 +109,7 @@ def _run_here(target: str, arguments: Sequence[str]) -> int:
         return leaving.code or ExitStatus.DONE
     finally:
         sys.argv = argv
+        sys.path[:] = path
         with contextlib.suppress(ValueError):  # not in the main thread, which alone has changed them
             for number, handler in handlers.items():  # a process that is done ignores them
                 signal.signal(number, handler)
@@ -117,7 +121,7 @@ def _is_script(target: str) -> bool:
 
 
 @contextlib.contextmanager
-def _environment(processes: int, *, gpus: Sequence[int] | None) -> Iterator[None]:
+def _environment(processes: int, *, gpus: Sequence[int] | None, script: bool) -> Iterator[None]:
     """Set what the processes inherit; apart from the runner's own variable, only where the user has not set it."""
     defaults = {
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # warnings of gloo and the store are dozens of lines each
@@ -129,7 +133,10 @@ def _environment(processes: int, *, gpus: Sequence[int] | None) -> Iterator[None
     if processes > 1 or cores < (os.cpu_count() or 1):
         defaults["OMP_NUM_THREADS"] = str(max(1, cores // processes))
     values = {name: value for name, value in defaults.items() if name not in os.environ}
-    with _variables(values | {RUNNER_VARIABLE: str(os.getpid())}):
+    values[RUNNER_VARIABLE] = str(os.getpid())
+    if script:  # it may import from the folder that the command was given in, as a module may
+        values["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    with _variables(values):
         yield
 
 
