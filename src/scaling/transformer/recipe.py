@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from scaling.core import BaseDataset, GroupPattern, LayerSpec, ParameterGroup, Recipe, Topology
+from scaling.core import BaseDataset, GroupPattern, LayerSpec, Recipe, Topology
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextSample
@@ -47,19 +47,7 @@ def recipe_of(
 
 def group_patterns(config: TransformerConfig) -> tuple[GroupPattern, ...]:
     """Return which parameters `training_groups` trains how."""
-    return tuple(
-        GroupPattern(
-            group=ParameterGroup(
-                name=group.group_name,
-                learning_rate_scheduler=group.learning_rate_scheduler,
-                weight_decay=group.weight_decay,
-                independent_weight_decay=group.independent_weight_decay,
-            ),
-            include=tuple(group.parameters_include or ()),
-            exclude=tuple(group.parameters_exclude),
-        )
-        for group in config.training_groups
-    )
+    return tuple(group.pattern() for group in config.training_groups)
 
 
 @final

@@ -9,11 +9,15 @@ from scaling.core.lazy import load_on_use
 if TYPE_CHECKING:
     from scaling.core.checkpoint.checkpointer import Checkpointer as Checkpointer
     from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
+    from scaling.core.checkpoint.elsewhere import instead_of_checkpoint as instead_of_checkpoint
     from scaling.core.checkpoint.folders import Retention as Retention
     from scaling.core.checkpoint.folders import list_steps as list_steps
     from scaling.core.checkpoint.folders import step_of as step_of
     from scaling.core.checkpoint.nearby import folder_meant as folder_meant
     from scaling.core.checkpoint.resume import ChangeRules as ChangeRules
+    from scaling.core.checkpoint.resume import compare as compare
+    from scaling.core.checkpoint.search import Search as Search
+    from scaling.core.checkpoint.search import glance as glance
     from scaling.core.checkpoint.verify import read_manifest as read_manifest
 
 load_on_use(__name__)

@@ -97,6 +97,25 @@ def find_newest(
     return Search(directory, None, tuple(rejected))
 
 
+def glance(directory: Path) -> Search:
+    """Return the newest checkpoint that is complete as far as its manifest, names and sizes tell; reads no tensor.
+
+    `OSError` where the directory cannot be read.
+    """
+    rejected: list[Rejected] = []
+    for name in _candidates(directory):
+        folder = directory / name
+        try:
+            manifest = read_manifest(folder)
+            problems = [*name_problems(folder, manifest), *quick_problems(folder, manifest)]
+        except (ScalingError, OSError) as error:
+            problems = [str(error)]
+        if not problems:
+            return Search(directory, StoredCheckpoint(folder, manifest), tuple(rejected))
+        rejected.append(Rejected(folder, "; ".join(problems)))
+    return Search(directory, None, tuple(rejected))
+
+
 def name_problems(folder: Path, manifest: Manifest) -> list[str]:
     """Return what is wrong with the name of a step folder: it promises another step than the folder holds."""
     named = step_of(folder.resolve())

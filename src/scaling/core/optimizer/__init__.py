@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scaling.core.optimizer.groups import GroupPattern as GroupPattern
     from scaling.core.optimizer.groups import ParameterGroup as ParameterGroup
     from scaling.core.optimizer.groups import assign as assign
+    from scaling.core.optimizer.groups import check_groups as check_groups
     from scaling.core.optimizer.loss_scaler import LossScaler as LossScaler
     from scaling.core.optimizer.lr_schedule import LearningRateDecayStyle as LearningRateDecayStyle
     from scaling.core.optimizer.lr_schedule import LearningRateScheduler as LearningRateScheduler

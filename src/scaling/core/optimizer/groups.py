@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from scaling.core.errors import ConfigError, Problem
-from scaling.core.nn.parameter import ParameterMeta
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.patterns import name_in_layer, takes_parameter, unmatched_patterns
 from scaling.core.optimizer.rule import UpdateRule
-from scaling.core.topology.topology import Topology
+
+if TYPE_CHECKING:  # checking a configuration needs no torch, and importing it takes seconds
+    from torch import nn
+
+    from scaling.core.nn.parameter import ParameterMeta
+    from scaling.core.topology.topology import Topology
 
 SHOWN_KEYS = 10
 """How many parameters an error names; a model has hundreds."""
@@ -86,43 +89,79 @@ def assign(
     `ConfigError` that is the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no
     gradient from then on. Parameters that need none already belong to no group.
     """
-    taken: list[list[tuple[nn.Parameter, ParameterMeta]]] = [[] for _ in patterns]
-    names: list[str] = []
-    missing: list[str] = []
-    several: list[str] = []
-    for parameter, description in parameters:
-        if not parameter.requires_grad:
-            continue
-        names.append(name_in_layer(description.name))
-        takers = [index for index, pattern in enumerate(patterns) if pattern.matches(names[-1])]
-        if len(takers) > 1:
-            groups = ", ".join(patterns[index].group.name for index in takers)
-            several.append(f"{description.name} is taken by several groups ({groups}); exclude it from all but one")
-        elif takers:
-            taken[takers[0]].append((parameter, description))
-        elif allow_missing:
-            parameter.requires_grad_(False)
-        else:
-            missing.append(description.name)
-    left, problems, known = topology.agree("parameter groups", [missing, several, sorted(set(names))], _joined)
-    if left:
-        problems.append(
-            f"{_listed(left)} {'is' if len(left) == 1 else 'are'} in no group; include what is trained, and freeze "
-            "the rest with training.allow_missing_params_in_optimizer (in a program: assign(..., allow_missing=True))"
-        )
-    problems += pattern_problems_of(patterns, known)
-    if problems:
-        raise ConfigError([Problem("training_groups", problem) for problem in problems])
+    trainable = {
+        description.name: (parameter, description) for parameter, description in parameters if parameter.requires_grad
+    }
+    mine = _match(trainable, patterns)
+    everyone = topology.agree("parameter groups", [list(mine.alone), list(mine.several), sorted(mine.names)], _joined)
+    _require_fit(*everyone, patterns=patterns, allow_missing=allow_missing)
+    for name in mine.alone:
+        trainable[name][0].requires_grad_(False)
     return [
-        replace(pattern.group, parameters=tuple(parameters))
-        for pattern, parameters in zip(patterns, taken, strict=True)
+        replace(pattern.group, parameters=tuple(map(trainable.__getitem__, taken)))
+        for pattern, taken in zip(patterns, mine.taken, strict=True)
     ]
 
 
+def check_groups(names: Iterable[str], patterns: Sequence[GroupPattern], *, allow_missing: bool = False) -> None:
+    """Raise the `ConfigError` that `assign` raises where these are the trainable parameters. Pure, without torch."""
+    found = _match(names, patterns)
+    _require_fit(found.alone, found.several, sorted(found.names), patterns=patterns, allow_missing=allow_missing)
+
+
+@dataclass
+class _Match:
+    """Which groups take which parameters, by name."""
+
+    taken: list[list[str]]
+    """For each group."""
+    alone: list[str] = field(default_factory=list)
+    """Taken by no group."""
+    several: list[str] = field(default_factory=list)
+    """What to say of those that several groups take."""
+    names: set[str] = field(default_factory=set)
+    """All names within layers."""
+
+
+def _match(names: Iterable[str], patterns: Sequence[GroupPattern]) -> _Match:
+    found = _Match([[] for _ in patterns])
+    for name in names:
+        within = name_in_layer(name)
+        found.names.add(within)
+        takers = [index for index, pattern in enumerate(patterns) if pattern.matches(within)]
+        if len(takers) > 1:
+            groups = ", ".join(patterns[index].group.name for index in takers)
+            found.several.append(f"{name} is taken by several groups ({groups}); exclude it from all but one")
+        elif takers:
+            found.taken[takers[0]].append(name)
+        else:
+            found.alone.append(name)
+    return found
+
+
 def _joined(reports: Sequence[tuple[list[str], list[str], list[str]]]) -> tuple[list[str], list[str], list[str]]:
-    """Return what all ranks miss, what all complain of, and the names within layers on all of them."""
-    missing, several, names = (sorted(set().union(*lists)) for lists in zip(*reports, strict=True))
-    return missing, several, names
+    """Return which parameters no group takes, what all ranks complain of, and the names within layers on all of them."""
+    alone, several, names = (sorted(set().union(*lists)) for lists in zip(*reports, strict=True))
+    return alone, several, names
+
+
+def _require_fit(
+    alone: Sequence[str],
+    several: Sequence[str],
+    names: Sequence[str],
+    *,
+    patterns: Sequence[GroupPattern],
+    allow_missing: bool,
+) -> None:
+    problems = list(several)
+    if alone and not allow_missing:
+        problems.append(
+            f"{_listed(alone)} {'is' if len(alone) == 1 else 'are'} in no group; include what is trained, and freeze "
+            "the rest with training.allow_missing_params_in_optimizer (in a program: assign(..., allow_missing=True))"
+        )
+    problems += pattern_problems_of(patterns, names)
+    if problems:
+        raise ConfigError([Problem("training_groups", problem) for problem in problems])
 
 
 def _listed(keys: Sequence[str]) -> str:

@@ -12,9 +12,10 @@ from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, step_of
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.search import StoredCheckpoint
-from scaling.core.errors import CheckpointError, ConfigError, Problem
+from scaling.core.errors import CheckpointError, ConfigError
 from scaling.core.optimizer.optimizer import optimizer_state_problems
 from scaling.core.trainer.config import TrainerConfig
+from scaling.core.trainer.going_back import refused_return
 from scaling.core.trainer.state import train_state_problems
 
 
@@ -140,15 +141,8 @@ def _explain_what_is_not_used(origin: Origin, log_once: LogOnce) -> None:
                 config.load_dir,
                 path,
             )
-        elif wanted != step:
-            raise ConfigError(
-                Problem(
-                    "trainer.load_dir",
-                    f"names step {wanted} of save_dir itself, but a run goes on from the newest checkpoint of its "
-                    f"save_dir, which is step {step}. To go back to step {wanted}, set trainer.save_dir to another "
-                    f"folder (or move the later steps out of {config.save_dir}); to go on, remove load_dir",
-                )
-            )
+        elif (problem := refused_return(config, step)) is not None:
+            raise ConfigError(problem)
     passed_over = [
         name
         for name, used in (

@@ -1,11 +1,10 @@
-"""Checks of what a configuration needs around it: files, folders, GPUs, and something to train on."""
+"""Checks of what a configuration needs around it: files, GPUs, something to train on, and what it starts from."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,14 +17,13 @@ from scaling.core import (
     RunnerConfig,
     RunnerType,
     TopologyConfig,
-    TrainerConfig,
-    list_steps,
     run_checks,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.config.start import START_CHECKS
 from scaling.transformer.data.source import Sources, missing_files, recorded_end
 from scaling.transformer.data.tokenizer import Tokenizer
 
@@ -89,33 +87,6 @@ def machines_and_script_exist(runner: RunnerConfig) -> Iterator[Problem]:
     yield from _missing_file("runner.script", runner.script)
 
 
-def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterator[Problem]:
-    """What is written to can be a folder, and what is loaded from is one."""
-    for path, folder in (("trainer.save_dir", trainer.save_dir), ("logger.log_dir", logger.log_dir)):
-        for place in (folder, *folder.parents) if folder else ():
-            if os.path.exists(place) and not os.path.isdir(place):
-                yield Problem(path, f"is {str(folder)!r}, but {str(place)!r} is a file; name another folder")
-    yield from _missing_load_dir(trainer)
-
-
-def _missing_load_dir(trainer: TrainerConfig) -> Iterator[Problem]:
-    """A folder that is not there is a problem while it is needed: a mistyped path is the likelier cause."""
-    load_dir, save_dir = trainer.load_dir, trainer.save_dir
-    if load_dir is None or os.path.isdir(load_dir):
-        return
-    with suppress(OSError):  # a save_dir that cannot be looked into
-        if save_dir is not None and list_steps(save_dir):
-            return
-    if trainer.loads_from_elsewhere:
-        yield Problem("trainer.load_dir", f"is {str(load_dir)!r}, but there is no such folder; correct it")
-    elif trainer.assert_checkpoint_loaded:
-        yield Problem(
-            "trainer.load_dir",
-            f"is {str(load_dir)!r}, as save_dir is, but there is no such folder yet, so nothing can be loaded; set "
-            "assert_checkpoint_loaded to false for the first start, or correct it",
-        )
-
-
 def packages_are_installed(logger: LoggerConfig) -> Iterator[Problem]:
     """The optional packages that metrics are sent with are there."""
     for setting, package in (("use_tensorboard", "tensorboard"), ("use_wandb", "wandb")):
@@ -144,7 +115,7 @@ ENVIRONMENT_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     data_and_tokenizer_fit,
     documents_end_alike,
     machines_and_script_exist,
-    folders_are_folders,
+    *START_CHECKS,
     packages_are_installed,
     gpus_suffice,
 )

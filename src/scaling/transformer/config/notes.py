@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
-from scaling.core import MaskedSoftmaxKernel, Problem
+from scaling.core import MaskedSoftmaxKernel, Problem, TrainerConfig
 from scaling.transformer.config.architecture import Precision
 from scaling.transformer.config.root import TransformerConfig
 
@@ -24,6 +25,10 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
         yield Problem("trainer.train_iterations", f"{state}: nothing is trained")
     if trainer.save_dir is None:
         yield Problem("trainer.save_dir", "is not given: nothing is saved")
+    if trainer.loads_from_elsewhere and trainer.load_dir is not None and not _holds_anything(trainer):
+        yield Problem(
+            "trainer.load_dir", f"({trainer.load_dir}) is an empty folder: training starts from random weights"
+        )
     if trainer.eval_interval and not data.validation_data_prefixes and data.validation_fraction == 0:
         yield Problem(
             "trainer.eval_interval",
@@ -60,6 +65,15 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
         )
     yield from _notes_on_output(config)
     yield from config.all_notes()
+
+
+def _holds_anything(trainer: TrainerConfig) -> bool:
+    """Return whether there may be something to start from, in save_dir or load_dir."""
+    for folder in (trainer.save_dir, trainer.load_dir):
+        with suppress(OSError):
+            if folder is not None and any(folder.iterdir()):
+                return True
+    return False
 
 
 def _notes_on_output(config: TransformerConfig) -> Iterator[Problem]:

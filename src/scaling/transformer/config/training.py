@@ -7,7 +7,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from scaling.core import BaseConfig, ConfigFamily, LearningRateSchedulerConfig, OnResume, Problem, pattern_problems
+from scaling.core import (
+    BaseConfig,
+    ConfigFamily,
+    GroupPattern,
+    LearningRateSchedulerConfig,
+    OnResume,
+    ParameterGroup,
+    Problem,
+    pattern_problems,
+)
 
 
 class LossFunctionConfig(ConfigFamily):
@@ -76,6 +85,19 @@ class TrainingGroupConfig(BaseConfig):
     """Divide weight_decay by the peak learning rate, so that it does not depend on it."""
     learning_rate_scheduler: LearningRateSchedulerConfig = Field(default_factory=LearningRateSchedulerConfig)
     """Learning rate of the group."""
+
+    def pattern(self) -> GroupPattern:
+        """Return which parameters the group trains, and how."""
+        return GroupPattern(
+            group=ParameterGroup(
+                name=self.group_name,
+                learning_rate_scheduler=self.learning_rate_scheduler,
+                weight_decay=self.weight_decay,
+                independent_weight_decay=self.independent_weight_decay,
+            ),
+            include=tuple(self.parameters_include or ()),
+            exclude=tuple(self.parameters_exclude),
+        )
 
     def problems(self) -> Iterator[Problem]:
         """Check the patterns and what independent weight decay needs."""

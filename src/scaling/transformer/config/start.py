@@ -1,0 +1,163 @@
+"""Checks of what a run starts from and writes to: folders, checkpoints, and the parameters that it trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+from scaling.core import (
+    BaseConfig,
+    ChangeRules,
+    ConfigError,
+    LoggerConfig,
+    Problem,
+    Search,
+    TrainerConfig,
+    check_groups,
+    compare,
+    glance,
+    instead_of_checkpoint,
+    list_steps,
+    refused_return,
+    step_of,
+)
+from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.data import DataConfig
+from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.config.training import TrainingConfig, TrainingGroupConfig
+
+_NOT_GIVEN: Final = {"data.eod_token_id": (None,), "transformer_architecture.vocab_size": (None, 0)}
+"""Settings that follow from the data and the tokenizer where they have these values: compared once they are known."""
+
+
+def groups_have_parameters(
+    training_groups: list[TrainingGroupConfig],
+    transformer_architecture: TransformerArchitectureConfig,
+    training: TrainingConfig,
+) -> Iterator[Problem]:
+    """Every group takes parameters, and every parameter is in one group."""
+    if not training_groups:  # one group of all parameters
+        return
+    names = [parameter.name for parameter in plan_of(transformer_architecture).parameters()]
+    try:
+        check_groups(
+            names,
+            [group.pattern() for group in training_groups],
+            allow_missing=training.allow_missing_params_in_optimizer,
+        )
+    except ConfigError as error:
+        yield from error.problems
+
+
+def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterator[Problem]:
+    """What is written to can be a folder."""
+    for path, folder in (("trainer.save_dir", trainer.save_dir), ("logger.log_dir", logger.log_dir)):
+        for place in (folder, *folder.parents) if folder else ():
+            if os.path.exists(place):
+                if not os.path.isdir(place):
+                    yield Problem(path, f"is {str(folder)!r}, but {str(place)!r} is a file; name another folder")
+            elif os.path.islink(place):
+                yield Problem(
+                    path,
+                    f"is {str(folder)!r}, but {str(place)!r} is a link to {os.readlink(place)!r}, which does not "
+                    "exist; correct the link, make that folder, or name another one",
+                )
+    save_dir = trainer.save_dir
+    if save_dir is not None and step_of(save_dir) is not None:
+        yield Problem(
+            "trainer.save_dir",
+            f"is {str(save_dir)!r}, the name of one step's folder; to go on from it, name the folder that it is in, to "
+            "start from it, name it as load_dir",
+        )
+
+
+def load_dir_has_a_checkpoint(trainer: TrainerConfig) -> Iterator[Problem]:
+    """A folder without a checkpoint is a problem while one is needed: a mistyped path is the likelier cause."""
+    load_dir, save_dir = trainer.load_dir, trainer.save_dir
+    with suppress(OSError):  # a save_dir that cannot be looked into
+        if save_dir is not None and list_steps(save_dir):
+            return
+    if trainer.assert_checkpoint_loaded and load_dir is None:
+        yield Problem(
+            "trainer.assert_checkpoint_loaded",
+            f"is true, but there is no checkpoint in save_dir ({str(save_dir)!r}); set it to false for the first start",
+        )
+    if load_dir is None:
+        return
+    named = f"is {str(load_dir)!r}"
+    try:
+        if not os.path.isdir(load_dir):
+            yield from _missing_load_dir(trainer, named, instead_of_checkpoint(load_dir))
+        elif trainer.assert_checkpoint_loaded or (trainer.loads_from_elsewhere and any(load_dir.iterdir())):
+            found = glance(load_dir)
+            if found.found is None:
+                yield Problem("trainer.load_dir", f"{named}, but {_why_not(found, instead_of_checkpoint(load_dir))}")
+    except OSError as error:
+        yield Problem("trainer.load_dir", f"{named}, which cannot be read: {error.strerror}; correct it")
+
+
+def _missing_load_dir(trainer: TrainerConfig, named: str, meant: str) -> Iterator[Problem]:
+    if trainer.loads_from_elsewhere:
+        yield Problem("trainer.load_dir", f"{named}, but there is no such folder; {meant or 'correct it'}")
+    elif trainer.assert_checkpoint_loaded:
+        yield Problem(
+            "trainer.load_dir",
+            f"{named}, as save_dir is, but there is no such folder yet, so nothing can be loaded; set "
+            "assert_checkpoint_loaded to false for the first start, or correct it",
+        )
+
+
+def _why_not(search: Search, instead: str) -> str:
+    if instead:
+        return f"holds no checkpoint of this library: {instead}"
+    if search.rejected:
+        reasons = "; ".join(f"{candidate.path.name}: {candidate.reason}" for candidate in search.rejected)
+        return f"holds no checkpoint that is complete ({reasons}); name another one"
+    return "holds no checkpoint; name a folder with folders global_step<N>, or one of these"
+
+
+def checkpoint_is_of_this_run(
+    trainer: TrainerConfig, transformer_architecture: TransformerArchitectureConfig, data: DataConfig
+) -> Iterator[Problem]:
+    """The checkpoint that the run starts from is of the same model and, where it goes on from its place, order."""
+    for own, directory in ((True, trainer.save_dir), (False, trainer.load_dir)):
+        with suppress(OSError):  # which other checks name, or the run
+            stored = None if directory is None else glance(directory).found
+            if stored is not None:
+                if own and (problem := refused_return(trainer, stored.step)) is not None:
+                    yield problem
+                settings: Any = stored.manifest.scalars.get("config")
+                sections = {
+                    "trainer": trainer,
+                    "transformer_architecture": transformer_architecture,
+                    "data": data,
+                }
+                if isinstance(settings, dict):
+                    yield from _differences(settings, sections, trainer, continues=own or trainer.load_context)
+                return
+
+
+def _differences(
+    stored: dict[str, Any], sections: dict[str, BaseConfig], trainer: TrainerConfig, *, continues: bool
+) -> Iterator[Problem]:
+    present = {name: section.as_dict() for name, section in sections.items()}
+    known = {name: stored[name] for name in sections if isinstance(stored.get(name), dict)}
+    rules = ChangeRules.of(TransformerConfig)
+    found = compare(known, present, rules, accept=trainer.accept_changes, continues=continues)
+    try:
+        found.require()
+    except ConfigError as error:
+        values = {change.path: change.present for change in found.refused}
+        for problem in error.problems:
+            if values[problem.path] not in _NOT_GIVEN.get(problem.path, ()):
+                yield problem
+
+
+START_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
+    folders_are_folders,
+    load_dir_has_a_checkpoint,
+    groups_have_parameters,
+    checkpoint_is_of_this_run,
+)
