@@ -164,6 +164,7 @@ def test_the_folder_of_another_run_is_refused_with_everything_that_differs(
     }
     assert "trainer.accept_changes" in str(caught.value)
     assert "the data is not what the checkpoint's run used: its digest is" in str(caught.value)
+    assert f"data.data_prefixes.0 was {str(data)!r}, is {str(other)!r}" in str(caught.value)
     found = state(tmp_path)
     assert (found["state"], found["exit_status"]) == ("failed", 2)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,19 @@ CHANGE_RULES = ChangeRules(order=("fingerprints.data",))
 """Settings say at their fields what a change means to a run that is resumed; the data is no setting. It is known by its
 fingerprint, wherever its files lie."""
 
+DECIDED_BY: Mapping[str, Sequence[str]] = {
+    "data": (
+        "data.data_prefixes",
+        "data.blended_dataset",
+        "data.validation_fraction",
+        "data.only_full_sequences",
+        "data.allow_incomplete_sequences_every_n",
+        "data.legacy_dataset",
+    ),
+    "tokenizer": ("transformer_architecture.vocab_file",),
+}
+"""Which settings name what the fingerprints stand for."""
+
 
 def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
     """Train as `config` says, as one of the processes of `launch`, and return what to end with."""
@@ -58,7 +71,7 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
         return run_training(
             config,
             learner,
-            RunIdentity(config, fingerprints_of(config, training), CHANGE_RULES),
+            RunIdentity(config, fingerprints_of(config, training), CHANGE_RULES, DECIDED_BY),
             once_resumed=partial(_keep_tokenizer, config, topology),
         )
 

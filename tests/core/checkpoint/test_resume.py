@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from scaling.core.checkpoint.resume import ABSENT, Change, ChangeRules, compare, covers, differing_values
+from scaling.core.checkpoint.resume import (
+    ABSENT,
+    Change,
+    ChangeRules,
+    behind_digests,
+    compare,
+    covers,
+    differing_values,
+)
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.family import ConfigFamily
 from scaling.core.config.fields import NoEffect, OnResume
@@ -160,6 +168,21 @@ def test_refused_changes_are_all_named_with_the_way_out() -> None:
     assert [problem.path for problem in caught.value.problems] == ["data.fingerprint", "seed"]
     assert "'xyz', but 'abc' in the checkpoint" in str(caught.value)
     assert "add 'seed' to trainer.accept_changes" in str(caught.value)
+
+
+def test_a_digest_is_explained_by_the_settings_that_decide_it() -> None:
+    rules = ChangeRules(order=["fingerprints"], runtime=["data"])
+    stored: dict[str, Any] = {"data": {"prefixes": ["a"], "map": True}, "fingerprints": {"data": "abc", "words": "x"}}
+    present: dict[str, Any] = {"data": {"prefixes": ["a", "b"], "map": False}}
+    present["fingerprints"] = {"data": "xyz", "words": "y"}
+    found = compare(stored, present, rules)
+    reasons = behind_digests(found, {"data": ["data.prefixes"], "words": ["words.file"]})
+    with pytest.raises(ConfigError) as caught:
+        found.require(reasons=reasons)
+    data, words = map(str, caught.value.problems)
+    assert "It follows from settings that have changed: data.prefixes was ['a'], is ['a', 'b']. Set it back" in data
+    assert "data.map" not in data
+    assert "words.file are as they were, so files have changed. Set it back" in words
 
 
 def test_a_change_accepted_by_name_is_let_through() -> None:

@@ -67,6 +67,20 @@ def test_a_new_run_keeps_the_file_of_the_old_one_beside_its_own(tmp_path: Path) 
     write(path, range(1, 3), resumed_step=0)
     assert [row["step"] for row in read(path)] == [1, 2]
     assert [row["step"] for row in read(tmp_path / "metrics.previous.jsonl")] == [1, 2, 3, 4]
+    write(path, range(1, 6), resumed_step=0)
+    write(path, range(1, 2), resumed_step=0)
+    files = ["metrics.previous.jsonl", "metrics.previous.2.jsonl", "metrics.previous.3.jsonl", "metrics.jsonl"]
+    assert [len(read(tmp_path / name)) for name in files] == [4, 2, 5, 1]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_steps_that_come_again_are_kept_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(1, 5), resumed_step=0)
+    write(path, range(3, 6), resumed_step=2)
+    write(path, range(5, 6), resumed_step=4)
+    assert [row["step"] for row in read(path)] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in read(tmp_path / "metrics.repeated.jsonl")] == [3, 4, 5]
 
 
 def test_a_line_that_does_not_fit_on_the_disk_leaves_no_trace(tmp_path: Path) -> None:

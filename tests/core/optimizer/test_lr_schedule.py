@@ -14,6 +14,7 @@ from scaling.core.optimizer.lr_schedule import (
     LearningRateDecayStyle,
     LearningRateScheduler,
     LearningRateSchedulerConfig,
+    steps_at_zero,
 )
 
 PEAK, FLOOR = 3.0, 0.5
@@ -162,3 +163,20 @@ def test_phases_that_do_not_fit_are_named(values: dict[str, Any], message: str) 
     with pytest.raises(ConfigError) as raised:
         LearningRateSchedulerConfig.from_dict(values)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        ({}, 0),
+        ({"learning_rate_decay_iters": 10}, 5),
+        ({"learning_rate_decay_iters": 15}, 0),
+        ({"learning_rate_decay_iters": 20}, 0),
+        ({"learning_rate_decay_iters": 10, "learning_rate_minimum": 1e-5}, 0),
+    ],
+)
+def test_steps_after_the_decay_to_zero_are_counted(settings: dict[str, Any], idle: int) -> None:
+    config = LearningRateSchedulerConfig.from_dict(settings)
+    assert steps_at_zero(config, 15) == idle
+    rates = [LearningRateScheduler(config).learning_rate(step) for step in range(1, 16)]
+    assert max(0, sum(rate == 0 for rate in rates) - (config.learning_rate_decay_iters in range(1, 16))) == idle

@@ -98,3 +98,12 @@ TWO = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 
 )
 def test_what_is_probably_not_meant_is_noted(values: dict[str, Any], expected: list[str]) -> None:
     assert [note.path for note in notes(TransformerConfig.from_dict(values))] == expected
+
+
+def test_a_decay_that_ends_before_the_training_is_noted() -> None:
+    schedule = {"learning_rate_decay_iters": 2}
+    (note,) = notes(TransformerConfig.from_dict({**QUIET, "learning_rate_scheduler": schedule}))
+    assert str(note) == (
+        "training_groups (all): learning_rate_decay_iters: is 2, but training ends at step 3 "
+        "(trainer.train_iterations): the learning rate of the last 1 steps is 0, and they change nothing"
+    )

@@ -118,14 +118,22 @@ class Comparison:
     schedule: tuple[Change, ...]
     runtime: tuple[Change, ...]
 
-    def require(self, setting: str = "trainer.accept_changes") -> None:
-        """Raise a `ConfigError` that names every refused change and the setting that would accept it."""
+    def all(self) -> tuple[Change, ...]:
+        """Return every difference."""
+        return (*self.refused, *self.accepted, *self.schedule, *self.runtime)
+
+    def require(self, setting: str = "trainer.accept_changes", *, reasons: Mapping[str, str] | None = None) -> None:
+        """Raise a `ConfigError` that names every refused change and the setting that would accept it.
+
+        `reasons` say, for the paths of changes, what they come from.
+        """
         if self.refused:
             raise ConfigError(
                 Problem(
                     change.path,
                     f"{_meaning(change)}{_shown(change.present)}, but {_shown(change.stored)} in the checkpoint. "
-                    f"Set it back, start a new run, or add {change.path!r} to {setting}",
+                    f"{(reasons or {}).get(change.path, '')}Set it back, start a new run, or add {change.path!r} to "
+                    f"{setting}",
                 )
                 for change in self.refused
             )
@@ -161,6 +169,26 @@ def compare(
         schedule=tuple(by_kind[OnResume.SCHEDULE]),
         runtime=tuple(by_kind[OnResume.RUNTIME]),
     )
+
+
+def behind_digests(found: Comparison, settings: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return, for each digest that differs, which of the settings that decide it differ, with their values.
+
+    `settings` lists these, as paths, for the name of each digest.
+    """
+    changes, reasons = found.all(), {}
+    for digest in (change for change in changes if change.path.startswith(f"{FINGERPRINTS}.")):
+        deciding = settings.get(digest.path.partition(".")[2], ())
+        changed = [
+            f"{change.path} was {_shown(change.stored)}, is {_shown(change.present)}"
+            for change in changes
+            if any(covers(path, change.path) for path in deciding)
+        ]
+        if changed:
+            reasons[digest.path] = f"It follows from settings that have changed: {'; '.join(changed)}. "
+        elif deciding:
+            reasons[digest.path] = f"{', '.join(deciding)} are as they were, so files have changed. "
+    return reasons
 
 
 def covers(pattern: str, path: str) -> bool:

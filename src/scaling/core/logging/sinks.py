@@ -56,9 +56,10 @@ def open_sinks(
 class JsonLinesSink:
     """One JSON object a line, full precision, appended when a run goes on.
 
-    What an earlier start wrote after `resumed_step` is cut off, for these steps come again, and so is a last line that
-    was not finished. The file of a run that starts anew is kept as `metrics.previous.jsonl`. Numbers that are not
-    finite appear as NaN and Infinity, as Python's json module reads them.
+    What an earlier start wrote after `resumed_step` is moved to `metrics.repeated.jsonl`, for these steps come again,
+    and a last line that was not finished is cut off. The file of a run that starts anew is kept as
+    `metrics.previous.jsonl`, the next ones as `metrics.previous.2.jsonl` and so on. Numbers that are not finite appear
+    as NaN and Infinity, as Python's json module reads them.
     """
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
@@ -67,7 +68,7 @@ class JsonLinesSink:
             if resumed_step > 0:
                 _cut_after(path, resumed_step)
             elif path.exists() and path.stat().st_size > 0:
-                path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))
+                path.replace(_free_name(path))
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise StorageError(f"{path} cannot be written ({error}); set logger.log_dir to another folder") from error
@@ -172,8 +173,17 @@ def _is_chosen(ranks: Sequence[int] | TensorboardRanksConfig | None, rank: int, 
             return rank in ranks
 
 
+def _free_name(path: Path) -> Path:
+    """Return the first name for the file of an earlier attempt that no earlier one has."""
+    number, name = 1, path.with_name(f"{path.stem}.previous{path.suffix}")
+    while os.path.lexists(name):
+        number += 1
+        name = path.with_name(f"{path.stem}.previous.{number}{path.suffix}")
+    return name
+
+
 def _cut_after(path: Path, last_step: int) -> None:
-    """Cut `path` after its last whole line of a step up to `last_step`."""
+    """Cut `path` after its last whole line of a step up to `last_step`; keep the whole lines behind it beside it."""
     if not path.exists():
         return
     keep = position = 0
@@ -182,8 +192,13 @@ def _cut_after(path: Path, last_step: int) -> None:
             position += len(line)
             if line.endswith(b"\n") and _step_of(line) <= last_step:
                 keep = position
-    if keep < position:
-        os.truncate(path, keep)
+        if keep < position:
+            file.seek(keep)
+            with path.with_name(f"{path.stem}.repeated{path.suffix}").open("ab") as repeated:
+                for line in file:
+                    if line.endswith(b"\n"):
+                        repeated.write(line)
+            os.truncate(path, keep)
 
 
 def _step_of(line: bytes) -> float:

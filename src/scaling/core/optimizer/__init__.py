@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scaling.core.optimizer.lr_schedule import LearningRateDecayStyle as LearningRateDecayStyle
     from scaling.core.optimizer.lr_schedule import LearningRateScheduler as LearningRateScheduler
     from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig as LearningRateSchedulerConfig
+    from scaling.core.optimizer.lr_schedule import steps_at_zero as steps_at_zero
     from scaling.core.optimizer.optimizer import Optimizer as Optimizer
     from scaling.core.optimizer.optimizer import StepReport as StepReport
     from scaling.core.optimizer.patterns import name_in_layer as name_in_layer

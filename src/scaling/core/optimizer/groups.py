@@ -140,7 +140,7 @@ def _match(names: Iterable[str], patterns: Sequence[GroupPattern]) -> _Match:
 
 
 def _joined(reports: Sequence[tuple[list[str], list[str], list[str]]]) -> tuple[list[str], list[str], list[str]]:
-    """Return which parameters no group takes, what all ranks complain of, and the names within layers on all of them."""
+    """Return which parameters no group takes, what all ranks complain of, and all names within layers."""
     alone, several, names = (sorted(set().union(*lists)) for lists in zip(*reports, strict=True))
     return alone, several, names
 

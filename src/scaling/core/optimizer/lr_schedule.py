@@ -105,6 +105,13 @@ class LearningRateSchedulerConfig(BaseConfig):
             yield Problem("learning_rate", "is 0: nothing is learnt by it")
 
 
+def steps_at_zero(config: LearningRateSchedulerConfig, target: int) -> int:
+    """Return how many steps of a training to step `target` come after the step with which the rate has decayed to 0."""
+    if config.learning_rate_decay_style is LearningRateDecayStyle.CONSTANT or config.learning_rate_minimum > 0:
+        return 0
+    return max(0, target - config.learning_rate_decay_iters)
+
+
 @final
 class LearningRateScheduler:
     """Computes the learning rate of any step; holds no state."""

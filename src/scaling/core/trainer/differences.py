@@ -9,7 +9,7 @@ from typing import Any
 from scaling.core.checkpoint.checkpointer import Loaded
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.load import covered
-from scaling.core.checkpoint.resume import compare, covers
+from scaling.core.checkpoint.resume import behind_digests, compare, covers
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.origin import LogOnce, Origin
 from scaling.core.trainer.state import RunIdentity
@@ -34,9 +34,11 @@ def compare_settings(
         text = "trainer.accept_changes: there is no such setting, neither now nor in the checkpoint: %s"
         log_once(logging.WARNING, text, ", ".join(unknown))
     comparison = compare(stored, present, identity.change_rules, accept=accept, continues=continues)
-    comparison.require()
+    reasons = behind_digests(comparison, identity.decided_by)
+    comparison.require(reasons=reasons)
     for change in (*comparison.accepted, *comparison.schedule):
-        log_once(logging.WARNING, "resuming with another setting: %s", change)
+        why = f". {reasons[change.path].strip()}" if change.path in reasons else ""
+        log_once(logging.WARNING, "resuming with another setting: %s%s", change, why)
     if comparison.runtime:
         free = "; ".join(map(str, comparison.runtime))
         log_once(logging.INFO, "resuming with other settings of how and where it runs: %s", free)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
@@ -63,6 +63,9 @@ class RunIdentity:
     """Digests of what the configuration only points at, such as the training data."""
     rules: ChangeRules = field(default_factory=ChangeRules)
     """What a change means, beyond or instead of what the fields say; fingerprints are settings below `fingerprints`."""
+
+    decided_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """For each fingerprint the settings, as dotted paths, that decide it: what a message about it names."""
 
     @property
     def change_rules(self) -> ChangeRules:

@@ -17,6 +17,7 @@ import torch
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.collectives import ops
 from scaling.core.errors import AskedToLeave, ScalingError, StorageError
+from scaling.core.optimizer.lr_schedule import steps_at_zero
 from scaling.core.optimizer.optimizer import MASTERS, StepReport
 from scaling.core.pipeline.loss import StepLoss
 from scaling.core.trainer.config import TrainerConfig
@@ -91,6 +92,8 @@ class Trainer:
             if self.state.step >= self.target:
                 self._warn_of_nothing_to_train(resumed=resumed)
             self._warn_of_few_data()
+            if resumed:  # a new run has been noted, a longer one may be a surprise
+                self._warn_of_rate_zero()
             started = self.state.step
             self.metrics = self._open_metrics(started)
             self._clock = time.perf_counter()
@@ -268,6 +271,17 @@ class Trainer:
             if epochs > 1:
                 text = "a step goes through the training data %.3g times (%s): topology.global_batch_size is %d; %s"
                 self._log_once(logging.WARNING, text, epochs, name, samples, "lower it, or give more data")
+
+    def _warn_of_rate_zero(self) -> None:
+        """Say where steps to come change nothing because the decay of the learning rate ends before the training."""
+        for group in self.learner.optimizer.groups:
+            if idle := steps_at_zero(group.learning_rate_scheduler, self.target):
+                end = group.learning_rate_scheduler.learning_rate_decay_iters
+                text = (
+                    "group %s: the learning rate is 0 from step %d (learning_rate_decay_iters) on, but training ends "
+                )
+                text += "at step %d (trainer.train_iterations): the last %d steps change nothing; raise the former too"
+                self._log_once(logging.WARNING, text, group.name, end, self.target, idle)
 
     def _log_once(self, level: int, text: str, *values: object) -> None:
         """Log on one rank what is the same on all."""

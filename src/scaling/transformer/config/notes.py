@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
-from scaling.core import MaskedSoftmaxKernel, Problem, TrainerConfig
+from scaling.core import MaskedSoftmaxKernel, Problem, TrainerConfig, steps_at_zero
 from scaling.transformer.config.architecture import Precision
 from scaling.transformer.config.root import TransformerConfig
 
@@ -23,6 +23,14 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
     if not trainer.train_iterations:
         state = "is not given" if trainer.train_iterations is None else "is 0"
         yield Problem("trainer.train_iterations", f"{state}: nothing is trained")
+    for group in config.training_groups:
+        schedule, end = group.learning_rate_scheduler, trainer.train_iterations or 0
+        if idle := steps_at_zero(schedule, end):
+            yield Problem(
+                f"training_groups ({group.group_name}): learning_rate_decay_iters",
+                f"is {schedule.learning_rate_decay_iters}, but training ends at step {end} (trainer.train_iterations): "
+                f"the learning rate of the last {idle} steps is 0, and they change nothing",
+            )
     if trainer.save_dir is None:
         yield Problem("trainer.save_dir", "is not given: nothing is saved")
     if trainer.loads_from_elsewhere and trainer.load_dir is not None and not _holds_anything(trainer):
