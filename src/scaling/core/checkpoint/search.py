@@ -103,7 +103,7 @@ def glance(directory: Path) -> Search:
     `OSError` where the directory cannot be read.
     """
     rejected: list[Rejected] = []
-    for name in _candidates(directory):
+    for name in candidates(directory):
         folder = directory / name
         try:
             manifest = read_manifest(folder)
