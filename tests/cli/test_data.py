@@ -116,6 +116,25 @@ def test_a_tokenizer_is_not_overwritten(folder: Path) -> None:
         scaling_data("train-tokenizer", folder / "text.jsonl", "-o", folder / "tok.json", "--vocab-size", 300)
 
 
+def test_a_tokenizer_is_not_called_like_a_text(folder: Path, tmp_path: Path) -> None:
+    for name in ("tok.txt", "tok.JSONL"):
+        with pytest.raises(DataError, match=r"would be read as text where it lies among texts; call it \.json"):
+            scaling_data("train-tokenizer", folder / "text.jsonl", "-o", tmp_path / name, "--vocab-size", 300)
+
+
+def test_files_that_are_left_out_are_said(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "b.txt.xz").touch()
+    (tmp_path / "old.skipped.jsonl").write_text((folder / "tokens.skipped.jsonl").read_text())
+    for arguments in (
+        ("train-tokenizer", tmp_path, "-o", tmp_path / "tok.json", "--vocab-size", 300),
+        ("tokenize", tmp_path, "-o", tmp_path / "tokens", "-t", folder / "tok.json", "--workers", 1),
+    ):
+        shown = scaling_data(*arguments).stdout
+        assert f"left out {tmp_path / 'b.txt.xz'}: .xz is not read; unpack it" in shown
+        assert f"left out {tmp_path / 'old.skipped.jsonl'}: a list of skipped records" in shown
+
+
 def test_a_tokenizer_that_could_not_be_written_is_not_trained(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,11 +22,12 @@ from scaling.core.runner.cores import available_cores
 from scaling.core.storage.writing import require_writable
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.consumed import consumed_before
+from scaling.transformer.data.left_out import LeftOut
 from scaling.transformer.data.lengths import LONGEST, lengths_of
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.progress import ConsoleProgress
-from scaling.transformer.data.readers import find_inputs
+from scaling.transformer.data.readers import find_inputs, names_text
 from scaling.transformer.data.sampling import sample_texts
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
@@ -139,12 +140,20 @@ def tokenize(
     typer.echo(f"{output}: {result.documents} documents, {result.tokens} tokens{end}")
     if result.reused_chunks:
         typer.echo(f"went on after {result.reused_chunks} chunks that an earlier run had done")
+    _say_left_out(result.left_out)
     if result.empty:
         typer.echo(f"left out {result.empty} documents without text")
     if result.bad:
         typer.echo(f"skipped {len(result.bad)} bad records, all of them listed in {output}.skipped.jsonl:")
         for record in result.bad[:LISTED_BAD_RECORDS]:
             typer.echo(f"  {record}")
+
+
+def _say_left_out(files: Sequence[LeftOut]) -> None:
+    for file in files[:LISTED_BAD_RECORDS]:
+        typer.echo(f"left out {file}")
+    if len(files) > LISTED_BAD_RECORDS:
+        typer.echo(f"left out {len(files) - LISTED_BAD_RECORDS} more such files")
 
 
 @app.command("train-tokenizer")
@@ -164,7 +173,13 @@ def train_tokenizer_command(
     """Train a byte-level BPE tokenizer. The same texts give the same tokenizer."""
     if output.exists():
         raise DataError(f"{output} exists already; choose another output, or remove it first")
-    files = find_inputs(inputs)
+    if names_text(output):
+        raise DataError(
+            f"--output {output} ends in {output.suffix}, so that the tokenizer would be read as text where it lies "
+            "among texts; call it .json"
+        )
+    left_out: list[LeftOut] = []
+    files = find_inputs(inputs, left_out=left_out.append)
     require_writable(output)
     with ConsoleProgress() as progress:
         texts = sample_texts(
@@ -184,6 +199,7 @@ def train_tokenizer_command(
         tokenizer = train_tokenizer(chain([first], texts), vocab_size)
     tokenizer.save(output)
     typer.echo(f"{output}: {tokenizer.vocab_size} tokens, SHA-256 {tokenizer.sha256}")
+    _say_left_out(left_out)
     if tokenizer.vocab_size < vocab_size:
         typer.echo(f"note: the text gives no more than {tokenizer.vocab_size} of the {vocab_size} tokens asked for")
 

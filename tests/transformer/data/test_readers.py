@@ -7,13 +7,15 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from scaling.core.errors import DataError, StorageError
+from scaling.transformer.data.left_out import LeftOut
 from scaling.transformer.data.readers import BadRecord, Piece, PieceReader, find_inputs
 
 GOOD = b'{"text": "good"}\n'
@@ -184,6 +186,53 @@ def test_rows_that_are_too_long_or_binary_are_bad_records(tmp_path: Path, monkey
     ]
 
 
+class Column(list[object]):
+    """A column of a Parquet file, whose values may be bytes that are not UTF-8."""
+
+    def to_pylist(self) -> list[object]:
+        return [scalar.as_py() for scalar in self]
+
+    def __iter__(self) -> Iterator[SimpleNamespace]:
+        for value in super().__iter__():
+            decode = value.decode if isinstance(value, bytes) else partial(lambda text: text, value)
+            yield SimpleNamespace(as_py=decode)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda arrow: arrow("Parquet file size is 0 bytes"), id="empty"),
+        pytest.param(lambda arrow: OSError("Corrupt snappy compressed data."), id="pyarrow's errors have no number"),
+    ],
+)
+def test_a_damaged_parquet_file_is_a_bad_record_like_any_other_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[type[Exception]], Exception]
+) -> None:
+    class ArrowError(Exception):
+        pass
+
+    class Table(io.BytesIO):
+        schema_arrow = SimpleNamespace(names=["text"])
+
+        def iter_batches(self, columns: Sequence[str], batch_size: int) -> Iterator[SimpleNamespace]:
+            yield SimpleNamespace(column=lambda number: Column(["good", b"caf\xe9", b"fine"]))
+            raise damage(ArrowError)
+
+    parquet = SimpleNamespace(ParquetFile=lambda path: Table())
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=parquet, ArrowException=ArrowError))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    good, odd, fine, bad = read(tmp_path / "a.parquet")
+    assert (good, fine) == ("good", "fine")
+    assert isinstance(odd, BadRecord)
+    assert (odd.line, odd.offset, odd.reason) == (2, 3, "not UTF-8 (unexpected end of data)")
+    assert isinstance(bad, BadRecord)
+    assert bad.line == 4
+    assert bad.reason == f"the Parquet file is damaged or cut off ({damage(ArrowError)})"
+    (missing,) = read(tmp_path / "a.parquet", field="body")
+    assert isinstance(missing, BadRecord)
+    assert missing.reason == "no column 'body'; the columns are 'text' (--field names it)"
+
+
 @pytest.mark.parametrize(("name", "package"), [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow")])
 def test_a_package_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
@@ -218,6 +267,31 @@ def test_inputs_are_files_and_the_readable_files_of_folders_in_order(tmp_path: P
         "folder/deeper/c.jsonl.gz",
         "folder/deeper/d.parquet",
     ]
+
+
+SKIPPED = b'{"path": "a", "line": 1, "offset": 0, "reason": "not JSON"}\n'
+
+
+def test_what_the_library_writes_among_texts_is_no_text_and_what_it_cannot_unpack_is_named(tmp_path: Path) -> None:
+    metrics = b'{"step": 1, "training/loss": NaN}\n'
+    written = {"web.skipped.jsonl": SKIPPED, "metrics.jsonl": metrics, "metrics.previous.jsonl": metrics}
+    packed = {"a.txt.bz2": b"", "b.JSONL.xz": b"", "c.parquet.zip": b""}
+    texts = {
+        "mine.skipped.jsonl": GOOD,
+        "own/metrics.jsonl": b'{"step": 1, "text": "word"}\n',
+        "own/web.skipped.jsonl": b"not JSON",
+        "t.txt": SKIPPED,
+    }
+    (tmp_path / "own").mkdir()
+    for name, content in {**written, **packed, **texts, "notes.bz2": b"", "a.bin": b""}.items():
+        write(tmp_path / name, content)
+    left_out: list[LeftOut] = []
+    found = find_inputs([tmp_path], left_out=left_out.append)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == sorted(texts)
+    assert {file.path.name for file in left_out} == {*written, *packed}
+    assert "bz2 is not read; unpack it" in str(next(file for file in left_out if file.path.suffix == ".bz2"))
+    assert find_inputs([tmp_path]) == found
+    assert find_inputs([tmp_path / "web.skipped.jsonl"]) == [tmp_path / "web.skipped.jsonl"]  # asked for by name
 
 
 def test_inputs_that_cannot_be_read_are_refused_at_once(tmp_path: Path) -> None:

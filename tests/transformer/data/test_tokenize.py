@@ -268,11 +268,16 @@ def test_bad_records_within_the_budget_are_skipped_and_listed(
     path = tmp_path / "inputs" / "b.jsonl"
     path.write_text("bad\n" + path.read_text() + '{"text": ""}\n' + '{"texts": "bad"}')
     result = run(inputs, tmp_path / "data", tokenizer_file, max_bad=2)
-    assert (result.documents, result.empty) == (len(TEXTS), 1)
+    assert (result.documents, result.empty, result.left_out) == (len(TEXTS), 1, ())
     assert [(record.path.name, record.line) for record in result.bad] == [("b.jsonl", 1), ("b.jsonl", 102)]
     listed = [json.loads(line) for line in (tmp_path / "data.skipped.jsonl").read_text().splitlines()]
     assert [(record["path"], record["line"]) for record in listed] == [(str(path), 1), (str(path), 102)]
     assert listed[1]["offset"] == path.stat().st_size - len('{"texts": "bad"}')
+    # Written among the texts, neither the list nor anything else becomes text of the next data set.
+    for name in ("one", "two"):
+        result = run(inputs, tmp_path / "inputs" / name, tokenizer_file, max_bad=2)
+        assert [file.path.name for file in result.left_out] == ["one.skipped.jsonl"] * (name == "two")
+    assert files(tmp_path / "data") == files(tmp_path / "inputs" / "one") == files(tmp_path / "inputs" / "two")
 
 
 def test_more_bad_records_than_the_budget_are_refused(tmp_path: Path, inputs: list[Path], tokenizer_file: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import IO, Any, final
 
 from scaling.core import DataError, StorageError, storage_errors
 from scaling.transformer.data.compression import DAMAGE, open_binary
+from scaling.transformer.data.left_out import LeftOut, own_file, packed_file
 
 PLAIN_SUFFIXES = (".txt", ".jsonl")
 COMPRESSED_SUFFIXES = tuple(plain + packed for plain in PLAIN_SUFFIXES for packed in (".gz", ".zst"))
@@ -49,8 +50,10 @@ class BadRecord:
         return f"{self.path}, line {self.line} (byte {self.offset}): {self.reason}"
 
 
-def find_inputs(inputs: Sequence[Path]) -> list[Path]:
+def find_inputs(inputs: Sequence[Path], *, left_out: Callable[[LeftOut], None] | None = None) -> list[Path]:
     """List the files to read: those given, and in folders given all of a known format, sorted.
+
+    `left_out` hears of the files in folders that look like text and are not read.
 
     Raises:
         DataError: One is missing, of an unknown format, no regular file or given twice, or there is none.
@@ -60,7 +63,7 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         with storage_errors(f"looking for input at {path}"):
             if path.is_dir():
-                found += sorted(file for file in _files_below(path) if _suffix(file) is not None)
+                found += _texts_below(path, left_out)
             elif not path.exists():
                 raise DataError(f"input {path} does not exist.")
             elif _suffix(path) is None:
@@ -83,6 +86,15 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
             raise DataError(f"input {path} is given more than once{other}; leave the others out.")
         known[target] = path
     return found
+
+
+def _texts_below(folder: Path, left_out: Callable[[LeftOut], None] | None) -> Iterator[Path]:
+    for file in sorted(_files_below(folder)):
+        other = packed_file(file, SUFFIXES) if _suffix(file) is None else own_file(file)
+        if other is not None and left_out is not None:
+            left_out(other)
+        elif other is None and _suffix(file) is not None:
+            yield file
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -127,6 +139,11 @@ def text_size(path: Path, *, field: str) -> int:
     return size
 
 
+def names_text(path: Path) -> bool:
+    """Tell whether a file of this name is read where it lies in a folder of text."""
+    return _suffix(path) is not None
+
+
 def splittable(path: Path) -> bool:
     """Tell whether a file can be read from the middle."""
     return _suffix(path) == ".jsonl"
@@ -144,7 +161,7 @@ class PieceReader:
     Memory stays within a few times `max_document_bytes`, whatever the file holds. `lines` counts the lines read so far.
 
     Raises, while iterating:
-        DataError: The file is not there, has no such column, or needs a package that is not installed.
+        DataError: The file is not there, or needs a package that is not installed.
         StorageError: The file cannot be read.
     """
 
@@ -261,23 +278,49 @@ class PieceReader:
         try:
             with pyarrow.parquet.ParquetFile(path) as table:
                 if self._field not in table.schema_arrow.names:
+                    self.lines += 1
                     names = ", ".join(map(repr, table.schema_arrow.names))
-                    raise DataError(
-                        f"{path} has no column {self._field!r}; its columns are {names}: name one with --field."
-                    )
+                    reason = f"no column {self._field!r}; the columns are {names} (--field names it)"
+                    yield self._bad(reason, offset=0)
+                    return
                 for batch in table.iter_batches(columns=[self._field], batch_size=1024):
-                    for value in batch.column(0).to_pylist():
+                    for value in _values(batch.column(0)):
                         self.lines += 1
-                        long = isinstance(value, str) and 4 * len(value) > self._limit < len(value.encode())
-                        yield self._bad(_too_long(self._limit), offset=0) if long else self._document(value, 0)
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is no parquet file that can be read: {error}") from error
+                        yield self._row(value)
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            self.lines += 1
+            reason = str(error).strip().partition("\n")[0]
+            yield self._bad(f"the Parquet file is damaged or cut off ({reason})", offset=0)
+
+    def _row(self, value: Any) -> str | BadRecord:
+        if isinstance(value, _Fault):
+            return self._bad(value.reason, offset=value.offset)
+        if isinstance(value, str) and 4 * len(value) > self._limit < len(value.encode()):
+            return self._bad(_too_long(self._limit), offset=0)
+        return self._document(value, 0)
 
 
 @dataclass(frozen=True)
 class _Fault:
     reason: str
     offset: int
+
+
+def _values(column: Any) -> Iterator[Any]:
+    """Yield the values of a column; in the place of one that is none, such as bytes that are not UTF-8, a fault."""
+    try:
+        yield from column.to_pylist()
+    except (ValueError, OverflowError):
+        for scalar in column:
+            try:
+                value = scalar.as_py()
+            except UnicodeDecodeError as error:
+                value = _Fault(f"not UTF-8 ({error.reason})", error.start)
+            except (ValueError, OverflowError) as error:
+                value = _Fault(f"not a value that can be read ({error})", 0)
+            yield value
 
 
 _NUL = "a NUL character, which text does not contain; is this a binary file, or UTF-16?"

@@ -34,6 +34,7 @@ from scaling.core import (
     write_atomically,
 )
 from scaling.transformer.data.chunks import Chunk, plan_chunks
+from scaling.transformer.data.left_out import SKIPPED_SUFFIX, LeftOut
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.readers import BadRecord, find_inputs
 from scaling.transformer.data.shards import Shard, ShardReport, TokenizeOptions, token_dtype
@@ -59,6 +60,8 @@ class TokenizeResult:
     """Chunks that an earlier run, stopped before its end, had tokenized."""
     eod_token: str | None = None
     """The token that each document ends with, if any."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Files in folders that look like text and were not read."""
 
 
 def tokenize_files(
@@ -80,7 +83,8 @@ def tokenize_files(
         DataRefusedError: More records are bad than `options.max_bad` (which is above 0).
         StorageError: A file cannot be written.
     """
-    files = [(path, path.stat()) for path in find_inputs(inputs)]
+    left_out: list[LeftOut] = []
+    files = [(path, path.stat()) for path in find_inputs(inputs, left_out=left_out.append)]
     if options.eod_token is not None and not options.append_eod:
         raise DataError(
             f"the end token {options.eod_token!r} is named, and no document is to end with it; leave one out"
@@ -104,9 +108,9 @@ def tokenize_files(
         if result.bad:
             lines = "".join(json.dumps({**vars(record), "path": str(record.path)}) + "\n" for record in result.bad)
             with storage_errors("writing the list of skipped records"):
-                write_atomically(_file(output, ".skipped.jsonl"), lines.encode())
+                write_atomically(_file(output, SKIPPED_SUFFIX), lines.encode())
     shutil.rmtree(directory, ignore_errors=True)
-    return result
+    return replace(result, left_out=tuple(left_out))
 
 
 def _file(output: Path, suffix: str) -> Path:
