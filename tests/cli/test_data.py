@@ -73,7 +73,7 @@ def test_inspect_shows_counts_lengths_and_documents(folder: Path) -> None:
     assert "every byte verified" in output
     assert f"tokens       {documents.token_count}\n" in output
     assert f"documents    {len(documents)}\n" in output
-    assert "end token    0\n" in output
+    assert f"end token    0 {END_OF_TEXT}\n" in output
     assert f"{TEXTS[0]}{END_OF_TEXT}" in output
     assert f"{TEXTS[-1]}{END_OF_TEXT}" in output
     assert "note" not in output

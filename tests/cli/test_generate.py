@@ -93,7 +93,7 @@ def test_a_seed_says_the_same_again(generate: Generate) -> None:
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "a", "--top-p", "2"], "top_p (2.0) must be above 0"),
         (["--prompt", "a", "--device", "nothing"], "device (nothing) cannot be used: there is none of this name"),
-        (["--prompt", "a", "--device", "gpu"], "for a GPU it is called cuda; choose cpu, cuda, or cuda:N"),
+        (["--prompt", "a", "--device", "gpu"], "a GPU is called cuda; choose cpu, or where"),
         (["--prompt", "a", "--stop", ""], "a stop text is empty"),
     ],
 )

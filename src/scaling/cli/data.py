@@ -235,7 +235,8 @@ def inspect(
     if documents.max_token is not None:
         typer.echo(f"largest      {documents.max_token}")
     if meta is not None and meta.eod_token_id is not None:
-        typer.echo(f"end token    {meta.eod_token_id}")
+        named = "" if decoder is None else f" {_text(np.array([meta.eod_token_id]), decoder)}"
+        typer.echo(f"end token    {meta.eod_token_id}{named}")
     if recorded is not None:
         typer.echo(f"tokenizer    SHA-256 {recorded}")
     typer.echo(f"fingerprint  {documents.fingerprint()}")

@@ -195,6 +195,14 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: bytes) ->
         Tokenizer.from_file(path)
 
 
+def test_a_folder_is_answered_with_the_file_in_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder; there is no tokenizer\.json in it; name the file"):
+        Tokenizer.from_file(tmp_path)
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(DataError, match=rf"is a folder; name the file in it: {tmp_path / 'tokenizer.json'}"):
+        Tokenizer.from_file(tmp_path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tokenizer file .*absent\.json cannot be read: No such file"):
         Tokenizer.from_file(tmp_path / "absent.json")

@@ -12,7 +12,14 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from scaling.core import DataError, storage_errors, write_atomically
-from scaling.transformer.data.end_token import END_OF_TEXT, END_TOKENS, end_token_beside, listed, no_such_token
+from scaling.transformer.data.end_token import (
+    END_OF_TEXT,
+    END_TOKENS,
+    TOKENIZER_OF_A_MODEL,
+    end_token_beside,
+    listed,
+    no_such_token,
+)
 from scaling.transformer.data.plain_text import PlainText
 
 TOKENIZER_FILE = "vocab.json"
@@ -219,6 +226,12 @@ def train_tokenizer(texts: Iterable[str] | Iterator[str], vocab_size: int) -> To
 def _text_of(path: Path | str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
+    except IsADirectoryError as error:
+        inside = Path(path) / TOKENIZER_OF_A_MODEL
+        found = (
+            f"name the file in it: {inside}" if inside.is_file() else f"there is no {inside.name} in it; name the file"
+        )
+        raise DataError(f"tokenizer file {path} is a folder; {found}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"tokenizer file {path} is not UTF-8 text: {error}") from error
     except OSError as error:

@@ -282,21 +282,17 @@ def _tokenizer_beside(folder: Path, fingerprints: Mapping[str, str]) -> Tokenize
 
 
 def _require_device(device: str) -> None:
-    useful = "cpu, cuda, or cuda:N for the GPU of number N"
+    useful = "choose cpu, or where there is a GPU cuda, or cuda:N for the one of number N, counted from 0"
     try:
         torch.device(device)
     except RuntimeError as error:  # it lists every kind of device that torch was ever written for
-        meant = "; for a GPU it is called cuda" if device.lower().startswith(("gpu", "nvidia")) else ""
-        raise ConfigError(
-            f"device ({device}) cannot be used: there is none of this name{meant}; choose {useful}"
-        ) from (error)
+        meant = "; a GPU is called cuda" if device.lower().startswith(("gpu", "nvidia")) else ""
+        raise ConfigError(f"device ({device}) cannot be used: there is none of this name{meant}; {useful}") from error
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without that kind of device
         reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"device ({device}) cannot be used: {reason}; choose {useful}, on a machine with a GPU"
-        ) from error
+        raise ConfigError(f"device ({device}) cannot be used: {reason}; {useful}") from error
 
 
 def _overlap(text: str, end: str) -> int:
