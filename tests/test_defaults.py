@@ -66,8 +66,8 @@ def of_public_names() -> Iterator[str]:
         seen.add(name)
         if inspect.isfunction(public):
             yield from of_calls(path, public)
-        if inspect.isclass(public) and public.__module__.startswith("scaling.") and not issubclass(public, BaseConfig):
-            if "__init__" in vars(public):
+        if inspect.isclass(public) and public.__module__.startswith("scaling."):
+            if "__init__" in vars(public) and not issubclass(public, BaseConfig):
                 yield from of_calls(path, public.__init__)
             for method, value in vars(public).items():
                 function = getattr(value, "__func__", value)

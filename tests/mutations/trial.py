@@ -192,7 +192,7 @@ def _prepare_fork_server() -> None:
         ours.close()
         return server
 
-    util.spawnv_passfds = spawn
+    util.spawnv_passfds = spawn  # type: ignore[assignment]  # it hands on what it is given
 
 
 def _serve(ask: socket.socket) -> None:
