@@ -22,7 +22,6 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/data/formats": ("core/data/test_megatron", "core/data/test_memory_map"),
     "core/data/memory_map_meta": ("core/data/test_memory_map_builder", "core/data/test_memory_map"),
     "core/data/reader": ("core/data/test_file_dataset", "core/data/test_memory_map", "core/data/test_megatron"),
-    "core/data/span_index": ("core/data/test_file_dataset", "core/data/test_memory_map"),
     "core/data/types": ("core/data/test_loader", "core/data/test_device_copy"),
     "core/data/worker": ("core/data/test_loader",),
     "core/errors": ("core/config/test_base", "core/runner/test_outcome", "cli/test_main"),

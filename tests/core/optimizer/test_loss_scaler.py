@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scaling.core.errors import ConfigError
 from scaling.core.optimizer.config import LossScalerConfig
-from scaling.core.optimizer.loss_scaler import LossScaler
+from scaling.core.optimizer.loss_scaler import LossScaler, scaler_state_problems
 
 CPU = torch.device("cpu")
 
@@ -92,6 +92,28 @@ def test_a_restored_scaler_goes_on_where_it_was() -> None:
     begun = scales_after(first, steps[:5])
     second.restore(first.state())
     assert begun + scales_after(second, steps[5:]) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"hysteresis": 0, "clean_steps": 0}, None),
+        ({"scale": 0}, "optimizer.loss_scaler.scale is 0, not a number it can have"),
+        ({"scale": float("inf")}, "optimizer.loss_scaler.scale is inf, not a number it can have"),
+        ({"hysteresis": -1}, "optimizer.loss_scaler.hysteresis is -1, not a number it can have"),
+        ({"clean_steps": float("nan")}, "optimizer.loss_scaler.clean_steps is nan, not a number it can have"),
+        ({"clean_steps": True}, "optimizer.loss_scaler.clean_steps is True, not a number it can have"),
+        ({"hysteresis": None}, "optimizer.loss_scaler.hysteresis is None, not a number it can have"),
+    ],
+)
+def test_a_stored_state_has_numbers_that_a_scaler_can_have(change: dict[str, Any], problem: str | None) -> None:
+    assert scaler_state_problems({**scaler().state(), **change}) == ([] if problem is None else [problem])
+
+
+def test_a_stored_state_is_a_table_which_is_empty_without_scaling() -> None:
+    assert scaler_state_problems({}) == []
+    assert scaler_state_problems([]) == ["optimizer.loss_scaler is [], not a table"]
 
 
 def test_a_disabled_scaler_is_one_whatever_happens() -> None:

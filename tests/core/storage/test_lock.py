@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,20 @@ def test_a_file_lock_is_waited_for_and_is_free_when_its_holder_is_killed(tmp_pat
             pass
         assert holder.wait() == -9
     assert lock.exists()
+
+
+def test_a_file_lock_is_not_taken_before_it_is_free(tmp_path: Path) -> None:
+    """Locks of a file that is opened twice exclude each other within a process too."""
+    descriptor, events = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT), []
+
+    def release() -> None:
+        events.append("released")
+        os.close(descriptor)
+
+    assert lock.try_lock(descriptor)
+    with file_lock(tmp_path / "lock", on_wait=threading.Timer(0.1, release).start):
+        events.append("taken")
+    assert events == ["released", "taken"]
 
 
 def test_a_free_lock_is_not_waited_for(tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ def test_differences_are_relative_to_the_largest_element_on_any_rank() -> None:
     assert found.rank == 0
 
 
+def test_of_ranks_that_are_equally_wrong_the_first_is_named() -> None:
+    parts = [measure("w", rank, [(Box((0,), (1,)), array(1.0), array(1.5))]) for rank in (2, 1, 3)]
+    (found,) = distances(parts)
+    assert found.rank == 1
+
+
 def test_rounding_is_not_compared_with_itself() -> None:
     """A gradient that is zero but for rounding is small against those of other tensors."""
     parts = [

@@ -49,6 +49,13 @@ def test_validation_documents_are_held_out_of_every_training_set(tmp_path: Path)
     assert counted == sum(int(sizes[source][document]) - 1 for source, document in used[1])
 
 
+def test_a_configuration_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
+    unknown: dict[str, Any] = {"vocab_size": 0}
+    for unprepared in (config(corpus="python_stdlib"), config(unknown, data_prefixes=[str(tmp_path)]), config()):
+        with pytest.raises(ValueError, match="takes the configuration that prepare_data returns"):
+            load_datasets(unprepared)
+
+
 def test_separate_validation_data_is_used_whole(tmp_path: Path) -> None:
     prefixes = [str(make_data(tmp_path / name)) for name in ("a", "b")]
     train, validation = load_datasets(
