@@ -1,4 +1,4 @@
-"""Every default and bound of the configuration and of public calls is in `defaults.txt`: no change goes unseen.
+"""Every default and bound of the configuration and of public calls, and every named number, is in `defaults.txt`.
 
 `python -m tests.test_defaults` prints the file's content anew, for a change that is meant.
 """
@@ -75,9 +75,17 @@ def of_public_names() -> Iterator[str]:
                     yield from of_calls(f"{path}.{method}", function)
 
 
+def of_constants() -> Iterator[str]:
+    """Yield a line for each number that a module gives a name: sizes, limits, intervals."""
+    for source in sources("src"):
+        for name, value in vars(importlib.import_module(source.module)).items():
+            if re.search(rf"^{name}\b.* = ", source.text, re.MULTILINE) and type(value) in (int, float):
+                yield f"{source.module}.{name} = {value!r}"
+
+
 def table() -> str:
     """Return what is in the file when it is up to date."""
-    return "\n".join([*of_configurations(), *of_public_names()]) + "\n"
+    return "\n".join([*of_configurations(), *of_public_names(), *of_constants()]) + "\n"
 
 
 def test_no_default_changes_unseen() -> None:

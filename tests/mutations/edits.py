@@ -49,7 +49,7 @@ class Edit:
     before: str
     after: str
     is_default: bool = False
-    """It changes a default: of a parameter or of a field."""
+    """It changes a default, of a parameter or a field, or a number that has a name."""
 
     def apply(self, text: str) -> str:
         """Return the text with the edit."""
@@ -110,7 +110,7 @@ class _Finder(ast.NodeVisitor):
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
-            self._default = isinstance(node.target, ast.Name) and self._in_class
+            self._default = isinstance(node.target, ast.Name) and (self._in_class or node.target.id.isupper())
             self.visit(node.value)
             self._default = False
 
@@ -161,9 +161,12 @@ class _Finder(ast.NodeVisitor):
                 self._add("dropped statement", node, "pass")
             case ast.Return(value=None):
                 self._add("dropped statement", node, "pass")
+            case ast.Assign(targets=[ast.Name(id=name)]) if name.isupper() and not self._in_class:
+                self._default = True
             case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]) if not self._in_class:
                 self._add("dropped statement", node, "pass")
         self.visit(node)
+        self._default = False
 
     visit_Module = _statements
     visit_For = visit_While = visit_With = visit_Try = visit_Match = _body

@@ -60,13 +60,23 @@ def test_each_kind_of_slip_is_made_and_nothing_that_is_only_said() -> None:
 def test_which_edits_change_a_default_is_known() -> None:
     text = dedent(
         """
+        LIMIT: Final = 4
+        _SIZE = 5
+        x = 6
         class A:
             field: int = Field(default=1)
             def f(self, a=2):
                 return 3
         """
     )
-    assert {edit.before: edit.is_default for edit in edits("x.py", text)} == {"1": True, "2": True, "3": False}
+    assert {edit.before: edit.is_default for edit in edits("x.py", text)} == {
+        "1": True,
+        "2": True,
+        "3": False,
+        "4": True,
+        "5": True,
+        "6": False,
+    }
 
 
 def test_a_seed_draws_the_same_edits_and_a_larger_count_begins_alike(tmp_path: Path) -> None:
