@@ -75,6 +75,14 @@ def of_public_names() -> Iterator[str]:
                     yield from of_calls(f"{path}.{method}", function)
 
 
+def of_commands() -> Iterator[str]:
+    """Yield the defaults of the arguments and options of commands."""
+    for module in sorted(source.module for source in sources("src/scaling/cli")):
+        for name, command in vars(importlib.import_module(module)).items():
+            if inspect.isfunction(command) and command.__module__ == module and not name.startswith("_"):
+                yield from of_calls(f"{module}.{name}", command)
+
+
 def of_constants() -> Iterator[str]:
     """Yield a line for each number that a module gives a name: sizes, limits, intervals."""
     for source in sources("src"):
@@ -85,7 +93,7 @@ def of_constants() -> Iterator[str]:
 
 def table() -> str:
     """Return what is in the file when it is up to date."""
-    return "\n".join([*of_configurations(), *of_public_names(), *of_constants()]) + "\n"
+    return "\n".join([*of_configurations(), *of_public_names(), *of_commands(), *of_constants()]) + "\n"
 
 
 def test_no_default_changes_unseen() -> None:

@@ -251,9 +251,10 @@ def test_the_longest_document_can_be_chosen_for_training_a_tokenizer(folder: Pat
 
 
 def test_lengths_are_counted_by_powers_of_two() -> None:
-    sizes = np.array([1, 2, 3, 3, 4, 7, 16])
+    sizes = np.array([0, 1, 2, 3, 3, 4, 7, 16])
     lines = histogram(lengths_of(lambda start, stop: sizes[start:stop], len(sizes)).by_bits)
     assert [line.split() for line in lines] == [
+        ["0", "-", "0", "1", "#############"],
         ["1", "-", "1", "1", "#############"],
         ["2", "-", "3", "3", "#" * 40],
         ["4", "-", "7", "2", "#" * 27],
