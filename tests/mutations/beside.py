@@ -26,6 +26,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/data/worker": ("core/data/test_loader",),
     "core/errors": ("core/config/test_base", "core/runner/test_outcome", "cli/test_main"),
     "core/logging/config": ("core/logging/test_setup", "transformer/config/test_problems"),
+    "core/nn/attention": ("core/nn/test_attention_projections", "core/nn/test_attention"),
     "core/nn/config": ("transformer/config/test_root", "transformer/config/test_problems"),
     "core/nn/place": ("core/nn/test_linear", "core/nn/test_attention_projections", "core/nn/test_dropout"),
     "core/optimizer/config": ("core/optimizer/test_optimizer", "transformer/config/test_problems"),
