@@ -10,9 +10,30 @@ from scaling.core.errors import LayoutError
 from scaling.core.nn.linear import ColumnParallelLinear
 from scaling.core.nn.parameter import meta
 from scaling.core.nn.place import Place
-from scaling.core.nn.shard import Heads
+from scaling.core.nn.shard import Heads, Shard, even_shard, padded_shard
 from scaling.core.topology.layout import Axis
 from tests.reference.worlds import view_of
+
+
+@given(st.integers(1, 9), st.integers(0, 9))
+def test_equal_parts_follow_each_other_and_a_remainder_is_refused(parts: int, length: int) -> None:
+    found = [even_shard(parts * length, parts, index, dim=1, what="features") for index in range(parts)]
+    assert found == [Shard(dim=1, offset=index * length, length=length, local_length=length) for index in range(parts)]
+    if parts > 1:
+        with pytest.raises(
+            LayoutError, match=rf"features \({parts * length + 1}\) must be divisible by .* \({parts}\)"
+        ):
+            even_shard(parts * length + 1, parts, 0, dim=1, what="features")
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_padded_parts_hold_every_element_once_and_are_equally_long(size: int, parts: int) -> None:
+    found = [padded_shard(size, parts, index, dim=0) for index in range(parts)]
+    held = [number for shard in found for number in range(shard.offset, shard.offset + shard.length)]
+    assert held == list(range(size))
+    assert {shard.local_length for shard in found} == {-(-size // parts)}
+    assert all(0 <= shard.length <= shard.local_length and shard.dim == 0 for shard in found)
+    assert sorted((shard.length for shard in found), reverse=True) == [shard.length for shard in found]
 
 
 @st.composite

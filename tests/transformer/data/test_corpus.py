@@ -40,7 +40,18 @@ def start_build(directory: Path, *, die_after: str = "") -> subprocess.Popen[str
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> CorpusPaths:
-    return build_stdlib_corpus(tmp_path_factory.mktemp("corpus"), LIMITS)
+    reported: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        reported.setdefault(stage, []).append((done, total))
+
+    paths = build_stdlib_corpus(tmp_path_factory.mktemp("corpus"), LIMITS, progress=progress)
+    assert list(reported) == ["training the tokenizer", "tokenizing the corpus"]
+    assert reported["training the tokenizer"] == [(0, 1), (1, 1)]
+    for calls in reported.values():
+        assert calls == sorted(calls)
+        assert calls[-1][0] == calls[-1][1] == calls[0][1]
+    return paths
 
 
 def contents(paths: CorpusPaths) -> dict[str, bytes]:

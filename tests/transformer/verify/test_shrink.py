@@ -44,6 +44,7 @@ def config(topology: dict[str, Any], **architecture: Any) -> TransformerConfig:
         ({}, {}),
         ({"model_parallel_size": 8}, {"attention_num_kv_heads": 8}),
         ({"model_parallel_size": 8}, {"attention_num_kv_heads": 2}),
+        ({"model_parallel_size": 2}, {"attention_num_kv_heads": LARGE["num_attention_heads"]}),
         ({"model_parallel_size": 4, "sequence_parallel": True, "data_parallel_size": 2}, {"rotary_percentage": 0.25}),
         ({"pipe_parallel_size": 4, "pipe_schedule": "interleaved_1f1b", "pipe_chunks_per_rank": 2}, {}),
         ({"model_parallel_size": 2, "pipe_parallel_size": 2, "data_parallel_size": 2}, {"weight_tying": False}),
@@ -84,6 +85,9 @@ def test_a_model_becomes_small_and_keeps_what_a_layout_can_break(
     if before.attention_num_kv_heads is not None:
         assert after.attention_num_kv_heads is not None
         assert (after.attention_num_kv_heads < ranks) == (before.attention_num_kv_heads < large_ranks)
+        assert (after.attention_num_kv_heads == after.num_attention_heads) == (
+            before.attention_num_kv_heads == before.num_attention_heads
+        )
 
 
 def test_shrinking_twice_changes_nothing_more() -> None:
