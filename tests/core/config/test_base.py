@@ -109,6 +109,15 @@ def test_defaults_make_a_valid_configuration_with_derived_values() -> None:
     assert house.outside.colour is Colour.BLUE
 
 
+def test_a_default_is_checked_like_an_input() -> None:
+    class Careless(BaseConfig):
+        walls: int = Field(default=0, ge=1)
+        """Walls."""
+
+    with pytest.raises(ConfigError, match="walls: must be"):
+        Careless()
+
+
 def test_loading_never_changes_what_it_is_given() -> None:
     values = {"inside": {"color": "red", "lead": False}, "walls": [{"name": "a"}]}
     before = copy.deepcopy(values)
