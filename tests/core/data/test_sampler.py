@@ -99,6 +99,8 @@ def test_epochs_differ_in_order_and_unshuffled_ones_do_not() -> None:
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(DataError, match="no samples"):
         EpochOrder(0, key=(1,))
+    with pytest.raises(DataError, match="no samples"):
+        EvenOrder(0, 1)
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
