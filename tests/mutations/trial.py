@@ -108,6 +108,7 @@ def _keep(root: Path, tests: Sequence[str], limit: float, result: Path) -> None:
     """Fork the process that tests, wait for it, and leave nothing of it behind."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become children of this process
     drawing = os.getppid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # that the parent is gone is seen below, and cleaned up after
     tester = os.fork()
     if not tester:
         _in_fork(lambda: _test(root, tests, result))
@@ -150,6 +151,7 @@ class _Notes:
 def _test(root: Path, tests: Sequence[str], result: Path) -> None:
     """Be a pytest that was started in the copy."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(result.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor, target in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
         os.dup2(descriptor, target)
