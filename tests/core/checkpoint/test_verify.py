@@ -259,6 +259,11 @@ def test_each_file_has_exactly_one_reader_and_the_bytes_are_spread(sizes: list[i
     assert max(loads) - min(loads) <= max(sizes, default=0)
 
 
+def test_large_files_are_dealt_out_first() -> None:
+    table = {f"f{index}.safetensors": FileEntry(size, "0" * 64) for index, size in enumerate([1, 1, 4, 1, 1])}
+    assert share_of(Manifest(0, table, {}), 0, 2) == ["f2.safetensors"]
+
+
 def test_a_directory_that_cannot_be_listed_is_a_storage_error_on_all_ranks(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,17 @@ def test_who_outlives_a_failure_is_killed(processes: Processes, monkeypatch: pyt
         assert wait(stubborn, supervisor) == -signal.SIGKILL
 
 
+def test_only_who_still_runs_is_killed_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    signalled: list[int] = []
+    monkeypatch.setattr(module, "_signal_group", lambda pid, number: signalled.append(pid))
+    monkeypatch.setattr(module, "_has_ended", lambda pid: False)
+    supervisor = Supervisor(lambda: {11: 0, 12: None})
+    supervisor.forced = True
+    supervisor.check()
+    supervisor.check()
+    assert (signalled, supervisor.killed) == ([12], {12})
+
+
 @pytest.mark.parametrize("status", [0, 75])
 def test_who_is_done_or_preempted_takes_nobody_along(
     processes: Processes, monkeypatch: pytest.MonkeyPatch, status: int
