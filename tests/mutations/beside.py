@@ -30,6 +30,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/nn/config": ("transformer/config/test_root", "transformer/config/test_problems"),
     "core/nn/place": ("core/nn/test_linear", "core/nn/test_attention_projections", "core/nn/test_dropout"),
     "core/optimizer/config": ("core/optimizer/test_optimizer", "transformer/config/test_problems"),
+    "core/pipeline/engine": ("core/pipeline/test_engine", "core/pipeline/test_toy_schedules"),
     "core/pipeline/end": ("core/pipeline/test_end", "core/pipeline/test_loss"),
     "core/optimizer/shard": ("core/optimizer/test_ownership", "core/optimizer/test_rule"),
     "core/pipeline/actions": ("core/pipeline/test_draw", "core/pipeline/test_simulate", "core/pipeline/test_lowering"),

@@ -120,6 +120,15 @@ def test_key_value_heads_can_be_cut_by_fewer_ranks() -> None:
     assert (small.transformer_architecture.attention_num_kv_heads or 1) % 6 == 0
 
 
+def test_heads_that_the_other_layout_shares_stay_shared() -> None:
+    sizes = {"model_parallel_size": 8, "pipe_parallel_size": 1, "data_parallel_size": 1}
+    other = TopologyConfig.from_dict({**sizes, "micro_batch_size": 1, "gradient_accumulation_steps": 1})
+    for ranks in (1, 2):
+        small = shrunk(config({"model_parallel_size": ranks}, attention_num_kv_heads=4), also=other)
+        assert small.transformer_architecture.attention_num_kv_heads == 4
+        assert small.transformer_architecture.num_attention_heads == 8
+
+
 def test_short_sequences_can_be_cut_by_fewer_ranks() -> None:
     three = {"model_parallel_size": 3, "pipe_parallel_size": 2, "data_parallel_size": 2, "sequence_parallel": True}
     sizes = {"sequence_length": 15, "num_attention_heads": 12, "hidden_size": 384}
