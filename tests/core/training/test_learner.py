@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -61,6 +62,16 @@ def test_an_evaluation_can_be_cut_short_or_left_out() -> None:
     assert part is not None
     assert float(part.weight) < float(whole.weight)
     assert learner_of(evaluation=None).evaluate() is None
+
+
+def test_closing_ends_the_data_and_lets_go_of_the_parameters() -> None:
+    learner = learner_of()
+    with (
+        mock.patch.object(learner.data, "close", wraps=learner.data.close) as data,
+        mock.patch.object(learner.optimizer, "close", wraps=learner.optimizer.close) as optimizer,
+    ):
+        learner.close()
+    assert (data.call_count, optimizer.call_count) == (1, 1)
 
 
 def test_a_checkpoint_holds_weights_and_moments() -> None:
