@@ -235,6 +235,8 @@ class Topology:
     ) -> None:
         if kind is None and self._store is not None:  # rank 0 may serve the store, and others still read from it
             leave_store(self._store, world_size=self.layout.world_size)
+        if kind is not None and self._watch is not None:
+            self._watch.let_it_end()
         self.close()
 
 

@@ -46,6 +46,8 @@ class Watch:
         self._patience = patience
         self._thread = threading.get_ident()
         self._is_main = threading.current_thread() is threading.main_thread()
+        self.is_ending = False
+        """Whether a thread of the watch is about to end this process."""
         self._over = threading.Event()
         self._pause = _PAUSE + world_size / 4000  # thousands of ranks share one store
         self._clock = _Stillness()
@@ -72,6 +74,11 @@ class Watch:
             if thread is not threading.current_thread():
                 thread.join(_LINGER_SECONDS)
 
+    def let_it_end(self) -> None:
+        """Leave the last word to the watch, where it has one: errors that the others' end brings are consequences."""
+        if self.is_ending:
+            time.sleep(2 * _LINGER_SECONDS)
+
     def _keep_time(self) -> None:
         before = time.monotonic()
         while not self._over.wait(self._pause):
@@ -81,15 +88,10 @@ class Watch:
             self._silence += passed
             self._clock.look(self._stack(), self._gate.begun, passed)
             if self._clock.waited >= self._patience and self._silence >= self._patience:
-                account = self._account()
-                self._end(
-                    HangError(
-                        f"the store of the run, which rank 0 or its launcher serves, did not answer within "
-                        f"{self._silence:.0f} s: rank 0 has stopped, its process or its machine. Rank {self._rank} "
-                        f"waited in {account.phase} ({account.place}). Start the run again; if it comes back, look at "
-                        "the machine of rank 0"
-                    )
-                )
+                self.is_ending = True  # rank 0, or the launcher, serves the store: without it there is nobody to ask
+                found = {0: None, self._rank: self._account()} if self._rank else {}
+                lost = "; the store over which the ranks would ask each other does not answer either"
+                self._end(HangError((judge(found, self._patience) or "no rank can be asked how it is") + lost))
 
     def _stack(self) -> list[FrameType]:
         return list(frames_of(sys._current_frames().get(self._thread)))
@@ -136,10 +138,12 @@ class Watch:
             case "question":
                 self._store.set(f"{number}/{self._rank}", json.dumps(asdict(self._account())))
             case "hang":
-                self._store.add("told", 1)
-                for _ in range(int(_LINGER_SECONDS / _PAUSE)):
-                    if self._store.add("told", 0) >= event["present"]:
-                        break
+                self.is_ending = True
+                told, deadline = self._store.add("told", 1), time.monotonic() + _LINGER_SECONDS
+                while told < event["present"] and time.monotonic() < deadline:
+                    time.sleep(_PAUSE / 5)
+                    told = self._store.add("told", 0)
+                if self._rank == 0:  # which may serve the store
                     time.sleep(_PAUSE)
                 self._end(HangError(event["message"]))
 
@@ -160,6 +164,7 @@ class Watch:
         if self._is_main and self._gate.leaves_now and self._gate.interruptible:
             signal.pthread_kill(self._thread, NUDGE)
         if leaving.last == 0 and leaving.seconds > _LINGER_SECONDS:
+            self.is_ending = True
             self._end(AskedToLeave(self._gate.asked))
 
     def _hear(self, question: int) -> None:

@@ -1,0 +1,106 @@
+"""A rank that does not come is named to all that wait for it, with status 70; a pause of all ranks is no hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from scaling.core.collectives import ops
+from scaling.core.topology import watch
+from scaling.core.topology.topology import Topology
+from tests.distributed import run_distributed, run_world
+from tests.reference.worlds import connected
+
+PATIENCE = 1.5
+STOPPED_SECONDS = 4.5
+"""After which a stopped rank is killed, as a launcher would."""
+
+
+def collective(topology: Topology) -> None:
+    ops.all_reduce(torch.ones(1), topology.world)
+
+
+def message(topology: Topology) -> None:
+    topology.agree("any", topology.rank, sum)
+
+
+def stopped(topology: Topology) -> None:
+    subprocess.Popen(["sh", "-c", f"sleep {STOPPED_SECONDS}; kill -KILL {os.getpid()}"], start_new_session=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def asleep(topology: Topology) -> None:
+    time.sleep(600)
+
+
+def wait_in(rank: int, world_size: int, folder: Path, does: tuple[Callable[[Topology], None], ...]) -> None:
+    """Do what is given for this rank, and leave what a hang is called."""
+    threading.excepthook = lambda arguments: (folder / str(rank)).write_text(str(arguments.exc_value)) and None
+    with (
+        mock.patch.object(watch, "_ANSWER_SECONDS", 1.0),
+        connected(data=world_size, process_group_timeout_seconds=PATIENCE) as topology,
+    ):
+        collective(topology)
+        does[rank](topology)
+
+
+@pytest.mark.parametrize(
+    ("does", "named"),
+    [
+        pytest.param(
+            (collective, stopped, message, message),
+            "rank 1 did not come within 1.5 s (topology.process_group_timeout_",
+            marks=pytest.mark.slow,
+        ),
+        ((message, asleep), "rank 1 is in the program (test_watch.py, asleep), for "),
+        ((stopped, collective), "rank 0 does not react"),
+        ((collective, message), "the ranks have waited for each other for 1.5 s"),
+    ],
+    ids=["stopped", "asleep", "stopped and serving the store", "each other"],
+)
+def test_who_keeps_the_others_waiting_is_named_to_all(
+    does: tuple[Callable[[Topology], None], ...], named: str, tmp_path: Path
+) -> None:
+    outcomes = run_world(wait_in, len(does), tmp_path, does, timeout=60, grace=STOPPED_SECONDS)
+    for rank, outcome in enumerate(outcomes):
+        if does[rank] is not stopped:
+            assert outcome.exit_code == 70, outcome.report
+            assert named in (tmp_path / str(rank)).read_text()
+
+
+PAUSE = "import os, sys, time; {pids}; time.sleep(0.3); {stop}; time.sleep({seconds}); {go}"
+
+
+def be_paused(rank: int, world_size: int) -> float:
+    """Wait for each other while all ranks are stopped for longer than they would wait."""
+    with connected(data=world_size, process_group_timeout_seconds=PATIENCE) as topology:
+        pids = topology.gather("pids", os.getpid())
+        if pids is not None:
+            each = "[os.kill(pid, {number}) for pid in pids]"
+            text = PAUSE.format(
+                pids=f"pids = {pids}",
+                stop=each.format(number=int(signal.SIGSTOP)),
+                go=each.format(number=int(signal.SIGCONT)),
+                seconds=3 * PATIENCE,
+            )
+            subprocess.Popen(["python3", "-c", text], start_new_session=True)
+        began = time.monotonic()
+        while time.monotonic() - began < 3 * PATIENCE:  # the first one waits for the other one, most of the time
+            time.sleep(0.05 * rank)
+            if topology.broadcast("go on", time.monotonic() - began >= 3 * PATIENCE):
+                break
+        collective(topology)
+        return time.monotonic() - began
+
+
+def test_ranks_that_are_stopped_and_go_on_together_have_not_waited() -> None:
+    assert min(run_distributed(be_paused, 2)) >= 3 * PATIENCE
