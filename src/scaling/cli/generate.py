@@ -36,7 +36,9 @@ def generate(
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text. May be given several times.")
     ] = None,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="cpu, cuda for a GPU, or cuda:N for the one of number N.")
+        str,
+        # The name is spelled out: one version of typer takes a metavar that is the name in capitals for the option.
+        typer.Option("--device", metavar="DEVICE", help="cpu, cuda for a GPU, or cuda:N for the one of number N."),
     ] = "cpu",
 ) -> None:
     """Continue a text with a trained model, printing it as it comes."""
