@@ -12,9 +12,10 @@ import pytest
 from examples.mlp_example.config import MLPConfig
 from examples.mlp_example.train import train as train_digits
 from scaling.core import BaseConfig, ExitStatus, LaunchContext
+from scaling.core.config.config_file import read_config
 from scaling.core.config.explain import sections_of
 from scaling.core.config.fields import ConfigWarning, NoEffect, Unavailable, marker
-from scaling.core.config.yaml_text import read_yaml
+from scaling.core.config.yaml_text import parse_yaml
 from scaling.core.logging.setup import close_logging
 from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
@@ -73,7 +74,7 @@ def former_paths(section: type[BaseConfig]) -> Iterator[str]:
 
 
 def test_the_files_name_every_setting_that_only_the_predecessor_had() -> None:
-    values, _ = read_yaml(FOLDER / "transformer_0.2.yml")
+    values, _ = parse_yaml(read_config(FOLDER / "transformer_0.2.yml"), source=None)
     shared = {path for path in former_paths(TransformerConfig) if not path.startswith("data.validation_blended")}
     assert shared <= {*paths(values)}
 
