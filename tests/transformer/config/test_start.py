@@ -29,7 +29,8 @@ def save(directory: str, step: int, values: dict[str, Any] | None = None) -> Non
     config["transformer_architecture"]["vocab_size"] = 67
     config["data"]["eod_token_id"] = 0
     folder = Path(directory)
-    commit(prepare(folder, step), Manifest(step, {}, {}, {"config": config}, {}), step_folder(folder, step))
+    scalars = {"config": config, "trainer": {}, "optimizer": {}}
+    commit(prepare(folder, step), Manifest(step, {}, {}, scalars, {}), step_folder(folder, step))
 
 
 def touch(*names: str) -> None:
@@ -113,6 +114,14 @@ def test_a_folder_that_cannot_be_saved_to_is_named() -> None:
         assert problem.startswith(f"trainer.save_dir: is {folder!r}, but 'link' is a link to 'absent', which does not")
     (problem,) = lacking({"trainer": {"save_dir": "run/global_step5"}})
     assert problem.startswith("trainer.save_dir: is 'run/global_step5', the name of one step's folder; to go on")
+
+
+def test_a_checkpoint_that_holds_weights_only_is_named_with_the_settings_for_it() -> None:
+    folder = Path("run")
+    commit(prepare(folder, 0), Manifest(0, {}, {}, {}, {}), step_folder(folder, 0))
+    (problem,) = lacking({"trainer": {"load_dir": "run"}})
+    assert problem.startswith("trainer.load_dir: is 'run', but it lacks the numbers of steps and samples and the state")
+    assert lacking({"trainer": {"load_dir": "run", "load_context": False, "load_optimizer_states": False}}) == []
 
 
 def test_going_back_within_save_dir_is_refused() -> None:

@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any, Protocol, final
 
 from scaling.core.checkpoint.checkpointer import Checkpointer
-from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, step_of
+from scaling.core.checkpoint.folders import step_of
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.search import StoredCheckpoint
 from scaling.core.errors import CheckpointError, ConfigError
 from scaling.core.optimizer.optimizer import optimizer_state_problems
 from scaling.core.trainer.config import TrainerConfig
-from scaling.core.trainer.going_back import refused_return
+from scaling.core.trainer.fitness import refused_return, scalars_lacking, scalars_wanted, takes_optimizer
 from scaling.core.trainer.state import train_state_problems
 
 
@@ -36,7 +36,7 @@ class Origin:
     @property
     def with_optimizer(self) -> bool:
         """Return whether to load the optimizer's states."""
-        return _takes_optimizer(self.stored.manifest, self.config, own=self.own)
+        return takes_optimizer(self.stored.manifest, self.config, own=self.own)
 
     @property
     def with_context(self) -> bool:
@@ -49,10 +49,6 @@ class Origin:
         return () if self.own else tuple(self.config.ignore_keys_in_checkpoint or ())
 
 
-def _takes_optimizer(manifest: Manifest, config: TrainerConfig, *, own: bool) -> bool:
-    return config.load_optimizer_states or (own and manifest.holds(OPTIMIZER_PREFIX))
-
-
 def scalar_problems(manifest: Manifest, config: TrainerConfig, *, own: bool) -> list[str]:
     """Return what is wrong with those scalars of a checkpoint that a run would go on from. Pure.
 
@@ -63,16 +59,8 @@ def scalar_problems(manifest: Manifest, config: TrainerConfig, *, own: bool) -> 
     found = []
     if not isinstance(scalars.get("config", {}), Mapping):
         found.append(f"its configuration is {scalars['config']!r:.100}, not a table of settings")
-    wanted = {"trainer": own or config.load_context, "optimizer": _takes_optimizer(manifest, config, own=own)}
-    lacking = [name for name, taken in wanted.items() if taken and name not in scalars]
-    if lacking:
-        what = {"trainer": "the numbers of steps and samples", "optimizer": "the state of the optimizer"}
-        settings = {"trainer": "trainer.load_context", "optimizer": "trainer.load_optimizer_states"}
-        elsewhere = "name it as trainer.load_dir, with another trainer.save_dir, and " if own else ""
-        found.append(
-            f"it lacks {' and '.join(what[name] for name in lacking)} (imported checkpoints do); to start from its "
-            f"weights, {elsewhere}set {' and '.join(settings[name] for name in lacking)} to false"
-        )
+    wanted = scalars_wanted(manifest, config, own=own)
+    found += scalars_lacking(manifest, config, own=own)
     if wanted["trainer"] and "trainer" in scalars:
         state: Any = scalars["trainer"]
         found += train_state_problems(state) or _other_step(state["step"], manifest.step)

@@ -21,6 +21,7 @@ from scaling.core import (
     instead_of_checkpoint,
     list_steps,
     refused_return,
+    scalars_lacking,
     step_of,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
@@ -128,6 +129,8 @@ def checkpoint_is_of_this_run(
             if stored is not None:
                 if own and (problem := refused_return(trainer, stored.step)) is not None:
                     yield problem
+                for lack in () if own else scalars_lacking(stored.manifest, trainer, own=False):
+                    yield Problem("trainer.load_dir", f"is {str(trainer.load_dir)!r}, but {lack}")
                 settings: Any = stored.manifest.scalars.get("config")
                 sections = {
                     "trainer": trainer,

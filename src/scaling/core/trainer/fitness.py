@@ -1,0 +1,51 @@
+"""What keeps a run from going on from a checkpoint, as far as names and its manifest tell: pure, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, step_of
+from scaling.core.checkpoint.manifest import Manifest
+from scaling.core.errors import Problem
+from scaling.core.trainer.config import TrainerConfig
+
+
+def scalars_wanted(manifest: Manifest, config: TrainerConfig, *, own: bool) -> Mapping[str, bool]:
+    """Return which scalars of a checkpoint a run goes on from; `own`: it lies in save_dir."""
+    return {"trainer": own or config.load_context, "optimizer": takes_optimizer(manifest, config, own=own)}
+
+
+def takes_optimizer(manifest: Manifest, config: TrainerConfig, *, own: bool) -> bool:
+    """Return whether a run takes the state of the optimizer from a checkpoint."""
+    return config.load_optimizer_states or (own and manifest.holds(OPTIMIZER_PREFIX))
+
+
+def scalars_lacking(manifest: Manifest, config: TrainerConfig, *, own: bool) -> list[str]:
+    """Return what a checkpoint lacks that a run would go on from, and what to do."""
+    wanted = scalars_wanted(manifest, config, own=own)
+    lacking = [name for name, taken in wanted.items() if taken and name not in manifest.scalars]
+    if not lacking:
+        return []
+    what = {"trainer": "the numbers of steps and samples", "optimizer": "the state of the optimizer"}
+    settings = {"trainer": "trainer.load_context", "optimizer": "trainer.load_optimizer_states"}
+    elsewhere = "name it as trainer.load_dir, with another trainer.save_dir, and " if own else ""
+    return [
+        f"it lacks {' and '.join(what[name] for name in lacking)} (imported checkpoints do); to start from its "
+        f"weights, {elsewhere}set {' and '.join(settings[name] for name in lacking)} to false"
+    ]
+
+
+def refused_return(config: TrainerConfig, newest: int) -> Problem | None:
+    """Return what is wrong with a `load_dir` that names a step of `save_dir`, whose newest is another one. Pure."""
+    load_dir, save_dir = config.load_dir, config.save_dir
+    if load_dir is None or save_dir is None or load_dir.resolve().parent != save_dir.resolve():
+        return None
+    wanted = step_of(load_dir.resolve())
+    if wanted is None or wanted == newest:
+        return None
+    return Problem(
+        "trainer.load_dir",
+        f"names step {wanted} of save_dir itself, but a run goes on from the newest checkpoint of its save_dir, which "
+        f"is step {newest}. To go back to step {wanted}, set trainer.save_dir to another folder (or move the later "
+        f"steps out of {save_dir}); to go on, remove load_dir",
+    )
