@@ -69,6 +69,11 @@ def test_a_missing_file_is_named_with_status_2(tmp_path: Path) -> None:
 
 
 def test_the_command_does_not_import_torch() -> None:
-    script = "import sys, scaling.cli.config; print('torch' in sys.modules)"
+    script = (
+        "import sys, scaling.cli.config as cli\n"
+        "groups = [{'group_name': 'all'}]\n"
+        "cli.TransformerConfigHere.from_dict({'training_groups': groups, 'trainer': {'save_dir': 'absent'}})\n"
+        "print('torch' in sys.modules)"
+    )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert finished.stdout == "False\n"
