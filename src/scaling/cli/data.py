@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain, groupby
-from multiprocessing import active_children
 from pathlib import Path
 from typing import Annotated
 
@@ -74,22 +70,6 @@ def new_prefix(given: str) -> Path:
     return path
 
 
-@contextmanager
-def leaving_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, at once and with all that it cleans up, and not just this process."""
-
-    def leave(number: int, frame: object) -> None:
-        for worker in active_children():  # those of a pool finish what they are at otherwise
-            worker.terminate()
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 @app.command()
 def tokenize(
     inputs: Inputs,
@@ -134,7 +114,7 @@ def tokenize(
         max_bad=max_bad,
         max_document_bytes=max_document_bytes,
     )
-    with leaving_on_sigterm(), ConsoleProgress() as progress:
+    with ConsoleProgress() as progress:
         result = tokenize_files(inputs, output, options, workers=workers or available_cores(), progress=progress)
     end = "" if result.eod_token is None else f", each document ending with {result.eod_token}"
     typer.echo(f"{output}: {result.documents} documents, {result.tokens} tokens{end}")

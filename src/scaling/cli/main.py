@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from scaling.cli.leaving import leaving_soon
 from scaling.cli.many_values import taking_many
 from scaling.core.errors import ScalingError
 
@@ -98,7 +99,8 @@ def _options(
 def main() -> None:
     """Run the command. What is the user's to put right ends with a message and its status, without a traceback."""
     try:
-        app()
+        with leaving_soon():
+            app()
     except ScalingError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)

@@ -76,9 +76,13 @@ def build_stdlib_corpus(
                     if rest.exists():
                         shutil.rmtree(rest)
                 building.mkdir()
-                _build(building, limits, progress)
-                _write_manifest(building, identity)
-                building.rename(final)
+                try:
+                    _build(building, limits, progress)
+                    _write_manifest(building, identity)
+                    building.rename(final)
+                except BaseException:  # such as a signal
+                    shutil.rmtree(building, ignore_errors=True)
+                    raise
                 sync_folder(directory)
     return _paths(final)
 
