@@ -82,6 +82,7 @@ def test_retention_keeps_the_newest_and_every_mth(retention: Retention, kept: li
     save(tmp_path, *range(1, 7))
     retain(tmp_path / "global_step6", retention)
     assert steps(tmp_path) == kept
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_damaged_checkpoint_does_not_count_as_kept(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.disk import open_regular
 from scaling.core.checkpoint.header import read_header
 from scaling.core.checkpoint.manifest import FileEntry, Manifest
-from scaling.core.checkpoint.search import find_newest
+from scaling.core.checkpoint.search import find_newest, is_step_folder
 from scaling.core.checkpoint.verify import read_manifest, share_of, strange_files
 from scaling.core.errors import CheckpointError, StorageError
 from tests.core.checkpoint.virtual import (
@@ -257,6 +257,13 @@ def test_each_file_has_exactly_one_reader_and_the_bytes_are_spread(sizes: list[i
     assert sorted(name for share in shares for name in share) == sorted(table)
     loads = [sum(table[name].bytes for name in share) for share in shares]
     assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+def test_a_step_folder_is_known_by_its_name_or_by_its_manifest(copy: Path) -> None:
+    (copy / "global_step2").rename(copy / "kept")
+    (copy / "global_step7").mkdir()
+    found = {folder.name for folder in (copy, *copy.iterdir()) if is_step_folder(folder)}
+    assert found == {"kept", "global_step1", "global_step7"}
 
 
 def test_large_files_are_dealt_out_first() -> None:

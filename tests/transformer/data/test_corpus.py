@@ -45,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> CorpusPaths:
     def progress(stage: str, done: int, total: int) -> None:
         reported.setdefault(stage, []).append((done, total))
 
-    paths = build_stdlib_corpus(tmp_path_factory.mktemp("corpus"), LIMITS, progress=progress)
+    paths = build_stdlib_corpus(tmp_path_factory.mktemp("corpus") / "not" / "there", LIMITS, progress=progress)
     assert list(reported) == ["training the tokenizer", "tokenizing the corpus"]
     assert reported["training the tokenizer"] == [(0, 1), (1, 1)]
     for calls in reported.values():
