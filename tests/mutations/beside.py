@@ -36,7 +36,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/optimizer/shard": ("core/optimizer/test_ownership", "core/optimizer/test_rule"),
     "core/pipeline/actions": ("core/pipeline/test_draw", "core/pipeline/test_simulate", "core/pipeline/test_lowering"),
     "core/profiler/config": ("core/profiler/test_profiler", "transformer/config/test_problems"),
-    "core/runner/command": ("core/runner/test_main",),
+    "core/runner/command": ("core/runner/test_command", "core/runner/test_main"),
     "core/runner/config": ("core/runner/test_main", "transformer/config/test_problems"),
     "core/runner/elastic": ("core/runner/test_main", "core/runner/test_torchrun"),
     "core/storage/json_values": ("core/checkpoint/test_manifest", "core/checkpoint/test_resume"),
@@ -73,7 +73,11 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/layers/parts": ("transformer/test_model", "transformer/plan/test_model"),
     "transformer/losses": ("transformer/test_model", "transformer/plan/test_family"),
     "transformer/plan/parts": ("transformer/plan/test_model", "transformer/plan/test_parameters"),
-    "transformer/train": ("transformer/test_launch", "transformer/config/test_resume_rules"),
+    "transformer/train": (
+        "transformer/test_kept_tokenizer",
+        "transformer/test_launch",
+        "transformer/config/test_resume_rules",
+    ),
 }
 """Where there is no test of the same name, or others beside it; names without `tests/`, `src/scaling/` and `.py`."""
 

@@ -16,7 +16,7 @@ import pytest
 
 from scaling.core.errors import DataError, StorageError
 from scaling.transformer.data.left_out import LeftOut
-from scaling.transformer.data.readers import BadRecord, Piece, PieceReader, find_inputs
+from scaling.transformer.data.readers import BadRecord, Piece, PieceReader, find_inputs, text_size
 
 GOOD = b'{"text": "good"}\n'
 
@@ -162,6 +162,28 @@ def test_a_compressed_file_of_no_bytes_is_cut_off_and_not_empty(tmp_path: Path, 
     assert isinstance(bad, BadRecord)
     assert "cut off: it is empty" in bad.reason
     assert bad.line == 1
+
+
+def test_the_text_in_a_file_is_measured_without_its_compression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Table(io.BytesIO):
+        columns = (("text", 30), ("url", 500))
+        group = SimpleNamespace(
+            num_columns=2,
+            column=lambda number: SimpleNamespace(
+                path_in_schema=Table.columns[number][0], total_uncompressed_size=Table.columns[number][1]
+            ),
+        )
+        metadata = SimpleNamespace(num_row_groups=3, row_group=lambda number: Table.group)
+
+    parquet = SimpleNamespace(ParquetFile=lambda path: Table())
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=parquet))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    assert text_size(write(tmp_path / "a.parquet", b"small"), field="text") == 3 * 30
+    assert text_size(write(tmp_path / "a.txt.gz", gzip.compress(b"x" * 5000)), field="text") == 5000
+    assert text_size(write(tmp_path / "b.txt.gz", b"damaged"), field="text") == len(b"damaged")
+    assert text_size(write(tmp_path / "a.jsonl", b'{"text": 1}'), field="text") == 11
 
 
 def test_rows_that_are_too_long_or_binary_are_bad_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
