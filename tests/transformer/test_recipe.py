@@ -93,6 +93,16 @@ def test_recipes_differ_where_configurations_do(settings: dict[str, Any]) -> Non
         return recipe_of(TransformerConfig.from_dict(nested({**settings, **changes})), data)
 
     assert made() == made()
+    sizes = {
+        "topology.global_batch_size": 6,
+        "topology.micro_batch_size": 2,
+        "transformer_architecture.sequence_length": 10,
+    }
+    recipe, twice = made(**sizes), made(**{**sizes, "transformer_architecture.sequence_length": 20})
+    assert (recipe.usual_weight, recipe.tokens_per_sample) == (60.0, 10)
+    assert twice.flops_per_sample is not None
+    assert recipe.flops_per_sample is not None
+    assert twice.flops_per_sample > 2 * recipe.flops_per_sample > 0  # attention costs more per token
     for path, value in (
         ("transformer_architecture.num_layers", 2),
         ("trainer.seed", 6),
