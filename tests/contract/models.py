@@ -22,7 +22,7 @@ _GROUPS = [
     },
     {
         "group_name": "vectors",
-        "parameters_include": ["norm", "bias"],
+        "parameters_include": ["norm|bias"],
         "weight_decay": 0.0,
         "learning_rate_scheduler": {"learning_rate": 0.001},
     },
