@@ -31,6 +31,7 @@ from scaling.core import (
     storage_errors,
     write_atomically,
 )
+from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
@@ -130,6 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> ExitStatus:
     launch = LaunchContext.from_environment()
     text = read_config(arguments[0], copy=launch.config_copy)
     config = TransformerConfig.from_str(text, arguments[1:], source=arguments[0], quiet=launch.rank != 0)
+    if launch.rank == 0 and launch.config_copy is None:  # else whoever has read and checked it has told them
+        for note in notes(config):
+            sys.stderr.write(f"note: {note}\n")
     return train(config, launch)
 
 

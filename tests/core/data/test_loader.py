@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from scaling.core.data.loader import DataLoader, evaluation_batches
 from scaling.core.data.sampler import BatchGeometry, EpochOrder, evaluation_steps, items_of
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import DataError, DataRefusedError, ScalingError, StorageError
-from tests.core.data.datasets import Broken, Deadly, Labels, Numbers, Unsendable
+from tests.core.data.datasets import Broken, Deadly, Labels, Numbers, Stuck, Unsendable
 from tests.processes import wait_until
 
 SEED = 11
@@ -309,3 +310,12 @@ def test_an_evaluation_may_use_workers_and_stops_them() -> None:
     next(batches)
     batches.close()
     assert_stopped()
+
+
+def test_a_worker_that_is_stuck_is_not_waited_for() -> None:
+    batches = loader(Stuck(50), (1, 1, 1), num_workers=1, shuffle=False)
+    next(batches)
+    began = time.monotonic()
+    batches.close()
+    assert time.monotonic() - began < 4  # PyTorch waits for 5 seconds
+    assert not multiprocessing.active_children()
