@@ -85,7 +85,9 @@ class Topology:
                 store=store,
                 rank=launch.rank,
                 world_size=launch.world_size,
-                timeout=_NEVER,
+                # What the host does on a GPU is seldom a collective: it waits for the device, in many places. Where the
+                # watch does not know one, NCCL's own limit ends the process.
+                timeout=2 * timeout if device.type == "cuda" else _NEVER,
                 device_id=device if device.type == "cuda" else None,
             )
             topology._store = store
