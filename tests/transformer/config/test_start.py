@@ -103,6 +103,7 @@ def test_an_empty_folder_to_load_from_is_noted_and_refused_where_a_checkpoint_mu
     assert "trainer.load_dir: (load) is an empty folder: training starts from random weights" in map(str, notes(config))
     (problem,) = lacking({"trainer": {"load_dir": "load", "assert_checkpoint_loaded": True}})
     assert problem.startswith("trainer.load_dir: is 'load', but holds no checkpoint")
+    assert lacking({"trainer": {"assert_checkpoint_loaded": True}}) == []  # a note says that there is no folder at all
     (problem,) = lacking({"trainer": {"save_dir": "new", "assert_checkpoint_loaded": True}})
     assert problem.startswith("trainer.assert_checkpoint_loaded: is true, but there is no checkpoint in save_dir ('new")
 

@@ -80,7 +80,7 @@ def load_dir_has_a_checkpoint(trainer: TrainerConfig) -> Iterator[Problem]:
     with suppress(OSError):  # a save_dir that cannot be looked into
         if save_dir is not None and list_steps(save_dir):
             return
-    if trainer.assert_checkpoint_loaded and load_dir is None:
+    if trainer.assert_checkpoint_loaded and load_dir is None and save_dir is not None:
         yield Problem(
             "trainer.assert_checkpoint_loaded",
             f"is true, but there is no checkpoint in save_dir ({str(save_dir)!r}); set it to false for the first start",
