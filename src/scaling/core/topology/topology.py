@@ -95,6 +95,10 @@ class Topology:
                 topology.group(axis)
         return topology
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Topology:
+        """Return itself: a copied layer is on the same rank."""
+        return self
+
     def _start_watch(self, store: dist.Store, patience: float) -> None:
         self.gate.shared = True
         store.set_timeout(_NEVER)
