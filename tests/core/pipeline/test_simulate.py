@@ -139,6 +139,12 @@ def test_a_synchronous_send_lasts_until_its_receive() -> None:
                 assert ends.setdefault((micro_batch, source, target), event.end) == event.end
 
 
+def test_a_message_that_is_waited_for_takes_its_time_on_the_wire_once() -> None:
+    for rendezvous in (False, True):
+        simulation = simulate(lower_all(GPipe(), 2, 1), duration=lambda _: 1.0, rendezvous=rendezvous)
+        assert simulation.makespan == 6  # two forward and two backward passes, an activation and a gradient
+
+
 ACTIVATION_0 = Send(0, 0, 1, "activation"), Recv(0, 0, 1, "activation")
 ACTIVATION_1 = Send(1, 0, 1, "activation"), Recv(1, 0, 1, "activation")
 

@@ -45,6 +45,7 @@ def test_the_five_variables_of_torchrun_are_the_contract() -> None:
     assert launch.meeting_place == ("node-a", 29501)
     assert launch.launched
     assert not launch.agent_store
+    assert launch.restart_count == 0
 
 
 def test_the_agent_of_torchrun_is_recognised() -> None:

@@ -26,6 +26,11 @@ def array(*values: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     return np.array(values, dtype=np.float64)
 
 
+def test_a_rank_that_holds_nothing_is_at_no_distance() -> None:
+    found = measure("w", 3, [])
+    assert (found.largest, found.absolute, found.different, found.index) == (0.0, 0.0, 0, ())
+
+
 @given(st.integers(0, 5), st.floats(-10, 10), st.integers(0, 3))
 def test_the_largest_difference_is_found_with_its_global_index(place: int, error: float, offset: int) -> None:
     expected = np.arange(1.0, 7.0).reshape(2, 3)

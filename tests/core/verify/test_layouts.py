@@ -111,6 +111,7 @@ def test_a_process_that_ends_is_named_before_those_that_noticed_it() -> None:
         assert all(connection.poll(60) for connection in world._connections)
         with pytest.raises(ScalingError, match="the process of rank 1 ended with status 7"):
             world.finish()
+    world.close()  # leaving has done it already
 
 
 def test_layouts_of_different_batches_are_refused() -> None:

@@ -242,6 +242,16 @@ BOTH = "of which version 0.1 made groups of its own; remove one of the two, from
             ],
         ),
         (
+            {"training": {"finetune": True, "finetunable_parameters": ["("], "parameters_exclude": ["["]}},
+            [],
+            [
+                "training.finetunable_parameters.0: is '(', which is not a regular expression: missing ), unterminated "
+                "subpattern at position 0",
+                "training.parameters_exclude.0: is '[', which is not a regular expression: unterminated character set "
+                "at position 0",
+            ],
+        ),
+        (
             {"training": {"use_separate_lr_on_embeddings": True, "use_seperate_lr_on_embeddings": True}},
             [],
             [

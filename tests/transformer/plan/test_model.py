@@ -7,7 +7,7 @@ from typing import Any
 
 from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
 from scaling.transformer.plan.model import Divisors, ModelPlan, pre_norm
-from scaling.transformer.plan.parts import AttentionPlan, FeedForwardPlan, NormPlan
+from scaling.transformer.plan.parts import AttentionPlan, DropoutPlan, FeedForwardPlan, NormPlan
 
 
 def plan(**changes: Any) -> ModelPlan:
@@ -61,3 +61,8 @@ def test_a_model_of_any_depth_is_counted_without_listing_its_layers() -> None:
     assert deep.num_layers == 2**62 + 3
     assert deep.multiply_adds.scores == 2**62 * 2 * 48 * 16
     assert deep.divisors == plan().divisors
+
+
+def test_a_block_drops_activations_behind_its_branches_each_at_a_site_of_its_own() -> None:
+    found = plan(dropout_after_attention=0.25, dropout_after_mlp=0.5).parts(DropoutPlan)
+    assert {(one.site, one.probability) for one in found} >= {("after_attention", 0.25), ("after_mlp", 0.5)}
