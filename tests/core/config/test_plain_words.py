@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.plain_words import expected, fits, nearest, one_of, shown
+from scaling.core.config.plain_words import expected, fits, nearest, one_of, shown, with_home
 
 
 class Size(Enum):
@@ -67,3 +67,11 @@ def test_values_are_shown_on_one_short_line_without_what_is_inside_sections() ->
     ]
     assert shown(list(range(20))) == "[0, 1, 2, 3, 4, 5, 6, 7, ...]"
     assert len(shown("x" * 1000)) == 80
+
+
+def test_only_paths_are_looked_for_in_the_home_folder() -> None:
+    home = str(Path.home())
+    assert with_home(Path | None, "~/x") == f"{home}/x"
+    assert with_home(list[Path], ["~/x", "y"]) == [f"{home}/x", "y"]
+    assert with_home(str, "~/x") == "~/x"
+    assert with_home(Path | None, None) is None

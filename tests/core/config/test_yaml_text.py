@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scaling.core.config import yaml_text
 from scaling.core.config.yaml_text import MAX_CHARACTERS, dump_yaml, parse_value, parse_yaml
 from scaling.core.errors import ConfigError
 
@@ -121,6 +123,14 @@ def test_aliases_cannot_fill_the_memory() -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     with pytest.raises(ConfigError, match="more than 200000 values"):
         parse_yaml("\n".join(lines))
+
+
+def test_every_value_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "k: [a, [b, c], {d: 1}]"  # two mappings of a key and a value, two lists, three texts
+    for limit, fits in ((10, True), (9, False)):
+        monkeypatch.setattr(yaml_text, "MAX_VALUES", limit)
+        with nullcontext() if fits else pytest.raises(ConfigError, match="more than 9 values"):
+            parse_yaml(text)
 
 
 PLAIN = st.recursive(

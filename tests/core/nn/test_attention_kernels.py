@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -156,8 +160,11 @@ def test_equal_numbers_in_neighbouring_rows_are_two_documents() -> None:
 
 
 def test_flash_attention_is_for_half_precision_on_gpus() -> None:
-    assert not flash_attention_available(torch.device("cpu"), torch.bfloat16)
-    assert not flash_attention_available(torch.device("cuda"), torch.float32)
+    for package in (None, ModuleType("flash_attn")):
+        with mock.patch.dict(sys.modules, {"flash_attn": package}):
+            assert not flash_attention_available(torch.device("cpu"), torch.bfloat16)
+            assert not flash_attention_available(torch.device("cuda"), torch.float32)
+            assert flash_attention_available(torch.device("cuda"), torch.bfloat16) is (package is not None)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 7), (7, 7), (3, 7), (6, 7)])
