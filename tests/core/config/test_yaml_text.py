@@ -148,3 +148,8 @@ def test_what_is_written_reads_back_as_the_same_data(value: dict[str, Any]) -> N
 @pytest.mark.parametrize("text", ["1e-4", "no", "on", "12:30", "null", "~", "1_0", "0o7", "2020-01-01", "", "<<", "="])
 def test_text_that_looks_like_something_else_is_quoted(text: str) -> None:
     assert parse_yaml(dump_yaml({"a": text})) == ({"a": text}, [])
+
+
+def test_plain_lists_are_written_on_one_line_and_others_item_by_item() -> None:
+    assert dump_yaml({"a": [1, 2]}) == "a: [1, 2]\n"
+    assert dump_yaml({"a": [{"b": 1}]}) == "a:\n- b: 1\n"
