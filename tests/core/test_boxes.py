@@ -172,3 +172,4 @@ def test_the_overlap_search_is_fast_where_a_tensor_is_cut_a_thousandfold() -> No
 def test_a_box_prints_as_its_slices() -> None:
     assert str(Box((0, 8), (4, 8))) == "[0:4, 8:16]"
     assert Box((2, 8), (1, 2)).inside(Box((2, 6), (4, 8))) == Box((0, 2), (1, 2))
+    assert Box((0, 2), (1, 2)).within(Box((2, 6), (4, 8))) == Box((2, 8), (1, 2))

@@ -92,6 +92,16 @@ def test_other_limits_make_another_corpus_beside_it(built: CorpusPaths) -> None:
     assert built.tokenizer.exists()
 
 
+@pytest.mark.parametrize("max_bytes", [None, 10_000_000])
+def test_without_a_limit_all_texts_are_taken(
+    max_bytes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [(f"{number}.py", f"number_{number} = {number}\n" * 5) for number in range(20)]
+    monkeypatch.setattr(corpus, "stdlib_documents", lambda: iter(texts))
+    built = build_stdlib_corpus(tmp_path, CorpusLimits(vocab_size=300, max_bytes=max_bytes, tokenizer_bytes=2_000))
+    assert len(MemoryMapDataset(built.prefix)) == 20
+
+
 @pytest.mark.parametrize("name", ["text.bin", "text.idx", "text.meta.json", "tokenizer.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "delete"])
 def test_a_damaged_corpus_is_noticed(
