@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,15 +78,6 @@ class Deadly(Numbers):
                 self.memory.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return index
-
-
-class Stuck(Numbers):
-    """Sample 3 and those after it never come."""
-
-    def __getitem__(self, index: int) -> int:
-        if index >= 3:
-            time.sleep(600)
-        return super().__getitem__(index)
 
 
 class Unsendable(Numbers):

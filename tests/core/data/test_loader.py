@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,8 +22,8 @@ from scaling.core.data.loader import DataLoader, evaluation_batches
 from scaling.core.data.sampler import BatchGeometry, EpochOrder, evaluation_steps, items_of
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import DataError, DataRefusedError, ScalingError, StorageError
-from tests.core.data.datasets import Broken, Deadly, Labels, Numbers, Stuck, Unsendable
-from tests.processes import is_running, wait_until
+from tests.core.data.datasets import Broken, Deadly, Labels, Numbers, Unsendable
+from tests.processes import wait_until
 
 SEED = 11
 
@@ -310,12 +309,3 @@ def test_an_evaluation_may_use_workers_and_stops_them() -> None:
     next(batches)
     batches.close()
     assert_stopped()
-
-
-def test_a_worker_that_is_stuck_is_not_waited_for() -> None:
-    batches = loader(Stuck(50), (1, 1, 1), num_workers=1, shuffle=False)
-    worker = int(next(batches).inputs["process"])
-    began = time.monotonic()
-    batches.close()
-    assert time.monotonic() - began < 5  # PyTorch waits so long for a worker that does not answer
-    assert not is_running(worker)

@@ -99,10 +99,7 @@ class ReadAhead(Iterator[MicroBatch]):
         return batch
 
     def close(self) -> None:
-        """Stop the workers, whatever they are reading."""
-        # PyTorch waits 5 seconds for each that does not answer; what they were asked for is wanted no longer.
-        for worker in getattr(self._results, "_workers", ()):
-            worker.terminate()  # they know it from their parent, and end with 0
+        """Stop the workers."""
         self._results = None
         self._pool = None  # its iterator stops the workers when the last reference goes
 
