@@ -125,18 +125,19 @@ class StepLoss:
             self._check(self._names, earlier=names)
         self._names = names
         alike = [axis for axis in Axis if not axis.splits_batch and axis is not Axis.PIPE]  # all of them saw one loss
-        row = torch.zeros(2 + len(names.sums) + len(names.measures), dtype=torch.float64, device=topology.device)
+        counts = topology.index(*alike) == 0
+        row = self._zeros()
         if names.measures:
             split = [axis for axis in Axis if axis.splits_batch]
             group = topology.group(*split)  # on all ranks: the first time, it is made
             if self._sums is not None:
                 measured = torch.stack([_measure(self._items[name], group) for name in names.measures])
-                if topology.index(*split) == 0:  # all of them measured the same
+                if counts and topology.index(*split) == 0:  # all of them measured the same
                     row[2 + len(names.sums) :] = measured
-        if self._sums is not None:  # only the last stage has sums
+        if counts and self._sums is not None:  # only the last stage has sums
             row[: 2 + len(names.sums)] = self._sums
         self._items = {}
-        self._sums = ops.all_reduce(row if topology.index(*alike) == 0 else torch.zeros_like(row), topology.world)
+        self._sums = ops.all_reduce(row, topology.world)
         return self
 
     def _check(self, names: MetricNames, *, earlier: MetricNames) -> None:
@@ -172,10 +173,11 @@ class StepLoss:
         }
 
     def _vector(self) -> Tensor:
-        if self._sums is None:
-            numbers = 2 + len(self._names.sums) + len(self._names.measures)
-            return torch.zeros(numbers, dtype=torch.float64, device=self._topology.device)
-        return self._sums
+        return self._zeros() if self._sums is None else self._sums
+
+    def _zeros(self) -> Tensor:
+        numbers = 2 + len(self._names.sums) + len(self._names.measures)
+        return torch.zeros(numbers, dtype=torch.float64, device=self._topology.device)
 
     def _mean(self, index: int) -> Tensor:
         sums = self._vector()
