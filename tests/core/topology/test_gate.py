@@ -76,6 +76,44 @@ def test_an_interruption_waits_for_what_is_to_be_finished() -> None:
     assert gate.leaves_now
 
 
+def test_a_batch_counts_once_a_rank_has_taken_it_for_done_and_needs_its_data_only_then() -> None:
+    gates = [Gate() for _ in range(3)]
+    for gate in gates:
+        gate.shared = True
+        assert gate.reserve_batch(2) == 1
+    late, done, ahead = gates
+    late.admits(1)
+    for gate in (done, ahead):
+        gate.admits(1)
+        gate.admits(2)
+    ahead.accept()
+    for last, counts in ((2, False), (3, True)):
+        for gate in (late, done):
+            gate.hold()
+            gate.close_after(last)
+            assert gate.leaves_now != counts
+    assert late.admits(2)
+    late.accept()
+    done.accept()
+    assert done.leaves_now
+    with pytest.raises(AskedToLeave):
+        done.pass_through()
+
+
+def test_a_batch_that_no_rank_has_taken_for_done_does_not_count() -> None:
+    gate = Gate()
+    gate.shared = True
+    assert gate.admits(gate.reserve_batch(1))
+    gate.hold()
+    gate.close_after(1)
+    with pytest.raises(AskedToLeave):
+        gate.accept()
+    alone = Gate()
+    alone.asked = "SIGTERM"
+    alone.reserve_batch(1)
+    alone.accept()  # what a process has begun alone it has finished
+
+
 def test_what_is_lost_with_others_that_leave_is_no_failure() -> None:
     gate = Gate()
     gate.shared = True

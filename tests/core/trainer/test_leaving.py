@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,14 +15,16 @@ import pytest
 from torch import Tensor
 
 from scaling.core.data.types import MicroBatch
+from scaling.core.errors import AskedToLeave, ExitStatus
 from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.schedules import GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.simulate import simulate
 from scaling.core.trainer.hooks import TrainerHook
+from tests.core.trainer.moments import LAYOUTS, Acting, ask, ranks_of, stay, stay_and_be_asked, train_until
 from tests.core.trainer.regression import Points, make_trainer
 from tests.core.trainer.test_trainer import saved_steps
-from tests.distributed import run_distributed
+from tests.distributed import run_distributed, run_world
 from tests.reference.worlds import connected
 
 STEP = 100
@@ -107,3 +110,69 @@ def test_a_process_that_waits_for_data_leaves_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < 60
     assert (trainer.state.step, trainer.preempted) == (3, "SIGTERM")
     assert saved_steps(tmp_path) == [3]
+
+
+ENDS_AT_ONCE = ("loading", "first data")
+"""Moments at which there is nothing to save."""
+STAYS = ("loading", "first data", "data", "evaluation data")
+MOMENTS = ("training", "evaluation", "saving", *STAYS)
+FAST = [
+    (moment, layout)
+    for moment in ("first data", "data", "evaluation data")
+    for layout in ({"data": 2}, {"pipe": 2}, {"data": 1})
+    if (moment, layout) != ("data", {"data": 1})
+]
+
+
+def leave_at(rank: int, world_size: int, moment: str, layout: Mapping[str, int], directory: Path) -> int:
+    """Train until the last rank is asked to leave at a moment; return the step that was reached."""
+    act = stay_and_be_asked if moment in STAYS else ask
+    trainer = train_until(moment, lambda: act(directory), layout, directory)
+    assert trainer.preempted is not None
+    return trainer.state.step
+
+
+@pytest.mark.parametrize(
+    ("moment", "layout"),
+    [
+        pytest.param(
+            moment, layout, marks=() if (moment, layout) in FAST else pytest.mark.slow, id=f"{moment}-{layout}"
+        )
+        for moment in MOMENTS
+        for layout in LAYOUTS
+    ],
+)
+def test_a_run_leaves_soon_whatever_it_is_doing(moment: str, layout: Mapping[str, int], tmp_path: Path) -> None:
+    """Data that do not come any more, a step of 0.1 s that never ends: five seconds later all is saved and over."""
+    if moment == "loading":
+        make_trainer(save_dir=tmp_path, train_iterations=1)[0].fit()
+    before = saved_steps(tmp_path)
+    outcomes = run_world(leave_at, ranks_of(layout), moment, layout, tmp_path, timeout=60, grace=20)
+    asked = float((tmp_path / "asked").read_text())
+    assert max(outcome.time for outcome in outcomes) - asked < 5
+    if moment in ENDS_AT_ONCE:
+        for outcome in outcomes:
+            assert outcome.exit_code == ExitStatus.PREEMPTED or isinstance(outcome.error, AskedToLeave), outcome.report
+        assert saved_steps(tmp_path) == before
+    else:
+        assert not any(outcome.report for outcome in outcomes), "\n".join(one.report for one in outcomes)
+        [step] = {outcome.value for outcome in outcomes}
+        assert step >= 1
+        assert saved_steps(tmp_path)[-1] == step
+
+
+def leave_a_stuck_worker(rank: int, world_size: int, layout: Mapping[str, int], directory: Path) -> int:
+    """Be asked to leave, as all ranks are, while a worker of the last one reads for ever in the second step."""
+    asks = Acting("training", threading.Timer(0.5, ask, (directory,)).start)
+    step = train_until("data", stay, layout, directory, workers=1, hooks=[asks]).state.step
+    for worker in multiprocessing.active_children():  # until this process ends, which the pool keeps
+        worker.kill()
+    return step
+
+
+@pytest.mark.parametrize("layout", [{"data": 1}, {"data": 2}], ids=str)
+def test_a_worker_that_is_stuck_is_not_waited_for(layout: Mapping[str, int], tmp_path: Path) -> None:
+    outcomes = run_world(leave_a_stuck_worker, ranks_of(layout), layout, tmp_path, timeout=60)
+    assert [outcome.value for outcome in outcomes] == [1] * len(outcomes), "\n".join(one.report for one in outcomes)
+    assert max(outcome.time for outcome in outcomes) - float((tmp_path / "asked").read_text()) < 5
+    assert saved_steps(tmp_path) == [1]

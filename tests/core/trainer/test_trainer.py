@@ -18,9 +18,10 @@ from scaling.core.errors import CheckpointError, ConfigError, DataRefusedError, 
 from scaling.core.optimizer.config import AdamWConfig
 from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.topology.layout import Axis
+from scaling.core.trainer.garbage import garbage_collected
 from scaling.core.trainer.hooks import TrainerHook, TrainerView
 from scaling.core.trainer.state import RunIdentity
-from scaling.core.trainer.trainer import MAX_FAILED_SAVES, garbage_collected
+from scaling.core.trainer.trainer import MAX_FAILED_SAVES
 from tests.core.trainer.regression import Points, make_trainer, weights
 from tests.distributed import run_distributed
 from tests.reference.worlds import connected

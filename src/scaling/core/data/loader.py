@@ -56,6 +56,7 @@ class DataLoader(Iterator[MicroBatch]):
             MicroBatchReader(dataset, order), num_workers=num_workers, prefetch_factor=prefetch_factor, losses=losses
         )
         self._copy = DeviceCopy(device, pin_memory=pin_memory)
+        self._next: MicroBatch | None = None
         self.seek(consumed_samples)
 
     @property
@@ -70,12 +71,20 @@ class DataLoader(Iterator[MicroBatch]):
             raise DataError(f"consumed_samples is {consumed_samples}; a run cannot have consumed less than nothing")
         self._start = consumed_samples
         self._yielded = 0
+        self._next = None
         self._batches.start(
             training_positions(consumed_samples, self.geometry, data_parallel_rank=self._data_parallel_rank)
         )
 
+    def wait(self) -> None:
+        """Wait until the next micro-batch is there."""
+        if self._next is None:
+            self._next = self._copy(next(self._batches))
+
     def __next__(self) -> MicroBatch:
-        batch = self._copy(next(self._batches))
+        self.wait()
+        assert self._next is not None
+        batch, self._next = self._next, None
         self._yielded += 1
         return batch
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from multiprocessing.context import BaseContext
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
@@ -21,6 +21,9 @@ from scaling.core.data.types import MicroBatch
 from scaling.core.data.worker import leave_with_parent
 from scaling.core.data.worker_losses import WorkerLosses
 from scaling.core.errors import DataError
+
+_abandoned: Final[list[object]] = []
+"""Workers that may be stuck for good. Torch waits five seconds for each when it lets go of them, so nothing does."""
 
 
 @final
@@ -55,7 +58,8 @@ class ReadAhead(Iterator[MicroBatch]):
     """Reads the micro-batches at given positions in order, in this process or ahead of time in workers.
 
     A worker that dies (out of memory, or by a signal meant for the whole job) is replaced: since a micro-batch follows
-    from its positions, what was lost is simply read again. `losses` says how often that may happen.
+    from its positions, what was lost is simply read again. `losses` says how often that may happen. Workers that were
+    waited for when the wait was broken off are not waited for at the end: they end with this process.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class ReadAhead(Iterator[MicroBatch]):
         self._positions = _Positions()
         self._pool: TorchDataLoader[Any] | None = None
         self._results: Iterator[Any] | None = None
+        self._is_broken_off = False
 
     def start(self, positions: Iterator[range]) -> None:
         """Go on with the micro-batches at `positions`, and forget what was read ahead."""
@@ -91,6 +96,9 @@ class ReadAhead(Iterator[MicroBatch]):
                 break
             except (RuntimeError, OSError, EOFError) as error:  # a dead worker: readers raise ScalingError only
                 self._replace_workers(error)
+            except KeyboardInterrupt:
+                self._is_broken_off = self._num_workers > 0
+                raise
         self._positions.asked.popleft()
         self._losses.note_delivery()
         if isinstance(result, ReadFailure):
@@ -100,6 +108,8 @@ class ReadAhead(Iterator[MicroBatch]):
 
     def close(self) -> None:
         """Stop the workers."""
+        if self._is_broken_off:
+            _abandoned.append(self._results)
         self._results = None
         self._pool = None  # its iterator stops the workers when the last reference goes
 

@@ -46,6 +46,8 @@ class PipelineEngine:
         self.timer: Timer = untimed
         self.gate: Gate | None = None
         """Says which micro-batches are still begun; None: all are."""
+        self._latest: MicroBatch | None = None
+        """What was read last: it stands in for data that do not come, where the results do not count."""
         self._outbox = Outbox()
         self._host_memory = HostMemory(topology.device)
         self._senders: dict[int, ActivationSender] = {}
@@ -84,7 +86,7 @@ class PipelineEngine:
         step = _Step(self, batches, end)
         gate, first, complete = self.gate, 0, True
         if gate is not None:
-            first = gate.reserve(1 + max(action.micro_batch for action in actions))
+            first = gate.reserve_batch(1 + max(action.micro_batch for action in actions))
         try:
             for action in actions:
                 if gate is not None and not _may_do(gate, first + action.micro_batch, step, action):
@@ -98,15 +100,31 @@ class PipelineEngine:
         if gate is not None and not complete:
             raise AskedToLeave(gate.asked)
 
+    def accept(self) -> None:
+        """Let what the last `run` computed count; `AskedToLeave`, on all ranks, where the gate closed before.
+
+        Call it when all ranks have had their part in the results.
+        """
+        if self.gate is not None:
+            self.gate.accept()
+
 
 def _may_do(gate: Gate, unit: int, step: _Step, action: Action) -> bool:
-    """Return whether the gate admits the micro-batch of an action. Data come first: who waits for them may leave."""
+    """Return whether the gate admits the micro-batch of an action. Data come first: who waits for them may leave.
+
+    Other ranks may have begun the micro-batch and depend on this one's part. Where all of it will not count, any data
+    do for that.
+    """
     if gate.is_new(unit):
         try:
             with gate.interruption():
                 step.load(action.micro_batch)
-        except AskedToLeave:
-            return False
+        except AskedToLeave as asked:
+            if not gate.admits(unit):
+                return False
+            if not gate.leaves_now:  # the results will count, and reading has failed
+                raise (asked.__cause__ or asked) from None
+            step.fill_in(action.micro_batch)
     return gate.admits(unit)
 
 
@@ -157,13 +175,25 @@ class _Step:
         """Read up to a micro-batch, where this rank reads at all."""
         while self._readers and micro_batch >= len(self._reads):
             try:
-                self._loaded[len(self._reads)] = next(self._batches)
+                self._put(next(self._batches))
             except StopIteration:
                 raise ScheduleError(
                     f"the data ended at micro-batch {len(self._reads)} of a step that needs more; a training iterator "
                     "must be endless, an evaluation must ask for as many micro-batches as there are"
                 ) from None
-            self._reads[len(self._reads)] = self._readers
+
+    def fill_in(self, micro_batch: int) -> None:
+        """Do as if all up to a micro-batch had been read, with data of before."""
+        while self._readers and micro_batch >= len(self._reads):
+            if self.engine._latest is None:
+                raise ScheduleError(f"there are no data for micro-batch {len(self._reads)}, nor any of before")
+            self._put(self.engine._latest)
+
+    def _put(self, batch: MicroBatch) -> None:
+        if self.engine.gate is not None:
+            self.engine._latest = batch
+        self._loaded[len(self._reads)] = batch
+        self._reads[len(self._reads)] = self._readers
 
     def _batch(self, micro_batch: int) -> MicroBatch:
         self.load(micro_batch)

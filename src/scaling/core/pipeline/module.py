@@ -101,7 +101,7 @@ class ParallelModule(nn.Module):
         scale = self._one if gradient_scale is None else gradient_scale
         end = LossEnd(loss_function, scale, self.topology)
         self._engine.run(self._actions, batches, end)
-        return end.total.reduce(self._metrics_of(end.total, "train"))
+        return self._accepted(end.total, "train")
 
     @torch.no_grad()
     def eval_step(
@@ -114,7 +114,7 @@ class ParallelModule(nn.Module):
         self.train(dropout)
         end = LossEnd(loss_function, self._one, self.topology)
         self._engine.run(self._forward_actions, batches, end)
-        return end.total.reduce(self._metrics_of(end.total, "eval"))
+        return self._accepted(end.total, "eval")
 
     @torch.no_grad()
     def forward_step(self, batches: Iterator[MicroBatch]) -> list[Any]:
@@ -173,6 +173,12 @@ class ParallelModule(nn.Module):
 
     def _lower(self, schedule: Schedule, micro_batches: int) -> tuple[Action, ...]:
         return lower(schedule, self.topology.index(Axis.PIPE), self.topology.size(Axis.PIPE), micro_batches)
+
+    def _accepted(self, loss: StepLoss, mode: str) -> StepLoss:
+        """Return the loss over the global batch, to which all ranks have given their part, and let it count."""
+        loss.reduce(self._metrics_of(loss, mode))
+        self._engine.accept()
+        return loss
 
     def _metrics_of(self, loss: StepLoss, mode: str) -> MetricNames:
         """Return the names of the metrics the last stage reports; agreed over the store in the first step."""

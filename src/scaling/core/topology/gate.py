@@ -19,6 +19,10 @@ class Gate:
     the training does, so the answer never depends on a rank that waits for it: nobody waits for ever. All ranks then
     carry out the same units to their end, and none waits for a message of one that another rank left out.
 
+    The results of a global batch count only once a unit of its own, after its micro-batches, is begun (`accept`). Where
+    that is left out, on all ranks, it does not matter from which data the units before were computed, so a rank does
+    not wait for data that may never come: it takes others, and lets those finish that depend on it.
+
     A process that works alone, `shared` False, stops where it is.
     """
 
@@ -34,6 +38,7 @@ class Gate:
         self.step: int | None = None
         """The training step that the rank is at, for people; None before the first."""
         self._reserved = 0
+        self._acceptance = 0
         self._answer = threading.Condition()
         self._is_held = False
         self._last: int | None = None
@@ -43,6 +48,20 @@ class Gate:
         first = self._reserved + 1
         self._reserved += count
         return first
+
+    def reserve_batch(self, micro_batches: int) -> int:
+        """Return the number of the first unit of a global batch: a unit for each micro-batch, and one to `accept`."""
+        first = self.reserve(micro_batches + 1)
+        self._acceptance = first + micro_batches
+        return first
+
+    def accept(self) -> None:
+        """Let the results of the global batch count; `AskedToLeave`, on all ranks, where they do not.
+
+        Call it when every rank has had its part in them.
+        """
+        if self.shared and not self.admits(self._acceptance):
+            raise AskedToLeave(self.asked)
 
     def is_new(self, unit: int) -> bool:
         """Return whether nothing of a unit has been begun."""
@@ -84,10 +103,10 @@ class Gate:
 
     @property
     def leaves_now(self) -> bool:
-        """Whether the rank is to leave and all that it has to finish is done."""
+        """Whether the rank is to leave, and has finished what it had to or works on what will not count."""
         if not self.shared:
             return self.asked is not None
-        return self._last is not None and self.begun >= self._last
+        return self._last is not None and (self.begun >= self._last or self._last < self._acceptance)
 
     @contextmanager
     def interruption(self) -> Iterator[None]:

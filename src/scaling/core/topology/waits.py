@@ -32,6 +32,7 @@ _PHASES: Final = (
     ("trainer/trainer.py", "evaluate", "the evaluation after step {step}"),
     ("trainer/trainer.py", "save", "saving step {step}"),
     ("trainer/trainer.py", "resume", "loading a checkpoint"),
+    ("trainer/trainer.py", "_wait_for_data", "the beginning of training"),
     ("trainer/trainer.py", "step", "step {step}"),
     ("trainer/trainer.py", "fit", "the training around step {step}"),
     ("training/learner.py", "__init__", "building the model"),

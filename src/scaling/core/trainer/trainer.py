@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import math
 import resource
@@ -23,6 +22,7 @@ from scaling.core.pipeline.loss import StepLoss
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.differences import compare_settings, list_idle_patterns, list_parameters
 from scaling.core.trainer.finite import FiniteWatch
+from scaling.core.trainer.garbage import garbage_collected
 from scaling.core.trainer.hardware import peak_flops
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.origin import find_origin
@@ -91,6 +91,8 @@ class Trainer:
             self.learner.module.engine.gate = gate
             if self.state.step >= self.target:
                 self._warn_of_nothing_to_train(resumed=resumed)
+            else:
+                self._wait_for_data()
             self._warn_of_few_data()
             if resumed:  # a new run has been noted, a longer one may be a surprise
                 self._warn_of_rate_zero()
@@ -114,6 +116,12 @@ class Trainer:
             if self.preempted is not None and self._topology.world is not None:
                 # The signal that others had first may come now, and must not end a rank that they still talk to.
                 self._topology.leaving.enter_context(listening.pop_all())
+
+    def _wait_for_data(self) -> None:
+        """Begin together, once all ranks have their first micro-batch; before, there is nothing to save."""
+        with self._topology.gate.interruption():
+            self.learner.data.wait()
+            self._topology.agree("first data", None, len)
 
     def _advance(self, preemption: Preemption) -> None:
         """Train a step, and do what is due after it."""
@@ -367,33 +375,3 @@ class Trainer:
                 hook.on_exit(self, error)
             self.metrics.close()
             self.learner.close()
-
-
-class _Collect:
-    """Collects Python's garbage at chosen steps, so that all ranks pause together."""
-
-    def __init__(self, interval: int) -> None:
-        self._interval = interval
-
-    def __call__(self, step: int) -> None:
-        if self._interval and step % self._interval == 0:
-            gc.collect(1)
-
-
-@contextlib.contextmanager
-def garbage_collected(interval: int) -> Iterator[_Collect]:
-    """Take garbage collection into the trainer's hands inside the context: a full scan costs hundreds of milliseconds.
-
-    `interval` 0 leaves it to Python.
-    """
-    if interval and gc.isenabled():
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-        try:
-            yield _Collect(interval)
-        finally:
-            gc.unfreeze()
-            gc.enable()
-    else:
-        yield _Collect(0)

@@ -63,6 +63,11 @@ class TrainingData:
         if self._loader is not None:
             self._loader.seek(consumed_samples)
 
+    def wait(self) -> None:
+        """Wait until the next training micro-batch is there, on ranks that read."""
+        if self._loader is not None:
+            self._loader.wait()
+
     def epochs(self, consumed_samples: int) -> dict[str, float]:
         """Return how often the training data have been gone through, as metrics; a mixture by its sources."""
         if not isinstance(self._training_set, BlendedDataset):
