@@ -22,6 +22,7 @@ from scaling.core import (
     TopologyConfig,
     verify_layout,
 )
+from scaling.core.config.plain_words import first_of
 from scaling.transformer import TransformerConfig, layer_specs, load_datasets, prepare_data
 from scaling.transformer.data.source import missing_files
 from scaling.transformer.recipe import LayerFunction, recipe_of
@@ -176,7 +177,7 @@ def _explain(parting: Parting, tolerance: float) -> Iterator[str]:
     )
     if parting.message:
         yield f"  {parting.message[0].upper()}{parting.message[1:]}."
-    listed = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    listed = first_of(names, _SHOWN)
     if gap.quantity == "loss":
         yield (
             f"  The difference comes in through {listed}: look at how its layer uses it on each rank."

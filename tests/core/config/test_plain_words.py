@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.plain_words import expected, fits, nearest, one_of, shown, with_home
+from scaling.core.config.plain_words import expected, first_of, fits, nearest, one_of, shown, with_home
 
 
 class Size(Enum):
@@ -47,6 +47,12 @@ def test_kinds_are_told_apart_and_named(annotation: Any, good: list[Any], bad: l
 
 def test_lists_of_options_read_like_a_sentence() -> None:
     assert [one_of(["a"]), one_of(["a", "b"]), one_of(["a", "b", "c"])] == ["a", "one of a or b", "one of a, b or c"]
+
+
+def test_the_first_of_many_are_named_and_the_others_counted() -> None:
+    assert first_of(["a", "b"], 2) == "a, b"
+    assert first_of(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert first_of(["a", "b", "c"], 2, what="tensors") == "a, b and 1 more tensors"
 
 
 def test_the_nearest_word_ignores_case_and_dashes() -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from scaling.core.checkpoint.folders import list_steps
+from scaling.core.checkpoint.nearby import folders_in
+from scaling.core.config.plain_words import first_of
 
-_MAX_LOOKED_AT: Final = 1000
-"""How many names in a folder are looked at."""
 _SHOWN: Final = 3
 
 _OTHERS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -38,25 +37,15 @@ def instead_of_checkpoint(folder: Path) -> str:
         for pattern in patterns:
             if next(folder.glob(pattern), None) is not None:
                 return f"it is a checkpoint of {library}, which cannot be loaded"
-    for place in (folder.parent, *_folders_in(folder)):
+    for place in (folder.parent, *folders_in(folder)):
         if steps := list_steps(place):
             where = f"there are checkpoints in {place} ({_listed(steps, near=folder.name)})"
             return f"{where}; name that folder, or one of them"
     return ""
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry, _ in zip(entries, range(_MAX_LOOKED_AT), strict=False) if entry.is_dir())
-    return [folder / name for name in names]
-
-
 def _listed(steps: list[Path], *, near: str) -> str:
     """Return a few names, those like `near` first."""
     names = [step.name for step in steps]
     likely = difflib.get_close_matches(near, names, n=_SHOWN, cutoff=0.7)
-    shown = list(dict.fromkeys([*likely, *names]))[:_SHOWN]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+    return first_of(list(dict.fromkeys([*likely, *names])), _SHOWN)

@@ -12,12 +12,13 @@ from typing import Final
 
 from scaling.core.checkpoint.folders import LATEST, list_steps, step_of
 from scaling.core.checkpoint.search import candidates
+from scaling.core.config.plain_words import first_of
 from scaling.core.errors import CheckpointError, StorageError
 
 LEVELS_BELOW: Final = 2
 """How far below a folder checkpoints are looked for: those of a run, and those of a folder of runs."""
 LOOKED_AT: Final = 1000
-"""Most folders that are looked into, since somebody may name a whole disk."""
+"""Most folders that are looked into, and entries of one, since somebody may name a whole disk."""
 NAMED: Final = 8
 """Most folders that a message names."""
 
@@ -66,7 +67,7 @@ def _below(top: Path) -> Iterator[Path]:
     level, seen = [top], {os.path.realpath(top)}
     for _ in range(LEVELS_BELOW):
         deeper: list[Path] = []
-        for folder in (folder for parent in level for folder in _folders_in(parent)):
+        for folder in (folder for parent in level for folder in folders_in(parent)):
             if len(seen) > LOOKED_AT:
                 return
             if (target := os.path.realpath(folder)) in seen:
@@ -80,26 +81,26 @@ def _below(top: Path) -> Iterator[Path]:
         level = deeper
 
 
-def _folders_in(parent: Path) -> list[Path]:
+def folders_in(parent: Path) -> list[Path]:
     """Return the folders in one, links last; none whose name begins with a dot, and none where it cannot be read."""
-    with suppress(OSError):
-        found = [path for path in parent.iterdir() if not path.name.startswith(".") and path.is_dir()]
-        return sorted(found, key=lambda path: (path.is_symlink(), path.name))
+    with suppress(OSError), os.scandir(parent) as entries:
+        found = [entry for entry in islice(entries, LOOKED_AT) if not entry.name.startswith(".") and entry.is_dir()]
+        return [parent / entry.name for entry in sorted(found, key=lambda entry: (entry.is_symlink(), entry.name))]
     return []
 
 
 def _remedy(given: Path, near: Sequence[Path]) -> str:
     """Return the end of the message that `given` means no checkpoint, or several: what to name instead."""
     if near:
-        return f" itself, but there are in {_listed(list(map(str, near)))}; name one of them"
+        return f" itself, but there are in {first_of(list(map(str, near)), NAMED)}; name one of them"
     reason = "" if given.is_dir() else f": {given.name} is not a folder"
     if given.name == LATEST and given.is_file():
         reason = f": it should name a folder global_step<N> beside it, but it names {_text_of(given)!r}"
     beside = list_steps(given.parent) if given.name == LATEST or step_of(given) is not None else []
     if beside:
-        return f"{reason}; name one of those in {given.parent}: {_listed([folder.name for folder in beside])}"
+        return f"{reason}; name one of those in {given.parent}: {first_of([folder.name for folder in beside], NAMED)}"
     if not os.path.lexists(given):
-        names = [folder.name for folder in _folders_in(given.parent)]
+        names = [folder.name for folder in folders_in(given.parent)]
         if similar := difflib.get_close_matches(given.name, names, n=NAMED):
             return f"{reason}; did you mean {' or '.join(str(given.with_name(name)) for name in similar)}?"
     return f"{reason}; name the folder of global_step<N> (a run's trainer.save_dir)"
@@ -107,7 +108,3 @@ def _remedy(given: Path, near: Sequence[Path]) -> str:
 
 def _text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")[:100].strip()
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

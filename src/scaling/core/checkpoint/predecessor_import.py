@@ -15,6 +15,7 @@ from torch import Tensor
 from scaling.core.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import new_step_folder, step_of
+from scaling.core.config.plain_words import first_of
 from scaling.core.errors import CheckpointError, StorageError
 from scaling.core.storage.json_values import Json
 
@@ -106,11 +107,10 @@ def _require_layers(folder: Path, found: Set[int], num_layers: int | None) -> No
     expected = max(found, default=-1) + 1 if num_layers is None else num_layers
     missing = sorted(set(range(max(expected, max(found, default=-1) + 1))) - found)
     if found and missing:
-        names = ", ".join(f"model_state_layer_{layer}_*.pt" for layer in missing[:_NAMED])
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        names = first_of([f"model_state_layer_{layer}_*.pt" for layer in missing], _NAMED)
         described = "" if num_layers is None else f" (its configuration describes layers 0 to {num_layers - 1})"
         raise CheckpointError(
-            f"{folder} is incomplete{described}: there is no {names}{more}; copy the missing files from where the "
+            f"{folder} is incomplete{described}: there is no {names}; copy the missing files from where the "
             "checkpoint was written"
         )
 

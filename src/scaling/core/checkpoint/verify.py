@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from scaling.core.checkpoint.disk import CHUNK_BYTES, iterate_chunks, open_regul
 from scaling.core.checkpoint.header import read_header
 from scaling.core.checkpoint.manifest import FileEntry, Manifest, Part, TensorEntry
 from scaling.core.checkpoint.pickles import may_unpickle_to_code
+from scaling.core.config.plain_words import first_of
 from scaling.core.errors import CheckpointError
 
 _CODE_SUFFIXES: Final = frozenset(
@@ -195,12 +196,7 @@ def _size_problem(folder: Path, manifest: Manifest, name: str) -> str | None:
 def _contents(manifest: Manifest, file: str) -> str:
     """Name the tensors that a file holds, for a message."""
     names = [name for name, entry in manifest.tensors.items() if any(part.file == file for part in entry.parts)]
-    return f" (holds {_shortened(names)})" if names else ""
-
-
-def _shortened(names: Sequence[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return f" (holds {first_of(names, 3)})" if names else ""
 
 
 def _may_hold_code(path: Path) -> bool:

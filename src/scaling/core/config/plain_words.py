@@ -127,6 +127,12 @@ def one_of(options: Sequence[str]) -> str:
     return options[0] if len(options) == 1 else f"one of {', '.join(options[:-1])} or {options[-1]}"
 
 
+def first_of(names: Sequence[str], limit: int, *, what: str = "") -> str:
+    """Name the first of many: `a, b and 3 more`, or with `what` they are: `a, b and 3 more tensors`."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more {what}".rstrip() if more > 0 else "")
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that `word` most probably means, None where nothing is near."""
     candidates = list(known)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from scaling.core.config.plain_words import first_of
 from scaling.core.errors import ConfigError, Problem
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.patterns import name_in_layer, takes_parameter, unmatched_patterns
@@ -155,15 +156,11 @@ def _require_fit(
 ) -> None:
     problems = list(several)
     if alone and not allow_missing:
+        which = first_of(alone, SHOWN_KEYS, what="parameters")
         problems.append(
-            f"{_listed(alone)} {'is' if len(alone) == 1 else 'are'} in no group; include what is trained, and freeze "
+            f"{which} {'is' if len(alone) == 1 else 'are'} in no group; include what is trained, and freeze "
             "the rest with training.allow_missing_params_in_optimizer (in a program: assign(..., allow_missing=True))"
         )
     problems += pattern_problems_of(patterns, names)
     if problems:
         raise ConfigError([Problem("training_groups", problem) for problem in problems])
-
-
-def _listed(keys: Sequence[str]) -> str:
-    shown = ", ".join(keys[:SHOWN_KEYS])
-    return shown if len(keys) <= SHOWN_KEYS else f"{shown} and {len(keys) - SHOWN_KEYS} more parameters"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scaling.core.boxes import GlobalTensor
 from scaling.core.collectives import ops
+from scaling.core.config.plain_words import first_of
 from scaling.core.errors import DataRefusedError
 from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.topology.topology import Topology
@@ -112,8 +113,7 @@ def require_finite(tensors: Iterable[GlobalTensor], topology: Topology, *, then:
         return
     mine = sorted({name for (name, _), is_bad in zip(held, bad.tolist(), strict=False) if is_bad})
     names: list[str] = topology.agree("tensors that are not finite", mine, _joined)
-    more = f" and {len(names) - _SHOWN} more tensors" if len(names) > _SHOWN else ""
-    raise DataRefusedError(f"not finite: {', '.join(names[:_SHOWN])}{more}; {then}")
+    raise DataRefusedError(f"not finite: {first_of(names, _SHOWN, what='tensors')}; {then}")
 
 
 def _joined(reports: list[list[str]]) -> list[str]:
