@@ -17,6 +17,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/config/explain": ("core/config/test_base", "transformer/config/test_problems"),
     "core/config/fields": ("core/config/test_base", "core/config/test_template_text"),
     "core/config/patterns": ("core/optimizer/test_groups", "transformer/config/test_problems"),
+    "core/config/plain_words": ("core/config/test_plain_words", "core/config/test_base"),
     "core/data/config": ("core/data/test_mixture", "core/data/test_blended", "transformer/config/test_problems"),
     "core/data/documents": ("core/data/test_memory_map", "core/data/test_open_files", "core/data/test_megatron"),
     "core/data/formats": ("core/data/test_megatron", "core/data/test_memory_map"),

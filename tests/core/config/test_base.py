@@ -195,6 +195,12 @@ def test_everything_wrong_with_a_file_is_reported_at_once() -> None:
         ({"inside": {"colour": "aed"}}, "inside.colour: must be one of red or blue, not 'aed'"),
         ({"name": "a"}, "name: unknown key here; it belongs in walls"),
         ({"inside.coats": 3}, "inside.coats: unknown key; write coats below inside, on a line of its own"),
+        ({"inside.": 3}, "inside.: unknown key 'inside.'; did you mean inside?"),
+        ({"inside.trim": 3}, "inside.trim: unknown key; write trim below inside, on a line of its own"),
+        (
+            {"roof.trim": 3},
+            "roof.trim: unknown key 'roof.trim'; this section has inside, outside, walls, doors, brushes, total",
+        ),
         (
             {"inside": {"": 3}},
             "inside: unknown key ''; this section has colour, litres, coats, area, file, lead, glitter, bucket",

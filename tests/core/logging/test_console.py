@@ -52,6 +52,11 @@ def test_time_left_counts_the_steps_of_this_start_only(lines: pytest.LogCaptureF
     assert lines.messages == ["step 90/100  loss 1.0000  0:00:10 left"]
 
 
+def test_before_the_first_step_of_this_start_the_time_left_is_unknown(lines: pytest.LogCaptureFixture) -> None:
+    ConsoleSink(total_steps=100, first_step=80, may_draw=False).write(80, {"training/loss": 1.0})
+    assert lines.messages == ["step 80/100  loss 1.0000"]
+
+
 def test_lines_get_rarer_but_the_first_and_last_step_always_show(lines: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     sink = ConsoleSink(total_steps=100_000, may_draw=False, clock=clock)

@@ -14,7 +14,7 @@ import pytest
 
 from scaling.core.errors import StorageError
 from scaling.core.logging.config import LoggerConfig
-from scaling.core.logging.setup import LOGGERS, close_logging, configure_logging, log_to_file
+from scaling.core.logging.setup import LOGGERS, close_logging, configure_logging, log_to_file, logger
 
 
 class Terminal(io.StringIO):
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_made_is_a_named_error(tmp_path: Path) -> None:
 
 def test_a_disk_that_fills_up_ends_the_file_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LoggerConfig(log_dir=tmp_path))
-    [file] = [handler for handler in logging.getLogger(LOGGERS[0]).handlers if isinstance(handler, logging.FileHandler)]
+    [file] = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
     assert file.stream is not None
     file.stream.close()
     file.stream = open("/dev/full", "w")  # noqa: SIM115  # closed with the handler

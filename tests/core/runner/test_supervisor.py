@@ -64,7 +64,9 @@ def first_line(process: subprocess.Popen[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("number", SIGNALS[:4])
-def test_signals_are_passed_on_once(processes: Processes, number: signal.Signals) -> None:
+def test_signals_are_passed_on_once(
+    processes: Processes, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
     with supervise(processes) as supervisor:
         process = start(processes, OBEDIENT)
         os.kill(os.getpid(), number)
@@ -72,6 +74,7 @@ def test_signals_are_passed_on_once(processes: Processes, number: signal.Signals
         assert wait(process, supervisor) == -expected
         assert (supervisor.asked, supervisor.forced) == (number, False)
         assert process.pid in supervisor.ended
+        assert capfd.readouterr().err.startswith(f"\n{number.name}: the run stops, and saves if it has begun")
 
 
 def test_processes_that_start_after_the_signal_are_told_too(processes: Processes) -> None:
@@ -80,7 +83,9 @@ def test_processes_that_start_after_the_signal_are_told_too(processes: Processes
         assert wait(start(processes, OBEDIENT), supervisor) == -signal.SIGTERM
 
 
-def test_a_second_signal_kills(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_kills(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(module, "_SECOND_REQUEST_SECONDS", 0.0)
     with supervise(processes) as supervisor:
         process = start(processes, STUBBORN)
@@ -90,6 +95,7 @@ def test_a_second_signal_kills(processes: Processes, monkeypatch: pytest.MonkeyP
         assert wait(process, supervisor) == -signal.SIGKILL
         assert supervisor.forced
         assert supervisor.killed == {process.pid}
+        assert capfd.readouterr().err.endswith("\nended at once\n")
 
 
 def test_signals_in_quick_succession_are_one_request(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +128,19 @@ def test_only_who_still_runs_is_killed_and_once(monkeypatch: pytest.MonkeyPatch)
     supervisor.check()
     supervisor.check()
     assert (signalled, supervisor.killed) == ([12], {12})
+
+
+def test_who_still_runs_is_told_once_however_long_it_takes_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: told.append((pid, number)))
+    monkeypatch.setattr(module, "_has_ended", lambda pid: False)
+    supervisor = Supervisor(lambda: {11: 0, 12: None})
+    supervisor.check()
+    assert told == []
+    supervisor.asked = signal.SIGUSR1
+    for _ in range(3):
+        supervisor.check()
+    assert told == [(12, signal.SIGUSR1)]
 
 
 @pytest.mark.parametrize("status", [0, 75])

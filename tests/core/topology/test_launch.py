@@ -56,6 +56,8 @@ def test_the_agent_of_torchrun_is_recognised() -> None:
     }
     launch = LaunchContext.from_environment(TORCHRUN | agent)
     assert (launch.agent_store, launch.job_id, launch.restart_count) == (True, "torchrun abc", 2)
+    for here, all_here in (({}, False), ({"LOCAL_WORLD_SIZE": "2"}, False), ({"LOCAL_WORLD_SIZE": "4"}, True)):
+        assert LaunchContext.from_environment(TORCHRUN | agent | here).one_machine is all_here
     assert not LaunchContext.from_environment(TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "False"}).agent_store
 
 

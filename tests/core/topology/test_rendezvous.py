@@ -121,6 +121,31 @@ def test_different_configurations_are_refused_on_every_rank_alike() -> None:
     assert "ranks 0-1, 3 read 'aaaa', rank 2 read 'bbbb'" in str(outcomes[0])
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_rank_0_stays_until_the_others_have_read_why_the_run_cannot_start_but_not_for_ever(
+    reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may serve the store: were it gone, the others would know no more than that the connection was lost."""
+    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", PATIENCE if reads else 0.0)
+    base = dist.HashStore()
+    host, other = (
+        rendezvous._Member(rank=rank, world_size=2, digest=f"of rank {rank}", run_name="run", job_id=None)
+        for rank in range(2)
+    )
+    with ThreadPoolExecutor(1) as pool:
+        deadline, timeout = time.monotonic() + PATIENCE, timedelta(seconds=PATIENCE)
+        rank_0 = pool.submit(rendezvous._gather, base, host, deadline, timeout, serves=False)
+        store = dist.PrefixStore(f"scaling/{json.loads(base.get('scaling/attempt'))['nonce']}", base)
+        assert rendezvous._sign_in(store, other, host) is None
+        assert other.signature in json.loads(store.get("verdict"))["signatures"]
+        if reads:
+            time.sleep(0.05)
+            assert not rank_0.done()
+            rendezvous._confirm_reading(store, other)
+        with pytest.raises(ConfigError, match="rank 0 read 'of rank 0', rank 1 read 'of rank 1'"):
+            rank_0.result(timeout=PATIENCE / 4)
+
+
 def test_two_processes_of_one_rank_are_refused() -> None:
     port = free_port()
     ranks = [0, 1, 1, 2]

@@ -239,6 +239,20 @@ def test_leaving_destroys_the_groups_and_a_process_may_connect_anew() -> None:
     assert run_distributed(connect_again, 2, free_port()) == [True, True]
 
 
+def test_a_rank_that_is_done_waits_for_the_others_unless_it_leaves_by_an_error() -> None:
+    """Rank 0 may serve the store that they still read from; but after an error they may never come."""
+    topology, store = Topology(Layout(data=2), 0, torch.device("cpu")), dist.HashStore()
+    store.add("left", 1)
+    topology._store = store
+    with topology:
+        pass
+    assert store.add("left", 0) == 2
+    topology._store = store
+    with pytest.raises(ZeroDivisionError), topology:
+        raise ZeroDivisionError
+    assert store.add("left", 0) == 2
+
+
 def connect_with_too_few(rank: int, world_size: int) -> None:
     with connected(data=4):
         pass

@@ -74,6 +74,19 @@ def test_a_run_whose_last_step_was_not_finite_does_not_end_well(
     assert caplog.text.count("the gradients were not finite") == 2
 
 
+@pytest.mark.parametrize(("streaks", "what"), [((2.0, 0.0), "the gradients were"), ((0.0, 1.0), "the loss was")])
+def test_either_of_gradients_and_loss_is_said_and_forgotten_after_a_good_step(
+    streaks: tuple[float, float], what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = make_trainer()[0]._finite
+    watch.judge(*streaks, step=7)
+    assert caplog.messages == [f"{what} not finite in step 7"]
+    with pytest.raises(DataRefusedError, match=f"^{what} not finite in step 7, and the run has ended with that"):
+        watch.require_good_end(7)
+    watch.judge(0.0, 0.0, step=8)
+    watch.require_good_end(8)
+
+
 def test_an_evaluation_that_is_not_finite_is_said_and_does_not_end_well(caplog: pytest.LogCaptureFixture) -> None:
     trainer, _ = make_trainer(validation=Points(21, poison=3), train_iterations=2, eval_interval=1)
     with pytest.raises(DataRefusedError, match="the evaluation loss is nan at step 2"):

@@ -180,13 +180,18 @@ def test_a_checkpoint_that_nothing_names_is_not_asked_for() -> None:
     assert not trainer.resume()
 
 
-def test_the_first_start_of_a_run_that_loads_from_where_it_saves_is_nothing_to_point_out(
+def test_a_run_that_loads_from_where_it_saves_is_nothing_to_point_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer, _ = make_trainer(load_dir=tmp_path / "own", save_dir=tmp_path / "own")
+    options: dict[str, Any] = {"load_dir": tmp_path / "own", "save_dir": tmp_path / "own", "train_iterations": 1}
+    trainer, _ = make_trainer(**options)
     with caplog.at_level(logging.WARNING):
-        assert not trainer.resume()
+        trainer.fit()
     assert caplog.text == ""
+    again, _ = make_trainer(**options)
+    with caplog.at_level(logging.INFO):
+        assert again.resume()
+    assert "not used" not in caplog.text  # it is the folder that the run goes on from
 
 
 def test_an_own_checkpoint_without_optimizer_states_has_to_be_asked_for(base: Path) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from scaling.core.errors import StorageError
 from scaling.core.logging.config import LoggerConfig
 
-LOGGERS = ("scaling", "__main__")
-"""The loggers set up by name: this library, and the program that is run with `python -m` or as a script."""
-logger = logging.getLogger(LOGGERS[0])
+logger = logging.getLogger("scaling")
 """The library's log, for a program that has no logger of its own. `configure_logging` says where its lines go."""
+LOGGERS = (logger.name, "__main__")
+"""The loggers set up by name: this library, and the program that is run with `python -m` or as a script."""
 _FORMAT = "[%(asctime)s] [%(levelname)s] [%(rank)s] %(message)s"
 _COLOURS: Mapping[int, str] = {
     logging.DEBUG: "\x1b[2m",
@@ -64,8 +64,8 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
 
 def log_to_file(message: str) -> None:
     """Log an error to this rank's file only: for what the terminal shows by other means, or not at all."""
-    record = logging.LogRecord(LOGGERS[0], logging.ERROR, __file__, 0, message, None, None)
-    for handler in logging.getLogger(LOGGERS[0]).handlers:
+    record = logging.LogRecord(logger.name, logging.ERROR, __file__, 0, message, None, None)
+    for handler in logger.handlers:
         if isinstance(handler, _RankFileHandler):
             handler.handle(record)
 
@@ -139,7 +139,7 @@ def _tell_repeated(handler: logging.Handler) -> None:
         if isinstance(repeats, _SaidOnce) and handler.level <= logging.WARNING:
             for text, count in repeats.take_repeated().items():
                 message = f"{count} times in all: {text}"
-                handler.handle(logging.LogRecord(LOGGERS[0], logging.WARNING, __file__, 0, message, None, None))
+                handler.handle(logging.LogRecord(logger.name, logging.WARNING, __file__, 0, message, None, None))
 
 
 class _Formatter(logging.Formatter):
@@ -188,8 +188,6 @@ class _RankFileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], OSError):
             self.setLevel(logging.CRITICAL + 1)
-            logging.getLogger(LOGGERS[0]).warning(
-                "%s cannot be written any more: %s", self.baseFilename, sys.exc_info()[1]
-            )
+            logger.warning("%s cannot be written any more: %s", self.baseFilename, sys.exc_info()[1])
         else:
             super().handleError(record)

@@ -33,7 +33,7 @@ def write_fully(descriptor: int, data: memoryview) -> None:
 
 def write_durably(path: Path, data: bytes, *, halfway: Callable[[], None] | None = None) -> None:
     """Create a file with this content and force it to the disk; calls `halfway` in the middle."""
-    with path.open("xb", buffering=0) as file:
+    with path.open("xb") as file:
         middle = len(data) // 2
         write_fully(file.fileno(), memoryview(data)[:middle])
         if halfway is not None:
