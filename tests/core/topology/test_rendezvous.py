@@ -126,7 +126,7 @@ def test_rank_0_stays_until_the_others_have_read_why_the_run_cannot_start_but_no
     reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may serve the store: were it gone, the others would know no more than that the connection was lost."""
-    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", PATIENCE if reads else 0.0)
+    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", 20.0 if reads else 0.0)
     base = dist.HashStore()
     host, other = (
         rendezvous._Member(rank=rank, world_size=2, digest=f"of rank {rank}", run_name="run", job_id=None)
@@ -143,7 +143,7 @@ def test_rank_0_stays_until_the_others_have_read_why_the_run_cannot_start_but_no
             assert not rank_0.done()
             rendezvous._confirm_reading(store, other)
         with pytest.raises(ConfigError, match="rank 0 read 'of rank 0', rank 1 read 'of rank 1'"):
-            rank_0.result(timeout=PATIENCE / 4)
+            rank_0.result(timeout=10)
 
 
 def test_two_processes_of_one_rank_are_refused() -> None:

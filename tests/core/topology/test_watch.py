@@ -28,6 +28,33 @@ STOPPED_SECONDS = 4.5
 """After which a stopped rank is killed, as a launcher would."""
 
 
+@pytest.mark.parametrize(
+    ("rank", "told_after", "ends_after"), [(1, 0.0, 0.0), (1, 0.5, 0.5), (1, 1e9, 1.0), (0, 0.0, 0.1)]
+)
+def test_a_rank_ends_once_the_others_know_of_the_hang_too_or_have_had_the_time_to(
+    rank: int, told_after: float, ends_after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that serves the store stays a little longer: the others read from it who has been told."""
+    now, store, ended = 0.0, dist.HashStore(), list[tuple[float, str]]()
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        assert now < 10
+        now += seconds
+        if now >= told_after:
+            watching._store.add("told", 1)
+
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    watching = watch.Watch(store, rank=rank, world_size=2, gate=Gate(), patience=15.0)
+    monkeypatch.setattr(watching, "_end", lambda error: ended.append((now, str(error))))
+    if told_after == 0.0:
+        watching._store.add("told", 1)
+    watching._answer(1, {"kind": "hang", "message": "rank 1 did not come", "present": 2})
+    [(seconds, message)] = ended
+    assert seconds == pytest.approx(ends_after, abs=0.03)
+    assert (message, watching.is_ending) == ("rank 1 did not come", True)
+
+
 def collective(topology: Topology) -> None:
     ops.all_reduce(torch.ones(1), topology.world)
 
@@ -107,30 +134,3 @@ def be_paused(rank: int, world_size: int) -> float:
 
 def test_ranks_that_are_stopped_and_go_on_together_have_not_waited() -> None:
     assert min(run_distributed(be_paused, 2)) >= 3 * PATIENCE
-
-
-@pytest.mark.parametrize(
-    ("rank", "told_after", "ends_after"), [(1, 0.0, 0.0), (1, 0.5, 0.5), (1, 1e9, 1.0), (0, 0.0, 0.1)]
-)
-def test_a_rank_ends_once_the_others_know_of_the_hang_too_or_have_had_the_time_to(
-    rank: int, told_after: float, ends_after: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one that serves the store stays a little longer: the others read from it who has been told."""
-    now, store, ended = 0.0, dist.HashStore(), list[tuple[float, str]]()
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        assert now < 10
-        now += seconds
-        if now >= told_after:
-            watching._store.add("told", 1)
-
-    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-    watching = watch.Watch(store, rank=rank, world_size=2, gate=Gate(), patience=15.0)
-    monkeypatch.setattr(watching, "_end", lambda error: ended.append((now, str(error))))
-    if told_after == 0.0:
-        watching._store.add("told", 1)
-    watching._answer(1, {"kind": "hang", "message": "rank 1 did not come", "present": 2})
-    [(seconds, message)] = ended
-    assert seconds == pytest.approx(ends_after, abs=0.03)
-    assert (message, watching.is_ending) == ("rank 1 did not come", True)
