@@ -76,6 +76,8 @@ def test_who_lost_a_process_that_was_asked_too_early_is_not_the_cause_and_who_fa
     ended = end(0, -signal.SIGTERM, at=10)
     assert outcome([ended, end(1, 1, said="connection closed", at=11)], asked=signal.SIGTERM).status == 75
     assert outcome([ended, end(1, 65, said="bad data", at=9)], asked=signal.SIGTERM).status == 65
+    killed = end(0, -signal.SIGKILL, at=8, stopped=True)  # by the runner, as a consequence
+    assert outcome([killed, end(1, 65, said="bad data", at=9)], asked=signal.SIGTERM).status == 65
 
 
 def test_finishing_in_spite_of_being_asked_is_done() -> None:

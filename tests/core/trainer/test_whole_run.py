@@ -55,6 +55,8 @@ def test_a_run_writes_metrics_checkpoints_its_timeline_and_how_it_ended(tmp_path
     events = json.loads((tmp_path / "log" / "profile.json").read_text())["traceEvents"]
     names = [event["name"] for event in events if event["ph"] == "X"]
     assert len([name for name in names if name.startswith("F")]) == 2 * 4  # steps, micro-batches
+    named, timed = ({(event["pid"], event["tid"]) for event in events if event["ph"] == kind} for kind in "MX")
+    assert named == timed
     assert run(tmp_path, **{**options, "train_iterations": 6}) is ExitStatus.DONE
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
