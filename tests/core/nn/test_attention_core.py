@@ -118,6 +118,12 @@ def test_a_cache_returns_all_it_was_given_in_order(chunks: list[int]) -> None:
         assert torch.equal(found[1], values[:, :start])
 
 
+def test_a_cache_seldom_moves_what_it_holds() -> None:
+    cache, one = KeyValueCache(), random(1, 1, 1, 1, seed=1)
+    kept = [cache.append(one, one)[0] for _ in range(64)]
+    assert len({keys.data_ptr() for keys in kept}) <= 7  # 1, 2, 4, ... 64 positions
+
+
 @pytest.mark.parametrize("chunks", [[8], [5, 3], [1] * 8, [4, 1, 1, 2]])
 @pytest.mark.parametrize("kv_heads", [4, 1])
 def test_new_positions_attend_to_all_before_them(chunks: list[int], kv_heads: int) -> None:

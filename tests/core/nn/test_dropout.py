@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
@@ -55,6 +56,16 @@ def test_neighbours_and_powers_of_two_are_not_correlated(probability: float) -> 
             ahead = kept.narrow(dim, distance, kept.shape[dim] - distance)
             behind = kept.narrow(dim, 0, kept.shape[dim] - distance)
             assert abs(correlation(ahead, behind)) < 5, (dim, distance)
+
+
+def test_the_mask_is_the_same_on_every_machine_for_ever() -> None:
+    # A change of these bits changes every run that goes on from a checkpoint with dropout.
+    kept = dropped(site(), torch.arange(64) * 2**35, length=64, features=256) != 0  # enough to show each bit's part
+    assert hashlib.sha256(kept.numpy().tobytes()).hexdigest() == (
+        "bd51762551f2b8d7dbab6bae3e81dad1d6ab367e18f91f3f1691d2ce7ffd6192"
+    )
+    scores = site().scores_mask(torch.tensor([7]), heads=range(5, 7), queries=1, keys=32).long() @ 2 ** torch.arange(32)
+    assert [f"{word:08x}" for word in scores.flatten().tolist()] == ["bfd57b75", "f84ff21d"]
 
 
 def test_pairs_of_features_agree_no_more_often_in_one_sample_than_chance_says() -> None:
