@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Generator, Iterator
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,9 @@ def evaluation(
     )
 
 
-def reading_processes() -> list[str]:
-    """Return the names of this process's children, but for the pool of test workers."""
-    names = (process.name for process in multiprocessing.active_children())
-    return [name for name in names if not name.startswith("worker-")]
+def reading_processes() -> list[BaseProcess]:
+    """Return this process's children, but for the pool of test workers."""
+    return [process for process in multiprocessing.active_children() if not process.name.startswith("worker-")]
 
 
 def assert_stopped() -> None:
@@ -174,8 +174,10 @@ def test_workers_drop_what_they_had_read_ahead_when_the_run_continues_elsewhere(
     for step in (4, 1, 5):
         batches.seek(12 * step)
         assert take(batches, 2) == undisturbed[2 * step : 2 * step + 2]
+    workers = reading_processes()
     batches.close()
     assert_stopped()
+    assert [worker.exitcode for worker in workers] == [0, 0], "PyTorch lost patience and killed a worker"
     assert take(batches, 1) == take(loader(consumed_samples=72), 1)
 
 

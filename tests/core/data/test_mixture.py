@@ -152,7 +152,18 @@ def test_explicit_weights_say_how_often_a_sample_is_seen_relative_to_others() ->
 
 def test_a_weight_of_zero_leaves_a_source_out() -> None:
     config = BlendedDatasetConfig(weight_by_num_documents=False, weights=[1, 0])
-    assert mixture_shares([7, 20], mixture_weights([7, 20], config)) == (1, 0)
+    for sizes in ([7, 20], [10**13, 3]):
+        assert mixture_shares(sizes, mixture_weights(sizes, config)) == (1, 0)
+    rounded = mixture_shares([10**13, 10**13 + 1, 20], [Fraction(1), Fraction(1), Fraction(0)])
+    assert min(rounded[:2]) > 2**28
+    assert rounded[2] == 0
+
+
+@pytest.mark.parametrize("weights", [[], [0, 0], [-1, 2], [2, -1]])
+def test_weights_that_are_negative_or_all_zero_are_refused(weights: list[float]) -> None:
+    assert BlendedDatasetConfig(weight_by_num_documents=False, weights=[0, 1e-9]).weights == [0, 1e-9]
+    with pytest.raises(ConfigError, match="must not be negative, and at least one must be positive"):
+        BlendedDatasetConfig(weight_by_num_documents=False, weights=weights)
 
 
 def test_the_number_of_weights_must_be_that_of_the_data_sets() -> None:
