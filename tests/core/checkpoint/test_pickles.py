@@ -33,6 +33,7 @@ HARMLESS = {
     "json": b'{"loss": 2.5}',
     "yaml": b"a: 1\nb: [c, d]\n",
     "zeros": bytes(4096),
+    "more taken than there is": b"0cos\nsystem\n)R.",
     "cut off": b"X\xff\xff\xff\x7fabc",
 }
 

@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -291,6 +292,27 @@ def test_a_file_that_cannot_be_read_is_a_reason_to_fall_back(copy: Path, monkeyp
 
     monkeypatch.setattr(verify, "open_regular", broken)
     assert "Input/output error" in rejection(copy)
+
+
+def test_a_check_that_is_broken_off_leaves_the_rest_of_the_file_unread(
+    original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def slowly(digests: verify._Digests, file: object, start: int, stop: int) -> str:
+        time.sleep(0.01)
+        read.append(start)
+        return ""
+
+    def interrupted(futures: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify._Digests, "_digest", slowly)
+    monkeypatch.setattr(verify, "wait", interrupted)
+    path = original / "global_step2" / MODEL
+    with open_regular(path) as file, pytest.raises(KeyboardInterrupt), verify._Digests() as digests:
+        digests.of(file, [(start, start + 1) for start in range(40)])
+    assert len(read) < 20
 
 
 def test_loading_after_damage_in_between_reports_it(copy: Path) -> None:

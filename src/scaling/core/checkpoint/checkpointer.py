@@ -172,7 +172,7 @@ class Checkpointer:
             failure = (
                 error if isinstance(error, ScalingError) else ScalingError(f"step {job.step} was not saved: {error!r}")
             )
-            self._background = SaveReport(job.step, None, failure, time.monotonic() - started)
+            self._background = SaveReport(job.step, None, failure, time.monotonic() - started, 0)
 
     def _join(self) -> SaveReport | None:
         """Wait for the save in the background and return its report, None where none was running."""

@@ -104,9 +104,10 @@ def predecessor_step_folder(folder: Path) -> Path:
 
 def _require_layers(folder: Path, found: Set[int], num_layers: int | None) -> None:
     """Refuse a model with a gap: nothing else would notice before the model is used."""
-    expected = max(found, default=-1) + 1 if num_layers is None else num_layers
-    missing = sorted(set(range(max(expected, max(found, default=-1) + 1))) - found)
-    if found and missing:
+    if not found:
+        return
+    missing = sorted(set(range(max(num_layers or 0, max(found) + 1))) - found)
+    if missing:
         names = first_of([f"model_state_layer_{layer}_*.pt" for layer in missing], _NAMED)
         described = "" if num_layers is None else f" (its configuration describes layers 0 to {num_layers - 1})"
         raise CheckpointError(

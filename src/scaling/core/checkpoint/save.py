@@ -37,7 +37,7 @@ class SaveReport:
     path: Path | None
     error: ScalingError | None
     seconds: float
-    bytes: int = 0
+    bytes: int
 
 
 @dataclass(frozen=True)
