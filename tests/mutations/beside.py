@@ -35,6 +35,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/optimizer/config": ("core/optimizer/test_optimizer", "transformer/config/test_problems"),
     "core/pipeline/engine": ("core/pipeline/test_engine", "core/pipeline/test_toy_schedules"),
     "core/pipeline/end": ("core/pipeline/test_end", "core/pipeline/test_loss"),
+    "core/optimizer/optimizer": ("core/optimizer/test_optimizer", "core/optimizer/test_precision"),
     "core/optimizer/shard": ("core/optimizer/test_ownership", "core/optimizer/test_rule"),
     "core/pipeline/actions": ("core/pipeline/test_draw", "core/pipeline/test_simulate", "core/pipeline/test_lowering"),
     "core/profiler/config": ("core/profiler/test_profiler", "transformer/config/test_problems"),

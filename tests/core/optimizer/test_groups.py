@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from scaling.core.errors import ConfigError
 from scaling.core.nn.parameter import ParameterMeta, annotate, meta
-from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign
+from scaling.core.optimizer.groups import GroupPattern, ParameterGroup, assign, check_groups
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.optimizer.patterns import name_in_layer
 from scaling.core.topology.layout import Axis
@@ -67,6 +68,30 @@ def test_a_pattern_takes_what_it_includes_and_does_not_exclude(
 ) -> None:
     one = pattern("g", include, exclude)
     assert [name for name in NAMES if one.matches(name_in_layer(name))] == taken
+
+
+@pytest.mark.parametrize("allow_missing", [False, True])
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        [pattern("rest", ("dense",))],
+        [pattern("a", ("weight",)), pattern("b", ("norm", "embedding"))],
+        [pattern("a"), pattern("never", ("never",))],
+        [pattern("a", (), ("bias",)), pattern("b", ("bias",))],
+    ],
+)
+def test_groups_are_checked_by_names_alone_as_they_are_with_parameters(
+    patterns: list[GroupPattern], allow_missing: bool
+) -> None:
+    def said(check: Callable[[], object]) -> list[str]:
+        try:
+            check()
+        except ConfigError as error:
+            return [problem.message for problem in error.problems]
+        return []
+
+    by_name = said(lambda: check_groups(NAMES, patterns, allow_missing=allow_missing))
+    assert by_name == said(lambda: assign(parameters(*NAMES), patterns, Topology.single(), allow_missing=allow_missing))
 
 
 def test_a_tie_is_named_by_its_first_layer() -> None:

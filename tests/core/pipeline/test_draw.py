@@ -30,14 +30,18 @@ def test_a_long_step_is_folded() -> None:
         "rank 0  == ...B1===",
         "rank 1  B1=== ......",
     ]
-    drawing = draw(simulate(lower_all(Interleaved1F1B(2), 4, 16)), width=60)
-    assert max(len(line) for line in drawing.splitlines()) == 60
+    long = simulate(lower_all(Interleaved1F1B(2), 4, 16))
+    for drawing, width in ((draw(long, width=60), 60), (draw(long), 120)):
+        assert max(len(line) for line in drawing.splitlines()) == width
 
 
 def test_an_empty_step_is_drawn() -> None:
     nothing = simulate(lower_all(ForwardOnly(), 2, 1), duration=lambda action: 0.0)
     assert nothing.bubble == 0
     assert draw(nothing).splitlines() == []
+    waiting = simulate(lower_all(ForwardOnly(), 2, 1), duration=lambda action: float(isinstance(action, Send)))
+    assert waiting.makespan == 1
+    assert draw(waiting).splitlines() == []
 
 
 def test_labels_name_the_stage_of_a_rank_with_several() -> None:

@@ -267,6 +267,15 @@ def test_all_ranks_learn_what_only_the_last_stage_knows() -> None:
     assert (empty_weight, empty_loss, empty_ones, empty_finite, largest) == (0.0, 0.0, 0.0, True, 0.0)
 
 
+def test_the_streams_of_ranks_follow_from_the_seed_of_the_model() -> None:
+    topology, states = Topology.single(), []
+    for seed in (1, 2, 1):
+        ParallelModule([LayerSpec(nn.Linear, 2, 2)], topology, topology_config(), seed=seed)
+        states.append(topology.rng.state())
+    for stream, state in states[0].items():
+        assert [torch.equal(later[stream], state) for later in states] == [True, False, True]
+
+
 class Modes(nn.Module):
     def __init__(self) -> None:
         super().__init__()

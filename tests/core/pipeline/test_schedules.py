@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 
@@ -88,6 +90,13 @@ def test_forward_only_takes_a_number_of_micro_batches_that_ranks_do_not_divide()
 def test_interleaved_refuses_micro_batches_that_the_ranks_do_not_divide() -> None:
     with pytest.raises(LayoutError, match=r"gradient_accumulation_steps is 6 and pipe_parallel_size 4; set .* to 4"):
         list(Interleaved1F1B(2).compute(0, 4, 6))
+
+
+@pytest.mark.parametrize("schedule", [GPipe, OneFOneB])
+def test_a_schedule_for_one_stage_per_rank_takes_no_others(schedule: Callable[..., Schedule]) -> None:
+    assert len(schedule().stages.over(3)) == 3
+    with pytest.raises(TypeError):
+        schedule(InTurn(2))
 
 
 def test_impossible_numbers_are_refused() -> None:

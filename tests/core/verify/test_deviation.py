@@ -52,8 +52,15 @@ def test_the_worst_of_several_parts_counts() -> None:
         (Box((4,), (2,)), array(2.0, 7.0), array(2.0, 9.0)),
         (Box((9,), (0,)), array(), array()),
     ]
-    found = measure("w", 0, parts)
-    assert (found.index, found.absolute, found.largest, found.different) == ((5,), 2.0, 9.0, 2)
+    for order in (parts, parts[::-1]):
+        found = measure("w", 0, order)
+        assert (found.index, found.absolute, found.largest, found.different) == ((5,), 2.0, 9.0, 2)
+
+
+def test_of_elements_that_are_equally_wrong_the_first_is_named() -> None:
+    parts = [(Box((start,), (2,)), array(1.0, 1.0), array(1.0, 1.5)) for start in (2, 0)]
+    assert measure("w", 0, parts).index == (3,)
+    assert measure("w", 0, [(box, actual, actual) for box, actual, _ in parts]).index == (2,)
 
 
 def test_a_scalar_has_an_empty_index() -> None:
