@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 from torch import Tensor
 
 from scaling.core.data.blended import BlendedDataset
@@ -13,6 +15,7 @@ from scaling.core.data.config import BlendedDatasetConfig
 from scaling.core.data.types import BaseDataset
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
+from scaling.core.training import data as subject
 from scaling.core.training.data import TrainingData, short_names
 from scaling.core.training.loading import Loading
 from tests.core.trainer.regression import Points
@@ -60,6 +63,18 @@ def test_ranks_of_the_model_axis_and_of_both_ends_of_the_pipe_read_the_same() ->
     views = [view_of(rank, pipe=2, model=2) for rank in range(4)]
     found = [read(data_of(view), 8) for view in views]
     assert all(rows == found[0] for rows in found)
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "pinned"), [("cpu", True, False), ("cuda", True, True), ("cuda", False, False)]
+)
+def test_memory_is_pinned_for_a_gpu_alone(device: str, wanted: bool, pinned: bool) -> None:
+    topology = mock.Mock(device=torch.device(device), index=lambda axis: 0)
+    batch = topology_config(global_batch_size=8, micro_batch_size=2)
+    with mock.patch.object(subject, "DataLoader") as made:
+        loading = Loading(pin_memory=wanted)
+        TrainingData(Points(9), None, seed=1, batch=batch, topology=topology, reads=True, loading=loading)
+    assert made.call_args.kwargs["pin_memory"] == pinned
 
 
 def test_ranks_in_the_middle_of_the_pipe_read_nothing() -> None:

@@ -55,6 +55,15 @@ def test_seeking_goes_on_with_the_batch_behind_the_samples() -> None:
     assert float(sought.training_loss(3).loss) == float(whole.training_loss(3).loss)
 
 
+def test_the_streams_of_a_step_follow_from_its_number() -> None:
+    one, other = learner_of(), learner_of()
+    states = []
+    for learner, step in ((one, 1), (one, 2), (other, 2)):
+        learner.training_loss(step)
+        states.append(learner.topology.rng.state()["sharded"])
+    assert [torch.equal(states[2], state) for state in states] == [False, True, True]
+
+
 def test_an_evaluation_can_be_cut_short_or_left_out() -> None:
     learner = learner_of(evaluation=Numbers(21))
     whole, part = learner.evaluate(), learner.evaluate(limit=1)
