@@ -9,6 +9,8 @@ DEFAULTS = "tests/test_defaults.py"
 
 BESIDE: dict[str, tuple[str, ...]] = {
     "cli/many_values": ("cli/test_verify_layout",),
+    "cli/places": ("cli/test_checkpoint", "cli/test_generate"),
+    "cli/predecessor_settings": ("cli/test_import", "cli/test_import_published"),
     "cli/train": ("transformer/test_launch",),
     "core/checkpoint/disk": ("core/checkpoint/test_verify", "core/checkpoint/test_save"),
     "core/checkpoint/search": ("core/checkpoint/test_reader", "core/checkpoint/test_verify"),
@@ -28,6 +30,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/data/types": ("core/data/test_loader", "core/data/test_device_copy"),
     "core/data/worker": ("core/data/test_loader",),
     "core/errors": ("core/config/test_base", "core/runner/test_outcome", "cli/test_main"),
+    "core/logging/metrics_files": ("core/logging/test_sinks", "transformer/data/test_readers"),
     "core/logging/config": ("core/logging/test_setup", "transformer/config/test_problems"),
     "core/nn/attention": ("core/nn/test_attention_projections", "core/nn/test_attention"),
     "core/nn/config": ("transformer/config/test_root", "transformer/config/test_problems"),
@@ -66,6 +69,9 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/config/data": ("transformer/config/test_problems", "transformer/config/test_root"),
     "transformer/config/former": ("transformer/config/test_problems", "transformer/config/test_root"),
     "transformer/config/training": ("transformer/config/test_root", "transformer/config/test_problems"),
+    "transformer/data/end_token": ("transformer/data/test_tokenizer",),
+    "transformer/data/left_out": ("transformer/data/test_readers",),
+    "transformer/data/plain_text": ("transformer/data/test_tokenizer",),
     "transformer/data/shards": ("transformer/data/test_tokenize",),
     "transformer/data/source": ("transformer/data/test_load", "transformer/data/test_prepare"),
     "transformer/flops": ("transformer/test_model",),

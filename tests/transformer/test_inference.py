@@ -340,6 +340,14 @@ def test_the_stop_text_that_comes_first_in_the_text_ends_it(
         assert "".join(speaker.stream_text("the", max_tokens=3, stop=stops)) == " "
 
 
+def test_whatever_may_become_a_stop_text_is_held_back_from_its_first_character(
+    speaker: TransformerInferenceModule, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stop in ("da", "dab", "dabe"):
+        _play(monkeypatch, [*(tokenizer.encode(letter)[0] for letter in f"x{stop}"), 5, 5])
+        assert "".join(speaker.stream_text("the", max_tokens=9, stop=[stop])) == "x"
+
+
 def test_characters_come_whole_and_as_soon_as_they_are_known(
     speaker: TransformerInferenceModule, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

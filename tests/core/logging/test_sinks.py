@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scaling.core.errors import ConfigError, StorageError
 from scaling.core.logging.config import LoggerConfig
 from scaling.core.logging.console import ConsoleSink
+from scaling.core.logging.metrics_files import names_metrics
 from scaling.core.logging.sinks import JsonLinesSink, TensorBoardSink, open_sinks
 
 ORIGIN = {"pipe": 0, "data": 0, "model": 0}
@@ -72,6 +73,7 @@ def test_a_new_run_keeps_the_file_of_the_old_one_beside_its_own(tmp_path: Path) 
     files = ["metrics.previous.jsonl", "metrics.previous.2.jsonl", "metrics.previous.3.jsonl", "metrics.jsonl"]
     assert [len(read(tmp_path / name)) for name in files] == [4, 2, 5, 1]
     assert len(list(tmp_path.iterdir())) == 4
+    assert all(map(names_metrics, tmp_path.iterdir()))
 
 
 def test_steps_that_come_again_are_kept_beside_the_file(tmp_path: Path) -> None:
@@ -81,6 +83,7 @@ def test_steps_that_come_again_are_kept_beside_the_file(tmp_path: Path) -> None:
     write(path, range(5, 6), resumed_step=4)
     assert [row["step"] for row in read(path)] == [1, 2, 3, 4, 5]
     assert [row["step"] for row in read(tmp_path / "metrics.repeated.jsonl")] == [3, 4, 5]
+    assert all(map(names_metrics, tmp_path.iterdir()))
 
 
 def test_a_line_that_does_not_fit_on_the_disk_leaves_no_trace(tmp_path: Path) -> None:

@@ -82,9 +82,17 @@ def test_a_gpus_host_is_left_alone() -> None:
             memory.after_pass()
 
 
-@pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
-def test_thresholds_of_the_environment_are_respected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "glibc.malloc.mmap_threshold=1048576")
+TUNABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+
+
+@pytest.mark.parametrize("name", [None, *TUNABLES])
+def test_thresholds_are_fixed_where_the_environment_has_none(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in TUNABLES:
+        monkeypatch.delenv(other, raising=False)
+    if name is not None:
+        monkeypatch.setenv(name, "glibc.malloc.mmap_threshold=1048576")
     with mock.patch("ctypes.CDLL") as libc:
         HostMemory(torch.device("cpu"))
-    libc.return_value.mallopt.assert_not_called()
+    # As in glibc's malloc.h: -1 is M_TRIM_THRESHOLD, -3 is M_MMAP_THRESHOLD.
+    fixed = [] if name else [(-3, host_memory.MMAP_THRESHOLD), (-1, host_memory.TRIM_THRESHOLD)]
+    assert [call.args for call in libc.return_value.mallopt.call_args_list] == fixed

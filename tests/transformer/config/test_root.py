@@ -273,6 +273,13 @@ def test_sizes_follow_from_the_architecture(values: dict[str, Any], expected: di
     assert expected.items() <= sizes(TransformerArchitectureConfig.from_dict(values)).items()
 
 
+@pytest.mark.parametrize(("mlp_type", "activation", "gated"), [("default", "gelu", False), ("swiglu", "silu", True)])
+def test_the_kind_of_feed_forward_is_the_one_that_is_named(mlp_type: str, activation: str, gated: bool) -> None:
+    plan = plan_of(TransformerArchitectureConfig.from_dict({"mlp_type": mlp_type}))
+    (feed_forward,) = plan.parts(FeedForwardPlan)
+    assert (feed_forward.activation, feed_forward.gated) == (activation, gated)
+
+
 @pytest.mark.parametrize(("kv_heads", "fused"), [(4, False), (None, True)])
 def test_query_key_and_value_are_fused_where_they_have_the_same_heads(kv_heads: int | None, fused: bool) -> None:
     architecture = TransformerArchitectureConfig.from_dict({"attention_num_kv_heads": kv_heads})

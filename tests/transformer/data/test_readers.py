@@ -88,6 +88,12 @@ def test_the_field_can_be_chosen(tmp_path: Path) -> None:
     assert read(write(tmp_path / "data.jsonl", b'{"text": "a", "body": "b"}\n'), field="body") == ["b"]
 
 
+def test_what_ends_with_the_last_of_the_bytes_that_a_document_may_have_is_read(tmp_path: Path) -> None:
+    for line, whole in ((GOOD, True), (GOOD[:-1], True), (b" " + GOOD, False), (b" " + GOOD[:-1], False)):
+        documents = read(write(tmp_path / "a.jsonl", line), max_document_bytes=len(GOOD) - 1)
+        assert documents == ["good"] if whole else isinstance(documents[0], BadRecord)
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 16, 17, 18, 1000])
 def test_pieces_of_a_file_hold_each_line_once_wherever_it_is_cut(tmp_path: Path, size: int) -> None:
     lines = [json.dumps({"text": f"document {number} {'x' * (number * 7 % 23)}"}) for number in range(12)]
@@ -296,11 +302,14 @@ SKIPPED = b'{"path": "a", "line": 1, "offset": 0, "reason": "not JSON"}\n'
 
 def test_what_the_library_writes_among_texts_is_no_text_and_what_it_cannot_unpack_is_named(tmp_path: Path) -> None:
     metrics = b'{"step": 1, "training/loss": NaN}\n'
-    written = {"web.skipped.jsonl": SKIPPED, "metrics.jsonl": metrics, "metrics.previous.jsonl": metrics}
+    log = ("metrics.jsonl", "metrics.previous.jsonl", "metrics.previous.12.jsonl", "metrics.repeated.jsonl")
+    written = {"web.skipped.jsonl": SKIPPED, **dict.fromkeys((*log, "Metrics.JSONL"), metrics)}
     packed = {"a.txt.bz2": b"", "b.JSONL.xz": b"", "c.parquet.zip": b""}
     texts = {
         "mine.skipped.jsonl": GOOD,
         "own/metrics.jsonl": b'{"step": 1, "text": "word"}\n',
+        "own/metrics.repeated.jsonl": b'{"text": "word"}\n',
+        "own/metrics.of.mine.jsonl": metrics,
         "own/web.skipped.jsonl": b"not JSON",
         "t.txt": SKIPPED,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scaling.core import DataError
 from scaling.transformer import TransformerConfig
 from scaling.transformer.verify.synthetic import synthetic_text
 
@@ -17,3 +18,6 @@ def test_something_is_predicted_however_short_the_sequences_are(length: int) -> 
     counted = batch.targets.loss_weights.sum(dim=1)
     assert counted.sum() >= 20
     assert not counted[6::7].any()  # all padding
+    for outside in (-1, 70):
+        with pytest.raises(DataError, match=f"sample {outside} is not one of the 70"):
+            text[outside]

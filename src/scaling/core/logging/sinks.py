@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -15,8 +16,7 @@ from scaling.core.errors import ConfigError, Problem, StorageError
 from scaling.core.logging.config import LoggerConfig, TensorboardRanksConfig
 from scaling.core.logging.console import ConsoleSink
 from scaling.core.logging.metrics import MetricSink
-
-METRICS_FILE = "metrics.jsonl"
+from scaling.core.logging.metrics_files import METRICS_FILE, previous_file, repeated_file
 
 
 def open_sinks(
@@ -175,11 +175,7 @@ def _is_chosen(ranks: Sequence[int] | TensorboardRanksConfig | None, rank: int, 
 
 def _free_name(path: Path) -> Path:
     """Return the first name for the file of an earlier attempt that no earlier one has."""
-    number, name = 1, path.with_name(f"{path.stem}.previous{path.suffix}")
-    while os.path.lexists(name):
-        number += 1
-        name = path.with_name(f"{path.stem}.previous.{number}{path.suffix}")
-    return name
+    return next(name for number in itertools.count(1) if not os.path.lexists(name := previous_file(path, number)))
 
 
 def _cut_after(path: Path, last_step: int) -> None:
@@ -194,7 +190,7 @@ def _cut_after(path: Path, last_step: int) -> None:
                 keep = position
         if keep < position:
             file.seek(keep)
-            with path.with_name(f"{path.stem}.repeated{path.suffix}").open("ab") as repeated:
+            with repeated_file(path).open("ab") as repeated:
                 for line in file:
                     if line.endswith(b"\n"):
                         repeated.write(line)

@@ -7,13 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from scaling.core import CheckpointError, ConfigError, StorageError, list_steps, read_manifest, step_of
+from scaling.core import METRICS_FILE, CheckpointError, ConfigError, StorageError, list_steps, read_manifest, step_of
 from scaling.transformer.config.root import TransformerConfig
-
-METRICS_FILE: Final = "metrics.jsonl"
-"""In logger.log_dir, a line for each step."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from scaling.core import names_metrics
+
 SKIPPED_SUFFIX: Final = ".skipped.jsonl"
 """Of the list of records that `scaling data tokenize` has skipped."""
 
 _SKIPPED_KEYS: Final = {"path", "line", "offset", "reason"}
-_METRICS: Final = ("metrics.jsonl", "metrics.previous.jsonl")
 _OTHER_COMPRESSIONS: Final = (".bz2", ".xz", ".lzma", ".lz4", ".br", ".z", ".zip", ".7z", ".rar")
 _LONGEST_LINE: Final = 1 << 20
 
@@ -39,7 +40,7 @@ def own_file(path: Path) -> LeftOut | None:
     name = path.name.lower()
     if name.endswith(SKIPPED_SUFFIX) and _first_line_is(path, lambda record: record.keys() == _SKIPPED_KEYS):
         return LeftOut(path, "a list of skipped records, written by `scaling data tokenize`")
-    if name in _METRICS and _first_line_is(path, _are_metrics):
+    if names_metrics(path) and _first_line_is(path, _are_metrics):
         return LeftOut(path, "metrics, written by a training")
     return None
 
