@@ -157,6 +157,7 @@ def test_gzip_files_are_read_and_one_that_is_cut_off_is_noticed(tmp_path: Path) 
     assert documents == [str(number) for number in range(len(documents))]
     assert isinstance(bad, BadRecord)
     assert "damaged or cut off" in bad.reason
+    assert bad.line == len(documents) + 1
     (bad,) = read(write(tmp_path / "fake.txt.gz", b"no gzip"))
     assert isinstance(bad, BadRecord)
     assert read(write(tmp_path / "text.txt.gz", gzip.compress(b"words"))) == ["words"]
