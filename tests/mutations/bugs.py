@@ -180,7 +180,7 @@ BUGS = (
             (
                 "self._sync.finish()",
                 "self._sync.finish()\n"
-                "    for buffer in self._buffers: buffer.gradients.div_(self.topology.size(Axis.DATA))",
+                "    for buffer in self._buffers: buffer.gradients.div_(self.topology.layout.data)",
             )
         ],
         "llama",
