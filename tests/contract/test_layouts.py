@@ -1,7 +1,8 @@
-"""Every layout is the same training run: 20 steps in float64, compared with a single process in everything."""
+"""Every layout is the same training run: steps in float64, compared with a single process in everything."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.contract.models import MODELS, config_of, recipe
 from tests.contract.runs import Job, Reference, differences, follow, record
 
 STEPS = 20
+FEW = 5  # past the warm-up of the learning rate, where what goes wrong has begun to
 TOLERANCE = 1e-10
 
 QUANTITIES = {
@@ -25,37 +27,45 @@ QUANTITIES = {
     "evaluation loss",
 }
 
-PLAIN = [("llama", 1), ("llama", 2), ("llama", 4), ("llama", 8), ("gpt", 1), ("gpt", 2), ("mqa", 1), ("mqa", 2)]
 WORLDS = sorted({(model, case.world_size) for model, cases in LAYOUTS.items() for case in cases})
-MARKED = [pytest.param(*world, marks=() if world in PLAIN else pytest.mark.slow) for world in WORLDS]
+QUICK = [("llama", 1), ("llama", 2), ("llama", 4), ("llama", 8), ("gpt", 1), ("gpt", 2), ("mqa", 1), ("mqa", 2)]
+WHOLE = ("gpt", 2)
+"""The one world that takes all its steps in the quick part of the tests too."""
+
+RUNS = [
+    *((*world, FEW) for world in QUICK if world != WHOLE),
+    *(
+        pytest.param(*world, STEPS, marks=() if world == WHOLE else pytest.mark.slow, id=f"{world[0]}-{world[1]}")
+        for world in WORLDS
+    ),
+]
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Reference]:
     """Return the run of a model in one process, which takes each global batch as a whole."""
-    known: dict[str, Reference] = {}
 
-    def run_of(model: str) -> Reference:
-        if model not in known:
-            config = config_of(model)
-            directory = tmp_path_factory.mktemp(model)
-            known[model] = record(recipe(config), config.topology, directory, steps=STEPS)
-        return known[model]
+    @functools.cache
+    def run_of(model: str, steps: int) -> Reference:
+        config = config_of(model)
+        return record(recipe(config), config.topology, tmp_path_factory.mktemp(model), steps=steps)
 
     return run_of
 
 
-def job(model: str, case: LayoutCase) -> Job:
+def job(model: str, case: LayoutCase, steps: int) -> Job:
     config = config_of(model, case.settings, case.optimizer)
-    return Job(str(case), recipe(config), config.topology, STEPS)
+    return Job(str(case), recipe(config), config.topology, steps)
 
 
-@pytest.mark.parametrize(("model", "world_size"), MARKED)
-def test_layouts_are_the_same_training_run(model: str, world_size: int, reference: Callable[[str], Reference]) -> None:
-    cases = [case for case in LAYOUTS[model] if case.world_size == world_size]
+@pytest.mark.parametrize(("model", "world_size", "steps"), RUNS)
+def test_layouts_are_the_same_training_run(
+    model: str, world_size: int, steps: int, reference: Callable[[str, int], Reference]
+) -> None:
+    jobs = [job(model, case, steps) for case in LAYOUTS[model] if case.world_size == world_size]
     problems = []
-    for name, runs in follow(reference(model).directory, [job(model, case) for case in cases]).items():
-        found = differences(reference(model), name, runs)
+    for name, runs in follow(reference(model, steps).directory, jobs).items():
+        found = differences(reference(model, steps), name, runs)
         assert set(found) == QUANTITIES
         limits = {"initial weights": 0.0, "weight": 0.0}
         problems += [
@@ -86,7 +96,7 @@ def test_the_sweep_covers_what_the_contract_promises() -> None:
         assert kv_heads == 8 or any(kv_heads < size for size in sizes), "fewer key-value heads than ranks"
 
 
-def test_the_data_have_what_layouts_trip_over(reference: Callable[[str], Reference]) -> None:
+def test_the_data_have_what_layouts_trip_over(reference: Callable[[str, int], Reference]) -> None:
     """Documents in a row, padding, and a micro-batch in which nothing counts."""
     training = recipe(config_of("llama")).training
     batch = training.collate([training[index] for index in range(24)], range(24), [True] * 24)
@@ -95,13 +105,13 @@ def test_the_data_have_what_layouts_trip_over(reference: Callable[[str], Referen
     assert (weights.sum(1) == 0).any()
     counts = {float(row) for row in weights.sum(1)}
     assert len(counts) > 3
-    assert reference("llama").run.numbers[0].weight < weights.numel()
+    assert reference("llama", FEW).run.numbers[0].weight < weights.numel()
 
 
-def test_runs_are_compared_with_something(reference: Callable[[str], Reference]) -> None:
+def test_runs_are_compared_with_something(reference: Callable[[str, int], Reference]) -> None:
     """Weights move, gradients are clipped, losses differ from step to step."""
-    run = reference("gpt").run
+    run = reference("gpt", STEPS).run
     assert len({numbers.loss for numbers in run.numbers}) == STEPS
     assert run.numbers[0].gradient_norm > 1.0
-    weights = Path(reference("gpt").directory, "reference", f"weights {STEPS}")
+    weights = Path(reference("gpt", STEPS).directory, "reference", f"weights {STEPS}")
     assert len(list(weights.iterdir())) == len(run.held)

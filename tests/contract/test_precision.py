@@ -23,26 +23,27 @@ EPS = {"eps": 1e-3}
 
 
 def runs_of(
-    model: str, directory: Path, precision: str, against: str, optimizer: dict[str, Any]
+    model: str, directory: Path, precision: str, against: str, optimizer: dict[str, Any], steps: int
 ) -> list[tuple[str, dict[str, tuple[float, str]]]]:
     """Return the differences of each layout in `precision` from the single process in `against`."""
     config = config_of(model, optimizer=optimizer, precision=against)
-    reference = record(recipe(config), config.topology, directory, steps=20)
+    reference = record(recipe(config), config.topology, directory, steps=steps)
     found = []
     for size in sorted({case.world_size for case in FEW[model]}):
         jobs = []
         for case in FEW[model]:
             if case.world_size == size:
                 ours = config_of(model, case.settings, {**case.optimizer, **optimizer}, precision=precision)
-                jobs.append(Job(str(case), recipe(ours), ours.topology, 20))
+                jobs.append(Job(str(case), recipe(ours), ours.topology, steps))
         for name, runs in follow(reference.directory, jobs).items():
             found.append((name, differences(reference, name, runs)))
     return found
 
 
+@pytest.mark.parametrize("steps", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", FEW)
-def test_float32_agrees_to_its_rounding(model: str, tmp_path: Path) -> None:
-    for name, found in runs_of(model, tmp_path, "float32", "float32", EPS):
+def test_float32_agrees_to_its_rounding(model: str, steps: int, tmp_path: Path) -> None:
+    for name, found in runs_of(model, tmp_path, "float32", "float32", EPS, steps):
         assert found["initial weights"][0] == 0.0
         assert found["loss"][0] < 1e-6, (name, found)
         assert max(relative for relative, _ in found.values()) < 1e-5, (name, found)
@@ -58,8 +59,10 @@ def test_float32_agrees_to_its_rounding(model: str, tmp_path: Path) -> None:
 BFLOAT16 = {"loss": 2.0**-9, "evaluation loss": 2.0**-9, "gradient norm": 2.0**-6, "first gradients": 2.0**-3}
 
 
-@pytest.mark.parametrize("model", [pytest.param("llama"), pytest.param("gpt", marks=pytest.mark.slow)])
-def test_bfloat16_is_as_close_to_float32_as_its_rounding_allows(model: str, tmp_path: Path) -> None:
-    for name, found in runs_of(model, tmp_path, "bfloat16", "float32", {}):
+@pytest.mark.parametrize(
+    ("model", "steps"), [("llama", 5), *(pytest.param(model, 20, marks=pytest.mark.slow) for model in FEW)]
+)
+def test_bfloat16_is_as_close_to_float32_as_its_rounding_allows(model: str, steps: int, tmp_path: Path) -> None:
+    for name, found in runs_of(model, tmp_path, "bfloat16", "float32", {}, steps):
         for quantity, bound in BFLOAT16.items():
             assert found[quantity][0] < bound, (name, quantity, found[quantity])
