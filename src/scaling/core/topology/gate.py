@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import final
+from typing import Final, final
 
 from scaling.core.errors import AskedToLeave
+
+NUDGE: Final = signal.SIGURG
+"""Interrupts what the training thread is blocked in, so that it looks at the gate; ignored where nobody handles it."""
 
 
 @final

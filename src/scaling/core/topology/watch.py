@@ -21,11 +21,8 @@ from typing import Any, Final, NoReturn, final
 import torch.distributed as dist
 
 from scaling.core.errors import AskedToLeave, ExitStatus, HangError
-from scaling.core.topology.gate import Gate
+from scaling.core.topology.gate import NUDGE, Gate
 from scaling.core.topology.waits import Account, account_of, frames_of, judge, waiting_frame
-
-NUDGE: Final = signal.SIGURG
-"""Interrupts what the training thread is blocked in, so that it looks at the gate; ignored where nobody handles it."""
 
 _PAUSE: Final = 0.1
 _ANSWER_SECONDS: Final = 3.0

@@ -14,8 +14,7 @@ from typing import Any
 from typing_extensions import Self
 
 from scaling.core.errors import AskedToLeave
-from scaling.core.topology.gate import Gate
-from scaling.core.topology.watch import NUDGE
+from scaling.core.topology.gate import NUDGE, Gate
 
 SECOND_REQUEST_SECONDS = 0.5
 """Signals closer together are one request: Slurm signals every process of a job, and the launcher passes it on too."""
