@@ -126,8 +126,15 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(data: Path, uninterrupted
     assert values(lines) == pytest.approx(uninterrupted, rel=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 1)], ids=["alone", "pipeline"])
-@pytest.mark.parametrize("name", ["term", "usr1"])
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    [
+        ((1, 1, 1), "usr1"),
+        ((1, 2, 1), "term"),
+        pytest.param((1, 1, 1), "term", marks=pytest.mark.slow),
+        pytest.param((1, 2, 1), "usr1", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_to_one_rank_saves_and_ends_all(
     data: Path, uninterrupted: list[float], tmp_path: Path, sizes: tuple[int, int, int], name: str
 ) -> None:
@@ -271,7 +278,14 @@ def test_an_ignored_parameter_keeps_its_initial_value(data: Path, half: Path, tm
     assert lines[0]["training/loss"] > 4.0  # another embedding is as good as none
 
 
-@pytest.mark.parametrize("point", ["save.before_data", "save.mid_data", "save.before_manifest"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "save.mid_data",
+        pytest.param("save.before_data", marks=pytest.mark.slow),
+        pytest.param("save.before_manifest", marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
     data: Path, uninterrupted: list[float], tmp_path: Path, point: str
 ) -> None:

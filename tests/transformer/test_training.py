@@ -81,9 +81,9 @@ def test_every_layout_trains_like_one_process(
 @pytest.mark.parametrize(
     ("sizes", "options"),
     [
-        pytest.param((2, 1, 1), ZERO, id="zero"),
-        pytest.param((1, 1, 2), SEQUENCE_PARALLEL, id="sequence-parallel"),
-        pytest.param((1, 2, 1), {**INTERLEAVED, **RECOMPUTED}, id="interleaved-recomputed"),
+        pytest.param((2, 1, 1), ZERO, id="zero", marks=pytest.mark.slow),
+        pytest.param((1, 1, 2), SEQUENCE_PARALLEL, id="sequence-parallel", marks=pytest.mark.slow),
+        pytest.param((1, 2, 1), {**INTERLEAVED, **RECOMPUTED}, id="interleaved-recomputed", marks=pytest.mark.slow),
         pytest.param((1, 2, 1), {"topology.pipe_schedule": "gpipe", **RECOMPUTED_STAGES}, id="gpipe-stages-recomputed"),
         pytest.param((2, 2, 2), {**ZERO, **INTERLEAVED, **SEQUENCE_PARALLEL, **RECOMPUTED}, id="all"),
     ],

@@ -87,6 +87,20 @@ def test_either_of_gradients_and_loss_is_said_and_forgotten_after_a_good_step(
     watch.require_good_end(8)
 
 
+class BadLoss(TrainerHook):
+    """Lets the first step look as if its loss alone was not finite."""
+
+    def after_step(self, trainer: Any, report: StepReport) -> None:
+        if trainer.state.step == 1:
+            trainer._finite.streaks += torch.tensor([0.0, 1.0])
+
+
+def test_a_loss_that_is_not_finite_is_not_taken_for_gradients(caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(hooks=[BadLoss()], train_iterations=2, log_interval=1)[0].fit()
+    assert "the loss was not finite in step 1" in caplog.text
+    assert "the gradients were" not in caplog.text
+
+
 def test_an_evaluation_that_is_not_finite_is_said_and_does_not_end_well(caplog: pytest.LogCaptureFixture) -> None:
     trainer, _ = make_trainer(validation=Points(21, poison=3), train_iterations=2, eval_interval=1)
     with pytest.raises(DataRefusedError, match="the evaluation loss is nan at step 2"):

@@ -14,6 +14,9 @@ import pytest
 
 from scaling.core.trainer import preemption
 from scaling.core.trainer.preemption import Preemption
+from tests.core.trainer.regression import make_trainer
+from tests.distributed import run_distributed
+from tests.reference.worlds import connected
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -104,3 +107,15 @@ def test_outside_the_main_thread_it_does_nothing() -> None:
     thread.start()
     thread.join()
     assert reached == [False]
+
+
+def handlers_after_training(rank: int, world_size: int) -> bool:
+    """Train to the end, and return whether signals then do what they did before."""
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    with connected(data=2, global_batch_size=8, micro_batch_size=2) as topology:
+        make_trainer(topology, train_iterations=1)[0].fit()
+        return {number: signal.getsignal(number) for number in SIGNALS} == former
+
+
+def test_a_run_that_was_not_asked_gives_the_signals_back_when_it_is_trained() -> None:
+    assert run_distributed(handlers_after_training, 2) == [True, True]

@@ -21,13 +21,21 @@ from tests.core.trainer.regression import make_trainer
 from tests.core.trainer.test_trainer import Signals
 
 
-def run(folder: Path, *, profile: int = 0, seed: int = 42, hooks: Any = (), **options: Any) -> ExitStatus:
+def run(
+    folder: Path,
+    *,
+    profile: int = 0,
+    timeline: Path | None = None,
+    seed: int = 42,
+    hooks: Any = (),
+    **options: Any,
+) -> ExitStatus:
     """Train a regression, with checkpoints in `save` and logs in `log` unless options say otherwise."""
     values = {"save_dir": folder / "save", "train_iterations": 4, "log_interval": 2, **options}
     config = SimpleNamespace(
         trainer=TrainerConfig.from_dict({**values, "seed": seed}),
         logger=LoggerConfig(log_dir=folder / "log"),
-        profiler=ProfilerConfig(profile_steps=profile, profile_start_at_step=2),
+        profiler=ProfilerConfig(profile_steps=profile, profile_start_at_step=2, profiler_output=timeline),
     )
     learner = make_trainer()[0].learner
 
@@ -57,7 +65,9 @@ def test_a_run_writes_metrics_checkpoints_its_timeline_and_how_it_ended(tmp_path
     assert len([name for name in names if name.startswith("F")]) == 2 * 4  # steps, micro-batches
     named, timed = ({(event["pid"], event["tid"]) for event in events if event["ph"] == kind} for kind in "MX")
     assert named == timed
-    assert run(tmp_path, **{**options, "train_iterations": 6}) is ExitStatus.DONE
+    elsewhere = tmp_path / "timelines" / "second.json"
+    assert run(tmp_path, profile=1, timeline=elsewhere, **{**options, "train_iterations": 6}) is ExitStatus.DONE
+    assert elsewhere.exists()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
