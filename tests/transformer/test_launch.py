@@ -165,6 +165,23 @@ def test_ctrl_c_at_a_terminal_reaches_every_process_and_is_one_request(start: St
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.8, 2.5, 4.0])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (2, 2, 1)], ids=["one", "two", "four"])
+def test_a_run_that_is_asked_to_leave_while_it_starts_is_soon_gone(
+    start: Start, tmp_path: Path, sizes: tuple[int, int, int], seconds: float
+) -> None:
+    process = start(FOREVER, layout(*sizes))
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    status, shown = end_of(process, 60)
+    wait_until(lambda: not processes_of(tmp_path), "processes were left behind", seconds=60)
+    assert time.monotonic() - asked < 5
+    assert status in (75, 128 + signal.SIGTERM, -signal.SIGTERM), shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALING_FAULT", "save.before_data@1=hang")
     process = start(FOREVER, TWO)

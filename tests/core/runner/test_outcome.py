@@ -70,6 +70,7 @@ def test_who_was_asked_before_it_listened_may_be_started_again() -> None:
     ends = [end(0, -signal.SIGTERM), end(1, -signal.SIGTERM)]
     assert outcome(ends, asked=signal.SIGINT).status == 75
     assert outcome(ends).status == 128 + signal.SIGTERM
+    assert outcome([], asked=signal.SIGTERM).status == 75  # before any process was started
 
 
 def test_who_lost_a_process_that_was_asked_too_early_is_not_the_cause_and_who_failed_before_is() -> None:

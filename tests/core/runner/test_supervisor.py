@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from scaling.core.errors import AskedToLeave
 from scaling.core.runner import supervisor as module
 from scaling.core.runner.supervisor import Supervisor
 from tests.processes import is_running, wait_until
@@ -185,3 +186,21 @@ def test_outside_the_main_thread_it_supervises_without_signals(processes: Proces
     thread.start()
     thread.join(60)
     assert codes == [5]
+
+
+def ask_and_fail() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("this is not reached")
+
+
+def test_what_comes_before_all_processes_is_broken_off() -> None:
+    with Supervisor() as supervisor:
+        with pytest.raises(AskedToLeave, match="SIGTERM"), supervisor.interruption():
+            ask_and_fail()
+        with pytest.raises(AskedToLeave), supervisor.interruption():
+            pass  # something inside may have swallowed the first one
+    with Supervisor() as supervisor:
+        with supervisor.interruption():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)  # afterwards it is passed on
+        assert supervisor.asked is signal.SIGTERM

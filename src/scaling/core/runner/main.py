@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scaling.core.config.config_file import handed_on
-from scaling.core.errors import ExitStatus, StorageError
+from scaling.core.errors import AskedToLeave, ExitStatus, StorageError
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner.cluster import machines, refuse_other_machines
 from scaling.core.runner.config import RunnerConfig
@@ -64,10 +64,7 @@ def _run(config: RunnerConfig, target: str, arguments: Sequence[str], *, process
         if processes == 1:
             ends = _run_one(command, supervisor)
         else:
-            # Imported here, because it imports torch, which takes seconds and which the other case can do without.
-            run_processes: Callable[..., list[ProcessEnd]]
-            run_processes = importlib.import_module("scaling.core.runner.elastic").run_processes
-            ends = run_processes(command, supervisor, processes=processes, master_port=config.master_port)
+            ends = _run_several(command, supervisor, processes=processes, master_port=config.master_port)
     result = outcome(ends, asked=supervisor.asked, forced=supervisor.forced)
     _tell(result, processes=processes)
     if log_dir is not None:
@@ -89,6 +86,20 @@ def _run_one(command: Sequence[str], supervisor: Supervisor) -> list[ProcessEnd]
         report = Report.read(error_file)
         said = report.status if report is not None else 0
         return [ProcessEnd(rank=0, exit_code=process.returncode or said, report=report)]
+
+
+def _run_several(
+    command: Sequence[str], supervisor: Supervisor, *, processes: int, master_port: int | None
+) -> list[ProcessEnd]:
+    """Run `command` in processes of an agent; in none where the run is asked to leave before."""
+    run_processes: Callable[..., list[ProcessEnd]]
+    try:
+        with supervisor.interruption():
+            # Imported here, because it imports torch, which takes seconds and which the other case can do without.
+            run_processes = importlib.import_module("scaling.core.runner.elastic").run_processes
+    except AskedToLeave:
+        return []
+    return run_processes(command, supervisor, processes=processes, master_port=master_port)
 
 
 def _run_here(target: str, arguments: Sequence[str]) -> int:

@@ -77,7 +77,8 @@ def outcome(ends: Sequence[ProcessEnd], *, asked: signal.Signals | None = None, 
 
     `asked` is the signal by which the runner was asked to leave, `forced` whether a second one made it leave at once.
     A process that was asked before it could listen dies of the signal: then there was nothing to save, and the run may
-    be started again like one that saved. What others report after that is a consequence.
+    be started again like one that saved. What others report after that is a consequence. A run that was asked before
+    there were processes, without `ends`, may be started again too.
     """
     failed = [end for end in ends if end.exit_code != 0]
     if asked is not None and forced and failed:
@@ -91,7 +92,7 @@ def outcome(ends: Sequence[ProcessEnd], *, asked: signal.Signals | None = None, 
         cause = min(causes, key=lambda end: end.order)
         is_shared = len({end.summary for end in ends}) == 1
         return Outcome(status=_status(cause), cause=cause, is_shared=is_shared)
-    if left or (failed and asked is not None):
+    if left or (asked is not None and (failed or not ends)):
         return Outcome(status=ExitStatus.PREEMPTED)
     if failed:
         return Outcome(status=_status(failed[0]), cause=failed[0], is_shared=len(ends) == 1)

@@ -8,13 +8,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
 from typing_extensions import Self
 
-from scaling.core.errors import ExitStatus
+from scaling.core.errors import AskedToLeave, ExitStatus
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
@@ -37,6 +37,7 @@ class Supervisor:
         self._told: set[int] = set()
         self._since = 0.0
         self._deadline: float | None = None
+        self._is_interruptible = False
         self.asked: signal.Signals | None = None
         """The signal by which the run was asked to leave."""
         self.forced = False
@@ -53,6 +54,17 @@ class Supervisor:
             self._pass_on(self.asked)
         if self.forced or (self._deadline is not None and time.monotonic() > self._deadline):
             self._kill()
+
+    @contextlib.contextmanager
+    def interruption(self) -> Iterator[None]:
+        """Let the first signal break off what is done inside, by `AskedToLeave`: there are no processes yet."""
+        self._is_interruptible = True
+        try:
+            yield
+        finally:
+            self._is_interruptible = False
+        if self.asked is not None:
+            raise AskedToLeave(self.asked.name)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -78,6 +90,8 @@ class Supervisor:
             self._pass_on(self.asked)
             what = "the run stops, and saves if it has begun and has a save_dir"
             _say(f"{self.asked.name}: {what}; a second one ends it at once")
+            if self._is_interruptible:
+                raise AskedToLeave(self.asked.name)
         elif now - self._since >= _SECOND_REQUEST_SECONDS and not self.forced:
             self.forced = True
             self._kill()
