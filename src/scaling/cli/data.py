@@ -23,7 +23,7 @@ from scaling.transformer.data.lengths import LONGEST, lengths_of
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.progress import ConsoleProgress
-from scaling.transformer.data.readers import find_inputs, names_text
+from scaling.transformer.data.readers import MAX_DOCUMENT_BYTES, find_inputs, names_text
 from scaling.transformer.data.sampling import sample_texts
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
@@ -103,7 +103,7 @@ def tokenize(
         bool, typer.Option("--no-append-eod", help="Do not end each document with the end-of-document token.")
     ] = False,
     max_bad: MaxBad = 0,
-    max_document_bytes: MaxDocumentBytes = 32 << 20,
+    max_document_bytes: MaxDocumentBytes = MAX_DOCUMENT_BYTES,
 ) -> None:
     """Tokenize text files into a memory map, in parallel. A run that was stopped goes on where it stopped."""
     options = TokenizeOptions(
@@ -148,7 +148,7 @@ def train_tokenizer_command(
         int, typer.Option(min=1, metavar="N", help="Train on at most so many bytes, taken evenly from all of the text.")
     ] = 100 << 20,
     max_bad: MaxBad = 0,
-    max_document_bytes: MaxDocumentBytes = 32 << 20,
+    max_document_bytes: MaxDocumentBytes = MAX_DOCUMENT_BYTES,
 ) -> None:
     """Train a byte-level BPE tokenizer. The same texts give the same tokenizer."""
     if output.exists():

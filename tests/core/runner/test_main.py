@@ -245,6 +245,17 @@ def test_the_configured_script_comes_before_the_programs_own(tmp_path: Path) -> 
     assert runner_main(config, module_or_script="no.such.module", config_path="c.yml", processes=1) == 65
 
 
+def test_what_a_program_leaves_with_is_said_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text("raise SystemExit('for a reason')")
+    for name in ("RANK", "WORLD_SIZE"):  # as under a launcher: in this process
+        monkeypatch.setenv(name, "0" if name == "RANK" else "1")
+    assert runner_main(RunnerConfig(), module_or_script=str(script), config_path="c.yml", processes=1) == 1
+    assert capfd.readouterr().err == "for a reason\n"
+
+
 def test_other_machines_are_refused_with_the_commands_to_use(run: Run) -> None:
     config = RunnerConfig.from_dict({"runner_type": "pdsh", "hosts": ["a slots=2", "b slots=2"]})
     with pytest.raises(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, final
+from typing import IO, Any, Final, final
 
 from scaling.core import DataError, StorageError, storage_errors
 from scaling.transformer.data.compression import DAMAGE, open_binary
@@ -24,6 +24,10 @@ SUFFIXES = (*PLAIN_SUFFIXES, *COMPRESSED_SUFFIXES, ".parquet")
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SKIP_BYTES = 1 << 20
+
+
+MAX_DOCUMENT_BYTES: Final = 32 << 20
+"""What a document may have unless somebody says otherwise: longer ones are bad records."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class PieceReader:
         StorageError: The file cannot be read.
     """
 
-    def __init__(self, piece: Piece, *, field: str = "text", max_document_bytes: int = 32 << 20) -> None:
+    def __init__(self, piece: Piece, *, field: str = "text", max_document_bytes: int = MAX_DOCUMENT_BYTES) -> None:
         self._piece = piece
         self._field = field
         self._limit = max_document_bytes

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scaling.transformer.data.progress import ProgressCallback, silent
-from scaling.transformer.data.readers import BadRecord, Piece, PieceReader, text_size
+from scaling.transformer.data.readers import MAX_DOCUMENT_BYTES, BadRecord, Piece, PieceReader, text_size
 from scaling.transformer.data.tokenize import check_budget
 
 
@@ -26,7 +26,7 @@ def sample_texts(
     field: str,
     budget: int,
     max_bad: int = 0,
-    max_document_bytes: int = 32 << 20,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
     progress: ProgressCallback = silent,
 ) -> Iterator[str]:
     """Yield an even part of the documents in some files, about `budget` characters.

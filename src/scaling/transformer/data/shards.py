@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scaling.core import DataError, storage_errors, write_atomically
 from scaling.transformer.data.chunks import Chunk
-from scaling.transformer.data.readers import BadRecord, PieceReader
+from scaling.transformer.data.readers import MAX_DOCUMENT_BYTES, BadRecord, PieceReader
 from scaling.transformer.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20
@@ -36,7 +36,7 @@ class TokenizeOptions:
     """The name of that token. None: the tokenizer's own."""
     max_bad: int = 0
     """Bad records that are skipped before the data is refused."""
-    max_document_bytes: int = 32 << 20
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
     """Longest document, in bytes; a longer one is a bad record."""
 
 
