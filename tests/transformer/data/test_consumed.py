@@ -112,9 +112,14 @@ def test_a_run_that_started_from_another_one_goes_on_counting_from_there(tmp_pat
     assert consumed_before(anew, 5).consumed_samples == 48
 
 
-def test_what_the_other_run_did_after_it_was_left_does_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("noted_in", ["metrics", "checkpoints"])
+def test_what_the_other_run_did_after_it_was_left_does_not_count(noted_in: str, tmp_path: Path) -> None:
     save(tmp_path / "base", {2: 8, 4: 16, 6: 24})
-    write_metrics(tmp_path, {5: 28, 6: 40})
+    noted = {5: 28, 6: 40}
+    if noted_in == "metrics":
+        write_metrics(tmp_path, noted)
+    else:
+        save(tmp_path / "saved", noted)
     config = run_of(12, tmp_path, load_dir=str(tmp_path / "base"))
     assert [begins(config, step) for step in (5, 6, 7)] == [16, 28, 40]
 
