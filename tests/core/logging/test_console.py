@@ -48,13 +48,22 @@ def test_time_left_counts_the_steps_of_this_start_only(lines: pytest.LogCaptureF
     clock = Clock()
     sink = ConsoleSink(total_steps=100, first_step=80, may_draw=False, clock=clock)
     clock.now = 10.0
-    sink.write(90, {"training/loss": 1.0})
-    assert lines.messages == ["step 90/100  loss 1.0000  0:00:10 left"]
+    sink.write(90, {"training/loss": 1.0, "training/samples_per_second": 1.0})
+    assert lines.messages == ["step 90/100  loss 1.0000  1 samples/s  0:00:10 left"]
+
+
+def test_a_step_that_is_shown_late_tells_no_time_left(lines: pytest.LogCaptureFixture) -> None:
+    """Only the last step of an interval, or none where the run is left before its end, is shown when it is taken."""
+    clock = Clock()
+    sink = ConsoleSink(total_steps=100, may_draw=False, clock=clock)
+    clock.now = 500.0
+    sink.write(1, {"training/loss": 1.0})
+    assert lines.messages == ["step 1/100  loss 1.0000"]
 
 
 def test_before_the_first_step_of_this_start_the_time_left_is_unknown(lines: pytest.LogCaptureFixture) -> None:
-    ConsoleSink(total_steps=100, first_step=80, may_draw=False).write(80, {"training/loss": 1.0})
-    assert lines.messages == ["step 80/100  loss 1.0000"]
+    ConsoleSink(total_steps=100, first_step=80, may_draw=False).write(80, {"training/samples_per_second": 1.0})
+    assert lines.messages == ["step 80/100  1 samples/s"]
 
 
 def test_lines_get_rarer_but_the_first_and_last_step_always_show(lines: pytest.LogCaptureFixture) -> None:

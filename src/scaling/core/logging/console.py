@@ -80,13 +80,15 @@ class ConsoleSink:
         parts = [f"step {step}/{self._total}"]
         if (loss := metrics.get("training/loss")) is not None:
             parts.append(f"loss {loss:.4f}")
+        is_now = False
         for unit in ("tokens", "samples"):
             if (speed := metrics.get(f"training/{unit}_per_second")) is not None:
                 parts.append(f"{_thousands(speed)} {unit}/s")
+                is_now = True  # a step without one was taken some time ago
         if len(parts) == 1:
             return None
         elapsed, done = self._clock() - self._start[0], step - self._start[1]
-        if done > 0 and step < self._total:
+        if is_now and done > 0 and step < self._total:
             left = timedelta(seconds=round(elapsed / done * (self._total - step)))
             parts.append(f"{left} left")
         return "  ".join(parts)
