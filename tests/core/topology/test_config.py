@@ -51,6 +51,15 @@ def completions(given: dict[str, int | None]) -> int:
     return found
 
 
+@pytest.mark.parametrize("missing", [*SIZES, *(name for name in BATCH if name not in SIZES)])
+def test_each_of_the_numbers_follows_from_the_others(missing: str) -> None:
+    sizes = {"model_parallel_size": 2, "pipe_parallel_size": 3, "data_parallel_size": 5, "world_size": 30}
+    batch = {"micro_batch_size": 7, "gradient_accumulation_steps": 2, "global_batch_size": 70}
+    whole = {**sizes, **batch}
+    config = TopologyConfig.from_dict({name: value for name, value in whole.items() if name != missing})
+    assert {name: getattr(config, name) for name in whole} == whole
+
+
 @given(some_of((*SIZES, *BATCH)))
 def test_what_is_accepted_satisfies_both_products_and_keeps_what_was_given(values: dict[str, int | None]) -> None:
     try:

@@ -55,6 +55,26 @@ def test_a_rank_ends_once_the_others_know_of_the_hang_too_or_have_had_the_time_t
     assert (message, watching.is_ending) == ("rank 1 did not come", True)
 
 
+@pytest.mark.parametrize(("begun", "ends"), [(0, True), (3, False)])
+def test_a_rank_that_has_nothing_to_save_leaves_without_one_that_never_answers(
+    begun: int, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal has ended the other one before it listened to signals. One that trains waits for the answer."""
+    gate = Gate()
+    gate.shared, gate.begun, gate.asked = True, begun, "SIGTERM"
+    watching = watch.Watch(dist.HashStore(), rank=0, world_size=2, gate=gate, patience=600.0)
+    ended: list[object] = []
+    monkeypatch.setattr(watching, "_end", ended.append)
+    looks = 0
+    while not ended and looks < 1000:
+        watching._look()
+        looks += 1
+    assert bool(ended) == ends
+    if ends:
+        assert str(ended[0]) == "SIGTERM"
+        assert looks * watching._pause == pytest.approx(watch._ANSWER_SECONDS + watch._LINGER_SECONDS, abs=0.5)
+
+
 def collective(topology: Topology) -> None:
     ops.all_reduce(torch.ones(1), topology.world)
 
