@@ -52,6 +52,29 @@ def test_leftovers_are_swept_and_a_replaced_step_whose_successor_never_came_is_b
     assert sorted(os.listdir(tmp_path)) == ["global_step1", "global_step2", "latest"]
 
 
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_crash_of_the_machine_finds_what_the_name_promises(
+    replaces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in a folder is on the disk before it gets its name, and the name before anything older goes."""
+    if replaces:
+        save(tmp_path, 1)
+    rename, events = Path.rename, list[str]()
+    monkeypatch.setattr(folders, "sync_folder", lambda folder: events.append(f"sync {folder.name.split('-')[0]}"))
+    monkeypatch.setattr(folders, "remove", lambda path: events.append(f"remove {path.name.split('-')[0]}"))
+
+    def noted(path: Path, target: Path) -> Path:
+        events.append(f"rename {path.name.split('-')[0]}")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", noted)
+    save(tmp_path, 1)
+    expected = ["sync .tmp", "rename .tmp", f"sync {tmp_path.name}"]
+    if replaces:
+        expected = ["sync .tmp", "rename global_step1", "rename .tmp", f"sync {tmp_path.name}", "remove .old"]
+    assert events == expected
+
+
 def test_a_rename_that_fails_puts_the_older_save_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
     rename = Path.rename
