@@ -64,6 +64,7 @@ def test_what_cannot_be_read_in_the_middle_is_not_lost_with_what_follows(tmp_pat
 
 def test_a_new_run_keeps_the_file_of_the_old_one_beside_its_own(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
+    write(path, range(0), resumed_step=0)  # a start that logs nothing leaves nothing to keep
     write(path, range(1, 5), resumed_step=0)
     write(path, range(1, 3), resumed_step=0)
     assert [row["step"] for row in read(path)] == [1, 2]
