@@ -14,7 +14,12 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "cli/train": ("transformer/test_launch",),
     "core/checkpoint/disk": ("core/checkpoint/test_verify", "core/checkpoint/test_save"),
     "core/checkpoint/elsewhere": ("transformer/config/test_start",),
-    "core/checkpoint/search": ("core/checkpoint/test_reader", "core/checkpoint/test_verify"),
+    "core/checkpoint/search": (
+        "core/checkpoint/test_reader",
+        "core/checkpoint/test_verify",
+        "core/checkpoint/test_nearby",
+        "transformer/config/test_start",
+    ),
     "core/checkpoint/share": ("core/checkpoint/test_share", "core/checkpoint/test_save", "core/trainer/test_saving"),
     "core/checkpoint/staging": ("core/checkpoint/test_checkpointer", "core/checkpoint/test_save"),
     "core/config/config_file": ("core/config/test_config_file", "core/config/test_base"),

@@ -157,6 +157,7 @@ def test_a_seed_draws_the_same_tokens_and_leaves_torchs_generator_alone(model: T
     before = torch.get_rng_state()
     first, second = (model.generate(20, input_tokens=[3], sampling=sampling, seed=4) for _ in range(2))
     assert first == second
+    assert first != model.generate(20, input_tokens=[3], sampling=sampling, seed=5)
     different = {tuple(model.generate(20, input_tokens=[3], sampling=sampling).completion_tokens) for _ in range(4)}
     assert len(different) > 1
     assert torch.equal(torch.get_rng_state(), before)

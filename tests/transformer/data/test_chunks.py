@@ -38,3 +38,5 @@ def test_small_files_share_a_chunk_and_large_ones_are_cut_where_they_can_be() ->
     named = [(Path("a.txt"), 4), (Path("b.txt"), 4), (Path("c.jsonl"), 25), (Path("d.jsonl.gz"), 25)]
     sizes = [[piece.path.name for piece in chunk.pieces] for chunk in plan_chunks(named, 10)]
     assert sizes == [["a.txt", "b.txt"], ["c.jsonl"], ["c.jsonl"], ["c.jsonl"], ["d.jsonl.gz"]]
+    full = plan_chunks([(Path("a.txt"), 12), (Path("b.txt"), 4), (Path("c.txt"), 6), (Path("d.txt"), 1)], 10)
+    assert [chunk.size for chunk in full] == [12, 10, 1]

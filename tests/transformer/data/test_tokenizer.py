@@ -117,6 +117,13 @@ def test_the_end_token_can_be_named_and_an_unknown_one_gets_near_names(tokenizer
         end("the")
 
 
+def test_special_tokens_are_named_before_others_that_were_added(tokenizer: Tokenizer) -> None:
+    content = json.loads(with_special(tokenizer, "<plain>", "<end>", special=False))
+    content["added_tokens"][-1]["special"] = True
+    with pytest.raises(DataError, match="special tokens are '<end>', '<plain>'"):
+        _ = Tokenizer(json.dumps(content), end_token="the").eos_token
+
+
 def test_files_beside_a_tokenizer_tell_its_end_token_in_a_fixed_order(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(with_special(tokenizer, "<|im_end|>", "<a>", "<b>", "<c>"))
