@@ -227,6 +227,17 @@ class Column(list[object]):
             yield SimpleNamespace(as_py=decode)
 
 
+def test_a_disk_that_fails_is_no_damaged_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(path: Path) -> object:
+        raise OSError(5, "Input/output error")
+
+    parquet = SimpleNamespace(ParquetFile=opened)
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=parquet, ArrowException=ValueError))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    with pytest.raises(StorageError, match="Input/output error"):
+        read(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
