@@ -7,11 +7,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
+import pytest
 from torch import Tensor
 
 from scaling.core.checkpoint import checkpointer
@@ -48,12 +49,32 @@ def ranks_of(layout: Mapping[str, int]) -> int:
     return ranks
 
 
+def cases(moments: Iterable[str], fast: Collection[tuple[str, Mapping[str, int]]], *, fewest: int = 1) -> list[Any]:
+    """Return every moment in every layout of at least `fewest` ranks, all but the `fast` ones marked slow."""
+    return [
+        pytest.param(
+            moment, layout, marks=() if (moment, layout) in fast else pytest.mark.slow, id=f"{moment}-{layout}"
+        )
+        for moment in moments
+        for layout in LAYOUTS
+        if ranks_of(layout) >= fewest
+    ]
+
+
 class SlowPoints(Points):
     """Takes its time for each micro-batch, and acts while it reads one of them."""
 
-    def __init__(self, length: int, *, acts_at: int | None = None, act: Act | None = None) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        acts_at: int | None = None,
+        act: Act | None = None,
+        seconds: float = MICRO_BATCH_SECONDS,
+    ) -> None:
         super().__init__(length)
         self.acts_at, self.act = acts_at, act
+        self.seconds = seconds
         self.read = 0
 
     def collate(
@@ -62,7 +83,7 @@ class SlowPoints(Points):
         self.read += 1
         if self.read == self.acts_at and self.act is not None:
             self.act()
-        time.sleep(MICRO_BATCH_SECONDS)
+        time.sleep(self.seconds)
         return super().collate(samples, positions, valid)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from scaling.core.errors import ExitStatus
 from scaling.core.topology import watch
-from tests.core.trainer.moments import LAYOUTS, ranks_of, stay, train_until
+from tests.core.trainer.moments import LAYOUTS, cases, ranks_of, stay, train_until
 from tests.core.trainer.regression import make_trainer
 from tests.distributed import run_world
 
@@ -45,17 +45,7 @@ def hang(rank: int, world_size: int, moment: str, stops: bool, layout: Mapping[s
         train_until(moment, act, layout, directory / "checkpoints", process_group_timeout_seconds=PATIENCE)
 
 
-@pytest.mark.parametrize(
-    ("moment", "layout"),
-    [
-        pytest.param(
-            moment, layout, marks=() if (moment, layout) in FAST else pytest.mark.slow, id=f"{moment}-{layout}"
-        )
-        for moment in PHASES
-        for layout in LAYOUTS
-        if ranks_of(layout) > 1
-    ],
-)
+@pytest.mark.parametrize(("moment", "layout"), cases(PHASES, FAST, fewest=2))
 def test_who_stays_away_is_named_whatever_the_run_does(moment: str, layout: Mapping[str, int], tmp_path: Path) -> None:
     if moment == "loading":
         make_trainer(save_dir=tmp_path / "checkpoints", train_iterations=1)[0].fit()

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
-from scaling.core.data.types import MicroBatch
 from scaling.core.errors import AskedToLeave, ExitStatus
 from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.schedules import GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.simulate import simulate
 from scaling.core.trainer.hooks import TrainerHook
-from tests.core.trainer.moments import LAYOUTS, Acting, ask, ranks_of, stay, stay_and_be_asked, train_until
-from tests.core.trainer.regression import Points, make_trainer
+from tests.core.trainer.moments import Acting, SlowPoints, ask, cases, ranks_of, stay, stay_and_be_asked, train_until
+from tests.core.trainer.regression import make_trainer
 from tests.core.trainer.test_trainer import saved_steps
 from tests.distributed import run_distributed, run_world
 from tests.reference.worlds import connected
@@ -31,31 +29,16 @@ STEP = 100
 """Micro-batches of a step: two seconds and more."""
 
 
-class Slow(Points):
-    """Takes its time for each micro-batch, and asks its process to leave at one of them."""
-
-    def __init__(self, length: int, *, asks_at: int | None = None, seconds: float = 0.02) -> None:
-        super().__init__(length)
-        self.asks_at = asks_at
-        self.seconds = seconds
-        self.read = 0
-
-    def collate(
-        self, samples: Sequence[tuple[Tensor, Tensor]], positions: Sequence[int], valid: Sequence[bool]
-    ) -> MicroBatch:
-        self.read += 1
-        if self.read == self.asks_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(self.seconds)
-        return super().collate(samples, positions, valid)
-
-
 def leave(rank: int, world_size: int, layout: Mapping[str, int], phase: str, directory: Path) -> tuple[int, int, bool]:
     """Train until the last rank is asked to leave in a phase; return where it stands."""
-    training, validation = Slow(400), Slow(400)
+
+    def be_asked() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    training, validation = (SlowPoints(400, act=be_asked, seconds=0.02) for _ in range(2))
     if rank == world_size - 1:
-        training.asks_at = STEP // layout.get("data", 1) + 5 if phase == "training" else None
-        validation.asks_at = 5
+        training.acts_at = STEP // layout.get("data", 1) + 5 if phase == "training" else None
+        validation.acts_at = 5
     with connected(**layout, global_batch_size=STEP, micro_batch_size=1) as topology:
         trainer, metrics = make_trainer(
             topology,
@@ -102,7 +85,7 @@ def test_a_schedule_without_its_last_micro_batches_is_a_schedule(schedule: Sched
 
 def test_a_process_that_waits_for_data_leaves_at_once(tmp_path: Path) -> None:
     """Nothing of the step is lost that another rank could need: what came before it is saved."""
-    training = Slow(400, seconds=0.0)
+    training = SlowPoints(400, seconds=0.0)
     trainer, _ = make_trainer(training=training, save_dir=tmp_path, train_iterations=50, log_interval=50)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
 
@@ -139,16 +122,7 @@ def leave_at(rank: int, world_size: int, moment: str, layout: Mapping[str, int],
     return trainer.state.step
 
 
-@pytest.mark.parametrize(
-    ("moment", "layout"),
-    [
-        pytest.param(
-            moment, layout, marks=() if (moment, layout) in FAST else pytest.mark.slow, id=f"{moment}-{layout}"
-        )
-        for moment in MOMENTS
-        for layout in LAYOUTS
-    ],
-)
+@pytest.mark.parametrize(("moment", "layout"), cases(MOMENTS, FAST))
 def test_a_run_leaves_soon_whatever_it_is_doing(moment: str, layout: Mapping[str, int], tmp_path: Path) -> None:
     """Data that do not come any more, a step of 0.1 s that never ends: five seconds later all is saved and over."""
     if moment == "loading":
