@@ -1,5 +1,7 @@
 # Everything a change has to pass. `make fix` repairs what tools can repair.
 PYTHON ?= python3
+# A test that hangs in spite of its time-out ends the run, and its traceback is the last thing shown.
+PYTEST = $(PYTHON) -m pytest -W error -o faulthandler_exit_on_timeout=true
 
 .PHONY: check format lint types test slow fix
 
@@ -16,10 +18,10 @@ types:
 	$(PYTHON) -m mypy tests
 
 test:
-	$(PYTHON) -m pytest -W error
+	$(PYTEST)
 
 slow:
-	$(PYTHON) -m pytest -W error -m slow
+	$(PYTEST) -m slow
 
 fix:
 	$(PYTHON) -m ruff check --fix .

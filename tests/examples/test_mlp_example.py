@@ -351,7 +351,7 @@ def test_a_script_of_another_repository_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1300)  # a minute on two idle cores
+@pytest.mark.timeout(600)  # a minute on two idle cores
 def test_the_command_learns_the_digits_alike_in_one_process_and_in_eight(tmp_path: Path) -> None:
     for name, overrides in (("one", ()), ("eight", CUT_IN_TWO)):
         done = run_example(f"logger.log_dir={tmp_path / name}", *overrides)
