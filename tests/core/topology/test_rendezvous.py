@@ -146,6 +146,30 @@ def test_rank_0_stays_until_the_others_have_read_why_the_run_cannot_start_but_no
             rank_0.result(timeout=10)
 
 
+@pytest.mark.parametrize("may_be_stale", [False, True], ids=["of rank 0", "of an agent"])
+def test_a_rank_that_comes_after_the_refusal_is_told_the_same_at_once(may_be_stale: bool) -> None:
+    """Rank 0 refuses as soon as one rank objects, while others may still be on their way."""
+    base = dist.HashStore()
+    host, late, reads_late, objects = (
+        rendezvous._Member(rank=rank, world_size=world_size, digest="same", run_name="run", job_id=None)
+        for rank, world_size in enumerate((4, 4, 4, 5))
+    )
+    with ThreadPoolExecutor(1) as pool:
+        deadline, timeout = time.monotonic() + PATIENCE, timedelta(seconds=PATIENCE)
+        rank_0 = pool.submit(rendezvous._gather, base, host, deadline, timeout, serves=False)
+        store = dist.PrefixStore(f"scaling/{json.loads(base.get('scaling/attempt'))['nonce']}", base)
+        assert rendezvous._sign_in(store, reads_late, host) is None
+        problem = rendezvous._sign_in(store, objects, host)
+        assert problem is not None
+        store.get("verdict")
+        with pytest.raises(LayoutError) as refusal:
+            rendezvous._join(base, late, time.monotonic() + 4.0, timeout, may_be_stale=may_be_stale)
+        rendezvous._confirm_reading(store, reads_late)
+        with pytest.raises(LayoutError) as first:
+            rank_0.result(timeout=10)
+    assert str(refusal.value) == str(first.value) == problem["message"]
+
+
 def test_two_processes_of_one_rank_are_refused() -> None:
     port = free_port()
     ranks = [0, 1, 1, 2]

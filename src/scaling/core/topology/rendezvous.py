@@ -3,8 +3,9 @@
 All processes reach one base store. It may outlive an attempt (an agent that restarts its processes keeps its store, and
 with it the addresses of the dead), so nothing in it is believed as it stands. Rank 0 publishes a fresh nonce; the keys
 below that nonce are the store of this attempt. The others sign in there and wait for rank 0's verdict, which lists the
-signatures it saw: only a verdict with one's own signature in it is of this attempt. The verdict is also where the ranks
-are checked against each other, before any collective: gloo ends a process beyond catching when sizes differ.
+signatures it saw: in an agent's store, only a verdict with one's own signature in it is of this attempt. The verdict is
+also where the ranks are checked against each other, before any collective: gloo ends a process beyond catching when
+sizes differ.
 
 On one machine the verdict also says where rank 0 serves a store for the rest of the run, so that the run can still save
 and leave together when its agent is killed. Across machines the agent's store remains the only place known to be
@@ -153,21 +154,32 @@ def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, 
     signatures = sorted({*signatures, *(member.signature for member in members)})
     own = serve_this_machine(0, setting="MASTER_PORT") if serves and problem is None else None
     port = None if own is None else own.port
-    store.set("verdict", json.dumps(_Verdict(signatures=signatures, problem=problem, time=time.time(), port=port)))
+    verdict = _Verdict(signatures=signatures, problem=problem, time=time.time(), port=port)
+    store.set("verdict", json.dumps(verdict))
     if problem is not None:
         _confirm_reading(store, me)
-        for _ in poll_until(time.monotonic() + _LINGER_SECONDS):
-            if store.check([f"informed/{signature}" for signature in signatures]):
-                break
+        _linger(store, me, verdict)
         raise _exception(problem)
     return store if own is None else own
+
+
+def _linger(store: dist.Store, me: _Member, verdict: _Verdict) -> None:
+    """Wait until all who signed in, be it after the verdict, have read why the run cannot start."""
+    for _ in poll_until(time.monotonic() + _LINGER_SECONDS):
+        late = {member.signature for member in _members(store, me.world_size)} - set(verdict["signatures"])
+        if late:
+            verdict["signatures"] = [*verdict["signatures"], *late]
+            store.set("verdict", json.dumps(verdict))
+        if store.check([f"informed/{signature}" for signature in verdict["signatures"]]):
+            break
 
 
 def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *, may_be_stale: bool) -> dist.Store:
     """Any other rank: sign in to the newest attempt until one of them answers with a verdict on this signature.
 
-    What does not fit is an error at once where rank 0 itself serves the store. Where an agent does, it may be the trace
-    of an earlier attempt: then rank 0 is asked, and only silence until the deadline makes it an error.
+    What does not fit is an error at once where rank 0 itself serves the store, and its verdict holds for whoever comes.
+    Where an agent serves it, both may be traces of an earlier attempt: then rank 0 is asked, and only silence until the
+    deadline makes it an error.
     """
     nonce, signed_in, problem, store = "", 0.0, None, None
     for _ in poll_until(deadline):
@@ -182,7 +194,7 @@ def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *,
                 break
         if store.check(["verdict"]):
             verdict: _Verdict = json.loads(store.get("verdict"))
-            if me.signature in verdict["signatures"]:
+            if me.signature in verdict["signatures"] or not may_be_stale:
                 if verdict["problem"] is not None:
                     _confirm_reading(store, me)
                     raise _exception(verdict["problem"])
