@@ -21,3 +21,11 @@ def test_garbage_is_collected_at_multiples_of_the_interval(
             collect(step)
     assert collected == steps
     assert gc.isenabled()
+
+
+def test_what_a_program_keeps_from_being_scanned_stays_so() -> None:
+    """The tests themselves do so with all that they import."""
+    assert gc.get_freeze_count() > 0
+    with garbage_collected(3):
+        pass
+    assert gc.get_freeze_count() > 0

@@ -24,16 +24,15 @@ class _Collect:
 def garbage_collected(interval: int) -> Iterator[_Collect]:
     """Take garbage collection into the trainer's hands inside the context: a full scan costs hundreds of milliseconds.
 
-    `interval` 0 leaves it to Python.
+    What survives the one scan in the beginning is of the oldest generation, which is not looked at again. `interval` 0
+    leaves it to Python.
     """
     if interval and gc.isenabled():
         gc.collect()
-        gc.freeze()
         gc.disable()
         try:
             yield _Collect(interval)
         finally:
-            gc.unfreeze()
             gc.enable()
     else:
         yield _Collect(0)
