@@ -20,56 +20,52 @@ BESIDE: dict[str, tuple[str, ...]] = {
         "core/checkpoint/test_nearby",
         "transformer/config/test_start",
     ),
-    "core/checkpoint/share": ("core/checkpoint/test_share", "core/checkpoint/test_save", "core/trainer/test_saving"),
+    "core/checkpoint/share": ("core/checkpoint/test_save", "core/trainer/test_saving"),
     "core/checkpoint/staging": ("core/checkpoint/test_checkpointer", "core/checkpoint/test_save"),
-    "core/config/config_file": ("core/config/test_config_file", "core/config/test_base"),
+    "core/config/config_file": ("core/config/test_base",),
     "core/config/explain": ("core/config/test_base", "transformer/config/test_problems"),
     "core/config/fields": ("core/config/test_base", "core/config/test_template_text"),
     "core/config/reading": ("core/config/test_base", "transformer/config/test_first_version"),
     "core/config/patterns": ("core/optimizer/test_groups", "transformer/config/test_problems"),
-    "core/config/plain_words": ("core/config/test_plain_words", "core/config/test_base"),
+    "core/config/plain_words": ("core/config/test_base",),
     "core/data/config": ("core/data/test_mixture", "core/data/test_blended", "transformer/config/test_problems"),
     "core/data/documents": ("core/data/test_memory_map", "core/data/test_open_files", "core/data/test_megatron"),
     "core/data/formats": ("core/data/test_megatron", "core/data/test_memory_map"),
     "core/data/memory_map_meta": ("core/data/test_memory_map_builder", "core/data/test_memory_map"),
     "core/data/packed": ("core/data/test_read_ahead",),
-    "core/data/read_ahead": ("core/data/test_loader", "core/data/test_read_ahead"),
+    "core/data/read_ahead": ("core/data/test_loader",),
     "core/data/reader": ("core/data/test_loader", "core/data/test_read_ahead"),
     "core/data/types": ("core/data/test_loader", "core/data/test_device_copy"),
     "core/data/worker": ("core/data/test_loader",),
     "core/errors": ("core/config/test_base", "core/runner/test_outcome", "cli/test_main"),
     "core/logging/metrics_files": ("core/logging/test_sinks", "transformer/data/test_readers"),
     "core/logging/config": ("core/logging/test_setup", "transformer/config/test_problems"),
-    "core/nn/attention": ("core/nn/test_attention_projections", "core/nn/test_attention"),
+    "core/nn/attention": ("core/nn/test_attention_projections",),
     "core/nn/config": ("transformer/config/test_root", "transformer/config/test_problems"),
     "core/nn/place": ("core/nn/test_linear", "core/nn/test_attention_projections", "core/nn/test_dropout"),
     "core/optimizer/config": ("core/optimizer/test_optimizer", "transformer/config/test_problems"),
     "core/optimizer/patterns": ("core/optimizer/test_groups", "transformer/config/test_problems"),
-    "core/pipeline/engine": ("core/pipeline/test_engine", "core/pipeline/test_toy_schedules"),
-    "core/pipeline/end": ("core/pipeline/test_end", "core/pipeline/test_loss"),
-    "core/optimizer/optimizer": ("core/optimizer/test_optimizer", "core/optimizer/test_precision"),
+    "core/pipeline/engine": ("core/pipeline/test_toy_schedules",),
+    "core/pipeline/end": ("core/pipeline/test_loss",),
+    "core/optimizer/optimizer": ("core/optimizer/test_precision",),
     "core/optimizer/shard": ("core/optimizer/test_ownership", "core/optimizer/test_rule"),
     "core/pipeline/actions": ("core/pipeline/test_draw", "core/pipeline/test_simulate", "core/pipeline/test_lowering"),
     "core/profiler/config": ("core/profiler/test_profiler", "transformer/config/test_problems"),
-    "core/runner/command": ("core/runner/test_command", "core/runner/test_main"),
+    "core/runner/command": ("core/runner/test_main",),
     "core/runner/config": ("core/runner/test_main", "transformer/config/test_problems"),
     "core/runner/elastic": ("core/runner/test_main", "core/runner/test_torchrun"),
     "core/storage/json_values": ("core/checkpoint/test_manifest", "core/checkpoint/test_resume"),
-    "core/topology/base_store": (
-        "core/topology/test_base_store",
-        "core/topology/test_rendezvous",
-        "core/checkpoint/test_communicator",
-    ),
+    "core/topology/base_store": ("core/topology/test_rendezvous", "core/checkpoint/test_communicator"),
     "core/trainer/builtin_hooks": ("core/trainer/test_whole_run",),
     "core/trainer/config": ("core/trainer/test_origin", "transformer/config/test_problems"),
     "core/trainer/differences": ("core/trainer/test_origin", "core/trainer/test_trainer"),
     "core/trainer/hooks": ("core/trainer/test_trainer",),
     "core/trainer/profiling": ("core/trainer/test_whole_run",),
-    "core/trainer/trainer": ("core/trainer/test_trainer", "core/trainer/test_durations", "core/trainer/test_saving"),
-    "core/trainer/run": ("core/trainer/test_run", "core/trainer/test_whole_run"),
+    "core/trainer/trainer": ("core/trainer/test_durations", "core/trainer/test_saving"),
+    "core/trainer/run": ("core/trainer/test_whole_run",),
     "core/topology/gate": ("core/topology/test_watch", "core/trainer/test_leaving"),
     "core/topology/waits": ("core/topology/test_watch",),
-    "core/topology/watch": ("core/topology/test_watch", "core/trainer/test_leaving"),
+    "core/topology/watch": ("core/trainer/test_leaving",),
     "core/training/loading": ("core/training/test_data",),
     "core/training/recipe": ("core/training/test_learner", "transformer/test_recipe"),
     "core/verify/world": ("core/verify/test_layouts",),
@@ -103,12 +99,11 @@ BESIDE: dict[str, tuple[str, ...]] = {
 
 
 def files_beside(path: str, root: Path) -> tuple[str, ...]:
-    """Return the test files of `src/scaling/x/y.py`: of the table, `test_y.py` in `tests/x`, else all there."""
+    """Return the test files of `src/scaling/x/y.py`: its own and those of the table, else all of `tests/x`."""
     name = path.removeprefix("src/scaling/").removesuffix(".py")
     folder, _, own = name.rpartition("/")
     mirror = f"tests/{folder}/test_{own}.py"
-    if name in BESIDE:
-        return tuple(f"tests/{test}.py" for test in BESIDE[name])
+    named = tuple(f"tests/{test}.py" for test in BESIDE.get(name, ()))
     if (root / mirror).exists():
-        return (mirror,)
-    return tuple(sorted(str(test.relative_to(root)) for test in (root / "tests" / folder).glob("test_*.py")))
+        return (mirror, *named)
+    return named or tuple(sorted(str(test.relative_to(root)) for test in (root / "tests" / folder).glob("test_*.py")))

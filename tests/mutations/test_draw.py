@@ -101,6 +101,8 @@ def test_a_seed_draws_the_same_edits_and_a_larger_count_begins_alike(tmp_path: P
 def test_every_source_has_files_beside_it() -> None:
     for source in BESIDE:
         assert (ROOT / f"src/scaling/{source}.py").exists(), f"beside.py names {source}, which is gone"
+        named = files_beside(f"src/scaling/{source}.py", ROOT)
+        assert len(set(named)) == len(named), f"beside.py names the test of {source} itself"
     for path in sorted({edit.path for edit in all_edits(ROOT)}):
         tests = files_beside(path, ROOT)
         assert tests, f"{path} has no test beside it; name some in beside.py"

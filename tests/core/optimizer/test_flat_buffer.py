@@ -91,6 +91,11 @@ def test_matrices_of_equal_size_are_dealt_without_waste() -> None:
     assert [bucket.stop - bucket.start for bucket in buckets] == [4 * 64 * 64] * 3
 
 
+def test_a_bucket_of_whole_matrices_closes_as_soon_as_it_is_full() -> None:
+    _, buckets = plan_whole([64 * 64] * 4, bucket_size=2 * 64 * 64, parts=1)
+    assert [bucket.stop - bucket.start for bucket in buckets] == [2 * 64 * 64] * 2
+
+
 def test_matrices_are_dealt_from_the_largest_on() -> None:
     _, (bucket,) = plan_whole([64 * 64, 64 * 64, 2 * 64 * 64], bucket_size=2**20, parts=2)
     assert bucket.stop - bucket.start == 4 * 64 * 64  # dealt in their order they would need six

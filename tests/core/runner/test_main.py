@@ -19,7 +19,7 @@ import pytest
 
 from scaling.core.errors import ConfigError, LayoutError
 from scaling.core.logging.run_state import RunPhase, RunState
-from scaling.core.runner import supervisor
+from scaling.core.runner import main, supervisor
 from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.cores import available_cores
 from scaling.core.runner.main import runner_main
@@ -109,6 +109,19 @@ def test_the_status_and_the_message_of_a_process_are_the_runners(
     assert bool(shown) == bool(message)
 
 
+@pytest.mark.parametrize(
+    ("processes", "of_the_machine", "threads"), [(1, 4, None), (1, 8, "4"), (2, 4, "2"), (1, None, None)]
+)
+def test_threads_are_bounded_where_not_all_cores_are_a_processes_own(
+    processes: int, of_the_machine: int | None, threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(main, "available_cores", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: of_the_machine)
+    with main._environment(processes, gpus=None, script=False):
+        assert os.environ.get("OMP_NUM_THREADS") == threads
+
+
 def test_an_unexpected_error_shows_its_traceback_once(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("fail") == 1
     shown = capfd.readouterr().err
@@ -130,6 +143,7 @@ def test_one_failure_stops_all_and_is_what_the_user_reads(
     state = RunState.read(tmp_path / "log")
     assert state is not None
     assert (state.state, state.reason, state.exit_status) == (RunPhase.FAILED, "rank 1: this is a DataError", 2)
+    assert state.step == 0
 
 
 def test_a_run_that_fails_beside_another_one_leaves_its_state_alone(run: Run, tmp_path: Path) -> None:

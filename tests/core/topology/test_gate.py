@@ -64,6 +64,14 @@ def test_a_process_that_works_alone_stops_where_it_is() -> None:
         raise AssertionError("this is not begun")
 
 
+def test_a_signal_breaks_off_nothing_but_what_an_interruption_covers() -> None:
+    gate = Gate()
+    seen = [gate.interruptible]
+    with gate.interruption():
+        seen.append(gate.interruptible)
+    assert [*seen, gate.interruptible] == [False, True, False]
+
+
 def test_an_interruption_waits_for_what_is_to_be_finished() -> None:
     gate = Gate()
     gate.shared = True
