@@ -124,6 +124,19 @@ def test_a_tokenizer_without_an_end_of_documents_is_imported_with_a_remark(old: 
     assert stored["fingerprints"] == {"tokenizer": tokenizer_digest(vocab_file)}
 
 
+@pytest.mark.parametrize("says", [False, True])
+def test_a_size_of_the_vocabulary_that_nobody_tells_is_not_made_up(says: bool, old: Path, tmp_path: Path) -> None:
+    (old.parent / "vocab.json").unlink()
+    given = json.loads((old / "config.yml").read_text())
+    size = given["transformer_architecture"]["vocab_size"]
+    if not says:
+        del given["transformer_architecture"]["vocab_size"]
+    (old / "config.yml").write_text(json.dumps(given))
+    assert status(run("import", old, tmp_path / "new")) == 0
+    stored: Any = find_newest(tmp_path / "new").require().manifest.scalars["config"]
+    assert stored["transformer_architecture"].get("vocab_size", "unsaid") == (size if says else "unsaid")
+
+
 @pytest.mark.parametrize(
     ("configured", "missing", "message"),
     [

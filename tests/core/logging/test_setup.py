@@ -167,6 +167,7 @@ def test_lines_of_a_users_own_packages_are_shown_and_written(
     for told in (capsys.readouterr().err, (tmp_path / "rank_0.log").read_text()):
         assert [line.split()[-3] for line in told.splitlines()] == ["their_package.data", "installed.trouble"]
     close_logging()
+    assert logging.getLogger().level == logging.WARNING
     line_of("their_package.data", "/home/somebody/their_package/data.py")
     assert not capsys.readouterr().err
 

@@ -281,6 +281,16 @@ def test_a_fused_layer_says_of_each_output_which_rows_it_has(rank: int) -> None:
         assert meta(parameter).placements == USUAL.having(Axis.MODEL, CUT)
 
 
+@pytest.mark.parametrize("kind", [ColumnParallelLinear, RowParallelLinear])
+@pytest.mark.parametrize("given", [None, Normal(0.5)])
+def test_a_weight_is_drawn_for_the_whole_matrix_unless_said_otherwise(
+    kind: Callable[..., nn.Module], given: Normal | None
+) -> None:
+    layer: Any = kind(12, 8, place=Place(view_of(1, model=4)), initializer=given)
+    [piece] = meta(layer.weight).named("weight").pieces
+    assert piece.initializer == (given or xavier_normal(12, 8))
+
+
 @pytest.mark.parametrize(
     ("outputs", "parts"), [({"a": Heads(8, 3), "b": Heads(2, 3)}, 4), ({"a": 8, "b": Heads(1, 3)}, 2)]
 )
