@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.data.types import MicroBatch
-from scaling.core.errors import ScheduleError
+from scaling.core.errors import AskedToLeave, ScheduleError
 from scaling.core.nn.parameter import meta
 from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.loss import LossOutput, MetricNames
 from scaling.core.pipeline.module import ParallelModule
+from scaling.core.topology.gate import Gate
 from scaling.core.topology.topology import Topology
 from tests.core.pipeline.payloads import KINDS, pack, unpack
 from tests.distributed import run_distributed
@@ -230,6 +231,38 @@ def test_data_is_read_only_as_far_as_a_step_needs_it() -> None:
     module.train_step(data, sum_up)
     module.eval_step(data, sum_up)
     assert len(list(data)) == 1
+
+
+@pytest.mark.parametrize(
+    ("last", "ends_by", "computed"),
+    [(4, AskedToLeave, 3), (5, AskedToLeave, 4), (6, OSError, 3)],
+    ids=["none has begun it", "others need this part", "it counts elsewhere"],
+)
+def test_data_that_fail_while_all_are_asked_to_leave_matter_only_where_the_results_count(
+    last: int, ends_by: type[Exception], computed: int
+) -> None:
+    """Units 4 and 5 are the micro-batches of the second step, the last of which cannot be read; 6 lets it count."""
+    module, gate = single(), Gate()
+    gate.shared, gate.asked = True, "SIGTERM"
+    module.engine.gate = gate
+    losses = 0
+
+    def data() -> Iterator[MicroBatch]:
+        yield from of_lengths(3, 3, 3)
+        gate.hold()
+        gate.close_after(last)
+        raise OSError("the disk is gone")
+
+    def counted(output: Any, targets: Tensor) -> LossOutput:
+        nonlocal losses
+        losses += 1
+        return sum_up(output, targets)
+
+    given = data()
+    module.train_step(given, counted)
+    with pytest.raises(ends_by):
+        module.train_step(given, counted)
+    assert losses == computed
 
 
 def test_a_loss_function_has_to_return_a_loss_output() -> None:
