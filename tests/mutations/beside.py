@@ -61,7 +61,11 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/trainer/differences": ("core/trainer/test_origin", "core/trainer/test_trainer"),
     "core/trainer/hooks": ("core/trainer/test_trainer",),
     "core/trainer/profiling": ("core/trainer/test_whole_run",),
-    "core/trainer/trainer": ("core/trainer/test_durations", "core/trainer/test_saving"),
+    "core/trainer/trainer": (
+        "core/trainer/test_durations",
+        "core/trainer/test_longer_runs",
+        "core/trainer/test_saving",
+    ),
     "core/trainer/run": ("core/trainer/test_whole_run",),
     "core/topology/gate": ("core/topology/test_watch", "core/trainer/test_leaving"),
     "core/topology/waits": ("core/topology/test_watch",),

@@ -48,7 +48,7 @@ def config(topology: dict[str, Any], **architecture: Any) -> TransformerConfig:
         ({"model_parallel_size": 4, "sequence_parallel": True, "data_parallel_size": 2}, {"rotary_percentage": 0.25}),
         ({"pipe_parallel_size": 4, "pipe_schedule": "interleaved_1f1b", "pipe_chunks_per_rank": 2}, {}),
         ({"model_parallel_size": 2, "pipe_parallel_size": 2, "data_parallel_size": 2}, {"weight_tying": False}),
-        ({"model_parallel_size": 3}, {"hidden_size": 3840, "num_attention_heads": 30}),
+        ({"model_parallel_size": 5}, {"hidden_size": 3840, "num_attention_heads": 30, "vocab_size": 128000}),
         ({"pipe_parallel_size": 4, "pipe_partition_overwrite": [0, 2, 10, 30, 34]}, {}),
         (
             {

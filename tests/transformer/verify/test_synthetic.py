@@ -16,6 +16,7 @@ def test_something_is_predicted_however_short_the_sequences_are(length: int) -> 
     samples = [text[index] for index in range(len(text))]
     batch = text.collate(samples, range(len(samples)), [True] * len(samples))
     assert {int(token) for sample in samples for token in sample.tokens} == set(range(5))
+    assert [sample.spans for sample in samples[6::7]] == [()] * 10
     counted = batch.targets.loss_weights.sum(dim=1)
     assert counted.sum() >= 20
     assert not counted[6::7].any()  # all padding
