@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scaling.core import Axis, BaseDataset, LaunchContext, Learner, Loading, MicroBatch, Topology
 from scaling.transformer import TransformerConfig
-from scaling.transformer.config.architecture import plan_of
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.flops import flops_per_token
 from scaling.transformer.io import TextInputs, TextTargets
 from scaling.transformer.plan.parts import FeedForwardPlan

@@ -11,7 +11,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaling.core import ParallelModule, Topology, TopologyConfig
-from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.flops import flops_per_token
 from scaling.transformer.io import TextInputs, TextTargets
 from scaling.transformer.losses import CrossEntropyLoss

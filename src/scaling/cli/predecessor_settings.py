@@ -10,7 +10,7 @@ from scaling.core import RunIdentity
 from scaling.core.config.config_file import read_config
 from scaling.core.config.yaml_text import parse_yaml
 from scaling.core.errors import ConfigError, DataError
-from scaling.transformer.config.architecture import plan_of
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.prepare import resolve_tokens
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer

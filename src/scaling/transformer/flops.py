@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scaling.transformer.config.architecture import ArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import ArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
 
 
 def flops_per_token(architecture: ArchitectureConfig) -> int:

@@ -8,8 +8,16 @@ from functools import partial
 from torch import nn
 
 from scaling.core import ConfigError, LayerSpec, TiedLayerSpec, Topology
-from scaling.transformer.config.architecture import ArchitectureConfig, plan_of
-from scaling.transformer.layers.block import PreNorm
+from scaling.transformer.config.architecture import ArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
+from scaling.transformer.layers.block import (
+    NormAfterSum,
+    OneNormParallel,
+    Parallel,
+    PostNorm,
+    PreNorm,
+    SandwichNorm,
+)
 from scaling.transformer.layers.embedding import EmbeddingInput
 from scaling.transformer.layers.head import LayerNormWrapper, TransformerLMHead, TransformerLMHeadTied
 from scaling.transformer.layers.parts import PartMaker, unbuilt
@@ -22,7 +30,12 @@ Layers = Mapping[str, LayerClass]
 
 LAYERS: Mapping[str, LayerClass] = {
     "embedding": EmbeddingInput,
-    "pre_norm": PreNorm,
+    "pre": PreNorm,
+    "post": PostNorm,
+    "sandwich": SandwichNorm,
+    "after_sum": NormAfterSum,
+    "parallel": Parallel,
+    "one_norm_parallel": OneNormParallel,
     "norm": LayerNormWrapper,
     "head": TransformerLMHead,
     "tied_head": TransformerLMHeadTied,

@@ -14,8 +14,8 @@ from scaling.core import ConfigError, name_in_layer
 from scaling.core.config.fields import ConfigWarning
 from scaling.core.optimizer.patterns import takes_parameter
 from scaling.transformer.config import TransformerConfig
-from scaling.transformer.config.architecture import plan_of
 from scaling.transformer.config.first_version import read_first_version
+from scaling.transformer.config.model_plan import plan_of
 
 RATE: dict[str, Any] = {
     "learning_rate": 0.01,

@@ -22,8 +22,10 @@ from scaling.core.nn.config import MaskedSoftmaxKernel, NormType
 from scaling.core.optimizer.lr_schedule import LearningRateDecayStyle
 from scaling.core.topology.config import ActivationCheckpointingType
 from scaling.transformer.config import Precision, TransformerConfig
-from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
-from scaling.transformer.plan.parts import AttentionPlan, FeedForwardPlan
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
+from scaling.transformer.plan.attention import AttentionPlan
+from scaling.transformer.plan.parts import FeedForwardPlan
 
 PREDECESSOR = """
 // as written for the predecessor

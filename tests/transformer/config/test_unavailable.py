@@ -10,8 +10,6 @@ from scaling.transformer.config.root import TransformerConfig
 UNAVAILABLE = [
     "trainer.merge_lora_after_loading_checkpoint=true",
     "trainer.tensor_statistics_recorder_config={interval: 1}",
-    "transformer_architecture.num_local_attention_heads=2",
-    "transformer_architecture.local_attention_window_size=2",
     "transformer_architecture.fp8_config_attention={}",
     "transformer_architecture.fp8_config_attention_dense_out={}",
     "transformer_architecture.fp8_config_mlp={}",

@@ -15,8 +15,9 @@ from scaling.transformer.data.batch import TextCollator
 from scaling.transformer.io import TextInputs
 from scaling.transformer.losses import CrossEntropyLoss
 from scaling.transformer.model import specs_of
+from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.model import ModelPlan
-from scaling.transformer.plan.parts import AttentionPlan, FeedForwardPlan, NormPlan
+from scaling.transformer.plan.parts import FeedForwardPlan, NormPlan
 from scaling.transformer.verify.synthetic import SyntheticText
 from tests.reference.dense import affine, attend, rms_norm, rotate, swiglu
 from tests.reference.worlds import topology_config
@@ -97,7 +98,11 @@ def changed(plan: ModelPlan, kind: Kind, **changes: Any) -> ModelPlan:
         (NormPlan, {"bias": True}, "an RMSNorm with a bias"),
         (AttentionPlan, {"window": 4096}, "attention to a window of 4096 keys"),
         (AttentionPlan, {"cap": 50.0}, "attention scores capped at 50"),
-        (FeedForwardPlan, {"activation": "relu"}, r"the activation relu \(there is gelu and silu\)"),
+        (
+            FeedForwardPlan,
+            {"activation": "tanh"},
+            r"the activation tanh \(there is gelu, gelu_tanh, relu, squared_relu, silu\)",
+        ),
     ],
 )
 def test_what_a_plan_can_say_and_nothing_can_build_is_refused_by_name(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
-from scaling.transformer.plan.model import Divisors, ModelPlan, pre_norm
-from scaling.transformer.plan.parts import AttentionPlan, DropoutPlan, FeedForwardPlan, NormPlan
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
+from scaling.transformer.plan.attention import AttentionPlan
+from scaling.transformer.plan.blocks import BlockParts, pre
+from scaling.transformer.plan.model import Divisors, ModelPlan
+from scaling.transformer.plan.parts import FeedForwardPlan, NormPlan, ResidualPlan
 
 
 def plan(**changes: Any) -> ModelPlan:
@@ -23,9 +26,11 @@ def alternating() -> ModelPlan:
     assert isinstance(attention, AttentionPlan)
     assert isinstance(feed_forward, FeedForwardPlan)
     other = replace(attention, heads=8, kv_heads=2, fused=False, window=4)
+    added = {"add_attention": ResidualPlan("after_attention"), "add_mlp": ResidualPlan("after_mlp")}
+    wide = replace(feed_forward, width=200)
     blocks = (
-        (2, pre_norm(norm, attention, feed_forward)),
-        (1, pre_norm(norm, other, replace(feed_forward, width=200))),
+        (2, pre(BlockParts(norm=norm, attention=attention, feed_forward=feed_forward, **added))),
+        (1, pre(BlockParts(norm=norm, attention=other, feed_forward=wide, **added))),
     )
     return replace(plan(), runs=(first, *blocks, *last))
 
@@ -64,5 +69,5 @@ def test_a_model_of_any_depth_is_counted_without_listing_its_layers() -> None:
 
 
 def test_a_block_drops_activations_behind_its_branches_each_at_a_site_of_its_own() -> None:
-    found = plan(dropout_after_attention=0.25, dropout_after_mlp=0.5).parts(DropoutPlan)
-    assert {(one.site, one.probability) for one in found} >= {("after_attention", 0.25), ("after_mlp", 0.5)}
+    found = plan(dropout_after_attention=0.25, dropout_after_mlp=0.5).parts(ResidualPlan)
+    assert {(one.site, one.dropout) for one in found} == {("after_attention", 0.25), ("after_mlp", 0.5)}

@@ -23,11 +23,13 @@ from scaling.core.pipeline.partition import partition
 from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import Placement
-from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.model import LAYERS, Layers, specs_of
+from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.model import ModelPlan
 from scaling.transformer.plan.parameters import Even, Padded, ParameterPlan, Start, Whole
-from scaling.transformer.plan.parts import AttentionPlan, FeedForwardPlan, PartPlan
+from scaling.transformer.plan.parts import FeedForwardPlan, PartPlan
 from tests.contract.layouts import LAYOUTS, LayoutCase
 from tests.contract.models import MODELS, config_of
 from tests.reference.worlds import topology_config, view_of
@@ -156,7 +158,8 @@ def test_what_the_section_cannot_say_is_built_as_it_is_planned_too(data: st.Data
         for name, part in layer.parts:
             if isinstance(part, AttentionPlan):
                 part = replace(part, head_size=size, projection_bias=biases[0], output_bias=biases[1], output_std=0.3)
-                part = replace(part, norm=part.norm and replace(part.norm, features=size))
+                if part.norm is not None:
+                    part = replace(part, norm=replace(part.norm, norm=replace(part.norm.norm, features=size)))
             elif isinstance(part, FeedForwardPlan):
                 part = replace(part, width=width, input_bias=biases[2], output_bias=biases[3], input_std=0.2)
             parts.append((name, part))

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-from scaling.core import LayerNorm, LayerSpec, NormType, RMSNorm, Topology
+from scaling.core import LayerNorm, LayerSpec, NormType, RMSNorm, Topology, Unscaled
 from scaling.transformer.io import TransformerIO
 from scaling.transformer.layers.block import TransformerLayer
 from scaling.transformer.model import LAYERS, specs_of
+from scaling.transformer.plan.attention import AttentionPlan, RotationPlan
 from scaling.transformer.plan.model import Arithmetic, LayerPlan, ModelPlan
 from scaling.transformer.plan.parts import (
-    AttentionPlan,
     DropoutPlan,
     FeedForwardPlan,
     NormPlan,
     PartPlan,
-    RotationPlan,
+    ResidualPlan,
     TablePlan,
 )
 
@@ -46,8 +46,8 @@ class PostBranchNorm(TransformerLayer):
 
     def forward(self, x: TransformerIO) -> TransformerIO:
         h, samples = x.activations, x.sample_positions
-        h = h + self.dropout_after_attention(self.post_attention_layernorm(self.attend(h, x)), samples)
-        h = h + self.dropout_after_mlp(self.post_feedforward_layernorm(self.mlp(h)), samples)
+        h = self.add_attention(h, self.post_attention_layernorm(self.attend(h, x)), samples)
+        h = self.add_mlp(h, self.post_feedforward_layernorm(self.mlp(h)), samples)
         return x.with_activations(h)
 
 
@@ -70,7 +70,7 @@ def plan_of_toy(settings: Mapping[str, Any]) -> ModelPlan:
         output_bias=False,
         projection_std=std,
         output_std=std / (2 * settings["n_layers"]) ** 0.5,
-        rotation=RotationPlan(size, settings["rope_theta"], interleaved=False),
+        rotation=RotationPlan(size, settings["rope_theta"], False, Unscaled(), settings["n_context"]),
     )
     feed_forward = FeedForwardPlan(
         hidden=hidden,
@@ -87,8 +87,8 @@ def plan_of_toy(settings: Mapping[str, Any]) -> ModelPlan:
         ("post_attention_layernorm", norm),
         ("mlp", feed_forward),
         ("post_feedforward_layernorm", norm),
-        ("dropout_after_attention", DropoutPlan("after_attention", 0.0)),
-        ("dropout_after_mlp", DropoutPlan("after_mlp", 0.0)),
+        ("add_attention", ResidualPlan("after_attention")),
+        ("add_mlp", ResidualPlan("after_mlp")),
     )
     table = TablePlan(vocabulary=settings["n_vocab"], hidden=hidden, std=std)
     matrix = TablePlan(vocabulary=settings["n_vocab"], hidden=hidden, std=std, multiplied=True)

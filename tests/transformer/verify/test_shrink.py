@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scaling.core import ConfigError, TopologyConfig
 from scaling.transformer import TransformerConfig
-from scaling.transformer.config.architecture import plan_of
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.verify.shrink import axis_sizes, differences, scaled_boundaries, shrunk
 
 LARGE: dict[str, Any] = {

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.config import NormType as NormType
     from scaling.core.nn.config import RelativePositionEmbeddingType as RelativePositionEmbeddingType
     from scaling.core.nn.dropout import Dropout as Dropout
+    from scaling.core.nn.embedding import PositionEmbedding as PositionEmbedding
     from scaling.core.nn.embedding import VocabParallelEmbedding as VocabParallelEmbedding
     from scaling.core.nn.init import Constant as Constant
     from scaling.core.nn.init import Normal as Normal
@@ -54,6 +55,13 @@ if TYPE_CHECKING:
     from scaling.core.nn.place import enter_model_parallel as enter_model_parallel
     from scaling.core.nn.place import leave_model_parallel as leave_model_parallel
     from scaling.core.nn.rotary import RotaryEmbedding as RotaryEmbedding
+    from scaling.core.nn.rotary_scaling import DynamicScaling as DynamicScaling
+    from scaling.core.nn.rotary_scaling import LinearScaling as LinearScaling
+    from scaling.core.nn.rotary_scaling import Llama3Scaling as Llama3Scaling
+    from scaling.core.nn.rotary_scaling import LongRopeScaling as LongRopeScaling
+    from scaling.core.nn.rotary_scaling import RotaryScaling as RotaryScaling
+    from scaling.core.nn.rotary_scaling import Unscaled as Unscaled
+    from scaling.core.nn.rotary_scaling import YarnScaling as YarnScaling
     from scaling.core.nn.shard import Heads as Heads
     from scaling.core.nn.shard import Shard as Shard
     from scaling.core.nn.shard import even_shard as even_shard

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,12 @@ class LayerNormConfig(BaseConfig):
     """Implementation: torch."""
     layernorm_epsilon: float = Field(default=1e-5, gt=0)
     """Added to the variance."""
+    bias: bool | None = None
+    """Add a bias. null: true for layernorm, false for rms."""
+    weight: bool = True
+    """Multiply by a weight."""
+    weight_offset: Literal[0, 1] = 0
+    """1: the weight w of an rms norm is stored around 0 and used as 1 + w."""
 
 
 class MaskedSoftmaxKernel(str, Enum):

@@ -1,13 +1,12 @@
-"""TransformerArchitectureConfig: the shape of the model, the arithmetic it is computed in, and its plan."""
+"""TransformerArchitectureConfig: the shape of the model and the arithmetic it is computed in."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,19 +20,20 @@ from scaling.core import (
     Problem,
     RelativePositionEmbeddingType,
 )
-from scaling.transformer.config.former import FormerArchitectureConfig
-from scaling.transformer.plan.model import Arithmetic, LayerPlan, ModelPlan, pre_norm
-from scaling.transformer.plan.parts import (
-    AttentionPlan,
-    DropoutPlan,
-    FeedForwardPlan,
-    NormPlan,
-    RotationPlan,
-    TablePlan,
+from scaling.transformer.config.attention_kinds import (
+    AttentionKindConfig,
+    LongRopeRotaryConfig,
+    RotaryConfig,
+    UnscaledRotaryConfig,
 )
+from scaling.transformer.config.former import FormerArchitectureConfig
 
 if TYPE_CHECKING:
     import torch
+
+
+MOST_LAYERS_IN_A_PATTERN = 100_000
+"""Layers that differ are listed one by one."""
 
 
 class Precision(str, Enum):
@@ -58,6 +58,43 @@ class MLPType(str, Enum):
 
     DEFAULT = "default"
     SWIGLU = "swiglu"
+    GEGLU = "geglu"
+
+
+class ActivationFunction(str, Enum):
+    """What the MLP applies to the output of its first product."""
+
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+    RELU = "relu"
+    SQUARED_RELU = "squared_relu"
+    SILU = "silu"
+
+
+class NormPlacement(str, Enum):
+    """Where the norms of a block stand."""
+
+    PRE = "pre"
+    POST = "post"
+    SANDWICH = "sandwich"
+    AFTER_SUM = "after_sum"
+
+
+class InitializationScheme(str, Enum):
+    """How the standard deviation of first values depends on the layer."""
+
+    NORMAL = "normal"
+    DEPTH_SCALED = "depth_scaled"
+
+
+class InitializationConfig(BaseConfig):
+    """First values of weights: normal around zero. Biases start at 0, norms at 1."""
+
+    scheme: InitializationScheme = InitializationScheme.NORMAL
+    """normal: all weights alike; depth_scaled: the two products that lead back to the residual stream get the standard
+    deviation divided by sqrt(2 num_layers)."""
+    std: float | None = Field(default=None, ge=0)
+    """Standard deviation. null: sqrt(2 / (5 hidden_size))."""
 
 
 class DropoutStream(str, Enum):
@@ -82,43 +119,86 @@ class ArchitectureConfig(BaseConfig):
     num_layers: int = Field(default=4, ge=1)
     """Transformer layers."""
     num_attention_heads: int = Field(default=4, ge=1)
-    """Query heads of attention; divides hidden_size."""
+    """Query heads of attention; divides hidden_size where attention_head_size is null."""
+    attention_head_size: int | None = Field(default=None, ge=1)
+    """Features of a head. null: hidden_size / num_attention_heads."""
     attention_num_kv_heads: int | None = Field(default=None, ge=1)
     """Key and value heads, each shared by the same number of query heads. null: as many as query heads."""
     attention_qkv_in_one: Annotated[bool, Derived(), OnResume.RUNTIME] = True
     """One fused weight for query, key and value. null: true, but false where attention_num_kv_heads is set."""
     attention_bias: bool = True
     """Biases in the projections of attention."""
-    key_query_norm: bool = False
-    """Normalise queries and keys within each head."""
-    rotary_embedding_base: int = Field(default=10000, ge=1)
+    attention_qkv_bias: bool | None = None
+    """Biases of query, key and value. null: attention_bias."""
+    attention_dense_bias: bool | None = None
+    """Bias of the projection behind the heads. null: attention_bias."""
+    attention_score_scale: float | None = Field(default=None, gt=0)
+    """Multiplies the scores. null: 1 / sqrt(head size)."""
+    attention_score_cap: float | None = Field(default=None, gt=0)
+    """Scores s become cap * tanh(s / cap). null: they stay."""
+    attention_qkv_clip: float | None = Field(default=None, gt=0)
+    """Queries, keys and values are clipped to plus and minus this. null: they stay."""
+    key_query_norm: bool | Literal["per_head", "all_heads"] = False
+    """Normalise queries and keys: per_head (or true) within each head, all_heads over the features of all heads."""
+    num_local_attention_heads: int = Field(default=0, ge=0)
+    """So many heads, the first, see local_attention_window_size keys only."""
+    local_attention_window_size: int | None = Field(default=None, ge=1)
+    """Keys that a token sees in these heads, itself included."""
+    attention_kinds: dict[str, AttentionKindConfig] = Field(default_factory=dict)
+    """Attention of layers that differ, by a name: their window and their rotation."""
+    attention_pattern: list[str] = Field(default_factory=list)
+    """Names of attention_kinds, repeated over the layers. Empty: all layers are alike."""
+    rotary_embedding_base: float = Field(default=10000.0, gt=1)
     """Base of the wavelengths of rotary positions."""
     rotary_percentage: float = Field(default=1.0, gt=0, le=1)
     """Share of each head's dimensions that is rotated."""
+    rotary: RotaryConfig = Field(default_factory=UnscaledRotaryConfig)
+    """How the wavelengths were changed for longer sequences: default, none, linear, dynamic, yarn, llama3, longrope."""
     relative_position_embedding_type: RelativePositionEmbeddingType = RelativePositionEmbeddingType.ROTARY
     """none; rotary: rotates the first half of a head against the second; rotary_complex: rotates neighbouring pairs."""
-    sequence_length: int = Field(default=2048, ge=1)
+    absolute_positions: int | None = Field(default=None, ge=1)
+    """Length of a table of learned positions, added to the embedding. null: none."""
+    sequence_length: Annotated[int, OnResume.ORDER] = Field(default=2048, ge=1)
     """Tokens of one sample."""
+    norm_placement: NormPlacement = NormPlacement.PRE
+    """pre: before attention and MLP; post: on what they put out; sandwich: both; after_sum: on the residual stream
+    behind each, and no norm behind the last layer."""
+    parallel_residual: bool = False
+    """Attention and MLP see the same residual stream and are added to it together."""
+    parallel_residual_norms: Literal[1, 2] = 2
+    """With parallel_residual: a norm for each of the two, or one for both."""
     norm_type: NormType = NormType.LAYERNORM
     """layernorm or rms."""
     layernorm: LayerNormConfig = Field(default_factory=LayerNormConfig)
     """Constants of the norm, for rms as well."""
     mlp_type: MLPType = MLPType.DEFAULT
-    """default: GELU; swiglu: gated by SiLU, with a third weight."""
+    """default: GELU; swiglu: gated by SiLU, with a third weight; geglu: gated by GELU."""
+    activation_function: ActivationFunction | None = None
+    """gelu, gelu_tanh (its approximation), relu, squared_relu or silu. null: that of mlp_type."""
     mlp_factor: float = Field(default=4.0, gt=0, le=1e6)
     """Width of the MLP as a factor of hidden_size; their product is a whole number."""
+    mlp_size: int | None = Field(default=None, ge=1)
+    """Width of the MLP. null: mlp_factor times hidden_size."""
+    mlp_size_multiple_of: int = Field(default=1, ge=1)
+    """The width is rounded up to a multiple of this."""
     mlp_bias: bool = True
     """Biases in the MLP."""
     reset_attention_mask: bool = True
     """Do not attend across the end of a document."""
     reset_position_ids: bool = True
     """Count positions from 0 in each document."""
+    embedding_scale: float = Field(default=1.0, gt=0)
+    """Multiplies the embeddings."""
+    residual_scale: float = Field(default=1.0, gt=0)
+    """Multiplies what attention and MLP add to the residual stream."""
     weight_tying: bool = True
     """Use the embedding as the weight of the language model head."""
     lm_head: bool = True
     """Map the last hidden state to the vocabulary."""
     causal: bool = True
     """Attend to earlier tokens only."""
+    initialization: InitializationConfig = Field(default_factory=InitializationConfig)
+    """First values of weights."""
     masked_softmax: MaskedSoftmaxConfig = Field(default_factory=MaskedSoftmaxConfig)
     """The attention kernel."""
     precision: Annotated[Precision, OnResume.SCHEDULE] = Precision.FLOAT32
@@ -140,41 +220,41 @@ class ArchitectureConfig(BaseConfig):
         given.setdefault("attention_qkv_in_one", given.get("attention_num_kv_heads") is None)
         yield from ()
 
+    @property
+    def head_size(self) -> int:
+        """Return the features of a head."""
+        return self.attention_head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Return the width of the MLP."""
+        width = self.mlp_size or round(self.hidden_size * self.mlp_factor)
+        return -(-width // self.mlp_size_multiple_of) * self.mlp_size_multiple_of
+
+    @property
+    def rotated_dimensions(self) -> int:
+        """Return how many features of a head are rotated, in layers that rotate any."""
+        rotates = self.relative_position_embedding_type is not RelativePositionEmbeddingType.NONE
+        return int(self.head_size * self.rotary_percentage) if rotates else 0
+
+    def kind_of_layers(self) -> Iterator[AttentionKindConfig]:
+        """Yield the kinds of attention in one period of the pattern."""
+        yield from (self.attention_kinds[name] for name in self.attention_pattern)
+        if not self.attention_pattern:
+            yield AttentionKindConfig()
+
     def problems(self) -> Iterator[Problem]:
         """Check the sizes against each other."""
-        hidden, heads, kv_heads = self.hidden_size, self.num_attention_heads, self.attention_num_kv_heads
-        if hidden % heads:
+        yield from _problems_of_heads(self)
+        yield from _problems_of_rotation(self)
+        yield from _problems_of_kinds(self)
+        yield from _problems_of_norms(self)
+        yield from _problems_of_mlp(self)
+        if self.absolute_positions is not None and self.absolute_positions < self.sequence_length:
             yield Problem(
-                "hidden_size",
-                f"is {hidden}, but must be divisible by num_attention_heads ({heads}); the nearest that is: "
-                f"{max(1, round(hidden / heads)) * heads}",
-            )
-        elif (rotation := _attention_of(self).rotation) is not None and (
-            rotation.dimensions == 0 or rotation.dimensions % 2
-        ):
-            yield Problem(
-                "rotary_percentage",
-                f"is {self.rotary_percentage:g}, which rotates {rotation.dimensions} of the {hidden // heads} "
-                f"dimensions of a head (hidden_size {hidden} / num_attention_heads {heads}), but rotation needs an "
-                "even number of at least 2; change one of the three, or set relative_position_embedding_type to none",
-            )
-        if kv_heads is not None and heads % kv_heads:
-            yield Problem(
-                "attention_num_kv_heads",
-                f"is {kv_heads}, but must divide num_attention_heads ({heads}); {math.gcd(kv_heads, heads)} does",
-            )
-        if kv_heads is not None and self.attention_qkv_in_one:
-            yield Problem(
-                "attention_qkv_in_one",
-                f"is true, but with attention_num_kv_heads ({kv_heads}) the weights have different sizes; set it to "
-                "false",
-            )
-        width = _feed_forward_of(self).width
-        if not math.isclose(hidden * self.mlp_factor, width, rel_tol=1e-9) or width < 1:
-            yield Problem(
-                "mlp_factor",
-                f"is {self.mlp_factor:g}, but times hidden_size ({hidden}) must be a whole number, not "
-                f"{hidden * self.mlp_factor:g}; {max(1, width) / hidden!r} gives {max(1, width)}",
+                "absolute_positions",
+                f"is {self.absolute_positions}, fewer than the tokens of a sample (sequence_length "
+                f"{self.sequence_length}); raise it, or lower sequence_length",
             )
 
 
@@ -182,89 +262,134 @@ class TransformerArchitectureConfig(FormerArchitectureConfig, ArchitectureConfig
     """A decoder-only language model."""
 
 
-def plan_of(architecture: ArchitectureConfig) -> ModelPlan:
-    """Return the model that a valid section describes. Nothing else reads its keys to know what the layers are."""
-    norm = _norm_of(architecture, architecture.hidden_size)
-    block = pre_norm(
-        norm,
-        _attention_of(architecture),
-        _feed_forward_of(architecture),
-        dropout_after_attention=architecture.dropout_after_attention,
-        dropout_after_mlp=architecture.dropout_after_mlp,
-    )
-    embedding, *head = _ends_of(architecture)
-    final_norm = LayerPlan("norm", (("norm", norm),))
-    return ModelPlan(
-        runs=((1, embedding), (architecture.num_layers, block), (1, final_norm), *((1, layer) for layer in head)),
-        sequence=architecture.sequence_length,
-        arithmetic=Arithmetic(
-            precision=architecture.precision.value,
-            kernel=architecture.masked_softmax.kernel.value,
-            deterministic=architecture.masked_softmax.deterministic_flash_attn_bwd,
-            dropout_stream=architecture.dropout_stream.value,
-        ),
-    )
+def _problems_of_heads(section: ArchitectureConfig) -> Iterator[Problem]:
+    hidden, heads, kv_heads = section.hidden_size, section.num_attention_heads, section.attention_num_kv_heads
+    if section.attention_head_size is None and hidden % heads:
+        yield Problem(
+            "hidden_size",
+            f"is {hidden}, but must be divisible by num_attention_heads ({heads}); the nearest that is: "
+            f"{max(1, round(hidden / heads)) * heads}; or give attention_head_size",
+        )
+    if kv_heads is not None and heads % kv_heads:
+        yield Problem(
+            "attention_num_kv_heads",
+            f"is {kv_heads}, but must divide num_attention_heads ({heads}); {math.gcd(kv_heads, heads)} does",
+        )
+    if kv_heads is not None and section.attention_qkv_in_one:
+        yield Problem(
+            "attention_qkv_in_one",
+            f"is true, but with attention_num_kv_heads ({kv_heads}) the weights have different sizes; set it to false",
+        )
+    if section.attention_score_scale is not None and section.masked_softmax.scale != 1.0:
+        yield Problem(
+            "attention_score_scale",
+            f"is {section.attention_score_scale:g}, and masked_softmax.scale ({section.masked_softmax.scale:g}) "
+            "multiplies 1 / sqrt(head size); use one of the two",
+        )
 
 
-def _ends_of(architecture: ArchitectureConfig) -> Iterator[LayerPlan]:
-    """Yield the embedding, and the head if there is one."""
-    table = TablePlan(vocabulary=architecture.vocab_size, hidden=architecture.hidden_size, std=_std_of(architecture))
-    matrix, tied = replace(table, multiplied=True), ("embedding.weight",)
-    looked_up = (("embedding", table), ("dropout", DropoutPlan("embedding", architecture.dropout_embedding)))
-    if architecture.lm_head and architecture.weight_tying:
-        yield LayerPlan("embedding", looked_up, tied)
-        yield LayerPlan("tied_head", (("embedding", matrix),), tied)
+def _problems_of_rotation(section: ArchitectureConfig) -> Iterator[Problem]:
+    if section.attention_head_size is None and section.hidden_size % section.num_attention_heads:
         return
-    yield LayerPlan("embedding", looked_up)
-    if architecture.lm_head:
-        yield LayerPlan("head", (("linear", matrix),))
+    if section.relative_position_embedding_type is RelativePositionEmbeddingType.NONE:
+        return
+    size, dimensions = section.head_size, section.rotated_dimensions
+    if dimensions == 0 or dimensions % 2:
+        source, change = "attention_head_size", "one of the two"
+        if section.attention_head_size is None:
+            source = f"hidden_size {section.hidden_size} / num_attention_heads {section.num_attention_heads}"
+            change = "one of the three"
+        yield Problem(
+            "rotary_percentage",
+            f"is {section.rotary_percentage:g}, which rotates {dimensions} of the {size} dimensions of a head "
+            f"({source}), but rotation needs an even number of at least 2; change {change}, or set "
+            "relative_position_embedding_type to none",
+        )
+    kinds = {f"attention_kinds.{name}.rotary": kind.rotary for name, kind in section.attention_kinds.items()}
+    for path, rotary in {"rotary": section.rotary, **kinds}.items():
+        if isinstance(rotary, LongRopeRotaryConfig) and len(rotary.short_factor) != dimensions // 2:
+            yield Problem(
+                f"{path}.short_factor",
+                f"has {len(rotary.short_factor)} numbers, but {dimensions} dimensions of a head are rotated, in "
+                f"{dimensions // 2} pairs; give one number for each",
+            )
 
 
-def _std_of(architecture: ArchitectureConfig) -> float:
-    return math.sqrt(2.0 / (5.0 * architecture.hidden_size))
+def _problems_of_kinds(section: ArchitectureConfig) -> Iterator[Problem]:
+    kinds, pattern = section.attention_kinds, section.attention_pattern
+    for index, name in enumerate(pattern):
+        if name not in kinds:
+            known = f"; there is {', '.join(kinds)}" if kinds else ""
+            yield Problem(f"attention_pattern.{index}", f"is {name!r}, which attention_kinds does not have{known}")
+    for name in kinds:
+        if name not in pattern:
+            yield Problem(
+                f"attention_kinds.{name}", "is in no layer; name it in attention_pattern, or remove it from here"
+            )
+    if len(set(pattern)) > 1 and section.num_layers > MOST_LAYERS_IN_A_PATTERN:
+        yield Problem(
+            "attention_pattern",
+            f"is for at most {MOST_LAYERS_IN_A_PATTERN} layers, not {section.num_layers} (num_layers); remove one",
+        )
+    windows = [kind.window for kind in kinds.values() if kind.window is not None]
+    local, window = section.num_local_attention_heads, section.local_attention_window_size
+    if local > section.num_attention_heads:
+        yield Problem(
+            "num_local_attention_heads",
+            f"is {local}, but there are {section.num_attention_heads} heads (num_attention_heads); lower it",
+        )
+    if local and window is None:
+        yield Problem(
+            "local_attention_window_size",
+            f"is null, but {local} heads see a window only (num_local_attention_heads); say how many keys",
+        )
+    if not local and window is not None:
+        yield Problem(
+            "num_local_attention_heads",
+            f"is 0, so no head has the window of {window} keys (local_attention_window_size); set it to "
+            f"{section.num_attention_heads} for all heads",
+        )
+    if local and windows:
+        yield Problem(
+            "num_local_attention_heads",
+            f"is {local}, but attention_kinds has windows as well; use one of the two",
+        )
+    if not section.causal and (local or windows):
+        yield Problem("causal", "is false, but windows are for attention to earlier tokens only; remove the windows")
 
 
-def _norm_of(architecture: ArchitectureConfig, features: int) -> NormPlan:
-    kind, epsilon = architecture.norm_type, architecture.layernorm.layernorm_epsilon
-    return NormPlan(kind=kind, features=features, epsilon=epsilon, bias=kind is NormType.LAYERNORM)
+def _problems_of_norms(section: ArchitectureConfig) -> Iterator[Problem]:
+    norm, rms = section.layernorm, section.norm_type is NormType.RMS
+    if rms and norm.bias:
+        yield Problem("layernorm.bias", "is true, but norm_type rms has no bias; remove it")
+    if rms and not norm.weight:
+        yield Problem("layernorm.weight", "is false, but norm_type rms is not built without a weight; set it to true")
+    if not rms and norm.weight_offset:
+        yield Problem(
+            "layernorm.weight_offset",
+            f"is {norm.weight_offset:g}, but norm_type layernorm stores its weight as it is; set it to 0",
+        )
+    if not rms and section.key_query_norm == "all_heads":
+        yield Problem("key_query_norm", "is all_heads, which is built for norm_type rms only; use per_head")
+    if section.parallel_residual and section.norm_placement is not NormPlacement.PRE:
+        yield Problem(
+            "norm_placement",
+            f"is {section.norm_placement.value}, but with parallel_residual norms stand before the branches; set it to "
+            "pre",
+        )
+    if not section.parallel_residual and section.parallel_residual_norms != 2:
+        yield Problem(
+            "parallel_residual_norms", "is 1, which is for parallel_residual only; set that to true, or remove this"
+        )
 
 
-def _attention_of(architecture: ArchitectureConfig) -> AttentionPlan:
-    heads, std = architecture.num_attention_heads, _std_of(architecture)
-    size = architecture.hidden_size // heads
-    position = architecture.relative_position_embedding_type
-    rotation = RotationPlan(
-        dimensions=int(size * architecture.rotary_percentage),
-        base=float(architecture.rotary_embedding_base),
-        interleaved=position is RelativePositionEmbeddingType.ROTARY_COMPLEX,
-    )
-    return AttentionPlan(
-        hidden=architecture.hidden_size,
-        heads=heads,
-        kv_heads=architecture.attention_num_kv_heads or heads,
-        head_size=size,
-        fused=architecture.attention_qkv_in_one,
-        scale=architecture.masked_softmax.scale / math.sqrt(size),
-        causal=architecture.causal,
-        projection_bias=architecture.attention_bias,
-        output_bias=architecture.attention_bias,
-        projection_std=std,
-        output_std=std,
-        rotation=None if position is RelativePositionEmbeddingType.NONE else rotation,
-        norm=_norm_of(architecture, size) if architecture.key_query_norm else None,
-        dropout=architecture.dropout_attention_probs,
-    )
-
-
-def _feed_forward_of(architecture: ArchitectureConfig) -> FeedForwardPlan:
-    gated, std = architecture.mlp_type is MLPType.SWIGLU, _std_of(architecture)
-    return FeedForwardPlan(
-        hidden=architecture.hidden_size,
-        width=round(architecture.hidden_size * architecture.mlp_factor),
-        activation="silu" if gated else "gelu",
-        gated=gated,
-        input_bias=architecture.mlp_bias,
-        output_bias=architecture.mlp_bias,
-        input_std=std,
-        output_std=std,
-    )
+def _problems_of_mlp(section: ArchitectureConfig) -> Iterator[Problem]:
+    hidden, width = section.hidden_size, round(section.hidden_size * section.mlp_factor)
+    if section.mlp_size is not None or section.mlp_size_multiple_of > 1:
+        return
+    if not math.isclose(hidden * section.mlp_factor, width, rel_tol=1e-9) or width < 1:
+        yield Problem(
+            "mlp_factor",
+            f"is {section.mlp_factor:g}, but times hidden_size ({hidden}) must be a whole number, not "
+            f"{hidden * section.mlp_factor:g}; {max(1, width) / hidden!r} gives {max(1, width)}",
+        )

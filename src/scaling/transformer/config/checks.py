@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from math import gcd
 
 from scaling.core import LearningRateSchedulerConfig, OptimizerConfig, Problem, TopologyConfig, vanishing_constants
-from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
 from scaling.transformer.config.data import DataConfig
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig
 
 

@@ -19,7 +19,8 @@ from scaling.core import (
     takes_parameter,
     unmatched_patterns,
 )
-from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
 
 _TRAINING, _RATE, _EMBEDDING_RATE = "training", "learning_rate_scheduler", "embedding_learning_rate_scheduler"
 _SEPARATE = "use_separate_lr_on_embeddings"

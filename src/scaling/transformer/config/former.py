@@ -93,10 +93,6 @@ class FormerArchitectureConfig(BaseConfig):
 
     attention_use_matmul: Annotated[bool, NoEffect("attention uses PyTorch's fused kernels")] = False
     """Formerly: which product computes attention scores."""
-    num_local_attention_heads: Annotated[int, Unavailable()] = Field(default=0, ge=0)
-    """Heads that attend to a window only."""
-    local_attention_window_size: Annotated[int | None, Unavailable()] = Field(default=None, ge=1)
-    """Size of that window."""
     fp8_config_attention: Annotated[FP8LinearConfig | None, Unavailable()] = None
     """8-bit query, key and value products."""
     fp8_config_attention_dense_out: Annotated[FP8LinearConfig | None, Unavailable()] = None

@@ -24,8 +24,9 @@ from scaling.core import (
     scalars_lacking,
     step_of,
 )
-from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.data import DataConfig
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.config.training import TrainingConfig, TrainingGroupConfig
 

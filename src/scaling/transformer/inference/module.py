@@ -27,12 +27,13 @@ from scaling.core import (
     TopologyConfig,
     folder_meant,
 )
-from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from scaling.transformer.inference.sampling import Sampling, choose
 from scaling.transformer.io import TextInputs
 from scaling.transformer.model import layer_specs
-from scaling.transformer.plan.parts import AttentionPlan
+from scaling.transformer.plan.attention import AttentionPlan
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,35 @@ from typing import final
 
 from torch import nn
 
-from scaling.core import Dropout, VocabParallelEmbedding
+from scaling.core import Dropout, PositionEmbedding, VocabParallelEmbedding
 from scaling.transformer.io import TextInputs, TransformerIO
+from scaling.transformer.layers.residual import Scale
 
 
 @final
 class EmbeddingInput(nn.Module):
-    """Look up the tokens' embeddings and drop some of their features."""
+    """Look up the tokens' embeddings, scale them, add learned positions, and drop some of their features."""
 
-    def __init__(self, embedding: VocabParallelEmbedding, dropout: Dropout) -> None:
+    def __init__(
+        self,
+        embedding: VocabParallelEmbedding,
+        dropout: Dropout,
+        *,
+        scale: Scale | None = None,
+        positions: PositionEmbedding | None = None,
+    ) -> None:
         super().__init__()
         self.embedding = embedding
+        self.scale = scale
+        self.positions = positions
         self.dropout = dropout
 
     def forward(self, inputs: TextInputs) -> TransformerIO:
         """Return the embedded micro-batch."""
-        activations = self.dropout(self.embedding(inputs.token_ids), inputs.sample_positions)
+        activations = self.embedding(inputs.token_ids)
+        if self.scale is not None:
+            activations = self.scale(activations)
+        if self.positions is not None:
+            activations = activations + self.positions(inputs.position_ids)
+        activations = self.dropout(activations, inputs.sample_positions)
         return TransformerIO(activations, inputs.position_ids, inputs.document_ids, inputs.sample_positions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import final
 
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from scaling.core import (
     ParallelSelfAttention,
     ParallelSwiGLUMLP,
     Place,
+    PositionEmbedding,
     RMSNorm,
     RotaryEmbedding,
     RowParallelLinear,
@@ -35,19 +37,34 @@ from scaling.core import (
     flash_attention_available,
 )
 from scaling.transformer.config.architecture import Precision
+from scaling.transformer.layers.residual import Residual, Scale
+from scaling.transformer.plan.attention import AttentionPlan, RotationPlan
 from scaling.transformer.plan.model import ModelPlan
 from scaling.transformer.plan.parts import (
-    AttentionPlan,
     DropoutPlan,
     FeedForwardPlan,
     LinearPlan,
     NormPlan,
     PartPlan,
-    RotationPlan,
+    PositionTablePlan,
+    ResidualPlan,
+    ScalePlan,
     TablePlan,
 )
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
+
+def squared_relu(x: Tensor) -> Tensor:
+    """Return relu(x)^2 (So et al., arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "squared_relu": squared_relu,
+    "silu": F.silu,
+}
 
 
 @final
@@ -75,6 +92,13 @@ class PartMaker:
                 return self._feed_forward(part)
             case DropoutPlan():
                 return self._dropout(part, layer)
+            case ResidualPlan():
+                return Residual(self._dropout(DropoutPlan(part.site, part.dropout), layer), scale=part.scale)
+            case ScalePlan():
+                return Scale(part.factor)
+            case PositionTablePlan():
+                initializer = Normal(part.std)
+                return PositionEmbedding(part.length, part.hidden, place=self.place, initializer=initializer)
         raise LayoutError(f"a layer has a {type(part).__name__}, which nothing builds")
 
     def _dropout(self, part: DropoutPlan, layer: int) -> Dropout:
@@ -106,7 +130,7 @@ class PartMaker:
         if part.norm is None:
             return attention
         whole = replace(self.place, sequence_parallel=False)  # within attention the sequence is whole
-        return attention.with_key_query_norm(self._norm(part.norm, whole), self._norm(part.norm, whole))
+        return attention.with_key_query_norm(self._norm(part.norm.norm, whole), self._norm(part.norm.norm, whole))
 
     def _core(self, part: AttentionPlan, layer: int, heads: Heads) -> AttentionCore:
         arithmetic, place = self.plan.arithmetic, self.place
@@ -157,4 +181,4 @@ def unbuilt(plan: ModelPlan) -> Iterator[str]:
             yield f"attention scores capped at {attention.cap:g}"
     for feed_forward in plan.parts(FeedForwardPlan):
         if feed_forward.activation not in ACTIVATIONS:
-            yield f"the activation {feed_forward.activation} (there is {' and '.join(ACTIVATIONS)})"
+            yield f"the activation {feed_forward.activation} (there is {', '.join(ACTIVATIONS)})"

@@ -8,15 +8,9 @@ from itertools import repeat
 from math import gcd
 from typing import Literal, TypeVar
 
+from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.parameters import ParameterPlan
-from scaling.transformer.plan.parts import (
-    AttentionPlan,
-    DropoutPlan,
-    FeedForwardPlan,
-    MultiplyAdds,
-    NormPlan,
-    PartPlan,
-)
+from scaling.transformer.plan.parts import FeedForwardPlan, MultiplyAdds, PartPlan
 
 Part = TypeVar("Part", bound=PartPlan)
 
@@ -26,7 +20,7 @@ class LayerPlan:
     """A layer of the pipeline: which class runs it, and the parts it is made of, by the names checkpoints know."""
 
     kind: str
-    """`embedding`, `pre_norm`, `norm`, `head`, ...: how the parts are put together."""
+    """`embedding`, `pre`, `norm`, `head`, ...: how the parts are put together."""
     parts: tuple[tuple[str, PartPlan], ...]
     tied: tuple[str, ...] = ()
     """Parameters shared with the other layers that tie the same names."""
@@ -40,28 +34,6 @@ class LayerPlan:
         """Return what one token costs in a sequence of so many."""
         each = [part.multiply_adds(sequence) for _, part in self.parts]
         return MultiplyAdds(sum(one.matrices for one in each), sum(one.scores for one in each))
-
-
-def pre_norm(
-    norm: NormPlan,
-    attention: AttentionPlan,
-    feed_forward: FeedForwardPlan,
-    *,
-    dropout_after_attention: float = 0.0,
-    dropout_after_mlp: float = 0.0,
-) -> LayerPlan:
-    """Return the block x + attention(norm(x)), then x + mlp(norm(x)) (arXiv:2002.04745)."""
-    return LayerPlan(
-        "pre_norm",
-        (
-            ("input_layernorm", norm),
-            ("self_attention", attention),
-            ("post_attention_layernorm", norm),
-            ("mlp", feed_forward),
-            ("dropout_after_attention", DropoutPlan("after_attention", dropout_after_attention)),
-            ("dropout_after_mlp", DropoutPlan("after_mlp", dropout_after_mlp)),
-        ),
-    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The parts of a layer: norm, attention, feed-forward, the table of a vocabulary, dropout.
+"""The parts of a layer: norms, tables, products, feed-forward, and what has no weights. Attention has its own file.
 
 Each knows its parameters and its products; sizes are those of the whole model, whatever the layout.
 """
@@ -58,20 +58,58 @@ class DropoutPlan:
         return NONE
 
 
+@dataclass(frozen=True)
+class ScalePlan:
+    """Multiplication by a constant."""
+
+    factor: float
+
+    def parameters(self, name: str) -> Iterator[ParameterPlan]:
+        """Yield nothing."""
+        return iter(())
+
+    def multiply_adds(self, sequence: int) -> MultiplyAdds:
+        """Return nothing."""
+        return NONE
+
+
+@dataclass(frozen=True)
+class ResidualPlan:
+    """Adds the output of a branch to the residual stream: dropped out, and multiplied by a constant."""
+
+    site: str
+    """Tells the masks of its dropout apart from others."""
+    dropout: float = 0.0
+    scale: float = 1.0
+
+    def parameters(self, name: str) -> Iterator[ParameterPlan]:
+        """Yield nothing."""
+        return iter(())
+
+    def multiply_adds(self, sequence: int) -> MultiplyAdds:
+        """Return nothing."""
+        return NONE
+
+
 @dataclass(frozen=True, kw_only=True)
 class NormPlan:
-    """LayerNorm, with a bias or without, or RMSNorm."""
+    """LayerNorm, with weight and bias or without, or RMSNorm."""
 
     kind: NormType
     features: int
     epsilon: float
     bias: bool = False
+    weight: bool = True
+    offset: int = 0
+    """Added to the weight where it is used."""
 
-    def parameters(self, name: str, *, of_heads: bool = False) -> Iterator[ParameterPlan]:
-        """Yield weight and bias; `of_heads`: the norm of queries or keys, of which a model rank sees its heads."""
-        for own, value in (("weight", 1.0), ("bias", 0.0))[: 1 + self.bias]:
-            cut, start = Whole(always_in_parts=of_heads), Start("constant", value)
-            yield ParameterPlan(name=f"{name}.{own}", shape=(self.features,), cut=cut, start=start)
+    def parameters(self, name: str, *, cut: Cut | None = None) -> Iterator[ParameterPlan]:
+        """Yield weight and bias; `cut`: how the model axis cuts them, if not as those of the residual stream."""
+        cut = Whole() if cut is None else cut
+        for own, present, value in (("weight", self.weight, 1.0 - self.offset), ("bias", self.bias, 0.0)):
+            if present:
+                start = Start("constant", value)
+                yield ParameterPlan(name=f"{name}.{own}", shape=(self.features,), cut=cut, start=start)
 
     def multiply_adds(self, sequence: int) -> MultiplyAdds:
         """Return nothing: no matrix."""
@@ -98,6 +136,24 @@ class TablePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PositionTablePlan:
+    """A learned vector for each position, added to the embedding."""
+
+    length: int
+    hidden: int
+    std: float
+
+    def parameters(self, name: str) -> Iterator[ParameterPlan]:
+        """Yield the table."""
+        shape, start = (self.length, self.hidden), Start("normal", self.std)
+        yield ParameterPlan(name=f"{name}.weight", shape=shape, cut=Whole(), start=start)
+
+    def multiply_adds(self, sequence: int) -> MultiplyAdds:
+        """Return nothing: it is looked up."""
+        return NONE
+
+
+@dataclass(frozen=True, kw_only=True)
 class LinearPlan:
     """A matrix product within a part."""
 
@@ -116,87 +172,6 @@ class LinearPlan:
             cut: Cut = Whole() if self.cut == Even(1) else self.cut
             zeros = Start("constant", 0.0)
             yield ParameterPlan(name=f"{name}.{self.name}.bias", shape=(self.outputs,), cut=cut, start=zeros)
-
-
-@dataclass(frozen=True)
-class RotationPlan:
-    """Rotary positions: pairs of the first `dimensions` features of a head are turned."""
-
-    dimensions: int
-    base: float
-    interleaved: bool
-    """Pairs are neighbours, instead of a feature of the first half and one of the second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionPlan:
-    """Self-attention of grouped heads."""
-
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    fused: bool
-    """Query, key and value in one product; checkpoints hold three weights all the same."""
-    scale: float
-    """Of the scores, in place of 1 / sqrt(head size)."""
-    causal: bool
-    projection_bias: bool
-    """Of query, key and value."""
-    output_bias: bool
-    projection_std: float
-    output_std: float
-    rotation: RotationPlan | None = None
-    norm: NormPlan | None = None
-    """Of queries and keys, within each head."""
-    window: int | None = None
-    """Keys that a token sees, itself included. None: all."""
-    cap: float | None = None
-    """Scores s become cap * tanh(s / cap). None: they stay."""
-    dropout: float = 0.0
-    """Of the probabilities."""
-
-    @property
-    def projections(self) -> tuple[LinearPlan, ...]:
-        """Return the products that make queries, keys and values."""
-        counts = {"query": self.heads, "key": self.kv_heads, "value": self.kv_heads}
-        return tuple(
-            LinearPlan(
-                name=name,
-                inputs=self.hidden,
-                outputs=count * self.head_size,
-                cut=Heads(count, self.head_size),
-                bias=self.projection_bias,
-                std=self.projection_std,
-            )
-            for name, count in counts.items()
-        )
-
-    @property
-    def dense(self) -> LinearPlan:
-        """Return the product that takes the heads back to the residual stream."""
-        return LinearPlan(
-            name="dense",
-            inputs=self.heads * self.head_size,
-            outputs=self.hidden,
-            cut=Even(1),
-            bias=self.output_bias,
-            std=self.output_std,
-        )
-
-    def parameters(self, name: str) -> Iterator[ParameterPlan]:
-        """Yield weights, biases and norms."""
-        for linear in (*self.projections, self.dense):
-            yield from linear.parameters(name)
-        if self.norm is not None:
-            for own in ("norm_query", "norm_key"):
-                yield from self.norm.parameters(f"{name}.{own}", of_heads=True)
-
-    def multiply_adds(self, sequence: int) -> MultiplyAdds:
-        """Return those of the projections and of the scores."""
-        seen = sequence if self.window is None else min(self.window, sequence)
-        matrices = sum(linear.inputs * linear.outputs for linear in (*self.projections, self.dense))
-        return MultiplyAdds(matrices, 2 * self.heads * self.head_size * seen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ from itertools import accumulate, pairwise
 from math import gcd, lcm, prod
 
 from scaling.core import ConfigError, Problem, TopologyConfig
-from scaling.transformer.config.architecture import plan_of
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.plan.parts import AttentionPlan, FeedForwardPlan
+from scaling.transformer.plan.attention import AttentionPlan
+from scaling.transformer.plan.parts import FeedForwardPlan
 
 PROCESSES = 8
 _HEAD_SIZE = 8

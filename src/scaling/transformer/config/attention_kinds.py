@@ -1,0 +1,208 @@
+"""Kinds of attention layers, and the rotations they may have."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from scaling.core import (
+    BaseConfig,
+    ConfigFamily,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Problem,
+    RotaryScaling,
+    Unscaled,
+    YarnScaling,
+)
+
+
+class RotaryConfig(ConfigFamily):
+    """Wavelengths of rotary positions, by their type."""
+
+    kind_key: ClassVar[str] = "type"
+    default_kind: ClassVar[str | None] = "default"
+
+    base: float | None = Field(default=None, gt=1)
+    """Base of the wavelengths. null: rotary_embedding_base."""
+
+    @abstractmethod
+    def scaling(self, sequence_length: int) -> RotaryScaling | None:
+        """Return how the wavelengths are changed, None where nothing is rotated."""
+
+
+TrainedLength = Annotated[int | None, Field(ge=1)]
+
+
+class UnscaledRotaryConfig(RotaryConfig):
+    """Rotation as it was published."""
+
+    type: Literal["default"] = "default"
+    """default, none, linear, dynamic, yarn, llama3 or longrope."""
+
+    def scaling(self, sequence_length: int) -> RotaryScaling:
+        """Return no change."""
+        return Unscaled()
+
+
+class NoRotaryConfig(RotaryConfig):
+    """No rotation."""
+
+    type: Literal["none"] = "none"
+    """default, none, linear, dynamic, yarn, llama3 or longrope."""
+
+    def scaling(self, sequence_length: int) -> None:
+        """Return that nothing is rotated."""
+        return None
+
+
+class LinearRotaryConfig(RotaryConfig):
+    """All wavelengths are longer by one factor (arXiv:2306.15595)."""
+
+    type: Literal["linear"] = "linear"
+    """default, none, linear, dynamic, yarn, llama3 or longrope."""
+    factor: float = Field(ge=1)
+    """The factor."""
+
+    def scaling(self, sequence_length: int) -> RotaryScaling:
+        """Return the factor."""
+        return LinearScaling(self.factor)
+
+
+class DynamicRotaryConfig(RotaryConfig):
+    """A base that grows with the configured sequence length beyond the trained one (NTK-aware scaling)."""
+
+    type: Literal["dynamic"] = "dynamic"
+    """default, none, linear, dynamic, yarn, llama3 or longrope."""
+    factor: float = Field(ge=1)
+    """How fast the base grows."""
+    trained_length: TrainedLength = None
+    """Length up to which nothing changes. null: sequence_length. It is compared with sequence_length, never with the
+    batch at hand."""
+
+    def scaling(self, sequence_length: int) -> RotaryScaling:
+        """Return the factor and the length."""
+        return DynamicScaling(factor=self.factor, trained_length=self.trained_length or sequence_length)
+
+
+class YarnRotaryConfig(RotaryConfig):
+    """Long wavelengths are scaled, short ones stay, with a ramp between them (arXiv:2309.00071)."""
+
+    type: Literal["yarn"] = "yarn"
+    """default, none, linear, dynamic, yarn, llama3 or longrope."""
+    factor: float = Field(ge=1)
+    """Of the long wavelengths."""
+    trained_length: TrainedLength = None
+    """Length before the extension. null: sequence_length."""
+    beta_fast: float = Field(default=32.0, gt=0)
+    """Turns within trained_length from which a wavelength stays."""
+    beta_slow: float = Field(default=1.0, gt=0)
+    """Turns within trained_length up to which a wavelength is scaled in full."""
+    attention_factor: float | None = Field(default=None, gt=0)
+    """Multiplies cosine and sine. null: it follows from factor, mscale and mscale_all_dim."""
+    mscale: float | None = Field(default=None, ge=0)
+    """Weight of the logarithm of factor in the numerator of attention_factor. null: 1, without a denominator."""
+    mscale_all_dim: float | None = Field(default=None, ge=0)
+    """The same in the denominator. null: no denominator."""
+    truncate: bool = True
+    """Round the ends of the ramp to whole pairs."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the order of the ramp's ends."""
+        if self.beta_fast < self.beta_slow:
+            yield Problem("beta_fast", f"is {self.beta_fast:g}, below beta_slow ({self.beta_slow:g}); exchange them")
+
+    def scaling(self, sequence_length: int) -> RotaryScaling:
+        """Return the ramp."""
+        return YarnScaling(
+            factor=self.factor,
+            trained_length=self.trained_length or sequence_length,
+            beta_fast=self.beta_fast,
+            beta_slow=self.beta_slow,
+            attention_factor=self.attention_factor,
+            mscale=self.mscale,
+            mscale_all_dim=self.mscale_all_dim,
+            truncate=self.truncate,
+        )
+
+
+class Llama3RotaryConfig(RotaryConfig):
+    """Llama 3.1: long wavelengths are scaled, short ones stay, those between are blended."""
+
+    type: Literal["llama3"] = "llama3"
+    """default, none, linear, dynamic, yarn, llama3 or longrope."""
+    factor: float = Field(ge=1)
+    """Of the long wavelengths."""
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    """Wavelengths above trained_length / low_freq_factor are scaled in full."""
+    high_freq_factor: float = Field(default=4.0, gt=0)
+    """Wavelengths below trained_length / high_freq_factor stay."""
+    trained_length: TrainedLength = None
+    """Length before the extension. null: sequence_length."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that there is something between the two."""
+        if self.high_freq_factor <= self.low_freq_factor:
+            yield Problem(
+                "high_freq_factor",
+                f"is {self.high_freq_factor:g}, but must be above low_freq_factor ({self.low_freq_factor:g}); raise it",
+            )
+
+    def scaling(self, sequence_length: int) -> RotaryScaling:
+        """Return the factors."""
+        return Llama3Scaling(
+            factor=self.factor,
+            low_freq_factor=self.low_freq_factor,
+            high_freq_factor=self.high_freq_factor,
+            trained_length=self.trained_length or sequence_length,
+        )
+
+
+class LongRopeRotaryConfig(RotaryConfig):
+    """A factor for each wavelength, one list for short and one for long sequences (arXiv:2402.13753)."""
+
+    type: Literal["longrope"] = "longrope"
+    """default, none, linear, dynamic, yarn, llama3 or longrope."""
+    short_factor: list[float] = Field(min_length=1)
+    """A factor for each rotated pair where sequence_length is at most trained_length."""
+    long_factor: list[float] = Field(min_length=1)
+    """A factor for each rotated pair where sequence_length is longer. The batch at hand never decides."""
+    trained_length: TrainedLength = None
+    """Length before the extension. null: sequence_length."""
+    factor: float | None = Field(default=None, gt=0)
+    """By how much the context was extended. null: sequence_length / trained_length."""
+    attention_factor: float | None = Field(default=None, gt=0)
+    """Multiplies cosine and sine. null: sqrt(1 + ln factor / ln trained_length), 1 for a factor of at most 1."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that the lists are of one length."""
+        if len(self.short_factor) != len(self.long_factor):
+            yield Problem(
+                "long_factor",
+                f"has {len(self.long_factor)} numbers, short_factor has {len(self.short_factor)}; give each one number "
+                "for each rotated pair",
+            )
+
+    def scaling(self, sequence_length: int) -> RotaryScaling:
+        """Return the lists."""
+        return LongRopeScaling(
+            short_factor=tuple(self.short_factor),
+            long_factor=tuple(self.long_factor),
+            trained_length=self.trained_length or sequence_length,
+            factor=self.factor,
+            attention_factor=self.attention_factor,
+        )
+
+
+class AttentionKindConfig(BaseConfig):
+    """What is special about the attention of some layers."""
+
+    window: int | None = Field(default=None, ge=1)
+    """Keys that a token sees, itself included. null: all before it."""
+    rotary: RotaryConfig | None = None
+    """Rotation of these layers, of the types that transformer_architecture.rotary has. null: that one."""
