@@ -43,6 +43,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/nn/attention": ("core/nn/test_attention_projections",),
     "core/nn/config": ("transformer/config/test_root", "transformer/config/test_problems"),
     "core/nn/place": ("core/nn/test_linear", "core/nn/test_attention_projections", "core/nn/test_dropout"),
+    "core/nn/rotary": ("core/nn/test_rotary_scaling", "core/nn/test_rotary_against_transformers"),
     "core/optimizer/config": ("core/optimizer/test_optimizer", "transformer/config/test_problems"),
     "core/optimizer/patterns": ("core/optimizer/test_groups", "transformer/config/test_problems"),
     "core/pipeline/engine": ("core/pipeline/test_toy_schedules",),

@@ -62,8 +62,9 @@ def rotate(
         real, imaginary = turned[..., 0::2], turned[..., 1::2]
     else:
         real, imaginary = turned[..., : dimensions // 2], turned[..., dimensions // 2 :]
-    exponents = torch.arange(0, dimensions, 2, dtype=torch.float64) / dimensions
-    angles = positions.double()[..., None, None] / base**exponents
+    # The angles alone are rounded to float32, as the product of two numbers of that type.
+    periods = base ** (torch.arange(0, dimensions, 2, dtype=torch.float32) / dimensions)
+    angles = (positions.float()[..., None, None] * (1.0 / periods)).double()
     result = torch.complex(real, imaginary) * torch.polar(torch.ones_like(angles), angles)
     if interleaved:
         rotated = torch.stack([result.real, result.imag], dim=-1).flatten(-2)

@@ -91,7 +91,7 @@ def attention(model: Model, place: Place, masks: DocumentMasks, dropout: Dropout
         core,
         RowParallelLinear(model.hidden, model.hidden, place=place),
         head_dim=size,
-        rotary=RotaryEmbedding(size, max_seq_length=model.sequence),
+        rotary=RotaryEmbedding(size),
     )
 
 

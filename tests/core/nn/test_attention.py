@@ -92,7 +92,7 @@ class Variant:
             self.core(place),
             RowParallelLinear(HIDDEN, HIDDEN, place=place, bias=self.bias),
             head_dim=HEAD_DIM,
-            rotary=RotaryEmbedding(self.rotary, max_seq_length=SEQUENCE) if self.rotary else None,
+            rotary=RotaryEmbedding(self.rotary) if self.rotary else None,
         )
         if self.norm:
             alike = Place(topology, DOUBLE)
@@ -231,8 +231,8 @@ def test_heads_that_do_not_divide_are_refused(parts: int, complaint: str) -> Non
         Variant(fused=True).build(view_of(0, model=parts))
 
 
-def test_layers_share_the_tables_of_their_positions() -> None:
-    variant, rotary = Variant(rotary=4), RotaryEmbedding(4, max_seq_length=SEQUENCE)
+def test_layers_share_the_angles_of_their_positions() -> None:
+    variant, rotary = Variant(rotary=4), RotaryEmbedding(4)
     layers = [variant.build(Topology.single()) for _ in range(2)]
     for layer in layers:
         layer.rotary = rotary

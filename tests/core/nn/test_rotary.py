@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from unittest import mock
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scaling.core.errors import LayoutError
-from scaling.core.nn.rotary import RotaryEmbedding
+from scaling.core.nn.rotary import RotaryEmbedding, rotary_frequencies
+from scaling.core.nn.rotary_scaling import Unscaled, YarnScaling
 from tests.reference import dense
 from tests.reference.compare import backward, close, gradient_of
 from tests.reference.worlds import random
 
+DOUBLE = torch.float64
 LAYOUTS = pytest.mark.parametrize("interleaved", [False, True])
 
 
@@ -24,7 +27,7 @@ LAYOUTS = pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dimensions", [2, 6, 8])
 @pytest.mark.parametrize("base", [10000.0, 500000.0])
 def test_pairs_are_turned_by_position_times_frequency(interleaved: bool, dimensions: int, base: float) -> None:
-    rotary = RotaryEmbedding(dimensions, max_seq_length=64, base=base, interleaved=interleaved)
+    rotary = RotaryEmbedding(dimensions, base=base, interleaved=interleaved)
     x, positions = random(2, 5, 3, 8, seed=1), torch.tensor([[0, 1, 2, 3, 4], [63, 0, 17, 17, 2]])
     turned = rotary(x, rotary.angles(positions, x.dtype))
     close(turned, dense.rotate(x, positions, dimensions, base=base, interleaved=interleaved))
@@ -36,7 +39,7 @@ def test_pairs_are_turned_by_position_times_frequency(interleaved: bool, dimensi
 def test_products_of_queries_and_keys_depend_on_their_distance_alone(
     interleaved: bool, query: int, distance: int, shift: int
 ) -> None:
-    rotary = RotaryEmbedding(16, max_seq_length=2048, interleaved=interleaved)
+    rotary = RotaryEmbedding(16, interleaved=interleaved)
     q, k = random(1, 1, 1, 16, seed=1), random(1, 1, 1, 16, seed=2)
 
     def score(at: int) -> torch.Tensor:
@@ -44,11 +47,12 @@ def test_products_of_queries_and_keys_depend_on_their_distance_alone(
         product: torch.Tensor = (rotary(q, angles[0]) * rotary(k, angles[1])).sum()
         return product
 
-    close(score(query), score(query + shift))
+    # Angles are rounded to float32, up to 2^-14 of a radian at these positions; a wrong distance is off by far more.
+    close(score(query), score(query + shift), tolerance=1e-3)
 
 
 def test_the_two_layouts_are_one_another_with_features_permuted() -> None:
-    halves, neighbours = (RotaryEmbedding(8, max_seq_length=9, interleaved=flag) for flag in (False, True))
+    halves, neighbours = (RotaryEmbedding(8, interleaved=flag) for flag in (False, True))
     x, positions = random(1, 9, 2, 8, seed=1), torch.arange(9).unsqueeze(0)
     order = torch.arange(8).view(2, 4).t().flatten()  # 0 4 1 5 2 6 3 7: halves to neighbours
     angles = halves.angles(positions, x.dtype)
@@ -56,7 +60,7 @@ def test_the_two_layouts_are_one_another_with_features_permuted() -> None:
 
 
 class Holder(nn.Module):
-    """A layer that shares the tables."""
+    """A layer that shares the rotation."""
 
     def __init__(self, rotary: RotaryEmbedding) -> None:
         super().__init__()
@@ -65,8 +69,8 @@ class Holder(nn.Module):
 
 
 @LAYOUTS
-def test_tables_stay_wide_whatever_the_module_becomes(interleaved: bool) -> None:
-    rotary = RotaryEmbedding(8, max_seq_length=8192, interleaved=interleaved)
+def test_angles_stay_wide_whatever_the_module_becomes(interleaved: bool) -> None:
+    rotary = RotaryEmbedding(8, interleaved=interleaved)
     positions = torch.tensor([[8191]])
     before = rotary.angles(positions, torch.float64)
     parts = [Holder(rotary), Holder(rotary)]
@@ -89,14 +93,14 @@ def test_tables_stay_wide_whatever_the_module_becomes(interleaved: bool) -> None
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_angles_are_at_least_float32(interleaved: bool, dtype: torch.dtype) -> None:
-    rotary = RotaryEmbedding(8, max_seq_length=16, interleaved=interleaved)
+    rotary = RotaryEmbedding(8, interleaved=interleaved)
     for table in rotary.angles(torch.arange(16).unsqueeze(0), dtype):
         assert table.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert table.shape == (1, 16, 1, 4)
 
 
-def test_tables_follow_the_positions_to_their_device_and_back() -> None:
-    rotary, other = RotaryEmbedding(8, max_seq_length=16), RotaryEmbedding(8, max_seq_length=16)
+def test_angles_follow_the_positions_to_their_device_and_back() -> None:
+    rotary, other = RotaryEmbedding(8), RotaryEmbedding(8)
     positions = torch.arange(16).unsqueeze(0)
     before = rotary.angles(positions, torch.float64)
     for table in rotary.angles(positions.to("meta"), torch.float64):
@@ -109,7 +113,7 @@ def test_tables_follow_the_positions_to_their_device_and_back() -> None:
 
 
 def test_the_layers_of_a_micro_batch_get_its_angles_once() -> None:
-    rotary, positions = RotaryEmbedding(8, max_seq_length=16), torch.tensor([[0, 1, 2], [0, 1, 0]])
+    rotary, positions = RotaryEmbedding(8), torch.tensor([[0, 1, 2], [0, 1, 0]])
     first = rotary.angles(positions, torch.float32)
     assert rotary.angles(positions, torch.float32) is first
     assert rotary.angles(positions, torch.bfloat16) is first  # turned in float32 too
@@ -121,7 +125,7 @@ def test_the_layers_of_a_micro_batch_get_its_angles_once() -> None:
 
 
 def test_another_micro_batch_gets_angles_of_its_own_and_the_first_its_again() -> None:
-    rotary = RotaryEmbedding(8, max_seq_length=16)
+    rotary = RotaryEmbedding(8)
     one, other = torch.tensor([[0, 1, 2]]), torch.tensor([[7, 0, 9]])
     x = random(1, 3, 2, 8, seed=1)
     for _ in range(2):
@@ -133,14 +137,55 @@ def test_another_micro_batch_gets_angles_of_its_own_and_the_first_its_again() ->
 
 
 def test_angles_are_not_kept_for_other_positions_at_the_same_address() -> None:
-    rotary, x = RotaryEmbedding(8, max_seq_length=16), random(1, 4, 1, 8, seed=1)
+    rotary, x = RotaryEmbedding(8), random(1, 4, 1, 8, seed=1)
     for start in range(12):
         angles = rotary.angles(torch.arange(start, start + 4).unsqueeze(0), x.dtype)
         close(rotary(x, angles), dense.rotate(x, torch.arange(start, start + 4).unsqueeze(0), 8))
 
 
+@LAYOUTS
+def test_angles_are_position_times_frequency_rounded_to_float32_however_far(interleaved: bool) -> None:
+    rotary = RotaryEmbedding(8, interleaved=interleaved)
+    frequencies, _ = rotary_frequencies(Unscaled(), dimensions=8, base=10000.0, length=0)
+    for position in (1, 4095, 131071):
+        rounded = np.float32(position) * frequencies.numpy()
+        assert rounded.dtype == np.float32
+        angles = rotary.angles(torch.tensor([[position]]), DOUBLE)
+        exact = rounded.astype(np.float64)
+        for found, expected in zip(angles, (np.cos(exact), np.sin(exact)), strict=True):
+            close(found.flatten(), torch.from_numpy(expected), tolerance=1e-15)
+        for found, wide in zip(rotary.angles(torch.tensor([[position]]), torch.bfloat16), angles, strict=True):
+            close(found, wide, tolerance=2**-23)
+
+
+def tensors_of(rotary: RotaryEmbedding) -> Iterator[torch.Tensor]:
+    for value in vars(rotary).values():
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+        yield from (tensor for tensor in held if isinstance(tensor, torch.Tensor))
+
+
+def test_nothing_is_kept_for_positions_that_no_token_has() -> None:
+    rotary = RotaryEmbedding(64, length=131072)
+    assert sum(tensor.numel() for tensor in tensors_of(rotary)) == 32
+    for start in (0, 131000, 10**6):
+        positions = torch.arange(start, start + 5).unsqueeze(0)
+        rotary.angles(positions, torch.float32)
+        assert sum(tensor.numel() for tensor in tensors_of(rotary)) == 32 + 2 * 5 * 32
+
+
+def test_the_factor_of_a_scaling_multiplies_what_is_rotated_and_nothing_else() -> None:
+    x, positions = random(1, 4, 2, 12, seed=1), torch.tensor([[0, 1, 2, 700]])
+    plain, scaled = (
+        RotaryEmbedding(8, scaling=YarnScaling(factor=1.0, trained_length=64, attention_factor=factor))
+        for factor in (1.0, 1.25)
+    )
+    turned, more = (rotary(x, rotary.angles(positions, x.dtype)) for rotary in (plain, scaled))
+    close(more[..., :8], turned[..., :8] * 1.25)
+    assert torch.equal(more[..., 8:], x[..., 8:])
+
+
 def test_positions_are_not_kept_alive() -> None:
-    rotary, positions = RotaryEmbedding(8, max_seq_length=16), torch.arange(4).unsqueeze(0)
+    rotary, positions = RotaryEmbedding(8), torch.arange(4).unsqueeze(0)
     rotary.angles(positions, torch.float32)
     seen = weakref.ref(positions)
     del positions
@@ -148,7 +193,7 @@ def test_positions_are_not_kept_alive() -> None:
 
 
 def test_angles_found_in_evaluation_serve_training_too() -> None:
-    rotary, positions = RotaryEmbedding(8, max_seq_length=16), torch.arange(4).unsqueeze(0)
+    rotary, positions = RotaryEmbedding(8), torch.arange(4).unsqueeze(0)
     x = random(1, 4, 1, 8, seed=1).requires_grad_()
     with torch.no_grad():
         rotary.angles(positions, x.dtype)
@@ -157,30 +202,7 @@ def test_angles_found_in_evaluation_serve_training_too() -> None:
     close(gradient_of(x), x)  # a rotation turned back
 
 
-@LAYOUTS
-def test_growing_extends_the_tables_and_keeps_what_was_there(interleaved: bool) -> None:
-    rotary, long = (RotaryEmbedding(8, max_seq_length=n, interleaved=interleaved) for n in (4, 40))
-    positions, all_positions = torch.arange(4).unsqueeze(0), torch.arange(40).unsqueeze(0)
-    with mock.patch.object(torch, "outer", wraps=torch.outer) as compute:
-        before = rotary.angles(positions, torch.float64)
-        rotary.grow(3)
-        rotary.grow(4)
-        shorter = rotary.angles(positions.clone(), torch.float64)
-        assert compute.call_count == 1  # the tables are there
-        with pytest.raises(IndexError):
-            rotary.angles(all_positions, torch.float64)
-        rotary.grow(40)
-        found = rotary.angles(all_positions, torch.float64)
-        assert compute.call_count == 2
-    for table, short, again, expected in zip(
-        found, before, shorter, long.angles(all_positions, torch.float64), strict=True
-    ):
-        assert torch.equal(table, expected)
-        assert torch.equal(table[:, :4], short)
-        assert torch.equal(again, short)
-
-
 @pytest.mark.parametrize("dimensions", [0, 1, 3, -2])
 def test_dimensions_that_make_no_pairs_are_refused(dimensions: int) -> None:
     with pytest.raises(LayoutError, match=rf"rotary dimensions \({dimensions}\) must be even and at least 2"):
-        RotaryEmbedding(dimensions, max_seq_length=8)
+        RotaryEmbedding(dimensions)

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.place import enter_model_parallel as enter_model_parallel
     from scaling.core.nn.place import leave_model_parallel as leave_model_parallel
     from scaling.core.nn.rotary import RotaryEmbedding as RotaryEmbedding
+    from scaling.core.nn.rotary import rotary_frequencies as rotary_frequencies
     from scaling.core.nn.rotary_scaling import DynamicScaling as DynamicScaling
     from scaling.core.nn.rotary_scaling import LinearScaling as LinearScaling
     from scaling.core.nn.rotary_scaling import Llama3Scaling as Llama3Scaling

@@ -82,4 +82,4 @@ class LongRopeScaling:
 
 
 RotaryScaling: TypeAlias = Unscaled | LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongRopeScaling
-"""How rotary positions are stretched."""
+"""How the frequencies of a rotation are stretched, if they are."""

@@ -223,9 +223,6 @@ class TransformerInferenceModule:
         device = self._topology.device
         input_ids = input_ids.to(device)
         rows, length = input_ids.shape
-        for module in self.module.modules():
-            if isinstance(module, ParallelSelfAttention) and module.rotary is not None:
-                module.rotary.grow(first + length)
         positions = torch.arange(first, first + length, device=device).expand(rows, length)
         samples = torch.zeros(rows, dtype=torch.int64, device=device)
         logits: Tensor

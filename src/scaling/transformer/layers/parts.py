@@ -69,7 +69,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @final
 class PartMaker:
-    """Makes parts of layers. One serves all layers of a rank, which share the masks and the rotary tables it keeps."""
+    """Makes parts of layers. One serves all layers of a rank, which share the masks and the rotations it keeps."""
 
     def __init__(self, plan: ModelPlan, topology: Topology, *, seed: int) -> None:
         self.plan = plan
@@ -146,7 +146,7 @@ class PartMaker:
     def _rotary(self, part: RotationPlan) -> RotaryEmbedding:
         if part not in self._rotations:
             self._rotations[part] = RotaryEmbedding(
-                part.dimensions, max_seq_length=self.plan.sequence, base=part.base, interleaved=part.interleaved
+                part.dimensions, base=part.base, interleaved=part.interleaved, length=self.plan.sequence
             )
         return self._rotations[part]
 
