@@ -21,51 +21,21 @@ from scaling.core.nn import config as nn
 from scaling.core.optimizer import config as optimizer
 from scaling.core.runner import config as runner
 from scaling.core.trainer import config as trainer
-from scaling.transformer.config import architecture, checks, training
+from scaling.transformer.config import architecture, attention_kinds, checks, training
 from scaling.transformer.config import data as texts
 from scaling.transformer.config.root import TransformerConfig
+from tests.transformer.config.architecture_problems import ARCHITECTURE_PROBLEMS
 
 MODULES: tuple[ModuleType, ...] = (
     *(patterns, data, logging, nn, optimizer, runner, trainer),
-    *(architecture, checks, texts, training),
+    *(architecture, attention_kinds, checks, texts, training),
 )
 """Every module with checks, except the two that tests of their own show completely: topology and learning rate."""
 
 SIZES = "model_parallel_size: 1, pipe_parallel_size: 1, data_parallel_size: 1"
 
 PROBLEMS = [
-    # transformer_architecture by itself
-    (
-        "transformer_architecture: {hidden_size: 250}",
-        "transformer_architecture.hidden_size: is 250, but must be divisible by num_attention_heads (4); the nearest "
-        "that is: 248",
-    ),
-    (
-        "transformer_architecture: {hidden_size: 100, mlp_factor: 4}",
-        "transformer_architecture.rotary_percentage: is 1, which rotates 25 of the 25 dimensions of a head "
-        "(hidden_size 100 / num_attention_heads 4), but rotation needs an even number of at least 2; change one of "
-        "the three, or set relative_position_embedding_type to none",
-    ),
-    (
-        "transformer_architecture: {rotary_percentage: 0.01}",
-        "transformer_architecture.rotary_percentage: is 0.01, which rotates 0 of the 64 dimensions of a head "
-        "(hidden_size 256 / num_attention_heads 4), but rotation needs an even number of at least 2; change one of "
-        "the three, or set relative_position_embedding_type to none",
-    ),
-    (
-        "transformer_architecture: {attention_num_kv_heads: 3, num_attention_heads: 8}",
-        "transformer_architecture.attention_num_kv_heads: is 3, but must divide num_attention_heads (8); 1 does",
-    ),
-    (
-        "transformer_architecture: {attention_num_kv_heads: 2, attention_qkv_in_one: true}",
-        "transformer_architecture.attention_qkv_in_one: is true, but with attention_num_kv_heads (2) the weights have "
-        "different sizes; set it to false",
-    ),
-    (
-        "transformer_architecture: {mlp_factor: 2.7}",
-        "transformer_architecture.mlp_factor: is 2.7, but times hidden_size (256) must be a whole number, not 691.2; "
-        "2.69921875 gives 691",
-    ),
+    *ARCHITECTURE_PROBLEMS,
     (
         "transformer_architecture: {dropout_after_mlp: 1.5}",
         "transformer_architecture.dropout_after_mlp: must be a number of at least 0 and of at most 1, not 1.5",
@@ -357,7 +327,7 @@ def test_problems_of_several_sections_are_reported_together() -> None:
         "optimizer.bta2: unknown key; did you mean beta2?",
         "trainer.log_interval: must be a whole number of at least 1, not 0",
         "transformer_architecture.hidden_size: is 250, but must be divisible by num_attention_heads (4); the nearest "
-        "that is: 248",
+        "that is: 248; or give attention_head_size",
         "data.eod_token_id: must be a whole number of at least 0, or null, not -1",
     ]
 

@@ -143,7 +143,7 @@ class ArchitectureConfig(BaseConfig):
     num_local_attention_heads: int = Field(default=0, ge=0)
     """So many heads, the first, see local_attention_window_size keys only."""
     local_attention_window_size: int | None = Field(default=None, ge=1)
-    """Keys that a token sees in these heads, itself included."""
+    """Keys that a token sees in these heads, itself included. null: there are no such heads."""
     attention_kinds: dict[str, AttentionKindConfig] = Field(default_factory=dict)
     """Attention of layers that differ, by a name: their window and their rotation."""
     attention_pattern: list[str] = Field(default_factory=list)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from math import gcd
 
 from scaling.core import LearningRateSchedulerConfig, OptimizerConfig, Problem, TopologyConfig, vanishing_constants
-from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
+from scaling.transformer.config.architecture import NormPlacement, Precision, TransformerArchitectureConfig
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig
@@ -33,11 +33,15 @@ def widths_are_divisible(
                 f"either to {gcd(kv_heads, parts)}",
             )
     if width % parts:
+        section = transformer_architecture
+        up = section.mlp_size_multiple_of > 1
+        name, said = "mlp_size", f"is {section.mlp_size}{f', rounded up to {width},' if up else ','} but"
+        if section.mlp_size is None:
+            product = f"times hidden_size ({section.hidden_size}){', rounded up,' if up else ''} = {width}"
+            name, said = "mlp_factor", f"is {section.mlp_factor:g}, but {product}"
         yield Problem(
-            "transformer_architecture.mlp_factor",
-            f"is {transformer_architecture.mlp_factor:g}, but times hidden_size "
-            f"({transformer_architecture.hidden_size}) = {width} must be divisible by "
-            f"topology.model_parallel_size ({parts}); {remedy}",
+            f"transformer_architecture.{name}",
+            f"{said} must be divisible by topology.model_parallel_size ({parts}); {remedy}",
         )
 
 
@@ -61,7 +65,8 @@ def stages_have_layers(
     layers, stages = plan_of(transformer_architecture).num_layers, topology.pipe_stages
     bounds = topology.pipe_partition_overwrite
     counted = (
-        f"{layers} layers (embedding, {transformer_architecture.num_layers} transformer layers, norm"
+        f"{layers} layers (embedding, {transformer_architecture.num_layers} transformer layers"
+        f"{', norm' if transformer_architecture.norm_placement is not NormPlacement.AFTER_SUM else ''}"
         f"{', head' if transformer_architecture.lm_head else ''})"
     )
     if stages > layers:

@@ -146,7 +146,11 @@ class PartMaker:
     def _rotary(self, part: RotationPlan) -> RotaryEmbedding:
         if part not in self._rotations:
             self._rotations[part] = RotaryEmbedding(
-                part.dimensions, base=part.base, interleaved=part.interleaved, length=self.plan.sequence
+                part.dimensions,
+                base=part.base,
+                interleaved=part.interleaved,
+                scaling=part.scaling,
+                length=part.length,
             )
         return self._rotations[part]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from math import gcd, lcm, prod
+from typing import Any
 
 from scaling.core import ConfigError, Problem, TopologyConfig
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.plan.attention import AttentionPlan
@@ -28,49 +30,101 @@ def shrunk(
 
     Kept are which axes have several processes, the schedule and its options, tying, biases, dropout and norms; whether
     layers are even or odd in number and divide evenly over the stages, whether the vocabulary divides by the
-    model-parallel size, and whether there are fewer key-value heads than model ranks. `also` is another layout that the
-    model has to fit. Settings of the data are dropped, since no real data have the small vocabulary.
+    model-parallel size, whether there are fewer key-value heads than model ranks, and a layer of each kind. `also` is
+    another layout that the model has to fit. Settings of the data are dropped, since no real data have the small
+    vocabulary.
     """
     large, architecture = config.topology, config.transformer_architecture
     plan = plan_of(architecture)
-    (attention,), (feed_forward,) = plan.parts(AttentionPlan), plan.parts(FeedForwardPlan)
+    attention, *_ = plan.parts(AttentionPlan)
     others = plan.num_layers - architecture.num_layers
     sizes = axis_sizes(large, processes)
     ranks = sizes["model_parallel_size"]
     fits = lcm(ranks, 1 if also is None else also.model_parallel_size)
     stages = sizes["pipe_parallel_size"] * large.pipe_chunks_per_rank
+    kinds = list(dict.fromkeys(architecture.attention_pattern))
     layers = _layers(
-        architecture.num_layers, others, large.pipe_stages, stages, 1 if also is None else also.pipe_stages
+        *(architecture.num_layers, others, large.pipe_stages, stages),
+        at_least=max(len(kinds), 1, 0 if also is None else also.pipe_stages - others),
     )
     grouped = architecture.attention_num_kv_heads is not None
     heads, kv_heads = _heads(attention, large.model_parallel_size, ranks, fits, grouped=grouped)
-    head_size = min(attention.head_size, _HEAD_SIZE)
-    hidden = heads * head_size
+    cut = large.sequence_parallel or (also is not None and also.sequence_parallel)
     values = config.as_dict()
     values["data"] = {"eod_token_id": 0}
     values["transformer_architecture"] |= {
-        "hidden_size": hidden,
         "num_attention_heads": heads,
         "attention_num_kv_heads": kv_heads,
         "num_layers": layers,
         "vocab_size": _vocabulary(architecture.vocab_size, large.model_parallel_size, ranks, fits),
         "vocab_file": None,
-        "sequence_length": _sequence(
-            plan.sequence,
-            fits,
-            cut=large.sequence_parallel or (also is not None and also.sequence_parallel),
-        ),
-        "mlp_factor": _multiple(round(hidden * feed_forward.width / feed_forward.hidden), fits) / hidden,
+        "attention_pattern": kinds if layers < architecture.num_layers else architecture.attention_pattern,
+        **_widths(architecture, heads, fits),
+        **_lengths(architecture, _sequence(plan.sequence, fits, cut=cut)),
     }
-    rotation = attention.rotation
-    if rotation is not None and head_size < attention.head_size > rotation.dimensions:
-        values["transformer_architecture"]["rotary_percentage"] = 0.5
     values["topology"] |= sizes | _batch(large, sizes, also) | {"device": "cpu"}
     if large.pipe_partition_overwrite is not None:
         values["topology"]["pipe_partition_overwrite"] = scaled_boundaries(
             large.pipe_partition_overwrite, stages, layers + others
         )
     return TransformerConfig.from_dict(values, quiet=True)
+
+
+def _widths(architecture: TransformerArchitectureConfig, heads: int, fits: int) -> dict[str, Any]:
+    """Return small widths for so many heads, which keep whether heads fill the hidden size and what is rotated."""
+    size = min(architecture.head_size, _HEAD_SIZE)
+    changes: dict[str, Any] = {"hidden_size": heads * size}
+    if architecture.attention_head_size is not None:
+        filled = architecture.num_attention_heads * architecture.head_size == architecture.hidden_size
+        hidden = heads * size if filled else min(architecture.hidden_size, heads * size + heads * size // 2)
+        changes |= {"attention_head_size": size, "hidden_size": hidden}
+    ratio = architecture.mlp_width / architecture.hidden_size
+    width = _multiple(round(changes["hidden_size"] * ratio), fits)
+    if architecture.mlp_size is None and architecture.mlp_size_multiple_of == 1:
+        changes["mlp_factor"] = width / changes["hidden_size"]
+    else:
+        changes |= {"mlp_size": width, "mlp_size_multiple_of": 1}
+    local, all_heads = architecture.num_local_attention_heads, architecture.num_attention_heads
+    if local:
+        most = heads if local == all_heads else max(heads - 1, 1)
+        changes["num_local_attention_heads"] = min(max(1, local * heads // all_heads), most)
+    if size < architecture.head_size > architecture.rotated_dimensions > 0:
+        changes["rotary_percentage"] = 0.5
+    return changes
+
+
+def _lengths(architecture: TransformerArchitectureConfig, sequence: int) -> dict[str, Any]:
+    """Return what is measured in tokens for a small length of sequences: windows still hide keys."""
+    values, before = architecture.as_dict(), architecture.sequence_length
+    size = min(architecture.head_size, _HEAD_SIZE)
+    share = architecture.rotary_percentage if architecture.rotated_dimensions == architecture.head_size else 0.5
+    pairs = int(size * share) // 2 if size < architecture.head_size else architecture.rotated_dimensions // 2
+
+    def window(keys: int | None) -> int | None:
+        return keys if keys is None or sequence == before else min(keys, max(1, sequence // 2))
+
+    def rotary(section: dict[str, Any] | None) -> dict[str, Any] | None:
+        if section is None:
+            return None
+        changes: dict[str, Any] = {
+            name: section[name][:pairs] for name in ("short_factor", "long_factor") if name in section
+        }
+        trained = section.get("trained_length")
+        if trained is not None and sequence != before:  # shorter sequences than trained ones stay so, longer ones too
+            changes["trained_length"] = max(1, sequence // 2) if before > trained else max(trained, sequence)
+        return {**section, **changes}
+
+    positions = architecture.absolute_positions
+    return {
+        "sequence_length": sequence,
+        "absolute_positions": positions and min(positions, sequence + (positions > before)),
+        "local_attention_window_size": window(architecture.local_attention_window_size),
+        "rotary": rotary(values["rotary"]),
+        "attention_kinds": {
+            name: {"window": window(kind["window"]), "rotary": rotary(kind["rotary"])}
+            for name, kind in values["attention_kinds"].items()
+        },
+    }
 
 
 def axis_sizes(topology: TopologyConfig, processes: int) -> Sizes:
@@ -154,9 +208,9 @@ def _heads(
     return few * ratio, few
 
 
-def _layers(layers: int, others: int, large_stages: int, stages: int, other_stages: int) -> int:
+def _layers(layers: int, others: int, large_stages: int, stages: int, *, at_least: int) -> int:
     even = (layers + others) % large_stages == 0
-    needed = min(layers, max(1, stages - others, other_stages - others) + _EXTRA_LAYERS)
+    needed = min(layers, max(at_least, stages - others) + _EXTRA_LAYERS)
     same_parity = [number for number in range(needed, layers + 1) if number % 2 == layers % 2]
     alike = [number for number in same_parity if ((number + others) % stages == 0) == even]
     return (alike or same_parity)[0]
