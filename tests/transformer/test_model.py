@@ -15,6 +15,7 @@ from scaling.transformer.config.architecture import TransformerArchitectureConfi
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.flops import flops_per_token
 from scaling.transformer.io import TextInputs, TextTargets
+from scaling.transformer.layers.head import HeadOutput
 from scaling.transformer.losses import CrossEntropyLoss
 from scaling.transformer.model import layer_specs
 
@@ -56,7 +57,7 @@ def run(module: ParallelModule, token_ids: Tensor, document_ids: Tensor | None =
         positions = positions - torch.where(starts, positions, 0).cummax(dim=1).values
     (stage,) = module.stages.values()
     with torch.no_grad():
-        logits: Tensor = stage(TextInputs(token_ids, positions, document_ids, torch.arange(rows)))
+        logits: Tensor = stage(TextInputs(token_ids, positions, document_ids, torch.arange(rows))).logits()
     return logits
 
 
@@ -137,7 +138,7 @@ def test_the_loss_is_the_sum_over_what_counts() -> None:
     topology = Topology.single()
     logits = torch.randn(2, 3, VOCABULARY, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     targets = TextTargets(tokens(2, 3), torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
-    output = CrossEntropyLoss(VOCABULARY, topology)(logits, targets)
+    output = CrossEntropyLoss(VOCABULARY, topology)(HeadOutput(logits, torch.eye(VOCABULARY).double()), targets)
     each = functional.cross_entropy(logits.flatten(0, 1), targets.token_ids.flatten(), reduction="none").view(2, 3)
     expected = each[0, 0] + each[0, 2] + each[1, 0]
     torch.testing.assert_close(output.loss_sum, expected)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scaling.transformer.inference import *
     from scaling.transformer.io import TransformerIO as TransformerIO
     from scaling.transformer.launch import launch_training as launch_training
+    from scaling.transformer.layers.head import HeadOutput as HeadOutput
     from scaling.transformer.losses import CrossEntropyLoss as CrossEntropyLoss
     from scaling.transformer.model import layer_specs as layer_specs
 

@@ -1,13 +1,14 @@
-"""The loss of the language model: cross entropy summed over valid tokens."""
+"""The loss of the language model: cross entropy summed over valid tokens, and what is added to it in training."""
 
 from __future__ import annotations
 
 from typing import final
 
-from torch import Tensor
+import torch
 
-from scaling.core import Axis, LossOutput, Topology, padded_shard, vocab_parallel_cross_entropy
+from scaling.core import Axis, LossOutput, Topology, linear_cross_entropy, padded_shard
 from scaling.transformer.io import TextTargets
+from scaling.transformer.layers.head import HeadOutput
 
 
 @final
@@ -15,15 +16,39 @@ class CrossEntropyLoss:
     """Weighted sum of the tokens' cross entropies; the weight is the sum of the loss weights.
 
     The reported loss is one sum over the global batch divided by the other, never a mean of means.
+
+    With `z_loss` each token adds z_loss * (log Z)^2 to what is trained, Z the sum of its exponentiated logits
+    (arXiv:2204.02311, section 5), and the metric `z_loss` is their mean. It is there only where gradients are wanted:
+    an evaluation's loss is the cross entropy, and so is its perplexity. `chunk_size`: the logits of no more tokens of a
+    micro-batch exist at a time; None: of all.
     """
 
-    def __init__(self, vocab_size: int, topology: Topology) -> None:
+    def __init__(
+        self, vocab_size: int, topology: Topology, *, z_loss: float = 0.0, chunk_size: int | None = None
+    ) -> None:
         self._group = topology.group(Axis.MODEL)
         shard = padded_shard(vocab_size, topology.size(Axis.MODEL), topology.index(Axis.MODEL), dim=0)
         self._offset = shard.offset
+        self._z_loss = z_loss
+        self._chunk_size = chunk_size
 
-    def __call__(self, logits: Tensor, targets: TextTargets) -> LossOutput:
-        """Return the loss of logits [b, s, local vocabulary]. Collective over the model axis."""
-        losses = vocab_parallel_cross_entropy(logits, targets.token_ids, group=self._group, offset=self._offset)
+    def __call__(self, output: HeadOutput, targets: TextTargets) -> LossOutput:
+        """Return the loss of b sequences of s tokens. Collective over the model axis."""
+        losses, log_normalisers = linear_cross_entropy(
+            output.hidden,
+            output.weight,
+            targets.token_ids,
+            bias=output.bias,
+            scale=output.scale,
+            cap=output.cap,
+            group=self._group,
+            offset=self._offset,
+            chunk_size=self._chunk_size,
+            normalisers=self._z_loss > 0 and torch.is_grad_enabled(),
+        )
         weights = targets.loss_weights.to(losses.dtype)
-        return LossOutput((losses * weights).sum(), weights.sum())
+        loss = (losses * weights).sum()
+        if log_normalisers is None:
+            return LossOutput(loss, weights.sum())
+        z_loss = self._z_loss * (log_normalisers.square() * weights).sum()
+        return LossOutput(loss + z_loss, weights.sum(), {"z_loss": z_loss.detach()})

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from scaling.core import BaseDataset, GroupPattern, LayerSpec, Recipe, Topology
+from scaling.core import BaseDataset, ConfigError, GroupPattern, LayerSpec, Recipe, Topology
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.config.training import CrossEntropyLossConfig, LossFunctionConfig
 from scaling.transformer.data.batch import TextSample
 from scaling.transformer.flops import flops_per_token
 from scaling.transformer.losses import CrossEntropyLoss
@@ -32,7 +33,7 @@ def recipe_of(
     architecture, seed = config.transformer_architecture, config.trainer.seed
     return Recipe(
         layers=_Layers(layers, architecture, seed),
-        loss=_Loss(architecture.vocab_size),
+        loss=_Loss(architecture.vocab_size, config.training.loss_function_config),
         training=training,
         evaluation=evaluation,
         optimizer=config.optimizer,
@@ -69,6 +70,12 @@ class _Loss:
     """Makes the loss function."""
 
     vocab_size: int
+    config: LossFunctionConfig
 
     def __call__(self, topology: Topology) -> CrossEntropyLoss:
-        return CrossEntropyLoss(self.vocab_size, topology)
+        if not isinstance(self.config, CrossEntropyLossConfig):
+            raise ConfigError(
+                f"training.loss_function_config is a {type(self.config).__name__}, which nothing computes; use "
+                "loss_type cross_entropy_loss, or give the recipe a loss of your own"
+            )
+        return CrossEntropyLoss(self.vocab_size, topology, z_loss=self.config.z_loss, chunk_size=self.config.chunk_size)

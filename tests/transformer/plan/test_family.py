@@ -62,7 +62,7 @@ def test_the_plan_of_a_family_is_built_and_computes_what_it_should() -> None:
     tokens = torch.randint(VOCABULARY, (2, CONTEXT), generator=generator)
     positions = torch.arange(CONTEXT).expand(2, CONTEXT)
     with torch.no_grad():
-        logits = stage(TextInputs(tokens, positions, None, torch.arange(2)))
+        logits = stage(TextInputs(tokens, positions, None, torch.arange(2))).logits()
     torch.testing.assert_close(logits, dense_logits(weights, tokens), rtol=1e-10, atol=1e-10)
 
 

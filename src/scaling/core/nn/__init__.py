@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from scaling.core.nn.init import xavier_normal as xavier_normal
     from scaling.core.nn.linear import ColumnParallelLinear as ColumnParallelLinear
     from scaling.core.nn.linear import RowParallelLinear as RowParallelLinear
+    from scaling.core.nn.loss import TokenLosses as TokenLosses
+    from scaling.core.nn.loss import linear_cross_entropy as linear_cross_entropy
+    from scaling.core.nn.loss import linear_logits as linear_logits
     from scaling.core.nn.loss import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy
     from scaling.core.nn.mlp import ParallelMLP as ParallelMLP
     from scaling.core.nn.mlp import ParallelSwiGLUMLP as ParallelSwiGLUMLP

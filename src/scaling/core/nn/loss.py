@@ -1,25 +1,44 @@
-"""Cross entropy over a vocabulary cut over the model axis, without ever gathering the logits.
+"""Cross entropy over a vocabulary cut over the model axis, without ever gathering the logits, or even making them all.
 
-Shape suffixes: N positions, v the local part of the vocabulary.
+Shape suffixes: N positions, n those of a chunk, v the local part of the vocabulary, H features.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from scaling.core.collectives import ops
 from scaling.core.collectives.ops import Group
+from scaling.core.nn.linear import linear
 
 _IGNORED = -100  # what torch.nn.functional.cross_entropy ignores
+_HALF = (torch.bfloat16, torch.float16)
+_ROWS = 8192
+"""Rows of a half-precision weight whose gradient is multiplied at a time, before it is added in float32."""
+
+
+class TokenLosses(NamedTuple):
+    """What a cross entropy says of each position."""
+
+    losses: Tensor
+    """-log softmax(logits)[target], in at least float32; 0 where the target is ignored."""
+    log_normalisers: Tensor | None
+    """log Z = log sum exp(logits), in the same type; 0 where the target is ignored. None where nobody asked."""
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_Nv: Tensor, targets_N: Tensor, offset: int, group: Group) -> Tensor:
+    def forward(ctx: Any, logits_Nv: Tensor, targets_N: Tensor, offset: int, group: Group) -> tuple[Tensor, Tensor]:
         positions, local = logits_Nv.shape
         if local:
             highest_N = logits_Nv.max(dim=-1).values
@@ -27,9 +46,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
             highest_N = logits_Nv.new_full((positions,), -torch.inf)
         ops.all_reduce(highest_N, group, maximum=True)
         exp_Nv = (logits_Nv - highest_N.unsqueeze(-1)).exp_()
-        local_targets_N = targets_N - offset
-        here_N = (local_targets_N >= 0) & (local_targets_N < local)
-        index_N1 = torch.where(here_N, local_targets_N, 0).unsqueeze(-1)
+        here_N, index_N1 = _places(targets_N, offset, local)
         # One message: the local sums of exponentials, and the target's logit from the one rank that holds it.
         sums = torch.stack([exp_Nv.sum(dim=-1), torch.zeros_like(highest_N)])
         if local:
@@ -39,16 +56,23 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         total_N, target_logit_N = sums
         softmax_Nv = exp_Nv.div_(total_N.unsqueeze(-1))
         ctx.save_for_backward(softmax_Nv, here_N, index_N1)
-        losses_N: Tensor = total_N.log() - target_logit_N
-        return losses_N
+        log_total_N = total_N.log()
+        return log_total_N - target_logit_N, highest_N + log_total_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_N: Tensor, grad_normaliser_N: Tensor) -> tuple[Tensor, None, None, None]:
         softmax_Nv, here_N, index_N1 = ctx.saved_tensors
-        grad_Nv = softmax_Nv * grad_N.unsqueeze(-1)
+        grad_Nv = softmax_Nv * (grad_N + grad_normaliser_N).unsqueeze(-1)
         if grad_Nv.shape[-1]:
             grad_Nv.scatter_add_(-1, index_N1, -(grad_N * here_N).unsqueeze(-1))
         return grad_Nv, None, None, None
+
+
+def _places(targets_N: Tensor, offset: int, local: int) -> tuple[Tensor, Tensor]:
+    """Return which targets this rank's range of the vocabulary has, and where in it (0 for the others)."""
+    local_targets_N = targets_N - offset
+    here_N = (local_targets_N >= 0) & (local_targets_N < local)
+    return here_N, torch.where(here_N, local_targets_N, 0).unsqueeze(-1)
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, *, group: Group = None, offset: int = 0) -> Tensor:
@@ -58,12 +82,172 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, *, group: Grou
     Collective over `group`: one maximum and one sum of two numbers per position; the logits stay where they are
     (Megatron-LM, arXiv:1909.08053, section 3). Backward communicates nothing.
     """
-    flat = logits.reshape(targets.numel(), logits.shape[-1])
-    flat = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
-    if group is None:
-        losses = F.cross_entropy(flat, targets.reshape(-1), reduction="none")
-    else:
-        function: Any = _VocabParallelCrossEntropy.apply
-        losses = cast(Tensor, function(flat, targets.reshape(-1), offset, group))
-        losses = losses.masked_fill(targets.reshape(-1) == _IGNORED, 0.0)
-    return losses.view(targets.shape)
+    if group is not None:
+        return _of_logits(logits, targets, group, offset).losses
+    flat = _wide(logits.reshape(targets.numel(), logits.shape[-1]))
+    return F.cross_entropy(flat, targets.reshape(-1), reduction="none").view(targets.shape)
+
+
+def _of_logits(logits: Tensor, targets: Tensor, group: Group, offset: int) -> TokenLosses:
+    function: Any = _VocabParallelCrossEntropy.apply
+    flat = _wide(logits.reshape(targets.numel(), logits.shape[-1]))
+    return _counted(function(flat, targets.reshape(-1), offset, group), targets)
+
+
+def _counted(found: tuple[Tensor, Tensor], targets: Tensor) -> TokenLosses:
+    losses, normalisers = (each.view(targets.shape).masked_fill(targets == _IGNORED, 0.0) for each in found)
+    return TokenLosses(losses, normalisers)
+
+
+def linear_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0, cap: float | None = None
+) -> Tensor:
+    """Return cap * tanh(scale * (hidden weight^T + bias) / cap), in at least float32; without a cap, what is capped.
+
+    Half precision is multiplied as in any linear layer; scale and cap act on float32.
+    """
+    logits = _wide(linear(hidden, weight, bias))
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if cap is None else (logits / cap).tanh() * cap
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    cap: float | None = None,
+    group: Group = None,
+    offset: int = 0,
+    chunk_size: int | None = None,
+    normalisers: bool = False,
+) -> TokenLosses:
+    """Return the cross entropy of `linear_logits` per position, and with `normalisers` their log Z.
+
+    `hidden` [..., features] are alike on all ranks of `group`, `weight` [v, features] and `bias` [v] are this rank's
+    range of the vocabulary, which starts at `offset`; `targets` int64 [...] are global ids, -100 for positions that do
+    not count. With `chunk_size` no more than the logits of so many positions exist at a time. Without, all of them do.
+
+    Collective over `group`: one maximum and one sum of two numbers per position, whatever the chunks. Backward
+    communicates nothing: the gradient of `hidden` is this rank's term of a sum, which `enter_model_parallel` takes.
+
+    Chunks are multiplied again in the backward pass. To make the gradients in the forward pass would take as many
+    products, since no gradient is known before the sums over the vocabulary are, and would keep a gradient of the
+    weight for each micro-batch in flight; and an evaluation needs none.
+    """
+    if chunk_size is not None:
+        function: Any = _LinearCrossEntropy.apply
+        flat = hidden.reshape(targets.numel(), hidden.shape[-1])
+        how = _How(scale, cap, group, offset, chunk_size)
+        found = _counted(function(flat, weight, bias, targets.reshape(-1), how), targets)
+        return found if normalisers else TokenLosses(found.losses, None)
+    logits = linear_logits(hidden, weight, bias, scale=scale, cap=cap)
+    if normalisers:
+        return _of_logits(logits, targets, group, offset)
+    return TokenLosses(vocab_parallel_cross_entropy(logits, targets, group=group, offset=offset), None)
+
+
+class _How(NamedTuple):
+    scale: float
+    cap: float | None
+    group: Group
+    offset: int
+    chunk_size: int
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return linear_logits(hidden, weight, bias, scale=self.scale, cap=self.cap)
+
+    def chunks(self, positions: int) -> Iterator[slice]:
+        for start in range(0, positions, self.chunk_size):
+            yield slice(start, start + self.chunk_size)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Keeps per position the maximum of the logits and the sum of the exponentials below it, nothing else."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_vH: Tensor, bias_v: Tensor | None, targets_N: Tensor, how: _How
+    ) -> tuple[Tensor, Tensor]:
+        positions, local = hidden_NH.shape[0], weight_vH.shape[0]
+        here_N, index_N1 = _places(targets_N, how.offset, local)
+        wide = torch.promote_types(hidden_NH.dtype, torch.float32)
+        # A maximum of minus infinity would make nan of the exponentials below it: of nothing, or of nothing possible.
+        lowest = torch.finfo(wide).min
+        own_N = hidden_NH.new_full((positions,), lowest, dtype=wide)
+        sums_2N = hidden_NH.new_zeros((2, positions), dtype=wide)
+        for chunk in how.chunks(positions) if local else ():
+            logits_nv = how.logits(hidden_NH[chunk], weight_vH, bias_v)
+            own_N[chunk] = logits_nv.max(dim=-1).values.clamp_min(lowest)
+            sums_2N[1, chunk] = logits_nv.gather(-1, index_N1[chunk]).squeeze(-1)
+            sums_2N[0, chunk] = (logits_nv - own_N[chunk].unsqueeze(-1)).exp_().sum(dim=-1)
+        highest_N = ops.all_reduce(own_N.clone(), how.group, maximum=True)
+        sums_2N[0] *= (own_N - highest_N).exp_()
+        sums_2N[1] = torch.where(here_N, sums_2N[1] - highest_N, 0.0)
+        total_N, target_logit_N = ops.all_reduce(sums_2N, how.group)
+        ctx.how = how
+        ctx.save_for_backward(hidden_NH, weight_vH, bias_v, targets_N, highest_N, total_N)
+        log_total_N = total_N.log()
+        return log_total_N - target_logit_N, highest_N + log_total_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor, grad_normaliser_N: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_NH, weight_vH, bias_v, targets_N, highest_N, total_N = ctx.saved_tensors
+        how: _How = ctx.how
+        here_N, index_N1 = _places(targets_N, how.offset, weight_vH.shape[0])
+        factor_N = (grad_N + grad_normaliser_N) / total_N
+        gradients = _Gradients(hidden_NH, weight_vH, bias_v, ctx.needs_input_grad)
+        for chunk in how.chunks(hidden_NH.shape[0]) if weight_vH.shape[0] else ():
+            logits_nv = how.logits(hidden_NH[chunk], weight_vH, bias_v)
+            grad_nv = (logits_nv - highest_N[chunk].unsqueeze(-1)).exp_().mul_(factor_N[chunk].unsqueeze(-1))
+            grad_nv.scatter_add_(-1, index_N1[chunk], -(grad_N * here_N)[chunk].unsqueeze(-1))
+            if how.cap is not None:
+                grad_nv.mul_(logits_nv.div_(how.cap).square_().neg_().add_(1.0))
+            del logits_nv
+            gradients.add(chunk, grad_nv if how.scale == 1.0 else grad_nv.mul_(how.scale))
+        return *gradients.rounded(), None, None
+
+
+class _Gradients:
+    """Sums over chunks, in at least float32, of the gradients that are wanted.
+
+    Each is added where it stands. A product of half precision would need a second whole copy for that, and is made of
+    a few rows at a time instead.
+    """
+
+    def __init__(self, hidden_NH: Tensor, weight_vH: Tensor, bias_v: Tensor | None, wanted: tuple[bool, ...]) -> None:
+        self._hidden, self._dtype = hidden_NH, weight_vH.dtype
+        wide = torch.promote_types(hidden_NH.dtype, torch.float32)
+        # On a CPU half precision is multiplied in float32, as `linear` does.
+        self._operands = wide if hidden_NH.device.type == "cpu" else weight_vH.dtype
+        self._weight = weight_vH.to(self._operands)
+        self._of_hidden = torch.zeros_like(hidden_NH) if wanted[0] else None
+        self._of_weight = torch.zeros_like(weight_vH, dtype=wide) if wanted[1] else None
+        self._of_bias = torch.zeros_like(bias_v, dtype=wide) if bias_v is not None and wanted[2] else None
+
+    def add(self, chunk: slice, grad_nv: Tensor) -> None:
+        """Add what the gradient of a chunk's products gives."""
+        if self._of_bias is not None:
+            self._of_bias += grad_nv.sum(dim=0)
+        grad_nv = grad_nv.to(self._operands)
+        if self._of_hidden is not None:
+            self._of_hidden[chunk] = grad_nv @ self._weight
+        if self._of_weight is None:
+            return
+        hidden_nH = self._hidden[chunk].to(self._operands)
+        if self._operands == self._of_weight.dtype:
+            self._of_weight.addmm_(grad_nv.T, hidden_nH)
+            return
+        for rows_rH, grad_nr in zip(self._of_weight.split(_ROWS), grad_nv.split(_ROWS, dim=1), strict=True):
+            rows_rH += grad_nr.T @ hidden_nH
+
+    def rounded(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of hidden states, weight and bias in the types of these."""
+        of_weight, of_bias = (
+            None if sums is None else sums.to(self._dtype) for sums in (self._of_weight, self._of_bias)
+        )
+        return self._of_hidden, of_weight, of_bias

@@ -195,6 +195,12 @@ class ArchitectureConfig(BaseConfig):
     """Use the embedding as the weight of the language model head."""
     lm_head: bool = True
     """Map the last hidden state to the vocabulary."""
+    logit_scale: float = Field(default=1.0, gt=0)
+    """Multiplies the logits."""
+    logit_cap: float | None = Field(default=None, gt=0)
+    """Keeps logits between plus and minus this: scaled ones x become cap * tanh(x / cap). null: no cap."""
+    lm_head_bias: bool = False
+    """A bias for each token of the vocabulary, added to its logit before the scale."""
     causal: bool = True
     """Attend to earlier tokens only."""
     initialization: InitializationConfig = Field(default_factory=InitializationConfig)

@@ -22,6 +22,8 @@ from scaling.transformer.plan.model import Arithmetic, LayerPlan, ModelPlan
 from scaling.transformer.plan.parts import (
     DropoutPlan,
     FeedForwardPlan,
+    LogitBiasPlan,
+    LogitRangePlan,
     NormPlan,
     PartPlan,
     PositionTablePlan,
@@ -100,13 +102,16 @@ def _ends_of(architecture: ArchitectureConfig) -> Iterator[LayerPlan]:
             ("positions", PositionTablePlan(length=architecture.absolute_positions, hidden=hidden, std=std))
         )
     looked_up.append(("dropout", DropoutPlan("embedding", architecture.dropout_embedding)))
+    logits: list[tuple[str, PartPlan]] = [("logits", LogitRangePlan(architecture.logit_scale, architecture.logit_cap))]
+    if architecture.lm_head_bias:
+        logits.append(("logit_bias", LogitBiasPlan(architecture.vocab_size)))
     if architecture.lm_head and architecture.weight_tying:
         yield LayerPlan("embedding", tuple(looked_up), tied)
-        yield LayerPlan("tied_head", (("embedding", matrix),), tied)
+        yield LayerPlan("tied_head", (("embedding", matrix), *logits), tied)
         return
     yield LayerPlan("embedding", tuple(looked_up))
     if architecture.lm_head:
-        yield LayerPlan("head", (("linear", matrix),))
+        yield LayerPlan("head", (("linear", matrix), *logits))
 
 
 def _std_of(architecture: ArchitectureConfig) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -31,6 +31,12 @@ class CrossEntropyLossConfig(LossFunctionConfig):
 
     loss_type: str = "cross_entropy_loss"
     """The kind of loss."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Added to the loss in training: this times the square of log Z of each token, Z the sum of its exponentiated
+    logits, which keeps logits from drifting; 1e-4 is usual. 0: off."""
+    chunk_size: Annotated[int | None, OnResume.RUNTIME] = Field(default=None, ge=1)
+    """Tokens of a micro-batch whose logits exist at a time: less memory, and one more product with the head's matrix in
+    the backward pass. null: all at once."""
 
 
 class ContrastiveLossConfig(LossFunctionConfig):

@@ -26,14 +26,19 @@ from scaling.core import (
     Topology,
     TopologyConfig,
     folder_meant,
+    linear_cross_entropy,
 )
 from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from scaling.transformer.inference.sampling import Sampling, choose
 from scaling.transformer.io import TextInputs
+from scaling.transformer.layers.head import HeadOutput
 from scaling.transformer.model import layer_specs
 from scaling.transformer.plan.attention import AttentionPlan
+
+_CHUNK = 1024
+"""Tokens whose logits exist at a time where only the probability of a token is wanted."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +112,22 @@ class TransformerInferenceModule:
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
         """Return the logits [b, s, vocabulary] of token ids int64 [b, s]; each row is one document."""
-        return self._run(self._known(input_ids), first=0)
+        return self._run(self._known(input_ids), first=0).logits()
 
     @torch.no_grad()
     def log_likelihood(self, input_ids: Tensor) -> Tensor:
         """Return log p(token | tokens before it) of all but the first token, [b, s - 1] in at least float32."""
-        logits = self.logits(self._known(input_ids)[:, :-1])
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        return wide.log_softmax(dim=-1).gather(-1, input_ids[:, 1:].unsqueeze(-1).to(wide.device)).squeeze(-1)
+        output = self._run(self._known(input_ids)[:, :-1], first=0)
+        losses, _ = linear_cross_entropy(
+            output.hidden,
+            output.weight,
+            input_ids[:, 1:].to(output.hidden.device, torch.int64),
+            bias=output.bias,
+            scale=output.scale,
+            cap=output.cap,
+            chunk_size=_CHUNK,
+        )
+        return -losses
 
     def generate(
         self,
@@ -171,7 +184,7 @@ class TransformerInferenceModule:
             for attention, core in zip(attentions, cached, strict=True):
                 attention.attend_with(core)
             try:
-                logits = self._run(torch.tensor([tokens]), first=first)
+                logits = self._run(torch.tensor([tokens]), first=first).last().logits()
             finally:  # between tokens the model is free for other calls
                 for attention, core in zip(attentions, usual, strict=True):
                     attention.attend_with(core)
@@ -219,15 +232,15 @@ class TransformerInferenceModule:
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the limit may have cut a character
         yield text[shown:]
 
-    def _run(self, input_ids: Tensor, *, first: int) -> Tensor:
+    def _run(self, input_ids: Tensor, *, first: int) -> HeadOutput:
         device = self._topology.device
         input_ids = input_ids.to(device)
         rows, length = input_ids.shape
         positions = torch.arange(first, first + length, device=device).expand(rows, length)
         samples = torch.zeros(rows, dtype=torch.int64, device=device)
-        logits: Tensor
-        (logits,) = self.module.forward_step(iter([MicroBatch(TextInputs(input_ids, positions, None, samples), None)]))
-        return logits
+        output: HeadOutput
+        (output,) = self.module.forward_step(iter([MicroBatch(TextInputs(input_ids, positions, None, samples), None)]))
+        return output
 
     def _prompt(self, text: str | None, tokens: Sequence[int] | None) -> list[int]:
         if (text is None) == (tokens is None):

@@ -1,12 +1,24 @@
-"""The last layers: final norm, and logits over this rank's part of the vocabulary."""
+"""The last layers: final norm, and the head over this rank's part of the vocabulary, which makes no logits itself."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from scaling.core import LayerNorm, RMSNorm, VocabParallelEmbedding, enter_model_parallel, linear
+from scaling.core import (
+    Constant,
+    LayerNorm,
+    Place,
+    RMSNorm,
+    VocabParallelEmbedding,
+    enter_model_parallel,
+    linear_logits,
+    new_parameter,
+    padded_shard,
+)
 from scaling.transformer.io import TransformerIO
 
 
@@ -23,32 +35,94 @@ class LayerNormWrapper(nn.Module):
         return x.with_activations(self.norm(x.activations))
 
 
-def _local_logits(x: TransformerIO, table: VocabParallelEmbedding) -> Tensor:
-    activations = enter_model_parallel(x.activations, table.place)
-    return linear(activations, table.weight[: table.shard.length])  # padding rows make no logits
+@final
+@dataclass(frozen=True)
+class HeadOutput:
+    """What the model returns: everything that logits are made of, for whoever needs them, and no logits.
+
+    A loss that works through the vocabulary piece by piece takes the parts (`CrossEntropyLoss`); any other asks for
+    `logits()`. Gradients reach the model either way.
+    """
+
+    hidden: Tensor
+    """[b, s, hidden], alike on all model ranks. Backward: all-reduce (or reduce-scatter) of its gradient."""
+    weight: Tensor
+    """[v, hidden]: this rank's part of the vocabulary, without padding. v may be 0."""
+    bias: Tensor | None = None
+    """[v]."""
+    scale: float = 1.0
+    """Multiplies hidden weight^T + bias."""
+    cap: float | None = None
+    """Scaled logits x become cap * tanh(x / cap). None: they stay."""
+
+    def logits(self) -> Tensor:
+        """Return the logits [b, s, v], in the type of the hidden states."""
+        return linear_logits(self.hidden, self.weight, self.bias, scale=self.scale, cap=self.cap).to(self.hidden.dtype)
+
+    def last(self) -> Self:
+        """Return the output for the last token of each row."""
+        return replace(self, hidden=self.hidden[:, -1:])
+
+
+@final
+class LogitBias(nn.Module):
+    """A number for each token of the vocabulary, which is added to its logit; cut as the head's matrix is."""
+
+    def __init__(self, vocabulary: int, *, place: Place) -> None:
+        super().__init__()
+        self.shard = padded_shard(vocabulary, place.parts, place.index, dim=0)
+        self.weight = new_parameter((vocabulary,), Constant(0.0), shard=self.shard, dtype=place.dtype)
+
+
+@final
+class LogitRange(nn.Module):
+    """By what logits are multiplied and at which size they are capped."""
+
+    def __init__(self, scale: float = 1.0, cap: float | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.cap = cap
+
+
+def _output(
+    x: TransformerIO, table: VocabParallelEmbedding, bias: LogitBias | None, logits: LogitRange | None
+) -> HeadOutput:
+    hidden = enter_model_parallel(x.activations, table.place)
+    rows = table.shard.length  # padding makes no logits
+    logits = logits or LogitRange()
+    own_bias = None if bias is None else bias.weight[:rows]
+    return HeadOutput(hidden, table.weight[:rows], own_bias, scale=logits.scale, cap=logits.cap)
 
 
 @final
 class TransformerLMHead(nn.Module):
-    """Logits from a matrix of its own."""
+    """A head with a matrix of its own."""
 
-    def __init__(self, linear: VocabParallelEmbedding) -> None:
+    def __init__(
+        self, linear: VocabParallelEmbedding, logit_bias: LogitBias | None = None, logits: LogitRange | None = None
+    ) -> None:
         super().__init__()
         self.linear = linear
+        self.logit_bias = logit_bias
+        self.logits = logits
 
-    def forward(self, x: TransformerIO) -> Tensor:
-        """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of its input."""
-        return _local_logits(x, self.linear)
+    def forward(self, x: TransformerIO) -> HeadOutput:
+        """Return what the logits are made of."""
+        return _output(x, self.linear, self.logit_bias, self.logits)
 
 
 @final
 class TransformerLMHeadTied(nn.Module):
-    """Logits from the embedding matrix, which the first layer shares under the tie `embedding_tying`."""
+    """A head whose matrix is the embedding's, which the first layer shares under the tie `embedding_tying`."""
 
-    def __init__(self, embedding: VocabParallelEmbedding) -> None:
+    def __init__(
+        self, embedding: VocabParallelEmbedding, logit_bias: LogitBias | None = None, logits: LogitRange | None = None
+    ) -> None:
         super().__init__()
         self.embedding = embedding
+        self.logit_bias = logit_bias
+        self.logits = logits
 
-    def forward(self, x: TransformerIO) -> Tensor:
-        """Return the logits [b, s, local vocabulary]. Backward: all-reduce (or reduce-scatter) of its input."""
-        return _local_logits(x, self.embedding)
+    def forward(self, x: TransformerIO) -> HeadOutput:
+        """Return what the logits are made of."""
+        return _output(x, self.embedding, self.logit_bias, self.logits)

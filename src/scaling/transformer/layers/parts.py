@@ -37,6 +37,7 @@ from scaling.core import (
     flash_attention_available,
 )
 from scaling.transformer.config.architecture import Precision
+from scaling.transformer.layers.head import LogitBias, LogitRange
 from scaling.transformer.layers.residual import Residual, Scale
 from scaling.transformer.plan.attention import AttentionPlan, RotationPlan
 from scaling.transformer.plan.model import ModelPlan
@@ -44,6 +45,8 @@ from scaling.transformer.plan.parts import (
     DropoutPlan,
     FeedForwardPlan,
     LinearPlan,
+    LogitBiasPlan,
+    LogitRangePlan,
     NormPlan,
     PartPlan,
     PositionTablePlan,
@@ -86,6 +89,10 @@ class PartMaker:
             case TablePlan():
                 initializer = Normal(part.std)
                 return VocabParallelEmbedding(part.vocabulary, part.hidden, place=self.place, initializer=initializer)
+            case LogitBiasPlan():
+                return LogitBias(part.vocabulary, place=self.place)
+            case LogitRangePlan():
+                return LogitRange(part.scale, part.cap)
             case AttentionPlan():
                 return self._attention(part, layer)
             case FeedForwardPlan():

@@ -135,6 +135,39 @@ class TablePlan:
         return MultiplyAdds(self.vocabulary * self.hidden, 0) if self.multiplied else NONE
 
 
+@dataclass(frozen=True)
+class LogitBiasPlan:
+    """A number for each token of the vocabulary, added to its logit."""
+
+    vocabulary: int
+
+    def parameters(self, name: str) -> Iterator[ParameterPlan]:
+        """Yield the bias."""
+        zeros = Start("constant", 0.0)
+        yield ParameterPlan(name=f"{name}.weight", shape=(self.vocabulary,), cut=Padded(), start=zeros)
+
+    def multiply_adds(self, sequence: int) -> MultiplyAdds:
+        """Return nothing: no matrix."""
+        return NONE
+
+
+@dataclass(frozen=True)
+class LogitRangePlan:
+    """What becomes of a head's logits x: cap * tanh(scale * x / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+    """None: they are only scaled."""
+
+    def parameters(self, name: str) -> Iterator[ParameterPlan]:
+        """Yield nothing."""
+        return iter(())
+
+    def multiply_adds(self, sequence: int) -> MultiplyAdds:
+        """Return nothing: no matrix."""
+        return NONE
+
+
 @dataclass(frozen=True, kw_only=True)
 class PositionTablePlan:
     """A learned vector for each position, added to the embedding."""
