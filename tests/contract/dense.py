@@ -22,6 +22,7 @@ from scaling.core.verify.deviation import HeldBoxes
 from scaling.core.verify.session import StepNumbers
 from scaling.core.verify.shared_tensors import SharedTensors
 from scaling.transformer import TransformerConfig
+from scaling.transformer.config.training import CrossEntropyLossConfig
 from scaling.transformer.data.batch import TextSample
 from tests.contract.runs import Reference, Run
 from tests.reference.dense import Weights, affine, cross_entropy, layer_norm, mlp, rms_norm, rotate, swiglu
@@ -34,14 +35,14 @@ def dense_run(config: TransformerConfig, recipe: Recipe, directory: Path, *, ste
     _write(directory / "initial reference", model.weights)
     numbers = []
     for step in range(1, steps + 1):
-        loss, count = model.loss(samples(config, recipe, step))
+        loss, count = model.loss(samples(config, recipe, step), trained=True)
         gradients = dict(zip(model.weights, torch.autograd.grad(loss, list(model.weights.values())), strict=True))
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
         _write(directory / "reference" / f"gradients {step}", gradients)
         model.update(step, gradients, norm)
         numbers.append(StepNumbers(loss=loss.item(), gradient_norm=norm, weight=float(count), overflow=False))
     _write(directory / "reference" / f"weights {steps}", model.weights)
-    evaluation, _ = model.loss([recipe.evaluation[index] for index in range(len(recipe.evaluation))])
+    evaluation, _ = model.loss([recipe.evaluation[index] for index in range(len(recipe.evaluation))], trained=False)
     held = [
         HeldBoxes(key=key, shape=tuple(weight.shape), boxes=(whole(weight.shape),), owned=True)
         for key, weight in model.weights.items()
@@ -81,11 +82,14 @@ class DenseModel:
         self.config = config
         self.architecture = config.transformer_architecture
         self.weights = weights
+        loss = config.training.loss_function_config
+        assert isinstance(loss, CrossEntropyLossConfig)
+        self._z_loss = loss.z_loss
         self._means = {key: torch.zeros_like(weight) for key, weight in weights.items()}
         self._squares = {key: torch.zeros_like(weight) for key, weight in weights.items()}
 
-    def loss(self, batch: list[TextSample]) -> tuple[Tensor, int]:
-        """Return the mean over all tokens that count, and their number."""
+    def loss(self, batch: list[TextSample], *, trained: bool) -> tuple[Tensor, int]:
+        """Return the mean over all tokens that count, of what is trained or evaluated, and their number."""
         end = self.config.data.eod_token_id or 0
         cut = [document for sample in batch for document in documents(sample, end)]
         inputs_DS = pad_sequence([inputs for inputs, _ in cut], batch_first=True)
@@ -94,7 +98,13 @@ class DenseModel:
             cross_entropy(logits_SV[: len(targets)], targets)
             for logits_SV, (_, targets) in zip(logits_DSV, cut, strict=True)
         ]
-        return torch.cat(losses).mean(), sum(map(len, losses))
+        if trained:
+            losses += [
+                self._z_loss * logits_SV[: len(targets)].exp().sum(-1).log().square()
+                for logits_SV, (_, targets) in zip(logits_DSV, cut, strict=True)
+            ]
+        count = sum(len(targets) for _, targets in cut)
+        return torch.cat(losses).sum() / count, count
 
     def logits(self, tokens_DS: Tensor, lengths_D: Tensor) -> Tensor:
         """Return the logits [d, s, v] of documents of these lengths; what comes after a document's end is ignored."""
@@ -112,7 +122,11 @@ class DenseModel:
             )
         x = self._norm(f"layers.{last + 1}.norm", x)
         tied = self.architecture.weight_tying
-        return x @ self.weights["layers.0.embedding.weight" if tied else f"layers.{last + 2}.linear.weight"].T
+        logits = x @ self.weights["layers.0.embedding.weight" if tied else f"layers.{last + 2}.linear.weight"].T
+        if self.architecture.lm_head_bias:
+            logits = logits + self.weights[f"layers.{last + 2}.logit_bias.weight"]
+        logits, cap = logits * self.architecture.logit_scale, self.architecture.logit_cap
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     def update(self, step: int, gradients: Weights, norm: float) -> None:
         """Clip, then take one step of AdamW (Loshchilov and Hutter, algorithm 2)."""

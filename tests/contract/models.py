@@ -50,13 +50,16 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "rotary_percentage": 0.5,
         "weight_tying": True,
     },
-    # GPT's parts: fused query-key-value, biases everywhere, a head of its own, dropout everywhere.
+    # GPT's parts: fused query-key-value, biases everywhere, a head of its own with scale and cap, dropout everywhere.
     "gpt": {
         **_SIZES,
         **_DROPOUT,
         "vocab_size": 50,
         "num_layers": 2,
         "weight_tying": False,
+        "lm_head_bias": True,
+        "logit_scale": 1.5,
+        "logit_cap": 4.0,
         "mlp_factor": 2.0,
         "relative_position_embedding_type": "rotary_complex",
     },
@@ -74,6 +77,13 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+LOSSES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {"chunk_size": 7},
+    "gpt": {"chunk_size": 10, "z_loss": 0.02},
+    "mqa": {"z_loss": 0.01},
+}
+"""The losses of these models; no chunk divides the tokens of a micro-batch."""
+
 
 def config_of(
     model: str, topology: Mapping[str, Any] | None = None, optimizer: Mapping[str, Any] | None = None, **changes: Any
@@ -83,6 +93,7 @@ def config_of(
         {
             "topology": {"global_batch_size": GLOBAL_BATCH, "device": "cpu", **(topology or {"micro_batch_size": 24})},
             "transformer_architecture": {**MODELS[model], **changes},
+            "training": {"loss_function_config": LOSSES[model]},
             "training_groups": _GROUPS,
             "optimizer": {"gradient_clipping": 1.0, **(optimizer or {})},
             "trainer": {"seed": 11},

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from scaling.core.nn.loss import vocab_parallel_cross_entropy
+from scaling.core.nn.embedding import VocabParallelEmbedding
+from scaling.core.nn.init import Constant
+from scaling.core.nn.loss import _Gradients, linear_cross_entropy, linear_logits, vocab_parallel_cross_entropy
+from scaling.core.nn.parameter import new_parameter
+from scaling.core.nn.place import Place, enter_model_parallel
 from scaling.core.nn.shard import padded_shard
 from tests.distributed import run_distributed
 from tests.reference import dense
 from tests.reference.compare import backward, close, gradient_of
+from tests.reference.sharding import GATHER, SCATTER, SUM, compare_layer
 from tests.reference.worlds import connected, model_group, random
 
 SHAPES = ((6,), (2, 3), (2, 3, 2))
@@ -102,3 +112,179 @@ def ignore_positions(rank: int, world_size: int) -> None:
 
 def test_positions_that_torch_ignores_are_ignored_in_every_layout() -> None:
     run_distributed(ignore_positions, 2)
+
+
+HIDDEN = 6
+PLAIN: dict[str, Any] = {"bias": False, "scale": 1.0, "cap": None}
+EVERYTHING: dict[str, Any] = {"bias": True, "scale": 1.7, "cap": 2.5}
+TARGETS = torch.tensor([[0, 3, -100, 1, 2], [4, 0, 1, 0, 3]])
+
+
+class Head(nn.Module):
+    """A matrix, perhaps a bias, and what they say of the targets: losses and log Z, one above the other."""
+
+    def __init__(
+        self, vocabulary: int, place: Place, *, bias: bool, scale: float, cap: float | None, chunk_size: int | None
+    ) -> None:
+        super().__init__()
+        self.table = VocabParallelEmbedding(vocabulary, HIDDEN, place=place)
+        zeros, shard = Constant(0.0), self.table.shard
+        self.bias = new_parameter((vocabulary,), zeros, shard=shard, dtype=place.dtype) if bias else None
+        self.options = {"scale": scale, "cap": cap, "chunk_size": chunk_size}
+
+    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+        place, shard = self.table.place, self.table.shard
+        found = linear_cross_entropy(
+            enter_model_parallel(x, place),
+            self.table.weight[: shard.length],
+            targets,
+            bias=None if self.bias is None else self.bias[: shard.length],
+            group=place.group,
+            offset=shard.offset,
+            normalisers=True,
+            **self.options,
+        )
+        assert found.log_normalisers is not None
+        return torch.stack([found.losses, found.log_normalisers])
+
+
+def dense_losses(weights: dense.Weights, x: Tensor, targets: Tensor, scale: float, cap: float | None) -> Tensor:
+    logits = torch.einsum("bsh,vh->bsv", x, weights["table.weight"])
+    logits = (logits + weights["bias"] if "bias" in weights else logits) * scale
+    logits = logits if cap is None else cap * (logits / cap).tanh()
+    counts = targets >= 0
+    losses = dense.cross_entropy(logits, targets.clamp_min(0))
+    return torch.stack([losses, logits.exp().sum(-1).log()]) * counts
+
+
+def compare_heads(rank: int, world_size: int, sequence_parallel: bool) -> None:
+    with connected(model=world_size, sequence_parallel=sequence_parallel) as topology:
+        place, cut = Place(topology, torch.float64, sequence_parallel), 1 if sequence_parallel else None
+        x = random(2, TARGETS.shape[1], HIDDEN, seed=1) if not sequence_parallel else random(2, 6, HIDDEN, seed=1)
+        targets = F.pad(TARGETS, (0, x.shape[1] - TARGETS.shape[1]), value=0)
+        for vocabulary, options, chunk_size in product((2, 5, 23), (PLAIN, EVERYTHING), (None, 1, 4, 100)):
+            own = torch.where(targets >= 0, targets % vocabulary, targets)
+            scale, cap = options["scale"], options["cap"]
+            messages = compare_layer(
+                Head(vocabulary, place, chunk_size=chunk_size, **options),
+                lambda weights, x: dense_losses(weights, x, own, scale, cap),  # noqa: B023  # called at once
+                x,
+                topology,
+                own,
+                cut_input=cut,
+                what=f"vocabulary {vocabulary}, {options}, chunks of {chunk_size}:",
+            )
+            entering, leaving = ([GATHER], [SCATTER]) if sequence_parallel else ([], [SUM])
+            assert messages == ([*entering, SUM, SUM, *leaving] if world_size > 1 else [])
+
+
+@pytest.mark.parametrize(("world_size", "sequence_parallel"), [(1, False), (2, True), (3, False)])
+def test_losses_of_hidden_states_are_those_of_whole_logits(world_size: int, sequence_parallel: bool) -> None:
+    """In chunks too, with two messages: also where a rank's part of the vocabulary is all padding."""
+    if world_size == 1:
+        compare_heads(0, 1, sequence_parallel)
+    else:
+        run_distributed(compare_heads, world_size, sequence_parallel)
+
+
+def of_a_head(
+    dtype: torch.dtype, *, chunk_size: int | None, positions: int = 300, trained: str = "hwb"
+) -> list[Tensor | None]:
+    """Return loss, log Z and the gradients of hidden states, weight and bias of a head with everything."""
+    hidden, weight, bias = (
+        random(*shape, seed=seed).to(dtype).requires_grad_(name in trained)
+        for name, seed, shape in (("h", 1, (positions, 32)), ("w", 2, (500, 32)), ("b", 3, (500,)))
+    )
+    found = linear_cross_entropy(
+        hidden,
+        weight,
+        torch.arange(positions) * 7 % 500,
+        bias=bias,
+        scale=0.5,
+        cap=6.0,
+        chunk_size=chunk_size,
+        normalisers=True,
+    )
+    assert found.log_normalisers is not None
+    backward(found.losses.sum() + 0.01 * found.log_normalisers.square().sum())
+    return [*found, hidden.grad, weight.grad, bias.grad]
+
+
+def test_chunks_change_no_number() -> None:
+    for dtype, loss, gradient in ((torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 1e-5)):
+        whole, chunked, reference = (
+            of_a_head(each, chunk_size=size) for each, size in ((dtype, None), (dtype, 77), (torch.float64, None))
+        )
+        for expected in (whole, reference):
+            for place, (one, other) in enumerate(zip(chunked, expected, strict=True)):
+                assert one is not None
+                assert other is not None
+                assert one.dtype == dtype
+                apart = (one - other).abs().max() / other.abs().max()
+                assert apart <= (loss if place < 2 else gradient), (dtype, place, float(apart))
+
+
+def test_only_the_gradients_that_are_wanted_are_made() -> None:
+    expected = of_a_head(torch.float64, chunk_size=77)[2:]
+    for place, trained in enumerate("hwb"):
+        found = of_a_head(torch.float64, chunk_size=77, trained=trained)[2:]
+        assert [one is not None for one in found] == [index == place for index in range(3)]
+        assert torch.equal(found[place], expected[place])  # type: ignore[arg-type]
+
+
+def test_half_precision_is_summed_over_chunks_in_float32() -> None:
+    hidden, weight = torch.ones(1000, 1, dtype=torch.bfloat16), torch.zeros(2, 1, dtype=torch.bfloat16)
+    weight.requires_grad_()
+    losses, _ = linear_cross_entropy(hidden, weight, torch.zeros(1000, dtype=torch.int64), chunk_size=1)
+    assert losses.dtype == torch.float32
+    backward(losses.sum())
+    assert gradient_of(weight).flatten().tolist() == [-500.0, 500.0]  # in bfloat16, 128 + 0.5 is 128
+
+
+def test_a_product_of_half_precision_is_added_to_float32_a_few_rows_at_a_time() -> None:
+    hidden, weight = (random(*shape, seed=1, dtype=torch.bfloat16) for shape in ((6, 4), (10, 4)))
+    gradients = _Gradients(hidden, weight, None, (True, True, False))
+    gradients._operands, gradients._weight = torch.bfloat16, weight  # as on a GPU
+    of_logits = random(6, 10, seed=2, dtype=torch.bfloat16)
+    with mock.patch("scaling.core.nn.loss._ROWS", 4):
+        for chunk in (slice(0, 4), slice(4, 6)):
+            gradients.add(chunk, of_logits[chunk].float())
+    of_hidden, of_weight, of_bias = gradients.rounded()
+    assert of_hidden is not None
+    assert of_weight is not None
+    assert of_bias is None
+    assert of_hidden.dtype == of_weight.dtype == torch.bfloat16
+    close(of_hidden, of_logits.double() @ weight.double(), tolerance=1e-2)
+    close(of_weight, of_logits.double().T @ hidden.double(), tolerance=1e-2)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_bias_of_minus_infinity_rules_a_token_out(chunk_size: int | None) -> None:
+    hidden, weight = random(3, HIDDEN, seed=1), random(4, HIDDEN, seed=2).requires_grad_()
+    bias = torch.tensor([0.0, -torch.inf, 0.0, -torch.inf], dtype=torch.float64)
+    targets = torch.tensor([0, 2, 1])
+    losses, _ = linear_cross_entropy(hidden, weight, targets, bias=bias, chunk_size=chunk_size)
+    expected = F.cross_entropy((hidden @ weight.T)[:, ::2], torch.tensor([0, 1, 0]), reduction="none")
+    close(losses[:2], expected[:2])
+    assert losses[2] == torch.inf
+    backward(losses[:2].sum())
+    assert not gradient_of(weight)[1::2].any()
+
+
+def rule_out_a_rank(rank: int, world_size: int) -> None:
+    """All tokens of the second rank are impossible."""
+    with connected(model=world_size) as topology:
+        hidden, weight = random(3, HIDDEN, seed=1), random(2, HIDDEN, seed=2 + rank).requires_grad_()
+        bias = torch.zeros(2, dtype=torch.float64) if rank == 0 else torch.full((2,), -torch.inf, dtype=torch.float64)
+        targets = torch.tensor([0, 1, 0])
+        losses, _ = linear_cross_entropy(
+            hidden, weight, targets, bias=bias, group=model_group(topology), offset=2 * rank, chunk_size=2
+        )
+        backward(losses.sum())
+        possible = linear_logits(hidden, random(2, HIDDEN, seed=2))
+        close(losses, F.cross_entropy(possible, targets, reduction="none"))
+        assert rank == 0 or not gradient_of(weight).any()
+
+
+def test_a_rank_without_a_possible_token_takes_no_part() -> None:
+    run_distributed(rule_out_a_rank, 2)
