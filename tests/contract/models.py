@@ -9,6 +9,7 @@ from scaling.core import Recipe
 from scaling.transformer import TransformerConfig
 from scaling.transformer.recipe import recipe_of
 from scaling.transformer.verify.synthetic import synthetic_text
+from tests.contract.options import OPTION_LOSSES, OPTION_MODELS
 
 GLOBAL_BATCH = 24  # divisible by every data-parallel size up to 8 but 5 and 7
 EVALUATION_SAMPLES = 37  # divisible by no global batch or data-parallel size
@@ -35,7 +36,7 @@ _DROPOUT = {
     "dropout_after_mlp": 0.1,
 }
 
-MODELS: Mapping[str, Mapping[str, Any]] = {
+MODELS: dict[str, Mapping[str, Any]] = {
     # Llama's parts: fewer key-value heads than ranks, tied embeddings, odd numbers of tokens and layers.
     "llama": {
         **_SIZES,
@@ -77,7 +78,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-LOSSES: Mapping[str, Mapping[str, Any]] = {
+LOSSES: dict[str, Mapping[str, Any]] = {
     "llama": {"chunk_size": 7},
     "gpt": {"chunk_size": 10, "z_loss": 0.02},
     "mqa": {"z_loss": 0.01},
@@ -92,8 +93,8 @@ def config_of(
     return TransformerConfig.from_dict(
         {
             "topology": {"global_batch_size": GLOBAL_BATCH, "device": "cpu", **(topology or {"micro_batch_size": 24})},
-            "transformer_architecture": {**MODELS[model], **changes},
-            "training": {"loss_function_config": LOSSES[model]},
+            "transformer_architecture": {**(MODELS | OPTION_MODELS)[model], **changes},
+            "training": {"loss_function_config": (LOSSES | OPTION_LOSSES).get(model, {})},
             "training_groups": _GROUPS,
             "optimizer": {"gradient_clipping": 1.0, **(optimizer or {})},
             "trainer": {"seed": 11},

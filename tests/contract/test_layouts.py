@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.contract.layouts import LAYOUTS, LayoutCase
 from tests.contract.models import MODELS, config_of, recipe
+from tests.contract.options import OPTION_LAYOUTS, OPTION_MODELS
 from tests.contract.runs import Job, Reference, differences, follow, record
 
 STEPS = 20
@@ -63,9 +64,20 @@ def test_layouts_are_the_same_training_run(
     model: str, world_size: int, steps: int, reference: Callable[[str, int], Reference]
 ) -> None:
     jobs = [job(model, case, steps) for case in LAYOUTS[model] if case.world_size == world_size]
+    assert_same(model, jobs, reference(model, steps))
+
+
+@pytest.mark.parametrize("model", OPTION_MODELS)
+def test_every_option_of_the_architecture_is_the_same_run_in_every_layout(
+    model: str, reference: Callable[[str, int], Reference]
+) -> None:
+    assert_same(model, [job(model, case, FEW) for case in OPTION_LAYOUTS], reference(model, FEW))
+
+
+def assert_same(model: str, jobs: Sequence[Job], run: Reference) -> None:
     problems = []
-    for name, runs in follow(reference(model, steps).directory, jobs).items():
-        found = differences(reference(model, steps), name, runs)
+    for name, runs in follow(run.directory, jobs).items():
+        found = differences(run, name, runs)
         assert set(found) == QUANTITIES
         limits = {"initial weights": 0.0, "weight": 0.0}
         problems += [

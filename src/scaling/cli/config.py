@@ -14,6 +14,7 @@ from scaling.core.config.template_text import template as commented
 from scaling.core.errors import ConfigError, ExitStatus
 from scaling.transformer.config.environment import TransformerConfigHere
 from scaling.transformer.config.notes import notes
+from scaling.transformer.config.presets import PRESETS, preset
 from scaling.transformer.config.root import TransformerConfig
 
 app = typer.Typer(
@@ -26,9 +27,21 @@ Output = Annotated[
 
 
 @app.command()
-def template(output: Output = None) -> None:
-    """Write every key with its default and what it means, as YAML."""
-    _write(commented(TransformerConfig()), output)
+def template(
+    output: Output = None,
+    name: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help=f"The model of this name: {', '.join(PRESETS)}.")
+    ] = None,
+) -> None:
+    """Write every key with its default and what it means, as YAML; with a preset, the values of that model."""
+    config = TransformerConfig()
+    if name is not None:
+        try:
+            config = TransformerConfig.from_dict({"transformer_architecture": dict(preset(name))})
+        except ConfigError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(ExitStatus.USER_INPUT) from None
+    _write(commented(config), output)
 
 
 @app.command()

@@ -146,7 +146,7 @@ ARCHITECTURE_PROBLEMS = [
     (
         "{topology: {model_parallel_size: 4, pipe_parallel_size: 1, data_parallel_size: 1},"
         " transformer_architecture: {mlp_factor: 1, mlp_size_multiple_of: 129}}",
-        "transformer_architecture.mlp_factor: is 1, but times hidden_size (256), rounded up, = 258 must be divisible by "
-        "topology.model_parallel_size (4); set topology.model_parallel_size to 1 or 2",
+        "transformer_architecture.mlp_factor: is 1, but times hidden_size (256), rounded up, = 258 must be divisible "
+        "by topology.model_parallel_size (4); set topology.model_parallel_size to 1 or 2",
     ),
 ]

@@ -32,6 +32,7 @@ from scaling.transformer.plan.parameters import Even, Padded, ParameterPlan, Sta
 from scaling.transformer.plan.parts import FeedForwardPlan, PartPlan
 from tests.contract.layouts import LAYOUTS, LayoutCase
 from tests.contract.models import MODELS, config_of
+from tests.contract.options import OPTION_LAYOUTS, OPTION_MODELS
 from tests.reference.worlds import topology_config, view_of
 
 
@@ -109,7 +110,12 @@ def assert_planned_as_built(plan: ModelPlan, topology: TopologyConfig, layers: L
 
 
 @pytest.mark.parametrize(
-    ("model", "case"), [pytest.param(model, case, id=f"{model} {case}") for model in LAYOUTS for case in LAYOUTS[model]]
+    ("model", "case"),
+    [
+        pytest.param(model, case, id=f"{model} {case}")
+        for model, cases in (LAYOUTS | dict.fromkeys(OPTION_MODELS, OPTION_LAYOUTS)).items()
+        for case in cases
+    ],
 )
 def test_every_rank_holds_what_the_plan_says(model: str, case: LayoutCase) -> None:
     config = config_of(model, case.settings, case.optimizer)
@@ -122,16 +128,31 @@ def architectures(draw: st.DrawFn, ranks: int) -> TransformerArchitectureConfig:
     shared = [
         number for number in range(1, heads + 1) if heads % number == 0 and not (number % ranks and ranks % number)
     ]
-    flags = ("attention_bias", "mlp_bias", "key_query_norm", "weight_tying", "lm_head")
+    flags = ("attention_bias", "mlp_bias", "weight_tying", "lm_head", "lm_head_bias")
+    norm = draw(st.sampled_from(["layernorm", "rms"]))
+    parallel, std = draw(st.booleans()), draw(st.none() | st.just(0.1))
     values: dict[str, Any] = {
         "vocab_size": draw(st.integers(1, 70)),
         "hidden_size": heads * size,
         "num_layers": draw(st.integers(1, 3)),
         "num_attention_heads": heads,
         "attention_num_kv_heads": draw(st.none() | st.sampled_from(shared)),
-        "mlp_type": draw(st.sampled_from(["default", "swiglu"])),
+        "mlp_type": draw(st.sampled_from(["default", "swiglu", "geglu"])),
         "mlp_factor": draw(st.integers(1, 3)),
-        "norm_type": draw(st.sampled_from(["layernorm", "rms"])),
+        "norm_type": norm,
+        "layernorm": {"weight_offset": draw(st.integers(0, 1))} if norm == "rms" else {"bias": draw(st.booleans())},
+        "key_query_norm": draw(st.sampled_from([False, "per_head", *(["all_heads"] if norm == "rms" else [])])),
+        "parallel_residual": parallel,
+        "norm_placement": "pre" if parallel else draw(st.sampled_from(["pre", "post", "sandwich", "after_sum"])),
+        "parallel_residual_norms": draw(st.integers(1, 2)) if parallel else 2,
+        "absolute_positions": draw(st.none() | st.just(2048)),
+        "attention_qkv_bias": draw(st.none() | st.booleans()),
+        "attention_dense_bias": draw(st.none() | st.booleans()),
+        "attention_head_size": draw(st.none() | st.sampled_from([2, 10])),
+        "initialization": {
+            "scheme": draw(st.sampled_from(["normal", "depth_scaled"])),
+            "std": draw(st.none() | st.just(0.1)),
+        },
         **{flag: draw(st.booleans()) for flag in flags},
     }
     if values["attention_num_kv_heads"] is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
-from math import gcd
+from math import gcd, prod
 from typing import Literal, TypeVar
 
 from scaling.transformer.plan.attention import AttentionPlan
@@ -113,6 +113,19 @@ class ModelPlan:
                 if (layers is None or index in layers) and name not in seen:
                     seen.add(name)
                     yield replace(parameter, name=name)
+
+    @property
+    def num_parameters(self) -> int:
+        """Return how many numbers are learned: the sizes of all tensors, those that layers share counted once."""
+        total, shared = 0, set()
+        for count, layer in self.runs:
+            for parameter in layer.parameters():
+                if parameter.name not in layer.tied:
+                    total += count * prod(parameter.shape)
+                elif parameter.name not in shared:
+                    shared.add(parameter.name)
+                    total += prod(parameter.shape)
+        return total
 
     def parts(self, kind: type[Part]) -> list[Part]:
         """Return the different parts of a kind."""
