@@ -42,6 +42,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/logging/config": ("core/logging/test_setup", "transformer/config/test_problems"),
     "core/nn/attention": ("core/nn/test_attention_projections",),
     "core/nn/config": ("transformer/config/test_root", "transformer/config/test_problems"),
+    "core/nn/key_query_norm": ("core/nn/test_attention",),
     "core/nn/place": ("core/nn/test_linear", "core/nn/test_attention_projections", "core/nn/test_dropout"),
     "core/nn/rotary": ("core/nn/test_rotary_scaling", "core/nn/test_rotary_against_transformers"),
     "core/optimizer/config": ("core/optimizer/test_optimizer", "transformer/config/test_problems"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +22,7 @@ from scaling.core.nn.attention_core import (
 )
 from scaling.core.nn.attention_kernels import DocumentMasks
 from scaling.core.nn.dropout import Dropout
+from scaling.core.nn.key_query_norm import NormOverHeads, NormPerHead, RMSNormOverHeads
 from scaling.core.nn.linear import RowParallelLinear
 from scaling.core.nn.norm import LayerNorm, RMSNorm
 from scaling.core.nn.parameter import meta
@@ -65,7 +67,9 @@ class Variant:
     causal: bool = True
     packed: bool = True
     rotary: int = 0
-    norm: bool = False
+    norm: str = ""
+    """Of queries and keys: per_head, all_heads; empty: none."""
+    clip: float | None = None
     dropout: float = 0.0
     scale: float = 1.0
     sequence_parallel: bool = False
@@ -94,9 +98,19 @@ class Variant:
             head_dim=HEAD_DIM,
             rotary=RotaryEmbedding(self.rotary) if self.rotary else None,
         )
-        if self.norm:
-            alike = Place(topology, DOUBLE)
-            layer.with_key_query_norm(RMSNorm(HEAD_DIM, place=alike), LayerNorm(HEAD_DIM, place=alike))
+        if self.clip is not None:
+            layer.with_clipping(self.clip)
+        alike = Place(topology, DOUBLE)
+        if self.norm == "per_head":
+            layer.with_key_query_norm(NormPerHead(RMSNorm(HEAD_DIM, place=alike), LayerNorm(HEAD_DIM, place=alike)))
+        if self.norm == "all_heads":
+            query, key = self.heads["query"], self.heads["key"]
+            layer.with_key_query_norm(
+                NormOverHeads(
+                    RMSNormOverHeads(query, epsilon=0.3, place=place),
+                    RMSNormOverHeads(key, epsilon=0.1, place=place, weight_offset=1.0),
+                )
+            )
         return layer
 
     @property
@@ -112,8 +126,16 @@ class Variant:
         return torch.tensor([17, 4])
 
     def dense(self, weights: Weights, x: Tensor) -> Tensor:
-        q, k, v = (dense.affine(weights, name, x).unflatten(-1, (-1, HEAD_DIM)) for name in PROJECTIONS)
-        if self.norm:
+        q, k, v = (dense.affine(weights, name, x) for name in PROJECTIONS)
+        if self.clip is not None:
+            q, k, v = (
+                t.minimum(torch.full_like(t, self.clip)).maximum(torch.full_like(t, -self.clip)) for t in (q, k, v)
+            )
+        if self.norm == "all_heads":
+            q = dense.rms_norm(q, weights["norm_query.weight"], 0.3)
+            k = dense.rms_norm(k, 1 + weights["norm_key.weight"], 0.1)
+        q, k, v = (t.unflatten(-1, (-1, HEAD_DIM)) for t in (q, k, v))
+        if self.norm == "per_head":
             q = dense.rms_norm(q, weights["norm_query.weight"])
             k = dense.layer_norm(k, weights["norm_key.weight"], weights["norm_key.bias"])
         if self.rotary:
@@ -134,9 +156,19 @@ VARIANTS = {
     "plain": Variant(bias=False, causal=False, packed=False, scale=0.7),
     "separate": Variant(fused=False, rotary=4),
     "grouped": Variant(kv_heads=4, rotary=2, sequence_parallel=True),
-    "two shared": Variant(kv_heads=2, norm=True),
-    "one shared": Variant(kv_heads=1, norm=True, sequence_parallel=True),
-    "normed": Variant(norm=True, rotary=4, bias=False),
+    "two shared": Variant(kv_heads=2, norm="per_head"),
+    "one shared": Variant(kv_heads=1, norm="per_head", sequence_parallel=True),
+    "normed": Variant(norm="per_head", rotary=4, bias=False),
+    "normed over all heads": Variant(norm="all_heads", rotary=4),
+    **{
+        f"normed over all heads, {kv_heads} shared, {sequence_parallel}": Variant(
+            norm="all_heads", kv_heads=kv_heads, rotary=4, sequence_parallel=sequence_parallel
+        )
+        for kv_heads in (1, 2)
+        for sequence_parallel in (False, True)
+    },
+    "clipped": Variant(clip=1.0, rotary=4),
+    "clipped, then normed": Variant(clip=1.0, rotary=2, kv_heads=2, norm="all_heads"),
     "dropout": Variant(dropout=0.3, kv_heads=2),
     "dropout, sliced": Variant(dropout=0.3, sequence_parallel=True, rotary=4),
 }
@@ -153,8 +185,10 @@ def compare_variants(rank: int, world_size: int, names: list[str]) -> None:
             messages = compare_layer(
                 layer, variant.dense, x, topology, *arguments, cut_input=cut, cut_output=cut, what=f"{name}:"
             )
-            once = [GATHER, SCATTER, GATHER, SCATTER] if variant.sequence_parallel else [SUM, SUM]
-            assert messages == (once if world_size > 1 else []), name
+            enter, leave = (GATHER, SCATTER) if variant.sequence_parallel else (None, SUM)
+            between = SUM if variant.norm == "all_heads" else None  # of queries and keys together
+            expected = [enter, between, leave] * 2 if variant.sequence_parallel else [between, leave] * 2
+            assert messages == ([message for message in expected if message] if world_size > 1 else []), name
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -202,11 +236,10 @@ def test_one_product_for_queries_keys_and_values_is_three(world_size: int) -> No
 
 def gather_key_query_norms(rank: int, world_size: int) -> list[bool]:
     with connected(model=world_size) as topology:
-        layer = Variant(norm=True).build(topology)
+        layer = Variant(norm="per_head").build(topology)
         fill(layer)
         layer(random(2, SEQUENCE, HIDDEN, seed=1), Variant().positions, None, Variant().samples).sum().backward()
-        assert layer.norm_query is not None
-        weight = layer.norm_query.weight
+        weight = layer.get_parameter("norm_query.weight")
         assert weight.grad is not None
         (whole,) = assembled(weight.grad, meta(weight), topology, summed=True).values()
         placement = meta(weight).placements.on(Axis.MODEL)
@@ -264,9 +297,20 @@ def test_dropout_is_off_in_evaluation() -> None:
     assert torch.equal(layer(x, *rest), plain(x, *rest))
 
 
+@pytest.mark.parametrize("norm", ["per_head", "all_heads"])
+def test_a_copy_of_the_layer_normalises_by_weights_of_its_own(norm: str) -> None:
+    layer = Variant(norm=norm).build(Topology.single())
+    fill(layer)
+    x, rest = random(2, SEQUENCE, HIDDEN, seed=1), (Variant().positions, Variant().documents, Variant().samples)
+    before, copied = layer(x, *rest), copy.deepcopy(layer)
+    copied.get_parameter("norm_key.weight").data.zero_()
+    assert torch.equal(layer(x, *rest), before)
+    assert not torch.equal(copied(x, *rest), before)
+
+
 @pytest.mark.parametrize("chunks", [[8], [5, 3], [1] * 8, [4, 1, 1, 2]])
 def test_generating_bit_by_bit_attends_as_the_whole_sequence_does(chunks: list[int]) -> None:
-    variant = Variant(kv_heads=2, rotary=4, packed=False, norm=True)
+    variant = Variant(kv_heads=2, rotary=4, packed=False, norm="per_head")
     layer = variant.build(Topology.single()).eval()
     fill(layer)
     x, positions = random(2, SEQUENCE, HIDDEN, seed=1), torch.arange(SEQUENCE).expand(2, SEQUENCE)

@@ -30,15 +30,24 @@ def compare_norms(rank: int, world_size: int) -> None:
         x = random(2, 8, 12, seed=1) * 3 + 1
         for sequence_parallel, epsilon in product((False, True), (1e-5, 0.3)):
             options: dict[str, Any] = {"epsilon": epsilon, "place": Place(topology, DOUBLE, sequence_parallel)}
-            for norm in (RMSNorm(12, **options), LayerNorm(12, **options), LayerNorm(12, bias=False, **options)):
+            for norm in (
+                RMSNorm(12, **options),
+                RMSNorm(12, weight_offset=1.0, **options),
+                LayerNorm(12, **options),
+                LayerNorm(12, bias=False, **options),
+                LayerNorm(12, weight=False, **options),
+                LayerNorm(12, weight=False, bias=False, **options),
+            ):
                 cut = 1 if sequence_parallel else None
                 compare_layer(norm, partial(formula_of(norm), epsilon), x, topology, cut_input=cut, cut_output=cut)
 
 
 def formula_of(norm: RMSNorm | LayerNorm) -> Callable[[float, Weights, Tensor], Tensor]:
     if isinstance(norm, RMSNorm):
-        return lambda epsilon, weights, x: dense.rms_norm(x, weights["weight"], epsilon)
-    return lambda epsilon, weights, x: dense.layer_norm(x, weights["weight"], weights.get("bias"), epsilon)
+        offset = norm.weight_offset
+        return lambda epsilon, weights, x: dense.rms_norm(x, offset + weights["weight"], epsilon)
+    ones = torch.ones(12, dtype=DOUBLE)
+    return lambda epsilon, weights, x: dense.layer_norm(x, weights.get("weight", ones), weights.get("bias"), epsilon)
 
 
 def test_norms_follow_their_formulas_alone_and_on_slices_of_the_sequence() -> None:
@@ -57,13 +66,16 @@ def test_gradients_are_summed_over_the_model_axis_exactly_where_ranks_see_slices
 
 
 def test_a_new_norm_scales_by_one_and_shifts_by_nothing() -> None:
-    norm, other = LayerNorm(8), RMSNorm(8)
-    for one in (norm, other):
+    norm, other, around_zero = LayerNorm(8), RMSNorm(8), RMSNorm(8, weight_offset=1.0)
+    for one in (norm, other, around_zero):
         fill(one)
+    assert norm.weight is not None
     assert norm.bias is not None
     assert norm.weight.eq(1).all()
     assert other.weight.eq(1).all()
     assert not norm.bias.any()
+    assert not around_zero.weight.any()
+    assert not dict(LayerNorm(8, weight=False, bias=False).named_parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -78,3 +90,15 @@ def test_statistics_of_half_precision_are_taken_in_float32(dtype: torch.dtype) -
         fill(norm)
     close(norms[0](x), dense.rms_norm(x.double(), ones), tolerance=step)
     close(norms[1](x), dense.layer_norm(x.double(), ones, None), tolerance=step)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weight_around_zero_keeps_what_half_precision_loses_beside_one(dtype: torch.dtype) -> None:
+    x, step = random(4, 512, seed=1).to(dtype), torch.finfo(dtype).eps
+    norm = RMSNorm(512, weight_offset=1.0, place=Place(dtype=dtype))
+    fill(norm)
+    norm.weight.data.fill_(0.45 * step)
+    found, exact = norm(x), dense.rms_norm(x.double(), torch.tensor(1 + 0.45 * step, dtype=DOUBLE))
+    assert found.dtype == dtype
+    large = exact.abs() > 2**-6  # smaller numbers of float16 have fewer digits
+    assert ((found.double() - exact).abs() <= exact.abs() * step * 0.505)[large].all()

@@ -6,10 +6,10 @@ import time
 from math import prod
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from scaling.cli.main import app
+from scaling.core.config.yaml_text import parse_value
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.presets import PRESETS
@@ -65,7 +65,7 @@ def test_parameters_are_counted_as_they_are_listed() -> None:
 def test_a_template_of_a_preset_loads_as_that_model(name: str) -> None:
     result = CliRunner().invoke(app, ["config", "template", "--preset", name])
     assert result.exit_code == 0
-    loaded = TransformerConfig.from_dict(yaml.safe_load(result.stdout)).transformer_architecture
+    loaded = TransformerConfig.from_dict(parse_value(result.stdout)).transformer_architecture
     assert loaded == TransformerArchitectureConfig.from_dict(dict(PRESETS[name]))
 
 

@@ -48,7 +48,7 @@ def _entry(name: str, value: Any, config: BaseConfig, *, indent: str) -> Iterato
         case None:
             yield f"{indent}{name}: null"
         case _:
-            yield indent + dump_yaml({name: config.as_dict()[name]}).rstrip("\n")
+            yield textwrap.indent(dump_yaml({name: config.as_dict()[name]}).rstrip("\n"), indent)
 
 
 def _comment(text: str, *, indent: str) -> list[str]:

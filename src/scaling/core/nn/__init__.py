@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from scaling.core.nn.init import Uniform as Uniform
     from scaling.core.nn.init import fill as fill
     from scaling.core.nn.init import xavier_normal as xavier_normal
+    from scaling.core.nn.key_query_norm import KeyQueryNorm as KeyQueryNorm
+    from scaling.core.nn.key_query_norm import NormOverHeads as NormOverHeads
+    from scaling.core.nn.key_query_norm import NormPerHead as NormPerHead
+    from scaling.core.nn.key_query_norm import RMSNormOverHeads as RMSNormOverHeads
     from scaling.core.nn.linear import ColumnParallelLinear as ColumnParallelLinear
     from scaling.core.nn.linear import RowParallelLinear as RowParallelLinear
     from scaling.core.nn.loss import TokenLosses as TokenLosses

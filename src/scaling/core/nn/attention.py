@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from scaling.core.boxes import Former
 from scaling.core.errors import LayoutError
 from scaling.core.nn.attention_core import AttentionCore
+from scaling.core.nn.key_query_norm import KeyQueryNorm
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, project_all
-from scaling.core.nn.norm import LayerNorm, RMSNorm
-from scaling.core.nn.parameter import Initializer, meta, share, update_meta
+from scaling.core.nn.parameter import Initializer, meta, update_meta
 from scaling.core.nn.place import Place, enter_model_parallel
 from scaling.core.nn.rotary import RotaryEmbedding
 from scaling.core.nn.shard import Heads
-from scaling.core.topology.layout import Axis
-from scaling.core.topology.placement import SAME_IN_PARTS
 
 FUSED = "query_key_value"
 """Name of the layer that projects to queries, keys and values in one product."""
@@ -35,7 +33,8 @@ class ParallelSelfAttention(nn.Module):
     `projections` are the layers `query`, `key` and `value` with `Heads` as output features, or one fused layer
     `query_key_value` of these three (`attention_projections` makes either). Where there are fewer key-value heads than
     ranks, neighbouring ranks hold the same head and sum its gradient; then the layers cannot be fused. `core` attends,
-    `dense` leads out. Communicates: one all-reduce forward and one backward (or their sequence-parallel halves).
+    `dense` leads out. Before they are rotated, queries and keys may be clipped, and then normalised. Communicates: one
+    all-reduce forward and one backward (or their sequence-parallel halves), and what the norm does.
     Sources: arXiv:1706.03762 (attention), arXiv:1911.02150 (multi-query), arXiv:2305.13245 (grouped-query),
     arXiv:1909.08053 section 3 (cut by heads).
     """
@@ -63,17 +62,19 @@ class ParallelSelfAttention(nn.Module):
         self.dense = dense
         self.head_dim = head_dim
         self.rotary = rotary
-        self.norm_query: LayerNorm | RMSNorm | None = None
-        self.norm_key: LayerNorm | RMSNorm | None = None
+        self.norm_query: nn.Module | None = None
+        self.norm_key: nn.Module | None = None
+        self._norm: KeyQueryNorm | None = None
+        self._limit: float | None = None
 
-    def with_key_query_norm(
-        self, norm_query: LayerNorm | RMSNorm, norm_key: LayerNorm | RMSNorm
-    ) -> ParallelSelfAttention:
-        """Normalise queries and keys per head (arXiv:2302.05442). A model rank sees the gradient of its heads only."""
-        self.norm_query, self.norm_key = norm_query, norm_key
-        for norm in (norm_query, norm_key):
-            for parameter in norm.parameters():
-                share(parameter, Axis.MODEL, SAME_IN_PARTS)
+    def with_key_query_norm(self, norm: KeyQueryNorm) -> ParallelSelfAttention:
+        """Normalise queries and keys before they are rotated. `norm` may communicate (see there)."""
+        self.norm_query, self.norm_key, self._norm = norm.query, norm.key, norm
+        return self
+
+    def with_clipping(self, limit: float) -> ParallelSelfAttention:
+        """Clip queries, keys and values to [-limit, limit] right behind their projections (OLMo, arXiv:2402.00838)."""
+        self._limit = limit
         return self
 
     def attend_with(self, core: AttentionCore) -> None:
@@ -91,8 +92,10 @@ class ParallelSelfAttention(nn.Module):
         q_BSHD, k_BSKD, v_BSKD = (
             output.unflatten(-1, (-1, self.head_dim)) for output in project_all(self, self._projections, entered_BSE)
         )
-        if self.norm_query is not None and self.norm_key is not None:
-            q_BSHD, k_BSKD = self.norm_query(q_BSHD), self.norm_key(k_BSKD)
+        if self._limit is not None:
+            q_BSHD, k_BSKD, v_BSKD = (x.clamp(-self._limit, self._limit) for x in (q_BSHD, k_BSKD, v_BSKD))
+        if self._norm is not None:
+            q_BSHD, k_BSKD = self._norm(q_BSHD, k_BSKD)
         if self.rotary is not None:
             angles = self.rotary.angles(position_ids, q_BSHD.dtype)
             q_BSHD, k_BSKD = self.rotary(q_BSHD, angles), self.rotary(k_BSKD, angles)

@@ -18,9 +18,12 @@ from scaling.core import (
     DroppedAttention,
     FlashAttention,
     Heads,
+    KeyQueryNorm,
     LayerNorm,
     LayoutError,
     Normal,
+    NormOverHeads,
+    NormPerHead,
     NormType,
     ParallelMLP,
     ParallelSelfAttention,
@@ -28,6 +31,7 @@ from scaling.core import (
     Place,
     PositionEmbedding,
     RMSNorm,
+    RMSNormOverHeads,
     RotaryEmbedding,
     RowParallelLinear,
     ScaledDotProduct,
@@ -39,7 +43,7 @@ from scaling.core import (
 from scaling.transformer.config.architecture import Precision
 from scaling.transformer.layers.head import LogitBias, LogitRange
 from scaling.transformer.layers.residual import Residual, Scale
-from scaling.transformer.plan.attention import AttentionPlan, RotationPlan
+from scaling.transformer.plan.attention import AttentionPlan, KeyQueryNormPlan, RotationPlan
 from scaling.transformer.plan.model import ModelPlan
 from scaling.transformer.plan.parts import (
     DropoutPlan,
@@ -115,8 +119,8 @@ class PartMaker:
 
     def _norm(self, part: NormPlan, place: Place) -> LayerNorm | RMSNorm:
         if part.kind is NormType.RMS:
-            return RMSNorm(part.features, epsilon=part.epsilon, place=place)
-        return LayerNorm(part.features, epsilon=part.epsilon, place=place, bias=part.bias)
+            return RMSNorm(part.features, epsilon=part.epsilon, place=place, weight_offset=part.offset)
+        return LayerNorm(part.features, epsilon=part.epsilon, place=place, weight=part.weight, bias=part.bias)
 
     def _attention(self, part: AttentionPlan, layer: int) -> ParallelSelfAttention:
         heads, kv_heads = (Heads(count, part.head_size) for count in (part.heads, part.kv_heads))
@@ -134,10 +138,22 @@ class PartMaker:
             head_dim=part.head_size,
             rotary=None if part.rotation is None else self._rotary(part.rotation),
         )
-        if part.norm is None:
-            return attention
-        whole = replace(self.place, sequence_parallel=False)  # within attention the sequence is whole
-        return attention.with_key_query_norm(self._norm(part.norm.norm, whole), self._norm(part.norm.norm, whole))
+        if part.clip is not None:
+            attention.with_clipping(part.clip)
+        return attention if part.norm is None else attention.with_key_query_norm(self._key_query_norm(part, part.norm))
+
+    def _key_query_norm(self, part: AttentionPlan, planned: KeyQueryNormPlan) -> KeyQueryNorm:
+        norm = planned.norm
+        if not planned.over_all_heads:
+            whole = replace(self.place, sequence_parallel=False)  # within attention the sequence is whole
+            return NormPerHead(self._norm(norm, whole), self._norm(norm, whole))
+        query, key = (
+            RMSNormOverHeads(
+                Heads(count, part.head_size), epsilon=norm.epsilon, place=self.place, weight_offset=norm.offset
+            )
+            for count in (part.heads, part.kv_heads)
+        )
+        return NormOverHeads(query, key)
 
     def _core(self, part: AttentionPlan, layer: int, heads: Heads) -> AttentionCore:
         arithmetic, place = self.plan.arithmetic, self.place
