@@ -149,10 +149,7 @@ def architectures(draw: st.DrawFn, ranks: int) -> TransformerArchitectureConfig:
         "attention_qkv_bias": draw(st.none() | st.booleans()),
         "attention_dense_bias": draw(st.none() | st.booleans()),
         "attention_head_size": draw(st.none() | st.sampled_from([2, 10])),
-        "initialization": {
-            "scheme": draw(st.sampled_from(["normal", "depth_scaled"])),
-            "std": draw(st.none() | st.just(0.1)),
-        },
+        "initialization": {"scheme": draw(st.sampled_from(["normal", "depth_scaled"])), "std": std},
         **{flag: draw(st.booleans()) for flag in flags},
     }
     if values["attention_num_kv_heads"] is None:

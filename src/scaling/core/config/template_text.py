@@ -25,8 +25,9 @@ def _section(config: BaseConfig, *, indent: str) -> Iterator[str]:
     for name, field in type(config).model_fields.items():
         if any(marker(field, kind) for kind in (NoEffect, SetByLauncher, Unavailable)):
             continue
-        derived = marker(field, Derived)
-        value = None if derived and derived.null_in_template else getattr(config, name)
+        derived, value = marker(field, Derived), getattr(config, name)
+        if derived and derived.null_in_template and value == getattr(type(config)(), name):
+            value = None
         if entry := list(_entry(name, value, config, indent=indent)):
             yield from [""] if indent == "" else []
             yield from _comment(field.description or "", indent=indent)
