@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.core.nn.embedding import VocabParallelEmbedding
+from scaling.core.errors import LayoutError
+from scaling.core.nn.embedding import PositionEmbedding, VocabParallelEmbedding
 from scaling.core.nn.init import fill
 from scaling.core.nn.place import Place
 from scaling.core.nn.shard import padded_shard
@@ -77,3 +78,27 @@ def test_an_embedding_starts_as_a_standard_normal_whatever_the_cut() -> None:
     parts = [layer.weight.detach() for layer in layers]
     assert torch.equal(torch.cat(parts)[:1001], whole.weight)
     assert not torch.cat(parts)[1001:].any()
+
+
+def compare_positions(rank: int, world_size: int) -> None:
+    with connected(model=world_size) as topology:
+        for sequence_parallel in (False, True):
+            layer = PositionEmbedding(9, 6, place=Place(topology, DOUBLE, sequence_parallel))
+            compare_layer(
+                layer,
+                lambda weights, ids: F.embedding(ids, weights["weight"]),
+                torch.arange(8).expand(3, 8),
+                topology,
+                cut_output=1 if sequence_parallel else None,
+                what=f"positions, sequence-parallel {sequence_parallel}:",
+            )
+
+
+def test_every_position_finds_its_vector_and_sends_its_gradient_there() -> None:
+    compare_positions(0, 1)
+    run_distributed(compare_positions, 2)
+
+
+def test_a_position_beyond_the_table_is_refused() -> None:
+    with pytest.raises(LayoutError, match=r"position 4 is beyond the 4 learned positions; use shorter sequences"):
+        PositionEmbedding(4, 2)(torch.arange(5).unsqueeze(0))
