@@ -1,22 +1,17 @@
-"""Attention kernels on a GPU against attention spelled out in float32: dense, packed, grouped, forward and backward."""
+"""Attention kernels on a GPU against attention spelled out: packed, grouped, windowed, capped, forward and backward."""
 
 from __future__ import annotations
-
-import importlib.util
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from scaling.core.nn.attention_core import FlashAttention
-from scaling.core.nn.attention_kernels import (
-    DocumentMasks,
-    document_bounds,
-    flash_attention_available,
-    scaled_dot_product,
-    spelled_out,
-)
+from scaling.core.nn.attention_choice import KERNELS, AttentionKernel, AttentionNeeds, obstacles
+from scaling.core.nn.attention_core import AttentionCore
+from scaling.core.nn.attention_fused import find_kernels
+from scaling.core.nn.attention_maker import AttentionCoreMaker
+from scaling.core.nn.attention_masks import DocumentMasks, document_bounds
+from scaling.core.nn.scores import Scores
 from tests.gpu.waiting import without_waiting
 from tests.reference import dense
 from tests.reference.compare import backward, gradient_of
@@ -24,29 +19,41 @@ from tests.reference.worlds import random
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-needs_flash_attn = pytest.mark.skipif(
-    not importlib.util.find_spec("flash_attn"), reason="needs the optional package flash-attn"
-)
-
 GPU = torch.device("cuda")
-HALF = [torch.bfloat16, torch.float16]
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SEQUENCE, HEADS, FEATURES = 256, 8, 64
 LENGTHS = ([100, 156], [256], [1, 1, 1, 253], [64, 64, 64, 64])
 SAMPLES = torch.arange(4)
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+SCORES = {
+    "plain": Scores(scale=0.125),
+    "bidirectional": Scores(scale=0.125, causal=False),
+    "window": Scores(scale=0.125, window=40),
+    "window of itself": Scores(scale=0.125, window=1),
+    "window on both sides": Scores(scale=0.125, causal=False, window=40),
+    "cap": Scores(scale=0.5, cap=2.0),
+    "window and cap": Scores(scale=0.5, window=40, cap=2.0),
+    "window for some heads": Scores(scale=0.125, window=40, windowed_heads=3),
+}
 
 
-def compare(kernel: Kernel, *, dtype: torch.dtype, kv_heads: int, causal: bool, packed: bool) -> None:
-    """Assert that the kernel is as near to float64 as attention spelled out in its precision, or as its rounding."""
+def core_of(kernel: AttentionKernel, scores: Scores) -> AttentionCore:
+    return AttentionCoreMaker(deterministic=True)(kernel, scores, heads=range(HEADS))
+
+
+def leaves(dtype: torch.dtype, kv_heads: int, wide: torch.dtype) -> list[Tensor]:
     shapes = [(len(LENGTHS), SEQUENCE, heads, FEATURES) for heads in (HEADS, kv_heads, kv_heads)]
-    wide = [random(*shape, seed=n).to(GPU, dtype).double().requires_grad_() for n, shape in enumerate(shapes)]
-    narrow, plain = ([tensor.detach().to(dtype).requires_grad_() for tensor in wide] for _ in range(2))
+    return [random(*shape, seed=n).to(GPU, dtype).to(wide).requires_grad_() for n, shape in enumerate(shapes)]
+
+
+def compare(kernel: AttentionKernel, scores: Scores, *, dtype: torch.dtype, kv_heads: int, packed: bool) -> None:
+    """Assert that the kernel is as near to float64 as attention spelled out in its precision, or as its rounding."""
+    wide, narrow, plain = (leaves(dtype, kv_heads, of) for of in (torch.float64, dtype, dtype))
     documents = dense.lengths_to_documents(LENGTHS).to(GPU) if packed else None
-    masks = DocumentMasks(causal=causal)(documents)
-    expected = spelled_out(wide[0], wide[1], wide[2], masks, scale=0.125)
-    usual = spelled_out(plain[0], plain[1], plain[2], masks, scale=0.125)
-    found = kernel(narrow[0], narrow[1], narrow[2], documents)
+    reference = core_of(AttentionKernel.SPELLED_OUT, scores)
+    expected = reference(wide[0], wide[1], wide[2], documents, SAMPLES)
+    usual = reference(plain[0], plain[1], plain[2], documents, SAMPLES)
+    found = core_of(kernel, scores)(narrow[0], narrow[1], narrow[2], documents, SAMPLES)
     assert found.dtype == dtype
     assert found.shape == expected.shape
     gradient = random(*expected.shape, seed=7).to(GPU)
@@ -58,67 +65,60 @@ def compare(kernel: Kernel, *, dtype: torch.dtype, kv_heads: int, causal: bool, 
         (found.detach(), usual.detach(), expected.detach()),
         *((gradient_of(a), gradient_of(b), gradient_of(c)) for a, b, c in zip(narrow, plain, wide, strict=True)),
     ]
-    for actual, same_precision, reference in triples:
+    for actual, same_precision, exact in triples:
         distance, usual_distance = (
-            float((one.double() - reference).norm() / reference.norm()) for one in (actual, same_precision)
+            float((one.double() - exact).norm() / exact.norm()) for one in (actual, same_precision)
         )
         assert distance < max(4 * step, 3 * usual_distance)
 
 
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
-@pytest.mark.parametrize("kv_heads", [8, 2, 1])
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kernel", AttentionKernel)
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kv_heads", [8, 2])
 @pytest.mark.parametrize("packed", [True, False])
-def test_torchs_kernels_are_attention(dtype: torch.dtype, kv_heads: int, causal: bool, packed: bool) -> None:
-    masks = DocumentMasks(causal=causal)
-    compare(
-        lambda q, k, v, documents: scaled_dot_product(q, k, v, masks(documents), scale=0.125),
-        dtype=dtype,
-        kv_heads=kv_heads,
-        causal=causal,
+def test_every_kernel_that_accepts_scores_computes_them(
+    kernel: AttentionKernel, name: str, dtype: str, kv_heads: int, packed: bool
+) -> None:
+    scores = SCORES[name]
+    needs = AttentionNeeds.of(
+        scores,
+        grouped=kv_heads != HEADS,
         packed=packed,
-    )
-
-
-@needs_flash_attn
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("kv_heads", [8, 2, 1])
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("packed", [True, False])
-def test_flash_attns_kernels_are_attention(dtype: torch.dtype, kv_heads: int, causal: bool, packed: bool) -> None:
-    assert flash_attention_available(GPU, dtype)
-    flash = FlashAttention(scale=0.125, causal=causal, deterministic=True)
-    compare(
-        lambda q, k, v, documents: flash(q, k, v, documents, SAMPLES),
+        dropout=False,
+        head_size=FEATURES,
         dtype=dtype,
-        kv_heads=kv_heads,
-        causal=causal,
-        packed=packed,
+        device="cuda",
     )
+    found = find_kernels(GPU)
+    if kernel not in found and KERNELS[kernel].needs:
+        pytest.skip(f"{kernel.value} needs {KERNELS[kernel].needs}")
+    if not list(obstacles(kernel, needs, found)):
+        compare(kernel, scores, dtype=DTYPES[dtype], kv_heads=kv_heads, packed=packed)
 
 
-@needs_flash_attn
-def test_the_deterministic_backward_pass_repeats_every_bit() -> None:
-    flash = FlashAttention(scale=0.125, causal=True, deterministic=True)
+def test_the_deterministic_backward_pass_of_flash_attn_repeats_every_bit() -> None:
+    if AttentionKernel.FLASH_ATTN not in find_kernels(GPU):
+        pytest.skip("needs the optional package flash-attn")
+    flash = core_of(AttentionKernel.FLASH_ATTN, Scores(scale=0.125))
     documents = dense.lengths_to_documents(LENGTHS).to(GPU)
     results = []
     for _ in range(2):
-        q, k, v = (
-            random(len(LENGTHS), SEQUENCE, HEADS, FEATURES, seed=n).to(GPU, torch.bfloat16).requires_grad_()
-            for n in range(3)
-        )
-        backward(flash(q, k, v, documents, SAMPLES).sum())
-        results.append([gradient_of(leaf) for leaf in (q, k, v)])
+        inputs = leaves(torch.bfloat16, HEADS, torch.bfloat16)
+        backward(flash(inputs[0], inputs[1], inputs[2], documents, SAMPLES).sum())
+        results.append([gradient_of(leaf) for leaf in inputs])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_bounds_and_masks_are_those_of_the_cpu_and_read_nothing_back() -> None:
-    documents = dense.lengths_to_documents(LENGTHS)
-    on_gpu = documents.to(GPU)
+@pytest.mark.parametrize("window", [None, 40])
+def test_bounds_and_masks_are_those_of_the_cpu_and_read_nothing_back(window: int | None) -> None:
+    documents, like = dense.lengths_to_documents(LENGTHS), torch.empty(len(LENGTHS), SEQUENCE, 1, 1)
+    on_gpu, like_on_gpu = documents.to(GPU), like.to(GPU)
     with without_waiting():
-        bounds, mask = document_bounds(on_gpu), DocumentMasks(causal=True)(on_gpu).mask
-    assert torch.equal(bounds.cpu(), document_bounds(documents))
-    expected = DocumentMasks(causal=True)(documents).mask
+        bounds = document_bounds(on_gpu, like_on_gpu)
+        mask = DocumentMasks(causal=True, window=window)(on_gpu, like_on_gpu).mask
+    assert torch.equal(bounds.cpu(), document_bounds(documents, like))
+    expected = DocumentMasks(causal=True, window=window)(documents, like).mask
     assert mask is not None
     assert expected is not None
     assert torch.equal(mask.cpu(), expected)

@@ -147,8 +147,8 @@ BUGS = (
     ),
     Bug(
         "packed documents attend to each other",
-        "scaling.core.nn.attention_kernels:DocumentMasks._mask",
-        [("return (same.tril() if self.causal else same).unsqueeze(1)", "return None")],
+        "scaling.core.nn.attention_masks:DocumentMasks._mask",
+        [("return same.unsqueeze(1)", "return None")],
         "llama",
         DATA,
     ),

@@ -81,11 +81,14 @@ def attend(
     scale: float,
     causal: bool,
     documents: Tensor | None = None,
+    window: int | None = None,
+    cap: float | None = None,
     keep: Tensor | None = None,
 ) -> Tensor:
     """Attend with q [b, s, h, d] to k and v [b, s, h, d], query by query, never across documents [b, s].
 
-    `keep` [b, h, s, s] multiplies the probabilities (dropout).
+    `window` keys are seen on each side, itself included; `cap` bounds the scaled scores; `keep` [b, h, s, s] multiplies
+    probabilities (dropout).
     """
     batch, length = q.shape[:2]
     rows = []
@@ -95,8 +98,11 @@ def attend(
                 j
                 for j in range(i + 1 if causal else length)
                 if documents is None or documents[b, i].item() == documents[b, j].item()
+                if window is None or abs(i - j) + 1 <= window
             ]
             scores = torch.einsum("jhd,hd->hj", k[b, seen], q[b, i]) * scale
+            if cap is not None:
+                scores = cap * (scores / cap).tanh()
             probabilities = (scores - scores.amax(-1, keepdim=True)).exp()
             probabilities = probabilities / probabilities.sum(-1, keepdim=True)
             if keep is not None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from scaling.core.data.types import MicroBatch
 from scaling.core.nn.attention import ParallelSelfAttention, attention_projections
-from scaling.core.nn.attention_core import AttentionCore, DroppedAttention, ScaledDotProduct
-from scaling.core.nn.attention_kernels import DocumentMasks
+from scaling.core.nn.attention_core import AttentionCore, DroppedAttention, ScaledDotProduct, SpelledOut
+from scaling.core.nn.attention_masks import DocumentMasks
 from scaling.core.nn.dropout import Dropout, DropoutStream
 from scaling.core.nn.embedding import VocabParallelEmbedding
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, linear
@@ -80,7 +80,7 @@ def attention(model: Model, place: Place, masks: DocumentMasks, dropout: Dropout
     core: AttentionCore = ScaledDotProduct(masks, scale=scale)
     if model.dropout:
         own = heads.local(place.parts, place.index)
-        core = DroppedAttention(core, dropout, masks, scale=scale, heads=own)
+        core = DroppedAttention(core, dropout, SpelledOut(masks, scale=scale), heads=own)
     return ParallelSelfAttention(
         attention_projections(
             model.hidden,

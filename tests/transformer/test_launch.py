@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from scaling.core import ConfigError, ExitStatus, LaunchContext
+from scaling.core import ConfigError, ExitStatus, LaunchContext, Topology
 from scaling.core.config.config_file import handed_on
 from scaling.core.topology.launch import CONFIG_COPY_VARIABLE
 from scaling.transformer import launch
@@ -29,6 +30,7 @@ from tests.transformer.small import (
     command_environment,
     layout,
     metrics,
+    nested,
     run_module,
     settings_of,
     state,
@@ -285,6 +287,17 @@ def test_what_is_probably_not_meant_is_said_by_the_first_process(
     with pytest.raises(ConfigError, match="names no data"):
         launch_training(config, ["data.data_prefixes=null"])
     assert capsys.readouterr().err == ""
+
+
+def test_the_attention_kernels_are_told_at_the_start() -> None:
+    settings = {"transformer_architecture.dropout_attention_probs": 0.1, "transformer_architecture.vocab_size": 9}
+    learner = mock.Mock(topology=Topology.single())
+    learner.module.parameters.return_value = []
+    with mock.patch.object(training, "_log") as log:
+        training._introduce(TransformerConfig.from_dict(nested(settings)), learner)
+    message, *arguments = log.info.call_args.args
+    told = "spelled-out while probabilities are dropped, else scaled-dot-product (PyTorch)"
+    assert message % tuple(arguments) == f"attention: {told}"
 
 
 def test_what_was_checked_is_trained_although_it_came_through_a_pipe(

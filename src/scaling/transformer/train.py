@@ -25,17 +25,20 @@ from scaling.core import (
     StorageError,
     Topology,
     configure_logging,
+    find_kernels,
     read_config,
     run_process,
     run_training,
     storage_errors,
     write_atomically,
 )
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
+from scaling.transformer.layers.kernels import told
 from scaling.transformer.recipe import recipe_of
 
 _log = logging.getLogger(__name__)
@@ -101,6 +104,8 @@ def _introduce(config: TransformerConfig, learner: Learner) -> None:
         sizes,
         topology.device,
     )
+    plan = plan_of(config.transformer_architecture)
+    _log.info("attention: %s", told(plan, topology.device.type, find_kernels(topology.device)))
 
 
 def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:

@@ -13,14 +13,9 @@ from torch import Tensor, nn
 
 from scaling.core.errors import LayoutError
 from scaling.core.nn.attention import ParallelSelfAttention, attention_projections
-from scaling.core.nn.attention_core import (
-    AttentionCore,
-    CachedAttention,
-    DroppedAttention,
-    KeyValueCache,
-    ScaledDotProduct,
-)
-from scaling.core.nn.attention_kernels import DocumentMasks
+from scaling.core.nn.attention_cache import CachedAttention, KeyValueCache
+from scaling.core.nn.attention_core import AttentionCore, DroppedAttention, ScaledDotProduct, SpelledOut
+from scaling.core.nn.attention_masks import DocumentMasks
 from scaling.core.nn.dropout import Dropout
 from scaling.core.nn.key_query_norm import NormOverHeads, NormPerHead, RMSNormOverHeads
 from scaling.core.nn.linear import RowParallelLinear
@@ -28,6 +23,7 @@ from scaling.core.nn.norm import LayerNorm, RMSNorm
 from scaling.core.nn.parameter import meta
 from scaling.core.nn.place import Place
 from scaling.core.nn.rotary import RotaryEmbedding
+from scaling.core.nn.scores import Scores
 from scaling.core.nn.shard import Heads
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import SAME_IN_PARTS
@@ -86,7 +82,7 @@ class Variant:
             return core
         dropout = Dropout(self.dropout, seed=3, site="scores", place=place)
         heads = self.heads["query"].local(place.parts, place.index)
-        return DroppedAttention(core, dropout, masks, scale=scale, heads=heads)
+        return DroppedAttention(core, dropout, SpelledOut(masks, scale=scale), heads=heads)
 
     def build(self, topology: Topology) -> ParallelSelfAttention:
         place = Place(topology, DOUBLE, self.sequence_parallel)
@@ -316,7 +312,7 @@ def test_generating_bit_by_bit_attends_as_the_whole_sequence_does(chunks: list[i
     x, positions = random(2, SEQUENCE, HIDDEN, seed=1), torch.arange(SEQUENCE).expand(2, SEQUENCE)
     whole = layer(x, positions, None, variant.samples)
     usual, start = layer.core, 0
-    layer.attend_with(CachedAttention(KeyValueCache(), scale=1 / math.sqrt(HEAD_DIM)))
+    layer.attend_with(CachedAttention(KeyValueCache(), Scores(scale=1 / math.sqrt(HEAD_DIM)), heads=range(HEADS)))
     for chunk in chunks:
         part = slice(start, start + chunk)
         close(layer(x[:, part], positions[:, part], None, variant.samples), whole[:, part])
@@ -330,7 +326,11 @@ def test_a_core_gives_way_to_another_whether_it_is_a_module_or_not(dropout: floa
     layer = Variant(dropout=dropout, packed=False).build(Topology.single())
     usual, modules = layer.core, set(layer.modules())
     assert isinstance(usual, nn.Module) == (dropout > 0)
-    for other in (CachedAttention(KeyValueCache(), scale=1.0), Variant(dropout=0.1).core(Place()), usual):
+    for other in (
+        CachedAttention(KeyValueCache(), Scores(scale=1.0), heads=range(HEADS)),
+        Variant(dropout=0.1).core(Place()),
+        usual,
+    ):
         layer.attend_with(other)
         assert layer.core is other
         assert all(part in set(layer.modules()) for part in (other.modules() if isinstance(other, nn.Module) else ()))

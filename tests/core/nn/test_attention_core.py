@@ -1,25 +1,15 @@
-"""Cores of attention: one signature, the kernel that each is for, and the cache of generation."""
+"""Cores of attention: one signature, the kernel that each is for, and probabilities that are dropped."""
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from scaling.core.nn.attention_core import (
-    CachedAttention,
-    DroppedAttention,
-    FlashAttention,
-    KeyValueCache,
-    ScaledDotProduct,
-)
-from scaling.core.nn.attention_kernels import DocumentMasks, Documents, document_bounds, scaled_dot_product
+from scaling.core.nn.attention_core import DroppedAttention, ScaledDotProduct, SpelledOut
+from scaling.core.nn.attention_masks import DocumentMasks
 from scaling.core.nn.dropout import Dropout, DropoutStream
 from scaling.core.nn.place import Place
 from tests.reference import dense
@@ -40,7 +30,8 @@ def dropped(
 ) -> DroppedAttention:
     dropout = Dropout(probability, seed=3, site="scores", place=place, **options)
     inner = ScaledDotProduct(masks, scale=0.37)
-    return DroppedAttention(inner, dropout, masks, scale=0.37, heads=range(4) if heads is None else heads)
+    spelled = SpelledOut(masks, scale=0.37)
+    return DroppedAttention(inner, dropout, spelled, heads=range(4) if heads is None else heads)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -65,7 +56,7 @@ def test_probabilities_are_dropped_by_the_numbers_of_their_heads(causal: bool, p
     parts = []
     for heads in (range(0, 1), range(1, 4)):
         own = (t[:, :, heads.start : heads.stop] for t in (q, k, v))
-        parts.append(dropped(0.4, masks=core.masks, heads=heads)(*own, documents, SAMPLES))
+        parts.append(dropped(0.4, masks=core.spelled.masks, heads=heads)(*own, documents, SAMPLES))
     close(torch.cat(parts, dim=2), whole)
 
 
@@ -102,64 +93,3 @@ def test_the_stream_of_a_rank_drops_probabilities_of_its_own(rank: int) -> None:
     assert all(torch.equal(one, again) for one, again in zip(own, draw(rank), strict=True))
     for other in range(4):
         assert torch.equal(own[0], draw(other)[0]) == (other == rank)
-
-
-@given(chunks=st.lists(st.integers(1, 9), min_size=1, max_size=8))
-def test_a_cache_returns_all_it_was_given_in_order(chunks: list[int]) -> None:
-    cache, length = KeyValueCache(), sum(chunks)
-    keys, values = random(2, length, 3, 4, seed=1), random(2, length, 3, 4, seed=2)
-    start = 0
-    for chunk in chunks:
-        part = slice(start, start + chunk)
-        found = cache.append(keys[:, part], values[:, part])
-        start += chunk
-        assert cache.length == start
-        assert torch.equal(found[0], keys[:, :start])
-        assert torch.equal(found[1], values[:, :start])
-
-
-def test_a_cache_seldom_moves_what_it_holds() -> None:
-    cache, one = KeyValueCache(), random(1, 1, 1, 1, seed=1)
-    kept = [cache.append(one, one)[0] for _ in range(64)]
-    assert len({keys.data_ptr() for keys in kept}) <= 7  # 1, 2, 4, ... 64 positions
-
-
-@pytest.mark.parametrize("chunks", [[8], [5, 3], [1] * 8, [4, 1, 1, 2]])
-@pytest.mark.parametrize("kv_heads", [4, 1])
-def test_new_positions_attend_to_all_before_them(chunks: list[int], kv_heads: int) -> None:
-    q, k, v = projections(kv_heads=kv_heads)
-    whole = scaled_dot_product(q, k, v, Documents(None, True), scale=0.37)
-    core, start = CachedAttention(KeyValueCache(), scale=0.37), 0
-    for chunk in chunks:
-        part = slice(start, start + chunk)
-        close(core(q[:, part], k[:, part], v[:, part], None, SAMPLES), whole[:, part])
-        start += chunk
-    assert core.cache.length == 8
-
-
-def test_flash_attention_is_asked_for_rows_or_for_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package needs a GPU: what it is called with is what can be tested without one."""
-    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    def record(name: str) -> Any:
-        def kernel(q: Tensor, *rest: Any, **options: Any) -> Tensor:
-            calls.append((name, (q, *rest), options))
-            return q + 1
-
-        return kernel
-
-    package = ModuleType("flash_attn")
-    monkeypatch.setattr(package, "flash_attn_func", record("dense"), raising=False)
-    monkeypatch.setattr(package, "flash_attn_varlen_func", record("packed"), raising=False)
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
-    q, k, v = projections(kv_heads=2)
-    core, documents = FlashAttention(scale=0.37, causal=True, deterministic=True), dense.lengths_to_documents(LENGTHS)
-    assert torch.equal(core(q, k, v, None, SAMPLES), q + 1)
-    assert torch.equal(core(q, k, v, documents, SAMPLES), q + 1)
-    options = {"softmax_scale": 0.37, "causal": True, "deterministic": True}
-    assert [(name, given) for name, _, given in calls] == [("dense", options), ("packed", options)]
-    assert all(one is other for one, other in zip(calls[0][1], (q, k, v), strict=True))
-    flat = [t.flatten(0, 1) for t in (q, k, v)]
-    bounds = document_bounds(documents)
-    for one, other in zip(calls[1][1], (*flat, bounds, bounds, 8, 8), strict=True):
-        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))

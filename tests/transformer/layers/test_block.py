@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_type_hints
 
 import pytest
@@ -27,7 +27,7 @@ class Attending(nn.Linear):
         return super().forward(x)
 
 
-def formulas(parts: dict[str, nn.Module]) -> dict[str, Callable[[Tensor], Tensor]]:
+def formulas(parts: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return what each order computes, written down from the papers."""
     attention, mlp = parts["self_attention"], parts["mlp"]
     before, after, behind_mlp = (

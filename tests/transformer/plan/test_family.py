@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,10 +27,12 @@ from tests.transformer.plan.toy_family import SETTINGS, TOY_LAYERS, plan_of_toy,
 
 Kind = type[AttentionPlan] | type[FeedForwardPlan] | type[NormPlan]
 
+OTHER_SCORES: Mapping[str, Any] = {"window": 5, "score_cap": 1.5, "n_window_heads": 3}
+
 VOCABULARY, CONTEXT = SETTINGS["n_vocab"], SETTINGS["n_context"]
 
 
-def dense_logits(weights: dict[str, Tensor], tokens_BS: Tensor) -> Tensor:
+def dense_logits(weights: dict[str, Tensor], tokens_BS: Tensor, scores: Mapping[str, Any]) -> Tensor:
     """Return the logits of whole weights, as the family's authors might have written them down."""
     size, epsilon = SETTINGS["head_dim"], SETTINGS["rms_eps"]
     positions = torch.arange(tokens_BS.shape[1]).expand(tokens_BS.shape)
@@ -42,7 +45,18 @@ def dense_logits(weights: dict[str, Tensor], tokens_BS: Tensor) -> Tensor:
         )
         q, k = (rotate(t, positions, size, base=SETTINGS["rope_theta"]) for t in (q, k))
         k, v = (t.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for t in (k, v))
-        attended = affine(own, "self_attention.dense", attend(q, k, v, scale=size**-0.5, causal=True).flatten(2))
+        windowed = scores.get("n_window_heads", q.shape[2])
+        heads = [
+            attend(
+                *(t[:, :, [head]] for t in (q, k, v)),
+                scale=size**-0.5,
+                causal=True,
+                window=scores.get("window") if head < windowed else None,
+                cap=scores.get("score_cap"),
+            )
+            for head in range(q.shape[2])
+        ]
+        attended = affine(own, "self_attention.dense", torch.cat(heads, dim=2).flatten(2))
         x = x + rms_norm(attended, own["post_attention_layernorm.weight"], epsilon)
         mlp = {name.removeprefix("mlp."): value for name, value in own.items()}
         x = x + rms_norm(swiglu(mlp, x), own["post_feedforward_layernorm.weight"], epsilon)
@@ -51,9 +65,10 @@ def dense_logits(weights: dict[str, Tensor], tokens_BS: Tensor) -> Tensor:
     )
 
 
-def test_the_plan_of_a_family_is_built_and_computes_what_it_should() -> None:
+@pytest.mark.parametrize("scores", [{}, OTHER_SCORES], ids=["plain", "windowed and capped"])
+def test_the_plan_of_a_family_is_built_and_computes_what_it_should(scores: Mapping[str, Any]) -> None:
     topology = Topology.single()
-    module = ParallelModule(toy_layers(SETTINGS, topology), topology, TopologyConfig(), seed=3)
+    module = ParallelModule(toy_layers({**SETTINGS, **scores}, topology), topology, TopologyConfig(), seed=3)
     (stage,) = module.stages.values()
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():  # norms and biases too: what is constant hides mistakes
@@ -63,7 +78,7 @@ def test_the_plan_of_a_family_is_built_and_computes_what_it_should() -> None:
     positions = torch.arange(CONTEXT).expand(2, CONTEXT)
     with torch.no_grad():
         logits = stage(TextInputs(tokens, positions, None, torch.arange(2))).logits()
-    torch.testing.assert_close(logits, dense_logits(weights, tokens), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(logits, dense_logits(weights, tokens, scores), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("sizes", [{"model": 2, "sequence_parallel": True}, {"model": 4}, {"pipe": 3, "model": 2}])
@@ -72,8 +87,9 @@ def test_its_parameters_are_those_of_its_plan_in_every_layout(sizes: dict[str, i
 
 
 def test_it_trains_a_step_alike_in_two_layouts() -> None:
+    """One rank has heads with a window only, the other has both kinds."""
     recipe = Recipe(
-        layers=partial(toy_layers, SETTINGS),
+        layers=partial(toy_layers, {**SETTINGS, **OTHER_SCORES}),
         loss=partial(CrossEntropyLoss, VOCABULARY),
         training=SyntheticText(100, CONTEXT, TextCollator(VOCABULARY, 0)),
         usual_weight=4.0 * CONTEXT,
@@ -96,8 +112,6 @@ def changed(plan: ModelPlan, kind: Kind, **changes: Any) -> ModelPlan:
     ("kind", "changes", "said"),
     [
         (NormPlan, {"bias": True}, "an RMSNorm with a bias"),
-        (AttentionPlan, {"window": 4096}, "attention to a window of 4096 keys"),
-        (AttentionPlan, {"cap": 50.0}, "attention scores capped at 50"),
         (
             FeedForwardPlan,
             {"activation": "tanh"},

@@ -52,6 +52,16 @@ def test_layers_that_differ_have_their_own_names_shapes_and_costs() -> None:
     assert sum(alternating().costs) == alternating().multiply_adds.cost
 
 
+def test_heads_without_a_window_pay_for_the_whole_sequence() -> None:
+    (attention,) = plan().parts(AttentionPlan)
+    seen = {
+        windowed: replace(attention, window=4, windowed_heads=windowed).multiply_adds(16).scores // (2 * 4)
+        for windowed in (None, 0, 5, 12, 20)
+    }
+    assert seen == {None: 12 * 4, 0: 12 * 16, 5: 5 * 4 + 7 * 16, 12: 12 * 4, 20: 12 * 4}
+    assert replace(attention, window=40, windowed_heads=5).multiply_adds(16) == attention.multiply_adds(16)
+
+
 def test_what_is_shared_is_listed_once_and_goes_by_its_first_name() -> None:
     last = plan().num_layers - 1
     assert [parameter.name for parameter in plan().parameters(range(last, last + 1))] == ["layers.0.embedding.weight"]

@@ -113,7 +113,7 @@ def assert_planned_as_built(plan: ModelPlan, topology: TopologyConfig, layers: L
     ("model", "case"),
     [
         pytest.param(model, case, id=f"{model} {case}")
-        for model, cases in (LAYOUTS | dict.fromkeys(OPTION_MODELS, OPTION_LAYOUTS)).items()
+        for model, cases in {**LAYOUTS, **dict.fromkeys(OPTION_MODELS, OPTION_LAYOUTS)}.items()
         for case in cases
     ],
 )

@@ -71,6 +71,9 @@ def plan_of_toy(settings: Mapping[str, Any]) -> ModelPlan:
         projection_std=std,
         output_std=std / (2 * settings["n_layers"]) ** 0.5,
         rotation=RotationPlan(size, settings["rope_theta"], False, Unscaled(), settings["n_context"]),
+        window=settings.get("window"),
+        windowed_heads=settings.get("n_window_heads"),
+        cap=settings.get("score_cap"),
     )
     feed_forward = FeedForwardPlan(
         hidden=hidden,

@@ -9,14 +9,20 @@ from scaling.core.lazy import load_on_use
 if TYPE_CHECKING:
     from scaling.core.nn.attention import ParallelSelfAttention as ParallelSelfAttention
     from scaling.core.nn.attention import attention_projections as attention_projections
+    from scaling.core.nn.attention_cache import CachedAttention as CachedAttention
+    from scaling.core.nn.attention_cache import KeyValueCache as KeyValueCache
+    from scaling.core.nn.attention_choice import AttentionKernel as AttentionKernel
+    from scaling.core.nn.attention_choice import AttentionNeeds as AttentionNeeds
+    from scaling.core.nn.attention_choice import choose_kernel as choose_kernel
+    from scaling.core.nn.attention_choice import kernel_order as kernel_order
     from scaling.core.nn.attention_core import AttentionCore as AttentionCore
-    from scaling.core.nn.attention_core import CachedAttention as CachedAttention
     from scaling.core.nn.attention_core import DroppedAttention as DroppedAttention
-    from scaling.core.nn.attention_core import FlashAttention as FlashAttention
-    from scaling.core.nn.attention_core import KeyValueCache as KeyValueCache
     from scaling.core.nn.attention_core import ScaledDotProduct as ScaledDotProduct
-    from scaling.core.nn.attention_kernels import DocumentMasks as DocumentMasks
-    from scaling.core.nn.attention_kernels import flash_attention_available as flash_attention_available
+    from scaling.core.nn.attention_core import SpelledOut as SpelledOut
+    from scaling.core.nn.attention_fused import FlashAttention as FlashAttention
+    from scaling.core.nn.attention_fused import find_kernels as find_kernels
+    from scaling.core.nn.attention_maker import AttentionCoreMaker as AttentionCoreMaker
+    from scaling.core.nn.attention_masks import DocumentMasks as DocumentMasks
     from scaling.core.nn.config import FP8DType as FP8DType
     from scaling.core.nn.config import FP8LinearConfig as FP8LinearConfig
     from scaling.core.nn.config import FP8MatmulConfig as FP8MatmulConfig
@@ -70,6 +76,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.rotary_scaling import RotaryScaling as RotaryScaling
     from scaling.core.nn.rotary_scaling import Unscaled as Unscaled
     from scaling.core.nn.rotary_scaling import YarnScaling as YarnScaling
+    from scaling.core.nn.scores import Scores as Scores
     from scaling.core.nn.shard import Heads as Heads
     from scaling.core.nn.shard import Shard as Shard
     from scaling.core.nn.shard import even_shard as even_shard

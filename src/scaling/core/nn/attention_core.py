@@ -5,18 +5,14 @@ Shape suffixes: B batch, S sequence, H query heads of this rank, K key-value hea
 
 from __future__ import annotations
 
-from typing import Any, Protocol, final
+from collections.abc import Sequence
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from scaling.core.nn.attention_kernels import (
-    DocumentMasks,
-    cached_documents,
-    document_bounds,
-    scaled_dot_product,
-    spelled_out,
-)
+from scaling.core.nn.attention_kernels import scaled_dot_product, spelled_out
+from scaling.core.nn.attention_masks import DocumentMasks
 from scaling.core.nn.dropout import Dropout
 
 
@@ -42,34 +38,38 @@ class ScaledDotProduct:
         self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids: Tensor | None, samples: Tensor
     ) -> Tensor:
         """Return [b, s, h, d]."""
-        return scaled_dot_product(q_BSHD, k_BSKD, v_BSKD, self.masks(document_ids), scale=self.scale)
+        return scaled_dot_product(q_BSHD, k_BSKD, v_BSKD, self.masks(document_ids, q_BSHD), scale=self.scale)
 
 
 @final
-class FlashAttention:
-    """flash-attn's kernel for packed documents (Dao, arXiv:2307.08691): no mask in memory, work only inside documents.
+class SpelledOut:
+    """Attention step by step, all scores in memory: on every device, with everything that scores can have."""
 
-    Needs the optional package flash-attn, a GPU and half precision (`flash_attention_available`).
-    """
-
-    def __init__(self, *, scale: float, causal: bool, deterministic: bool) -> None:
-        from flash_attn import flash_attn_func, flash_attn_varlen_func
-
-        self._dense: Any = flash_attn_func
-        self._packed: Any = flash_attn_varlen_func
-        self._options = {"softmax_scale": scale, "causal": causal, "deterministic": deterministic}
+    def __init__(self, masks: DocumentMasks, *, scale: float, cap: float | None = None) -> None:
+        self.masks = masks
+        self.scale = scale
+        self.cap = cap
 
     def __call__(
         self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids: Tensor | None, samples: Tensor
     ) -> Tensor:
         """Return [b, s, h, d]."""
-        if document_ids is None:
-            dense: Tensor = self._dense(q_BSHD, k_BSKD, v_BSKD, **self._options)
-            return dense
-        length, bounds = q_BSHD.shape[1], document_bounds(document_ids)
-        q, k, v = (tensor.flatten(0, 1) for tensor in (q_BSHD, k_BSKD, v_BSKD))
-        packed: Tensor = self._packed(q, k, v, bounds, bounds, length, length, **self._options)
-        return packed.view_as(q_BSHD)
+        visible = self.masks(document_ids, q_BSHD)
+        return spelled_out(q_BSHD, k_BSKD, v_BSKD, visible, scale=self.scale, cap=self.cap)
+
+    def dropped(
+        self,
+        q_BSHD: Tensor,
+        k_BSKD: Tensor,
+        v_BSKD: Tensor,
+        document_ids: Tensor | None,
+        *,
+        keep: Tensor,
+        probability: float,
+    ) -> Tensor:
+        """Return [b, s, h, d] with the probabilities left out that `keep` [b, h, s, s] does not keep."""
+        visible, scale, cap = self.masks(document_ids, q_BSHD), self.scale, self.cap
+        return spelled_out(q_BSHD, k_BSKD, v_BSKD, visible, scale=scale, cap=cap, keep=keep, probability=probability)
 
 
 @final
@@ -79,14 +79,11 @@ class DroppedAttention(nn.Module):
     `heads` are the global numbers of this rank's query heads: a mask is a function of them.
     """
 
-    def __init__(
-        self, inner: AttentionCore, dropout: Dropout, masks: DocumentMasks, *, scale: float, heads: range
-    ) -> None:
+    def __init__(self, inner: AttentionCore, dropout: Dropout, spelled: SpelledOut, *, heads: range) -> None:
         super().__init__()
         self.inner = inner
         self.dropout = dropout
-        self.masks = masks
-        self.scale = scale
+        self.spelled = spelled
         self.heads = heads
 
     def forward(
@@ -103,51 +100,37 @@ class DroppedAttention(nn.Module):
             with dropout.place.topology.rng.stream("sharded"):
                 drawn = torch.rand(q_BSHD.shape[0], q_BSHD.shape[2], length, length, device=q_BSHD.device)
             keep = drawn >= dropout.probability
-        documents = self.masks(document_ids)
-        return spelled_out(
-            q_BSHD, k_BSKD, v_BSKD, documents, scale=self.scale, keep=keep, probability=dropout.probability
-        )
-
-
-class KeyValueCache:
-    """Keys and values of the positions generated so far, one document per row, in buffers that double when full."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def append(self, k_BSKD: Tensor, v_BSKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new positions and return all of them."""
-        stop = self.length + k_BSKD.shape[1]
-        self._keys = self._grown(self._keys, k_BSKD, stop)
-        self._values = self._grown(self._values, v_BSKD, stop)
-        self._keys[:, self.length : stop] = k_BSKD
-        self._values[:, self.length : stop] = v_BSKD
-        self.length = stop
-        return self._keys[:, :stop], self._values[:, :stop]
-
-    def _grown(self, buffer: Tensor | None, like: Tensor, length: int) -> Tensor:
-        if buffer is not None and buffer.shape[1] >= length:
-            return buffer
-        grown = like.new_zeros(like.shape[0], max(length, 2 * self.length), *like.shape[2:])
-        if buffer is not None:
-            grown[:, : self.length] = buffer[:, : self.length]
-        return grown
+        return self.spelled.dropped(q_BSHD, k_BSKD, v_BSKD, document_ids, keep=keep, probability=dropout.probability)
 
 
 @final
-class CachedAttention:
-    """Attention of new positions to all before them, whose keys and values `cache` keeps. A row is one document."""
+class HeadsApart(nn.Module):
+    """Some query heads attend by one core and the next ones by another, as those with a window and those without."""
 
-    def __init__(self, cache: KeyValueCache, *, scale: float) -> None:
-        self.cache = cache
-        self.scale = scale
+    def __init__(self, parts: Sequence[tuple[int, AttentionCore]]) -> None:
+        super().__init__()
+        self.sizes = [heads for heads, _ in parts]
+        for number, (_, core) in enumerate(parts):
+            setattr(self, f"part_{number}", core)  # a core that is a module is found here by `train` and `eval`
 
-    def __call__(
+    def forward(
         self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids: Tensor | None, samples: Tensor
     ) -> Tensor:
         """Return [b, s, h, d]."""
-        keys, values = self.cache.append(k_BSKD, v_BSKD)
-        documents = cached_documents(q_BSHD.shape[1], keys.shape[1], q_BSHD.device)
-        return scaled_dot_product(q_BSHD, keys, values, documents, scale=self.scale)
+        group = q_BSHD.shape[2] // k_BSKD.shape[2]
+        found, start = [], 0
+        for number, size in enumerate(self.sizes):
+            core: AttentionCore = getattr(self, f"part_{number}")
+            heads = range(start, start + size)
+            k, v = (_of_heads(t, heads, group) for t in (k_BSKD, v_BSKD))
+            found.append(core(q_BSHD[:, :, start : heads.stop], k, v, document_ids, samples))
+            start = heads.stop
+        return torch.cat(found, dim=2)
+
+
+def _of_heads(x_BSKD: Tensor, heads: range, group: int) -> Tensor:
+    """Return the keys or values of some query heads, of which `group` share one; a head may serve both parts."""
+    first, last = heads.start // group, (heads.stop - 1) // group
+    if first == last or (heads.start % group == 0 and heads.stop % group == 0):
+        return x_BSKD[:, :, first : last + 1]
+    return x_BSKD.repeat_interleave(group, dim=2)[:, :, heads.start : heads.stop]

@@ -53,14 +53,16 @@ class MaskedSoftmaxConfig(BaseConfig):
     """The attention kernel."""
 
     kernel: Annotated[MaskedSoftmaxKernel, OnResume.RUNTIME] = MaskedSoftmaxKernel.TORCH
-    """torch: PyTorch's scaled dot product attention; flash_attention: the flash-attn package where it is installed
-    and the precision is float16 or bfloat16, else PyTorch's own flash kernels."""
+    """torch: PyTorch's scaled dot product attention; flash_attention: the first that can compute the model's attention
+    of the flash-attn package (where it is installed), PyTorch's varlen and flex attention (on GPUs), and torch. Score
+    caps and dropout that none of these take are computed step by step. The start of a training tells which it is."""
     softmax_in_fp32: bool = False
     """Compute the softmax in float32. Every kernel does so whatever this says; kept for files that have it."""
     scale: float = Field(default=1.0, gt=0)
     """Multiplies the attention scores, on top of 1 / sqrt(head size)."""
     deterministic_flash_attn_bwd: bool = False
-    """Make the backward pass of flash attention give the same bits each time, at some cost in speed."""
+    """Make the backward pass of the flash-attn package give the same bits each time, at some cost in speed; PyTorch's
+    kernels do so under training.use_deterministic_torch_algorithms."""
 
     def notes(self) -> Iterator[Problem]:
         """Yield what is so in any case."""

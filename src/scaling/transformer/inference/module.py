@@ -34,6 +34,7 @@ from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from scaling.transformer.inference.sampling import Sampling, choose
 from scaling.transformer.io import TextInputs
 from scaling.transformer.layers.head import HeadOutput
+from scaling.transformer.layers.kernels import scores_of
 from scaling.transformer.model import layer_specs
 from scaling.transformer.plan.attention import AttentionPlan
 
@@ -177,7 +178,9 @@ class TransformerInferenceModule:
         usual = [attention.core for attention in attentions]
         parts = [part for layer in plan_of(self.config).layers() for _, part in layer.parts]
         cached: list[AttentionCore] = [
-            CachedAttention(KeyValueCache(), scale=part.scale) for part in parts if isinstance(part, AttentionPlan)
+            CachedAttention(KeyValueCache(), scores_of(part), heads=range(part.heads))
+            for part in parts
+            if isinstance(part, AttentionPlan)
         ]
         first, tokens = 0, self._prompt(None, prompt)
         while True:

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from scaling.core import (
     AttentionCore,
+    AttentionCoreMaker,
     ColumnParallelLinear,
-    DocumentMasks,
     Dropout,
-    DroppedAttention,
-    FlashAttention,
     Heads,
     KeyQueryNorm,
     LayerNorm,
@@ -34,14 +32,14 @@ from scaling.core import (
     RMSNormOverHeads,
     RotaryEmbedding,
     RowParallelLinear,
-    ScaledDotProduct,
     Topology,
     VocabParallelEmbedding,
     attention_projections,
-    flash_attention_available,
+    find_kernels,
 )
 from scaling.transformer.config.architecture import Precision
 from scaling.transformer.layers.head import LogitBias, LogitRange
+from scaling.transformer.layers.kernels import choices, scores_of
 from scaling.transformer.layers.residual import Residual, Scale
 from scaling.transformer.plan.attention import AttentionPlan, KeyQueryNormPlan, RotationPlan
 from scaling.transformer.plan.model import ModelPlan
@@ -82,7 +80,9 @@ class PartMaker:
         self.plan = plan
         self.seed = seed
         self.place = Place(topology, Precision(plan.arithmetic.precision).dtype, topology.sequence_parallel)
-        self._masks: dict[bool, DocumentMasks] = {}
+        device = topology.device
+        self._kernels = choices(plan, device.type, find_kernels(device))
+        self._make_core = AttentionCoreMaker(deterministic=plan.arithmetic.deterministic)
         self._rotations: dict[RotationPlan, RotaryEmbedding] = {}
 
     def __call__(self, part: PartPlan, layer: int) -> nn.Module:
@@ -156,15 +156,9 @@ class PartMaker:
         return NormOverHeads(query, key)
 
     def _core(self, part: AttentionPlan, layer: int, heads: Heads) -> AttentionCore:
-        arithmetic, place = self.plan.arithmetic, self.place
-        masks = self._masks.setdefault(part.causal, DocumentMasks(causal=part.causal))
-        core: AttentionCore = ScaledDotProduct(masks, scale=part.scale)
-        if arithmetic.kernel == "flash_attention" and flash_attention_available(place.topology.device, place.dtype):
-            core = FlashAttention(scale=part.scale, causal=part.causal, deterministic=arithmetic.deterministic)
-        if not part.dropout:
-            return core
-        dropout = self._dropout(DropoutPlan("attention_probs", part.dropout), layer)
-        return DroppedAttention(core, dropout, masks, scale=part.scale, heads=heads.local(place.parts, place.index))
+        dropout = self._dropout(DropoutPlan("attention_probs", part.dropout), layer) if part.dropout else None
+        own, kernel = heads.local(self.place.parts, self.place.index), self._kernels[part].otherwise
+        return self._make_core(kernel, scores_of(part), heads=own, dropout=dropout)
 
     def _rotary(self, part: RotationPlan) -> RotaryEmbedding:
         if part not in self._rotations:
@@ -201,11 +195,6 @@ def unbuilt(plan: ModelPlan) -> Iterator[str]:
     for norm in plan.parts(NormPlan):
         if norm.kind is NormType.RMS and norm.bias:
             yield "an RMSNorm with a bias"
-    for attention in plan.parts(AttentionPlan):
-        if attention.window is not None:
-            yield f"attention to a window of {attention.window} keys"
-        if attention.cap is not None:
-            yield f"attention scores capped at {attention.cap:g}"
     for feed_forward in plan.parts(FeedForwardPlan):
         if feed_forward.activation not in ACTIVATIONS:
             yield f"the activation {feed_forward.activation} (there is {', '.join(ACTIVATIONS)})"

@@ -1,0 +1,80 @@
+"""Which kernel computes the attention of each layer of a plan: chosen for the whole model, on all ranks alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from scaling.core import (
+    AttentionKernel,
+    AttentionNeeds,
+    MaskedSoftmaxKernel,
+    Scores,
+    choose_kernel,
+    kernel_order,
+)
+from scaling.transformer.plan.attention import AttentionPlan
+from scaling.transformer.plan.model import Arithmetic, ModelPlan
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernels of a layer: while it trains, and otherwise. They differ where probabilities are dropped."""
+
+    training: AttentionKernel
+    otherwise: AttentionKernel
+
+    def __str__(self) -> str:
+        """Return it as users are told."""
+        if self.training is self.otherwise:
+            return self.training.value
+        return f"{self.training.value} while probabilities are dropped, else {self.otherwise.value}"
+
+
+def scores_of(part: AttentionPlan) -> Scores:
+    """Return what the scores of a layer are."""
+    return Scores(
+        scale=part.scale, causal=part.causal, window=part.window, cap=part.cap, windowed_heads=part.windowed_heads
+    )
+
+
+def choices(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) -> Mapping[AttentionPlan, Choice]:
+    """Return the kernels of each kind of layer on a type of device; `ConfigError` where none can compute it.
+
+    `found`: the kernels that the machine has beyond those that every machine has.
+    """
+    return {part: _choice(part, plan.arithmetic, device, found) for part in plan.parts(AttentionPlan)}
+
+
+def _choice(part: AttentionPlan, arithmetic: Arithmetic, device: str, found: Collection[AttentionKernel]) -> Choice:
+    training, otherwise = (
+        choose_kernel(
+            AttentionNeeds.of(
+                scores_of(part),
+                grouped=part.heads != part.kv_heads,
+                packed=True,
+                dropout=dropout,
+                head_size=part.head_size,
+                dtype=arithmetic.precision,
+                device=device,
+            ),
+            kernel_order(MaskedSoftmaxKernel(arithmetic.kernel)),
+            found=found,
+        )
+        for dropout in (part.dropout > 0, False)
+    )
+    return Choice(training, otherwise)
+
+
+def told(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) -> str:
+    """Return the choice in a line: by numbers of layers where they differ."""
+    chosen = choices(plan, device, found)
+    layers: dict[str, int] = {}
+    for count, layer in plan.runs:
+        for _, part in layer.parts:
+            if isinstance(part, AttentionPlan):
+                name = str(chosen[part])
+                layers[name] = layers.get(name, 0) + count
+    if len(layers) == 1:
+        return next(iter(layers))
+    return ", ".join(f"{name} in {count} {'layer' if count == 1 else 'layers'}" for name, count in layers.items())
