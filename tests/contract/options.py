@@ -62,6 +62,7 @@ OPTION_MODELS: dict[str, Mapping[str, Any]] = {
         "num_local_attention_heads": 3,
         "local_attention_window_size": 4,
         "rotary": {"type": "dynamic", "factor": 2, "trained_length": 8},
+        "attention_head_size": 8,
         "rotary_percentage": 0.5,
         "parallel_residual": True,
         "residual_scale": 0.3,

@@ -130,7 +130,7 @@ class Head(nn.Module):
         self.table = VocabParallelEmbedding(vocabulary, HIDDEN, place=place)
         zeros, shard = Constant(0.0), self.table.shard
         self.bias = new_parameter((vocabulary,), zeros, shard=shard, dtype=place.dtype) if bias else None
-        self.options = {"scale": scale, "cap": cap, "chunk_size": chunk_size}
+        self.options: dict[str, Any] = {"scale": scale, "cap": cap, "chunk_size": chunk_size}
 
     def forward(self, x: Tensor, targets: Tensor) -> Tensor:
         place, shard = self.table.place, self.table.shard

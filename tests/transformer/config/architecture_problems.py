@@ -57,6 +57,11 @@ ARCHITECTURE_PROBLEMS = [
         "rotated pair",
     ),
     (
+        "transformer_architecture: {attention_head_size: 2, rotary: {type: dynamic, factor: 2}}",
+        "transformer_architecture.rotary.type: is dynamic, which changes the base, but of a head's dimensions 2 are "
+        "rotated, in one pair, which does not depend on it; use another type",
+    ),
+    (
         "transformer_architecture: {rotary: {type: yarn, factor: 2, beta_fast: 1, beta_slow: 32}}",
         "transformer_architecture.rotary.beta_fast: is 1, below beta_slow (32); exchange them",
     ),

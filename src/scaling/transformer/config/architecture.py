@@ -22,6 +22,7 @@ from scaling.core import (
 )
 from scaling.transformer.config.attention_kinds import (
     AttentionKindConfig,
+    DynamicRotaryConfig,
     LongRopeRotaryConfig,
     RotaryConfig,
     UnscaledRotaryConfig,
@@ -313,6 +314,12 @@ def _problems_of_rotation(section: ArchitectureConfig) -> Iterator[Problem]:
         )
     kinds = {f"attention_kinds.{name}.rotary": kind.rotary for name, kind in section.attention_kinds.items()}
     for path, rotary in {"rotary": section.rotary, **kinds}.items():
+        if isinstance(rotary, DynamicRotaryConfig) and dimensions == 2:
+            yield Problem(
+                f"{path}.type",
+                "is dynamic, which changes the base, but of a head's dimensions 2 are rotated, in one pair, which does "
+                "not depend on it; use another type",
+            )
         if isinstance(rotary, LongRopeRotaryConfig) and len(rotary.short_factor) != dimensions // 2:
             yield Problem(
                 f"{path}.short_factor",

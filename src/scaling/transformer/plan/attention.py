@@ -107,7 +107,8 @@ class AttentionPlan:
 
     def multiply_adds(self, sequence: int) -> MultiplyAdds:
         """Return those of the projections and of the scores."""
-        windowed = 0 if self.window is None else self.heads if self.windowed_heads is None else self.windowed_heads
-        keys = (self.heads - windowed) * sequence + windowed * min(self.window or sequence, sequence)
+        windowed = self.heads if self.windowed_heads is None else min(self.heads, self.windowed_heads)
+        window = sequence if self.window is None else min(self.window, sequence)
+        keys = (self.heads - windowed) * sequence + windowed * window
         matrices = sum(linear.inputs * linear.outputs for linear in (*self.projections, self.dense))
         return MultiplyAdds(matrices, 2 * self.head_size * keys)
