@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.contract.layouts import SMALL_BUCKETS, SP, LayoutCase
+from tests.contract.options import OPTION_MODELS
 from tests.mutations.mutate import Edit
 
 # Few and small: together they have every axis, and every bug shows in one of them.
@@ -28,7 +29,12 @@ class Bug:
     model: str
     layout: LayoutCase
     dropout: bool = False
-    """Train with dropout. There is no plain program to compare with then, but the same bug in a single process."""
+    """Train with dropout."""
+
+    @property
+    def has_plain_program(self) -> bool:
+        """Return whether a plain program computes the run. Otherwise a single process does, with the same bug."""
+        return not self.dropout and self.model not in OPTION_MODELS
 
 
 BUGS = (
@@ -86,8 +92,8 @@ BUGS = (
         "scaling.transformer.losses:CrossEntropyLoss.__call__",
         [
             (
-                "LossOutput((losses * weights).sum(), weights.sum())",
-                "LossOutput((losses * weights).sum() / weights.sum().clamp_min(1), weights.new_ones(()))",
+                "LossOutput(loss, weights.sum())",
+                "LossOutput(loss / weights.sum().clamp_min(1), weights.new_ones(()))",
             )
         ],
         "llama",
@@ -283,5 +289,62 @@ BUGS = (
         [("first = index // copies * copies", "first = 0")],
         "llama",
         SHARED_HEADS,
+    ),
+    Bug(
+        "a head that ranks share counts once for each of them in a norm over all heads",
+        "scaling.core.nn.key_query_norm:RMSNormOverHeads.term",
+        [(" / self._holders", "")],
+        "post",
+        SHARED_HEADS,
+    ),
+    Bug(
+        "a norm over all heads takes only the own rank's heads",
+        "scaling.core.nn.key_query_norm:NormOverHeads.__call__",
+        [("copy_to_model(reduce_from_model(terms, group), group)", "terms")],
+        "post",
+        TENSOR,
+    ),
+    Bug(
+        "the gradient of the mean square over all heads stays on its rank",
+        "scaling.core.nn.key_query_norm:NormOverHeads.__call__",
+        [("copy_to_model(reduce_from_model(terms, group), group)", "reduce_from_model(terms, group)")],
+        "post",
+        TENSOR,
+    ),
+    Bug(
+        "the first heads of each rank have the window",
+        "scaling.core.nn.scores:Scores.of_heads",
+        [("max(self.windowed_heads, heads.start)", "max(self.windowed_heads + heads.start, heads.start)")],
+        "parallel",
+        TENSOR,
+        dropout=True,
+    ),
+    Bug(
+        "each rank adds the positions of the first slice of the sequence",
+        "scaling.core.nn.embedding:PositionEmbedding.forward",
+        [("[self.place.index]", "[0]")],
+        "after sum",
+        SEQUENCE,
+    ),
+    Bug(
+        "the gradients of learned positions are not summed under sequence parallelism",
+        "scaling.core.nn.embedding:PositionEmbedding.__init__",
+        [("gradient_in_parts=place.sequence_parallel", "gradient_in_parts=False")],
+        "after sum",
+        SEQUENCE,
+    ),
+    Bug(
+        "sums of exponentials below different maxima are added",
+        "scaling.core.nn.loss:_LinearCrossEntropy.forward",
+        [("sums_2N[0] *= (own_N - highest_N).exp_()", "pass")],
+        "one norm",
+        TENSOR,
+    ),
+    Bug(
+        "logits in chunks lose the gradient of the head's scale",
+        "scaling.core.nn.loss:_LinearCrossEntropy.backward",
+        [("grad_nv if how.scale == 1.0 else grad_nv.mul_(how.scale)", "grad_nv")],
+        "gpt",
+        TENSOR,
     ),
 )

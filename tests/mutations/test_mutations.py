@@ -32,24 +32,28 @@ def job(name: str, model: str, layout: LayoutCase | None, *, dropout: bool, reco
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
     """Return the runs of a plain program, which no bug of the engine can touch."""
     found = {}
-    for model in sorted({bug.model for bug in BUGS if not bug.dropout}):
+    for model in sorted({bug.model for bug in BUGS if bug.has_plain_program}):
         config = without_dropout(model)
         found[model] = dense_run(config, recipe(config), tmp_path_factory.mktemp(model), steps=STEPS)
     return found
 
 
 @pytest.fixture(scope="module")
-def with_dropout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
-    """Return the runs with dropout in a single process, which has the bug too, as a user's would; by the bug's name."""
-    bugs: list[Bug | None] = [None, *(bug for bug in BUGS if bug.dropout)]
-    trials = [
-        Trial(bug, job("reference", "gpt", None, dropout=True, record=True), tmp_path_factory.mktemp("dropout"))
-        for bug in bugs
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Reference]:
+    """Return the runs of a single process, which has the bug too, as a user's would; by model and the bug's name."""
+    bugs = [bug for bug in BUGS if not bug.has_plain_program]
+    wanted: list[tuple[str, bool, Bug | None]] = [
+        *((model, dropout, None) for model, dropout in dict.fromkeys((bug.model, bug.dropout) for bug in bugs)),
+        *((bug.model, bug.dropout, bug) for bug in bugs),
     ]
-    found: dict[str, Reference] = {}
-    for trial, (run,) in zip(trials, run_trials(trials), strict=True):
+    trials = [
+        Trial(bug, job("reference", model, None, dropout=dropout, record=True), tmp_path_factory.mktemp("alone"))
+        for model, dropout, bug in wanted
+    ]
+    found: dict[tuple[str, str], Reference] = {}
+    for (model, _, _), trial, (run,) in zip(wanted, trials, run_trials(trials), strict=True):
         assert isinstance(run, Run), run
-        found[name_of(trial.bug)] = Reference(trial.job.recipe, trial.directory, run)
+        found[model, name_of(trial.bug)] = Reference(trial.job.recipe, trial.directory, run)
     return found
 
 
@@ -60,21 +64,21 @@ def test_the_bug_fits_the_code(bug: Bug) -> None:
 
 
 def test_every_bug_is_caught(
-    plain: dict[str, Reference], with_dropout: dict[str, Reference], capsys: pytest.CaptureFixture[str]
+    plain: dict[str, Reference], alone: dict[tuple[str, str], Reference], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without a bug the same comparisons, in the same layouts, find nothing."""
-    controls = {(bug.model, str(bug.layout), bug.dropout): bug.layout for bug in BUGS}
-    attempts: list[tuple[Bug | None, str, LayoutCase, bool]] = [
-        *((None, model, layout, dropout) for (model, _, dropout), layout in controls.items()),
-        *((bug, bug.model, bug.layout, bug.dropout) for bug in BUGS),
+    controls = {(bug.model, str(bug.layout), bug.dropout): bug for bug in BUGS}
+    attempts: list[tuple[Bug | None, Bug]] = [
+        *((None, bug) for bug in controls.values()),
+        *((bug, bug) for bug in BUGS),
     ]
     caught: dict[str, list[str]] = {}
-    for size in sorted({layout.world_size for _, _, layout, _ in attempts}):
+    for size in sorted({bug.layout.world_size for bug in BUGS}):
         trials, references = [], []
-        for number, (bug, model, layout, dropout) in enumerate(attempts):
-            if layout.world_size == size:
-                references.append(with_dropout[name_of(bug)] if dropout else plain[model])
-                one = job(f"{number}", model, layout, dropout=dropout)
+        for number, (bug, of) in enumerate(attempts):
+            if of.layout.world_size == size:
+                references.append(plain[of.model] if of.has_plain_program else alone[of.model, name_of(bug)])
+                one = job(f"{number}", of.model, of.layout, dropout=of.dropout)
                 trials.append(Trial(bug, one, references[-1].directory))
         for trial, reference, runs in zip(trials, references, run_trials(trials), strict=True):
             found = symptoms(reference, trial.job.name, runs)
