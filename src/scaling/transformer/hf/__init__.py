@@ -1,0 +1,1 @@
+"""Models of Hugging Face: which families there are, and how their files and ours say the same."""
