@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from typing import Any, Final
 
@@ -166,7 +167,8 @@ def tiny_config(name: str) -> Any:
     """Return the configuration of a tiny model, an object of transformers."""
     prefix, fields = FAMILIES[name]
     text = prefix == "Gemma3Text"
-    config = getattr(transformers, f"{prefix}Config")(**fields)
+    # It writes into what it is given.
+    config = getattr(transformers, f"{prefix}Config")(**deepcopy(dict(fields)))
     config.architectures = ["Gemma3ForCausalLM" if text else model_class(name).__name__]
     return config
 

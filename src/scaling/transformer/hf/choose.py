@@ -2,18 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
-from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.core import ConfigError, Problem, nearest
+from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.hf.families import FAMILIES
 from scaling.transformer.hf.family import Family
+from scaling.transformer.hf.fields import shown
+from scaling.transformer.hf.settings import FOLLOWS_LENGTH, resolved
+from scaling.transformer.plan.model import ModelPlan
+
+BY_TYPE: Final[Mapping[str, Family]] = {family.model_type: family for family in FAMILIES}
+
+NOT_THE_MODEL: Final[Mapping[str, Any]] = {
+    "precision": "float32",
+    "dropout_embedding": 0.0,
+    "dropout_attention_probs": 0.0,
+    "dropout_after_attention": 0.0,
+    "dropout_after_mlp": 0.0,
+    "attention_qkv_in_one": False,
+}
+"""Settings that change how a model is trained or computed, with one value for the comparison of models."""
 
 
 def family_of(config: Mapping[str, Any], *, source: str = "config.json") -> Family:
     """Return the family of a config.json; `ConfigError` with everything that cannot be had of it."""
-    raise NotImplementedError
+    family = BY_TYPE.get(config.get("model_type", ""))
+    if family is None:
+        raise ConfigError(_unknown_type(config), source=source)
+    problems = [*_class_problems(family, config), *family.problems(config)]
+    if not problems:
+        problems = list(_section_problems(family, config))
+    if problems:
+        raise ConfigError(problems, source=source)
+    return family
+
+
+def inert(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config.json that a file with the same section could do without; kept, they come back."""
+    return family_of(config).inert(config)
 
 
 def family_for(architecture: TransformerArchitectureConfig, *, model_type: str | None = None) -> Family:
     """Return the family that can express an architecture exactly, `model_type` first; else `ConfigError`."""
-    raise NotImplementedError
+    families = sorted(FAMILIES, key=lambda family: family.model_type != model_type)
+    for family in families:
+        if _expressed(architecture, family):
+            return family
+    nearest_family, differences = min(
+        ((family, _differences(architecture, family)) for family in families), key=lambda pair: len(pair[1])
+    )
+    names = ", ".join(BY_TYPE)
+    raise ConfigError(
+        [
+            Problem("", f"no family of Hugging Face models that is built can express this architecture ({names})"),
+            *(
+                Problem(f"transformer_architecture.{key}", f"is {mine}; a {nearest_family.model_type} model {theirs}")
+                for key, (mine, theirs) in differences.items()
+            ),
+        ]
+    )
+
+
+def _unknown_type(config: Mapping[str, Any]) -> Problem:
+    names, given = ", ".join(BY_TYPE), config.get("model_type")
+    if given is None:
+        return Problem("model_type", f"is missing, so the family of the model is unknown; add one of {names}")
+    near = nearest(given, BY_TYPE) if isinstance(given, str) else None
+    hint = f"; did you mean {near}?" if near else ""
+    if "text_config" in config:
+        hint = "; the model has more than text, and its text part alone (text_config) is no model of its own here"
+    return Problem("model_type", f"is {shown(given)}, which is not built; these are: {names}{hint}")
+
+
+def _class_problems(family: Family, config: Mapping[str, Any]) -> Iterator[Problem]:
+    given = config.get("architectures")
+    if given not in (None, [family.architecture]):
+        yield Problem(
+            "architectures",
+            f"is {shown(given)}, but of {family.model_type} models only {family.architecture} is built: the language "
+            "model with a head over the vocabulary",
+        )
+
+
+def _section_problems(family: Family, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what the section does not accept, by the names of the fields."""
+    try:
+        TransformerArchitectureConfig.from_dict(family.section(config))
+    except ConfigError as error:
+        fields = family.fields(config)
+        for problem in error.problems:
+            key = problem.path
+            while key not in fields and "." in key:
+                key = key.rpartition(".")[0]
+            yield Problem(fields.get(key, ""), f"as transformer_architecture.{problem.path}, it {problem.message}")
+
+
+def _expressed(architecture: TransformerArchitectureConfig, family: Family) -> bool:
+    again = _again(architecture, family)
+    return again is not None and _model(again) == _model(architecture)
+
+
+def _again(architecture: TransformerArchitectureConfig, family: Family) -> TransformerArchitectureConfig | None:
+    """Return what a family's configuration says of an architecture, None where it says nothing valid."""
+    config = family.config(architecture)
+    if any(True for _ in family.problems(config)):
+        return None
+    try:
+        return TransformerArchitectureConfig.from_dict(family.section(config))
+    except ConfigError:
+        return None
+
+
+def _model(architecture: TransformerArchitectureConfig) -> tuple[ModelPlan, bool, bool]:
+    """Return what a model computes, without what its training or its kernel change."""
+    return plan_of(_comparable(architecture)), architecture.lm_head, architecture.causal
+
+
+def _comparable(architecture: TransformerArchitectureConfig) -> TransformerArchitectureConfig:
+    usual = TransformerArchitectureConfig()
+    kernel = usual.masked_softmax.model_copy(update={"scale": architecture.masked_softmax.scale})
+    update = {
+        **{key: type(getattr(usual, key))(value) for key, value in NOT_THE_MODEL.items()},
+        "masked_softmax": kernel,
+        "dropout_stream": usual.dropout_stream,
+        "initialization": usual.initialization,
+    }
+    if not any(layer["rotary"]["type"] in FOLLOWS_LENGTH for layer in _settings(architecture)["layers"]):
+        update["sequence_length"] = 1
+    return architecture.model_copy(update=update)
+
+
+def _settings(architecture: TransformerArchitectureConfig) -> dict[str, Any]:
+    return resolved(architecture.model_dump(mode="json"))
+
+
+def _differences(architecture: TransformerArchitectureConfig, family: Family) -> dict[str, tuple[str, str]]:
+    """Return the settings in which a family's nearest model differs: (ours, what theirs has)."""
+    again = _again(architecture, family)
+    mine = _settings(architecture)
+    if again is None:
+        settings = {**mine, **family.fixed}
+    else:
+        settings = _settings(again)
+    return {
+        key: (shown(mine[key]), f"has {shown(settings[key])}")
+        for key in sorted(mine)
+        if key not in NOT_THE_MODEL and mine[key] != settings.get(key, mine[key])
+    }

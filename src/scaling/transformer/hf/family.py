@@ -2,39 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
 
+from scaling.core import Problem, nearest
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
-from scaling.transformer.hf.tensors import TensorMap
+from scaling.transformer.hf.fields import Config, Field, Ours, Part
+from scaling.transformer.hf.inert import INERT, REFUSED
+from scaling.transformer.hf.rope import PRESENT, Rope, RopeByKind
+from scaling.transformer.hf.settings import kinds_of, nested, resolved
+from scaling.transformer.hf.tensors import Table, TensorMap
 from scaling.transformer.plan.model import ModelPlan
 
+ABOUT: Final = frozenset({"model_type", "architectures", "transformers_version"})
+"""Fields that name the family and the program."""
 
-class Family(Protocol):
-    """The models of one `model_type`."""
+PRECISION: Final = Field("dtype", str, None, "precision", nullable=True, former="torch_dtype")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The models of one `model_type`: fields of config.json in both directions, and tensors."""
 
     model_type: str
     architecture: str
     """The class that reads them: `LlamaForCausalLM`."""
-    ignored: tuple[str, ...]
+    parts: Sequence[Part]
+    """All fields that change what is computed."""
+    fixed: Mapping[str, Any]
+    """Settings of ours that are the same in all models of the family."""
+    table: Table
+    implied: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    """Settings that follow from fields which stand for others as well."""
+    inert_names: frozenset[str] = frozenset()
+    """Fields of this family that change nothing."""
+    ignored: Sequence[str] = ()
     """Regular expressions that match the whole name of tensors that old files hold and nobody needs."""
+    former_names: Sequence[tuple[str, str]] = ()
+    """(regular expression, replacement) for names of tensors in old files."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names of all fields that are known."""
+        own = {name for part in self.parts for name in part.names}
+        return INERT | self.inert_names | own | {*PRECISION.names, *ABOUT}
+
+    @property
+    def embedding(self) -> str:
+        """Return the name of the tensor of the embedding."""
+        return f"{self.table.embedding.theirs}.weight"
+
+    @property
+    def head(self) -> str:
+        """Return the name of the tensor of the head; where it is tied, old files may hold a copy of the embedding."""
+        return f"{self.table.head.theirs}.weight"
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Yield the fields whose values are wrong or not built."""
+        complete, failed = self._complete(config), False
+        for name in config:
+            if name not in self.names:
+                near = nearest(name, self.names)
+                hint = f"did you mean {near}? If not, r" if near else "r"
+                yield Problem(
+                    name,
+                    f"is not known for {self.model_type} models, and might change what they compute; {hint}emove it "
+                    "where it does not",
+                )
+        for part in (PRECISION, *REFUSED):
+            yield from part.problems(config)
+        for part in sorted(self.parts, key=lambda part: not isinstance(part, Field)):
+            if failed and not isinstance(part, Field):
+                return  # what follows counts layers and positions
+            for problem in part.problems(complete):
+                failed = True
+                yield problem
 
     def section(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the section `transformer_architecture` of a valid config.json."""
-        ...
+        complete = self._complete(config)
+        settings: dict[str, Any] = dict(self.fixed)
+        layers: list[dict[str, Any]] = []
+        for part in self.parts:
+            read = part.read(complete)
+            given = read.pop("layers", [])
+            layers = (
+                [{**one, **other} for one, other in zip(layers, given, strict=True)]
+                if layers and given
+                else (layers or given)
+            )
+            settings |= read
+        settings |= {**self.implied(complete), **kinds_of(layers), **PRECISION.read(config)}
+        return nested({key: value for key, value in settings.items() if value is not None})
 
-    def config(self, architecture: TransformerArchitectureConfig) -> dict[str, Any]:
-        """Return the config.json of a section, in the present schema."""
-        ...
+    def config(
+        self, architecture: TransformerArchitectureConfig, kept: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the config.json of a section, in the present schema.
+
+        `kept` are fields of a file that was read (`inert`): they are written again so far as that leaves the section
+        as it is, also where they say what goes without saying.
+        """
+        written = self._written(resolved(architecture.model_dump(mode="json")))
+        if not kept:
+            return written
+        with_kept = dict(written)
+        section = self._section_or_none(written)
+        for name, value in kept.items():
+            changed = {**with_kept, name: value}
+            if section is None:
+                with_kept.setdefault(name, value)
+            elif self._section_or_none(changed) == section:
+                with_kept = changed
+        return with_kept
 
     def inert(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of a config.json that `section` does not express and that change nothing."""
-        ...
+        """Return the fields of a valid config.json that a file with the same section could do without."""
+        ropes = [part for part in self.parts if isinstance(part, (Rope, RopeByKind))]
+        former = {*PRECISION.names, *(name for rope in ropes for name in rope.former)}
+        present = {name: value for name, value in config.items() if name not in former}
+        for rope in ropes:
+            present[PRESENT] = rope.present(self._complete(config))
+        section = self.section(present)
+        return {
+            name: value
+            for name, value in present.items()
+            if name == PRESENT or (name not in ABOUT and self._section_or_none(_without(present, name)) == section)
+        }
+
+    def fields(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Return the field that each setting of a section comes from."""
+        complete = self._complete(config)
+        return {key: part.names[0] for part in (*self.parts, PRECISION) for key in part.read(complete)}
 
     def tensors(self, plan: ModelPlan) -> tuple[TensorMap, ...]:
         """Return all tensors of theirs, in the order of their files."""
-        ...
+        return tuple(self.table.maps(plan))
 
     def renamed(self, name: str) -> str:
         """Return the present name of a tensor that goes by an older one; other names stay."""
-        ...
+        for pattern, replacement in self.former_names:
+            if re.fullmatch(pattern, name):
+                return re.sub(pattern, replacement, name)
+        return name
+
+    def _complete(self, config: Config) -> dict[str, Any]:
+        given = {name: value for part in self.parts if isinstance(part, Field) for name, value in part.given(config)}
+        return {**config, **given}
+
+    def _written(self, ours: Ours) -> dict[str, Any]:
+        written = {"architectures": [self.architecture], "model_type": self.model_type}
+        for part in self.parts:
+            written |= part.write(ours)
+        return written | PRECISION.write(ours)
+
+    def _section_or_none(self, config: Config) -> dict[str, Any] | None:
+        if any(True for _ in self.problems(config)):
+            return None
+        return self.section(config)
+
+
+def _without(config: Config, name: str) -> dict[str, Any]:
+    return {other: value for other, value in config.items() if other != name}

@@ -1,8 +1,20 @@
-"""TensorMap: one tensor of a Hugging Face file, and the tensors of ours that it consists of."""
+"""TensorMap: one tensor of a Hugging Face file and the tensors of ours that it consists of; Table: those of a family.
+
+Names are the family's data, shapes and layers are the plan's: what a model does not have is in no table.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final, Literal
+
+from scaling.transformer.plan.model import ModelPlan
+from scaling.transformer.plan.parts import AttentionPlan
+
+_LAYER: Final = re.compile(r"layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -41,3 +53,67 @@ class TensorMap:
     """Together they fill it, each value once."""
     transposed: bool = False
     """Their file holds the transpose of what the sources make up (GPT-2's `Conv1D`). Never of one dimension."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A module of theirs, and the modules of ours that its weight and its bias consist of."""
+
+    theirs: str
+    ours: Sequence[str]
+    """Within the layer."""
+    order: Literal["blocks", "heads"] = "blocks"
+    """blocks: one of ours behind the other; heads: the rows of a head of each, then those of the next head."""
+    transposed: bool = False
+
+    def maps(self, prefix: str, ours: Shapes, layer: int, head_size: int) -> Iterator[TensorMap]:
+        """Yield weight and bias, so far as the model has them, and take the parts out of `ours`."""
+        for kind in ("weight", "bias"):
+            keys = [f"layers.{layer}.{name}.{kind}" for name in self.ours]
+            if all(key in ours for key in keys):
+                yield self._map(f"{prefix}{self.theirs}.{kind}", {key: ours.pop(key) for key in keys}, head_size)
+
+    def _map(self, name: str, parts: Shapes, head_size: int) -> TensorMap:
+        counts, rest = [shape[0] for shape in parts.values()], next(iter(parts.values()))[1:]
+        shape, transposed = (sum(counts), *rest), self.transposed and bool(rest)
+        if len(parts) == 1:
+            rows: list[Rows | None] = [None]
+        elif self.order == "heads":
+            rows = [Rows(at * head_size, head_size, len(parts) * head_size) for at in range(len(parts))]
+        else:
+            offsets = accumulate(counts[:-1], initial=0)
+            rows = [Rows(offset, count, count) for offset, count in zip(offsets, counts, strict=True)]
+        sources = tuple(Source(key, parts[key], at) for key, at in zip(parts, rows, strict=True))
+        return TensorMap(name, shape[::-1] if transposed else shape, sources, transposed)
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The modules of a family, in the order of its files."""
+
+    embedding: Row
+    block: str
+    """Name of a block; the number of the layer takes the place of {}."""
+    rows: Sequence[Row]
+    """Of a block."""
+    norm: Row
+    head: Row
+    positions: Sequence[Row] = field(default=())
+
+    def maps(self, plan: ModelPlan) -> Iterator[TensorMap]:
+        """Yield all tensors of a model."""
+        ours = {parameter.name: parameter.shape for parameter in plan.parameters()}
+        blocks = len({name.split(".")[1] for name in ours if ".self_attention." in name})
+        head_size = plan.parts(AttentionPlan)[0].head_size
+        for row in (self.embedding, *self.positions):
+            yield from row.maps("", ours, 0, head_size)
+        for block in range(blocks):
+            for row in self.rows:
+                yield from row.maps(self.block.format(block), ours, block + 1, head_size)
+        for behind in (1, 2):
+            for row in (self.norm, self.head):
+                yield from row.maps("", ours, blocks + behind, head_size)
+        assert not ours, f"the table has no place for {', '.join(ours)}"

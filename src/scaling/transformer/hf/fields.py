@@ -1,0 +1,232 @@
+"""Fields of a config.json, each a line of a table: its name, its default, and the setting of ours it stands for.
+
+Settings are flat here, by dotted names (`layernorm.bias`); `Ours` has none that is null because it follows from
+another one. `layers` is special: what is particular to the attention of each layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from scaling.core import Problem
+
+Config = Mapping[str, Any]
+"""A config.json."""
+Ours = Mapping[str, Any]
+"""Settings of `transformer_architecture`, every one resolved."""
+
+
+class Part(Protocol):
+    """Some fields that belong together, in both directions. `problems` is asked before `read`."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return the names of the fields, former ones included."""
+        ...
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Yield what is wrong with the fields, or not built."""
+        ...
+
+    def read(self, config: Config) -> dict[str, Any]:
+        """Return our settings."""
+        ...
+
+    def write(self, ours: Ours) -> dict[str, Any]:
+        """Return the fields."""
+        ...
+
+
+def shown(value: Any) -> str:
+    """Write a value as in the file, on one short line."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+WORDS: Final[Mapping[type, str]] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a section ({...})",
+}
+
+
+def is_of(kind: type, value: Any) -> bool:
+    """Return whether a value of a file is of a kind. Whole numbers are numbers, truth values are not."""
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, kind) or (kind is int and isinstance(value, float) and value.is_integer())
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field with a value of its own."""
+
+    name: str
+    kind: type
+    default: Any
+    """Of the configuration class, where the file does not have the field."""
+    key: str
+    """Our setting."""
+    to_ours: Callable[[Any], Any] = lambda value: value
+    to_theirs: Callable[[Any], Any] = lambda value: value
+    nullable: bool = False
+    """It may be null, which is passed on as it is."""
+    former: str | None = None
+    """Name in older files."""
+    above: float | None = None
+    """The value must be above this."""
+    most: int | None = None
+    """The largest value."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return one name, or two."""
+        return (self.name,) if self.former is None else (self.name, self.former)
+
+    def value(self, config: Config) -> Any:
+        """Return what the file says, or the default."""
+        former = config.get(self.former, self.default) if self.former is not None else self.default
+        return config.get(self.name, former)
+
+    def given(self, config: Config) -> Iterator[tuple[str, Any]]:
+        """Yield the present name with the value, for others that ask for it."""
+        yield self.name, self.value(config)
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Yield a value of the wrong kind, or out of bounds."""
+        value = self.value(config)
+        if value is None and self.nullable:
+            return
+        if not is_of(self.kind, value):
+            yield Problem(self.name, f"must be {WORDS[self.kind]}, not {shown(value)}")
+        elif self.above is not None and not value > self.above:
+            yield Problem(self.name, f"must be above {self.above:g}, not {shown(value)}")
+        elif self.most is not None and value > self.most:
+            yield Problem(self.name, f"must be at most {self.most}, not {shown(value)}")
+
+    def read(self, config: Config) -> dict[str, Any]:
+        """Return the one setting."""
+        value = self.value(config)
+        return {self.key: None if value is None else self.to_ours(value)}
+
+    def write(self, ours: Ours) -> dict[str, Any]:
+        """Return the one field."""
+        value = ours[self.key]
+        return {self.name: None if value is None else self.to_theirs(value)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A field with a few values, each of which stands for some settings."""
+
+    name: str
+    default: Any
+    values: Mapping[Any, Mapping[str, Any]]
+    """The first that fits is written."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return the name."""
+        return (self.name,)
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Yield a value that is not built."""
+        value = config.get(self.name, self.default)
+        if isinstance(value, (list, dict)) or value not in self.values:
+            yield Problem(self.name, f"is {shown(value)}, which is not built; {one_of(list(self.values))}")
+
+    def read(self, config: Config) -> dict[str, Any]:
+        """Return the settings of the value."""
+        return dict(self.values[config.get(self.name, self.default)])
+
+    def write(self, ours: Ours) -> dict[str, Any]:
+        """Return the value whose settings these are; the default where there is none."""
+        for value, settings in self.values.items():
+            if all(ours[key] == setting for key, setting in settings.items()):
+                return {self.name: value}
+        return {self.name: self.default}
+
+
+@dataclass(frozen=True)
+class Only:
+    """A field that is built for some values only, which change nothing."""
+
+    name: str
+    values: Sequence[Any]
+    why: str
+    """What another value would mean."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return the name."""
+        return (self.name,)
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Yield another value."""
+        if self.name in config and config[self.name] not in self.values:
+            value = config[self.name]
+            yield Problem(self.name, f"is {shown(value)}: {self.why}; {one_of(self.values)}")
+
+    def read(self, config: Config) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def write(self, ours: Ours) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Fields and settings that depend on several of the other side."""
+
+    fields: Mapping[str, type]
+    """Each may be null or absent."""
+    to_ours: Callable[[Config], dict[str, Any]]
+    to_theirs: Callable[[Ours], dict[str, Any]]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return the names."""
+        return tuple(self.fields)
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Yield values of the wrong kind."""
+        for name, kind in self.fields.items():
+            if config.get(name) is not None and not is_of(kind, config[name]):
+                yield Problem(name, f"must be {WORDS[kind]}, not {shown(config[name])}")
+
+    def read(self, config: Config) -> dict[str, Any]:
+        """Return the settings."""
+        return self.to_ours(config)
+
+    def write(self, ours: Ours) -> dict[str, Any]:
+        """Return the fields."""
+        return self.to_theirs(ours)
+
+
+def one_of(values: Sequence[Any]) -> str:
+    """Say which values are built."""
+    words = [shown(value) for value in values]
+    return f"only {words[0]} is" if len(words) == 1 else f"those that are: {', '.join(words)}"
+
+
+def simplest(value: float, *, made_by: Callable[[float], float], undone_by: Callable[[float], float]) -> float:
+    """Return the number with the fewest digits from which `made_by` makes `value`.
+
+    Numbers in configuration files are short; what a formula makes of them is not.
+    """
+    exact = undone_by(value)
+    for digits in range(16):
+        rounded = round(exact, digits)
+        if rounded and made_by(rounded) == value:
+            return int(rounded) if rounded.is_integer() else rounded
+    return exact

@@ -1,0 +1,60 @@
+"""Fields that may be in any config.json: those that change nothing, and those that must have one value."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from scaling.transformer.hf.fields import Only
+
+_ABOUT_THE_FILE: Final = """
+    _name_or_path name_or_path _commit_hash transformers_version transformers.js_config transformers_weights
+    _attn_implementation _attn_implementation_autoset attn_implementation _flash_attn_2_enabled
+    _experts_implementation experts_implementation unsloth_fixed unsloth_version
+"""
+
+_ABOUT_TRAINING_AND_OUTPUT: Final = """
+    use_cache pretraining_tp initializer_range output_attentions output_hidden_states return_dict id2label label2id
+    num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix chunk_size_feed_forward
+    cache_implementation tie_last_hidden_states is_llama_config torchscript tf_legacy_loss use_bfloat16 is_decoder
+    gradient_checkpointing bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+"""
+
+_ABOUT_GENERATION: Final = """
+    assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens
+    min_length no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams
+    num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens
+    target_lookbehind temperature top_k top_p typical_p
+"""
+
+_NOTHING: Final[tuple[Any, ...]] = (None, False, {}, [])
+
+REFUSED: Final = (
+    Only(
+        "quantization_config",
+        _NOTHING,
+        "the weights are quantized; load the model with transformers, dequantize it, and save it without this field",
+    ),
+    Only(
+        "auto_map",
+        _NOTHING,
+        "a program beside the model defines it, which is not run; remove the field where the model is a plain one of "
+        "its model_type",
+    ),
+    Only("per_layer_config", _NOTHING, "layers differ in ways that are not read"),
+    Only("pruned_heads", _NOTHING, "some heads were removed"),
+    Only("is_encoder_decoder", _NOTHING, "the model is no decoder alone"),
+    Only("tie_encoder_decoder", _NOTHING, "the model is no decoder alone"),
+    Only("add_cross_attention", _NOTHING, "the model attends to an encoder"),
+    Only("cross_attention_hidden_size", _NOTHING, "the model attends to an encoder"),
+    Only("rope_interleaved", _NOTHING, "pairs of rotated features are neighbours"),
+    Only("alibi", _NOTHING, "positions are biases of the scores"),
+    Only("use_bidirectional_attention", _NOTHING, "tokens see what comes after them"),
+    Only("is_causal", (None, True), "tokens see what comes after them"),
+)
+"""Fields that are refused unless they say no."""
+
+_NAMES: Final = " ".join((_ABOUT_THE_FILE, _ABOUT_TRAINING_AND_OUTPUT, _ABOUT_GENERATION))
+
+INERT: Final = frozenset((*_NAMES.split(), *(only.name for only in REFUSED)))
