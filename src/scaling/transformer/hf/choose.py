@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from scaling.core import ConfigError, Problem, nearest
-from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.hf.families import FAMILIES
 from scaling.transformer.hf.family import Family
 from scaling.transformer.hf.fields import shown

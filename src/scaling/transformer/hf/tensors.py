@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, Literal
 
+from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.model import ModelPlan
-from scaling.transformer.plan.parts import AttentionPlan
 
 _LAYER: Final = re.compile(r"layers\.(\d+)\.(.+)")
 
