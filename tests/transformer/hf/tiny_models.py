@@ -72,12 +72,18 @@ FAMILIES: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
         "Llama",
         LLAMA | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 50.0, "factor": 4.0}},
     ),
-    "smollm3": ("SmolLM3", LLAMA | {"no_rope_layers": [1, 0, 1, 0]}),
+    "smollm3": (
+        "SmolLM3",
+        LLAMA | {"no_rope_layers": [1, 0, 1, 0], "use_sliding_window": True, "sliding_window": 8},
+    ),
     "mistral": ("Mistral", WIDE_HEADS | {"sliding_window": 8}),
     "ministral": ("Ministral", WIDE_HEADS | {"sliding_window": 8, "layer_types": TWO_TO_ONE}),
     "qwen2": ("Qwen2", LLAMA | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
     "qwen2_plain": ("Qwen2", LLAMA | {"tie_word_embeddings": True}),
-    "qwen3": ("Qwen3", WIDE_HEADS | {"attention_bias": True}),
+    "qwen3": (
+        "Qwen3",
+        WIDE_HEADS | {"attention_bias": True, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
+    ),
     "gemma2": (
         "Gemma2",
         WIDE_HEADS
@@ -169,6 +175,7 @@ def tiny_config(name: str) -> Any:
     text = prefix == "Gemma3Text"
     # It writes into what it is given.
     config = getattr(transformers, f"{prefix}Config")(**deepcopy(dict(fields)))
+    config.dtype = torch.float32
     config.architectures = ["Gemma3ForCausalLM" if text else model_class(name).__name__]
     return config
 

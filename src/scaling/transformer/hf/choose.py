@@ -136,7 +136,7 @@ def _comparable(architecture: TransformerArchitectureConfig) -> TransformerArchi
 
 
 def _settings(architecture: TransformerArchitectureConfig) -> dict[str, Any]:
-    return resolved(architecture.model_dump(mode="json"))
+    return resolved(architecture.as_dict())
 
 
 def _differences(architecture: TransformerArchitectureConfig, family: Family) -> dict[str, tuple[str, str]]:

@@ -106,7 +106,7 @@ class Family:
         `kept` are fields of a file that was read (`inert`): they are written again so far as that leaves the section
         as it is, also where they say what goes without saying.
         """
-        written = self._written(resolved(architecture.model_dump(mode="json")))
+        written = self._written(resolved(architecture.as_dict()))
         if not kept:
             return written
         with_kept = dict(written)

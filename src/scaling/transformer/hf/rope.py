@@ -181,6 +181,15 @@ class Rope:
         present = self.present(config)
         if self.partial is None and present.get("partial_rotary_factor", 1.0) == 1.0:
             present.pop("partial_rotary_factor", None)
+        inside, beside = (config.get(path) or {}).get("original_max_position_embeddings"), self.length
+        if self.length_name is not None:
+            beside = config.get(self.length_name) or beside
+            if inside is not None and inside != beside:
+                yield Problem(
+                    f"{path}.original_max_position_embeddings",
+                    f"is {shown(inside)}, but transformers takes the {self.length_name} beside it, {beside}; give both "
+                    "one value",
+                )
         yield from problems_of(path, present, () if self.partial is None else ("partial_rotary_factor",))
         for name, meant in zip(self.echoes, ("rope_theta", "partial_rotary_factor"), strict=False):
             if config.get(name) is not None and config[name] != present[meant]:

@@ -38,7 +38,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a section that has all keys, as `model_dump(mode="json")` gives it.
+    """Return the settings of a section that has all keys, as `as_dict` gives it.
 
     What is null because it follows from something else is what follows. `layers` says the window and the rotation of
     each layer, `mlp_type` only whether there is a gate.
