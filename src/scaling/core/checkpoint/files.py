@@ -47,6 +47,7 @@ TORCH_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 """The torch type behind each name of the format."""
 
 TYPE_NAMES: Final[Mapping[torch.dtype, str]] = MappingProxyType({value: key for key, value in TORCH_TYPES.items()})
+"""The format's name of each torch type."""
 
 HASHERS: Final = 4
 """Threads that hash a file's pieces: one core hashes more slowly than a good disk writes."""
@@ -140,19 +141,23 @@ class Scratch:
 
 
 class TensorFile:
-    """One data file, open for reading slices. Plain reads, no memory map: a damaged disk is an error, not a SIGBUS."""
+    """One data file, open for reading slices. Plain reads, no memory map: a damaged disk is an error, not a SIGBUS.
 
-    def __init__(self, folder: Path, name: str, entry: FileEntry, *, scratch: Scratch | None = None) -> None:
+    Without an `entry` nothing is known of it beforehand; its own then tells another reader that it is still the same.
+    """
+
+    def __init__(self, folder: Path, name: str, entry: FileEntry | None, *, scratch: Scratch | None = None) -> None:
         self.path = folder / name
         self.bytes_read = 0
         self._scratch = Scratch() if scratch is None else scratch
         self._file = open_regular(self.path)
         try:
             size = os.fstat(self._file.fileno()).st_size
-            if size != entry.bytes:
+            if entry is not None and size != entry.bytes:
                 raise CheckpointError(f"{self.path} has {size} bytes, the manifest says {entry.bytes}")
             header = read_header(self._file, size)
-            if hashlib.sha256(header.raw).hexdigest() != entry.header_sha256:
+            self.entry = FileEntry(size, hashlib.sha256(header.raw).hexdigest())
+            if entry is not None and self.entry != entry:
                 raise CheckpointError(f"{self.path} has another header than the manifest says")
             self.slots = header.slots
         except BaseException:

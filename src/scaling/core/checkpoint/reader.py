@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from scaling.core.boxes import Box, whole
-from scaling.core.checkpoint.communicator import Alone
-from scaling.core.checkpoint.files import TORCH_TYPES, TYPE_NAMES, Piece, Scratch, TensorFile
-from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, Retention, new_step_folder
-from scaling.core.checkpoint.manifest import TensorEntry, json_text
-from scaling.core.checkpoint.save import Job, Saver, versions
+from scaling.core.checkpoint.files import TORCH_TYPES, Scratch, TensorFile
+from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
+from scaling.core.checkpoint.manifest import TensorEntry
+from scaling.core.checkpoint.pieces import LazyTensor, save_pieces
 from scaling.core.checkpoint.search import StoredCheckpoint
-from scaling.core.checkpoint.share import Share
 from scaling.core.errors import CheckpointError
 
 PIECE_BYTES: Final = 256 * 2**20
@@ -46,23 +44,31 @@ class CheckpointReader:
 
     def read(self, name: str, box: Box | None = None) -> Tensor:
         """Return a stored tensor, or a box of it, on the CPU in its stored type."""
-        entry = self.stored.manifest.tensors.get(name)
-        if entry is None:
-            raise CheckpointError(f"{self.stored.path} does not hold a tensor named {name!r}")
+        entry = self._entry(name)
         box = whole(entry.shape) if box is None else box
         found = torch.empty(box.shape, dtype=TORCH_TYPES[entry.dtype])
-        for part in entry.parts:
+        self.read_into(name, box, found)
+        return found
+
+    def read_into(self, name: str, box: Box, into: Tensor) -> None:
+        """Copy a box of a stored tensor into a tensor of its shape, whose type it takes."""
+        for part in self._entry(name).parts:
             common = part.box.intersect(box)
             if common is not None:
                 file = self._file(part.file)
-                file.read_into(part.key, common.inside(part.box), found[common.slices(box)])
-        return found
+                file.read_into(part.key, common.inside(part.box), into[common.slices(box)])
 
     def close(self) -> None:
         """Close the open file."""
         if self._open is not None:
             self._open.close()
         self._open, self._name = None, ""
+
+    def _entry(self, name: str) -> TensorEntry:
+        entry = self.stored.manifest.tensors.get(name)
+        if entry is None:
+            raise CheckpointError(f"{self.stored.path} does not hold a tensor named {name!r}")
+        return entry
 
     def _file(self, name: str) -> TensorFile:
         if self._open is None or self._name != name:
@@ -113,28 +119,21 @@ def cast(source: StoredCheckpoint, save_dir: Path, dtype: torch.dtype) -> Path:
 
     Optimizer states stay behind: they would not fit the rounded weights.
     """
-    target = new_step_folder(save_dir, source.step)
     with CheckpointReader(source) as reader:
-        pieces = [
-            piece
+        tensors = [
+            _cast(reader, name, entry, dtype)
             for name, entry in source.manifest.tensors.items()
             if not name.startswith(OPTIMIZER_PREFIX)
-            for piece in _cast_pieces(reader, name, entry, dtype)
         ]
-        information = {**source.manifest.information, **versions(), "cast_from": str(source.path)}
-        saver = Saver(save_dir, Alone(), Retention(), information, 16 * PIECE_BYTES)
-        report = saver.run(Job(source.step, Share(pieces), json_text(source.manifest.scalars, "the scalars")))
-    if report.error is not None:
-        raise report.error
-    return target
+        information = {**source.manifest.information, "cast_from": str(source.path)}
+        return save_pieces(save_dir, source.step, tensors, scalars=source.manifest.scalars, information=information)
 
 
-def _cast_pieces(reader: CheckpointReader, name: str, entry: TensorEntry, dtype: torch.dtype) -> Iterator[Piece]:
+def _cast(reader: CheckpointReader, name: str, entry: TensorEntry, dtype: torch.dtype) -> LazyTensor:
     stored = TORCH_TYPES[entry.dtype]
     target = dtype if stored.is_floating_point else stored
-    for part in entry.parts:
-        for box in part.box.cut(PIECE_BYTES // stored.itemsize):
-            yield Piece(name, entry.shape, box, TYPE_NAMES[target], partial(_read_as, reader, name, box, target))
+    boxes = [box for part in entry.parts for box in part.box.cut(max(1, PIECE_BYTES // stored.itemsize))]
+    return LazyTensor(name, entry.shape, target, [(box, partial(_read_as, reader, name, box, target)) for box in boxes])
 
 
 def _read_as(reader: CheckpointReader, name: str, box: Box, dtype: torch.dtype) -> Tensor:

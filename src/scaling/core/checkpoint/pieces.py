@@ -1,0 +1,62 @@
+"""Save a checkpoint of tensors whose pieces are loaded one after the other, as they are written. One process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from scaling.core.boxes import Box
+from scaling.core.checkpoint.communicator import Alone
+from scaling.core.checkpoint.files import TYPE_NAMES, Piece
+from scaling.core.checkpoint.folders import Retention, new_step_folder
+from scaling.core.checkpoint.manifest import json_text
+from scaling.core.checkpoint.save import Job, Saver, versions
+from scaling.core.checkpoint.share import Share
+from scaling.core.storage.json_values import Json
+
+FILE_BYTES: Final = 4 * 2**30
+"""How large a data file becomes, where no single piece is larger."""
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A whole tensor by name; each of its boxes comes with what loads its values, in this type."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: Iterable[tuple[Box, Callable[[], Tensor]]]
+
+
+def save_pieces(
+    save_dir: Path,
+    step: int,
+    tensors: Iterable[LazyTensor],
+    *,
+    scalars: Mapping[str, Json],
+    information: Mapping[str, Json],
+) -> Path:
+    """Write tensors, which their parts cover exactly, as the checkpoint of a step that is not there yet.
+
+    Nothing is held but what is being written and hashed. The versions of today are added to `information`.
+
+    Raises:
+        CheckpointError: The step folder exists, or a tensor is not covered.
+        StorageError: Writing failed; nothing is left behind.
+    """
+    target = new_step_folder(save_dir, step)
+    pieces = [
+        Piece(tensor.key, tensor.shape, box, TYPE_NAMES[tensor.dtype], load)
+        for tensor in sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # so that all lie aligned
+        for box, load in tensor.parts
+    ]
+    saver = Saver(save_dir, Alone(), Retention(), {**information, **versions()}, FILE_BYTES)
+    report = saver.run(Job(step, Share(pieces), json_text(scalars, "the scalars")))
+    if report.error is not None:
+        raise report.error
+    return target
