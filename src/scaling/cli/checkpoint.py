@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from math import prod
 from pathlib import Path
@@ -26,8 +26,8 @@ from scaling.core.checkpoint.resume import ABSENT, differing_values
 from scaling.core.checkpoint.search import find_newest, is_step_folder, name_problems
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
 from scaling.core.errors import CheckpointError, ExitStatus, StorageError
-from scaling.core.storage.writing import storage_errors, write_atomically
-from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE
+from scaling.transformer.hf.companions import companions_of_checkpoints, companions_of_predecessor, require_place
 
 app = typer.Typer(name="checkpoint", help="List, verify, compare, cast and import checkpoints.", no_args_is_help=True)
 
@@ -42,6 +42,8 @@ class Precision(str, Enum):
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
 
+
+TORCH_PRECISIONS: Mapping[Precision, torch.dtype] = {kind: getattr(torch, kind.value) for kind in Precision}
 
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder of checkpoints, or one step's folder.", show_default=False)
@@ -143,17 +145,12 @@ def cast_checkpoint(
     ],
 ) -> None:
     """Write the model's weights in another precision, with their tokenizer. Optimizer states are left out."""
-    types = {
-        Precision.FLOAT64: torch.float64,
-        Precision.FLOAT32: torch.float32,
-        Precision.BFLOAT16: torch.bfloat16,
-        Precision.FLOAT16: torch.float16,
-    }
     stored = find_newest(checkpoints_at(source), weights_only=True).require()
-    tokenizer_file = stored.path.absolute().parent / TOKENIZER_FILE
-    _require_place_for_tokenizer(tokenizer_file, target)
-    typer.echo(f"wrote {cast(stored, target, types[dtype])}")
-    _take_tokenizer_along(tokenizer_file, target)
+    beside = stored.path.absolute().parent
+    companions = companions_of_checkpoints(beside)
+    require_place(companions, beside, target)
+    typer.echo(f"wrote {cast(stored, target, TORCH_PRECISIONS[dtype])}")
+    companions.write(target, tokenizer_name=TOKENIZER_FILE)
 
 
 @app.command("import")
@@ -172,34 +169,14 @@ def import_checkpoint(
     """
     folder = predecessor_step_folder(checkpoints_at(source))
     tokenizer_file = tokenizer_of(folder)
-    _require_place_for_tokenizer(tokenizer_file, target)
+    companions = companions_of_predecessor(tokenizer_file)
+    require_place(companions, tokenizer_file.parent, target)
     settings = read_settings(folder / "config.yml", tokenizer_file)
     written = import_predecessor(folder, target, step=step, num_layers=settings.num_layers, scalars=settings.scalars)
     typer.echo(f"wrote {written}")
-    _take_tokenizer_along(tokenizer_file, target)
+    companions.write(target, tokenizer_name=TOKENIZER_FILE)
     for remark in settings.remarks:
         typer.echo(remark, err=True)
-
-
-def _require_place_for_tokenizer(tokenizer_file: Path, target: Path) -> None:
-    """Refuse a folder whose checkpoints belong to another tokenizer: it has room for one, which all of them share."""
-    kept = target / TOKENIZER_FILE
-    with storage_errors(f"comparing {tokenizer_file} with {kept}"):
-        if not (tokenizer_file.is_file() and kept.is_file() and list_steps(target)):
-            return
-        if tokenizer_file.read_bytes() != kept.read_bytes():
-            raise CheckpointError(
-                f"{target} holds checkpoints of another tokenizer: its {TOKENIZER_FILE} has the digest "
-                f"{tokenizer_digest(kept)}, {tokenizer_file} has {tokenizer_digest(tokenizer_file)}; name another "
-                "folder to write to"
-            )
-
-
-def _take_tokenizer_along(tokenizer_file: Path, target: Path) -> None:
-    """Copy the tokenizer that a run left beside its checkpoints, in place of another one that nothing belongs to."""
-    if tokenizer_file.is_file():
-        with storage_errors(f"copying {TOKENIZER_FILE} to {target}"):
-            write_atomically(target / TOKENIZER_FILE, tokenizer_file.read_bytes())
 
 
 def _step_folders(directory: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,6 @@ from scaling.core import (
     run_process,
     run_training,
     storage_errors,
-    write_atomically,
 )
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.notes import notes
@@ -39,6 +39,7 @@ from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
 from scaling.transformer.layers.kernels import told
+from scaling.transformer.hf.companions import companions_of_tokenizer
 from scaling.transformer.recipe import recipe_of
 
 _log = logging.getLogger(__name__)
@@ -109,7 +110,10 @@ def _introduce(config: TransformerConfig, learner: Learner) -> None:
 
 
 def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
-    """Leave the tokenizer beside the checkpoints. Collective: all ranks learn whether rank 0 could."""
+    """Leave the tokenizer, and what belongs to it, beside the checkpoints.
+
+    Collective: all ranks learn whether rank 0 could.
+    """
     vocab_file, save_dir = config.transformer_architecture.vocab_file, config.trainer.save_dir
     if vocab_file is None or save_dir is None:
         return
@@ -117,10 +121,8 @@ def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
     if topology.rank == 0:
         try:
             with storage_errors(f"leaving the tokenizer in trainer.save_dir ({save_dir})"):
-                kept, content = save_dir / TOKENIZER_FILE, vocab_file.read_bytes()
-                if not kept.exists() or kept.read_bytes() != content:  # another one, or one that was cut off
-                    save_dir.mkdir(parents=True, exist_ok=True)
-                    write_atomically(kept, content)
+                companions = replace(companions_of_tokenizer(vocab_file), tokenizer=vocab_file.read_bytes())
+                companions.write(save_dir, tokenizer_name=TOKENIZER_FILE)
         except StorageError as error:
             problem = str(error)
     failure = topology.broadcast("tokenizer", problem)

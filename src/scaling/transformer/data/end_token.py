@@ -28,9 +28,14 @@ END_TOKENS: Final = (
 """Usual names of end-of-document tokens; the first that a tokenizer knows is its own where nothing else tells."""
 
 TOKENIZER_OF_A_MODEL: Final = "tokenizer.json"
-"""Only beside a tokenizer of this name do other files speak of it."""
+"""The tokenizer of a model as it is published."""
+TOKENIZER_OF_A_RUN: Final = "vocab.json"
+"""The tokenizer that lies beside checkpoints. Only beside these two do other files speak of it."""
+ORIGIN_FILE: Final = "huggingface.json"
+"""What an import leaves beside its checkpoint: among others the ends that the model's configuration names."""
 
 _SOURCES: Final = (
+    (ORIGIN_FILE, "eos_token_id"),
     ("tokenizer_config.json", "eos_token"),
     ("special_tokens_map.json", "eos_token"),
     ("generation_config.json", "eos_token_id"),
@@ -53,7 +58,7 @@ def end_token_beside(tokenizer_file: Path) -> EndToken | None:
     Raises:
         DataError: A file is there and cannot be understood.
     """
-    if tokenizer_file.name != TOKENIZER_OF_A_MODEL:
+    if tokenizer_file.name not in (TOKENIZER_OF_A_MODEL, TOKENIZER_OF_A_RUN):
         return None
     return next(_said_beside(tokenizer_file.parent), None)
 

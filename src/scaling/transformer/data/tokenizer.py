@@ -16,13 +16,14 @@ from scaling.transformer.data.end_token import (
     END_OF_TEXT,
     END_TOKENS,
     TOKENIZER_OF_A_MODEL,
+    TOKENIZER_OF_A_RUN,
     end_token_beside,
     listed,
     no_such_token,
 )
 from scaling.transformer.data.plain_text import PlainText
 
-TOKENIZER_FILE = "vocab.json"
+TOKENIZER_FILE = TOKENIZER_OF_A_RUN
 """Name under which a run leaves its tokenizer beside its checkpoints."""
 
 
@@ -109,6 +110,11 @@ class Tokenizer:
         """Return the id of a token given by its name, None where there is no such token."""
         identifier: int | None = self._backend.token_to_id(token)
         return identifier
+
+    def token_name(self, identifier: int) -> str | None:
+        """Return the name of a token given by its id, None where there is no such token."""
+        name: str | None = self._backend.id_to_token(identifier)
+        return name
 
     @property
     def vocab_size(self) -> int:

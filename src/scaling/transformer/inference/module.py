@@ -31,6 +31,7 @@ from scaling.core import (
 from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from scaling.transformer.hf.companions import ends_of_turns
 from scaling.transformer.inference.sampling import Sampling, choose
 from scaling.transformer.io import TextInputs
 from scaling.transformer.layers.head import HeadOutput
@@ -63,12 +64,13 @@ class TransformerInferenceModule:
         device: str = "cpu",
         tokenizer: Tokenizer | None = None,
         eod_token_id: int | None = None,
+        end_token_ids: Sequence[int] = (),
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         if eod_token_id is None and tokenizer is not None and tokenizer.eos_token is not None:
             eod_token_id = tokenizer.eos_token_id
-        self._eod_token_id = eod_token_id
+        self._end_token_ids = {*end_token_ids, *(() if eod_token_id is None else (eod_token_id,))}
         _require_device(device)
         self._topology = Topology.single(device)
         self.module = ParallelModule(
@@ -106,6 +108,7 @@ class TransformerInferenceModule:
             device=device,
             tokenizer=tokenizer,
             eod_token_id=scalars["config"].get("data", {}).get("eod_token_id"),
+            end_token_ids=ends_of_turns(stored.path.absolute().parent),
         )
         checkpointer.load(stored, model.module.global_tensors(), allowed_unexpected=[r"^optimizer\."])
         return model
@@ -142,7 +145,7 @@ class TransformerInferenceModule:
     ) -> Completion:
         """Continue a prompt given as text or as tokens, until a stop token or `max_tokens` new ones.
 
-        The default stops at the end of the document and takes the most likely token each time.
+        The default stops at the end of the document, or of a turn, and takes the most likely token each time.
         """
         if max_tokens < 0:
             raise ConfigError(f"max_tokens ({max_tokens}) must be at least 0")
@@ -217,7 +220,7 @@ class TransformerInferenceModule:
         for token in itertools.islice(
             self.stream(self._prompt(prompt, None), sampling=sampling, seed=seed), max_tokens
         ):
-            if token == self._eod_token_id:
+            if token in self._end_token_ids:
                 break
             tokens.append(token)
             text = self.tokenizer.decode(tokens)
@@ -277,7 +280,7 @@ class TransformerInferenceModule:
     def _stop_tokens(self, given: Sequence[int] | None) -> set[int]:
         if given is not None:
             return set(given)
-        return set() if self._eod_token_id is None else {self._eod_token_id}
+        return self._end_token_ids
 
 
 def _tokenizer_beside(folder: Path, fingerprints: Mapping[str, str]) -> Tokenizer | None:

@@ -1,0 +1,91 @@
+"""`scaling hf`: take models in from Hugging Face folders and write them out as such, without network and GPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scaling.cli.checkpoint import TORCH_PRECISIONS, Precision
+from scaling.cli.places import checkpoints_at
+from scaling.core.checkpoint.search import find_newest
+from scaling.transformer.hf.check import check_export, reason_not_to_check
+from scaling.transformer.hf.exporter import export_model, require_free
+from scaling.transformer.hf.importer import import_model
+
+app = typer.Typer(name="hf", help="Import models of Hugging Face, and export to them.", no_args_is_help=True)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+@app.command("import")
+def import_folder(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="Folder with config.json and model.safetensors.", show_default=False),
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="DST", help="Folder to write global_step0 into.", show_default=False)
+    ],
+) -> None:
+    """Write a checkpoint, its tokenizer and templates, and a configuration that trains on from there.
+
+    The model is read piece by piece, whatever its size. Nothing in the folder is executed, and pickles are refused.
+    """
+    done = import_model(source, target)
+    typer.echo(f"wrote {done.checkpoint}, a model of the family {done.model_type}")
+    typer.echo(f"wrote {done.config_file}: name your data in it, then scaling train {done.config_file}")
+    for remark in done.remarks:
+        typer.echo(f"note: {remark}", err=True)
+
+
+@app.command("export")
+def export_folder(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="One step's folder, or a folder of checkpoints: its newest."),
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="DST", help="Folder to make; there is none, or an empty one.", show_default=False)
+    ],
+    dtype: Annotated[
+        Precision | None,
+        typer.Option(
+            metavar="TYPE", help="float64, float32, bfloat16 or float16.", show_default="as the weights are stored"
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Largest file, such as 500MB, 5GB or 2GiB.")
+    ] = "5GB",
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare logits afterwards, where transformers is installed.")
+    ] = True,
+) -> None:
+    """Write a checkpoint of any layout as a folder that transformers, vLLM and others read."""
+    size = bytes_of(max_shard_size)
+    require_free(target)
+    rounded = None if dtype is None else TORCH_PRECISIONS[dtype]
+    stored = find_newest(checkpoints_at(source), weights_only=True).require()
+    done = export_model(stored, target, dtype=rounded, max_shard_bytes=size)
+    files = f"{len(done.files)} file{'' if len(done.files) == 1 else 's'}"
+    typer.echo(f"wrote {done.path}, a model of the family {done.model_type} in {files} of weights")
+    for remark in done.remarks:
+        typer.echo(f"note: {remark}", err=True)
+    if check:
+        if reason_not_to_check() is None:
+            typer.echo("running a few tokens through both; --no-check leaves that out", err=True)
+        typer.echo(check_export(stored.path, done.path, dtype=rounded).remark)
+
+
+def bytes_of(text: str) -> int:
+    """Return the number of bytes that a size such as 5GB stands for."""
+    found = _SIZE.fullmatch(text.strip())
+    size = 0
+    if found is not None:
+        number, unit, binary = found.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+    if size <= 0:
+        raise typer.BadParameter(f"{text!r} is no size; give a number with a unit, such as 500MB or 5GB")
+    return size

@@ -1,0 +1,170 @@
+"""What lies beside a model's weights and travels with them: tokenizer, special tokens, chat templates, generation."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from scaling.core import CheckpointError, list_steps, storage_errors, write_atomically
+from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
+from scaling.transformer.hf.folder import GENERATION_FILE, read_object
+
+TEMPLATES: Final = "additional_chat_templates"
+"""A folder of chat templates by name."""
+ACCOMPANYING: Final = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_FILE)
+"""Files that have one name on both sides."""
+MAX_BYTES: Final = 256 * 2**20
+"""Far more than any tokenizer has."""
+MAX_TEMPLATES: Final = 100
+
+_TEMPLATE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}\.jinja")
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The files beside the weights, by content."""
+
+    tokenizer: bytes | None
+    """In the format of the `tokenizers` library."""
+    others: Mapping[str, bytes] = field(default_factory=dict)
+    """By the path within the folder."""
+
+    def write(self, folder: Path, *, tokenizer_name: str) -> None:
+        """Write all that is not there; the tokenizer in place of another one.
+
+        Raises:
+            StorageError: A file cannot be written.
+        """
+        named = {tokenizer_name: self.tokenizer} if self.tokenizer is not None else {}
+        with storage_errors(f"writing tokenizer and templates to {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in (named | dict(self.others)).items():
+                path = folder / name
+                if path.exists() and (name != tokenizer_name or path.read_bytes() == content):
+                    continue
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, content)
+
+
+def companions_of_model(folder: Path) -> Companions:
+    """Return what lies in a model folder of Hugging Face."""
+    return _companions(folder, TOKENIZER_OF_A_MODEL, ACCOMPANYING)
+
+
+def companions_of_checkpoints(folder: Path) -> Companions:
+    """Return what lies beside the step folders of a directory."""
+    return _companions(folder, TOKENIZER_FILE, (*ACCOMPANYING, ORIGIN_FILE))
+
+
+def companions_of_predecessor(tokenizer_file: Path) -> Companions:
+    """Return the tokenizer of a checkpoint of the predecessor, which has nothing else."""
+    with storage_errors(f"reading {tokenizer_file}"):
+        return Companions(_content(tokenizer_file))
+
+
+def companions_of_tokenizer(file: Path) -> Companions:
+    """Return what lies beside a tokenizer that a training uses, and belongs to the same model, without itself."""
+    if file.name == TOKENIZER_FILE and (file.parent / ORIGIN_FILE).exists():
+        return Companions(None, companions_of_checkpoints(file.parent).others)
+    if file.name == TOKENIZER_OF_A_MODEL:
+        return Companions(None, companions_of_model(file.parent).others)
+    return Companions(None)
+
+
+def require_place(companions: Companions, source: Path, target: Path) -> None:
+    """Refuse a folder whose checkpoints belong to another tokenizer or model: it has room for one, which all share.
+
+    `source` is where the companions are from.
+    """
+    kept = target / TOKENIZER_FILE
+    with storage_errors(f"comparing what lies beside {source} with {target}"):
+        if not list_steps(target):
+            return
+        if companions.tokenizer is not None and kept.is_file() and kept.read_bytes() != companions.tokenizer:
+            own = next(path for path in (source / TOKENIZER_FILE, source / TOKENIZER_OF_A_MODEL) if path.is_file())
+            raise CheckpointError(
+                f"{target} holds checkpoints of another tokenizer: its {TOKENIZER_FILE} has the digest "
+                f"{tokenizer_digest(kept)}, {own} has {tokenizer_digest(own)}; name another folder to write to"
+            )
+        origin = companions.others.get(ORIGIN_FILE)
+        if origin is not None and (target / ORIGIN_FILE).is_file() and (target / ORIGIN_FILE).read_bytes() != origin:
+            raise CheckpointError(
+                f"{target} holds checkpoints of another model: its {ORIGIN_FILE} is another one; name another folder "
+                "to write to"
+            )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an import keeps of a model, so that an export can write it back: `ORIGIN_FILE` beside the step folders."""
+
+    model_type: str
+    end_token_ids: tuple[int, ...] = ()
+    """The end of a document first."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of config.json that change nothing."""
+
+    def encode(self) -> bytes:
+        """Return the content of the file."""
+        values = {"model_type": self.model_type, "eos_token_id": list(self.end_token_ids), "config": dict(self.config)}
+        return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Return what an import has left beside the step folders of a directory, None where none has.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    found = read_object(folder / ORIGIN_FILE)
+    match found:
+        case {"model_type": str(model_type), "eos_token_id": list(ends), "config": dict(config)}:
+            return Origin(model_type, tuple(end for end in ends if type(end) is int), config)
+        case None:
+            return None
+    raise CheckpointError(f"{folder / ORIGIN_FILE} is not what an import writes; import the model again")
+
+
+def ends_of_turns(folder: Path) -> tuple[int, ...]:
+    """Return the tokens that end what is generated, beside the end of a document: as imported, and as edited since."""
+    origin = read_origin(folder)
+    generation = read_object(folder / GENERATION_FILE) or {}
+    given = generation.get("eos_token_id")
+    values = given if isinstance(given, list) else [given]
+    ends = [] if origin is None else list(origin.end_token_ids)
+    return tuple(dict.fromkeys([*ends, *(value for value in values if type(value) is int)]))
+
+
+def _companions(folder: Path, tokenizer: str, names: tuple[str, ...]) -> Companions:
+    """Read regular files only, of bounded size and with plain names, so that nothing else can be taken along."""
+    with storage_errors(f"reading tokenizer and templates in {folder}"):
+        found = {name: content for name in names if (content := _content(folder / name)) is not None}
+        templates = folder / TEMPLATES
+        if templates.is_dir():
+            named = sorted(name for name in os.listdir(templates) if _TEMPLATE.fullmatch(name))
+            if len(named) > MAX_TEMPLATES:
+                raise CheckpointError(f"{templates} holds {len(named)} templates; at most {MAX_TEMPLATES} are taken")
+            for name in named:
+                if (content := _content(templates / name)) is not None:
+                    found[f"{TEMPLATES}/{name}"] = content
+        return Companions(_content(folder / tokenizer), found)
+
+
+def _content(path: Path) -> bytes | None:
+    """Return the content of a regular file, None where there is none."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} is not a regular file; replace it, or remove it")
+    if status.st_size > MAX_BYTES:
+        raise CheckpointError(f"{path} has {status.st_size} bytes; at most {MAX_BYTES} are accepted")
+    return path.read_bytes()

@@ -1,0 +1,286 @@
+"""Export a checkpoint of any layout as a model folder of Hugging Face, streamed, which appears by one rename."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from scaling.core import (
+    OPTIMIZER_PREFIX,
+    Box,
+    CheckpointError,
+    CheckpointReader,
+    ConfigError,
+    PlainTensor,
+    StorageError,
+    StoredCheckpoint,
+    storage_errors,
+    sync_folder,
+    temporary_name,
+    write_atomically,
+    write_plain,
+)
+from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from scaling.transformer.hf.choose import family_for
+from scaling.transformer.hf.companions import Companions, Origin, companions_of_checkpoints, read_origin
+from scaling.transformer.hf.copies import PIECE_BYTES, copies_into, pieces_of_theirs
+from scaling.transformer.hf.family import Family
+from scaling.transformer.hf.folder import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE
+from scaling.transformer.hf.precision import WEIGHT_TYPES, name_in_configurations, prevailing
+from scaling.transformer.hf.tensors import TensorMap
+
+MAX_SHARD_BYTES: Final = 5 * 10**9
+"""How large a file becomes, where no single tensor is larger."""
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+
+_NAMED: Final = 5
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written."""
+
+    path: Path
+    model_type: str
+    files: tuple[str, ...]
+    """Of weights."""
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """One of their tensors, and the type that it is written in."""
+
+    theirs: TensorMap
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the data."""
+        return Box(tuple(0 for _ in self.theirs.shape), self.theirs.shape).size * self.dtype.itemsize
+
+
+def export_model(
+    stored: StoredCheckpoint,
+    target: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Exported:
+    """Write the model of a checkpoint, in `dtype` or as it is stored, with what lies beside its step folder.
+
+    Memory is bounded whatever the model's size. `target` is written under another name beside it and renamed once it
+    is complete: a kill or a full disk leaves nothing by its name.
+
+    Raises:
+        ConfigError: No family can express the architecture, or `target` holds something.
+        CheckpointError: It is no language model's checkpoint, or its tensors are not those of its configuration.
+        StorageError: Something cannot be read or written.
+    """
+    require_free(target)
+    architecture, settings = _architecture(stored)
+    beside = stored.path.absolute().parent
+    companions, origin = companions_of_checkpoints(beside), read_origin(beside)
+    _require_own_tokenizer(companions, stored, settings)
+    family = family_for(architecture, model_type=None if origin is None else origin.model_type)
+    written = _tensors(stored, family.tensors(plan_of(architecture)), dtype)
+    shards = in_shards(written, max_shard_bytes)
+    end = settings.get("data", {}).get("eod_token_id")
+    ends = tuple(dict.fromkeys([*([end] if end is not None else []), *(origin.end_token_ids if origin else ())]))
+    config = _config(family, architecture, origin, written, ends, is_cast=dtype is not None)
+    with storage_errors(f"exporting {stored.path} to {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_name(target)
+        temporary.mkdir()
+        try:
+            with CheckpointReader(stored) as reader:
+                for name, tensors in shards.items():
+                    write_plain(temporary / name, [_plain(reader, one) for one in tensors])
+            if len(shards) > 1:
+                _write_json(temporary / INDEX_FILE, _index(shards))
+            _write_json(temporary / CONFIG_FILE, config)
+            _write_companions(temporary, companions, ends)
+            sync_folder(temporary)
+            require_free(target)
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(target.absolute().parent)
+    remarks = [] if companions.tokenizer is not None else [f"there is no {TOKENIZER_FILE} beside {stored.path}"]
+    return Exported(target, family.model_type, tuple(shards), tuple(remarks))
+
+
+def require_free(target: Path) -> None:
+    """Refuse a place where something is, but for an empty folder."""
+    try:
+        taken = target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
+    except OSError as error:
+        raise StorageError(f"{target} cannot be looked into: {error.strerror}; name another folder") from error
+    if taken:
+        raise ConfigError(f"{target} is there already and not an empty folder; name another one, or remove it")
+
+
+def in_shards(tensors: Sequence[Written], max_bytes: int) -> dict[str, list[Written]]:
+    """Distribute tensors over files, in order: a file holds at least one, and is bounded. Wide types come first.
+
+    With them, each tensor of a file lies at a multiple of the size of its values.
+    """
+    shards: list[list[Written]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.bytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.bytes
+    ordered = [sorted(shard, key=lambda one: -one.dtype.itemsize) for shard in shards]
+    if len(ordered) == 1:
+        return {WEIGHTS_FILE: ordered[0]}
+    return {
+        f"model-{number:05d}-of-{len(ordered):05d}.safetensors": shard for number, shard in enumerate(ordered, start=1)
+    }
+
+
+def _architecture(stored: StoredCheckpoint) -> tuple[TransformerArchitectureConfig, dict[str, Any]]:
+    """Return the architecture, and all settings that the checkpoint has."""
+    settings: Any = stored.manifest.scalars.get("config")
+    match settings:
+        case {"transformer_architecture": dict(section)}:
+            return TransformerArchitectureConfig.from_dict({**section, "vocab_file": None}), settings
+    raise CheckpointError(
+        f"{stored.path} has no transformer_architecture in its configuration, so it is not a language model's "
+        "checkpoint; name another folder"
+    )
+
+
+def _require_own_tokenizer(companions: Companions, stored: StoredCheckpoint, settings: Mapping[str, Any]) -> None:
+    """Refuse the tokenizer of another run: its ids would mean something else to the model."""
+    if companions.tokenizer is None:
+        return
+    path = stored.path.absolute().parent / TOKENIZER_FILE
+    own = Tokenizer.from_file(path).sha256
+    known = settings.get("fingerprints", {}).get("tokenizer", own)
+    if own != known:
+        raise CheckpointError(
+            f"{path} is not the tokenizer that {stored.path} was trained with: its digest is {own}, the checkpoint's "
+            f"{known}. Put the tokenizer of the training there (its transformer_architecture.vocab_file)"
+        )
+
+
+def _tensors(stored: StoredCheckpoint, maps: Sequence[TensorMap], dtype: torch.dtype | None) -> list[Written]:
+    """Return what is written; what the checkpoint holds is exactly that."""
+    entries = {name: entry for name, entry in stored.manifest.tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
+    written, used = [], set()
+    for theirs in maps:
+        types = []
+        for source in theirs.sources:
+            entry = entries.get(source.key)
+            if entry is None:
+                raise CheckpointError(
+                    f"{stored.path} does not hold {source.key}, which its configuration describes and {theirs.name} "
+                    "consists of; take a checkpoint that was saved whole"
+                )
+            if entry.shape != source.shape:
+                raise CheckpointError(
+                    f"{stored.path}: {source.key} has the shape {list(entry.shape)}, its configuration makes it "
+                    f"{list(source.shape)}; the checkpoint contradicts itself"
+                )
+            if entry.dtype not in WEIGHT_TYPES:
+                raise CheckpointError(
+                    f"{stored.path}: {source.key} is of type {entry.dtype}; cast the checkpoint first, with `scaling "
+                    "checkpoint cast`"
+                )
+            used.add(source.key)
+            types.append(WEIGHT_TYPES[entry.dtype])
+        common = types[0]
+        for other in types[1:]:
+            common = torch.promote_types(common, other)
+        written.append(Written(theirs, dtype or common))
+    if rest := sorted(entries.keys() - used):
+        more = f" and {len(rest) - _NAMED} more" if len(rest) > _NAMED else ""
+        raise CheckpointError(
+            f"{stored.path} holds {', '.join(rest[:_NAMED])}{more}, which have no place in the exported model; merge "
+            "them into its weights, or train without them"
+        )
+    return written
+
+
+def _plain(reader: CheckpointReader, one: Written) -> PlainTensor:
+    boxes = pieces_of_theirs(one.theirs, max(1, PIECE_BYTES // one.dtype.itemsize))
+    pieces: list[Callable[[], Tensor]] = [partial(_load, reader, one, box) for box in boxes]
+    return PlainTensor(one.theirs.name, one.dtype, one.theirs.shape, pieces)
+
+
+def _load(reader: CheckpointReader, one: Written, box: Box) -> Tensor:
+    """Put a box of one of their tensors together."""
+    found = torch.empty(box.shape, dtype=one.dtype)
+    for copy in copies_into(one.theirs, box):
+        into = found[copy.theirs.slices(box)]
+        reader.read_into(copy.key, copy.ours, into.t() if one.theirs.transposed else into)
+    return found
+
+
+def _index(shards: Mapping[str, Sequence[Written]]) -> dict[str, Any]:
+    size = sum(one.bytes for shard in shards.values() for one in shard)
+    names = {one.theirs.name: file for file, shard in shards.items() for one in shard}
+    return {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
+
+
+def _config(
+    family: Family,
+    architecture: TransformerArchitectureConfig,
+    origin: Origin | None,
+    written: Sequence[Written],
+    ends: Sequence[int],
+    *,
+    is_cast: bool,
+) -> dict[str, Any]:
+    """Return config.json: what the family says, and of an import what it kept and the family says nothing of."""
+    kept = dict(origin.config) if origin is not None and origin.model_type == family.model_type else None
+    said = family.config(architecture) | {"architectures": [family.architecture], "model_type": family.model_type}
+    if kept is None:
+        end = list(ends) if len(ends) > 1 else next(iter(ends), None)
+        kept, precision = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}, True
+    else:
+        precision = is_cast or "dtype" in kept or "torch_dtype" in kept
+        for name in ("dtype", "torch_dtype", "transformers_version"):
+            kept.pop(name, None)
+    if precision:
+        sizes = {name: sum(one.bytes for one in written if one.dtype is kind) for name, kind in WEIGHT_TYPES.items()}
+        said["dtype"] = name_in_configurations(prevailing(sizes))
+    return dict(sorted((kept | said).items()))
+
+
+def _write_companions(folder: Path, companions: Companions, ends: Sequence[int]) -> None:
+    """Write tokenizer, templates and generation defaults; what an import did not bring is made as far as it is known.
+
+    A tokenizer file alone does not tell `transformers` how to read it, nor where a text ends.
+    """
+    others = {name: content for name, content in companions.others.items() if name != ORIGIN_FILE}
+    Companions(companions.tokenizer, others).write(folder, tokenizer_name=TOKENIZER_OF_A_MODEL)
+    if GENERATION_FILE not in others and ends:
+        _write_json(folder / GENERATION_FILE, {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]})
+    if TOKENIZER_CONFIG not in others and companions.tokenizer is not None:
+        _write_json(folder / TOKENIZER_CONFIG, dict(_tokenizer_config(companions.tokenizer, ends)))
+
+
+def _tokenizer_config(tokenizer: bytes, ends: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    yield "tokenizer_class", "PreTrainedTokenizerFast"
+    name = None if not ends else Tokenizer.from_str(tokenizer.decode()).token_name(ends[0])
+    if name is not None:
+        yield from (("eos_token", name), ("pad_token", name))
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

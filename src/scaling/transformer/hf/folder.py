@@ -1,0 +1,207 @@
+"""A model folder of Hugging Face: what it holds, read without trust, and refused where it is not plain weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from scaling.core import CheckpointError, ConfigError, FileEntry, open_plain, storage_errors, unique_keys
+
+CONFIG_FILE: Final = "config.json"
+WEIGHTS_FILE: Final = "model.safetensors"
+INDEX_FILE: Final = "model.safetensors.index.json"
+GENERATION_FILE: Final = "generation_config.json"
+
+MAX_JSON_BYTES: Final = 64 * 2**20
+"""Far more than any index has."""
+MAX_NAME_LENGTH: Final = 1000
+
+_SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
+_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_NAMED: Final = 5
+"""Most names that a message lists."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a folder, by what the header of its file says."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder whose configuration can be read and whose files hold together."""
+
+    path: Path
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    """generation_config.json; empty where there is none."""
+    tensors: Mapping[str, StoredTensor]
+    files: Mapping[str, FileEntry]
+    """By which a file is known again."""
+
+    @property
+    def config_file(self) -> Path:
+        """Return where the configuration is, for messages."""
+        return self.path / CONFIG_FILE
+
+
+def read_folder(path: Path) -> ModelFolder:
+    """Read configuration, index and headers; no tensor.
+
+    Raises:
+        ConfigError: There is no such folder or no configuration in it.
+        CheckpointError: The weights are not there, not plain, cut off, or not what the index says.
+        StorageError: Something cannot be read.
+    """
+    with storage_errors(f"reading the model folder {path}"):
+        if not path.is_dir():
+            raise ConfigError(
+                f"{path} is {'a file' if path.exists() else 'not there'}; name the folder of a downloaded model, with "
+                f"{CONFIG_FILE} and {WEIGHTS_FILE} (`hf download NAME --local-dir DIR` makes one); nothing is "
+                "downloaded here"
+            )
+        config = read_object(path / CONFIG_FILE)
+        if config is None:
+            adapter = (path / "adapter_config.json").is_file()
+            raise ConfigError(
+                f"{path} holds no {CONFIG_FILE}"
+                + (
+                    "; it is an adapter: merge it into its model first (merge_and_unload, then save_pretrained)"
+                    if adapter
+                    else "; name the folder that a model was downloaded to or saved in"
+                )
+            )
+        generation = read_object(path / GENERATION_FILE)
+        weight_map = _weight_map(path)
+        tensors, files = _headers(path, weight_map)
+        return ModelFolder(path, config, generation or {}, tensors, files)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, None where there is no such file.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are accepted")
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}); copy it again from where the model came") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no JSON object; copy it again from where the model came")
+    return found
+
+
+def _weight_map(path: Path) -> dict[str, str] | None:
+    """Return which file holds each tensor, None where all are in one; refuse what is not there or not plain."""
+    if (path / WEIGHTS_FILE).exists():
+        return None
+    index = read_object(path / INDEX_FILE)
+    if index is None:
+        raise CheckpointError(_no_weights(path))
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError(f"{path / INDEX_FILE} has no weight_map; copy it again from where the model came")
+    for name, file in found.items():
+        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
+            raise CheckpointError(
+                f"{path / INDEX_FILE}: weight_map says that {name[:100]!r} is in {str(file)[:100]!r}; only plain names "
+                "of safetensors files in the same folder are read, such as model-00001-of-00002.safetensors"
+            )
+    missing = sorted({file for file in found.values() if not (path / file).exists()})
+    if missing:
+        raise CheckpointError(
+            f"{path} is incomplete: {INDEX_FILE} names {_listed(missing)}, but {_are_not(missing)} there; download the "
+            "missing files"
+        )
+    return found
+
+
+def _no_weights(path: Path) -> str:
+    """Say why a folder without safetensors files cannot be read, and what makes it one that can."""
+    save = "save_pretrained"
+    pickled = sorted({file.name for pattern in _PICKLES for file in path.glob(pattern)})
+    gguf = sorted(file.name for file in path.glob("*.gguf"))
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if pickled:
+        return (
+            f"{path} holds its weights as a pickle ({_listed(pickled)}), which can run any code when it is opened; it "
+            "was not opened. If you trust where it came from, convert it with transformers: "
+            f"AutoModelForCausalLM.from_pretrained({str(path)!r}).{save}(DIR) writes {WEIGHTS_FILE}; then import DIR"
+        )
+    if gguf:
+        return (
+            f"{path} holds its weights as {_listed(gguf)}, which are quantized; AutoModelForCausalLM.from_pretrained("
+            f"{str(path)!r}, gguf_file={gguf[0]!r}) of transformers reads them and {save}(DIR) writes {WEIGHTS_FILE}; "
+            "then import DIR"
+        )
+    if others:
+        return (
+            f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}, but {_listed(others)}; rename a single file of "
+            f"all weights to {WEIGHTS_FILE}, or download the index as well"
+        )
+    return f"{path} holds no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE}; download them"
+
+
+def _headers(path: Path, weight_map: Mapping[str, str] | None) -> tuple[dict[str, StoredTensor], dict[str, FileEntry]]:
+    """Read the headers of all files; they hold exactly what the index says."""
+    tensors: dict[str, StoredTensor] = {}
+    files: dict[str, FileEntry] = {}
+    for file in [WEIGHTS_FILE] if weight_map is None else sorted(set(weight_map.values())):
+        with open_plain(path / file) as opened:
+            files[file] = opened.entry
+            slots = opened.slots
+        for name, slot in slots.items():
+            if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
+                raise CheckpointError(f"{path / file} holds a tensor with a strange name: {name[:100]!r}")
+            said = file if weight_map is None else weight_map.get(name)
+            if said != file:
+                says = "does not list it" if said is None else f"says that it is in {said}"
+                raise CheckpointError(
+                    f"{path / file} holds the tensor {name!r}, but {INDEX_FILE} {says}; download both again"
+                )
+            tensors[name] = StoredTensor(file, slot.dtype, slot.shape)
+    if absent := sorted(name for name in weight_map or () if name not in tensors):
+        file = (weight_map or {})[absent[0]]
+        raise CheckpointError(
+            f"{path / file} lacks {_listed(absent)}, which {INDEX_FILE} says to be there; download both again"
+        )
+    return tensors, files
+
+
+def end_token_ids(folder: ModelFolder) -> tuple[int, ...]:
+    """Return the tokens that end a text, the end of a document first, as the model's configuration names them.
+
+    config.json tells first, then generation_config.json adds the ends of turns: names of tokens say nothing.
+    """
+    found: dict[int, None] = {}
+    for config, source in ((folder.config, CONFIG_FILE), (folder.generation, GENERATION_FILE)):
+        given = config.get("eos_token_id")
+        for value in given if isinstance(given, list) else [given]:
+            if value is None:
+                continue
+            if type(value) is not int or value < 0:
+                raise ConfigError(f"{folder.path / source}: eos_token_id is {given!r}; it has to be token ids, or null")
+            found[value] = None
+    return tuple(found)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _are_not(names: list[str]) -> str:
+    return "it is not" if len(names) == 1 else "they are not"
