@@ -73,7 +73,9 @@ def check_export(checkpoint: Path, exported: Path, *, dtype: torch.dtype | None 
 @torch.no_grad()
 def _their_logits(folder: Path, tokens: Tensor) -> Tensor:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of a model that is there already
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     )

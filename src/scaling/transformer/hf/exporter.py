@@ -28,7 +28,8 @@ from scaling.core import (
     write_atomically,
     write_plain,
 )
-from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from scaling.transformer.hf.choose import family_for
@@ -259,7 +260,7 @@ def _config(
     if precision:
         sizes = {name: sum(one.bytes for one in written if one.dtype is kind) for name, kind in WEIGHT_TYPES.items()}
         said["dtype"] = name_in_configurations(prevailing(sizes))
-    return dict(sorted((kept | said).items()))
+    return kept | said
 
 
 def _write_companions(folder: Path, companions: Companions, ends: Sequence[int]) -> None:
@@ -283,4 +284,4 @@ def _tokenizer_config(tokenizer: bytes, ends: Sequence[int]) -> Iterator[tuple[s
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Final
 
 from scaling.core import CheckpointError, ConfigError, FileEntry, open_plain, storage_errors, unique_keys
@@ -92,8 +93,11 @@ def read_object(path: Path) -> dict[str, Any] | None:
         ConfigError: It is something else.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are accepted")
+        status = path.stat()
+        if not S_ISREG(status.st_mode):
+            raise ConfigError(f"{path} is not a regular file; copy it again from where the model came")
+        if status.st_size > MAX_JSON_BYTES:
+            raise ConfigError(f"{path} has {status.st_size} bytes; at most {MAX_JSON_BYTES} are accepted")
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -24,7 +24,8 @@ from scaling.core import (
     save_pieces,
     storage_errors,
 )
-from scaling.transformer.config.architecture import TransformerArchitectureConfig, plan_of
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
