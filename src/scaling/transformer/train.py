@@ -38,8 +38,8 @@ from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
-from scaling.transformer.layers.kernels import told
 from scaling.transformer.hf.companions import companions_of_tokenizer
+from scaling.transformer.layers.kernels import told
 from scaling.transformer.recipe import recipe_of
 
 _log = logging.getLogger(__name__)
