@@ -31,6 +31,13 @@ TWO = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 
         ),
         (
             {
+                **QUIET,
+                "transformer_architecture": {"num_local_attention_heads": 2, "local_attention_window_size": 9},
+            },
+            ["transformer_architecture.local_attention_window_size"],
+        ),
+        (
+            {
                 "data": {"corpus": "python_stdlib", "validation_fraction": 0.1},
                 "trainer": {"train_iterations": 3, "save_dir": "x", "eval_interval": 1},
             },

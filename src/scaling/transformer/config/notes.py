@@ -67,6 +67,12 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
             f"is flash_attention, but with dropout_attention_probs {architecture.dropout_attention_probs:g} PyTorch's "
             "kernels are used, which keep all attention probabilities in memory; set it to 0 for flash attention",
         )
+    if (window := architecture.local_attention_window_size) is not None:
+        yield Problem(
+            "transformer_architecture.local_attention_window_size",
+            f"is {window}: a token sees so many keys, itself included, in the first "
+            f"{architecture.num_local_attention_heads} heads; Aleph-Alpha/scaling showed it {window + 1}, in all heads",
+        )
     if not architecture.causal:
         yield Problem(
             "transformer_architecture.causal", "is false: each token sees the next one, which it is to predict"
