@@ -40,12 +40,14 @@ def test_every_setting_has_a_rule() -> None:
         (
             OnResume.IDENTITY,
             "transformer_architecture.hidden_size transformer_architecture.umup.enable "
-            "transformer_architecture.masked_softmax.scale data.eod_token_id fingerprints.tokenizer",
+            "transformer_architecture.masked_softmax.scale transformer_architecture.absolute_positions "
+            "transformer_architecture.rotary.factor transformer_architecture.attention_kinds data.eod_token_id fingerprints.tokenizer",
         ),
-        (OnResume.ORDER, "trainer.seed fingerprints.data"),
+        (OnResume.ORDER, "trainer.seed fingerprints.data transformer_architecture.sequence_length"),
         (
             OnResume.SCHEDULE,
             "transformer_architecture.precision transformer_architecture.dropout_attention_probs optimizer.beta1 "
+            "transformer_architecture.initialization.std "
             "optimizer.loss_scaler.window topology.global_batch_size training.loss_function_config.loss_type "
             "training_groups.0.learning_rate_scheduler.learning_rate trainer.train_iterations",
         ),

@@ -204,7 +204,7 @@ class ArchitectureConfig(BaseConfig):
     """A bias for each token of the vocabulary, added to its logit before the scale."""
     causal: bool = True
     """Attend to earlier tokens only."""
-    initialization: InitializationConfig = Field(default_factory=InitializationConfig)
+    initialization: Annotated[InitializationConfig, OnResume.SCHEDULE] = Field(default_factory=InitializationConfig)
     """First values of weights."""
     masked_softmax: MaskedSoftmaxConfig = Field(default_factory=MaskedSoftmaxConfig)
     """The attention kernel."""
