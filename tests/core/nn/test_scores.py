@@ -29,6 +29,10 @@ def test_each_head_has_a_window_or_none_whoever_holds_it(heads: int, data: st.Da
         assert of == Scores(scale=0.5, window=window, cap=7.0)
 
 
+def test_the_least_that_means_something_is_taken() -> None:
+    assert Scores(scale=1.0, window=1, cap=0.25, windowed_heads=0).window == 1
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

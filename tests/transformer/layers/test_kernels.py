@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scaling.core import AttentionKernel, Scores
-from scaling.transformer.layers.kernels import choices, scores_of, told
+from scaling.transformer.layers.kernels import choices, needs_of, scores_of, told
 from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.model import Arithmetic, ModelPlan
 from tests.transformer.plan.toy_family import SETTINGS, plan_of_toy
@@ -34,6 +34,15 @@ def test_scores_are_those_of_the_plan() -> None:
     assert scores_of(part) == Scores(**changes)
     (part,) = plan((1, {"causal": False, "scale": 0.5})).parts(AttentionPlan)
     assert scores_of(part) == Scores(scale=0.5, causal=False)
+
+
+@pytest.mark.parametrize(("kv_heads", "grouped"), [(4, False), (2, True)])
+def test_needs_are_those_of_the_layer_in_packed_rows(kv_heads: int, grouped: bool) -> None:
+    (part,) = plan((1, {"window": 4, "kv_heads": kv_heads})).parts(AttentionPlan)
+    needs = needs_of(part, "float16", "cuda", dropout=True)
+    assert needs.features - {"grouped heads"} == {"causal", "packed rows", "a window", "dropout"}
+    assert ("grouped heads" in needs.features) == grouped
+    assert (needs.head_size, needs.dtype, needs.device) == (10, "float16", "cuda")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ class CachedAttention:
     def __init__(self, cache: KeyValueCache, scores: Scores, *, heads: range) -> None:
         self.cache = cache
         parts = [(len(own), LastPositions(of)) for own, of in scores.of_heads(heads)]
-        self._attend: AttentionCore = parts[0][1] if len(parts) == 1 else HeadsApart(parts)
+        (_, one), *others = parts
+        self._attend: AttentionCore = HeadsApart(parts) if others else one
 
     def __call__(
         self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids: Tensor | None, samples: Tensor

@@ -38,7 +38,8 @@ class AttentionCoreMaker:
         While `dropout` is active, probabilities are dropped, spelled out; else `kernel` computes.
         """
         parts = [(len(own), self._core(kernel, of, own, dropout)) for own, of in scores.of_heads(heads)]
-        return parts[0][1] if len(parts) == 1 else HeadsApart(parts)
+        (_, core), *others = parts
+        return HeadsApart(parts) if others else core
 
     def _core(self, kernel: AttentionKernel, scores: Scores, heads: range, dropout: Dropout | None) -> AttentionCore:
         core = self._plain(kernel, scores)

@@ -46,21 +46,23 @@ def choices(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) ->
     return {part: _choice(part, plan.arithmetic, device, found) for part in plan.parts(AttentionPlan)}
 
 
+def needs_of(part: AttentionPlan, precision: str, device: str, *, dropout: bool) -> AttentionNeeds:
+    """Return what a layer asks of a kernel; rows may always be packed."""
+    return AttentionNeeds.of(
+        scores_of(part),
+        grouped=part.heads != part.kv_heads,
+        packed=True,
+        dropout=dropout,
+        head_size=part.head_size,
+        dtype=precision,
+        device=device,
+    )
+
+
 def _choice(part: AttentionPlan, arithmetic: Arithmetic, device: str, found: Collection[AttentionKernel]) -> Choice:
+    order = kernel_order(MaskedSoftmaxKernel(arithmetic.kernel))
     training, otherwise = (
-        choose_kernel(
-            AttentionNeeds.of(
-                scores_of(part),
-                grouped=part.heads != part.kv_heads,
-                packed=True,
-                dropout=dropout,
-                head_size=part.head_size,
-                dtype=arithmetic.precision,
-                device=device,
-            ),
-            kernel_order(MaskedSoftmaxKernel(arithmetic.kernel)),
-            found=found,
-        )
+        choose_kernel(needs_of(part, arithmetic.precision, device, dropout=dropout), order, found=found)
         for dropout in (part.dropout > 0, False)
     )
     return Choice(training, otherwise)
