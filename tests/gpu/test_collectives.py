@@ -17,7 +17,7 @@ from scaling.core.collectives.autograd import (
     scatter_sequence,
     split_features,
 )
-from scaling.core.nn.loss import vocab_parallel_cross_entropy
+from scaling.core.nn.loss import linear_cross_entropy, vocab_parallel_cross_entropy
 from tests.reference.compare import backward, close, gradient_of
 from tests.reference.worlds import random
 
@@ -90,3 +90,18 @@ def test_cross_entropy_over_ranks_is_cross_entropy(dtype: torch.dtype, group: di
     close(
         gradient_of(logits[0]).cpu(), gradient_of(logits[1]).cpu(), tolerance=1e-2 if dtype == torch.bfloat16 else 1e-5
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_in_chunks_is_that_of_whole_logits(dtype: torch.dtype, group: dist.ProcessGroup) -> None:
+    found = []
+    for chunk_size, where in ((None, None), (7, None), (7, group)):
+        hidden, weight = (random(*shape, seed=1).to(GPU, dtype).requires_grad_() for shape in ((30, 16), (40, 16)))
+        losses, _ = linear_cross_entropy(
+            hidden, weight, torch.arange(30, device=GPU), cap=3.0, group=where, chunk_size=chunk_size
+        )
+        backward(losses.sum())
+        found.append([losses.cpu(), gradient_of(hidden).cpu(), gradient_of(weight).cpu()])
+    for chunked in found[1:]:
+        for one, other in zip(chunked, found[0], strict=True):
+            close(one, other, tolerance=2e-2 if dtype == torch.bfloat16 else 1e-4)

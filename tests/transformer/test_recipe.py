@@ -10,9 +10,10 @@ from unittest import mock
 import pytest
 
 from scaling.cli import verify_layout as command
-from scaling.core import BaseDataset, LaunchContext, Learner, Recipe, Session, Topology
+from scaling.core import BaseDataset, ConfigError, LaunchContext, Learner, Recipe, Session, Topology
 from scaling.transformer import train as program
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.config.training import LossFunctionConfig
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.recipe import recipe_of
@@ -35,6 +36,12 @@ EXACT = {
         {"group_name": "rest", "parameters_exclude": ["norm", "embedding"], "independent_weight_decay": True},
     ],
 }
+
+
+class LossFunctionOfAnother(LossFunctionConfig):
+    """A kind that a program of its own has brought."""
+
+    loss_type: str = "of_another"
 
 
 class Stopped(Exception):
@@ -107,9 +114,19 @@ def test_recipes_differ_where_configurations_do(settings: dict[str, Any]) -> Non
         ("transformer_architecture.num_layers", 2),
         ("trainer.seed", 6),
         ("optimizer.beta1", 0.8),
+        ("training.loss_function_config.z_loss", 1e-4),
+        ("training.loss_function_config.chunk_size", 5),
         ("topology.global_batch_size", 4),
     ):
         assert made(**{path: value}) != made(), path
+
+
+def test_a_loss_that_nothing_computes_is_refused(settings: dict[str, Any]) -> None:
+    config = TransformerConfig.from_dict(nested(settings))
+    training = config.training.model_copy(update={"loss_function_config": LossFunctionOfAnother()})
+    recipe = recipe_of(config.model_copy(update={"training": training}), mock.Mock(BaseDataset))
+    with pytest.raises(ConfigError, match="loss_function_config is a LossFunctionOfAnother, which nothing computes"):
+        recipe.loss(Topology.single())
 
 
 def test_a_session_takes_the_steps_of_the_training_program_bit_for_bit(corpus: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from scaling.transformer.config import *
     from scaling.transformer.data import *
     from scaling.transformer.inference import *
+    from scaling.transformer.io import TextTargets as TextTargets
     from scaling.transformer.io import TransformerIO as TransformerIO
     from scaling.transformer.launch import launch_training as launch_training
     from scaling.transformer.layers.head import HeadOutput as HeadOutput

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -288,3 +292,15 @@ def rule_out_a_rank(rank: int, world_size: int) -> None:
 
 def test_a_rank_without_a_possible_token_takes_no_part() -> None:
     run_distributed(rule_out_a_rank, 2)
+
+
+@pytest.mark.slow
+def test_chunks_take_a_fifth_of_the_memory_of_whole_logits(tmp_path: Path) -> None:
+    """At a vocabulary of 131072 and 2048 tokens in float32, each in a process of its own."""
+    report = tmp_path / "report.json"
+    script = Path(__file__).parents[3] / "benchmarks" / "loss_memory.py"
+    subprocess.run([sys.executable, script, "--rounds", "1", "--json", report], check=True, stdout=subprocess.DEVNULL)
+    found = json.loads(report.read_text())
+    assert found["chunked"]["mib"] <= found["logits_mib"] / 5 < found["whole"]["mib"] / 5
+    assert found["loss_apart"] <= 1e-6
+    assert found["chunked"]["gradient_norms"] == pytest.approx(found["whole"]["gradient_norms"], rel=1e-5)

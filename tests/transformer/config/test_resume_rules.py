@@ -40,8 +40,9 @@ def test_every_setting_has_a_rule() -> None:
         (
             OnResume.IDENTITY,
             "transformer_architecture.hidden_size transformer_architecture.umup.enable "
-            "transformer_architecture.masked_softmax.scale transformer_architecture.absolute_positions "
-            "transformer_architecture.rotary.factor transformer_architecture.attention_kinds data.eod_token_id fingerprints.tokenizer",
+            "transformer_architecture.masked_softmax.scale transformer_architecture.logit_scale data.eod_token_id "
+            "transformer_architecture.absolute_positions transformer_architecture.rotary.factor "
+            "transformer_architecture.attention_kinds fingerprints.tokenizer",
         ),
         (OnResume.ORDER, "trainer.seed fingerprints.data transformer_architecture.sequence_length"),
         (
@@ -49,13 +50,15 @@ def test_every_setting_has_a_rule() -> None:
             "transformer_architecture.precision transformer_architecture.dropout_attention_probs optimizer.beta1 "
             "transformer_architecture.initialization.std "
             "optimizer.loss_scaler.window topology.global_batch_size training.loss_function_config.loss_type "
+            "training.loss_function_config.z_loss "
             "training_groups.0.learning_rate_scheduler.learning_rate trainer.train_iterations",
         ),
         (
             OnResume.RUNTIME,
             "transformer_architecture.masked_softmax.kernel transformer_architecture.vocab_file optimizer.zero "
             "optimizer.allreduce_bucket_size topology.data_parallel_size topology.sequence_parallel trainer.save_dir "
-            "data.data_prefixes runner.hosts logger.log_dir profiler.profile_steps version",
+            "training.loss_function_config.chunk_size data.data_prefixes runner.hosts logger.log_dir "
+            "profiler.profile_steps version",
         ),
     ],
 )

@@ -69,6 +69,8 @@ def test_what_is_shared_is_listed_once_and_goes_by_its_first_name() -> None:
     assert len(names) == len(set(names))
     own = plan(weight_tying=False).parameters(range(last, last + 1))
     assert [parameter.name for parameter in own] == [f"layers.{last}.linear.weight"]
+    biased = plan(lm_head_bias=True).parameters(range(last, last + 1))
+    assert [parameter.name for parameter in biased] == ["layers.0.embedding.weight", f"layers.{last}.logit_bias.weight"]
 
 
 def test_a_model_of_any_depth_is_counted_without_listing_its_layers() -> None:

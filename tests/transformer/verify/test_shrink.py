@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scaling.core import ConfigError, TopologyConfig
 from scaling.transformer import TransformerConfig
 from scaling.transformer.config.model_plan import plan_of
+from scaling.transformer.config.training import CrossEntropyLossConfig
 from scaling.transformer.verify.shrink import axis_sizes, differences, scaled_boundaries, shrunk
 
 LARGE: dict[str, Any] = {
@@ -98,6 +99,13 @@ def test_shrinking_twice_changes_nothing_more() -> None:
     once = shrunk(config({"model_parallel_size": 2, "pipe_parallel_size": 2}))
     assert shrunk(once) == once
     assert list(differences(once, shrunk(once))) == []
+
+
+def test_logits_in_chunks_stay_in_several() -> None:
+    large = config({}).as_dict() | {"training": {"loss_function_config": {"chunk_size": 1024, "z_loss": 0.1}}}
+    loss = shrunk(TransformerConfig.from_dict(large)).training.loss_function_config
+    assert isinstance(loss, CrossEntropyLossConfig)
+    assert (loss.chunk_size, loss.z_loss) == (7, 0.1)
 
 
 def test_what_has_shrunk_is_said() -> None:

@@ -134,9 +134,9 @@ def linear_cross_entropy(
     Collective over `group`: one maximum and one sum of two numbers per position, whatever the chunks. Backward
     communicates nothing: the gradient of `hidden` is this rank's term of a sum, which `enter_model_parallel` takes.
 
-    Chunks are multiplied again in the backward pass. To make the gradients in the forward pass would take as many
-    products, since no gradient is known before the sums over the vocabulary are, and would keep a gradient of the
-    weight for each micro-batch in flight; and an evaluation needs none.
+    Chunks are multiplied again in the backward pass. Gradients made in the forward pass would take as many products
+    over ranks, where none is known before the sums over the whole vocabulary are (alone, three instead of four), and
+    each micro-batch in flight would keep one of the weight.
     """
     if chunk_size is not None:
         function: Any = _LinearCrossEntropy.apply
@@ -183,7 +183,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits_nv = how.logits(hidden_NH[chunk], weight_vH, bias_v)
             own_N[chunk] = logits_nv.max(dim=-1).values.clamp_min(lowest)
             sums_2N[1, chunk] = logits_nv.gather(-1, index_N1[chunk]).squeeze(-1)
-            sums_2N[0, chunk] = (logits_nv - own_N[chunk].unsqueeze(-1)).exp_().sum(dim=-1)
+            sums_2N[0, chunk] = logits_nv.sub_(own_N[chunk].unsqueeze(-1)).exp_().sum(dim=-1)
         highest_N = ops.all_reduce(own_N.clone(), how.group, maximum=True)
         sums_2N[0] *= (own_N - highest_N).exp_()
         sums_2N[1] = torch.where(here_N, sums_2N[1] - highest_N, 0.0)
@@ -203,7 +203,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients = _Gradients(hidden_NH, weight_vH, bias_v, ctx.needs_input_grad)
         for chunk in how.chunks(hidden_NH.shape[0]) if weight_vH.shape[0] else ():
             logits_nv = how.logits(hidden_NH[chunk], weight_vH, bias_v)
-            grad_nv = (logits_nv - highest_N[chunk].unsqueeze(-1)).exp_().mul_(factor_N[chunk].unsqueeze(-1))
+            grad_nv = logits_nv if how.cap is None else logits_nv.clone()  # the slope of the cap needs them once more
+            grad_nv.sub_(highest_N[chunk].unsqueeze(-1)).exp_().mul_(factor_N[chunk].unsqueeze(-1))
             grad_nv.scatter_add_(-1, index_N1[chunk], -(grad_N * here_N)[chunk].unsqueeze(-1))
             if how.cap is not None:
                 grad_nv.mul_(logits_nv.div_(how.cap).square_().neg_().add_(1.0))

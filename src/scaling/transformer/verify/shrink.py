@@ -19,6 +19,8 @@ _HEAD_SIZE = 8
 _SEQUENCE = 16
 _VOCABULARY = 48
 _EXTRA_LAYERS = 2
+_CHUNK = 7
+"""So that logits in chunks stay in several, of which the last is a smaller one."""
 
 Sizes = dict[str, int]
 
@@ -62,6 +64,9 @@ def shrunk(
         **_widths(architecture, heads, fits),
         **_lengths(architecture, _sequence(plan.sequence, fits, cut=cut)),
     }
+    loss = values["training"]["loss_function_config"]
+    if (chunk := loss.get("chunk_size")) is not None:
+        loss["chunk_size"] = min(chunk, _CHUNK)
     values["topology"] |= sizes | _batch(large, sizes, also) | {"device": "cpu"}
     if large.pipe_partition_overwrite is not None:
         values["topology"]["pipe_partition_overwrite"] = scaled_boundaries(
