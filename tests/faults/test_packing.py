@@ -60,7 +60,7 @@ def test_packed_rows_have_the_loss_of_their_documents(changes: Settings, source:
         module = ParallelModule(layer_specs(architecture, topology, seed=1), topology, config.topology, seed=1)
         for parameter in module.parameters():  # larger than at the start, so that every token counts
             parameter.data.mul_(3)
-        loss_function = CrossEntropyLoss(architecture.vocab_size, topology)
+        loss_function = CrossEntropyLoss()
 
         def loss_of(batches: list[MicroBatch]) -> StepLoss:
             total = StepLoss(topology)

@@ -100,7 +100,7 @@ def test_what_does_not_count_adds_to_neither(chunk_size: int | None) -> None:
         torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in ((1, 5, 4), (7, 4))
     )
     ids, weights = torch.tensor([[1, -100, 3, 4, 6]]), torch.tensor([[1.0, 1.0, 0.0, 0.5, 1.0]])
-    loss = CrossEntropyLoss(7, Topology.single(), z_loss=0.1, chunk_size=chunk_size)
+    loss = CrossEntropyLoss(z_loss=0.1, chunk_size=chunk_size)
     found = loss(HeadOutput(hidden, weight, scale=0.5), TextTargets(ids, weights))
     log_p = (0.5 * hidden @ weight.T)[0].log_softmax(-1)
     log_z = (0.5 * hidden @ weight.T)[0].logsumexp(-1)
@@ -122,6 +122,7 @@ def test_logits_are_scaled_capped_and_biased_as_the_architecture_says(changes: d
     if "lm_head_bias" in changes:
         bias = tensors["layers.3.logit_bias.weight"].normal_()
     (output,) = built.module.forward_step(built.batches())
+    assert any(output.weight is parameter for parameter in built.module.parameters())  # a slice has a gradient more
     expected = output.hidden @ tensors["layers.0.embedding.weight" if tied else "layers.3.linear.weight"].T + bias
     expected = expected * changes.get("logit_scale", 1.0)
     if (cap := changes.get("logit_cap")) is not None:

@@ -135,10 +135,9 @@ def test_an_untrained_model_knows_nothing() -> None:
 
 
 def test_the_loss_is_the_sum_over_what_counts() -> None:
-    topology = Topology.single()
     logits = torch.randn(2, 3, VOCABULARY, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     targets = TextTargets(tokens(2, 3), torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
-    output = CrossEntropyLoss(VOCABULARY, topology)(HeadOutput(logits, torch.eye(VOCABULARY).double()), targets)
+    output = CrossEntropyLoss()(HeadOutput(logits, torch.eye(VOCABULARY).double()), targets)
     each = functional.cross_entropy(logits.flatten(0, 1), targets.token_ids.flatten(), reduction="none").view(2, 3)
     expected = each[0, 0] + each[0, 2] + each[1, 0]
     torch.testing.assert_close(output.loss_sum, expected)

@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from scaling.core import Axis, LossOutput, Topology, linear_cross_entropy, padded_shard
+from scaling.core import LossOutput
 from scaling.transformer.io import TextTargets
 from scaling.transformer.layers.head import HeadOutput
 
@@ -23,26 +23,14 @@ class CrossEntropyLoss:
     micro-batch exist at a time; None: of all.
     """
 
-    def __init__(
-        self, vocab_size: int, topology: Topology, *, z_loss: float = 0.0, chunk_size: int | None = None
-    ) -> None:
-        self._group = topology.group(Axis.MODEL)
-        shard = padded_shard(vocab_size, topology.size(Axis.MODEL), topology.index(Axis.MODEL), dim=0)
-        self._offset = shard.offset
+    def __init__(self, *, z_loss: float = 0.0, chunk_size: int | None = None) -> None:
         self._z_loss = z_loss
         self._chunk_size = chunk_size
 
     def __call__(self, output: HeadOutput, targets: TextTargets) -> LossOutput:
         """Return the loss of b sequences of s tokens. Collective over the model axis."""
-        losses, log_normalisers = linear_cross_entropy(
-            output.hidden,
-            output.weight,
+        losses, log_normalisers = output.token_losses(
             targets.token_ids,
-            bias=output.bias,
-            scale=output.scale,
-            cap=output.cap,
-            group=self._group,
-            offset=self._offset,
             chunk_size=self._chunk_size,
             normalisers=self._z_loss > 0 and torch.is_grad_enabled(),
         )

@@ -33,7 +33,7 @@ def recipe_of(
     architecture, seed = config.transformer_architecture, config.trainer.seed
     return Recipe(
         layers=_Layers(layers, architecture, seed),
-        loss=_Loss(architecture.vocab_size, config.training.loss_function_config),
+        loss=_Loss(config.training.loss_function_config),
         training=training,
         evaluation=evaluation,
         optimizer=config.optimizer,
@@ -69,7 +69,6 @@ class _Layers:
 class _Loss:
     """Makes the loss function."""
 
-    vocab_size: int
     config: LossFunctionConfig
 
     def __call__(self, topology: Topology) -> CrossEntropyLoss:
@@ -78,4 +77,4 @@ class _Loss:
                 f"training.loss_function_config is a {type(self.config).__name__}, which nothing computes; use "
                 "loss_type cross_entropy_loss, or give the recipe a loss of your own"
             )
-        return CrossEntropyLoss(self.vocab_size, topology, z_loss=self.config.z_loss, chunk_size=self.config.chunk_size)
+        return CrossEntropyLoss(z_loss=self.config.z_loss, chunk_size=self.config.chunk_size)

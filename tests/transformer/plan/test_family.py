@@ -32,6 +32,10 @@ OTHER_SCORES: Mapping[str, Any] = {"window": 5, "score_cap": 1.5, "n_window_head
 VOCABULARY, CONTEXT = SETTINGS["n_vocab"], SETTINGS["n_context"]
 
 
+def loss_of_tokens(topology: Topology) -> CrossEntropyLoss:
+    return CrossEntropyLoss()
+
+
 def dense_logits(weights: dict[str, Tensor], tokens_BS: Tensor, scores: Mapping[str, Any]) -> Tensor:
     """Return the logits of whole weights, as the family's authors might have written them down."""
     size, epsilon = SETTINGS["head_dim"], SETTINGS["rms_eps"]
@@ -90,7 +94,7 @@ def test_it_trains_a_step_alike_in_two_layouts() -> None:
     """One rank has heads with a window only, the other has both kinds."""
     recipe = Recipe(
         layers=partial(toy_layers, {**SETTINGS, **OTHER_SCORES}),
-        loss=partial(CrossEntropyLoss, VOCABULARY),
+        loss=loss_of_tokens,
         training=SyntheticText(100, CONTEXT, TextCollator(VOCABULARY, 0)),
         usual_weight=4.0 * CONTEXT,
     )

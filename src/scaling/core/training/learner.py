@@ -74,7 +74,10 @@ class Learner:
         return loss, report
 
     def training_loss(self, step: int) -> StepLoss:
-        """Return the loss that `step` would report for the next global batch, dropout included; nothing is learnt."""
+        """Return the loss that `step` would report for the next global batch, dropout included; nothing is learnt.
+
+        What a loss function adds only where gradients are wanted is not in it.
+        """
         self._seed_streams(step)
         return self.module.eval_step(self.data.training, self.loss_function, dropout=True)
 

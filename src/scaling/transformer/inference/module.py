@@ -26,7 +26,6 @@ from scaling.core import (
     Topology,
     TopologyConfig,
     folder_meant,
-    linear_cross_entropy,
 )
 from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
@@ -122,16 +121,8 @@ class TransformerInferenceModule:
     def log_likelihood(self, input_ids: Tensor) -> Tensor:
         """Return log p(token | tokens before it) of all but the first token, [b, s - 1] in at least float32."""
         output = self._run(self._known(input_ids)[:, :-1], first=0)
-        losses, _ = linear_cross_entropy(
-            output.hidden,
-            output.weight,
-            input_ids[:, 1:].to(output.hidden.device, torch.int64),
-            bias=output.bias,
-            scale=output.scale,
-            cap=output.cap,
-            chunk_size=_CHUNK,
-        )
-        return -losses
+        targets = input_ids[:, 1:].to(output.hidden.device, torch.int64)
+        return -output.token_losses(targets, chunk_size=_CHUNK).losses
 
     def generate(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from scaling.core import (
     LayerNorm,
     Place,
     RMSNorm,
+    TokenLosses,
     VocabParallelEmbedding,
     enter_model_parallel,
+    linear_cross_entropy,
     linear_logits,
     new_parameter,
     padded_shard,
@@ -40,7 +42,7 @@ class LayerNormWrapper(nn.Module):
 class HeadOutput:
     """What the model returns: everything that logits are made of, for whoever needs them, and no logits.
 
-    A loss that works through the vocabulary piece by piece takes the parts (`CrossEntropyLoss`); any other asks for
+    `token_losses` are cross entropies, of no more logits at a time than one likes; a loss of another kind asks for
     `logits()`. Gradients reach the model either way.
     """
 
@@ -54,10 +56,32 @@ class HeadOutput:
     """Multiplies hidden weight^T + bias."""
     cap: float | None = None
     """Scaled logits x become cap * tanh(x / cap). None: they stay."""
+    offset: int = 0
+    """The first token of this rank's part of the vocabulary."""
+    place: Place = field(default_factory=Place)
+    """Over whose model axis the vocabulary is cut."""
 
     def logits(self) -> Tensor:
         """Return the logits [b, s, v], in the type of the hidden states."""
         return linear_logits(self.hidden, self.weight, self.bias, scale=self.scale, cap=self.cap).to(self.hidden.dtype)
+
+    def token_losses(self, targets: Tensor, *, chunk_size: int | None = None, normalisers: bool = False) -> TokenLosses:
+        """Return the cross entropy of each token, as `linear_cross_entropy` does, for targets int64 [b, s].
+
+        Collective over the model axis.
+        """
+        return linear_cross_entropy(
+            self.hidden,
+            self.weight,
+            targets,
+            bias=self.bias,
+            scale=self.scale,
+            cap=self.cap,
+            group=self.place.group,
+            offset=self.offset,
+            chunk_size=chunk_size,
+            normalisers=normalisers,
+        )
 
     def last(self) -> Self:
         """Return the output for the last token of each row."""
@@ -84,14 +108,23 @@ class LogitRange(nn.Module):
         self.cap = cap
 
 
+def _unpadded(values: Tensor, rows: int) -> Tensor:
+    """Return this rank's rows without padding, which makes no logits.
+
+    Where there is none, the values themselves: the gradient of a slice would be a second copy of the whole.
+    """
+    return values if rows == values.shape[0] else values[:rows]
+
+
 def _output(
     x: TransformerIO, table: VocabParallelEmbedding, bias: LogitBias | None, logits: LogitRange | None
 ) -> HeadOutput:
     hidden = enter_model_parallel(x.activations, table.place)
-    rows = table.shard.length  # padding makes no logits
+    weight = _unpadded(table.weight, table.shard.length)
+    own_bias = None if bias is None else _unpadded(bias.weight, bias.shard.length)
     logits = logits or LogitRange()
-    own_bias = None if bias is None else bias.weight[:rows]
-    return HeadOutput(hidden, table.weight[:rows], own_bias, scale=logits.scale, cap=logits.cap)
+    offset, place = table.shard.offset, table.place
+    return HeadOutput(hidden, weight, own_bias, scale=logits.scale, cap=logits.cap, offset=offset, place=place)
 
 
 @final
