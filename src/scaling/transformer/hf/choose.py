@@ -29,7 +29,7 @@ NOT_THE_MODEL: Final[Mapping[str, Any]] = {
 
 def family_of(config: Mapping[str, Any], *, source: str = "config.json") -> Family:
     """Return the family of a config.json; `ConfigError` with everything that cannot be had of it."""
-    family = BY_TYPE.get(config.get("model_type", ""))
+    family = BY_TYPE.get(str(config.get("model_type")))
     if family is None:
         raise ConfigError(_unknown_type(config), source=source)
     problems = [*_class_problems(family, config), *family.problems(config)]
@@ -51,19 +51,17 @@ def family_for(architecture: TransformerArchitectureConfig, *, model_type: str |
     for family in families:
         if _expressed(architecture, family):
             return family
-    nearest_family, differences = min(
-        ((family, _differences(architecture, family)) for family in families), key=lambda pair: len(pair[1])
+    nearest_model, differences = min(
+        ((family.model_type, found) for family in families if (found := _differences(architecture, family))),
+        key=lambda pair: len(pair[1]),
+        default=("", {}),
     )
-    names = ", ".join(BY_TYPE)
-    raise ConfigError(
-        [
-            Problem("", f"no family of Hugging Face models that is built can express this architecture ({names})"),
-            *(
-                Problem(f"transformer_architecture.{key}", f"is {mine}; a {nearest_family.model_type} model {theirs}")
-                for key, (mine, theirs) in differences.items()
-            ),
-        ]
-    )
+    problems = [
+        Problem(f"transformer_architecture.{key}", f"is {shown(mine)}, but in a {nearest_model} model {shown(theirs)}")
+        for key, (mine, theirs) in differences.items()
+    ]
+    nothing = f"no family of Hugging Face models that is built can express this architecture ({', '.join(BY_TYPE)})"
+    raise ConfigError([Problem("", nothing), *problems])
 
 
 def _unknown_type(config: Mapping[str, Any]) -> Problem:
@@ -73,7 +71,7 @@ def _unknown_type(config: Mapping[str, Any]) -> Problem:
     near = nearest(given, BY_TYPE) if isinstance(given, str) else None
     hint = f"; did you mean {near}?" if near else ""
     if "text_config" in config:
-        hint = "; the model has more than text, and its text part alone (text_config) is no model of its own here"
+        hint = "; it has other parts beside its language model (text_config): save that alone, and read what was saved"
     return Problem("model_type", f"is {shown(given)}, which is not built; these are: {names}{hint}")
 
 
@@ -116,12 +114,8 @@ def _again(architecture: TransformerArchitectureConfig, family: Family) -> Trans
         return None
 
 
-def _model(architecture: TransformerArchitectureConfig) -> tuple[ModelPlan, bool, bool]:
+def _model(architecture: TransformerArchitectureConfig) -> ModelPlan:
     """Return what a model computes, without what its training or its kernel change."""
-    return plan_of(_comparable(architecture)), architecture.lm_head, architecture.causal
-
-
-def _comparable(architecture: TransformerArchitectureConfig) -> TransformerArchitectureConfig:
     usual = TransformerArchitectureConfig()
     kernel = usual.masked_softmax.model_copy(update={"scale": architecture.masked_softmax.scale})
     update = {
@@ -132,23 +126,17 @@ def _comparable(architecture: TransformerArchitectureConfig) -> TransformerArchi
     }
     if not any(layer["rotary"]["type"] in FOLLOWS_LENGTH for layer in _settings(architecture)["layers"]):
         update["sequence_length"] = 1
-    return architecture.model_copy(update=update)
+    return plan_of(architecture.model_copy(update=update))
 
 
 def _settings(architecture: TransformerArchitectureConfig) -> dict[str, Any]:
     return resolved(architecture.as_dict())
 
 
-def _differences(architecture: TransformerArchitectureConfig, family: Family) -> dict[str, tuple[str, str]]:
-    """Return the settings in which a family's nearest model differs: (ours, what theirs has)."""
+def _differences(architecture: TransformerArchitectureConfig, family: Family) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that a family writes and reads again as something else: (ours, theirs)."""
     again = _again(architecture, family)
-    mine = _settings(architecture)
     if again is None:
-        settings = {**mine, **family.fixed}
-    else:
-        settings = _settings(again)
-    return {
-        key: (shown(mine[key]), f"has {shown(settings[key])}")
-        for key in sorted(mine)
-        if key not in NOT_THE_MODEL and mine[key] != settings.get(key, mine[key])
-    }
+        return {}
+    mine, theirs = _settings(architecture), _settings(again)
+    return {key: (mine[key], theirs[key]) for key in mine if key not in NOT_THE_MODEL and mine[key] != theirs[key]}

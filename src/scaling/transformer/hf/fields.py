@@ -141,7 +141,8 @@ class Choice:
         """Yield a value that is not built."""
         value = config.get(self.name, self.default)
         if isinstance(value, (list, dict)) or value not in self.values:
-            yield Problem(self.name, f"is {shown(value)}, which is not built; {one_of(list(self.values))}")
+            built = ", ".join(shown(value) for value in dict.fromkeys(self.values))
+            yield Problem(self.name, f"is {shown(value)}, which is not built; built: {built}")
 
     def read(self, config: Config) -> dict[str, Any]:
         """Return the settings of the value."""
@@ -162,7 +163,7 @@ class Only:
     name: str
     values: Sequence[Any]
     why: str
-    """What another value would mean."""
+    """What another value means, and what to do."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -172,8 +173,7 @@ class Only:
     def problems(self, config: Config) -> Iterator[Problem]:
         """Yield another value."""
         if self.name in config and config[self.name] not in self.values:
-            value = config[self.name]
-            yield Problem(self.name, f"is {shown(value)}: {self.why}; {one_of(self.values)}")
+            yield Problem(self.name, f"is {shown(config[self.name])}: {self.why}")
 
     def read(self, config: Config) -> dict[str, Any]:
         """Return nothing."""
@@ -211,12 +211,6 @@ class Computed:
     def write(self, ours: Ours) -> dict[str, Any]:
         """Return the fields."""
         return self.to_theirs(ours)
-
-
-def one_of(values: Sequence[Any]) -> str:
-    """Say which values are built."""
-    words = [shown(value) for value in values]
-    return f"only {words[0]} is" if len(words) == 1 else f"those that are: {', '.join(words)}"
 
 
 def simplest(value: float, *, made_by: Callable[[float], float], undone_by: Callable[[float], float]) -> float:

@@ -30,6 +30,8 @@ _ABOUT_GENERATION: Final = """
 
 _NOTHING: Final[tuple[Any, ...]] = (None, False, {}, [])
 
+_NOT_BUILT: Final = "this is not built, so the model cannot be read"
+
 REFUSED: Final = (
     Only(
         "quantization_config",
@@ -42,16 +44,16 @@ REFUSED: Final = (
         "a program beside the model defines it, which is not run; remove the field where the model is a plain one of "
         "its model_type",
     ),
-    Only("per_layer_config", _NOTHING, "layers differ in ways that are not read"),
-    Only("pruned_heads", _NOTHING, "some heads were removed"),
-    Only("is_encoder_decoder", _NOTHING, "the model is no decoder alone"),
-    Only("tie_encoder_decoder", _NOTHING, "the model is no decoder alone"),
-    Only("add_cross_attention", _NOTHING, "the model attends to an encoder"),
-    Only("cross_attention_hidden_size", _NOTHING, "the model attends to an encoder"),
-    Only("rope_interleaved", _NOTHING, "pairs of rotated features are neighbours"),
-    Only("alibi", _NOTHING, "positions are biases of the scores"),
-    Only("use_bidirectional_attention", _NOTHING, "tokens see what comes after them"),
-    Only("is_causal", (None, True), "tokens see what comes after them"),
+    Only("per_layer_config", _NOTHING, f"layers differ in ways that are not read; {_NOT_BUILT}"),
+    Only("pruned_heads", _NOTHING, f"some heads were removed; {_NOT_BUILT}"),
+    Only("is_encoder_decoder", _NOTHING, f"the model is no decoder alone; {_NOT_BUILT}"),
+    Only("tie_encoder_decoder", _NOTHING, f"the model is no decoder alone; {_NOT_BUILT}"),
+    Only("add_cross_attention", _NOTHING, f"the model attends to an encoder; {_NOT_BUILT}"),
+    Only("cross_attention_hidden_size", _NOTHING, f"the model attends to an encoder; {_NOT_BUILT}"),
+    Only("rope_interleaved", _NOTHING, f"neighbouring features are rotated together; {_NOT_BUILT}"),
+    Only("alibi", _NOTHING, f"positions are biases of the scores; {_NOT_BUILT}"),
+    Only("use_bidirectional_attention", _NOTHING, f"tokens see those after them; {_NOT_BUILT}"),
+    Only("is_causal", (None, True), f"tokens see those after them; {_NOT_BUILT}"),
 )
 """Fields that are refused unless they say no."""
 

@@ -59,10 +59,10 @@ TYPES: Final[Mapping[str, Mapping[str, Parameter]]] = {
 """The types of rotation that are built, and their parameters by the names in config.json."""
 
 
-def type_of(parameters: Mapping[str, Any], renamed: Mapping[str, str]) -> Any:
+def type_of(parameters: Mapping[str, Any], renamed: Mapping[str, str]) -> str:
     """Return the type of a rotation; older files say `type`."""
-    name = parameters.get("rope_type", parameters.get("type", "default"))
-    return renamed.get(name, name) if isinstance(name, str) else name
+    name = str(parameters.get("rope_type", parameters.get("type", "default")))
+    return renamed.get(name, name)
 
 
 def rotary(parameters: Mapping[str, Any], length: int) -> dict[str, Any]:

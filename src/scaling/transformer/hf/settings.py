@@ -48,6 +48,11 @@ def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
     width, multiple = ours["mlp_size"] or round(hidden * ours["mlp_factor"]), ours.pop("mlp_size_multiple_of")
     activation = ours["activation_function"] or USUAL_ACTIVATION[ours["mlp_type"]]
     bias = ours["attention_bias"]
+    if ours["num_local_attention_heads"] == heads:  # a window of all heads is one of all layers
+        usual = {"window": ours["local_attention_window_size"], "rotary": None}
+        ours |= {"num_local_attention_heads": 0, "local_attention_window_size": None}
+    else:
+        usual = {"window": None, "rotary": None}
     for key in ("attention_qkv_bias", "attention_dense_bias"):
         ours[key] = bias if ours[key] is None else ours[key]
     if ours["layernorm.bias"] is None:
@@ -64,22 +69,22 @@ def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
         "activation_function": activation,
         "mlp_type": "default" if ours["mlp_type"] == "default" else "gated",
         "key_query_norm": "per_head" if ours["key_query_norm"] is True else ours["key_query_norm"],
-        "layers": layers_of(ours),
+        "layers": layers_of(ours, usual),
     }
     for key in ("mlp_factor", "attention_kinds", "attention_pattern", "rotary", "rotary_embedding_base"):
         ours.pop(key)
     return ours
 
 
-def layers_of(ours: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return `window` and `rotary` of every layer, the rotation without what is null."""
-    kinds = [ours["attention_kinds"][name] for name in ours["attention_pattern"]] or [{"window": None, "rotary": None}]
+def layers_of(ours: Mapping[str, Any], usual: Layer) -> list[dict[str, Any]]:
+    """Return `window` and `rotary` of every layer, the rotation without what is null; `usual`: without kinds."""
+    kinds = [ours["attention_kinds"][name] for name in ours["attention_pattern"]] or [usual]
     rotates = ours["relative_position_embedding_type"] != "none"
-    period = [
+    cycled = [
         {"window": kind["window"], "rotary": _rotary(ours, kind["rotary"] or ours["rotary"]) if rotates else NO_ROTARY}
         for kind in kinds
     ]
-    return list(islice(cycle(period), ours["num_layers"]))
+    return list(islice(cycle(cycled), ours["num_layers"]))
 
 
 NO_ROTARY: Final[Mapping[str, Any]] = {"type": "none"}
@@ -100,7 +105,7 @@ def kinds_of(layers: Sequence[Layer]) -> dict[str, Any]:
     if not any(layers):
         return {}
     names: dict[str, Layer] = {}
-    pattern = []
+    pattern: list[str] = []
     for layer in layers:
         name = next((name for name, known in names.items() if known == layer), None)
         if name is None:

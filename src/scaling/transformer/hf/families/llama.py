@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from typing import Any, Final
 
 from scaling.transformer.hf.families.shared import (
     ATTENTION_BIAS,
@@ -22,7 +23,7 @@ from scaling.transformer.hf.families.shared import (
     tied,
 )
 from scaling.transformer.hf.family import Family
-from scaling.transformer.hf.fields import Field, simplest
+from scaling.transformer.hf.fields import Computed, Field, Ours, simplest
 from scaling.transformer.hf.layer_types import LayerTypes, NoRope, OneWindow
 from scaling.transformer.hf.rope import Rope
 from scaling.transformer.hf.tensors import Row
@@ -147,6 +148,19 @@ QWEN3: Final = Family(
     table=llama_names(),
 )
 
+
+def _score_scale(ours: Ours) -> dict[str, Any]:
+    scale = ours["attention_score_scale"]
+    return {"attention_multiplier": 1.0 / math.sqrt(ours["attention_head_size"]) if scale is None else scale}
+
+
+GRANITE_SCALE: Final = Computed(
+    {"attention_multiplier": float},
+    lambda config: {"attention_score_scale": config.get("attention_multiplier", 1.0)},
+    _score_scale,
+)
+"""Of the scores, in place of 1 / sqrt(head size)."""
+
 GRANITE: Final = Family(
     model_type="granite",
     architecture="GraniteForCausalLM",
@@ -161,7 +175,7 @@ GRANITE: Final = Family(
         Rope(),
         Field("embedding_multiplier", float, 1.0, "embedding_scale", above=0),
         Field("residual_multiplier", float, 1.0, "residual_scale", above=0),
-        Field("attention_multiplier", float, 1.0, "attention_score_scale", above=0),
+        GRANITE_SCALE,
         Field(
             "logits_scaling",
             float,
