@@ -24,9 +24,11 @@ END, END_OF_TURN = 262, 263
 CONFIG: Final[Mapping[str, Any]] = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
+    "attention_dropout": 0.0,
     "bos_token_id": 1,
     "dtype": "float32",
     "eos_token_id": END,
+    "head_dim": HEAD,
     "hidden_act": "silu",
     "hidden_size": HIDDEN,
     "initializer_range": 0.02,

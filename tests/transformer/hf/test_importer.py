@@ -57,7 +57,7 @@ def ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("dtype", "shards", "tied", "piece"),
     [
-        (torch.float32, 1, False, 40),
+        (torch.float32, 1, False, 400),
         (torch.bfloat16, 3, True, 100),
         (torch.float16, 2, False, 2**20),
         (torch.float64, 1, True, 64),

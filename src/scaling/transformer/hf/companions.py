@@ -109,7 +109,7 @@ class Origin:
     end_token_ids: tuple[int, ...] = ()
     """The end of a document first."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of config.json that change nothing."""
+    """Fields of config.json that change nothing, or say what goes without saying."""
 
     def encode(self) -> bytes:
         """Return the content of the file."""

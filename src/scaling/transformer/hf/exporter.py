@@ -247,20 +247,19 @@ def _config(
     *,
     is_cast: bool,
 ) -> dict[str, Any]:
-    """Return config.json: what the family says, and of an import what it kept and the family says nothing of."""
-    kept = dict(origin.config) if origin is not None and origin.model_type == family.model_type else None
-    said = family.config(architecture) | {"architectures": [family.architecture], "model_type": family.model_type}
-    if kept is None:
-        end = list(ends) if len(ends) > 1 else next(iter(ends), None)
-        kept, precision = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}, True
+    """Return config.json: what the family says, and of an import what it kept where that still holds."""
+    if origin is not None and origin.model_type == family.model_type:
+        kept = {name: value for name, value in origin.config.items() if name not in ("dtype", "transformers_version")}
+        has_precision = is_cast or "dtype" in origin.config
     else:
-        precision = is_cast or "dtype" in kept or "torch_dtype" in kept
-        for name in ("dtype", "torch_dtype", "transformers_version"):
-            kept.pop(name, None)
-    if precision:
+        end = list(ends) if len(ends) > 1 else next(iter(ends), None)
+        kept, has_precision = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}, True
+    said = family.config(architecture, kept)
+    said.pop("dtype", None)
+    if has_precision:
         sizes = {name: sum(one.bytes for one in written if one.dtype is kind) for name, kind in WEIGHT_TYPES.items()}
         said["dtype"] = name_in_configurations(prevailing(sizes))
-    return kept | said
+    return said
 
 
 def _write_companions(folder: Path, companions: Companions, ends: Sequence[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from re import fullmatch
@@ -149,9 +149,8 @@ def _tied_head(
     """Return the tensor that the head would be if it were not the embedding."""
     if not (architecture.weight_tying and architecture.lm_head):
         return None
-    untied = architecture.model_copy(update={"weight_tying": False})
-    known = {theirs.name for theirs in maps}
-    return next((theirs for theirs in family.tensors(plan_of(untied)) if theirs.name not in known), None)
+    table = next(theirs for theirs in maps if theirs.name == family.embedding)
+    return replace(table, name=family.head)
 
 
 def _names(folder: ModelFolder, family: Family, maps: Sequence[TensorMap]) -> dict[str, str]:
@@ -193,7 +192,10 @@ def _require_all(folder: ModelFolder, maps: Sequence[TensorMap], names: Mapping[
 def _companions(model: _Model) -> tuple[Companions, Tokenizer | None]:
     """Return what lies beside the weights, with what an export will write back; the tokenizer fits the vocabulary."""
     folder, size = model.folder, model.architecture.vocab_size
-    origin = Origin(model.family.model_type, end_token_ids(folder), model.family.inert(folder.config))
+    inert = model.family.inert(folder.config)
+    if any(name in folder.config for name in ("dtype", "torch_dtype")):
+        inert["dtype"] = model.architecture.precision.value
+    origin = Origin(model.family.model_type, end_token_ids(folder), inert)
     found = companions_of_model(folder.path)
     companions = Companions(found.tokenizer, {**found.others, ORIGIN_FILE: origin.encode()})
     if companions.tokenizer is None:
@@ -262,8 +264,7 @@ def _load(files: _Files, name: str, theirs: TensorMap, source: Source, box: Box,
 
 def _require_tied(files: _Files, model: _Model, head: TensorMap) -> None:
     """Refuse a head that is not the embedding although the configuration says so."""
-    table = next(theirs for theirs in model.maps if any(s.key == "layers.0.embedding.weight" for s in theirs.sources))
-    names = [model.names[theirs.name] for theirs in (table, head)]
+    names = [model.names[name] for name in (model.family.embedding, head.name)]
     first, second = (model.folder.tensors[name] for name in names)
     dtype = WEIGHT_TYPES[first.dtype]
     equal = first.dtype == second.dtype
