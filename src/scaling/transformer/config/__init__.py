@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from scaling.core import load_on_use
 
 if TYPE_CHECKING:
-    from scaling.transformer.config.architecture import ActivationFunction as ActivationFunction
-    from scaling.transformer.config.architecture import DropoutStream as DropoutStream
     from scaling.transformer.config.architecture import InitializationConfig as InitializationConfig
-    from scaling.transformer.config.architecture import InitializationScheme as InitializationScheme
-    from scaling.transformer.config.architecture import MLPType as MLPType
-    from scaling.transformer.config.architecture import NormPlacement as NormPlacement
-    from scaling.transformer.config.architecture import Precision as Precision
     from scaling.transformer.config.architecture import TransformerArchitectureConfig as TransformerArchitectureConfig
     from scaling.transformer.config.attention_kinds import AttentionKindConfig as AttentionKindConfig
     from scaling.transformer.config.attention_kinds import RotaryConfig as RotaryConfig
+    from scaling.transformer.config.choices import ActivationFunction as ActivationFunction
+    from scaling.transformer.config.choices import DropoutStream as DropoutStream
+    from scaling.transformer.config.choices import InitializationScheme as InitializationScheme
+    from scaling.transformer.config.choices import MLPType as MLPType
+    from scaling.transformer.config.choices import NormPlacement as NormPlacement
+    from scaling.transformer.config.choices import Precision as Precision
     from scaling.transformer.config.data import Corpus as Corpus
     from scaling.transformer.config.data import DataConfig as DataConfig
     from scaling.transformer.config.former import AdapterConfig as AdapterConfig

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -27,65 +26,18 @@ from scaling.transformer.config.attention_kinds import (
     RotaryConfig,
     UnscaledRotaryConfig,
 )
+from scaling.transformer.config.choices import (
+    ActivationFunction,
+    DropoutStream,
+    InitializationScheme,
+    MLPType,
+    NormPlacement,
+    Precision,
+)
 from scaling.transformer.config.former import FormerArchitectureConfig
-
-if TYPE_CHECKING:
-    import torch
-
 
 MOST_LAYERS_IN_A_PATTERN = 100_000
 """Layers that differ are listed one by one."""
-
-
-class Precision(str, Enum):
-    """Type of parameters and activations. Master weights and sums of gradients are float32, or float64 for float64."""
-
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return PyTorch's type of this name."""
-        import torch  # checking a configuration does not need it, and importing it takes seconds
-
-        dtype: torch.dtype = getattr(torch, self.value)
-        return dtype
-
-
-class MLPType(str, Enum):
-    """Which MLP."""
-
-    DEFAULT = "default"
-    SWIGLU = "swiglu"
-    GEGLU = "geglu"
-
-
-class ActivationFunction(str, Enum):
-    """What the MLP applies to the output of its first product."""
-
-    GELU = "gelu"
-    GELU_TANH = "gelu_tanh"
-    RELU = "relu"
-    SQUARED_RELU = "squared_relu"
-    SILU = "silu"
-
-
-class NormPlacement(str, Enum):
-    """Where the norms of a block stand."""
-
-    PRE = "pre"
-    POST = "post"
-    SANDWICH = "sandwich"
-    AFTER_SUM = "after_sum"
-
-
-class InitializationScheme(str, Enum):
-    """How the standard deviation of first values depends on the layer."""
-
-    NORMAL = "normal"
-    DEPTH_SCALED = "depth_scaled"
 
 
 class InitializationConfig(BaseConfig):
@@ -96,13 +48,6 @@ class InitializationConfig(BaseConfig):
     deviation divided by sqrt(2 num_layers)."""
     std: float | None = Field(default=None, ge=0)
     """Standard deviation. null: sqrt(2 / (5 hidden_size))."""
-
-
-class DropoutStream(str, Enum):
-    """What the random masks of dropout depend on."""
-
-    LAYOUT_INVARIANT = "layout_invariant"
-    PER_RANK = "per_rank"
 
 
 class ArchitectureConfig(BaseConfig):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from math import gcd
 
 from scaling.core import LearningRateSchedulerConfig, OptimizerConfig, Problem, TopologyConfig, vanishing_constants
-from scaling.transformer.config.architecture import NormPlacement, Precision, TransformerArchitectureConfig
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.choices import NormPlacement, Precision
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig

@@ -8,14 +8,9 @@ from dataclasses import replace
 from itertools import cycle, groupby, islice
 
 from scaling.core import NormType, RelativePositionEmbeddingType
-from scaling.transformer.config.architecture import (
-    ActivationFunction,
-    ArchitectureConfig,
-    InitializationScheme,
-    MLPType,
-    NormPlacement,
-)
+from scaling.transformer.config.architecture import ArchitectureConfig
 from scaling.transformer.config.attention_kinds import AttentionKindConfig
+from scaling.transformer.config.choices import ActivationFunction, InitializationScheme, MLPType, NormPlacement
 from scaling.transformer.plan.attention import AttentionPlan, KeyQueryNormPlan, RotationPlan
 from scaling.transformer.plan.blocks import BlockParts, after_sum, one_norm_parallel, parallel, post, pre, sandwich
 from scaling.transformer.plan.model import Arithmetic, LayerPlan, ModelPlan

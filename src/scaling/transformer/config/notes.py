@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from scaling.core import MaskedSoftmaxKernel, Problem, TrainerConfig, steps_at_zero
-from scaling.transformer.config.architecture import Precision
+from scaling.transformer.config.choices import Precision
 from scaling.transformer.config.root import TransformerConfig
 
 

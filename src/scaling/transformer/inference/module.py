@@ -27,7 +27,8 @@ from scaling.core import (
     TopologyConfig,
     folder_meant,
 )
-from scaling.transformer.config.architecture import Precision, TransformerArchitectureConfig
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.choices import Precision
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from scaling.transformer.hf.companions import ends_of_turns

@@ -37,7 +37,7 @@ from scaling.core import (
     attention_projections,
     find_kernels,
 )
-from scaling.transformer.config.architecture import Precision
+from scaling.transformer.config.choices import Precision
 from scaling.transformer.layers.head import LogitBias, LogitRange
 from scaling.transformer.layers.kernels import choices, scores_of
 from scaling.transformer.layers.residual import Residual, Scale
