@@ -37,7 +37,7 @@ def test_a_cache_seldom_moves_what_it_holds() -> None:
     assert len({keys.data_ptr() for keys in kept}) <= 7  # 1, 2, 4, ... 64 positions
 
 
-@pytest.mark.parametrize("chunks", [[9], [5, 4], [1] * 9, [4, 1, 1, 3]])
+@pytest.mark.parametrize("chunks", [[9], [5, 4], [1] * 9, [4, 1, 1, 3], [2, 2, 5]])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_new_positions_attend_to_those_before_them(chunks: list[int], kv_heads: int, name: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scaling.core.nn.attention_core import DroppedAttention, ScaledDotProduct, SpelledOut
+from scaling.core.nn.attention_core import DroppedAttention, HeadsApart, ScaledDotProduct, SpelledOut
 from scaling.core.nn.attention_masks import DocumentMasks
 from scaling.core.nn.dropout import Dropout, DropoutStream
 from scaling.core.nn.place import Place
@@ -93,3 +93,21 @@ def test_the_stream_of_a_rank_drops_probabilities_of_its_own(rank: int) -> None:
     assert all(torch.equal(one, again) for one, again in zip(own, draw(rank), strict=True))
     for other in range(4):
         assert torch.equal(own[0], draw(other)[0]) == (other == rank)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given"),
+    [([4, 4], [1, 1]), ([2, 6], [1, 6]), ([3, 1, 4], [1, 1, 1]), ([6, 2], [6, 1]), ([8, 0], [2, 0])],
+)
+def test_keys_are_repeated_only_for_heads_of_several_groups(sizes: list[int], given: list[int]) -> None:
+    """Four query heads share a key; a core is given the keys that its heads have, or one for each head."""
+    asked = []
+
+    def core(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, samples: Tensor) -> Tensor:
+        asked.append((q.shape[2], k.shape[2], v.shape[2], documents, samples))
+        return q
+
+    q, k, v = projections(heads=8, kv_heads=2)
+    found = HeadsApart([(size, core) for size in sizes if size])(q, k, v, None, SAMPLES)
+    assert torch.equal(found, q)
+    assert asked == [(size, keys, keys, None, SAMPLES) for size, keys in zip(sizes, given, strict=True) if size]
