@@ -103,9 +103,9 @@ def test_keys_are_repeated_only_for_heads_of_several_groups(sizes: list[int], gi
     """Four query heads share a key; a core is given the keys that its heads have, or one for each head."""
     asked = []
 
-    def core(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, samples: Tensor) -> Tensor:
-        asked.append((q.shape[2], k.shape[2], v.shape[2], documents, samples))
-        return q
+    def core(q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids: Tensor | None, samples: Tensor) -> Tensor:
+        asked.append((q_BSHD.shape[2], k_BSKD.shape[2], v_BSKD.shape[2], document_ids, samples))
+        return q_BSHD
 
     q, k, v = projections(heads=8, kv_heads=2)
     found = HeadsApart([(size, core) for size in sizes if size])(q, k, v, None, SAMPLES)
