@@ -97,6 +97,15 @@ def test_the_table_has_every_tensor_of_theirs_and_of_ours_once(name: str) -> Non
         assert sorted(covered) == list(range(one.shape[-1] if one.transposed else one.shape[0]))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_bias_stays_with_its_weight(name: str) -> None:
+    config = config_json(name)
+    modules: dict[str, list[str]] = {}
+    for one in family_of(config).tensors(plan_of(architecture_of(config))):
+        ours = [source.key.rpartition(".")[0] for source in one.sources]
+        assert modules.setdefault(one.name.rpartition(".")[0], ours) == ours
+
+
 def rows_of(count: int, at: Any) -> list[int]:
     """Return the rows of theirs that a source fills."""
     if at is None:
