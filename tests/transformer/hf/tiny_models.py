@@ -91,7 +91,7 @@ FAMILIES: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
             "sliding_window": 8,
             "query_pre_attn_scalar": 24,
             "attn_logit_softcapping": 5.0,
-            "final_logit_softcapping": 4.0,
+            "final_logit_softcapping": 30.0,
             "attention_bias": True,
         },
     ),
