@@ -51,7 +51,7 @@ def our_tensors(theirs: Mapping[str, Tensor], maps: Iterable[TensorMap]) -> dict
     for one in maps:
         whole = theirs[one.name].T if one.transposed else theirs[one.name]
         for source in one.sources:
-            rows = range(whole.shape[0])
+            rows = list(range(whole.shape[0]))
             if source.rows is not None:
                 at, blocks = source.rows, source.shape[0] // source.rows.block
                 rows = [at.offset + n * at.stride + row for n in range(blocks) for row in range(at.block)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -193,6 +194,31 @@ def test_a_kept_field_does_not_undo_what_was_changed_since() -> None:
     written = family.config(architecture_of(config, layernorm={"layernorm_epsilon": 0.5}), kept)
     assert written["rms_norm_eps"] == 0.5
     assert written["max_window_layers"] == 28
+
+
+def test_a_kept_field_that_goes_without_saying_is_written_again() -> None:
+    config = {**config_json("qwen2"), "head_dim": 12, "hidden_act": "swish"}
+    written = exported(config)
+    assert (written["head_dim"], written["hidden_act"]) == (12, "swish")
+    assert "head_dim" not in exported(config_json("qwen2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("gpt2", "h.3.attn.bias"),
+        ("gpt2", "transformer.h.11.attn.masked_bias"),
+        ("gpt_neox", "gpt_neox.layers.3.attention.masked_bias"),
+        ("gpt_neox", "gpt_neox.layers.3.attention.rotary_emb.inv_freq"),
+        ("llama", "model.layers.3.self_attn.rotary_emb.inv_freq"),
+    ],
+)
+def test_tensors_of_old_files_that_nobody_needs_are_ignored(name: str, tensor: str) -> None:
+    config = config_json(name)
+    family = family_of(config)
+    assert any(re.fullmatch(pattern, tensor) for pattern in family.ignored)
+    for needed in their_tensors(name, family):
+        assert not any(re.fullmatch(pattern, needed) for pattern in family.ignored)
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ class Family:
                     f"is not known for {self.model_type} models, and might change what they compute; {hint}emove it "
                     "where it does not",
                 )
-        for part in (PRECISION, *REFUSED):
-            yield from part.problems(config)
+        for common in (PRECISION, *REFUSED):
+            yield from common.problems(config)
         for part in sorted(self.parts, key=lambda part: not isinstance(part, Field)):
             if failed and not isinstance(part, Field):
                 return  # what follows counts layers and positions

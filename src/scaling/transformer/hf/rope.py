@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -70,7 +70,7 @@ def rotary(parameters: Mapping[str, Any], length: int) -> dict[str, Any]:
     kind = parameters["rope_type"]
     result = {"type": kind}
     for name, parameter in TYPES[kind].items():
-        if parameters.get(name) is not None:
+        if parameters.get(name) not in (None, parameter.usual):
             result[parameter.ours] = parameters[name]
     if kind in TRAINED_LENGTH:
         result.setdefault("trained_length", length)
@@ -313,7 +313,7 @@ class RopeByKind:
         return {PRESENT: entries}
 
 
-def schema_problems(config: Config) -> Iterator[Problem]:
+def schema_problems(config: Config) -> Generator[Problem, None, bool]:
     """Yield what is wrong with the two schemas as such; return whether anything is."""
     found = False
     for name in (PRESENT, FORMER):

@@ -126,6 +126,6 @@ GPT2: Final = Family(
             "summary_use_proj",
         }
     ),
-    ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
+    ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     former_names=((r"((?:wte|wpe|h|ln_f)\..*)", r"transformer.\1"),),
 )

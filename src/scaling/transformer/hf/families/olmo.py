@@ -17,12 +17,12 @@ from scaling.transformer.hf.families.shared import (
     tied,
 )
 from scaling.transformer.hf.family import Family
-from scaling.transformer.hf.fields import Field
+from scaling.transformer.hf.fields import Field, Part
 from scaling.transformer.hf.layer_types import LayerTypes
 from scaling.transformer.hf.rope import Rope, RopeByKind
 from scaling.transformer.hf.tensors import Row
 
-COMMON: Final = (
+COMMON: Final[tuple[Part, ...]] = (
     *sizes(vocabulary=50304, hidden=4096, width=11008, layers=32, heads=32, length=2048),
     kv_heads(None),
     UNUSUAL_HEAD_SIZE,

@@ -63,7 +63,9 @@ def head_size(default: int | None = None, *, written: Callable[[Ours], bool] = l
     """Return the field of the features of a head; null: hidden size / heads. `written`: whether it is."""
 
     def read(config: Config) -> dict[str, Any]:
-        return {"attention_head_size": config.get("head_dim", default)}
+        size = config.get("head_dim", default)
+        follows = size is None or size * config["num_attention_heads"] == config["hidden_size"]
+        return {"attention_head_size": None if follows else size}
 
     def write(ours: Ours) -> dict[str, Any]:
         return {"head_dim": ours["attention_head_size"]} if written(ours) else {}
