@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scaling.core import ParallelModule
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.hf.choose import family_of
 from scaling.transformer.hf.family import Family
-from scaling.transformer.hf.tensors import TensorMap
+from scaling.transformer.hf.tensors import Rows, TensorMap
 from scaling.transformer.inference.module import TransformerInferenceModule
 from tests.transformer.hf.tiny_models import tiny_config, tiny_model
 
@@ -51,22 +52,31 @@ def our_tensors(theirs: Mapping[str, Tensor], maps: Iterable[TensorMap]) -> dict
     for one in maps:
         whole = theirs[one.name].T if one.transposed else theirs[one.name]
         for source in one.sources:
-            rows = list(range(whole.shape[0]))
-            if source.rows is not None:
-                at, blocks = source.rows, source.shape[0] // source.rows.block
-                rows = [at.offset + n * at.stride + row for n in range(blocks) for row in range(at.block)]
-            ours[source.key] = whole[torch.tensor(rows)]
+            ours[source.key] = whole[torch.tensor(rows_of(source.shape[0], source.rows))]
     return ours
+
+
+def rows_of(count: int, at: Rows | None) -> list[int]:
+    """Return the rows of theirs that so many rows of a tensor of ours fill."""
+    if at is None:
+        return list(range(count))
+    return [at.offset + n * at.stride + row for n in range(count // at.block) for row in range(at.block)]
+
+
+def fill(module: ParallelModule, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model in one process these weights, each of which it must have."""
+    left = dict(tensors)
+    with torch.no_grad():
+        for tensor in module.global_tensors():
+            [(_, local)] = tensor.parts
+            local.copy_(left.pop(tensor.key))
+    assert not left
 
 
 def filled(architecture: TransformerArchitectureConfig, tensors: Mapping[str, Tensor]) -> TransformerInferenceModule:
     """Return a model with these weights, each of which it must have."""
     model = TransformerInferenceModule(architecture)
-    left = dict(tensors)
-    for tensor in model.module.global_tensors():
-        [(_, local)] = tensor.parts
-        local.copy_(left.pop(tensor.key))
-    assert not left
+    fill(model.module, tensors)
     return model
 
 

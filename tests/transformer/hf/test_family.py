@@ -15,7 +15,7 @@ from scaling.transformer.hf.choose import family_for, family_of
 from scaling.transformer.hf.families import FAMILIES as OURS
 from scaling.transformer.hf.family import Family
 from scaling.transformer.hf.inert import INERT
-from tests.transformer.hf.in_memory import architecture_of, config_json, their_tensors
+from tests.transformer.hf.in_memory import architecture_of, config_json, rows_of, their_tensors
 from tests.transformer.hf.tiny_models import FAMILIES
 
 Config = dict[str, Any]
@@ -105,13 +105,6 @@ def test_a_bias_stays_with_its_weight(name: str) -> None:
     for one in family_of(config).tensors(plan_of(architecture_of(config))):
         ours = [source.key.rpartition(".")[0] for source in one.sources]
         assert modules.setdefault(one.name.rpartition(".")[0], ours) == ours
-
-
-def rows_of(count: int, at: Any) -> list[int]:
-    """Return the rows of theirs that a source fills."""
-    if at is None:
-        return list(range(count))
-    return [at.offset + n * at.stride + row for n in range(count // at.block) for row in range(at.block)]
 
 
 def changed(value: Any) -> Any:
