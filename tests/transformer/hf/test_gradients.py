@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaling.core import AttentionKernel, Topology
+from scaling.core import AttentionKernel
 from scaling.core.boxes import whole
 from scaling.core.verify.deviation import Distance, distances, measure
 from scaling.transformer.config.model_plan import plan_of
@@ -21,7 +21,6 @@ from scaling.transformer.losses import CrossEntropyLoss
 from tests.transformer.hf.in_memory import architecture_of, config_json, our_tensors, their_tensors
 from tests.transformer.hf.tiny_models import FAMILIES, tiny_model
 from tests.transformer.hf.training import (
-    VOCABULARY,
     Documents,
     as_theirs,
     gradients,
@@ -66,7 +65,7 @@ def our_step(name: str, rows: Sequence[Documents], **changes: Any) -> Step:
     batch = micro_batch(rows_of_tokens(rows), rows)
     loss = module.train_step(
         iter([batch]),
-        CrossEntropyLoss(VOCABULARY, Topology.single()),
+        CrossEntropyLoss(),
         gradient_scale=1 / batch.targets.loss_weights.double().sum(),
     )
     return float(loss.loss), as_theirs(gradients(module), maps)
