@@ -25,6 +25,7 @@ def scaling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["scaling", *map(str, arguments)])
+        capsys.readouterr()  # of what came before
         with pytest.raises(SystemExit) as leaving:
             main()
         shown = capsys.readouterr()
