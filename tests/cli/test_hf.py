@@ -81,7 +81,8 @@ def test_a_model_is_imported_asked_trained_exported_and_loaded(scaling: Scaling,
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "e")
     assert model.config.eos_token_id == END
     assert model.generation_config.temperature == 0.5
-    assert tokenizer.chat_template == COMPANIONS["chat_template.jinja"]
+    assert tokenizer.chat_template["default"] == COMPANIONS["chat_template.jinja"]
+    assert tokenizer.chat_template["tools"] == COMPANIONS["additional_chat_templates/tools.jinja"]
     assert not torch.equal(model.lm_head.weight, read_weights(source)["lm_head.weight"])
 
 

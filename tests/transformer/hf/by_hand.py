@@ -50,7 +50,7 @@ CONFIG: Final[Mapping[str, Any]] = {
 COMPANIONS: Final[Mapping[str, str]] = {
     "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}),
     "special_tokens_map.json": json.dumps({"eos_token": "<|endoftext|>"}),
-    "generation_config.json": json.dumps({"eos_token_id": [END, END_OF_TURN], "temperature": 0.5}),
+    "generation_config.json": json.dumps({"eos_token_id": [END, END_OF_TURN], "do_sample": True, "temperature": 0.5}),
     "chat_template.jinja": "{% for message in messages %}{{ message.content }}{% endfor %}",
     "additional_chat_templates/tools.jinja": "{{ tools }}",
 }
