@@ -15,6 +15,7 @@ from scaling.transformer.hf.check import check_export
 from scaling.transformer.hf.exporter import export_model
 from scaling.transformer.hf.importer import import_model
 from tests.transformer.hf.by_hand import read_weights, weights, write_model, write_weights
+from tests.transformer.hf.tiny_models import model_class, tiny_config
 
 
 @pytest.fixture
@@ -73,3 +74,15 @@ def test_where_transformers_is_not_there_or_old_it_says_so(
     checked = check_export(*folders)
     assert checked.difference is None
     assert checked.remark == "not checked: transformers is not installed (`pip install 'scaling[hf]'`)"
+
+
+def test_rotations_that_follow_the_length_are_compared_at_one_length(tmp_path: Path) -> None:
+    """In transformers they follow the batch, here the configured length, which is longer."""
+    model = model_class("phi3")(tiny_config("phi3", original_max_position_embeddings=40))
+    model.save_pretrained(tmp_path / "m")
+    (remark,) = [text for text in import_model(tmp_path / "m", tmp_path / "c").remarks if "sequence_length" in text]
+    assert "up to 40 tokens and another beyond" in remark
+    stored = find_newest(tmp_path / "c").require()
+    checked = check_export(stored.path, export_model(stored, tmp_path / "e").path)
+    assert checked.difference is not None
+    assert checked.difference < 1e-5

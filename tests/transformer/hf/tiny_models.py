@@ -169,9 +169,10 @@ FAMILIES: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 """Name -> (beginning of the names of the classes, fields of the configuration); variants have a longer name."""
 
 
-def tiny_config(name: str) -> Any:
+def tiny_config(name: str, **changes: Any) -> Any:
     """Return the configuration of a tiny model, an object of transformers."""
     prefix, fields = FAMILIES[name]
+    fields = {**fields, **changes}
     text = prefix == "Gemma3Text"
     # It writes into what it is given.
     config = getattr(transformers, f"{prefix}Config")(**deepcopy(dict(fields)))

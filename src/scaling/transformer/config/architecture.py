@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from typing_extensions import Self
 
 from scaling.core import (
     BaseConfig,
@@ -188,6 +189,15 @@ class ArchitectureConfig(BaseConfig):
         """Return how many features of a head are rotated, in layers that rotate any."""
         rotates = self.relative_position_embedding_type is not RelativePositionEmbeddingType.NONE
         return int(self.head_size * self.rotary_percentage) if rotates else 0
+
+    def at_length(self, sequence_length: int) -> Self:
+        """Return the same model for sequences of another length, which rotations of some types follow."""
+        kinds = {
+            name: kind.model_copy(update={"rotary": kind.rotary and kind.rotary.pinned(self.sequence_length)})
+            for name, kind in self.attention_kinds.items()
+        }
+        pinned = self.rotary.pinned(self.sequence_length)
+        return self.model_copy(update={"sequence_length": sequence_length, "rotary": pinned, "attention_kinds": kinds})
 
     def kind_of_layers(self) -> Iterator[AttentionKindConfig]:
         """Yield the kinds of attention in one period of the pattern."""

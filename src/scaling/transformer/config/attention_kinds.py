@@ -31,6 +31,10 @@ class RotaryConfig(ConfigFamily):
     base: float | None = Field(default=None, gt=1)
     """Base of the wavelengths. null: rotary_embedding_base."""
 
+    def pinned(self, sequence_length: int) -> RotaryConfig:
+        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        return self
+
     @abstractmethod
     def scaling(self, sequence_length: int) -> RotaryScaling | None:
         """Return how the wavelengths are changed, None where nothing is rotated."""
@@ -85,6 +89,10 @@ class DynamicRotaryConfig(RotaryConfig):
     """Length up to which nothing changes. null: sequence_length. It is compared with sequence_length, never with the
     batch at hand."""
 
+    def pinned(self, sequence_length: int) -> RotaryConfig:
+        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        return self.model_copy(update={"trained_length": self.trained_length or sequence_length})
+
     def scaling(self, sequence_length: int) -> RotaryScaling:
         """Return the factor and the length."""
         return DynamicScaling(factor=self.factor, trained_length=self.trained_length or sequence_length)
@@ -111,6 +119,10 @@ class YarnRotaryConfig(RotaryConfig):
     """The same in the denominator. null: no denominator."""
     truncate: bool = True
     """Round the ends of the ramp to whole pairs."""
+
+    def pinned(self, sequence_length: int) -> RotaryConfig:
+        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        return self.model_copy(update={"trained_length": self.trained_length or sequence_length})
 
     def problems(self) -> Iterator[Problem]:
         """Check the order of the ramp's ends."""
@@ -145,6 +157,10 @@ class Llama3RotaryConfig(RotaryConfig):
     trained_length: TrainedLength = None
     """Length before the extension. null: sequence_length."""
 
+    def pinned(self, sequence_length: int) -> RotaryConfig:
+        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        return self.model_copy(update={"trained_length": self.trained_length or sequence_length})
+
     def problems(self) -> Iterator[Problem]:
         """Check that there is something between the two."""
         if self.high_freq_factor <= self.low_freq_factor:
@@ -178,6 +194,12 @@ class LongRopeRotaryConfig(RotaryConfig):
     """By how much the context was extended. null: sequence_length / trained_length."""
     attention_factor: float | None = Field(default=None, gt=0)
     """Multiplies cosine and sine. null: sqrt(1 + ln factor / ln trained_length), 1 for a factor of at most 1."""
+
+    def pinned(self, sequence_length: int) -> RotaryConfig:
+        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        trained = self.trained_length or sequence_length
+        factor = sequence_length / trained if self.factor is None else self.factor
+        return self.model_copy(update={"trained_length": trained, "factor": factor})
 
     def problems(self) -> Iterator[Problem]:
         """Check that the lists are of one length."""

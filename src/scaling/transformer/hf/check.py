@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from scaling.core import CheckpointError
+from scaling.core import Checkpointer, CheckpointError
+from scaling.transformer.hf.exporter import architecture_of
 from scaling.transformer.inference.module import TransformerInferenceModule
 
 TOKENS: Final = 33
@@ -52,13 +53,15 @@ def check_export(checkpoint: Path, exported: Path, *, dtype: torch.dtype | None 
     reason = reason_not_to_check()
     if reason is not None:
         return Checked(reason)
-    ours = TransformerInferenceModule.from_checkpoint(checkpoint, precision="float32")
+    architecture, _ = architecture_of(Checkpointer(None).find(checkpoint, weights_only=True).require())
+    length = min(TOKENS, architecture.sequence_length)
+    # In transformers, rotations that depend on a length follow that of the batch.
+    ours = TransformerInferenceModule.from_checkpoint(checkpoint, precision="float32", sequence_length=length)
     if dtype is not None:
         with torch.no_grad():
             for parameter in ours.module.parameters():
                 parameter.copy_(parameter.to(dtype))
-    vocabulary, length = ours.config.vocab_size, min(TOKENS, ours.config.sequence_length)
-    tokens = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(ours.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     expected = ours.logits(tokens).float()
     found = _their_logits(exported, tokens)
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -89,7 +89,7 @@ def export_model(
         StorageError: Something cannot be read or written.
     """
     require_free(target)
-    architecture, settings = _architecture(stored)
+    architecture, settings = architecture_of(stored)
     beside = stored.path.absolute().parent
     companions, origin = companions_of_checkpoints(beside), read_origin(beside)
     _require_own_tokenizer(companions, stored, settings)
@@ -153,7 +153,7 @@ def in_shards(tensors: Sequence[Written], max_bytes: int) -> dict[str, list[Writ
     }
 
 
-def _architecture(stored: StoredCheckpoint) -> tuple[TransformerArchitectureConfig, dict[str, Any]]:
+def architecture_of(stored: StoredCheckpoint) -> tuple[TransformerArchitectureConfig, dict[str, Any]]:
     """Return the architecture, and all settings that the checkpoint has."""
     settings: Any = stored.manifest.scalars.get("config")
     match settings:

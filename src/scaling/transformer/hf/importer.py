@@ -17,6 +17,7 @@ from scaling.core import (
     CheckpointError,
     ConfigError,
     LazyTensor,
+    LongRopeScaling,
     RunIdentity,
     TensorFile,
     new_step_folder,
@@ -37,6 +38,7 @@ from scaling.transformer.hf.folder import CONFIG_FILE, ModelFolder, end_token_id
 from scaling.transformer.hf.precision import WEIGHT_TYPES, name_in_configurations, prevailing
 from scaling.transformer.hf.starting import require_place_for_config, write_starting_config
 from scaling.transformer.hf.tensors import Source, TensorMap
+from scaling.transformer.plan.attention import AttentionPlan
 
 STEP: Final = 0
 """Of the checkpoint that is written: nothing has been trained here yet."""
@@ -115,7 +117,8 @@ def import_model(source: Path, target: Path) -> Imported:
                 scalars={"config": _stored(config, fingerprints)},
                 information={"imported_from": str(source), "family": model.family.model_type, "ranks": 1},
             )
-    return Imported(target_step, config_file, model.family.model_type, tuple(_remarks(folder, tokenizer, ends)))
+    remarks = (*_remarks(folder, tokenizer, ends), *_remarks_on_length(model.architecture))
+    return Imported(target_step, config_file, model.family.model_type, remarks)
 
 
 def _model_in(folder: ModelFolder) -> _Model:
@@ -239,6 +242,19 @@ def _remarks(folder: ModelFolder, tokenizer: Tokenizer | None, ends: Sequence[in
         )
     if not ends:
         yield f"{folder.config_file} names no eos_token_id: set data.eod_token_id to the token that ends documents"
+
+
+def _remarks_on_length(architecture: TransformerArchitectureConfig) -> Iterator[str]:
+    length = architecture.sequence_length
+    for attention in plan_of(architecture).parts(AttentionPlan):
+        scaling = None if attention.rotation is None else attention.rotation.scaling
+        if isinstance(scaling, LongRopeScaling) and length > scaling.trained_length:
+            yield (
+                f"the rotation has one set of factors up to {scaling.trained_length} tokens and another beyond; here "
+                f"the second is used throughout, as sequence_length is {length}, in transformers only for longer "
+                f"texts. For short texts set transformer_architecture.sequence_length to {scaling.trained_length}"
+            )
+            return
 
 
 def _lazy(files: _Files, model: _Model, theirs: TensorMap) -> Iterator[LazyTensor]:

@@ -79,12 +79,21 @@ class TransformerInferenceModule:
         self.module.eval()
 
     @classmethod
-    def from_checkpoint(cls, path: Path | str, *, device: str = "cpu", precision: str | None = None) -> Self:
+    def from_checkpoint(
+        cls,
+        path: Path | str,
+        *,
+        device: str = "cpu",
+        precision: str | None = None,
+        sequence_length: int | None = None,
+    ) -> Self:
         """Load the newest checkpoint of a directory, or one step folder, of any layout; a run's folder is searched.
 
-        `precision` converts the weights (`float32`, `bfloat16`, `float16`, `float64`); None keeps the trained one. The
-        tokenizer is the one the run left beside its checkpoints, if any. `CheckpointError` if there is none to load or
-        the tokenizer is another one than the run's, `ConfigError` for a precision or device that does not exist.
+        `precision` converts the weights (`float32`, `bfloat16`, `float16`, `float64`); None keeps the trained one.
+        `sequence_length` is the length that rotations of the types `dynamic` and `longrope` follow, in place of the
+        trained one. The tokenizer is the one the run left beside its checkpoints, if any. `CheckpointError` if there is
+        none to load or the tokenizer is another one than the run's, `ConfigError` for a precision or device that does
+        not exist.
         """
         precisions = [known.value for known in Precision]
         if precision is not None and precision not in precisions:
@@ -103,8 +112,9 @@ class TransformerInferenceModule:
             section["precision"] = Precision(precision).value
         tokenizer = _tokenizer_beside(stored.path, scalars["config"].get("fingerprints", {}))
         section["vocab_file"] = None
+        architecture = TransformerArchitectureConfig.from_dict(section)
         model = cls(
-            TransformerArchitectureConfig.from_dict(section),
+            architecture if sequence_length is None else architecture.at_length(sequence_length),
             device=device,
             tokenizer=tokenizer,
             eod_token_id=scalars["config"].get("data", {}).get("eod_token_id"),
