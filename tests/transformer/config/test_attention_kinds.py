@@ -14,9 +14,11 @@ from scaling.transformer.plan.attention import AttentionPlan
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
 
 
-def rotations(architecture: TransformerArchitectureConfig) -> list[tuple[RotaryScaling, int]]:
-    found = [attention.rotation for attention in plan_of(architecture).parts(AttentionPlan)]
-    return [(rotation.scaling, rotation.length) for rotation in found if rotation is not None]
+def rotation(architecture: TransformerArchitectureConfig) -> tuple[RotaryScaling | None, int]:
+    (attention,) = plan_of(architecture).parts(AttentionPlan)
+    if attention.rotation is None:
+        return None, architecture.sequence_length
+    return attention.rotation.scaling, attention.rotation.length
 
 
 @pytest.mark.parametrize(
@@ -41,8 +43,7 @@ def test_at_another_length_a_model_is_stretched_as_before(rotary: dict[str, Any]
     if by_kind:
         section = {"attention_kinds": {"a": {"rotary": rotary}}, "attention_pattern": ["a"], "sequence_length": 2048}
     architecture = TransformerArchitectureConfig.from_dict(section)
-    (before,) = rotations(architecture) or [(None, 2048)]
-    (after,) = rotations(architecture.at_length(128)) or [(None, 128)]
+    before, after = rotation(architecture), rotation(architecture.at_length(128))
     if isinstance(before[0], LongRopeScaling):
         assert isinstance(after[0], LongRopeScaling)
         assert after[0].factor == (before[0].factor or 2048 / before[0].trained_length)
@@ -54,4 +55,4 @@ def test_at_another_length_a_model_is_stretched_as_before(rotary: dict[str, Any]
 
 def test_what_null_stands_for_is_the_sequence_length() -> None:
     architecture = TransformerArchitectureConfig.from_dict({"rotary": {"type": "dynamic", "factor": 2}})
-    assert rotations(architecture) == [(DynamicScaling(factor=2.0, trained_length=2048), 2048)]
+    assert rotation(architecture) == (DynamicScaling(factor=2.0, trained_length=2048), 2048)
