@@ -14,6 +14,7 @@ from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.hf.choose import family_for, family_of
 from scaling.transformer.hf.families import FAMILIES as OURS
 from scaling.transformer.hf.family import Family
+from scaling.transformer.hf.fields import Only
 from scaling.transformer.hf.inert import INERT
 from tests.transformer.hf.in_memory import architecture_of, config_json, rows_of, their_tensors
 from tests.transformer.hf.tiny_models import FAMILIES
@@ -127,8 +128,10 @@ def changed(value: Any) -> Any:
     raise AssertionError(value)
 
 
-def variants(model_type: str) -> Iterator[Config]:
+def variants(family: Family) -> Iterator[Config]:
     """Yield files of a family in all schemas, with and without a list of the layers."""
+    model_type = family.model_type
+    only = {part.name: part.values[-1] for part in family.parts if isinstance(part, Only)}
     for name in FAMILIES:
         config = config_json(name)
         if config["model_type"] != model_type:
@@ -140,7 +143,7 @@ def variants(model_type: str) -> Iterator[Config]:
         if model_type == "gpt_neox":
             yield {**schemas[1], "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
         elif name != "gpt2":
-            yield {**config, "head_dim": 16}
+            yield {**config, "head_dim": 16, **only}
 
 
 def one_change(fields: Mapping[str, Any], path: str) -> Iterator[tuple[str, Config]]:
@@ -156,7 +159,7 @@ def one_change(fields: Mapping[str, Any], path: str) -> Iterator[tuple[str, Conf
 @pytest.mark.parametrize("family", OURS, ids=lambda family: family.model_type)
 def test_every_field_that_is_not_inert_changes_the_architecture(family: Family) -> None:
     reacts: dict[str, bool] = {}
-    for config in variants(family.model_type):
+    for config in variants(family):
         before = family.section(config)
         for path, other in one_change(config, ""):
             seen = any(True for _ in family.problems(other)) or family.section(other) != before

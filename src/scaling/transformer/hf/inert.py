@@ -8,15 +8,17 @@ from scaling.transformer.hf.fields import Only
 
 _ABOUT_THE_FILE: Final = """
     _name_or_path name_or_path _commit_hash transformers_version transformers.js_config transformers_weights
-    _attn_implementation _attn_implementation_autoset attn_implementation _flash_attn_2_enabled
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal
+    attn_implementation _flash_attn_2_enabled
     _experts_implementation experts_implementation unsloth_fixed unsloth_version
 """
 
 _ABOUT_TRAINING_AND_OUTPUT: Final = """
     use_cache pretraining_tp initializer_range output_attentions output_hidden_states return_dict id2label label2id
-    num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix chunk_size_feed_forward
-    cache_implementation tie_last_hidden_states is_llama_config torchscript tf_legacy_loss use_bfloat16 is_decoder
-    gradient_checkpointing bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+    num_labels _num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix
+    chunk_size_feed_forward cache_implementation tie_last_hidden_states is_llama_config torchscript tf_legacy_loss
+    use_bfloat16 is_decoder gradient_checkpointing bos_token_id eos_token_id pad_token_id sep_token_id
+    decoder_start_token_id
 """
 
 _ABOUT_GENERATION: Final = """
@@ -30,7 +32,7 @@ _ABOUT_GENERATION: Final = """
 
 _NOTHING: Final[tuple[Any, ...]] = (None, False, {}, [])
 
-_NOT_BUILT: Final = "this is not built, so the model cannot be read"
+NOT_BUILT: Final = "this is not built, so the model cannot be read"
 
 REFUSED: Final = (
     Only(
@@ -44,16 +46,17 @@ REFUSED: Final = (
         "a program beside the model defines it, which is not run; remove the field where the model is a plain one of "
         "its model_type",
     ),
-    Only("per_layer_config", _NOTHING, f"layers differ in ways that are not read; {_NOT_BUILT}"),
-    Only("pruned_heads", _NOTHING, f"some heads were removed; {_NOT_BUILT}"),
-    Only("is_encoder_decoder", _NOTHING, f"the model is no decoder alone; {_NOT_BUILT}"),
-    Only("tie_encoder_decoder", _NOTHING, f"the model is no decoder alone; {_NOT_BUILT}"),
-    Only("add_cross_attention", _NOTHING, f"the model attends to an encoder; {_NOT_BUILT}"),
-    Only("cross_attention_hidden_size", _NOTHING, f"the model attends to an encoder; {_NOT_BUILT}"),
-    Only("rope_interleaved", _NOTHING, f"neighbouring features are rotated together; {_NOT_BUILT}"),
-    Only("alibi", _NOTHING, f"positions are biases of the scores; {_NOT_BUILT}"),
-    Only("use_bidirectional_attention", _NOTHING, f"tokens see those after them; {_NOT_BUILT}"),
-    Only("is_causal", (None, True), f"tokens see those after them; {_NOT_BUILT}"),
+    Only("per_layer_config", _NOTHING, f"layers differ in ways that are not read; {NOT_BUILT}"),
+    Only("pruned_heads", _NOTHING, f"some heads were removed; {NOT_BUILT}"),
+    Only("is_encoder_decoder", _NOTHING, f"the model is no decoder alone; {NOT_BUILT}"),
+    Only("tie_encoder_decoder", _NOTHING, f"the model is no decoder alone; {NOT_BUILT}"),
+    Only("add_cross_attention", _NOTHING, f"the model attends to an encoder; {NOT_BUILT}"),
+    Only("cross_attention_hidden_size", _NOTHING, f"the model attends to an encoder; {NOT_BUILT}"),
+    Only("rope_interleaved", _NOTHING, f"neighbouring features are rotated together; {NOT_BUILT}"),
+    Only("use_mrope", _NOTHING, f"positions have several numbers each; {NOT_BUILT}"),
+    Only("alibi", _NOTHING, f"positions are biases of the scores; {NOT_BUILT}"),
+    Only("use_bidirectional_attention", _NOTHING, f"tokens see those after them; {NOT_BUILT}"),
+    Only("is_causal", (None, True), f"tokens see those after them; {NOT_BUILT}"),
 )
 """Fields that are refused unless they say no."""
 

@@ -88,7 +88,7 @@ GEMMA2: Final = Family(
     fixed=FIXED,
     implied=embedding_scale,
     table=llama_names(between=NORMS),
-    inert_names=frozenset({"hidden_act"}),
+    inert_names=frozenset({"hidden_act", "sliding_window_size"}),
 )
 
 GEMMA3_LAYERS: Final = LayerTypes(_slides_but_every("sliding_window_pattern"), others={"sliding_window_pattern": 6})

@@ -23,7 +23,8 @@ from scaling.transformer.hf.families.shared import (
     tied,
 )
 from scaling.transformer.hf.family import Family
-from scaling.transformer.hf.fields import Computed, Field, Ours, simplest
+from scaling.transformer.hf.fields import Computed, Field, Only, Ours, simplest
+from scaling.transformer.hf.inert import NOT_BUILT
 from scaling.transformer.hf.layer_types import LayerTypes, NoRope, OneWindow
 from scaling.transformer.hf.rope import Rope
 from scaling.transformer.hf.tensors import Row
@@ -46,6 +47,7 @@ LLAMA: Final = Family(
     ),
     fixed=RMS,
     table=llama_names(),
+    inert_names=frozenset({"max_sequence_length"}),
     ignored=(ROTARY_FREQUENCIES,),
 )
 
@@ -67,6 +69,7 @@ SMOLLM3: Final = Family(
     ),
     fixed=RMS,
     table=llama_names(),
+    inert_names=frozenset({"max_window_layers"}),
 )
 
 MISTRAL_SIZES: Final = sizes(vocabulary=32000, hidden=4096, width=14336, layers=32, heads=32, length=131072)
@@ -191,6 +194,9 @@ GRANITE: Final = Family(
     table=llama_names(),
 )
 
+BIASES_OF_PHI: Final = ("attention_bias", "mlp_bias", "lm_head_bias")
+FACTORS_OF_PHI: Final = ("full_attn_mod", "interpolate_factor")
+
 PHI3: Final = Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
@@ -208,6 +214,9 @@ PHI3: Final = Family(
         ),
         OneWindow(None),
         dropout("resid_pdrop", ["dropout_after_attention", "dropout_after_mlp"]),
+        # Fields of the program that came with the first files; the class of today does not know them.
+        *(Only(name, (None, False), f"there are biases; {NOT_BUILT}") for name in BIASES_OF_PHI),
+        *(Only(name, (None, 1), f"not all layers attend alike; {NOT_BUILT}") for name in FACTORS_OF_PHI),
         *COMMON,
     ),
     fixed={**RMS, **NO_BIAS},
