@@ -233,7 +233,7 @@ def test_a_prompt_may_be_an_array(model: TransformerInferenceModule) -> None:
     ],
 )
 def test_a_precision_or_device_that_is_not_there_gets_a_message(
-    checkpoint: Path, options: dict[str, str], message: str
+    checkpoint: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         TransformerInferenceModule.from_checkpoint(checkpoint, **options)

@@ -7,8 +7,8 @@ from typing import Any, Final
 from scaling.transformer.hf.fields import Only
 
 _ABOUT_THE_FILE: Final = """
-    _name_or_path name_or_path _commit_hash transformers_version transformers.js_config transformers_weights
-    _attn_implementation _attn_implementation_autoset _attn_implementation_internal
+    _name_or_path name_or_path _model_name_or_path _commit_hash transformers_version transformers.js_config
+    transformers_weights _attn_implementation _attn_implementation_autoset _attn_implementation_internal
     attn_implementation _flash_attn_2_enabled
     _experts_implementation experts_implementation unsloth_fixed unsloth_version
 """
@@ -17,8 +17,8 @@ _ABOUT_TRAINING_AND_OUTPUT: Final = """
     use_cache pretraining_tp initializer_range output_attentions output_hidden_states return_dict id2label label2id
     num_labels _num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix
     chunk_size_feed_forward cache_implementation tie_last_hidden_states is_llama_config torchscript tf_legacy_loss
-    use_bfloat16 is_decoder gradient_checkpointing bos_token_id eos_token_id pad_token_id sep_token_id
-    decoder_start_token_id
+    use_bfloat16 is_decoder gradient_checkpointing bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
+    cls_token_id mask_token_id decoder_start_token_id
 """
 
 _ABOUT_GENERATION: Final = """

@@ -20,6 +20,7 @@ SAVE_INTERVAL: Final = 250
 WARMUP_STEPS: Final = 50
 LEARNING_RATE: Final = 1e-5
 """Usual for all weights of a trained model."""
+LEAST_RATE: Final = 1e-6
 GRADIENT_ACCUMULATION_STEPS: Final = 8
 
 
@@ -55,7 +56,7 @@ def write_starting_config(
         "topology": {"micro_batch_size": 1, "gradient_accumulation_steps": GRADIENT_ACCUMULATION_STEPS},
         "learning_rate_scheduler": {
             "learning_rate": LEARNING_RATE,
-            "learning_rate_minimum": LEARNING_RATE / 10,
+            "learning_rate_minimum": LEAST_RATE,
             "learning_rate_decay_style": "cosine",
             "learning_rate_decay_iters": ITERATIONS,
             "learning_rate_warmup_steps": WARMUP_STEPS,
