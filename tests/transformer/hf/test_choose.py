@@ -250,6 +250,10 @@ def test_another_sequence_length_leaves_the_family_unless_the_rotation_depends_o
             ['relative_position_embedding_type: is "rotary_complex", but in a gpt_neox model "rotary"'],
         ),
         (
+            {"activation_function": "squared_relu", "norm_type": "rms"},
+            ['mlp_type: is "default", but in a llama model "swiglu"', 'activation_function: is "squared_relu", but'],
+        ),
+        (
             {"norm_placement": "after_sum", **LLAMA_LIKE},
             ['norm_placement: is "after_sum", but in a llama model "pre"'],
         ),
@@ -258,6 +262,10 @@ def test_another_sequence_length_leaves_the_family_unless_the_rotation_depends_o
         (
             {"attention_score_cap": 5.0, "lm_head_bias": True},
             ["attention_score_cap: is 5.0, but in a gpt_neox model null", "lm_head_bias: is true, but"],
+        ),
+        (
+            {"attention_kinds": {"a": {}, "b": {"rotary": {"type": "none"}}}, "attention_pattern": ["a", "a", "b"]},
+            ['attention_kinds: is {"layer 2": {"window": null, "rotary": {"type": "none"}}}, but in a gpt_neox model'],
         ),
         (
             {"num_local_attention_heads": 2, "local_attention_window_size": 8},

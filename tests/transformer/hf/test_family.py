@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import transformers
 
+from scaling.core import ConfigError
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.hf.choose import family_for, family_of
 from scaling.transformer.hf.families import FAMILIES as OURS
@@ -169,6 +171,25 @@ def test_every_field_that_is_not_inert_changes_the_architecture(family: Family) 
     assert [path for path, seen in reacts.items() if seen and path in family.inert_names] == []
     asked = {path.split(".")[0] for path, seen in reacts.items() if seen}
     assert {name for part in family.parts for name in part.names} - asked == set()
+
+
+@pytest.mark.parametrize("family", OURS, ids=lambda family: family.model_type)
+def test_whatever_a_field_says_is_written_again(family: Family) -> None:
+    count = 0
+    for config in (config_json(name) for name in FAMILIES):
+        if config["model_type"] != family.model_type:
+            continue
+        for path, other in one_change(config, ""):
+            if path in INERT or path in family.inert_names or any(True for _ in family.problems(other)):
+                continue
+            try:
+                architecture = TransformerArchitectureConfig.from_dict(family.section(other))
+            except ConfigError:
+                continue
+            again = family.section(family.config(architecture))
+            assert plan_of(TransformerArchitectureConfig.from_dict(again)) == plan_of(architecture), path
+            count += 1
+    assert count > 8
 
 
 def test_fields_that_change_nothing_are_kept() -> None:

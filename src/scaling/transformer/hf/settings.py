@@ -41,7 +41,7 @@ def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a section that has all keys, as `as_dict` gives it.
 
     What is null because it follows from something else is what follows. `layers` says the window and the rotation of
-    each layer, `mlp_type` only whether there is a gate.
+    each layer, `mlp_type` only whether there is a gate (swiglu).
     """
     ours = flat(section)
     heads, hidden = ours["num_attention_heads"], ours["hidden_size"]
@@ -67,7 +67,7 @@ def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
         "attention_num_kv_heads": ours["attention_num_kv_heads"] or heads,
         "mlp_size": -(-width // multiple) * multiple,
         "activation_function": activation,
-        "mlp_type": "default" if ours["mlp_type"] == "default" else "gated",
+        "mlp_type": "default" if ours["mlp_type"] == "default" else "swiglu",
         "key_query_norm": "per_head" if ours["key_query_norm"] is True else ours["key_query_norm"],
         "layers": layers_of(ours, usual),
     }
