@@ -28,6 +28,7 @@ from scaling.core import (
 from scaling.core.checkpoint import plain_files
 from scaling.core.checkpoint.reader import CheckpointReader, cast
 from scaling.core.checkpoint.search import find_newest
+from scaling.core.storage.writing import write_fully
 from scaling.transformer.data.tokenizer import train_tokenizer
 from scaling.transformer.hf import exporter, importer
 from scaling.transformer.hf.check import check_export
@@ -35,6 +36,7 @@ from scaling.transformer.hf.companions import companions_of_checkpoints
 from scaling.transformer.hf.copies import whole_of
 from scaling.transformer.hf.exporter import export_model, in_shards
 from scaling.transformer.hf.importer import import_model
+from scaling.transformer.hf.tensors import TensorMap
 from tests.core.checkpoint.virtual import on_ranks
 from tests.distributed import run_distributed
 from tests.transformer.hf.by_hand import (
@@ -124,8 +126,7 @@ def test_an_index_says_where_each_tensor_is(tmp_path: Path) -> None:
     again = export_model(stored, tmp_path / "whole")
     assert again.files == ("model.safetensors",)
     assert not (again.path / "model.safetensors.index.json").exists()
-    with (again.path / "model.safetensors").open("rb") as file:
-        assert b'"__metadata__":{"format":"pt"}' in file.read(100)
+    assert b'"__metadata__":{"format":"pt"}' in (again.path / "model.safetensors").read_bytes()[:100]
 
 
 def test_weights_are_rounded_on_request(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = imported(tmp_path)
     before = sorted(tmp_path.iterdir())
-    written = plain_files.write_fully
+    written = write_fully
     calls: list[int] = []
 
     def full(descriptor: int, data: memoryview) -> None:
@@ -287,7 +288,7 @@ def test_ends_are_kept_where_generation_defaults_are_lost(tmp_path: Path) -> Non
 
 def test_a_tensor_larger_than_a_file_gets_one_of_its_own() -> None:
     theirs = [
-        exporter.Written(exporter.TensorMap(str(size), (size,), ()), dtype)
+        exporter.Written(TensorMap(str(size), (size,), ()), dtype)
         for size, dtype in ((3, torch.bfloat16), (40, torch.float32), (1, torch.bfloat16), (2, torch.float32))
     ]
     shards = in_shards(theirs, 100)

@@ -21,6 +21,7 @@ from scaling.transformer.config.environment import TransformerConfigHere
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
 from scaling.transformer.hf import importer
 from scaling.transformer.hf.companions import Origin, read_origin
+from scaling.transformer.hf.folder import read_folder
 from scaling.transformer.hf.importer import import_model
 from tests.transformer.hf.by_hand import (
     COMPANIONS,
@@ -283,10 +284,9 @@ def test_a_full_disk_leaves_no_checkpoint_and_the_next_import_works(
 
 def test_files_that_change_meanwhile_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_model(tmp_path / "m")
-    read = importer.read_folder
 
     def read_and_change(path: Path) -> Any:
-        found = read(path)
+        found = read_folder(path)
         write_weights(path, dict(reversed(weights(torch.float16).items())))
         return found
 
