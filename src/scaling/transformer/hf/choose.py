@@ -83,6 +83,26 @@ def _class_problems(family: Family, config: Mapping[str, Any]) -> Iterator[Probl
             f"is {shown(given)}, but of {family.model_type} models only {family.architecture} is built: the language "
             "model with a head over the vocabulary",
         )
+    program = config.get("auto_map")
+    if program and not _is_named_alike(program, family):
+        yield Problem(
+            "auto_map",
+            f"is {shown(program)}: a program beside the model defines it, which is not run; remove the field where "
+            f"the model is a plain {family.architecture}",
+        )
+
+
+def _is_named_alike(program: Any, family: Family) -> bool:
+    """Return whether the classes of `auto_map` are the family's own, of before `transformers` had them."""
+    if not isinstance(program, dict):
+        return False
+    stem = family.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    own = {"AutoConfig": f"{stem}Config", "AutoModel": f"{stem}Model", "AutoModelForCausalLM": family.architecture}
+    return all(
+        isinstance(value, str) and value.rpartition(".")[2] == own.get(name)
+        for name, value in program.items()
+        if name == "AutoConfig" or name.startswith("AutoModel")
+    )
 
 
 def _section_problems(family: Family, config: Mapping[str, Any]) -> Iterator[Problem]:

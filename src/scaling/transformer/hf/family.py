@@ -16,7 +16,7 @@ from scaling.transformer.hf.settings import kinds_of, nested, resolved
 from scaling.transformer.hf.tensors import Table, TensorMap
 from scaling.transformer.plan.model import ModelPlan
 
-ABOUT: Final = frozenset({"model_type", "architectures", "transformers_version"})
+ABOUT: Final = frozenset({"model_type", "architectures", "auto_map", "transformers_version"})
 """Fields that name the family and the program."""
 
 PRECISION: Final = Field("dtype", str, None, "precision", nullable=True, former="torch_dtype")
@@ -72,8 +72,11 @@ class Family:
                     f"is not known for {self.model_type} models, and might change what they compute; {hint}emove it "
                     "where it does not",
                 )
-        for common in (PRECISION, *REFUSED):
-            yield from common.problems(config)
+        own = {name for part in self.parts for name in part.names}
+        yield from PRECISION.problems(config)
+        for only in REFUSED:
+            if only.name not in own:
+                yield from only.problems(config)
         for part in sorted(self.parts, key=lambda part: not isinstance(part, Field)):
             if failed and not isinstance(part, Field):
                 return  # what follows counts layers and positions
@@ -120,17 +123,25 @@ class Family:
         return with_kept
 
     def inert(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of a valid config.json that a file with the same section could do without."""
+        """Return the fields of a valid config.json that a file with the same section could do without.
+
+        So could it without those that an export alone would write by another name of the same value.
+        """
         ropes = [part for part in self.parts if isinstance(part, (Rope, RopeByKind))]
         former = {*PRECISION.names, *(name for rope in ropes for name in rope.former)}
         present = {name: value for name, value in config.items() if name not in former}
         for rope in ropes:
             present[PRESENT] = rope.present(self._complete(config))
         section = self.section(present)
+        written = self.config(TransformerArchitectureConfig.from_dict(section))
         return {
             name: value
             for name, value in present.items()
-            if name == PRESENT or (name not in ABOUT and self._section_or_none(_without(present, name)) == section)
+            if name == PRESENT
+            or (
+                name not in ABOUT
+                and (written.get(name, value) != value or self._section_or_none(_without(present, name)) == section)
+            )
         }
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, str]:

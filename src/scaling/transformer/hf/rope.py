@@ -158,7 +158,7 @@ class Rope:
     def present(self, config: Config) -> dict[str, Any]:
         """Return `rope_parameters` as transformers completes it, with all that the file says."""
         given = config.get(FORMER) or config.get(PRESENT) or {}
-        result = {key: value for key, value in given.items() if value is not None and key != "type"}
+        result = {key: value for key, value in given.items() if value is not None}
         result["rope_type"] = type_of(given, self.renamed)
         if result.get("rope_theta") is None:
             result["rope_theta"] = config.get(self.base_name) or self.base
@@ -256,7 +256,7 @@ class RopeByKind:
             entry = dict(given.get(kind) or {})
             if kind == "full_attention":
                 entry |= config.get(FORMER) or {}
-            result[kind] = {key: value for key, value in entry.items() if value is not None and key != "type"}
+            result[kind] = {key: value for key, value in entry.items() if value is not None}
             result[kind]["rope_type"] = type_of(entry, {})
             result[kind].setdefault("rope_theta", base)
         return result
