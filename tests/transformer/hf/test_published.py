@@ -91,6 +91,32 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
             "auto_map: is {",
         ),
         (changed("phi-4", auto_map=["modeling_phi3.Phi3ForCausalLM"]), "auto_map: is ["),
+        (changed("Llama-2-7b-hf", rope_theta=0), "rope_theta: as transformer_architecture.rotary_embedding_base, it"),
+        (changed("pythia-160m", rotary_pct=0), "rotary_pct: as transformer_architecture.rotary_percentage, it"),
+        (changed("gpt2", n_inner=0), "n_inner: must be above 0, not 0"),
+        (changed("gpt2", n_positions=0), "n_positions: must be above 0, not 0"),
+        (
+            changed("Phi-3.5-mini-instruct", original_max_position_embeddings=0),
+            "rope_scaling.original_max_position_embeddings: must be above 0, not 0",
+        ),
+        (
+            changed("Phi-3.5-mini-instruct", rope_scaling={"type": "su", "short_factor": [0], "long_factor": [1.0]}),
+            "rope_scaling.short_factor: must be a list of numbers above 0, but holds 0",
+        ),
+        (changed("gemma-3-1b-it", sliding_window_pattern=0), "sliding_window_pattern: must be a whole number of at"),
+        (changed("gemma-3-1b-it", query_pre_attn_scalar=0), "query_pre_attn_scalar: must be above 0, not 0"),
+        (changed("gemma-3-1b-it", query_pre_attn_scalar=-1), "query_pre_attn_scalar: must be above 0, not -1"),
+        (
+            changed("gemma-3-1b-it", rope_local_base_freq=0),
+            "rope_theta: as transformer_architecture.attention_kinds.rotary",
+        ),
+        (changed("gemma-3-1b-it", sliding_window=2**80), "sliding_window: must be at most 9007199254740992, not"),
+        (changed("gemma-3-270m", layer_types=["x"] * 18), 'layer_types.0: is "x", which is not built'),
+        (changed("Llama-2-7b-hf", **{"a\x1b[31m": 1}), '"a\\u001b[31m": is not known for llama models'),
+        (
+            {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]},
+            'model_type: is "mixtral", which is not built; these are: llama, ',
+        ),
         (changed("Llama-2-7b-hf", partial_rotary_factor=0.5), "partial_rotary_factor: is 0.5: models of this type"),
     ],
 )
@@ -99,3 +125,17 @@ def test_a_look_alike_that_is_another_model_is_refused(config: dict[str, Any], m
         family_of(config)
     (problem,) = refused.value.problems
     assert str(problem).startswith(message)
+    assert "did you mean" not in str(problem)
+
+
+def test_whole_numbers_may_be_written_as_others_are() -> None:
+    config = changed("Mistral-7B-v0.1", num_hidden_layers=32.0, sliding_window=4096.0, hidden_size=4096.0)
+    architecture = TransformerArchitectureConfig.from_dict(family_of(config).section(config))
+    assert plan_of(architecture).num_parameters == PUBLISHED["Mistral-7B-v0.1"]["parameters"]
+
+
+def test_many_unknown_fields_are_counted() -> None:
+    with pytest.raises(ConfigError) as refused:
+        family_of(changed("Llama-2-7b-hf", **{f"field_{number}": 1 for number in range(100_000)}))
+    assert len(refused.value.problems) == 21
+    assert "99980 more fields are not known for llama models" in str(refused.value)

@@ -69,7 +69,9 @@ def _unknown_type(config: Mapping[str, Any]) -> Problem:
     if given is None:
         return Problem("model_type", f"is missing, so the family of the model is unknown; add one of {names}")
     near = nearest(given, BY_TYPE) if isinstance(given, str) else None
-    hint = f"; did you mean {near}?" if near else ""
+    # A Mixtral is no Mistral that somebody misspelled, as its class tells.
+    is_slip = near is not None and config.get("architectures") in (None, [BY_TYPE[near].architecture])
+    hint = f"; did you mean {near}?" if is_slip else ""
     if "text_config" in config:
         hint = "; it has other parts beside its language model (text_config): save that alone, and read what was saved"
     return Problem("model_type", f"is {shown(given)}, which is not built; these are: {names}{hint}")

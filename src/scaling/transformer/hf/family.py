@@ -9,15 +9,20 @@ from typing import Any, Final, final
 
 from scaling.core import Problem, nearest
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
-from scaling.transformer.hf.fields import Config, Field, Ours, Part
+from scaling.transformer.hf.fields import Config, Field, Ours, Part, shown
 from scaling.transformer.hf.inert import INERT, REFUSED
-from scaling.transformer.hf.rope import PRESENT, Rope, RopeByKind
+from scaling.transformer.hf.rope import FORMER, PRESENT, Rope, RopeByKind
 from scaling.transformer.hf.settings import kinds_of, nested, resolved
 from scaling.transformer.hf.tensors import Table, TensorMap
 from scaling.transformer.plan.model import ModelPlan
 
 ABOUT: Final = frozenset({"model_type", "architectures", "auto_map", "transformers_version"})
 """Fields that name the family and the program."""
+
+_NAMED: Final = 20
+"""Most unknown fields that are named."""
+_LONGEST: Final = 100
+"""Most characters of the name of a field in a message."""
 
 PRECISION: Final = Field("dtype", str, None, "precision", nullable=True, former="torch_dtype")
 
@@ -63,15 +68,17 @@ class Family:
     def problems(self, config: Config) -> Iterator[Problem]:
         """Yield the fields whose values are wrong or not built."""
         complete, failed = self._complete(config), False
-        for name in config:
-            if name not in self.names:
-                near = nearest(name, self.names)
-                hint = f"did you mean {near}? If not, r" if near else "r"
-                yield Problem(
-                    name,
-                    f"is not known for {self.model_type} models, and might change what they compute; {hint}emove it "
-                    "where it does not",
-                )
+        unknown = [name for name in config if name not in self.names]
+        for name in unknown[:_NAMED]:
+            near = nearest(name, self.names)
+            hint = f"did you mean {near}? If not, r" if near else "r"
+            yield Problem(
+                name if name.isprintable() and len(name) <= _LONGEST else shown(name),
+                f"is not known for {self.model_type} models, and might change what they compute; {hint}emove it "
+                "where it does not",
+            )
+        if len(unknown) > _NAMED:
+            yield Problem("", f"{len(unknown) - _NAMED} more fields are not known for {self.model_type} models")
         own = {name for part in self.parts for name in part.names}
         yield from PRECISION.problems(config)
         for only in REFUSED:
@@ -147,7 +154,10 @@ class Family:
     def fields(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Return the field that each setting of a section comes from."""
         complete = self._complete(config)
-        return {key: part.names[0] for part in (*self.parts, PRECISION) for key in part.read(complete)}
+        found = {key: _origin(part, key, config) for part in (*self.parts, PRECISION) for key in part.read(complete)}
+        by_kind = next((part for part in self.parts if isinstance(part, RopeByKind)), None)
+        rotation = {} if by_kind is None else {"attention_kinds.rotary": _origin(by_kind, "layers", config)}
+        return {**found, "attention_kinds": "sliding_window", **rotation}
 
     def tensors(self, plan: ModelPlan) -> tuple[TensorMap, ...]:
         """Return all tensors of theirs, in the order of their files."""
@@ -174,6 +184,14 @@ class Family:
         if any(True for _ in self.problems(config)):
             return None
         return self.section(config)
+
+
+def _origin(part: Part, key: str, config: Config) -> str:
+    """Return the name by which a file says a setting."""
+    if isinstance(part, Rope) and config.get(PRESENT) is None:
+        former = {"rotary": FORMER, "rotary_embedding_base": part.base_name, "rotary_percentage": part.partial_name}
+        return former[key]
+    return next((name for name in part.names if config.get(name) is not None), part.names[0])
 
 
 def _without(config: Config, name: str) -> dict[str, Any]:

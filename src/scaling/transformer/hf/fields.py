@@ -56,6 +56,12 @@ WORDS: Final[Mapping[type, str]] = {
 }
 
 
+def given(config: Config, name: str, default: Any) -> Any:
+    """Return a value of a file, the default where it is null or absent. Zero is a value."""
+    value = config.get(name)
+    return default if value is None else value
+
+
 def is_of(kind: type, value: Any) -> bool:
     """Return whether a value of a file is of a kind. Whole numbers are numbers, truth values are not."""
     if kind is bool or isinstance(value, bool):
@@ -94,7 +100,8 @@ class Field:
     def value(self, config: Config) -> Any:
         """Return what the file says, or the default."""
         former = config.get(self.former, self.default) if self.former is not None else self.default
-        return config.get(self.name, former)
+        value = config.get(self.name, former)
+        return int(value) if self.kind is int and isinstance(value, float) and value.is_integer() else value
 
     def given(self, config: Config) -> Iterator[tuple[str, Any]]:
         """Yield the present name with the value, for others that ask for it."""
@@ -192,6 +199,8 @@ class Computed:
     """Each may be null or absent."""
     to_ours: Callable[[Config], dict[str, Any]]
     to_theirs: Callable[[Ours], dict[str, Any]]
+    above: float | None = None
+    """Each value must be above this."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -201,8 +210,13 @@ class Computed:
     def problems(self, config: Config) -> Iterator[Problem]:
         """Yield values of the wrong kind."""
         for name, kind in self.fields.items():
-            if config.get(name) is not None and not is_of(kind, config[name]):
-                yield Problem(name, f"must be {WORDS[kind]}, not {shown(config[name])}")
+            value = config.get(name)
+            if value is None:
+                continue
+            if not is_of(kind, value):
+                yield Problem(name, f"must be {WORDS[kind]}, not {shown(value)}")
+            elif self.above is not None and not value > self.above:
+                yield Problem(name, f"must be above {self.above:g}, not {shown(value)}")
 
     def read(self, config: Config) -> dict[str, Any]:
         """Return the settings."""

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Final
@@ -23,6 +24,8 @@ MAX_NAME_LENGTH: Final = 1000
 
 _SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_MOST_DIGITS: Final = 300
+"""Of a whole number, so that it is within the range of other numbers."""
 _NAMED: Final = 5
 """Most names that a message lists."""
 
@@ -98,7 +101,13 @@ def read_object(path: Path) -> dict[str, Any] | None:
             raise ConfigError(f"{path} is not a regular file; copy it again from where the model came")
         if status.st_size > MAX_JSON_BYTES:
             raise ConfigError(f"{path} has {status.st_size} bytes; at most {MAX_JSON_BYTES} are accepted")
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+        found = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=unique_keys,
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_bounded,
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
@@ -106,6 +115,19 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no JSON object; copy it again from where the model came")
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text[:_MOST_DIGITS]} is no number that can be computed with")
+    return value
+
+
+def _bounded(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(text)} digits")
+    return int(text)
 
 
 def _weight_map(path: Path) -> dict[str, str] | None:

@@ -12,6 +12,8 @@ from scaling.transformer.hf.settings import NO_ROTARY
 
 SLIDING: Final = "sliding_attention"
 FULL: Final = "full_attention"
+MOST: Final = 2**53
+"""Keys of a window: more than any text has."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class LayerTypes:
     """There is no window unless `use_sliding_window` is true."""
     others: Mapping[str, Any] = field(default_factory=dict)
     """Other fields that `usual` reads, whole numbers, and their defaults."""
+    least: int = 0
+    """Of those numbers."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -78,8 +82,8 @@ class LayerTypes:
         if self.switch and not isinstance(config.get("use_sliding_window", False), bool):
             yield Problem("use_sliding_window", f"must be true or false, not {shown(config['use_sliding_window'])}")
         for name in self.others:
-            if config.get(name) is not None and (not is_of(int, config[name]) or config[name] < 0):
-                yield Problem(name, f"must be a whole number of at least 0, not {shown(config[name])}")
+            if config.get(name) is not None and (not is_of(int, config[name]) or config[name] < self.least):
+                yield Problem(name, f"must be a whole number of at least {self.least}, not {shown(config[name])}")
         given = config.get("layer_types")
         if given is None:
             return
@@ -89,6 +93,7 @@ class LayerTypes:
         for layer, kind in enumerate(given):
             if kind not in (SLIDING, FULL):
                 yield Problem(f"layer_types.{layer}", f"is {shown(kind)}, which is not built; {FULL} and {SLIDING} are")
+                return  # the others are no better, and there may be many
         layers = config["num_hidden_layers"]
         if len(given) != layers:
             yield Problem("layer_types", f"has {len(given)} entries, but num_hidden_layers is {layers}; give one each")
@@ -162,3 +167,5 @@ def _window_problems(config: Config) -> Iterator[Problem]:
     window = config.get("sliding_window")
     if window is not None and (not is_of(int, window) or window < 1):
         yield Problem("sliding_window", f"must be a whole number of at least 1, or null, not {shown(window)}")
+    elif window is not None and window > MOST:
+        yield Problem("sliding_window", f"must be at most {MOST}, not {shown(window)}; null is no window")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from scaling.core import Problem
-from scaling.transformer.hf.fields import WORDS, Config, Ours, is_of, shown
+from scaling.transformer.hf.fields import WORDS, Config, Ours, given, is_of, shown
 from scaling.transformer.hf.layer_types import LayerTypes
 from scaling.transformer.hf.settings import NO_ROTARY, TRAINED_LENGTH
 
@@ -117,6 +117,10 @@ def problems_of(path: str, parameters: Mapping[str, Any], extra: Sequence[str]) 
             continue
         if not is_of(parameter.kind, value):
             yield Problem(f"{path}.{name}", f"must be {WORDS[parameter.kind]}, not {shown(value)}")
+        elif parameter.kind is list and (wrong := [one for one in value if not is_of(float, one) or not one > 0]):
+            yield Problem(f"{path}.{name}", f"must be a list of numbers above 0, but holds {shown(wrong[0])}")
+        elif parameter.kind is int and not value > 0:
+            yield Problem(f"{path}.{name}", f"must be above 0, not {shown(value)}")
     for name, parameter in known.items():
         if parameter.required and parameters.get(name) is None:
             yield Problem(path, f"has no {name}, which rope_type {kind} needs; add it")
@@ -157,15 +161,15 @@ class Rope:
 
     def present(self, config: Config) -> dict[str, Any]:
         """Return `rope_parameters` as transformers completes it, with all that the file says."""
-        given = config.get(FORMER) or config.get(PRESENT) or {}
-        result = {key: value for key, value in given.items() if value is not None}
-        result["rope_type"] = type_of(given, self.renamed)
+        said = config.get(FORMER) or config.get(PRESENT) or {}
+        result = {key: value for key, value in said.items() if value is not None}
+        result["rope_type"] = type_of(said, self.renamed)
         if result.get("rope_theta") is None:
-            result["rope_theta"] = config.get(self.base_name) or self.base
+            result["rope_theta"] = given(config, self.base_name, self.base)
         if self.partial is not None:
-            result.setdefault("partial_rotary_factor", config.get(self.partial_name) or self.partial)
+            result.setdefault("partial_rotary_factor", given(config, self.partial_name, self.partial))
         if self.length_name is not None and result["rope_type"] in TRAINED_LENGTH:
-            result["original_max_position_embeddings"] = config.get(self.length_name) or self.length
+            result["original_max_position_embeddings"] = given(config, self.length_name, self.length)
         return result
 
     def problems(self, config: Config) -> Iterator[Problem]:
@@ -183,7 +187,7 @@ class Rope:
             present.pop("partial_rotary_factor", None)
         inside, beside = (config.get(path) or {}).get("original_max_position_embeddings"), self.length
         if self.length_name is not None:
-            beside = config.get(self.length_name) or beside
+            beside = given(config, self.length_name, beside)
             if inside is not None and inside != beside:
                 yield Problem(
                     f"{path}.original_max_position_embeddings",
@@ -245,15 +249,14 @@ class RopeByKind:
 
     def present(self, config: Config) -> dict[str, Any]:
         """Return `rope_parameters` as transformers completes it, with all that the file says."""
-        given = config.get(PRESENT) or {}
-        local = None if self.sliding_name is None else config.get(self.sliding_name)
+        said = config.get(PRESENT) or {}
         bases = {
-            "full_attention": config.get("rope_theta") or self.full,
-            "sliding_attention": local or self.sliding,
+            "full_attention": given(config, "rope_theta", self.full),
+            "sliding_attention": given(config, self.sliding_name or "", self.sliding),
         }
         result = {}
         for kind, base in bases.items():
-            entry = dict(given.get(kind) or {})
+            entry = dict(said.get(kind) or {})
             if kind == "full_attention":
                 entry |= config.get(FORMER) or {}
             result[kind] = {key: value for key, value in entry.items() if value is not None}
@@ -268,8 +271,7 @@ class RopeByKind:
         wrong = [name for name in self.former[1:] if not _is_number(config.get(name))]
         for name in wrong:
             yield Problem(name, f"must be a number, not {shown(config[name])}")
-        given = config.get(PRESENT) or {}
-        for name, entry in given.items():
+        for name, entry in (config.get(PRESENT) or {}).items():
             if name not in ("full_attention", "sliding_attention"):
                 wrong.append(name)
                 yield Problem(

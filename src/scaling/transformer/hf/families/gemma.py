@@ -18,7 +18,7 @@ from scaling.transformer.hf.families.shared import (
     tied,
 )
 from scaling.transformer.hf.family import Family
-from scaling.transformer.hf.fields import Computed, Config, Field, Ours, simplest
+from scaling.transformer.hf.fields import Computed, Config, Field, Ours, given, simplest
 from scaling.transformer.hf.layer_types import LayerTypes
 from scaling.transformer.hf.rope import Rope, RopeByKind
 from scaling.transformer.hf.tensors import Row
@@ -38,9 +38,8 @@ def _scale(scalar: float) -> float:
 
 
 def _read_scale(config: Config) -> dict[str, Any]:
-    given = config.get("query_pre_attn_scalar", 256)
-    size = config.get("head_dim", 256)
-    return {"attention_score_scale": None if given == size else _scale(given)}
+    scalar = given(config, "query_pre_attn_scalar", 256)
+    return {"attention_score_scale": None if scalar == config.get("head_dim", 256) else _scale(scalar)}
 
 
 def _write_scale(ours: Ours) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def _write_scale(ours: Ours) -> dict[str, Any]:
     return {"query_pre_attn_scalar": simplest(scale, made_by=_scale, undone_by=lambda x: float(x**-2))}
 
 
-SCORE_SCALE: Final = Computed({"query_pre_attn_scalar": int}, _read_scale, _write_scale)
+SCORE_SCALE: Final = Computed({"query_pre_attn_scalar": int}, _read_scale, _write_scale, above=0)
 
 
 def embedding_scale(config: Config) -> dict[str, Any]:
@@ -91,7 +90,9 @@ GEMMA2: Final = Family(
     inert_names=frozenset({"hidden_act", "sliding_window_size"}),
 )
 
-GEMMA3_LAYERS: Final = LayerTypes(_slides_but_every("sliding_window_pattern"), others={"sliding_window_pattern": 6})
+GEMMA3_LAYERS: Final = LayerTypes(
+    _slides_but_every("sliding_window_pattern"), others={"sliding_window_pattern": 6}, least=1
+)
 
 GEMMA3: Final = Family(
     model_type="gemma3_text",

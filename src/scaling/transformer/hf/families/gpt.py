@@ -14,7 +14,7 @@ from scaling.transformer.hf.families.shared import (
     tied,
 )
 from scaling.transformer.hf.family import Family
-from scaling.transformer.hf.fields import Choice, Computed, Config, Field, Ours
+from scaling.transformer.hf.fields import Choice, Computed, Config, Field, Ours, given
 from scaling.transformer.hf.rope import Rope
 from scaling.transformer.hf.tensors import Row, Table
 
@@ -66,7 +66,7 @@ GPT_NEOX: Final = Family(
 
 
 def _read_width(config: Config) -> dict[str, Any]:
-    return {"mlp_size": config.get("n_inner") or 4 * config["n_embd"]}
+    return {"mlp_size": given(config, "n_inner", 4 * config["n_embd"])}
 
 
 def _write_width(ours: Ours) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _write_width(ours: Ours) -> dict[str, Any]:
 
 
 def _read_positions(config: Config) -> dict[str, Any]:
-    length = config.get("n_positions") or 1024
+    length = given(config, "n_positions", 1024)
     return {"absolute_positions": length, "sequence_length": length}
 
 
@@ -87,8 +87,10 @@ GPT2: Final = Family(
         Field("n_embd", int, 768, "hidden_size", above=0),
         Field("n_layer", int, 12, "num_layers", above=0, most=MOST_LAYERS),
         Field("n_head", int, 12, "num_attention_heads", above=0),
-        Computed({"n_inner": int}, _read_width, _write_width),
-        Computed({"n_positions": int}, _read_positions, lambda ours: {"n_positions": ours["absolute_positions"]}),
+        Computed({"n_inner": int}, _read_width, _write_width, above=0),
+        Computed(
+            {"n_positions": int}, _read_positions, lambda ours: {"n_positions": ours["absolute_positions"]}, above=0
+        ),
         epsilon("layer_norm_epsilon", 1e-5),
         tied(True),
         plain("activation_function", "gelu_new"),
