@@ -144,6 +144,10 @@ def test_the_loss_is_the_sum_over_what_counts() -> None:
     assert float(output.weight) == 3.0
 
 
+def test_the_width_is_rounded_up_and_never_0() -> None:
+    assert [architecture(mlp_factor=factor, mlp_size_multiple_of=6).mlp_width for factor in (0.01, 0.5)] == [6, 12]
+
+
 def test_costs_follow_the_widths() -> None:
     embedding, block, _, norm, head = (spec.cost for spec in layer_specs(architecture(), Topology.single(), seed=0))
     assert embedding == norm == 0.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.plain_words import expected, first_of, fits, nearest, one_of, shown, with_home
@@ -33,6 +34,7 @@ class Box(BaseConfig):
         (Literal["a", 1], ["a", 1], ["1", True], "one of a or 1"),
         (list[int], [[], [1, 2]], [1, ["a"], [None]], "a list, each item a whole number"),
         (list[list[str]], [[["a"]]], [["a"]], "a list, each item a list, each item text"),
+        (list[Annotated[int, Field(gt=0)]], [[1]], [["a"]], "a list, each item a whole number greater than 0"),
         (dict[str, float], [{}, {"a": 1}], [{"a": "b"}, []], "a mapping from text to a number"),
         (int | None, [1, None], ["1"], "a whole number, or null"),
         (list[int] | Box | None, [[1], {}, Box(), None], ["a"], "a list, each item a whole number or a section"),

@@ -57,6 +57,40 @@ ARCHITECTURE_PROBLEMS = [
         "rotated pair",
     ),
     (
+        "transformer_architecture: {rotary_percentage: 0.03125,"
+        " rotary: {type: longrope, short_factor: [1], long_factor: [2], trained_length: 1}}",
+        "transformer_architecture.rotary.attention_factor: is null, and then divided by the logarithm of "
+        "trained_length, which of 1 is 0; give attention_factor, or a larger trained_length",
+    ),
+    (
+        "transformer_architecture: {rotary: {type: longrope, short_factor: [0], long_factor: [1]}}",
+        "transformer_architecture.rotary.short_factor.0: must be a number greater than 0, not 0",
+    ),
+    (
+        "transformer_architecture: {rotary: {type: dynamic, factor: 1e300, trained_length: 1}}",
+        "transformer_architecture.rotary.factor: must be a number of at least 1 and of at most 1000000, not 1e+300",
+    ),
+    (
+        "transformer_architecture: {rotary: {type: yarn, factor: 2, beta_slow: 1e-320}}",
+        "transformer_architecture.rotary.beta_slow: must be a number of at least 1e-06 and of at most 1000000, not "
+        "1e-320",
+    ),
+    (
+        "transformer_architecture: {attention_pattern: [a], attention_kinds: {a: {window: 0}}}",
+        "transformer_architecture.attention_kinds.a.window: must be a whole number of at least 1, or null, not 0",
+    ),
+    (
+        "transformer_architecture: {attention_pattern: [a], attention_kinds: {a: null}}",
+        "transformer_architecture.attention_kinds.a: must be a section (KEY: VALUE lines), not null",
+    ),
+    (
+        "transformer_architecture: {attention_head_size: 9, attention_pattern: [a], attention_kinds: {a: {rotary:"
+        " {type: longrope, short_factor: [1], long_factor: [1]}}}}",
+        "transformer_architecture.rotary_percentage: is 1, which rotates 9 of the 9 dimensions of a head "
+        "(attention_head_size), but rotation needs an even number of at least 2; change one of the two, or set "
+        "relative_position_embedding_type to none",
+    ),
+    (
         "transformer_architecture: {attention_head_size: 2, rotary: {type: dynamic, factor: 2}}",
         "transformer_architecture.rotary.type: is dynamic, which changes the base, but of a head's dimensions 2 are "
         "rotated, in one pair, which does not depend on it; use another type",

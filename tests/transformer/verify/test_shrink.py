@@ -95,8 +95,23 @@ def test_a_model_becomes_small_and_keeps_what_a_layout_can_break(
         )
 
 
-def test_shrinking_twice_changes_nothing_more() -> None:
-    once = shrunk(config({"model_parallel_size": 2, "pipe_parallel_size": 2}))
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {},
+        {"mlp_size": 3},
+        {"rotary_percentage": 0.02, "rotary": {"type": "longrope", "short_factor": [1], "long_factor": [2]}},
+        {
+            "relative_position_embedding_type": "none",
+            "attention_head_size": 4,
+            "rotary": {"type": "longrope", "short_factor": [1, 2, 3], "long_factor": [2, 3, 4]},
+        },
+        {"attention_head_size": 9, "rotary": {"type": "none"}},
+    ],
+    ids=["usual", "thin mlp", "one pair", "no positions", "odd heads"],
+)
+def test_shrinking_twice_changes_nothing_more(architecture: dict[str, Any]) -> None:
+    once = shrunk(config({"model_parallel_size": 1, "pipe_parallel_size": 2}, **architecture))
     assert shrunk(once) == once
     assert list(differences(once, shrunk(once))) == []
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scaling.core.config.fields import NoEffect, Unavailable, marker
-from scaling.core.config.plain_words import alternatives, nearest, refusal
+from scaling.core.config.plain_words import alternatives, bounds_of, nearest, refusal
 from scaling.core.errors import Problem
 
 PROBLEMS = "problems"
@@ -30,7 +30,7 @@ def explain(
 
     `root` is the configuration being loaded: where an unknown key may belong.
     """
-    lines = [(_place(line["loc"]), line) for line in error.errors(include_url=False)]
+    lines = [(_place(line["loc"], section), line) for line in error.errors(include_url=False)]
     explained = {".".join(place) for place, line in lines if line["type"] == PROBLEMS}
     problems: list[Problem] = []
     for place, line in lines:
@@ -53,10 +53,15 @@ def sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from sections_of(argument)
 
 
-def _place(location: Sequence[int | str]) -> list[str]:
-    """Return the field, and indices of list items; what follows in `location` names arms of a union."""
-    indices = takewhile(lambda part: isinstance(part, int), location[1:])
-    return [str(part) for part in (*location[:1], *indices)]
+def _place(location: Sequence[int | str], section: type[BaseModel]) -> list[str]:
+    """Return the field, indices of list items and keys of mappings; what follows in `location` names arms of a union.
+
+    A mapping of its own, not one of several types that a value may have, so that the part behind it is a key.
+    """
+    field = section.model_fields.get(str(location[0])) if location else None
+    keyed = field is not None and get_origin(field.annotation) is dict
+    first, rest = location[: 1 + keyed], location[1 + keyed :]
+    return [str(part) for part in (*first, *takewhile(lambda part: isinstance(part, int), rest))]
 
 
 def _message(
@@ -75,9 +80,12 @@ def _message(
     if line["type"] == "missing":
         return f"is required. {field.description}"
     annotation: Any = field.annotation
+    bounds: Sequence[Any] = field.metadata
+    which = 0 if line["loc"][-1] == "[key]" else -1
     for _ in indices:
-        annotation = next((get_args(arm)[0] for arm in alternatives(annotation) if get_args(arm)), annotation)
-    return refusal(annotation, field.metadata, line["input"])
+        annotation = next((get_args(arm)[which] for arm in alternatives(annotation) if get_args(arm)), annotation)
+        bounds = bounds_of(annotation)
+    return refusal(annotation, bounds, line["input"])
 
 
 def _unknown(name: str, known: Sequence[str], former_names: Mapping[str, str], root: type[BaseModel]) -> str:

@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 _LARGEST: Final[Mapping[type, float]] = {int: 2**63 - 1, float: sys.float_info.max}
 """Whole numbers have 64 bits, as in files and tensors; other numbers are finite."""
@@ -30,6 +31,14 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
 def _items(annotation: Any) -> list[Any]:
     """Return what the items are of each kind of list that a field takes."""
     return [get_args(arm)[0] for arm in alternatives(annotation) if get_origin(arm) is list]
+
+
+def bounds_of(annotation: Any) -> list[Any]:
+    """Return the bounds in an annotation, as those of a list's items: `Annotated[float, Field(gt=0)]`."""
+    if get_origin(annotation) is not Annotated:
+        return []
+    extras = get_args(annotation)[1:]
+    return [bound for extra in extras for bound in (extra.metadata if isinstance(extra, FieldInfo) else (extra,))]
 
 
 def fits(annotation: Any, value: Any) -> bool:
@@ -90,7 +99,7 @@ def _expected_one(kind: Any, bounds: Sequence[Any]) -> str:
     if origin is Literal:
         return one_of([str(option) for option in arguments])
     if origin is list:
-        return f"a list, each item {expected(arguments[0])}"
+        return f"a list, each item {expected(arguments[0], bounds_of(arguments[0]))}"
     if origin is dict:
         return f"a mapping from text to {expected(arguments[1])}"
     if isinstance(kind, type):
@@ -162,9 +171,13 @@ def shown(value: Any) -> str:
 def misfits(annotation: Any, bounds: Iterable[Any], value: Any, path: str) -> Iterator[tuple[str, str]]:
     """Yield (path, message) of every value at or below `path` that is of a wrong kind."""
     items = _items(annotation)
+    of_keys = [get_args(arm)[1] for arm in alternatives(annotation) if get_origin(arm) is dict]
     if isinstance(value, (list, tuple)) and items:
         for index, item in enumerate(value):
-            yield from misfits(items[0], (), item, f"{path}.{index}")
+            yield from misfits(items[0], bounds_of(items[0]), item, f"{path}.{index}")
+    elif isinstance(value, Mapping) and of_keys:
+        for key, item in value.items():
+            yield from misfits(of_keys[0], bounds_of(of_keys[0]), item, f"{path}.{key}")
     elif not fits(annotation, value):
         yield path, refusal(annotation, bounds, value)
 

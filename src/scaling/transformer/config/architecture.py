@@ -24,6 +24,7 @@ from scaling.transformer.config.attention_kinds import (
     AttentionKindConfig,
     DynamicRotaryConfig,
     LongRopeRotaryConfig,
+    NoRotaryConfig,
     RotaryConfig,
     UnscaledRotaryConfig,
 )
@@ -181,7 +182,7 @@ class ArchitectureConfig(BaseConfig):
     @property
     def mlp_width(self) -> int:
         """Return the width of the MLP."""
-        width = self.mlp_size or round(self.hidden_size * self.mlp_factor)
+        width = self.mlp_size or max(1, round(self.hidden_size * self.mlp_factor))
         return -(-width // self.mlp_size_multiple_of) * self.mlp_size_multiple_of
 
     @property
@@ -255,6 +256,9 @@ def _problems_of_rotation(section: ArchitectureConfig) -> Iterator[Problem]:
         return
     if section.relative_position_embedding_type is RelativePositionEmbeddingType.NONE:
         return
+    kinds = {f"attention_kinds.{name}.rotary": kind.rotary for name, kind in section.attention_kinds.items()}
+    if all(isinstance(rotary or section.rotary, NoRotaryConfig) for rotary in kinds.values() or (section.rotary,)):
+        return  # no layer rotates anything
     size, dimensions = section.head_size, section.rotated_dimensions
     if dimensions == 0 or dimensions % 2:
         source, change = "attention_head_size", "one of the two"
@@ -267,7 +271,7 @@ def _problems_of_rotation(section: ArchitectureConfig) -> Iterator[Problem]:
             f"({source}), but rotation needs an even number of at least 2; change {change}, or set "
             "relative_position_embedding_type to none",
         )
-    kinds = {f"attention_kinds.{name}.rotary": kind.rotary for name, kind in section.attention_kinds.items()}
+        return
     for path, rotary in {"rotary": section.rotary, **kinds}.items():
         if isinstance(rotary, DynamicRotaryConfig) and dimensions == 2:
             yield Problem(
@@ -280,6 +284,12 @@ def _problems_of_rotation(section: ArchitectureConfig) -> Iterator[Problem]:
                 f"{path}.short_factor",
                 f"has {len(rotary.short_factor)} numbers, but {dimensions} dimensions of a head are rotated, in "
                 f"{dimensions // 2} pairs; give one number for each",
+            )
+        if isinstance(rotary, LongRopeRotaryConfig) and rotary.divides_by_zero(section.sequence_length):
+            yield Problem(
+                f"{path}.attention_factor",
+                "is null, and then divided by the logarithm of trained_length, which of 1 is 0; give attention_factor, "
+                "or a larger trained_length",
             )
 
 

@@ -41,6 +41,9 @@ class RotaryConfig(ConfigFamily):
 
 
 TrainedLength = Annotated[int | None, Field(ge=1)]
+Stretch = Annotated[float, Field(ge=1, le=1_000_000)]
+Turns = Annotated[float, Field(ge=1e-6, le=1_000_000)]
+Divisors = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
 class UnscaledRotaryConfig(RotaryConfig):
@@ -70,7 +73,7 @@ class LinearRotaryConfig(RotaryConfig):
 
     type: Literal["linear"] = "linear"
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
-    factor: float = Field(ge=1)
+    factor: Stretch
     """The factor."""
 
     def scaling(self, sequence_length: int) -> RotaryScaling:
@@ -83,7 +86,7 @@ class DynamicRotaryConfig(RotaryConfig):
 
     type: Literal["dynamic"] = "dynamic"
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
-    factor: float = Field(ge=1)
+    factor: Stretch
     """How fast the base grows."""
     trained_length: TrainedLength = None
     """Length up to which nothing changes. null: sequence_length. It is compared with sequence_length, never with the
@@ -103,13 +106,13 @@ class YarnRotaryConfig(RotaryConfig):
 
     type: Literal["yarn"] = "yarn"
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
-    factor: float = Field(ge=1)
+    factor: Stretch
     """Of the long wavelengths."""
     trained_length: TrainedLength = None
     """Length before the extension. null: sequence_length."""
-    beta_fast: float = Field(default=32.0, gt=0)
+    beta_fast: Turns = 32.0
     """Turns within trained_length from which a wavelength stays."""
-    beta_slow: float = Field(default=1.0, gt=0)
+    beta_slow: Turns = 1.0
     """Turns within trained_length up to which a wavelength is scaled in full."""
     attention_factor: float | None = Field(default=None, gt=0)
     """Multiplies cosine and sine. null: it follows from factor, mscale and mscale_all_dim."""
@@ -148,7 +151,7 @@ class Llama3RotaryConfig(RotaryConfig):
 
     type: Literal["llama3"] = "llama3"
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
-    factor: float = Field(ge=1)
+    factor: Stretch
     """Of the long wavelengths."""
     low_freq_factor: float = Field(default=1.0, gt=0)
     """Wavelengths above trained_length / low_freq_factor are scaled in full."""
@@ -184,9 +187,9 @@ class LongRopeRotaryConfig(RotaryConfig):
 
     type: Literal["longrope"] = "longrope"
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
-    short_factor: list[float] = Field(min_length=1)
+    short_factor: Divisors
     """A factor for each rotated pair where sequence_length is at most trained_length."""
-    long_factor: list[float] = Field(min_length=1)
+    long_factor: Divisors
     """A factor for each rotated pair where sequence_length is longer. The batch at hand never decides."""
     trained_length: TrainedLength = None
     """Length before the extension. null: sequence_length."""
@@ -209,6 +212,12 @@ class LongRopeRotaryConfig(RotaryConfig):
                 f"has {len(self.long_factor)} numbers, short_factor has {len(self.short_factor)}; give each one number "
                 "for each rotated pair",
             )
+
+    def divides_by_zero(self, sequence_length: int) -> bool:
+        """Return whether attention_factor is to follow from the logarithm of a trained length of 1."""
+        trained = self.trained_length or sequence_length
+        factor = sequence_length / trained if self.factor is None else self.factor
+        return self.attention_factor is None and trained == 1 and factor > 1
 
     def scaling(self, sequence_length: int) -> RotaryScaling:
         """Return the lists."""

@@ -58,14 +58,16 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
     if kernel is MaskedSoftmaxKernel.FLASH_ATTENTION and precision not in (Precision.FLOAT16, Precision.BFLOAT16):
         yield Problem(
             "transformer_architecture.masked_softmax.kernel",
-            f"is flash_attention, which computes in float16 or bfloat16; in {precision.value} PyTorch's kernels are "
-            "used",
+            "is flash_attention, but of its kernels "
+            + ("only flex (PyTorch) computes in float32" if precision is Precision.FLOAT32 else "none takes float64")
+            + "; the start of a training tells what is used",
         )
     if kernel is MaskedSoftmaxKernel.FLASH_ATTENTION and architecture.dropout_attention_probs:
         yield Problem(
             "transformer_architecture.masked_softmax.kernel",
-            f"is flash_attention, but with dropout_attention_probs {architecture.dropout_attention_probs:g} PyTorch's "
-            "kernels are used, which keep all attention probabilities in memory; set it to 0 for flash attention",
+            f"is flash_attention, whose kernels drop no probabilities; with dropout_attention_probs "
+            f"{architecture.dropout_attention_probs:g} a training computes attention step by step, all of them in "
+            "memory; set it to 0 for flash attention",
         )
     if (window := architecture.local_attention_window_size) is not None:
         yield Problem(

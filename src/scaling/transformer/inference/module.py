@@ -154,6 +154,7 @@ class TransformerInferenceModule:
         tokens: list[int] = []
         stop = self._stop_tokens(stop_tokens)
         prompt = self._prompt(input_text, input_tokens)
+        self._require_positions(len(prompt), max_tokens)
         for token in itertools.islice(self.stream(prompt, sampling=sampling, seed=seed), max_tokens):
             tokens.append(token)
             if token in stop:
@@ -165,7 +166,10 @@ class TransformerInferenceModule:
     def stream(
         self, prompt: Sequence[int], *, sampling: Sampling | None = None, seed: int | None = None
     ) -> Iterator[int]:
-        """Yield new tokens one by one, without end; keys and values of earlier tokens are kept, not computed again."""
+        """Yield new tokens one by one, without end; keys and values of earlier tokens are kept, not computed again.
+
+        `ConfigError` at the end of learned positions, which no token goes beyond.
+        """
         if not self.config.causal:
             raise ConfigError(
                 "this model has been trained with transformer_architecture.causal false, to see the tokens after the "
@@ -217,11 +221,11 @@ class TransformerInferenceModule:
             raise ConfigError("this checkpoint has no tokenizer beside it; use generate with input_tokens")
         if "" in stop:
             raise ConfigError("a stop text is empty; leave it out, or give the text to end before")
+        given = self._prompt(prompt, None)
+        self._require_positions(len(given), max_tokens)
         tokens: list[int] = []
         shown = 0
-        for token in itertools.islice(
-            self.stream(self._prompt(prompt, None), sampling=sampling, seed=seed), max_tokens
-        ):
+        for token in itertools.islice(self.stream(given, sampling=sampling, seed=seed), max_tokens):
             if token in self._end_token_ids:
                 break
             tokens.append(token)
@@ -244,11 +248,28 @@ class TransformerInferenceModule:
         device = self._topology.device
         input_ids = input_ids.to(device)
         rows, length = input_ids.shape
+        learned = self.config.absolute_positions
+        if learned is not None and first + length > learned:
+            raise ConfigError(
+                f"the text has {first + length} tokens, but the model knows {learned} positions "
+                "(transformer_architecture.absolute_positions); give it a shorter one"
+            )
         positions = torch.arange(first, first + length, device=device).expand(rows, length)
         samples = torch.zeros(rows, dtype=torch.int64, device=device)
         output: HeadOutput
         (output,) = self.module.forward_step(iter([MicroBatch(TextInputs(input_ids, positions, None, samples), None)]))
         return output
+
+    def _require_positions(self, prompt: int, new: int) -> None:
+        """Refuse what would go beyond the learned positions; the last new token is not read, so it needs none."""
+        learned = self.config.absolute_positions
+        if learned is not None and new and prompt + new - 1 > learned:
+            most = learned - prompt + 1
+            advice = f"set max_tokens to at most {most}" if most > 0 else "shorten it"
+            raise ConfigError(
+                f"the prompt has {prompt} tokens and max_tokens is {new}, but the model knows {learned} positions "
+                f"(transformer_architecture.absolute_positions); {advice}"
+            )
 
     def _prompt(self, text: str | None, tokens: Sequence[int] | None) -> list[int]:
         if (text is None) == (tokens is None):

@@ -84,7 +84,7 @@ def _widths(architecture: TransformerArchitectureConfig, heads: int, fits: int) 
         hidden = heads * size if filled else min(architecture.hidden_size, heads * size + heads * size // 2)
         changes |= {"attention_head_size": size, "hidden_size": hidden}
     ratio = architecture.mlp_width / architecture.hidden_size
-    width = _multiple(round(changes["hidden_size"] * ratio), fits)
+    width = _multiple(max(1, round(changes["hidden_size"] * ratio)), fits)
     if architecture.mlp_size is None and architecture.mlp_size_multiple_of == 1:
         changes["mlp_factor"] = width / changes["hidden_size"]
     else:
@@ -93,17 +93,23 @@ def _widths(architecture: TransformerArchitectureConfig, heads: int, fits: int) 
     if local:
         most = heads if local == all_heads else max(heads - 1, 1)
         changes["num_local_attention_heads"] = min(max(1, local * heads // all_heads), most)
-    if size < architecture.head_size > architecture.rotated_dimensions > 0:
-        changes["rotary_percentage"] = 0.5
+    if size < architecture.head_size and architecture.rotated_dimensions:
+        changes["rotary_percentage"] = _rotated(architecture, size) / size
     return changes
+
+
+def _rotated(architecture: TransformerArchitectureConfig, size: int) -> int:
+    """Return how many features of a head of a small size are rotated: all where all were, and never more than were."""
+    rotated = architecture.rotated_dimensions
+    if size == architecture.head_size:
+        return rotated
+    return size if rotated == architecture.head_size else min(rotated, size // 2)
 
 
 def _lengths(architecture: TransformerArchitectureConfig, sequence: int) -> dict[str, Any]:
     """Return what is measured in tokens for a small length of sequences: windows still hide keys."""
     values, before = architecture.as_dict(), architecture.sequence_length
-    size = min(architecture.head_size, _HEAD_SIZE)
-    share = architecture.rotary_percentage if architecture.rotated_dimensions == architecture.head_size else 0.5
-    pairs = int(size * share) // 2 if size < architecture.head_size else architecture.rotated_dimensions // 2
+    pairs = max(1, _rotated(architecture, min(architecture.head_size, _HEAD_SIZE)) // 2)
 
     def window(keys: int | None) -> int | None:
         return keys if keys is None or sequence == before else min(keys, max(1, sequence // 2))
