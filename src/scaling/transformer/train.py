@@ -120,9 +120,10 @@ def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
     problem = None
     if topology.rank == 0:
         try:
-            with storage_errors(f"leaving the tokenizer in trainer.save_dir ({save_dir})"):
+            doing = f"leaving the tokenizer in trainer.save_dir ({save_dir})"
+            with storage_errors(doing):
                 companions = replace(companions_of_tokenizer(vocab_file), tokenizer=vocab_file.read_bytes())
-                companions.write(save_dir, tokenizer_name=TOKENIZER_FILE)
+            companions.write(save_dir, tokenizer_name=TOKENIZER_FILE, doing=doing)
         except StorageError as error:
             problem = str(error)
     failure = topology.broadcast("tokenizer", problem)

@@ -84,8 +84,8 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
             ),
             "dual_chunk_attention_config: is {",
         ),
-        (changed("phi-4", attention_bias=True), "attention_bias: is true: models of this type have no such switch"),
-        (changed("Phi-4-mini-instruct", full_attn_mod=2), "full_attn_mod: is 2: only some layers attend to everything"),
+        (changed("phi-4", attention_bias=True), "attention_bias: is true: there are biases; this is not built"),
+        (changed("Phi-4-mini-instruct", full_attn_mod=2), "full_attn_mod: is 2: not all layers attend alike; this"),
         (
             changed("phi-4", auto_map={"AutoModelForCausalLM": "modeling_phi3.Phi3SmallForCausalLM"}),
             "auto_map: is {",
@@ -108,7 +108,7 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
         (changed("gemma-3-1b-it", query_pre_attn_scalar=-1), "query_pre_attn_scalar: must be above 0, not -1"),
         (
             changed("gemma-3-1b-it", rope_local_base_freq=0),
-            "rope_theta: as transformer_architecture.attention_kinds.rotary",
+            "rope_theta: as transformer_architecture.attention_kinds.sliding.rotary",
         ),
         (changed("gemma-3-1b-it", sliding_window=2**80), "sliding_window: must be at most 9007199254740992, not"),
         (changed("gemma-3-270m", layer_types=["x"] * 18), 'layer_types.0: is "x", which is not built'),

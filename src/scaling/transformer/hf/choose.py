@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -114,7 +115,7 @@ def _section_problems(family: Family, config: Mapping[str, Any]) -> Iterator[Pro
     except ConfigError as error:
         fields = family.fields(config)
         for problem in error.problems:
-            key = problem.path
+            key = re.sub(r"^attention_kinds\.[^.]+", "attention_kinds", problem.path)  # whatever the kind is called
             while key not in fields and "." in key:
                 key = key.rpartition(".")[0]
             yield Problem(fields.get(key, ""), f"as transformer_architecture.{problem.path}, it {problem.message}")

@@ -36,14 +36,14 @@ class Companions:
     others: Mapping[str, bytes] = field(default_factory=dict)
     """By the path within the folder."""
 
-    def write(self, folder: Path, *, tokenizer_name: str) -> None:
-        """Write all that is not there; the tokenizer in place of another one.
+    def write(self, folder: Path, *, tokenizer_name: str, doing: str | None = None) -> None:
+        """Write all that is not there; the tokenizer in place of another one. `doing`: what failed, if it does.
 
         Raises:
             StorageError: A file cannot be written.
         """
         named = {tokenizer_name: self.tokenizer} if self.tokenizer is not None else {}
-        with storage_errors(f"writing tokenizer and templates to {folder}"):
+        with storage_errors(doing or f"writing tokenizer and templates to {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             for name, content in (named | dict(self.others)).items():
                 path = folder / name

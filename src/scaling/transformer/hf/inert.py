@@ -62,8 +62,6 @@ REFUSED: Final = (
     Only("partial_rotary_factor", (None, 1.0), f"models of this type rotate all features; {NOT_BUILT}"),
     Only("use_mrope", _NOTHING, f"positions have several axes; {NOT_BUILT}"),
     Only("dual_chunk_attention_config", _NOTHING, f"attention goes by chunks of the text; {NOT_BUILT}"),
-    Only("full_attn_mod", (None, 1), f"only some layers attend to everything; {NOT_BUILT}"),
-    Only("interpolate_factor", (None, 1), f"positions are interpolated; {NOT_BUILT}"),
 )
 """Fields that are refused unless they say no; where a family reads one of them, its own table tells."""
 
