@@ -134,6 +134,21 @@ KNOWN_TYPES = "default, linear, dynamic, yarn, llama3, longrope"
             "rope_parameters.full_attention: must be a section",
         ),
         (
+            "gemma3_text",
+            {"rope_parameters": DROPPED, "rope_scaling": {"rope_type": "x"}},
+            'rope_scaling.rope_type: is "x", which is not built',
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "x"}}},
+            'rope_parameters.sliding_attention.rope_type: is "x", which is not built',
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": DROPPED, "rope_local_base_freq": "low"},
+            'rope_local_base_freq: must be a number, not "low"',
+        ),
+        (
             "olmo3",
             {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}},
             "rope_parameters.full_attention.truncate: is false, which transformers ignores",
@@ -220,6 +235,13 @@ def test_the_default_is_a_serial_gpt_neox_and_the_example_a_llama() -> None:
 )
 def test_the_plainest_family_that_is_exact_is_chosen(section: dict[str, Any], model_type: str) -> None:
     assert family_for(architecture(**section)).model_type == model_type
+
+
+def test_what_follows_from_other_settings_is_written_out() -> None:
+    rounded = architecture(**LLAMA_LIKE, mlp_factor=2.5, mlp_size_multiple_of=96, num_attention_heads=8)
+    config = family_for(rounded).config(rounded)
+    written = {key: config[key] for key in ("intermediate_size", "head_dim", "num_key_value_heads")}
+    assert written == {"intermediate_size": 672, "head_dim": 32, "num_key_value_heads": 8}
 
 
 def test_an_imported_model_goes_back_to_its_own_family_where_others_could_have_it() -> None:

@@ -183,8 +183,8 @@ class Rope:
             return
         path = FORMER if config.get(FORMER) else PRESENT
         present = self.present(config)
-        if self.partial is None and present.get("partial_rotary_factor", 1.0) == 1.0:
-            present.pop("partial_rotary_factor", None)
+        if self.partial is None and present.get("partial_rotary_factor") == 1.0:
+            del present["partial_rotary_factor"]
         inside, beside = (config.get(path) or {}).get("original_max_position_embeddings"), self.length
         if self.length_name is not None:
             beside = given(config, self.length_name, beside)
