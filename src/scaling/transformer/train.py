@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -122,7 +121,7 @@ def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
         try:
             doing = f"leaving the tokenizer in trainer.save_dir ({save_dir})"
             with storage_errors(doing):
-                companions = replace(companions_of_tokenizer(vocab_file), tokenizer=vocab_file.read_bytes())
+                companions = companions_of_tokenizer(vocab_file)
             companions.write(save_dir, tokenizer_name=TOKENIZER_FILE, doing=doing)
         except StorageError as error:
             problem = str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,24 @@ def test_what_belongs_to_a_tokenizer_is_known_by_its_name(tmp_path: Path) -> Non
     """A file of another name may be anybody's; `vocab.json` of an old GPT-2 is no tokenizer by itself."""
     folder = write_model(tmp_path / "m")
     assert companions_of_tokenizer(folder / "tokenizer.json").others.keys() == COMPANIONS.keys()
+    content = (folder / "tokenizer.json").read_bytes()
     for name in ("mine.json", "vocab.json"):
-        (folder / name).write_bytes((folder / "tokenizer.json").read_bytes())
-        assert companions_of_tokenizer(folder / name) == Companions(None)
+        (folder / name).write_bytes(content)
+        assert companions_of_tokenizer(folder / name) == Companions(content)
     (folder / "huggingface.json").write_bytes(Origin("llama").encode())
     assert companions_of_tokenizer(folder / "vocab.json").others.keys() == {*COMPANIONS, "huggingface.json"}
+
+
+def test_a_training_takes_no_notice_of_what_is_no_plain_file(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "chat_template.jinja").rename(tmp_path / "elsewhere.jinja")
+    (folder / "chat_template.jinja").symlink_to(tmp_path / "elsewhere.jinja")
+    (folder / "special_tokens_map.json").unlink()
+    os.mkfifo(folder / "special_tokens_map.json")
+    others = companions_of_tokenizer(folder / "tokenizer.json").others
+    assert others.keys() == COMPANIONS.keys() - {"chat_template.jinja", "special_tokens_map.json"}
+    with pytest.raises(CheckpointError, match=r"special_tokens_map.json is not a regular file"):
+        companions_of_model(folder)
 
 
 def test_ends_are_those_of_the_import_and_of_the_generation_defaults(tmp_path: Path) -> None:
@@ -74,5 +88,5 @@ def test_files_and_folders_that_are_too_large_are_refused(tmp_path: Path, monkey
     with pytest.raises(CheckpointError, match="holds 1 templates; at most 0 are taken"):
         companions_of_model(folder)
     monkeypatch.setattr(companions, "MAX_BYTES", 10)
-    with pytest.raises(CheckpointError, match=r"tokenizer_config.json has \d+ bytes; at most 10 are accepted"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.json has \d+ bytes; at most 10 are accepted"):
         companions_of_model(folder)

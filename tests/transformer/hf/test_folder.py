@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from scaling.core import ScalingError
+from scaling.transformer.hf.companions import companions_of_model
 from scaling.transformer.hf.folder import end_token_ids, read_folder
-from tests.transformer.hf.by_hand import weights, write_index, write_model, write_weights
+from tests.transformer.hf.by_hand import COMPANIONS, weights, write_index, write_model, write_weights
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -31,12 +32,36 @@ def test_a_folder_is_known_by_its_headers(tmp_path: Path, shards: int) -> None:
 
 
 def test_a_snapshot_of_links_is_read(tmp_path: Path) -> None:
+    """As a download cache makes them: to files with other names beside the snapshots."""
     real = write_model(tmp_path / "blobs", shards=2)
     snapshot = tmp_path / "snapshots" / "main"
-    snapshot.mkdir(parents=True)
-    for path in real.iterdir():
-        (snapshot / path.name).symlink_to(os.path.relpath(path, snapshot))
-    assert len(read_folder(snapshot).tensors) == len(weights())
+    (snapshot / "additional_chat_templates").mkdir(parents=True)
+    for path in [*real.glob("*.*"), *real.glob("*/*")]:
+        link = snapshot / path.relative_to(real)
+        link.symlink_to(os.path.relpath(path, link.parent))
+    (tmp_path / "model").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "model"):
+        assert len(read_folder(folder).tensors) == len(weights())
+        assert companions_of_model(folder).others.keys() == COMPANIONS.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "additional_chat_templates"]
+)
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """What it leads to would be copied beside the checkpoint, and exported from there."""
+    path = write_model(tmp_path / "m")
+    (path / name).rename(tmp_path / name)
+    (path / name).symlink_to(tmp_path / name)
+    with pytest.raises(ScalingError, match=rf"{name}.* leads to .*, outside of the folder; put the file itself"):
+        companions_of_model(read_folder(path).path)
+
+
+def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m")
+    (path / "model.safetensors").rename(path / "weights.bin")
+    (path / "model.safetensors").symlink_to("weights.bin")
+    assert len(read_folder(path).tensors) == len(weights())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +14,13 @@ from typing import Any, Final
 from scaling.core import CheckpointError, list_steps, storage_errors, write_atomically
 from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
-from scaling.transformer.hf.folder import GENERATION_FILE, read_object
+from scaling.transformer.hf.folder import GENERATION_FILE, read_object, require_within
 
 TEMPLATES: Final = "additional_chat_templates"
 """A folder of chat templates by name."""
 ACCOMPANYING: Final = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_FILE)
 """Files that have one name on both sides."""
+OF_CHECKPOINTS: Final = (*ACCOMPANYING, ORIGIN_FILE)
 MAX_BYTES: Final = 256 * 2**20
 """Far more than any tokenizer has."""
 MAX_TEMPLATES: Final = 100
@@ -54,13 +55,24 @@ class Companions:
 
 
 def companions_of_model(folder: Path) -> Companions:
-    """Return what lies in a model folder of Hugging Face."""
-    return _companions(folder, TOKENIZER_OF_A_MODEL, ACCOMPANYING)
+    """Return what lies in a model folder of Hugging Face.
+
+    Raises:
+        CheckpointError: A file is none, leads out of the folder, or is too large.
+        StorageError: It cannot be read.
+    """
+    require_within(folder, folder / TOKENIZER_OF_A_MODEL)
+    with storage_errors(f"reading tokenizer and templates in {folder}"):
+        return Companions(_content(folder / TOKENIZER_OF_A_MODEL), dict(_others(folder, ACCOMPANYING)))
 
 
 def companions_of_checkpoints(folder: Path) -> Companions:
-    """Return what lies beside the step folders of a directory."""
-    return _companions(folder, TOKENIZER_FILE, (*ACCOMPANYING, ORIGIN_FILE))
+    """Return what lies beside the step folders of a directory; the tokenizer may be a link, as it always might.
+
+    Raises the same.
+    """
+    with storage_errors(f"reading tokenizer and templates in {folder}"):
+        return Companions(_content(folder / TOKENIZER_FILE), dict(_others(folder, OF_CHECKPOINTS)))
 
 
 def companions_of_predecessor(tokenizer_file: Path) -> Companions:
@@ -70,12 +82,14 @@ def companions_of_predecessor(tokenizer_file: Path) -> Companions:
 
 
 def companions_of_tokenizer(file: Path) -> Companions:
-    """Return what lies beside a tokenizer that a training uses, and belongs to the same model, without itself."""
-    if file.name == TOKENIZER_FILE and (file.parent / ORIGIN_FILE).exists():
-        return Companions(None, companions_of_checkpoints(file.parent).others)
-    if file.name == TOKENIZER_OF_A_MODEL:
-        return Companions(None, companions_of_model(file.parent).others)
-    return Companions(None)
+    """Return a tokenizer that a training uses, with what lies beside it and belongs to the same model.
+
+    What is no plain file there is left: a training needs none of it.
+    """
+    of_import = file.name == TOKENIZER_FILE and (file.parent / ORIGIN_FILE).exists()
+    names = OF_CHECKPOINTS if of_import else ACCOMPANYING if file.name == TOKENIZER_OF_A_MODEL else ()
+    others = dict(_others(file.parent, names, strict=False)) if names else {}
+    return Companions(file.read_bytes(), others)
 
 
 def require_place(companions: Companions, source: Path, target: Path) -> None:
@@ -142,19 +156,24 @@ def ends_of_turns(folder: Path) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*ends, *(value for value in values if type(value) is int)]))
 
 
-def _companions(folder: Path, tokenizer: str, names: tuple[str, ...]) -> Companions:
-    """Read regular files only, of bounded size and with plain names, so that nothing else can be taken along."""
-    with storage_errors(f"reading tokenizer and templates in {folder}"):
-        found = {name: content for name in names if (content := _content(folder / name)) is not None}
-        templates = folder / TEMPLATES
-        if templates.is_dir():
-            named = sorted(name for name in os.listdir(templates) if _TEMPLATE.fullmatch(name))
-            if len(named) > MAX_TEMPLATES:
-                raise CheckpointError(f"{templates} holds {len(named)} templates; at most {MAX_TEMPLATES} are taken")
-            for name in named:
-                if (content := _content(templates / name)) is not None:
-                    found[f"{TEMPLATES}/{name}"] = content
-        return Companions(_content(folder / tokenizer), found)
+def _others(folder: Path, names: Sequence[str], *, strict: bool = True) -> Iterator[tuple[str, bytes]]:
+    """Yield regular files of the folder only, of bounded size and with plain names: nothing else is taken along."""
+    templates = folder / TEMPLATES
+    named: list[str] = []
+    if templates.is_dir():
+        named = sorted(name for name in os.listdir(templates) if _TEMPLATE.fullmatch(name))
+        if strict and len(named) > MAX_TEMPLATES:
+            raise CheckpointError(f"{templates} holds {len(named)} templates; at most {MAX_TEMPLATES} are taken")
+    for name in (*names, *(f"{TEMPLATES}/{name}" for name in named[:MAX_TEMPLATES])):
+        try:
+            require_within(folder, folder / name)
+            content = _content(folder / name)
+        except CheckpointError:
+            if strict:
+                raise
+            continue
+        if content is not None:
+            yield name, content
 
 
 def _content(path: Path) -> bytes | None:

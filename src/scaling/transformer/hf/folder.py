@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def read_folder(path: Path) -> ModelFolder:
                 f"{CONFIG_FILE} and {WEIGHTS_FILE} (`hf download NAME --local-dir DIR` makes one); nothing is "
                 "downloaded here"
             )
+        for name in (CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE):
+            require_within(path, path / name)
         config = read_object(path / CONFIG_FILE)
         if config is None:
             adapter = (path / "adapter_config.json").is_file()
@@ -87,6 +90,17 @@ def read_folder(path: Path) -> ModelFolder:
         weight_map = _weight_map(path)
         tensors, files = _headers(path, weight_map)
         return ModelFolder(path, config, generation or {}, tensors, files)
+
+
+def require_within(folder: Path, path: Path) -> None:
+    """Refuse a link out of a folder: what it leads to would be taken for the model's, and travel with it.
+
+    Download caches link to files beside their snapshots; these are followed.
+    """
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    is_of_cache = root.parent.name == "snapshots" and real.is_relative_to(root.parent.parent / "blobs")
+    if not real.is_relative_to(root) and not is_of_cache:
+        raise CheckpointError(f"{path} leads to {real}, outside of the folder; put the file itself in its place")
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -186,6 +200,7 @@ def _headers(path: Path, weight_map: Mapping[str, str] | None) -> tuple[dict[str
     tensors: dict[str, StoredTensor] = {}
     files: dict[str, FileEntry] = {}
     for file in [WEIGHTS_FILE] if weight_map is None else sorted(set(weight_map.values())):
+        require_within(path, path / file)
         with open_plain(path / file) as opened:
             files[file] = opened.entry
             slots = opened.slots
