@@ -64,7 +64,7 @@ KNOWN_TYPES = "default, linear, dynamic, yarn, llama3, longrope"
         ("llama", {"hidden_act": ["silu"]}, 'hidden_act: is ["silu"], which is not built'),
         ("llama", {"hidden_size": "large"}, 'hidden_size: must be a whole number, not "large"'),
         ("llama", {"num_attention_heads": 0}, "num_attention_heads: must be above 0, not 0"),
-        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers: must be at most 100000, not 1000000000"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers: must be at most 4096, not 1000000000"),
         ("llama", {"rms_norm_eps": None}, "rms_norm_eps: must be a number, not null"),
         ("llama", {"mlp_bias": 1}, "mlp_bias: must be true or false, not 1"),
         ("llama", {"attention_dropout": "0.1"}, 'attention_dropout: must be a number, not "0.1"'),

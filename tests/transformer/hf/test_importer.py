@@ -99,6 +99,90 @@ def test_what_belongs_to_the_model_is_left_beside(tmp_path: Path) -> None:
     assert Tokenizer.from_file(target / "vocab.json").eos_token_id == END  # not the <|endoftext|> of its names
 
 
+def a_link(name: str, to: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder.parent / "secret").mkdir()
+        (folder.parent / "secret" / "key.jinja").write_text("secret")
+        path = folder / name
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
+            path.rename(folder / "old")
+        path.symlink_to(to)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(
+            (a_link(name, "../secret/key.jinja"), rf"{name} leads to .*key.jinja, outside of the folder, and was not")
+            for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+        ),
+        (a_link("chat_template.jinja", "../secret/key.jinja"), "chat_template.jinja leads to .*put the file itself"),
+        (a_link("additional_chat_templates", "../secret"), "additional_chat_templates leads to .*secret, outside"),
+        (
+            a_link("additional_chat_templates/a.jinja", "../../secret/key.jinja"),
+            "a.jinja leads to .*key.jinja, outside",
+        ),
+        (a_link("model.safetensors", "../blobs/gone"), "is a link to ../blobs/gone, where nothing is; download the"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not JSON"),
+        (lambda folder: (folder.parent / "c").write_text(""), "c is there already and not a folder; name another"),
+        (lambda folder: (folder.parent / "c").symlink_to("gone"), "c is there already and not a folder; name another"),
+    ],
+)
+def test_a_folder_cannot_have_other_files_taken_along(
+    tmp_path: Path, change: Callable[[Path], object], message: str
+) -> None:
+    source = write_model(tmp_path / "m")
+    change(source)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ScalingError, match=message):
+        import_model(source, tmp_path / "c")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_whose_name_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="File name too long"):
+        import_model(write_model(tmp_path / "m"), tmp_path / ("x" * 300))
+
+
+def test_links_into_the_cache_of_downloads_are_followed(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m")
+    blobs = tmp_path / "models--some--model" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, name in enumerate(("model.safetensors", "tokenizer.json", "chat_template.jinja")):
+        (source / name).rename(blobs / str(number))
+        (source / name).symlink_to(blobs / str(number))
+    import_model(source, tmp_path / "c")
+    assert (tmp_path / "c" / "chat_template.jinja").read_text() == COMPANIONS["chat_template.jinja"]
+
+
+def interrupted(*arguments: object, **named: object) -> None:
+    """Stand for what writes the step folder, and a person who does not wait for it."""
+    raise KeyboardInterrupt
+
+
+def test_nothing_of_an_interrupted_import_is_taken_for_the_next_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(importer, "save_pieces", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            import_model(write_model(tmp_path / "first"), tmp_path / "c")
+    assert (tmp_path / "c" / "vocab.json").is_file()
+    second = write_model(tmp_path / "second", tokenizer=False, config={"eos_token_id": 5})
+    for name in COMPANIONS:
+        (second / name).unlink(missing_ok=True)
+    import_model(second, tmp_path / "c")
+    left = {path.name for path in (tmp_path / "c").rglob("*") if path.is_file()}
+    assert left.isdisjoint({"vocab.json", "tools.jinja", *COMPANIONS})
+    origin = read_origin(tmp_path / "c")
+    assert origin is not None
+    assert origin.end_token_ids == (5,)
+
+
 def test_the_model_generates_and_stops_where_its_configuration_says(tmp_path: Path) -> None:
     import_model(write_model(tmp_path / "m"), tmp_path / "c")
     model = TransformerInferenceModule.from_checkpoint(tmp_path / "c")

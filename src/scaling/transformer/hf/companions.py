@@ -21,6 +21,7 @@ TEMPLATES: Final = "additional_chat_templates"
 ACCOMPANYING: Final = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_FILE)
 """Files that have one name on both sides."""
 OF_CHECKPOINTS: Final = (*ACCOMPANYING, ORIGIN_FILE)
+_ALL_TEMPLATES: Final = f"{TEMPLATES}/*.jinja"
 MAX_BYTES: Final = 256 * 2**20
 """Far more than any tokenizer has."""
 MAX_TEMPLATES: Final = 100
@@ -37,8 +38,10 @@ class Companions:
     others: Mapping[str, bytes] = field(default_factory=dict)
     """By the path within the folder."""
 
-    def write(self, folder: Path, *, tokenizer_name: str, doing: str | None = None) -> None:
+    def write(self, folder: Path, *, tokenizer_name: str, replace: bool = False, doing: str | None = None) -> None:
         """Write all that is not there; the tokenizer in place of another one. `doing`: what failed, if it does.
+
+        `replace`: whatever is there is what an interrupted import has left, and makes room.
 
         Raises:
             StorageError: A file cannot be written.
@@ -46,24 +49,37 @@ class Companions:
         named = {tokenizer_name: self.tokenizer} if self.tokenizer is not None else {}
         with storage_errors(doing or f"writing tokenizer and templates to {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-            for name, content in (named | dict(self.others)).items():
+            if replace and (folder / ORIGIN_FILE).is_file():
+                for path in (
+                    *(folder / name for name in (tokenizer_name, *ACCOMPANYING)),
+                    *folder.glob(_ALL_TEMPLATES),
+                ):
+                    path.unlink(missing_ok=True)
+            # The origin comes first: it tells a later import that all this is of one.
+            for name, content in sorted((named | dict(self.others)).items(), key=lambda one: one[0] != ORIGIN_FILE):
                 path = folder / name
-                if path.exists() and (name != tokenizer_name or path.read_bytes() == content):
+                replaced = name == tokenizer_name or (replace and name == ORIGIN_FILE)
+                if path.exists() and (not replaced or path.read_bytes() == content):
                     continue
                 path.parent.mkdir(exist_ok=True)
                 write_atomically(path, content)
 
 
 def companions_of_model(folder: Path) -> Companions:
-    """Return what lies in a model folder of Hugging Face.
+    """Return what lies in a model folder of Hugging Face, which is read without trust.
 
     Raises:
         CheckpointError: A file is none, leads out of the folder, or is too large.
         StorageError: It cannot be read.
     """
-    require_within(folder, folder / TOKENIZER_OF_A_MODEL)
     with storage_errors(f"reading tokenizer and templates in {folder}"):
-        return Companions(_content(folder / TOKENIZER_OF_A_MODEL), dict(_others(folder, ACCOMPANYING)))
+        for name in (TOKENIZER_OF_A_MODEL, TEMPLATES):
+            require_within(folder, folder / name)
+        found = Companions(_content(folder / TOKENIZER_OF_A_MODEL), dict(_others(folder, ACCOMPANYING)))
+        for name in found.others:
+            if name.endswith(".json"):
+                read_object(folder / name)  # refuses what is none
+        return found
 
 
 def companions_of_checkpoints(folder: Path) -> Companions:

@@ -73,7 +73,7 @@ def read_folder(path: Path) -> ModelFolder:
                 f"{CONFIG_FILE} and {WEIGHTS_FILE} (`hf download NAME --local-dir DIR` makes one); nothing is "
                 "downloaded here"
             )
-        for name in (CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE):
+        for name in (CONFIG_FILE, GENERATION_FILE, WEIGHTS_FILE, INDEX_FILE):
             require_within(path, path / name)
         config = read_object(path / CONFIG_FILE)
         if config is None:
@@ -93,14 +93,27 @@ def read_folder(path: Path) -> ModelFolder:
 
 
 def require_within(folder: Path, path: Path) -> None:
-    """Refuse a link out of a folder: what it leads to would be taken for the model's, and travel with it.
+    """Refuse a link that leads out of a model folder, but to where downloads are kept, or nowhere.
 
-    Download caches link to files beside their snapshots; these are followed.
+    Else a folder from somewhere could have any file of this machine copied beside the checkpoint.
+
+    Raises:
+        CheckpointError: It is such a link.
     """
-    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    is_of_cache = root.parent.name == "snapshots" and real.is_relative_to(root.parent.parent / "blobs")
-    if not real.is_relative_to(root) and not is_of_cache:
-        raise CheckpointError(f"{path} leads to {real}, outside of the folder; put the file itself in its place")
+    if not path.exists():
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a link to {os.readlink(path)}, where nothing is; download the file again")
+        return
+    real, home = path.resolve(), folder.resolve()
+    shared = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    if real.is_relative_to(home) or real.is_relative_to(shared):
+        return
+    if real.parent.name == "blobs" and real.parents[1].name.startswith("models--"):
+        return  # as older downloads link to their cache
+    raise CheckpointError(
+        f"{path} leads to {real}, outside of the folder, and was not read; put the file itself there if it belongs to "
+        "the model"
+    )
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -160,6 +173,8 @@ def _weight_map(path: Path) -> dict[str, str] | None:
                 f"{path / INDEX_FILE}: weight_map says that {name[:100]!r} is in {str(file)[:100]!r}; only plain names "
                 "of safetensors files in the same folder are read, such as model-00001-of-00002.safetensors"
             )
+    for file in sorted(set(found.values())):
+        require_within(path, path / file)
     missing = sorted({file for file in found.values() if not (path / file).exists()})
     if missing:
         raise CheckpointError(

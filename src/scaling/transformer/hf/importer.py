@@ -20,6 +20,7 @@ from scaling.core import (
     LongRopeScaling,
     RunIdentity,
     TensorFile,
+    list_steps,
     new_step_folder,
     open_plain,
     save_pieces,
@@ -86,13 +87,13 @@ def import_model(source: Path, target: Path) -> Imported:
         StorageError: Something cannot be read or written.
     """
     folder = read_folder(source)
+    _require_folder(target, source)
     target_step = new_step_folder(target, STEP)
-    if target.exists() and target.resolve() == source.resolve():
-        raise ConfigError(f"{target} is the folder of the model itself; name another one to write the checkpoint into")
     model = _model_in(folder)
     companions, tokenizer = _companions(model)
     require_place(companions, source, target)
     require_place_for_config(target)
+    is_first = not list_steps(target)
     ends = end_token_ids(folder)
     for end in ends:
         if end >= model.architecture.vocab_size:
@@ -104,7 +105,7 @@ def import_model(source: Path, target: Path) -> Imported:
         if model.head is not None:
             _require_tied(files, model, model.head)
         config = _config(model, ends)
-        companions.write(target, tokenizer_name=TOKENIZER_FILE)
+        companions.write(target, tokenizer_name=TOKENIZER_FILE, replace=is_first)
         config_file = write_starting_config(
             model.section, target, end_token_id=config.data.eod_token_id, has_tokenizer=tokenizer is not None
         )
@@ -119,6 +120,16 @@ def import_model(source: Path, target: Path) -> Imported:
             )
     remarks = (*_remarks(folder, tokenizer, ends), *_remarks_on_length(model.architecture))
     return Imported(target_step, config_file, model.family.model_type, remarks)
+
+
+def _require_folder(target: Path, source: Path) -> None:
+    with storage_errors(f"looking at {target}"):
+        if target.exists() and target.resolve() == source.resolve():
+            raise ConfigError(
+                f"{target} is the folder of the model itself; name another one to write the checkpoint into"
+            )
+        if (target.is_symlink() or target.exists()) and not target.is_dir():
+            raise ConfigError(f"{target} is there already and not a folder; name another place to write to")
 
 
 def _model_in(folder: ModelFolder) -> _Model:

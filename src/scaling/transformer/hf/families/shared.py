@@ -8,7 +8,8 @@ from typing import Any, Final
 from scaling.transformer.hf.fields import Choice, Computed, Config, Field, Ours
 from scaling.transformer.hf.tensors import Row, Table
 
-MOST_LAYERS: Final = 100_000
+MOST_LAYERS: Final = 4096
+"""Many times more than any model has, and few enough to be looked at in a moment."""
 
 PLAIN: Final[Mapping[str, str]] = {
     "silu": "silu",
