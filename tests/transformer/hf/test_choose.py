@@ -73,6 +73,16 @@ KNOWN_TYPES = "default, linear, dynamic, yarn, llama3, longrope"
             {"num_key_value_heads": 3},
             "num_key_value_heads: as transformer_architecture.attention_num_kv_heads",
         ),
+        (
+            "llama",
+            {"head_dim": 15},
+            "as transformer_architecture.rotary_percentage, it is 1, which rotates 15 of the 15",
+        ),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "rope_parameters: as transformer_architecture.rotary.short_factor, it has 1 numbers",
+        ),
         ("llama", {"dtype": "int8"}, "dtype: as transformer_architecture.precision, it must be one of"),
         ("mistral", {"sliding_window": 0}, "sliding_window: must be a whole number of at least 1, or null, not 0"),
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types: has 1 entries, but num_hidden_layers is 4"),
@@ -242,6 +252,8 @@ def test_what_follows_from_other_settings_is_written_out() -> None:
     config = family_for(rounded).config(rounded)
     written = {key: config[key] for key in ("intermediate_size", "head_dim", "num_key_value_heads")}
     assert written == {"intermediate_size": 672, "head_dim": 32, "num_key_value_heads": 8}
+    usual = architecture(absolute_positions=4096, relative_position_embedding_type="none")
+    assert family_for(usual).config(usual)["n_inner"] is None
 
 
 def test_an_imported_model_goes_back_to_its_own_family_where_others_could_have_it() -> None:
