@@ -217,9 +217,12 @@ def _companions(model: _Model) -> tuple[Companions, Tokenizer | None]:
     path = folder.path / TOKENIZER_OF_A_MODEL
     tokenizer = Tokenizer.from_file(path)
     if tokenizer.vocab_size > size:
+        few = range(size, min(size + _NAMED, tokenizer.vocab_size))
+        beyond = [name for token in few if (name := tokenizer.token_name(token)) is not None]
         raise ConfigError(
             f"{path} has token ids up to {tokenizer.vocab_size - 1}, but vocab_size in {folder.config_file} is {size}; "
-            "the tokenizer is not this model's, or tokens were added to it and the embedding was not resized"
+            "the tokenizer is not this model's, or tokens were added that the model has no embedding for: remove what "
+            f"is beyond from it where no text needs it ({', '.join(beyond)})"
         )
     return companions, tokenizer
 
