@@ -142,6 +142,13 @@ def test_a_field_that_was_not_there_is_not_added(tmp_path: Path) -> None:
     assert config_of(done.path)["dtype"] == "float16"
 
 
+def test_a_training_on_shorter_texts_leaves_the_model_its_length(tmp_path: Path) -> None:
+    stored = imported(tmp_path)
+    settings: Any = stored.manifest.scalars["config"]
+    settings["transformer_architecture"]["sequence_length"] = 16
+    assert config_of(export_model(stored, tmp_path / "e").path)["max_position_embeddings"] == 32
+
+
 def test_what_lies_beside_travels_with_a_cast(tmp_path: Path) -> None:
     stored = imported(tmp_path)
     beside = companions_of_checkpoints(stored.path.parent)

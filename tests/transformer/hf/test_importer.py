@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 from torch import Tensor
 
-from scaling.core import CheckpointError, ConfigError, ScalingError, StorageError
+from scaling.core import CheckpointError, ConfigError, RunIdentity, ScalingError, StorageError
 from scaling.core.checkpoint.reader import CheckpointReader
 from scaling.core.checkpoint.search import find_newest
+from scaling.core.trainer.differences import compare_settings
 from scaling.transformer import TransformerInferenceModule
 from scaling.transformer.config.environment import TransformerConfigHere
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
@@ -159,16 +162,11 @@ def test_links_into_the_cache_of_downloads_are_followed(tmp_path: Path) -> None:
     assert (tmp_path / "c" / "chat_template.jinja").read_text() == COMPANIONS["chat_template.jinja"]
 
 
-def interrupted(*arguments: object, **named: object) -> None:
-    """Stand for what writes the step folder, and a person who does not wait for it."""
-    raise KeyboardInterrupt
-
-
 def test_nothing_of_an_interrupted_import_is_taken_for_the_next_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(importer, "save_pieces", interrupted)
+        patched.setattr(importer, "save_pieces", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             import_model(write_model(tmp_path / "first"), tmp_path / "c")
     assert (tmp_path / "c" / "vocab.json").is_file()
@@ -205,6 +203,26 @@ def test_the_configuration_trains_as_it_stands_once_data_are_named(tmp_path: Pat
     assert "--tokenizer" in text
     section = yaml.safe_load(text)["transformer_architecture"]
     assert section.keys() < config.transformer_architecture.as_dict().keys()
+
+
+def test_a_training_from_an_import_names_what_is_not_as_in_the_model_and_no_more(tmp_path: Path) -> None:
+    done = import_model(write_model(tmp_path / "m"), tmp_path / "c")
+    sections = yaml.safe_load(done.config_file.read_text())
+    sections["transformer_architecture"] |= {"sequence_length": 24, "dropout_after_mlp": 0.1}
+    stored: Any = find_newest(tmp_path / "c").require().manifest.scalars["config"]
+    digests = {**stored["fingerprints"], "data": "a digest"}
+    identity = RunIdentity(TransformerConfigHere.from_dict(sections, quiet=True), digests)
+    said: list[str] = []
+
+    def log_once(level: int, text: str, *values: object) -> None:
+        if level == logging.WARNING:
+            said.append(text % values)
+
+    compare_settings(stored, identity, (), continues=False, log_once=log_once)
+    assert said == [
+        "resuming with another setting: transformer_architecture.dropout_after_mlp: 0.0 in the checkpoint, 0.1 now",
+        "resuming with another setting: transformer_architecture.sequence_length: 32 in the checkpoint, 24 now",
+    ]
 
 
 def test_a_model_without_tokenizer_and_ends_is_imported_with_remarks(tmp_path: Path) -> None:

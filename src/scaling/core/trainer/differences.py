@@ -9,7 +9,7 @@ from typing import Any
 from scaling.core.checkpoint.checkpointer import Loaded
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.load import covered
-from scaling.core.checkpoint.resume import behind_digests, compare, covers
+from scaling.core.checkpoint.resume import ABSENT, FINGERPRINTS, Change, behind_digests, compare, covers
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.origin import LogOnce, Origin
 from scaling.core.trainer.state import RunIdentity
@@ -37,11 +37,19 @@ def compare_settings(
     reasons = behind_digests(comparison, identity.decided_by)
     comparison.require(reasons=reasons)
     for change in (*comparison.accepted, *comparison.schedule):
+        if _is_of_no_run(change, stored):
+            continue
         why = f". {reasons[change.path].strip()}" if change.path in reasons else ""
         log_once(logging.WARNING, "resuming with another setting: %s%s", change, why)
     if comparison.runtime:
         free = "; ".join(map(str, comparison.runtime))
         log_once(logging.INFO, "resuming with other settings of how and where it runs: %s", free)
+
+
+def _is_of_no_run(change: Change, stored: Mapping[str, Any]) -> bool:
+    """Return whether a setting is one of a training, and the checkpoint a model's that no training here has written."""
+    section, _, _ = change.path.partition(".")
+    return "trainer" not in stored and change.stored is ABSENT and (section not in stored or section == FINGERPRINTS)
 
 
 def list_parameters(loaded: Loaded, *, log_once: LogOnce) -> None:

@@ -79,6 +79,7 @@ def _their_logits(folder: Path, tokens: Tensor) -> Tensor:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of a model that is there already
+    logging.set_verbosity_error()  # of what its owner has set for the generation of text
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     )

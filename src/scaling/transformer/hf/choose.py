@@ -147,9 +147,14 @@ def _model(architecture: TransformerArchitectureConfig) -> ModelPlan:
         "dropout_stream": usual.dropout_stream,
         "initialization": usual.initialization,
     }
-    if not any(layer["rotary"]["type"] in FOLLOWS_LENGTH for layer in _settings(architecture)["layers"]):
+    if not follows_length(architecture):
         update["sequence_length"] = 1
     return plan_of(architecture.model_copy(update=update))
+
+
+def follows_length(architecture: TransformerArchitectureConfig) -> bool:
+    """Return whether a model would be another one with another length."""
+    return any(layer["rotary"]["type"] in FOLLOWS_LENGTH for layer in _settings(architecture)["layers"])
 
 
 def _settings(architecture: TransformerArchitectureConfig) -> dict[str, Any]:

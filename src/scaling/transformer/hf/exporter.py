@@ -32,11 +32,11 @@ from scaling.transformer.config.architecture import TransformerArchitectureConfi
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from scaling.transformer.hf.choose import family_for
+from scaling.transformer.hf.choose import family_for, follows_length
 from scaling.transformer.hf.companions import Companions, Origin, companions_of_checkpoints, read_origin
 from scaling.transformer.hf.copies import PIECE_BYTES, copies_into, pieces_of_theirs
 from scaling.transformer.hf.family import Family
-from scaling.transformer.hf.folder import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE
+from scaling.transformer.hf.folder import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, LENGTH, WEIGHTS_FILE
 from scaling.transformer.hf.precision import WEIGHT_TYPES, name_in_configurations, prevailing
 from scaling.transformer.hf.tensors import TensorMap
 
@@ -255,6 +255,9 @@ def _config(
         end = list(ends) if len(ends) > 1 else next(iter(ends), None)
         kept, has_precision = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}, True
     said = family.config(architecture, kept)
+    length = kept.get(LENGTH)
+    if isinstance(length, int) and length > said.get(LENGTH, length) and not follows_length(architecture):
+        said[LENGTH] = length  # a training on shorter texts takes nothing away
     said.pop("dtype", None)
     if has_precision:
         sizes = {name: sum(one.bytes for one in written if one.dtype is kind) for name, kind in WEIGHT_TYPES.items()}

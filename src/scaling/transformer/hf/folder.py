@@ -18,6 +18,8 @@ CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 GENERATION_FILE: Final = "generation_config.json"
+LENGTH: Final = "max_position_embeddings"
+"""The field of the longest text that a model is for."""
 
 MAX_JSON_BYTES: Final = 64 * 2**20
 """Far more than any index has."""

@@ -35,7 +35,7 @@ from scaling.transformer.hf.choose import family_of
 from scaling.transformer.hf.companions import Companions, Origin, companions_of_model, require_place
 from scaling.transformer.hf.copies import PIECE_BYTES, copies_from, pieces_of_ours, whole_of
 from scaling.transformer.hf.family import Family
-from scaling.transformer.hf.folder import CONFIG_FILE, ModelFolder, end_token_ids, read_folder
+from scaling.transformer.hf.folder import CONFIG_FILE, LENGTH, ModelFolder, end_token_ids, read_folder
 from scaling.transformer.hf.precision import WEIGHT_TYPES, name_in_configurations, prevailing
 from scaling.transformer.hf.starting import require_place_for_config, write_starting_config
 from scaling.transformer.hf.tensors import Source, TensorMap
@@ -209,6 +209,8 @@ def _companions(model: _Model) -> tuple[Companions, Tokenizer | None]:
     inert = model.family.inert(folder.config)
     if any(name in folder.config for name in ("dtype", "torch_dtype")):
         inert["dtype"] = model.architecture.precision.value
+    if LENGTH in folder.config:
+        inert[LENGTH] = folder.config[LENGTH]
     origin = Origin(model.family.model_type, end_token_ids(folder), inert)
     found = companions_of_model(folder.path)
     companions = Companions(found.tokenizer, {**found.others, ORIGIN_FILE: origin.encode()})

@@ -20,7 +20,7 @@ SAVE_INTERVAL: Final = 250
 WARMUP_STEPS: Final = 50
 LEARNING_RATE: Final = 1e-5
 """Usual for all weights of a trained model."""
-LEAST_RATE: Final = 1e-6
+LEARNING_RATE_MINIMUM: Final = 1e-6
 GRADIENT_ACCUMULATION_STEPS: Final = 8
 
 
@@ -39,7 +39,8 @@ def write_starting_config(
 
     `section` is the model's `transformer_architecture`.
     """
-    path, place = target / STARTING_CONFIG, target.absolute()
+    place = target.absolute()
+    path = target / STARTING_CONFIG
     tokenizer = place / TOKENIZER_FILE if has_tokenizer else "TOKENIZER"
     architecture = {**section, "vocab_file": str(tokenizer)} if has_tokenizer else dict(section)
     training = {
@@ -56,7 +57,7 @@ def write_starting_config(
         "topology": {"micro_batch_size": 1, "gradient_accumulation_steps": GRADIENT_ACCUMULATION_STEPS},
         "learning_rate_scheduler": {
             "learning_rate": LEARNING_RATE,
-            "learning_rate_minimum": LEAST_RATE,
+            "learning_rate_minimum": LEARNING_RATE_MINIMUM,
             "learning_rate_decay_style": "cosine",
             "learning_rate_decay_iters": ITERATIONS,
             "learning_rate_warmup_steps": WARMUP_STEPS,
@@ -64,7 +65,7 @@ def write_starting_config(
         "transformer_architecture": architecture,
     }
     text = f"""{FIRST_LINE} It trains the imported model further. Name your data, then
-#     scaling train {path}
+#     scaling train {place / STARTING_CONFIG}
 # Data are made of text by
 #     scaling data tokenize texts.jsonl --output data/texts --tokenizer {tokenizer}
 
