@@ -292,6 +292,21 @@ def test_another_sequence_length_leaves_the_family_unless_the_rotation_depends_o
             ['norm_placement: is "after_sum", but in a llama model "pre"'],
         ),
         ({"causal": False}, ["causal: is false, but in a gpt_neox model true"]),
+        ({"mlp_type": "geglu"}, ['mlp_type: is "geglu", but in a gpt_neox model "default"']),
+        (
+            {"num_local_attention_heads": 4, "local_attention_window_size": 8},
+            ["local_attention_window_size: is 8, but in a gpt_neox model null"],
+        ),
+        (
+            {
+                "attention_kinds": {"near": {"window": 8}, "far": {"rotary": {"type": "none"}}},
+                "attention_pattern": ["near", "far"],
+            },
+            [
+                "attention_kinds.*.window: is 8, but in a gpt_neox model null",
+                'attention_kinds.*.rotary: is {"type": "none"}, but in a gpt_neox model {"type": "default"',
+            ],
+        ),
         ({"lm_head": False}, ["lm_head: is false, but in a gpt_neox model true"]),
         (
             {"attention_score_cap": 5.0, "lm_head_bias": True},

@@ -59,10 +59,25 @@ def family_for(architecture: TransformerArchitectureConfig, *, model_type: str |
     )
     problems = [
         Problem(f"transformer_architecture.{key}", f"is {shown(mine)}, but in a {nearest_model} model {shown(theirs)}")
-        for key, (mine, theirs) in differences.items()
+        for name, pair in differences.items()
+        for key, mine, theirs in _named(architecture, name, *pair)
     ]
     nothing = f"no family of Hugging Face models that is built can express this architecture ({', '.join(BY_TYPE)})"
     raise ConfigError([Problem("", nothing), *problems])
+
+
+def _named(
+    architecture: TransformerArchitectureConfig, key: str, mine: Any, theirs: Any
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield a difference by the names and values that a configuration has."""
+    if key != "layers":
+        yield key, mine if mine != "gated" else architecture.mlp_type.value, theirs
+        return
+    own = {"window": "local_attention_window_size", "rotary": "rotary"}
+    for what, name in own.items():
+        pair = next(((a[what], b[what]) for a, b in zip(mine, theirs, strict=False) if a[what] != b[what]), None)
+        if pair is not None:
+            yield (f"attention_kinds.*.{what}" if architecture.attention_kinds else name), *pair
 
 
 def _unknown_type(config: Mapping[str, Any]) -> Problem:
