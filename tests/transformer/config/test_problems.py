@@ -230,6 +230,11 @@ PROBLEMS = [
 ]
 
 NOTES = [
+    (
+        "transformer_architecture: {relative_position_embedding_type: none, rotary: {type: linear, factor: 2}}",
+        "transformer_architecture.rotary: has no effect: relative_position_embedding_type is none, and nothing is "
+        "rotated; remove it",
+    ),
     ("trainer: {save_interval: 10}", "trainer.save_interval: is 10, but save_dir is null: nothing is saved"),
     (
         "trainer: {dataloader_prefetch_factor: 2}",

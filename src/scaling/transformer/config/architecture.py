@@ -95,7 +95,7 @@ class ArchitectureConfig(BaseConfig):
     attention_kinds: dict[str, AttentionKindConfig] = Field(default_factory=dict)
     """Attention of layers that differ, by a name: their window and their rotation."""
     attention_pattern: list[str] = Field(default_factory=list)
-    """Names of attention_kinds, repeated over the layers. Empty: all layers are alike."""
+    """Names of attention_kinds, repeated over the layers and cut off at the last. Empty: all layers are alike."""
     rotary_embedding_base: float = Field(default=10000.0, gt=1)
     """Base of the wavelengths of rotary positions."""
     rotary_percentage: float = Field(default=1.0, gt=0, le=1)
@@ -219,6 +219,17 @@ class ArchitectureConfig(BaseConfig):
                 f"is {self.absolute_positions}, fewer than the tokens of a sample (sequence_length "
                 f"{self.sequence_length}); raise it, or lower sequence_length",
             )
+
+    def notes(self) -> Iterator[Problem]:
+        """Yield what no layer does."""
+        if self.relative_position_embedding_type is not RelativePositionEmbeddingType.NONE:
+            return
+        kinds = {f"attention_kinds.{name}.rotary": kind.rotary for name, kind in self.attention_kinds.items()}
+        for path, rotary in {"rotary": self.rotary, **kinds}.items():
+            if not isinstance(rotary, UnscaledRotaryConfig | NoRotaryConfig | None):
+                yield Problem(
+                    path, "has no effect: relative_position_embedding_type is none, and nothing is rotated; remove it"
+                )
 
 
 class TransformerArchitectureConfig(FormerArchitectureConfig, ArchitectureConfig):

@@ -111,15 +111,16 @@ class YarnRotaryConfig(RotaryConfig):
     trained_length: TrainedLength = None
     """Length before the extension. null: sequence_length."""
     beta_fast: Turns = 32.0
-    """Turns within trained_length from which a wavelength stays."""
+    """A wavelength that makes so many turns within trained_length, or more, stays."""
     beta_slow: Turns = 1.0
-    """Turns within trained_length up to which a wavelength is scaled in full."""
+    """A wavelength that makes so many turns within trained_length, or fewer, is scaled in full."""
     attention_factor: float | None = Field(default=None, gt=0)
-    """Multiplies cosine and sine. null: it follows from factor, mscale and mscale_all_dim."""
+    """Multiplies cosine and sine. null: 1 + 0.1 ln factor, or what mscale and mscale_all_dim say."""
     mscale: float | None = Field(default=None, ge=0)
-    """Weight of the logarithm of factor in the numerator of attention_factor. null: 1, without a denominator."""
+    """Where mscale_all_dim is given too, and neither is 0, attention_factor is (1 + 0.1 mscale ln factor) /
+    (1 + 0.1 mscale_all_dim ln factor). null: neither of them counts."""
     mscale_all_dim: float | None = Field(default=None, ge=0)
-    """The same in the denominator. null: no denominator."""
+    """See mscale. null: neither of them counts."""
     truncate: bool = True
     """Round the ends of the ramp to whole pairs."""
 
