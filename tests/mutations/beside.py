@@ -110,7 +110,9 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/layers/block": ("transformer/test_model",),
     "transformer/layers/embedding": ("transformer/test_model",),
     "transformer/layers/head": ("transformer/test_model", "transformer/test_losses"),
-    "transformer/layers/parts": ("transformer/test_model", "transformer/plan/test_model"),
+    "transformer/layers/parts": (
+        *("transformer/test_model", "transformer/plan/test_model", "transformer/plan/test_parameters"),
+    ),
     "transformer/losses": ("transformer/test_model", "transformer/plan/test_family"),
     "transformer/plan/parts": ("transformer/plan/test_model", "transformer/plan/test_parameters"),
     "transformer/train": (

@@ -31,8 +31,6 @@ _GEMMA_2: Final[Section] = {
     "attention_score_cap": 50.0,
     "logit_cap": 30.0,
     "weight_tying": True,
-    "vocab_size": 256000,
-    "sequence_length": 8192,
 }
 
 _PYTHIA: Final[Section] = {
