@@ -80,6 +80,11 @@ ARCHITECTURE_PROBLEMS = [
         "transformer_architecture.attention_kinds.a.window: must be a whole number of at least 1, or null, not 0",
     ),
     (
+        "transformer_architecture: {rotary: {factor: 8}}",
+        "transformer_architecture.rotary.factor: unknown key for this kind; it belongs to linear, dynamic, yarn, "
+        "llama3 or longrope",
+    ),
+    (
         "transformer_architecture: {attention_pattern: [a], attention_kinds: {a: null}}",
         "transformer_architecture.attention_kinds.a: must be a section (KEY: VALUE lines), not null",
     ),

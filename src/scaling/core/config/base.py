@@ -70,7 +70,7 @@ class BaseConfig(BaseModel):
         try:
             self.__pydantic_validator__.validate_python(values, self_instance=self)
         except ValidationError as error:
-            raise ConfigError(explain(error, type(self), former_names=self.former_names)) from None
+            raise ConfigError(explain(error, type(self), former_names=self.former_names, kinds=self.kinds())) from None
 
     # Without this mark pydantic would call __init__ for nested sections too, and their problems could not be collected.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # functions have no declared attributes
@@ -79,6 +79,11 @@ class BaseConfig(BaseModel):
     def choose(cls, values: Mapping[str, Any]) -> type[Self]:
         """Return the class that `values` are meant for: this one, except in a `ConfigFamily`."""
         return cls
+
+    @classmethod
+    def kinds(cls) -> Mapping[str, type[BaseConfig]]:
+        """Return the kinds of section that may stand where this one does, by their names: none but in a family."""
+        return {}
 
     @classmethod
     def read_former(cls, values: Mapping[str, Any]) -> Reading:
@@ -154,7 +159,7 @@ class BaseConfig(BaseModel):
         try:
             config = cls.model_validate(reading.values, context=cls)
         except ValidationError as error:
-            problems += explain(error, cls, former_names=cls.former_names)
+            problems += explain(error, cls, former_names=cls.former_names, kinds=cls.kinds())
         if problems:
             raise ConfigError(problems, source=source)
         if not quiet:
@@ -204,7 +209,7 @@ class BaseConfig(BaseModel):
             config = handler(given)
         except ValidationError as error:
             known = {problem.path for problem in problems}
-            found = explain(error, cls, former_names=cls.former_names, root=info.context)
+            found = explain(error, cls, former_names=cls.former_names, root=info.context, kinds=cls.kinds())
             problems += [problem for problem in found if problem.path not in known]
             fields = cls._valid_fields(given, {_first(problem.path) for problem in problems})
             problems += run_checks(cls.cross_checks, fields)

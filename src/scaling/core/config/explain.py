@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scaling.core.config.fields import NoEffect, Unavailable, marker
-from scaling.core.config.plain_words import alternatives, bounds_of, nearest, refusal
+from scaling.core.config.plain_words import alternatives, bounds_of, nearest, one_of, refusal
 from scaling.core.errors import Problem
 
 PROBLEMS = "problems"
@@ -25,10 +25,12 @@ def explain(
     *,
     former_names: Mapping[str, str] = MappingProxyType({}),
     root: type[BaseModel] | None = None,
+    kinds: Mapping[str, type[BaseModel]] = MappingProxyType({}),
 ) -> list[Problem]:
     """Return the problems of `section`, one for each place; paths are relative to it.
 
-    `root` is the configuration being loaded: where an unknown key may belong.
+    `root` is the configuration being loaded, and `kinds` are those that the section may be of: where an unknown key may
+    belong.
     """
     lines = [(_place(line["loc"], section), line) for line in error.errors(include_url=False)]
     explained = {".".join(place) for place, line in lines if line["type"] == PROBLEMS}
@@ -40,7 +42,7 @@ def explain(
             problems += [Problem(".".join(filter(None, (path, problem.path))), problem.message) for problem in found]
         elif path not in explained:
             explained.add(path)
-            problems.append(Problem(path, _message(place, line, section, former_names, root)))
+            problems.append(Problem(path, _message(place, line, section, former_names, root, kinds)))
     return problems
 
 
@@ -70,11 +72,14 @@ def _message(
     section: type[BaseModel],
     former_names: Mapping[str, str],
     root: type[BaseModel] | None,
+    kinds: Mapping[str, type[BaseModel]],
 ) -> str:
     if line["type"] in ("value_error", "assertion_error"):
         return str(line["ctx"]["error"]) or line["msg"]
     name, *indices = place
     if name not in section.model_fields:
+        if having := [kind for kind, member in kinds.items() if name in member.model_fields]:
+            return f"unknown key for this kind; it belongs to {one_of(having).removeprefix('one of ')}"
         return _unknown(name, list(section.model_fields), former_names, root or section)
     field = section.model_fields[name]
     if line["type"] == "missing":

@@ -41,6 +41,12 @@ class ConfigFamily(BaseConfig):
         return found
 
     @classmethod
+    def kinds(cls) -> Mapping[str, type[BaseConfig]]:
+        """Return the members of the family that this class is of."""
+        families = (base for base in reversed(cls.__mro__) if issubclass(base, ConfigFamily))
+        return next(family for family in families if family is not ConfigFamily).members()
+
+    @classmethod
     def choose(cls, values: Mapping[str, Any]) -> type[Self]:
         """Return the member that `values` name."""
         if cls.kind_key in cls.model_fields:
