@@ -53,7 +53,9 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     path = write_model(tmp_path / "m")
     (path / name).rename(tmp_path / name)
     (path / name).symlink_to(tmp_path / name)
-    with pytest.raises(ScalingError, match=rf"{name}.* leads to .*, outside of the folder, and was not read; put the file itself"):
+    with pytest.raises(
+        ScalingError, match=rf"{name}.* leads to .*, outside of the folder, and was not read; put the file itself"
+    ):
         companions_of_model(read_folder(path).path)
 
 
