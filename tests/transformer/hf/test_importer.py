@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
-from scaling.core import CheckpointError, ConfigError, RunIdentity, ScalingError, StorageError
+from scaling.core import CheckpointError, ConfigError, ScalingError, StorageError
 from scaling.core.checkpoint.reader import CheckpointReader
 from scaling.core.checkpoint.search import find_newest
-from scaling.core.trainer.differences import compare_settings
 from scaling.transformer import TransformerInferenceModule
 from scaling.transformer.config.environment import TransformerConfigHere
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
@@ -31,7 +28,6 @@ from tests.transformer.hf.by_hand import (
     END,
     END_OF_TURN,
     LAYERS,
-    VOCABULARY,
     weights,
     write_model,
     write_weights,
@@ -189,40 +185,6 @@ def test_the_model_generates_and_stops_where_its_configuration_says(tmp_path: Pa
     generation = tmp_path / "c" / "generation_config.json"
     generation.write_text('{"eos_token_id": 11}')
     assert TransformerInferenceModule.from_checkpoint(tmp_path / "c")._stop_tokens(None) == {END, END_OF_TURN, 11}
-
-
-def test_the_configuration_trains_as_it_stands_once_data_are_named(tmp_path: Path) -> None:
-    done = import_model(write_model(tmp_path / "m"), tmp_path / "c")
-    assert done.config_file == tmp_path / "c" / "config.yml"
-    config = TransformerConfigHere.from_yaml(done.config_file)
-    assert config.data.eod_token_id == END
-    assert config.transformer_architecture.vocab_size == VOCABULARY
-    assert config.transformer_architecture.vocab_file == tmp_path / "c" / "vocab.json"
-    assert config.trainer.load_dir == tmp_path / "c"
-    text = done.config_file.read_text()
-    assert "--tokenizer" in text
-    section = yaml.safe_load(text)["transformer_architecture"]
-    assert section.keys() < config.transformer_architecture.as_dict().keys()
-
-
-def test_a_training_from_an_import_names_what_is_not_as_in_the_model_and_no_more(tmp_path: Path) -> None:
-    done = import_model(write_model(tmp_path / "m"), tmp_path / "c")
-    sections = yaml.safe_load(done.config_file.read_text())
-    sections["transformer_architecture"] |= {"sequence_length": 24, "dropout_after_mlp": 0.1}
-    stored: Any = find_newest(tmp_path / "c").require().manifest.scalars["config"]
-    digests = {**stored["fingerprints"], "data": "a digest"}
-    identity = RunIdentity(TransformerConfigHere.from_dict(sections, quiet=True), digests)
-    said: list[str] = []
-
-    def log_once(level: int, text: str, *values: object) -> None:
-        if level == logging.WARNING:
-            said.append(text % values)
-
-    compare_settings(stored, identity, (), continues=False, log_once=log_once)
-    assert said == [
-        "resuming with another setting: transformer_architecture.dropout_after_mlp: 0.0 in the checkpoint, 0.1 now",
-        "resuming with another setting: transformer_architecture.sequence_length: 32 in the checkpoint, 24 now",
-    ]
 
 
 def test_a_model_without_tokenizer_and_ends_is_imported_with_remarks(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _named(
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield a difference by the names and values that a configuration has."""
     if key != "layers":
-        yield key, mine if mine != "gated" else architecture.mlp_type.value, theirs
+        yield key, architecture.mlp_type.value if key == "mlp_type" else mine, theirs
         return
     own = {"window": "local_attention_window_size", "rotary": "rotary"}
     for what, name in own.items():
@@ -182,7 +182,4 @@ def _differences(architecture: TransformerArchitectureConfig, family: Family) ->
     if again is None:
         return {}
     mine, theirs = _settings(architecture), _settings(again)
-    for number, pair in enumerate(zip(mine.pop("layers"), theirs.pop("layers"), strict=False)):
-        if pair[0] != pair[1] and "attention_kinds" not in mine:  # one layer is enough of an example
-            mine["attention_kinds"], theirs["attention_kinds"] = ({f"layer {number}": layer} for layer in pair)
     return {key: (mine[key], theirs[key]) for key in mine if key not in NOT_THE_MODEL and mine[key] != theirs[key]}
