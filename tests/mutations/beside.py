@@ -105,7 +105,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/hf/settings": ("transformer/hf/test_family", "transformer/hf/test_choose"),
     "transformer/hf/starting": ("transformer/hf/test_importer", "cli/test_hf"),
     "transformer/hf/tensors": ("transformer/hf/test_family", "transformer/hf/test_logits"),
-    "transformer/inference/module": ("transformer/test_inference",),
+    "transformer/inference/module": ("transformer/test_inference", "transformer/test_learned_positions"),
     "transformer/io": ("transformer/test_model", "transformer/data/test_batch"),
     "transformer/layers/block": ("transformer/test_model",),
     "transformer/layers/embedding": ("transformer/test_model",),
