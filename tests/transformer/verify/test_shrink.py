@@ -53,6 +53,13 @@ def config(topology: dict[str, Any], **architecture: Any) -> TransformerConfig:
         ({"pipe_parallel_size": 4, "pipe_partition_overwrite": [0, 2, 10, 30, 34]}, {}),
         (
             {
+                **{"model_parallel_size": 2, "pipe_parallel_size": 3, "data_parallel_size": 2},
+                **{"pipe_schedule": "interleaved_1f1b", "pipe_chunks_per_rank": 2, "gradient_accumulation_steps": 3},
+            },
+            {},
+        ),
+        (
+            {
                 "model_parallel_size": 16,
                 "pipe_parallel_size": 8,
                 "data_parallel_size": 32,
