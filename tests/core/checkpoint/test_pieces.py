@@ -12,6 +12,7 @@ from torch import Tensor
 from scaling.core.boxes import Box
 from scaling.core.checkpoint.files import constant
 from scaling.core.checkpoint.pieces import LazyTensor, save_pieces
+from scaling.core.checkpoint.plain_files import open_plain
 from scaling.core.checkpoint.reader import CheckpointReader
 from scaling.core.checkpoint.search import find_newest
 from scaling.core.errors import CheckpointError
@@ -48,3 +49,16 @@ def test_what_is_not_covered_or_there_already_is_refused(tmp_path: Path) -> None
     save_pieces(tmp_path, 0, [tensor], scalars={}, information={})
     with pytest.raises(CheckpointError, match="exists already"):
         save_pieces(tmp_path, 0, [tensor], scalars={}, information={})
+
+
+def test_each_tensor_lies_at_a_multiple_of_the_size_of_its_values(tmp_path: Path) -> None:
+    """So that other programs can map it."""
+    values = {"a": torch.ones(3, 1).bfloat16(), "b": torch.ones(3, 1).double(), "c": torch.ones(5, 1)}
+    tensors = [
+        LazyTensor(name, tuple(tensor.shape), tensor.dtype, [(Box((0, 0), tuple(tensor.shape)), constant(tensor))])
+        for name, tensor in values.items()
+    ]
+    path = save_pieces(tmp_path, 0, tensors, scalars={}, information={})
+    (file,) = path.glob("*.safetensors")
+    with open_plain(file) as opened:
+        assert all(slot.start % values[name].dtype.itemsize == 0 for name, slot in opened.slots.items())

@@ -25,8 +25,9 @@ from tests.transformer.hf.by_hand import COMPANIONS, END, END_OF_TURN, write_mod
 def test_what_is_there_is_written_elsewhere_and_what_is_there_stays(tmp_path: Path) -> None:
     found = companions_of_model(write_model(tmp_path / "m"))
     assert found.others.keys() == COMPANIONS.keys()
-    target = tmp_path / "c"
-    target.mkdir()
+    target = tmp_path / "runs" / "c"
+    found.write(target, tokenizer_name="vocab.json")
+    assert (target / "additional_chat_templates" / "tools.jinja").exists()
     (target / "chat_template.jinja").write_text("my own")
     (target / "vocab.json").write_text("an old one")
     found.write(target, tokenizer_name="vocab.json")
@@ -75,6 +76,7 @@ def test_an_origin_is_read_as_it_was_written(tmp_path: Path) -> None:
     origin = Origin("llama", (1, 2), {"initializer_range": 0.02, "name": "ü"})
     (tmp_path / "huggingface.json").write_bytes(origin.encode())
     assert read_origin(tmp_path) == origin
+    assert origin.encode().startswith(b'{\n  "model_type": "llama",\n')  # for people, too
 
 
 def test_an_empty_folder_has_room_for_anything(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_both_directions_move_every_value_once_in_pieces_of_any_size(theirs: Ten
     for box in pieces_of_theirs(theirs, elements):
         assert box.size <= elements
         for copy in copies_into(theirs, box):
+            assert copy.ours.size
             values = ours[copy.key][copy.ours.slices(whole_of(ours[copy.key].shape))]
             place = made[copy.theirs.slices(whole_of(theirs.shape))]
             assert bool(place.isnan().all())
