@@ -59,6 +59,10 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
         companions_of_model(read_folder(path).path)
 
 
+def test_a_name_may_be_a_single_letter(tmp_path: Path) -> None:
+    assert "w" in read_folder(write_model(tmp_path / "m", weights() | {"w": torch.ones(1)})).tensors
+
+
 def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m")
     (path / "model.safetensors").rename(path / "weights.bin")

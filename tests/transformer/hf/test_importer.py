@@ -83,6 +83,9 @@ def test_every_bit_of_the_weights_becomes_the_checkpoint(
     assert settings["transformer_architecture"]["precision"] == str(dtype).removeprefix("torch.")
     assert settings["data"] == {"eod_token_id": END}
     assert stored.manifest.information["family"] == "llama"
+    assert stored.manifest.information["ranks"] == 1
+    parts = [part for entry in stored.manifest.tensors.values() for part in entry.parts]
+    assert max(part.box.size for part in parts) * dtype.itemsize <= piece
 
 
 def test_what_belongs_to_the_model_is_left_beside(tmp_path: Path) -> None:
