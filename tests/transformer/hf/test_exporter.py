@@ -243,6 +243,15 @@ def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
     assert export_model(stored, tmp_path / "folder").path == tmp_path / "folder"
 
 
+def test_what_a_killed_export_left_is_removed_by_the_next_one_to_the_same_place(tmp_path: Path) -> None:
+    stored = imported(tmp_path)
+    for name in (".tmp-e-0123abcd", ".tmp-e-mine", ".tmp-other-0123abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    export_model(stored, tmp_path / "e")
+    assert sorted(path.name for path in tmp_path.glob(".tmp-*")) == [".tmp-e-mine", ".tmp-other-0123abcd"]
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = imported(tmp_path)
     before = sorted(tmp_path.iterdir())

@@ -75,11 +75,11 @@ def check_export(checkpoint: Path, exported: Path, *, dtype: torch.dtype | None 
 
 @torch.no_grad()
 def _their_logits(folder: Path, tokens: Tensor) -> Tensor:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM, utils
 
-    logging.disable_progress_bar()  # of a model that is there already
-    logging.set_verbosity_error()  # of what its owner has set for the generation of text
+    said: Any = utils.logging
+    said.disable_progress_bar()  # of a model that is there already
+    said.set_verbosity_error()  # of what its owner has set for the generation of text
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from re import fullmatch
 from typing import Any, Final
 
 import torch
@@ -102,6 +103,7 @@ def export_model(
     with storage_errors(f"exporting {stored.path} to {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(target)
+        _sweep(temporary)
         temporary.mkdir()
         try:
             with CheckpointReader(stored) as reader:
@@ -120,6 +122,14 @@ def export_model(
         sync_folder(target.absolute().parent)
     remarks = [] if companions.tokenizer is not None else [f"there is no {TOKENIZER_FILE} beside {stored.path}"]
     return Exported(target, family.model_type, tuple(shards), tuple(remarks))
+
+
+def _sweep(temporary: Path) -> None:
+    """Remove what killed exports to the same place have left."""
+    begin = temporary.name[: -len(temporary.name.rpartition("-")[2])]
+    for path in list(temporary.parent.iterdir()):
+        if path.name.startswith(begin) and fullmatch(r"[0-9a-f]{8}", path.name[len(begin) :]) and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def require_free(target: Path) -> None:
