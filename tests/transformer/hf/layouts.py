@@ -27,12 +27,17 @@ LAYOUT: Final[dict[str, Any]] = {
 ROWS: Final[int] = LAYOUT["data"]
 """A row of tokens for each replica."""
 
+SAVED: Final = "saved"
+
 Part = tuple[int, int, Tensor]
 """Row, place in the group of the model axis, which cuts the vocabulary, and logits [s, v] of that part of it."""
 
 
 def logits_of_rows(rank: int, world_size: int, folders: Sequence[Path], tokens: Tensor) -> list[list[Part]]:
-    """Return this rank's parts of the logits of `tokens` [ROWS, s] for each checkpoint; none before the last stage."""
+    """Return this rank's parts of the logits of `tokens` [ROWS, s] for each checkpoint; none before the last stage.
+
+    The weights of each are saved anew by this layout, beside its folder, in one named `SAVED`.
+    """
     with connected(**LAYOUT) as topology:
         checkpointer = Checkpointer(None, communicator=communicator_of(topology))
         row, place, found = topology.index(Axis.DATA), topology.index(Axis.MODEL), []
@@ -45,6 +50,8 @@ def logits_of_rows(rank: int, world_size: int, folders: Sequence[Path], tokens: 
             specs = layer_specs(architecture, topology, seed=0)
             module = ParallelModule(specs, topology, topology_config(**LAYOUT), seed=0)
             checkpointer.load(stored, module.global_tensors())
+            anew = Checkpointer(folder.with_name(SAVED), communicator=communicator_of(topology))
+            anew.save(1, module.global_tensors(), stored.manifest.scalars)
             with torch.no_grad():
                 outputs = module.forward_step(iter([batch]))
                 found.append([(row, place, output.logits().squeeze(0)) for output in outputs])
