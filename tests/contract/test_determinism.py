@@ -13,8 +13,10 @@ from tests.contract.runs import Job, follow
 CASES = [LayoutCase(1, 2, 2, 6, SP, SMALL_BUCKETS), LayoutCase(2, 2, 1, 6, {**interleaved(2), **LAYERS})]
 
 
-@pytest.mark.parametrize("steps", [4, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "steps"),
+    [("float32", 4), *(pytest.param(precision, 20, marks=pytest.mark.slow) for precision in ("float32", "bfloat16"))],
+)
 def test_the_same_layout_twice_is_bitwise_equal(precision: str, steps: int, tmp_path: Path) -> None:
     for number, case in enumerate(CASES):
         config = config_of("gpt", case.settings, case.optimizer, precision=precision)

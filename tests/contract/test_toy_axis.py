@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from scaling.core import OptimizerConfig
 from tests.contract.runs import Job, differences, follow, record
 from tests.contract.toy_axis import RECIPE, ContextTopologyConfig
@@ -31,6 +33,7 @@ def topology(sizes: dict[str, int]) -> ContextTopologyConfig:
     )
 
 
+@pytest.mark.slow
 def test_an_axis_joins_the_contract_by_its_size(tmp_path: Path) -> None:
     recipe = replace(RECIPE, optimizer=PLAIN)
     reference = record(recipe, topology({}), tmp_path, steps=STEPS)

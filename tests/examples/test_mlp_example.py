@@ -296,6 +296,7 @@ def test_without_a_network_the_message_names_the_file_the_mirrors_and_what_to_do
 # The training
 
 
+@pytest.mark.slow
 def test_a_few_steps_give_the_same_losses_in_one_process_and_in_eight(tmp_path: Path) -> None:
     common = ["trainer.train_iterations=6", "trainer.eval_interval=6", "topology.micro_batch_size=32"]
     run_distributed(trained, 1, [*common, f"logger.log_dir={tmp_path / 'one'}"])

@@ -66,6 +66,7 @@ def test_the_first_command_trains_saves_and_speaks(tmp_path: Path) -> None:
     assert f"scaling generate {tmp_path / 'checkpoints'} --prompt" in spoken
 
 
+@pytest.mark.slow
 def test_a_training_without_a_tokenizer_ends_well_and_says_how_to_generate(tmp_path: Path) -> None:
     corpus, save_dir = build_corpus(tmp_path / "corpus"), tmp_path / "checkpoints"
     settings = settings_of(corpus, tmp_path / "log", {"trainer.train_iterations": 1, "trainer.save_dir": str(save_dir)})

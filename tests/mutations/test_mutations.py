@@ -63,6 +63,7 @@ def test_the_bug_fits_the_code(bug: Bug) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_every_bug_is_caught(
     plain: dict[str, Reference], alone: dict[tuple[str, str], Reference], capsys: pytest.CaptureFixture[str]
 ) -> None:

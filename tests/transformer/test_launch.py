@@ -136,6 +136,7 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(start: Start, data: Path, 
     assert [line["step"] for line in resumed] == list(range(1, step + 3))
 
 
+@pytest.mark.slow
 def test_all_processes_save_when_their_runner_is_killed(start: Start, tmp_path: Path) -> None:
     process = start(FOREVER, TWO)
     wait_for_steps(tmp_path, 3, process)

@@ -52,9 +52,8 @@ def grow(rank: int, world_size: int, layout: dict[str, Any]) -> tuple[int, int]:
         return first, resident_bytes()
 
 
-@pytest.mark.parametrize(
-    "layout", [pytest.param(name, marks=[] if name == "1x1x2" else [pytest.mark.slow]) for name in LAYOUTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_resident_memory_at_step_400_is_that_at_step_40(layout: str) -> None:
     world_size = 1 if layout == "1x1x1" else 2
     for first, last in run_distributed(grow, world_size, LAYOUTS[layout], timeout=250):

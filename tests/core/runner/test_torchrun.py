@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 WORKER = Path(__file__).with_name("worker_script.py")
 
 
@@ -54,6 +56,7 @@ RESTARTED = """
 """
 
 
+@pytest.mark.slow
 def test_a_run_restarted_in_place_meets_anew(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(RESTARTED))

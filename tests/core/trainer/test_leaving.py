@@ -151,7 +151,7 @@ def leave_a_stuck_worker(rank: int, world_size: int, layout: Mapping[str, int], 
     return step
 
 
-@pytest.mark.parametrize("layout", [{"data": 1}, {"data": 2}], ids=str)
+@pytest.mark.parametrize("layout", [{"data": 1}, pytest.param({"data": 2}, marks=pytest.mark.slow)], ids=str)
 def test_a_worker_that_is_stuck_is_not_waited_for(layout: Mapping[str, int], tmp_path: Path) -> None:
     outcomes = run_world(leave_a_stuck_worker, ranks_of(layout), layout, tmp_path, timeout=60)
     assert [outcome.value for outcome in outcomes] == [1] * len(outcomes), "\n".join(one.report for one in outcomes)

@@ -155,6 +155,7 @@ def test_accepted_changes_of_no_setting_are_pointed_out(base: Path, caplog: pyte
     assert told.endswith("there is no such setting, neither now nor in the checkpoint: beta3, loss_scaler.scale")
 
 
+@pytest.mark.slow
 def test_going_back_within_save_dir_is_refused_rather_than_passed_over(base: Path, tmp_path: Path) -> None:
     back, _ = make_trainer(train_iterations=5, save_dir=base, load_dir=base / "global_step2")
     with pytest.raises(ConfigError, match=r"trainer.load_dir: names step 2 of save_dir itself.* which is step 3"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from shutil import copy
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ LENGTH = 34
 """Even, for two ranks cut each sequence; 33 tokens and one more."""
 
 
+@pytest.mark.slow
 def test_where_two_ranks_cut_each_axis_logits_are_those_of_transformers_and_every_bit_goes_back(tmp_path: Path) -> None:
     rows, folders = tokens(ROWS * LENGTH).view(ROWS, LENGTH), {name: tmp_path / name for name in FAMILIES}
     for name, folder in folders.items():
