@@ -106,6 +106,11 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/hf/starting": ("transformer/hf/test_importer", "cli/test_hf"),
     "transformer/hf/tensors": ("transformer/hf/test_family", "transformer/hf/test_logits"),
     "transformer/inference/module": ("transformer/test_inference", "transformer/test_learned_positions"),
+    "transformer/stored_model": (
+        "transformer/test_kept_tokenizer",
+        "transformer/test_inference",
+        "transformer/hf/test_exporter",
+    ),
     "transformer/io": ("transformer/test_model", "transformer/data/test_batch"),
     "transformer/layers/block": ("transformer/test_model",),
     "transformer/layers/embedding": ("transformer/test_model",),

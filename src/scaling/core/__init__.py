@@ -9,6 +9,7 @@ from scaling.core.lazy import load_on_use as load_on_use
 if TYPE_CHECKING:
     from scaling.core.boxes import Box as Box
     from scaling.core.boxes import GlobalTensor as GlobalTensor
+    from scaling.core.boxes import whole as whole
     from scaling.core.checkpoint import *
     from scaling.core.config import *
     from scaling.core.data import *

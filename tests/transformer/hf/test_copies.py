@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaling.transformer.hf.copies import copies_from, copies_into, pieces_of_ours, pieces_of_theirs, whole_of
+from scaling.core import whole
+from scaling.transformer.hf.copies import copies_from, copies_into, pieces_of_ours, pieces_of_theirs
 from scaling.transformer.hf.tensors import Rows, Source, TensorMap
 
 PLAIN = TensorMap("w", (6, 5), (Source("a", (6, 5)),))
@@ -62,8 +63,8 @@ def test_both_directions_move_every_value_once_in_pieces_of_any_size(theirs: Ten
         assert box.size <= elements
         for copy in copies_into(theirs, box):
             assert copy.ours.size
-            values = ours[copy.key][copy.ours.slices(whole_of(ours[copy.key].shape))]
-            place = made[copy.theirs.slices(whole_of(theirs.shape))]
+            values = ours[copy.key][copy.ours.slices(whole(ours[copy.key].shape))]
+            place = made[copy.theirs.slices(whole(theirs.shape))]
             assert bool(place.isnan().all())
             place.copy_(values.t() if theirs.transposed else values)
     assert torch.equal(made, file)
@@ -72,8 +73,8 @@ def test_both_directions_move_every_value_once_in_pieces_of_any_size(theirs: Ten
         for box in pieces_of_ours(theirs, source, elements):
             assert box.size <= elements
             for copy in copies_from(theirs, source, box):
-                values = file[copy.theirs.slices(whole_of(theirs.shape))]
-                place = back[copy.ours.slices(whole_of(source.shape))]
+                values = file[copy.theirs.slices(whole(theirs.shape))]
+                place = back[copy.ours.slices(whole(source.shape))]
                 assert bool(place.isnan().all())
                 place.copy_(values.t() if theirs.transposed else values)
         assert torch.equal(back, ours[source.key])
@@ -81,7 +82,7 @@ def test_both_directions_move_every_value_once_in_pieces_of_any_size(theirs: Ten
 
 def test_pieces_of_theirs_follow_each_other_in_their_file() -> None:
     numbers = torch.arange(12 * 5).reshape(12, 5)
-    found = [numbers[box.slices(whole_of((12, 5)))].flatten() for box in pieces_of_theirs(HEADS, 7)]
+    found = [numbers[box.slices(whole((12, 5)))].flatten() for box in pieces_of_theirs(HEADS, 7)]
     assert torch.equal(torch.cat(found), numbers.flatten())
 
 

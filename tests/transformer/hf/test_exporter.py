@@ -25,6 +25,7 @@ from scaling.core import (
     StoredCheckpoint,
     TensorFile,
 )
+from scaling.core.boxes import whole
 from scaling.core.checkpoint import plain_files
 from scaling.core.checkpoint.reader import CheckpointReader, cast
 from scaling.core.checkpoint.search import find_newest
@@ -33,7 +34,6 @@ from scaling.transformer.data.tokenizer import train_tokenizer
 from scaling.transformer.hf import exporter, importer
 from scaling.transformer.hf.check import check_export
 from scaling.transformer.hf.companions import companions_of_checkpoints
-from scaling.transformer.hf.copies import whole_of
 from scaling.transformer.hf.exporter import export_model, in_shards
 from scaling.transformer.hf.importer import import_model
 from scaling.transformer.hf.tensors import TensorMap
@@ -68,7 +68,7 @@ def resaved(stored: StoredCheckpoint, target: Path) -> StoredCheckpoint:
         tensors = []
         for name, tensor in values.items():
             box = part_of(tuple(tensor.shape), ranks.rank)
-            view = tensor[box.slices(whole_of(tuple(tensor.shape)))]
+            view = tensor[box.slices(whole(tuple(tensor.shape)))]
             tensors.append(GlobalTensor(name, tuple(tensor.shape), [(box, view)]))
             tensors.append(GlobalTensor(f"optimizer.master.{name}", tuple(tensor.shape), [(box, view.double())]))
         Checkpointer(target, communicator=ranks).save(3, tensors, stored.manifest.scalars)
@@ -272,7 +272,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_is_no_language_model_or_not_its_own_is_refused(tmp_path: Path) -> None:
     tensor = torch.ones(2)
-    Checkpointer(tmp_path / "x").save(1, [GlobalTensor("w", (2,), [(whole_of((2,)), tensor)])], {})
+    Checkpointer(tmp_path / "x").save(1, [GlobalTensor("w", (2,), [(whole((2,)), tensor)])], {})
     with pytest.raises(CheckpointError, match="has no transformer_architecture"):
         export_model(find_newest(tmp_path / "x").require(), tmp_path / "e")
     stored = imported(tmp_path)
@@ -286,7 +286,7 @@ def test_what_is_no_language_model_or_not_its_own_is_refused(tmp_path: Path) -> 
         with CheckpointReader(stored) as reader:
             values: dict[str, Tensor | None] = {name: reader.read(name) for name in stored.manifest.tensors}
         tensors = [
-            GlobalTensor(name, tuple(value.shape), [(whole_of(tuple(value.shape)), value)])
+            GlobalTensor(name, tuple(value.shape), [(whole(tuple(value.shape)), value)])
             for name, value in (values | change).items()
             if value is not None
         ]

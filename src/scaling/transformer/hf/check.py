@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from scaling.core import Checkpointer, CheckpointError
-from scaling.transformer.hf.exporter import architecture_of
 from scaling.transformer.inference.module import TransformerInferenceModule
+from scaling.transformer.stored_model import architecture_of
 
 TOKENS: Final = 33
 TOLERANCE: Final = 1e-4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from scaling.core import Box
+from scaling.core import Box, whole
 from scaling.transformer.hf.tensors import Rows, Source, TensorMap
 
 PIECE_BYTES: Final = 64 * 2**20
@@ -20,26 +20,21 @@ class Copy(NamedTuple):
     theirs: Box
 
 
-def whole_of(shape: tuple[int, ...]) -> Box:
-    """Return the box that is all of a tensor."""
-    return Box((0,) * len(shape), shape)
-
-
 def pieces_of_ours(theirs: TensorMap, source: Source, elements: int) -> Iterator[Box]:
     """Cut one of our tensors into boxes of so many elements whose values lie together in their file.
 
     Where they transpose, these are columns of ours: rows of theirs are read one after the other.
     """
     if not theirs.transposed:
-        yield from whole_of(source.shape).cut(elements)
+        yield from whole(source.shape).cut(elements)
         return
-    for box in whole_of(source.shape[::-1]).cut(elements):
+    for box in whole(source.shape[::-1]).cut(elements):
         yield _turned(box)
 
 
 def pieces_of_theirs(theirs: TensorMap, elements: int) -> Iterator[Box]:
     """Cut one of their tensors into boxes of so many elements, in the order of their file."""
-    yield from whole_of(theirs.shape).cut(elements)
+    yield from whole(theirs.shape).cut(elements)
 
 
 def copies_from(theirs: TensorMap, source: Source, box: Box) -> Iterator[Copy]:

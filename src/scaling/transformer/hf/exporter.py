@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from re import fullmatch
 from typing import Any, Final
@@ -23,6 +24,7 @@ from scaling.core import (
     PlainTensor,
     StorageError,
     StoredCheckpoint,
+    first_of,
     storage_errors,
     sync_folder,
     temporary_name,
@@ -40,6 +42,7 @@ from scaling.transformer.hf.family import Family
 from scaling.transformer.hf.folder import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, LENGTH, WEIGHTS_FILE
 from scaling.transformer.hf.precision import WEIGHT_TYPES, name_in_configurations, prevailing
 from scaling.transformer.hf.tensors import TensorMap
+from scaling.transformer.stored_model import architecture_of, tokenizer_beside
 
 MAX_SHARD_BYTES: Final = 5 * 10**9
 """How large a file becomes, where no single tensor is larger."""
@@ -69,7 +72,7 @@ class Written:
     @property
     def bytes(self) -> int:
         """Return the size of the data."""
-        return Box(tuple(0 for _ in self.theirs.shape), self.theirs.shape).size * self.dtype.itemsize
+        return prod(self.theirs.shape) * self.dtype.itemsize
 
 
 def export_model(
@@ -93,7 +96,8 @@ def export_model(
     architecture, settings = architecture_of(stored)
     beside = stored.path.absolute().parent
     companions, origin = companions_of_checkpoints(beside), read_origin(beside)
-    _require_own_tokenizer(companions, stored, settings)
+    if companions.tokenizer is not None:
+        tokenizer_beside(stored.path, settings)  # refuses that of another run: its ids would mean something else
     family = family_for(architecture, model_type=None if origin is None else origin.model_type)
     written = _tensors(stored, family.tensors(plan_of(architecture)), dtype)
     shards = in_shards(written, max_shard_bytes)
@@ -163,32 +167,6 @@ def in_shards(tensors: Sequence[Written], max_bytes: int) -> dict[str, list[Writ
     }
 
 
-def architecture_of(stored: StoredCheckpoint) -> tuple[TransformerArchitectureConfig, dict[str, Any]]:
-    """Return the architecture, and all settings that the checkpoint has."""
-    settings: Any = stored.manifest.scalars.get("config")
-    match settings:
-        case {"transformer_architecture": dict(section)}:
-            return TransformerArchitectureConfig.from_dict({**section, "vocab_file": None}), settings
-    raise CheckpointError(
-        f"{stored.path} has no transformer_architecture in its configuration, so it is not a language model's "
-        "checkpoint; name another folder"
-    )
-
-
-def _require_own_tokenizer(companions: Companions, stored: StoredCheckpoint, settings: Mapping[str, Any]) -> None:
-    """Refuse the tokenizer of another run: its ids would mean something else to the model."""
-    if companions.tokenizer is None:
-        return
-    path = stored.path.absolute().parent / TOKENIZER_FILE
-    own = Tokenizer.from_file(path).sha256
-    known = settings.get("fingerprints", {}).get("tokenizer", own)
-    if own != known:
-        raise CheckpointError(
-            f"{path} is not the tokenizer that {stored.path} was trained with: its digest is {own}, the checkpoint's "
-            f"{known}. Put the tokenizer of the training there (its transformer_architecture.vocab_file)"
-        )
-
-
 def _tensors(stored: StoredCheckpoint, maps: Sequence[TensorMap], dtype: torch.dtype | None) -> list[Written]:
     """Return what is written; what the checkpoint holds is exactly that."""
     entries = {name: entry for name, entry in stored.manifest.tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
@@ -219,9 +197,8 @@ def _tensors(stored: StoredCheckpoint, maps: Sequence[TensorMap], dtype: torch.d
             common = torch.promote_types(common, other)
         written.append(Written(theirs, dtype or common))
     if rest := sorted(entries.keys() - used):
-        more = f" and {len(rest) - _NAMED} more" if len(rest) > _NAMED else ""
         raise CheckpointError(
-            f"{stored.path} holds {', '.join(rest[:_NAMED])}{more}, which have no place in the exported model; merge "
+            f"{stored.path} holds {first_of(rest, _NAMED)}, which have no place in the exported model; merge "
             "them into its weights, or train without them"
         )
     return written

@@ -12,7 +12,15 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Final
 
-from scaling.core import CheckpointError, ConfigError, FileEntry, open_plain, storage_errors, unique_keys
+from scaling.core import (
+    CheckpointError,
+    ConfigError,
+    FileEntry,
+    first_of,
+    open_plain,
+    storage_errors,
+    unique_keys,
+)
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
@@ -180,8 +188,8 @@ def _weight_map(path: Path) -> dict[str, str] | None:
     missing = sorted({file for file in found.values() if not (path / file).exists()})
     if missing:
         raise CheckpointError(
-            f"{path} is incomplete: {INDEX_FILE} names {_listed(missing)}, but {_are_not(missing)} there; download the "
-            "missing files"
+            f"{path} is incomplete: {INDEX_FILE} names {first_of(missing, _NAMED)}, but {_are_not(missing)} there; "
+            "download the missing files"
         )
     return found
 
@@ -194,20 +202,20 @@ def _no_weights(path: Path) -> str:
     others = sorted(file.name for file in path.glob("*.safetensors"))
     if pickled:
         return (
-            f"{path} holds its weights as a pickle ({_listed(pickled)}), which can run any code when it is opened; it "
-            "was not opened. If you trust where it came from, convert it with transformers: "
+            f"{path} holds its weights as a pickle ({first_of(pickled, _NAMED)}), which can run any code when it is "
+            "opened; it was not opened. If you trust where it came from, convert it with transformers: "
             f"AutoModelForCausalLM.from_pretrained({str(path)!r}).{save}(DIR) writes {WEIGHTS_FILE}; then import DIR"
         )
     if gguf:
         return (
-            f"{path} holds its weights as {_listed(gguf)}, which are quantized; AutoModelForCausalLM.from_pretrained("
-            f"{str(path)!r}, gguf_file={gguf[0]!r}) of transformers reads them and {save}(DIR) writes {WEIGHTS_FILE}; "
-            "then import DIR"
+            f"{path} holds its weights as {first_of(gguf, _NAMED)}, which are quantized; "
+            f"AutoModelForCausalLM.from_pretrained({str(path)!r}, gguf_file={gguf[0]!r}) of transformers reads them "
+            f"and {save}(DIR) writes {WEIGHTS_FILE}; then import DIR"
         )
     if others:
         return (
-            f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}, but {_listed(others)}; rename a single file of "
-            f"all weights to {WEIGHTS_FILE}, or download the index as well"
+            f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}, but {first_of(others, _NAMED)}; rename a single "
+            f"file of all weights to {WEIGHTS_FILE}, or download the index as well"
         )
     return f"{path} holds no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE}; download them"
 
@@ -234,7 +242,7 @@ def _headers(path: Path, weight_map: Mapping[str, str] | None) -> tuple[dict[str
     if absent := sorted(name for name in weight_map or () if name not in tensors):
         file = (weight_map or {})[absent[0]]
         raise CheckpointError(
-            f"{path / file} lacks {_listed(absent)}, which {INDEX_FILE} says to be there; download both again"
+            f"{path / file} lacks {first_of(absent, _NAMED)}, which {INDEX_FILE} says to be there; download both again"
         )
     return tensors, files
 
@@ -254,11 +262,6 @@ def end_token_ids(folder: ModelFolder) -> tuple[int, ...]:
                 raise ConfigError(f"{folder.path / source}: eos_token_id is {given!r}; it has to be token ids, or null")
             found[value] = None
     return tuple(found)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _are_not(names: list[str]) -> str:

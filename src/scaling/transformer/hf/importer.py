@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from re import fullmatch
 from typing import Any, Final
@@ -20,11 +21,13 @@ from scaling.core import (
     LongRopeScaling,
     RunIdentity,
     TensorFile,
+    first_of,
     list_steps,
     new_step_folder,
     open_plain,
     save_pieces,
     storage_errors,
+    whole,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
@@ -33,7 +36,7 @@ from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from scaling.transformer.hf.choose import family_of
 from scaling.transformer.hf.companions import Companions, Origin, companions_of_model, require_place
-from scaling.transformer.hf.copies import PIECE_BYTES, copies_from, pieces_of_ours, whole_of
+from scaling.transformer.hf.copies import PIECE_BYTES, copies_from, pieces_of_ours
 from scaling.transformer.hf.family import Family
 from scaling.transformer.hf.folder import CONFIG_FILE, LENGTH, ModelFolder, end_token_ids, read_folder
 from scaling.transformer.hf.precision import WEIGHT_TYPES, name_in_configurations, prevailing
@@ -144,7 +147,7 @@ def _model_in(folder: ModelFolder) -> _Model:
                 f"{folder.path / tensor.file}: {name} is of type {tensor.dtype}; only weights of type "
                 f"{', '.join(WEIGHT_TYPES)} are read: take the model before it was quantized"
             )
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + WEIGHT_TYPES[tensor.dtype].itemsize * _size(tensor.shape)
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + WEIGHT_TYPES[tensor.dtype].itemsize * prod(tensor.shape)
     precision = name_in_configurations(prevailing(sizes) if sizes else torch.float32)
     section = family.section(folder.config) | {"precision": precision}
     architecture = TransformerArchitectureConfig.from_dict(section)
@@ -189,8 +192,9 @@ def _names(folder: ModelFolder, family: Family, maps: Sequence[TensorMap]) -> di
         found[present] = name
     if extra:
         raise CheckpointError(
-            f"{folder.path / folder.tensors[extra[0]].file} holds {_listed(extra)}, which a {family.architecture} with "
-            f"this {CONFIG_FILE} does not have; the two are not of one model, or this kind of model is not built here"
+            f"{folder.path / folder.tensors[extra[0]].file} holds {first_of(extra, _NAMED)}, which a "
+            f"{family.architecture} with this {CONFIG_FILE} does not have; the two are not of one model, or this kind "
+            "of model is not built here"
         )
     return found
 
@@ -199,7 +203,8 @@ def _require_all(folder: ModelFolder, maps: Sequence[TensorMap], names: Mapping[
     missing = [theirs.name for theirs in maps if theirs.name not in names]
     if missing:
         raise CheckpointError(
-            f"{folder.path} lacks {_listed(missing)}; the download is incomplete, or {CONFIG_FILE} is of another model"
+            f"{folder.path} lacks {first_of(missing, _NAMED)}; the download is incomplete, or {CONFIG_FILE} is of "
+            "another model"
         )
 
 
@@ -300,7 +305,7 @@ def _require_tied(files: _Files, model: _Model, head: TensorMap) -> None:
     first, second = (model.folder.tensors[name] for name in names)
     dtype = WEIGHT_TYPES[first.dtype]
     equal = first.dtype == second.dtype
-    for box in whole_of(head.shape).cut(max(1, PIECE_BYTES // dtype.itemsize)) if equal else ():
+    for box in whole(head.shape).cut(max(1, PIECE_BYTES // dtype.itemsize)) if equal else ():
         a, b = (torch.empty(box.shape, dtype=dtype) for _ in names)
         for name, values in zip(names, (a, b), strict=True):
             files.read_into(name, box, values)
@@ -341,12 +346,3 @@ class _Files:
         if self._open is not None:
             self._open.close()
         self._open = None
-
-
-def _size(shape: Sequence[int]) -> int:
-    return Box(tuple(0 for _ in shape), tuple(shape)).size
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

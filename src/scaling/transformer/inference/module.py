@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from scaling.core import (
     AttentionCore,
     CachedAttention,
     Checkpointer,
-    CheckpointError,
     ConfigError,
     KeyValueCache,
     MicroBatch,
@@ -30,7 +29,7 @@ from scaling.core import (
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.choices import Precision
 from scaling.transformer.config.model_plan import plan_of
-from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.hf.companions import ends_of_turns
 from scaling.transformer.inference.sampling import Sampling, choose
 from scaling.transformer.io import TextInputs
@@ -38,6 +37,7 @@ from scaling.transformer.layers.head import HeadOutput
 from scaling.transformer.layers.kernels import scores_of
 from scaling.transformer.model import layer_specs
 from scaling.transformer.plan.attention import AttentionPlan
+from scaling.transformer.stored_model import architecture_of, tokenizer_beside
 
 _CHUNK = 1024
 """Tokens whose logits exist at a time where only the probability of a token is wanted."""
@@ -100,24 +100,14 @@ class TransformerInferenceModule:
             raise ConfigError(f"precision ({precision}) does not exist; choose one of {', '.join(precisions)}")
         checkpointer = Checkpointer(None)
         stored = checkpointer.find(folder_meant(Path(path)), weights_only=True).require()
-        scalars: Mapping[str, Any] = stored.manifest.scalars
-        try:
-            section = dict(scalars["config"]["transformer_architecture"])
-        except (KeyError, TypeError):
-            raise CheckpointError(
-                f"{stored.path} has no transformer_architecture in its configuration, so it is not a language model's "
-                "checkpoint; name another folder"
-            ) from None
+        architecture, settings = architecture_of(stored)
         if precision is not None:
-            section["precision"] = Precision(precision).value
-        tokenizer = _tokenizer_beside(stored.path, scalars["config"].get("fingerprints", {}))
-        section["vocab_file"] = None
-        architecture = TransformerArchitectureConfig.from_dict(section)
+            architecture = architecture.model_copy(update={"precision": Precision(precision)})
         model = cls(
             architecture if sequence_length is None else architecture.at_length(sequence_length),
             device=device,
-            tokenizer=tokenizer,
-            eod_token_id=scalars["config"].get("data", {}).get("eod_token_id"),
+            tokenizer=tokenizer_beside(stored.path, settings),
+            eod_token_id=settings.get("data", {}).get("eod_token_id"),
             end_token_ids=ends_of_turns(stored.path.absolute().parent),
         )
         checkpointer.load(stored, model.module.global_tensors(), allowed_unexpected=[r"^optimizer\."])
@@ -304,21 +294,6 @@ class TransformerInferenceModule:
         if given is not None:
             return set(given)
         return self._end_token_ids
-
-
-def _tokenizer_beside(folder: Path, fingerprints: Mapping[str, str]) -> Tokenizer | None:
-    """Return the tokenizer that lies beside a step folder, None where there is none; refuse another run's."""
-    path = folder.absolute().parent / TOKENIZER_FILE
-    if not path.exists():
-        return None
-    tokenizer = Tokenizer.from_file(path)
-    known = fingerprints.get("tokenizer", tokenizer.sha256)  # a training without a tokenizer does not name one
-    if tokenizer.sha256 != known:
-        raise CheckpointError(
-            f"{path} is not the tokenizer that {folder} was trained with: its digest is {tokenizer.sha256}, the "
-            f"checkpoint's {known}. Put the tokenizer of the training there (its transformer_architecture.vocab_file)"
-        )
-    return tokenizer
 
 
 def _require_device(device: str) -> None:
