@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -112,6 +113,19 @@ def test_slices_of_the_sequence_have_the_masks_of_the_whole(ranks: int) -> None:
     assert torch.equal(torch.cat(parts, dim=1), dropped(site(), samples))
 
 
+@given(cuts=st.lists(st.integers(0, 32), max_size=4), sequence_parallel=st.booleans())
+def test_slices_of_the_features_have_the_masks_of_the_whole(cuts: list[int], sequence_parallel: bool) -> None:
+    """Within sharded computation, where the sequence is whole on every rank."""
+    layer = site(topology=view_of(1, model=2, sequence_parallel=sequence_parallel))
+    x, samples, borders = torch.ones(2, 16, 32, dtype=torch.float64), torch.tensor([5, 9]), sorted([0, *cuts, 32])
+    whole = dropped(site(), samples)
+    assert torch.equal(layer.within(x, samples), whole)
+    slices = [range(*ends) for ends in pairwise(borders)]
+    parts = [layer.within(x[..., part.start : part.stop], samples, features=part) for part in slices]
+    assert torch.equal(torch.cat(parts, dim=2), whole)
+    assert layer.eval().within(x, samples, features=range(32)) is x
+
+
 @pytest.mark.parametrize("rank", range(8))
 def test_the_mask_of_a_whole_sequence_is_the_same_on_every_rank(rank: int) -> None:
     samples = torch.tensor([5, 9])
@@ -193,6 +207,20 @@ def test_the_stream_of_a_rank_drops_alike_what_model_ranks_hold_alike(sequence_p
     assert torch.equal(draws[0], draw(0))
     assert not torch.equal(draws[0][:4], draws[0][4:])
     assert float((draws[0] != 0).double().mean()) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("features", [None, range(0, 8)])
+def test_the_stream_of_a_rank_is_its_own_where_features_are_cut(features: range | None) -> None:
+    """Within sharded computation; also on the rank that has the first of them."""
+
+    def draw(rank: int) -> Tensor:
+        view = view_of(rank, model=2, sequence_parallel=True)
+        view.rng.seed(7)
+        layer = Dropout(0.5, seed=1, site="s", place=Place(view, sequence_parallel=True), stream="per_rank")
+        return layer.within(torch.ones(4, 8, 8), torch.arange(4), features=features)
+
+    assert torch.equal(draw(0), draw(1)) == (features is None)
+    assert torch.equal(draw(0), draw(0))
 
 
 def test_keys_of_rows_depend_on_every_coordinate_and_their_order() -> None:

@@ -14,10 +14,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scaling.core.nn.embedding import VocabParallelEmbedding
 from scaling.core.nn.init import Constant
-from scaling.core.nn.loss import _Gradients, linear_cross_entropy, linear_logits, vocab_parallel_cross_entropy
+from scaling.core.nn.linear import linear
+from scaling.core.nn.loss import (
+    LogitTerm,
+    _Gradients,
+    linear_cross_entropy,
+    linear_logits,
+    vocab_parallel_cross_entropy,
+)
 from scaling.core.nn.parameter import new_parameter
 from scaling.core.nn.place import Place, enter_model_parallel
 from scaling.core.nn.shard import padded_shard
@@ -119,30 +127,49 @@ def test_positions_that_torch_ignores_are_ignored_in_every_layout() -> None:
 
 
 HIDDEN = 6
-PLAIN: dict[str, Any] = {"bias": False, "scale": 1.0, "cap": None}
-EVERYTHING: dict[str, Any] = {"bias": True, "scale": 1.7, "cap": 2.5}
+RANK = 2
+PLAIN: dict[str, Any] = {"bias": False, "terms": 0, "scale": 1.0, "cap": None}
+EVERYTHING: dict[str, Any] = {"bias": True, "terms": 2, "scale": 1.7, "cap": 2.5}
 TARGETS = torch.tensor([[0, 3, -100, 1, 2], [4, 0, 1, 0, 3]])
 
 
 class Head(nn.Module):
-    """A matrix, perhaps a bias, and what they say of the targets: losses and log Z, one above the other."""
+    """A matrix, perhaps a bias and low-rank terms, and what they say of the targets: losses above log Z."""
 
     def __init__(
-        self, vocabulary: int, place: Place, *, bias: bool, scale: float, cap: float | None, chunk_size: int | None
+        self,
+        vocabulary: int,
+        place: Place,
+        *,
+        bias: bool,
+        terms: int,
+        scale: float,
+        cap: float | None,
+        chunk_size: int | None,
     ) -> None:
         super().__init__()
         self.table = VocabParallelEmbedding(vocabulary, HIDDEN, place=place)
         zeros, shard = Constant(0.0), self.table.shard
         self.bias = new_parameter((vocabulary,), zeros, shard=shard, dtype=place.dtype) if bias else None
+        self.a = nn.ParameterList(
+            # Each rank sees the gradient of its own part of the vocabulary only.
+            new_parameter((RANK, HIDDEN), zeros, dtype=place.dtype, gradient_in_parts=place.parts > 1)
+            for _ in range(terms)
+        )
+        self.b = nn.ParameterList(
+            new_parameter((vocabulary, RANK), zeros, shard=shard, dtype=place.dtype) for _ in range(terms)
+        )
         self.options: dict[str, Any] = {"scale": scale, "cap": cap, "chunk_size": chunk_size}
 
     def forward(self, x: Tensor, targets: Tensor) -> Tensor:
         place, shard = self.table.place, self.table.shard
+        entered = enter_model_parallel(x, place)
         found = linear_cross_entropy(
-            enter_model_parallel(x, place),
+            entered,
             self.table.weight[: shard.length],
             targets,
             bias=None if self.bias is None else self.bias[: shard.length],
+            terms=[LogitTerm(linear(entered, a), b[: shard.length]) for a, b in zip(self.a, self.b, strict=True)],
             group=place.group,
             offset=shard.offset,
             normalisers=True,
@@ -153,7 +180,8 @@ class Head(nn.Module):
 
 
 def dense_losses(weights: dense.Weights, x: Tensor, targets: Tensor, scale: float, cap: float | None) -> Tensor:
-    logits = torch.einsum("bsh,vh->bsv", x, weights["table.weight"])
+    low_rank = [weights[f"b.{i}"] @ weights[f"a.{i}"] for i in range(2) if f"a.{i}" in weights]
+    logits = torch.einsum("bsh,vh->bsv", x, sum(low_rank, weights["table.weight"]))
     logits = (logits + weights["bias"] if "bias" in weights else logits) * scale
     logits = logits if cap is None else cap * (logits / cap).tanh()
     counts = targets >= 0
@@ -236,6 +264,58 @@ def test_only_the_gradients_that_are_wanted_are_made() -> None:
         assert torch.equal(found[place], expected[place])  # type: ignore[arg-type]
 
 
+class Products(TorchDispatchMode):
+    """Writes down the shapes of the results of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name in ("aten::mm", "aten::addmm", "aten::addmm_"):
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_a_frozen_matrix_costs_no_product_of_a_gradient(chunk_size: int | None) -> None:
+    """Beside a trained term it is multiplied for the logits and for the gradient of the hidden states, or not even."""
+    n, v, h, r = 3, 11, HIDDEN, RANK
+    for hidden_wanted in (True, False):
+        leaves = [random(*shape, seed=1) for shape in ((n, h), (v, h), (n, r), (v, r))]
+        hidden, weight, term, rows = leaves
+        for leaf, wanted in zip(leaves, (hidden_wanted, False, True, True), strict=True):
+            leaf.requires_grad_(wanted)
+        with Products() as products:
+            losses, _ = linear_cross_entropy(
+                hidden, weight, torch.arange(n), terms=(LogitTerm(term, rows),), chunk_size=chunk_size
+            )
+            logits = list(products.shapes)
+            backward(losses.sum())
+        assert logits == [(n, v)] * 2
+        again = [] if chunk_size is None else logits
+        of_gradients = [(n, r), (v, r), *([(n, h)] if hidden_wanted else [])]
+        assert sorted(products.shapes[2:]) == sorted([*again, *of_gradients])
+        assert weight.grad is None
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_terms_in_float32_beside_a_matrix_in_half_precision_are_not_rounded(chunk_size: int | None) -> None:
+    hidden, weight = (random(*shape, seed=1, dtype=torch.bfloat16) for shape in ((8, HIDDEN), (11, HIDDEN)))
+    term, rows = (random(*shape, seed=2, dtype=torch.float32).requires_grad_() for shape in ((8, RANK), (11, RANK)))
+    terms, targets = (LogitTerm(term, rows),), torch.arange(8)
+    expected = F.linear(hidden, weight).double() + term.double() @ rows.double().T
+    close(linear_logits(hidden, weight, terms=terms), expected, tolerance=1e-6)
+    losses, _ = linear_cross_entropy(hidden, weight, targets, terms=terms, chunk_size=chunk_size)
+    close(losses, F.cross_entropy(expected, targets, reduction="none"), tolerance=1e-6)
+    backward(losses.sum())
+    of_logits = expected.softmax(-1) - F.one_hot(targets, 11)
+    for leaf, gradient in ((term, of_logits @ rows.double()), (rows, of_logits.T @ term.double())):
+        assert gradient_of(leaf).dtype == torch.float32
+        close(gradient_of(leaf), gradient, tolerance=1e-6)
+
+
 def test_half_precision_is_summed_over_chunks_in_float32() -> None:
     hidden, weight = torch.ones(1000, 1, dtype=torch.bfloat16), torch.zeros(2, 1, dtype=torch.bfloat16)
     weight.requires_grad_()
@@ -247,16 +327,15 @@ def test_half_precision_is_summed_over_chunks_in_float32() -> None:
 
 def test_a_product_of_half_precision_is_added_to_float32_a_few_rows_at_a_time() -> None:
     hidden, weight = (random(*shape, seed=1, dtype=torch.bfloat16) for shape in ((6, 4), (10, 4)))
-    gradients = _Gradients(hidden, weight, None, (True, True, False))
+    gradients = _Gradients(hidden, weight, True, True)
     gradients._operands, gradients._weight = torch.bfloat16, weight  # as on a GPU
     of_logits = random(6, 10, seed=2, dtype=torch.bfloat16)
     with mock.patch("scaling.core.nn.loss._ROWS", 4):
         for chunk in (slice(0, 4), slice(4, 6)):
             gradients.add(chunk, of_logits[chunk].float())
-    of_hidden, of_weight, of_bias = gradients.rounded()
+    of_hidden, of_weight = gradients.rounded()
     assert of_hidden is not None
     assert of_weight is not None
-    assert of_bias is None
     assert of_hidden.dtype == of_weight.dtype == torch.bfloat16
     close(of_hidden, of_logits.double() @ weight.double(), tolerance=1e-2)
     close(of_weight, of_logits.double().T @ hidden.double(), tolerance=1e-2)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.key_query_norm import RMSNormOverHeads as RMSNormOverHeads
     from scaling.core.nn.linear import ColumnParallelLinear as ColumnParallelLinear
     from scaling.core.nn.linear import RowParallelLinear as RowParallelLinear
+    from scaling.core.nn.loss import LogitTerm as LogitTerm
     from scaling.core.nn.loss import TokenLosses as TokenLosses
     from scaling.core.nn.loss import linear_cross_entropy as linear_cross_entropy
     from scaling.core.nn.loss import linear_logits as linear_logits

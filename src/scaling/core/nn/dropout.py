@@ -94,15 +94,28 @@ class Dropout(nn.Module):
 
         `samples` int64 [b]: each row's place in the order of the whole run.
         """
+        cut = self.place.sequence_parallel
+        return self._drop(x, samples, first_position=self.place.index * x.shape[1] if cut else 0, cut=cut)
+
+    def within(self, x: Tensor, samples: Tensor, *, features: range | None = None) -> Tensor:
+        """Drop elements of `x` [b, s, f] within sharded computation, where the sequence is whole on all model ranks.
+
+        `features`: the global numbers of the f features that this rank has; None: it has all, as every model rank does.
+        """
+        first_feature = 0 if features is None else features.start
+        return self._drop(x, samples, first_feature=first_feature, cut=features is not None)
+
+    def _drop(
+        self, x: Tensor, samples: Tensor, *, first_position: int = 0, first_feature: int = 0, cut: bool
+    ) -> Tensor:
+        """Drop elements of `x`; `cut`: model ranks hold different parts of a tensor."""
         if not self.active:
             return x
         if self.stream == "per_rank":
-            with self.place.topology.rng.stream("sharded" if self.place.sequence_parallel else "replicated"):
+            with self.place.topology.rng.stream("sharded" if cut else "replicated"):
                 return nn.functional.dropout(x, self.probability)
-        length = x.shape[1]
-        first = self.place.index * length if self.place.sequence_parallel else 0
-        positions = torch.arange(first, first + length, device=x.device)
-        features = torch.arange(x.shape[2], device=x.device)
+        positions = torch.arange(first_position, first_position + x.shape[1], device=x.device)
+        features = torch.arange(first_feature, first_feature + x.shape[2], device=x.device)
         rows = row_keys(self.site, samples.unsqueeze(1), positions)
         return self.apply_mask(x, keep_mask(rows, features, self.probability))
 

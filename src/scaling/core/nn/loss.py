@@ -5,7 +5,7 @@ Shape suffixes: N positions, n those of a chunk, v the local part of the vocabul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -99,14 +99,37 @@ def _counted(found: tuple[Tensor, Tensor], targets: Tensor) -> TokenLosses:
     return TokenLosses(losses, normalisers)
 
 
-def linear_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0, cap: float | None = None
-) -> Tensor:
-    """Return cap * tanh(scale * (hidden weight^T + bias) / cap), in at least float32; without a cap, what is capped.
+class LogitTerm(NamedTuple):
+    """A product beside the head's own, hidden weight^T, whose result is added to the logits."""
 
-    Half precision is multiplied as in any linear layer; scale and cap act on float32.
+    hidden: Tensor
+    """[..., f], with as many positions as the head's hidden states; alike on all ranks of the group, as these are."""
+    weight: Tensor
+    """[v, f], cut over the vocabulary as the head's weight is."""
+
+
+def linear_logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    terms: Sequence[LogitTerm] = (),
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> Tensor:
+    """Return cap * tanh(scale * x / cap) of x = hidden weight^T + terms + bias, in at least float32; no cap: scale * x.
+
+    Half precision is multiplied as in any linear layer; terms are added, and scale and cap act, in the result's type.
     """
-    logits = _wide(linear(hidden, weight, bias))
+    if terms:
+        logits = _wide(linear(hidden.reshape(-1, hidden.shape[-1]), weight, bias))
+        for term in terms:  # added where the logits are: a sum of its own would be as large as these
+            logits.addmm_(
+                term.hidden.reshape(-1, term.hidden.shape[-1]).to(logits.dtype), term.weight.to(logits.dtype).T
+            )
+        logits = logits.view(*hidden.shape[:-1], weight.shape[0])
+    else:
+        logits = _wide(linear(hidden, weight, bias))
     if scale != 1.0:
         logits = logits * scale
     return logits if cap is None else (logits / cap).tanh() * cap
@@ -118,6 +141,7 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     bias: Tensor | None = None,
+    terms: Sequence[LogitTerm] = (),
     scale: float = 1.0,
     cap: float | None = None,
     group: Group = None,
@@ -132,7 +156,8 @@ def linear_cross_entropy(
     not count. With `chunk_size` no more than the logits of so many positions exist at a time. Without, all of them do.
 
     Collective over `group`: one maximum and one sum of two numbers per position, whatever the chunks. Backward
-    communicates nothing: the gradient of `hidden` is this rank's term of a sum, which `enter_model_parallel` takes.
+    communicates nothing: the gradient of `hidden`, and of the hidden states of `terms`, is this rank's term of a sum,
+    which `enter_model_parallel` takes. What needs no gradient costs no product.
 
     Chunks are multiplied again in the backward pass. Gradients made in the forward pass would take as many products
     over ranks, where none is known before the sums over the whole vocabulary are (alone, three instead of four), and
@@ -140,11 +165,15 @@ def linear_cross_entropy(
     """
     if chunk_size is not None:
         function: Any = _LinearCrossEntropy.apply
-        flat = hidden.reshape(targets.numel(), hidden.shape[-1])
+        operands = [
+            operand
+            for term in (LogitTerm(hidden, weight), *terms)
+            for operand in (term.hidden.reshape(targets.numel(), term.hidden.shape[-1]), term.weight)
+        ]
         how = _How(scale, cap, group, offset, chunk_size)
-        found = _counted(function(flat, weight, bias, targets.reshape(-1), how), targets)
+        found = _counted(function(targets.reshape(-1), how, bias, *operands), targets)
         return found if normalisers else TokenLosses(found.losses, None)
-    logits = linear_logits(hidden, weight, bias, scale=scale, cap=cap)
+    logits = linear_logits(hidden, weight, bias, terms=terms, scale=scale, cap=cap)
     if normalisers:
         return _of_logits(logits, targets, group, offset)
     return TokenLosses(vocab_parallel_cross_entropy(logits, targets, group=group, offset=offset), None)
@@ -157,12 +186,18 @@ class _How(NamedTuple):
     offset: int
     chunk_size: int
 
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return linear_logits(hidden, weight, bias, scale=self.scale, cap=self.cap)
+    def logits(self, terms: Sequence[LogitTerm], chunk: slice, bias: Tensor | None) -> Tensor:
+        (hidden, weight), *others = (LogitTerm(term.hidden[chunk], term.weight) for term in terms)
+        return linear_logits(hidden, weight, bias, terms=others, scale=self.scale, cap=self.cap)
 
     def chunks(self, positions: int) -> Iterator[slice]:
         for start in range(0, positions, self.chunk_size):
             yield slice(start, start + self.chunk_size)
+
+
+def _paired(operands: Sequence[Tensor]) -> list[LogitTerm]:
+    """Return the products, the head's own first, of which autograd knows the operands in one row."""
+    return [LogitTerm(*pair) for pair in zip(operands[::2], operands[1::2], strict=True)]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -170,8 +205,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_vH: Tensor, bias_v: Tensor | None, targets_N: Tensor, how: _How
+        ctx: Any, targets_N: Tensor, how: _How, bias_v: Tensor | None, *operands: Tensor
     ) -> tuple[Tensor, Tensor]:
+        terms = _paired(operands)
+        hidden_NH, weight_vH = terms[0]
         positions, local = hidden_NH.shape[0], weight_vH.shape[0]
         here_N, index_N1 = _places(targets_N, how.offset, local)
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
@@ -180,7 +217,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         own_N = hidden_NH.new_full((positions,), lowest, dtype=wide)
         sums_2N = hidden_NH.new_zeros((2, positions), dtype=wide)
         for chunk in how.chunks(positions) if local else ():
-            logits_nv = how.logits(hidden_NH[chunk], weight_vH, bias_v)
+            logits_nv = how.logits(terms, chunk, bias_v)
             own_N[chunk] = logits_nv.max(dim=-1).values.clamp_min(lowest)
             sums_2N[1, chunk] = logits_nv.gather(-1, index_N1[chunk]).squeeze(-1)
             sums_2N[0, chunk] = logits_nv.sub_(own_N[chunk].unsqueeze(-1)).exp_().sum(dim=-1)
@@ -189,53 +226,62 @@ class _LinearCrossEntropy(torch.autograd.Function):
         sums_2N[1] = torch.where(here_N, sums_2N[1] - highest_N, 0.0)
         total_N, target_logit_N = ops.all_reduce(sums_2N, how.group)
         ctx.how = how
-        ctx.save_for_backward(hidden_NH, weight_vH, bias_v, targets_N, highest_N, total_N)
+        ctx.save_for_backward(targets_N, highest_N, total_N, bias_v, *operands)
         log_total_N = total_N.log()
         return log_total_N - target_logit_N, highest_N + log_total_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, grad_normaliser_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_vH, bias_v, targets_N, highest_N, total_N = ctx.saved_tensors
+        targets_N, highest_N, total_N, bias_v, *operands = ctx.saved_tensors
+        terms = _paired(operands)
+        positions, local = targets_N.shape[0], terms[0].weight.shape[0]
         how: _How = ctx.how
-        here_N, index_N1 = _places(targets_N, how.offset, weight_vH.shape[0])
+        here_N, index_N1 = _places(targets_N, how.offset, local)
         factor_N = (grad_N + grad_normaliser_N) / total_N
-        gradients = _Gradients(hidden_NH, weight_vH, bias_v, ctx.needs_input_grad)
-        for chunk in how.chunks(hidden_NH.shape[0]) if weight_vH.shape[0] else ():
-            logits_nv = how.logits(hidden_NH[chunk], weight_vH, bias_v)
+        _, _, bias_wanted, *wanted = ctx.needs_input_grad
+        of_bias_v = torch.zeros_like(bias_v, dtype=total_N.dtype) if bias_wanted else None
+        sums = [_Gradients(*term, wanted[2 * place], wanted[2 * place + 1]) for place, term in enumerate(terms)]
+        for chunk in how.chunks(positions) if local else ():
+            logits_nv = how.logits(terms, chunk, bias_v)
             grad_nv = logits_nv if how.cap is None else logits_nv.clone()  # the slope of the cap needs them once more
             grad_nv.sub_(highest_N[chunk].unsqueeze(-1)).exp_().mul_(factor_N[chunk].unsqueeze(-1))
             grad_nv.scatter_add_(-1, index_N1[chunk], -(grad_N * here_N)[chunk].unsqueeze(-1))
             if how.cap is not None:
                 grad_nv.mul_(logits_nv.div_(how.cap).square_().neg_().add_(1.0))
             del logits_nv
-            gradients.add(chunk, grad_nv if how.scale == 1.0 else grad_nv.mul_(how.scale))
-        return *gradients.rounded(), None, None
+            if how.scale != 1.0:
+                grad_nv.mul_(how.scale)
+            if of_bias_v is not None:
+                of_bias_v += grad_nv.sum(dim=0)
+            for gradients in sums:
+                gradients.add(chunk, grad_nv)
+        of_bias = None if of_bias_v is None else of_bias_v.to(bias_v.dtype)
+        return None, None, of_bias, *(gradient for gradients in sums for gradient in gradients.rounded())
 
 
 class _Gradients:
-    """Sums over chunks, in at least float32, of the gradients that are wanted.
+    """Sums over chunks, in at least float32, of those gradients of a product that are wanted.
 
     Each is added where it stands. A product of half precision would need a second whole copy for that, and is made of
     a few rows at a time instead.
     """
 
-    def __init__(self, hidden_NH: Tensor, weight_vH: Tensor, bias_v: Tensor | None, wanted: tuple[bool, ...]) -> None:
+    def __init__(self, hidden_NH: Tensor, weight_vH: Tensor, hidden_wanted: bool, weight_wanted: bool) -> None:
         self._hidden, self._dtype = hidden_NH, weight_vH.dtype
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         # On a CPU half precision is multiplied in float32, as `linear` does.
         self._operands = wide if hidden_NH.device.type == "cpu" else weight_vH.dtype
-        self._weight = weight_vH.to(self._operands)
-        self._of_hidden = torch.zeros_like(hidden_NH) if wanted[0] else None
-        self._of_weight = torch.zeros_like(weight_vH, dtype=wide) if wanted[1] else None
-        self._of_bias = torch.zeros_like(bias_v, dtype=wide) if bias_v is not None and wanted[2] else None
+        self._weight = weight_vH.to(self._operands) if hidden_wanted else None
+        self._of_hidden = torch.zeros_like(hidden_NH) if hidden_wanted else None
+        self._of_weight = torch.zeros_like(weight_vH, dtype=wide) if weight_wanted else None
 
     def add(self, chunk: slice, grad_nv: Tensor) -> None:
         """Add what the gradient of a chunk's products gives."""
-        if self._of_bias is not None:
-            self._of_bias += grad_nv.sum(dim=0)
+        if self._of_hidden is None and self._of_weight is None:
+            return
         grad_nv = grad_nv.to(self._operands)
-        if self._of_hidden is not None:
+        if self._of_hidden is not None and self._weight is not None:
             self._of_hidden[chunk] = grad_nv @ self._weight
         if self._of_weight is None:
             return
@@ -246,9 +292,6 @@ class _Gradients:
         for rows_rH, grad_nr in zip(self._of_weight.split(_ROWS), grad_nv.split(_ROWS, dim=1), strict=True):
             rows_rH += grad_nr.T @ hidden_nH
 
-    def rounded(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients of hidden states, weight and bias in the types of these."""
-        of_weight, of_bias = (
-            None if sums is None else sums.to(self._dtype) for sums in (self._of_weight, self._of_bias)
-        )
-        return self._of_hidden, of_weight, of_bias
+    def rounded(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of hidden states and weight in the types of these."""
+        return self._of_hidden, None if self._of_weight is None else self._of_weight.to(self._dtype)

@@ -11,6 +11,7 @@ from typing_extensions import Self
 from scaling.core import (
     Constant,
     LayerNorm,
+    LogitTerm,
     Place,
     RMSNorm,
     TokenLosses,
@@ -52,8 +53,10 @@ class HeadOutput:
     """[v, hidden]: this rank's part of the vocabulary, without padding. v may be 0."""
     bias: Tensor | None = None
     """[v]."""
+    terms: tuple[LogitTerm, ...] = ()
+    """Products beside hidden weight^T: a low-rank update, rows that stand apart from the matrix."""
     scale: float = 1.0
-    """Multiplies hidden weight^T + bias."""
+    """Multiplies hidden weight^T + terms + bias."""
     cap: float | None = None
     """Scaled logits x become cap * tanh(x / cap). None: they stay."""
     offset: int = 0
@@ -63,7 +66,8 @@ class HeadOutput:
 
     def logits(self) -> Tensor:
         """Return the logits [b, s, v], in the type of the hidden states."""
-        return linear_logits(self.hidden, self.weight, self.bias, scale=self.scale, cap=self.cap).to(self.hidden.dtype)
+        logits = linear_logits(self.hidden, self.weight, self.bias, terms=self.terms, scale=self.scale, cap=self.cap)
+        return logits.to(self.hidden.dtype)
 
     def token_losses(self, targets: Tensor, *, chunk_size: int | None = None, normalisers: bool = False) -> TokenLosses:
         """Return the cross entropy of each token, as `linear_cross_entropy` does, for targets int64 [b, s].
@@ -75,6 +79,7 @@ class HeadOutput:
             self.weight,
             targets,
             bias=self.bias,
+            terms=self.terms,
             scale=self.scale,
             cap=self.cap,
             group=self.place.group,
@@ -85,7 +90,8 @@ class HeadOutput:
 
     def last(self) -> Self:
         """Return the output for the last token of each row."""
-        return replace(self, hidden=self.hidden[:, -1:])
+        terms = tuple(term._replace(hidden=term.hidden[:, -1:]) for term in self.terms)
+        return replace(self, hidden=self.hidden[:, -1:], terms=terms)
 
 
 @final
