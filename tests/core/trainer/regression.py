@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,20 @@ class Points(BaseDataset[tuple[Tensor, Tensor]]):
 
     def fingerprint(self) -> str:
         return f"{self.length} points"
+
+
+class Gained(nn.Linear):
+    """A linear layer with a method of fine-tuning: it adds a factor for each output, at first the norm of its row."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(FEATURES, FEATURES, **options)
+        self.gain = nn.Parameter(torch.full((FEATURES,), 2.0, dtype=self.weight.dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.gain
+
+    def follow_base(self) -> None:
+        self.gain.copy_(self.weight.norm(dim=1))
 
 
 def squared_error(output: Tensor, targets: tuple[Tensor, Tensor]) -> LossOutput:
@@ -107,6 +122,13 @@ def communicator_of(topology: Topology) -> Communicator:
     return StoreCommunicator(topology.store, topology.rank, topology.layout.world_size)
 
 
+def layers(topology: Topology, *, gained: bool) -> list[LayerSpec]:
+    """Return the layers of the regression, with the method of fine-tuning or without."""
+    if gained:
+        return [LayerSpec(Gained, dtype=torch.float64) for _ in range(2)]
+    return [LayerSpec(nn.Linear, FEATURES, FEATURES, dtype=torch.float64) for _ in range(2)]
+
+
 def make_trainer(
     topology: Topology | None = None,
     *,
@@ -119,21 +141,27 @@ def make_trainer(
     micro_batch_size: int = 2,
     global_batch_size: int = 8,
     clipping: float = 1.0,
+    tunes: Sequence[str] = (),
     **options: Any,
 ) -> tuple[Trainer, Metrics]:
-    """Return a trainer of two layers and the metrics it writes to."""
+    """Return a trainer of two layers and the metrics it writes to.
+
+    `tunes` names what a fine-tuning trains, on a base: the layers then have gains.
+    """
     topology = topology or Topology.single()
     sizes = {axis.value: topology.size(axis) for axis in (Axis.PIPE, Axis.DATA)}
     batch = topology_config(**sizes, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size)
     config = TrainerConfig.from_dict({"save_dir": save_dir, "train_iterations": 4, "log_interval": 2, **options})
     group = ParameterGroup(name="all", learning_rate_scheduler=LearningRateSchedulerConfig(learning_rate=1e-2))
     recipe = Recipe(
-        layers=lambda topology: [LayerSpec(nn.Linear, FEATURES, FEATURES, dtype=torch.float64) for _ in range(2)],
+        layers=partial(layers, gained=bool(tunes)),
         loss=lambda topology: squared_error,
         training=training or Points(20),
         evaluation=validation,
         optimizer=AdamWConfig(gradient_clipping=clipping),
-        groups=[GroupPattern(group=group)],
+        groups=[GroupPattern(group=group, include=tunes)],
+        allow_missing=bool(tunes),
+        on_base=bool(tunes),
         seed=config.seed,
         tokens_per_sample=tokens_per_sample,
     )

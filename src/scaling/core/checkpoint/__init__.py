@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 from scaling.core.lazy import load_on_use
 
 if TYPE_CHECKING:
+    from scaling.core.checkpoint.base import BaseReference as BaseReference
+    from scaling.core.checkpoint.base import find_base as find_base
+    from scaling.core.checkpoint.base import glance_at_base as glance_at_base
+    from scaling.core.checkpoint.base import is_on_base as is_on_base
     from scaling.core.checkpoint.checkpointer import Checkpointer as Checkpointer
     from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
     from scaling.core.checkpoint.elsewhere import instead_of_checkpoint as instead_of_checkpoint

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Final, final
 
 from scaling.core.boxes import GlobalTensor
+from scaling.core.checkpoint.base import BaseReference, find_base
 from scaling.core.checkpoint.communicator import Alone, Communicator
 from scaling.core.checkpoint.folders import Retention
 from scaling.core.checkpoint.load import Match, Rules, describe, execute, join_reports, match, report_of
 from scaling.core.checkpoint.manifest import json_text
 from scaling.core.checkpoint.save import Job, Saver, SaveReport, problem_of, versions
-from scaling.core.checkpoint.search import Check, Search, StoredCheckpoint, accept_any, find_newest
+from scaling.core.checkpoint.search import Check, Search, StoredCheckpoint, WeightsOnly, accept_any, find_newest
 from scaling.core.checkpoint.share import plan_share
 from scaling.core.checkpoint.staging import Staging
 from scaling.core.errors import CheckpointError, ScalingError, StorageError
@@ -37,6 +38,8 @@ class Loaded:
     """Tensors that kept their values because they are not stored (and were allowed to be missing)."""
     unexpected: tuple[str, ...]
     """Stored tensors that were not read (and were allowed to be there, or ignored)."""
+    absent: tuple[str, ...] = ()
+    """Optional tensors that kept their values because they are not stored, or ignored."""
 
 
 @final
@@ -100,7 +103,13 @@ class Checkpointer:
             raise report.error
         return report
 
-    def find(self, directory: Path | None = None, *, weights_only: bool = False, check: Check = accept_any) -> Search:
+    def find(
+        self,
+        directory: Path | None = None,
+        *,
+        weights_only: bool | WeightsOnly = False,
+        check: Check = accept_any,
+    ) -> Search:
         """Verify the checkpoints of a directory (or one step folder; default: `save_dir`) from the newest on.
 
         All ranks share the reading and get the same result: the newest one that is complete and intact, and those
@@ -113,6 +122,11 @@ class Checkpointer:
             return Search(Path(), None, ())
         return find_newest(where, self._ranks, weights_only=weights_only, check=check)
 
+    def find_base(self, reference: BaseReference, elsewhere: Path | None = None) -> StoredCheckpoint:
+        """Verify the base of a fine-tuning, as `scaling.core.find_base` does. Collective."""
+        self._settle()
+        return find_base(reference, elsewhere, self._ranks)
+
     def load(
         self,
         source: StoredCheckpoint | Path,
@@ -121,16 +135,19 @@ class Checkpointer:
         allowed_missing: Sequence[str] = (),
         allowed_unexpected: Sequence[str] = (),
         ignore: Sequence[str] = (),
+        optional: Collection[str] | None = None,
+        grown: Sequence[str] = (),
         masters: str | None = None,
     ) -> Loaded:
         """Copy stored values into this rank's views of `tensors`, reading only the slices it holds.
 
         A path is verified first, as by `find`. Differences that the regular expressions do not allow are reported all
         together in one `CheckpointError` on all ranks, before anything is overwritten. Floating-point types convert;
-        `masters` is the prefix of wider copies that weights convert from and to (see `Rules`).
+        `masters` is the prefix of wider copies that weights convert from and to; for it, `optional`
+        and `grown` see `Rules`.
         """
         self._settle()
-        rules = Rules(allowed_missing, allowed_unexpected, ignore, masters)
+        rules = Rules(allowed_missing, allowed_unexpected, ignore, optional, grown, masters)
         stored = self.find(source).require() if isinstance(source, Path) else source
         try:
             matched = match(stored.manifest, tensors, rules)
@@ -152,6 +169,7 @@ class Checkpointer:
             scalars=stored.manifest.scalars,
             missing=tuple(joined["accepted_missing"]),
             unexpected=tuple(joined["accepted_unexpected"]),
+            absent=tuple(joined["absent"]),
         )
 
     def _job(self, step: int, tensors: Iterable[GlobalTensor], scalars: Mapping[str, Json]) -> Job:

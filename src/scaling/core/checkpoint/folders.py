@@ -14,15 +14,13 @@ from typing import Final
 
 from scaling.core import faults
 from scaling.core.checkpoint import manifest as manifests
+from scaling.core.checkpoint.manifest import OPTIMIZER_PREFIX as OPTIMIZER_PREFIX
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.verify import quick_problems, read_manifest
 from scaling.core.errors import CheckpointError, ConfigError, StorageError
 from scaling.core.storage.writing import TEMPORARY_PREFIX, sync_folder, temporary_name, write_atomically, write_durably
 
 LATEST: Final = "latest"
-OPTIMIZER_PREFIX: Final = "optimizer."
-"""Tensors whose name starts like this are kept in files of their own, so that retention can drop them."""
-
 _STEP: Final = re.compile(r"global_step(0|[1-9]\d{0,17})")
 _ASIDE: Final = re.compile(r"\.old-(global_step(0|[1-9]\d{0,17}))-[0-9a-f]+")
 _OPTIMIZER_FILE: Final = re.compile(r"rank_\d+_optimizer_\d+\.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from scaling.core.boxes import Box, Former, GlobalTensor
+from scaling.core.boxes import Box, Former, GlobalTensor, whole
 from scaling.core.checkpoint.files import TORCH_TYPES, Scratch, TensorFile
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
@@ -35,12 +35,17 @@ class Rules:
     """Stored tensors that nobody needs to want."""
     ignore: Sequence[str] = ()
     """Stored tensors to treat as if they were not there (they are then missing, and that has to be allowed)."""
+    optional: Collection[str] | None = None
+    """Names of wanted tensors that need not be stored, as those of a base that a fine-tuning adds to. Given, `ignore`
+    concerns these alone: what is frozen has no values but the stored ones."""
+    grown: Sequence[str] = ()
+    """Wanted tensors that may be longer in the first dimension than stored: what is beyond keeps the values it has."""
     masters: str | None = None
     """Prefix under which the optimizer keeps wider copies of weights (None: there are none). A weight that is wanted
     wider than it is stored is read from its copy; a copy that is not stored is read from its weight."""
 
     def __post_init__(self) -> None:
-        for pattern in (*self.allowed_missing, *self.allowed_unexpected, *self.ignore):
+        for pattern in (*self.allowed_missing, *self.allowed_unexpected, *self.ignore, *self.grown):
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -64,6 +69,8 @@ class Match:
     reads: Sequence[Read] = ()
     missing: Sequence[tuple[str, str]] = ()
     """(name, shape) of wanted tensors that are not stored."""
+    absent: Sequence[str] = ()
+    """Names of optional tensors that are not stored."""
     mismatched: Sequence[tuple[str, str]] = ()
     """(name, the two shapes or types)."""
     found: frozenset[str] = frozenset()
@@ -74,12 +81,15 @@ class Match:
 
 def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> Match:
     """Compare this rank's tensors with the stored ones and plan the copies. Pure."""
-    stored = {name: entry for name, entry in manifest.tensors.items() if not covered(name, rules.ignore)}
+    unignored = {name: entry for name, entry in manifest.tensors.items() if not covered(name, rules.ignore)}
     reads: list[Read] = []
     missing: list[tuple[str, str]] = []
+    absent: list[str] = []
     mismatched: list[tuple[str, str]] = []
     found = set()
     for tensor in tensors:
+        optional = rules.optional is not None and tensor.key in rules.optional
+        stored = unignored if optional or rules.optional is None else manifest.tensors
         source = _source(tensor, stored, rules.masters)
         entry = stored.get(source)
         if entry is None and tensor.former is not None:
@@ -88,18 +98,21 @@ def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> 
             if other in stored or covered(formerly.key, rules.allowed_missing):
                 tensor, source, entry = formerly, other, stored.get(other)
         if entry is None:
-            if 0 not in tensor.shape:
+            if optional:
+                absent.append(tensor.key)
+            elif 0 not in tensor.shape:
                 missing.append((tensor.key, str(list(tensor.shape))))
             continue
         found |= {source, tensor.key}
-        if entry.shape != tuple(tensor.shape):
+        longer = covered(tensor.key, rules.grown) and _is_longer(tensor.shape, entry.shape)
+        if entry.shape != tuple(tensor.shape) and not longer:
             mismatched.append((tensor.key, f"stored {list(entry.shape)}, wanted {list(tensor.shape)}"))
         else:
-            for box, view in tensor.parts:
+            for box, view in _clipped(tensor.parts, entry.shape) if longer else tensor.parts:
                 misfits = [(tensor.key, what) for what in _misfits(entry, box, view)]
                 mismatched += misfits
                 reads += () if misfits else _reads(entry.parts, box, view)
-    return Match(reads, missing, mismatched, frozenset(found))
+    return Match(reads, missing, absent, mismatched, frozenset(found))
 
 
 def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> int:
@@ -123,6 +136,7 @@ def report_of(matched: Match, manifest: Manifest) -> dict[str, Any]:
     bits = sum(1 << index for index, name in enumerate(manifest.tensors) if name in matched.found)
     return {
         "missing": matched.missing,
+        "absent": matched.absent,
         "mismatched": matched.mismatched,
         "found": f"{bits:x}",
         "problem": matched.problem,
@@ -146,6 +160,7 @@ def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: R
         "missing": [row for row in missing if not covered(row[0], rules.allowed_missing)],
         "unexpected": [row for row in unexpected if not covered(row[0], fine)],
         "mismatched": sorted({(name, what) for report in reports for name, what in report["mismatched"]}),
+        "absent": sorted({name for report in reports for name in report["absent"]}),
         "accepted_missing": [name for name, _ in missing if covered(name, rules.allowed_missing)],
         "accepted_unexpected": [name for name, _ in unexpected if covered(name, fine)],
     }
@@ -203,6 +218,18 @@ def _as_formerly(tensor: GlobalTensor, former: Former) -> GlobalTensor:
     """Return the same memory as the rows of the tensor in which an older format has them."""
     parts = [(there, view[here.slices(box)]) for box, view in tensor.parts for here, there in former.pieces(box)]
     return GlobalTensor(former.key, former.shape, parts, tensor.owned)
+
+
+def _is_longer(shape: Sequence[int], stored: Sequence[int]) -> bool:
+    return len(shape) == len(stored) > 0 and shape[0] > stored[0] and tuple(shape[1:]) == tuple(stored[1:])
+
+
+def _clipped(parts: Iterable[tuple[Box, Tensor]], shape: Sequence[int]) -> Iterable[tuple[Box, Tensor]]:
+    """Yield what of the parts lies in a tensor of this shape."""
+    for box, view in parts:
+        common = box.intersect(whole(shape))
+        if common is not None:
+            yield common, view[common.slices(box)]
 
 
 def _reads(parts: Sequence[Part], box: Box, view: Tensor) -> Iterable[Read]:

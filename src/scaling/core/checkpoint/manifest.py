@@ -21,6 +21,9 @@ VERSION: Final = 2
 """Since 2, fused weights are stored as the tensors that they consist of."""
 READABLE: Final = (1, 2)
 
+OPTIMIZER_PREFIX: Final = "optimizer."
+"""Tensors whose name starts like this are kept in files of their own, so that retention can drop them."""
+
 MAX_BYTES: Final = 256 * 2**20
 MAX_FILES: Final = 100_000
 MAX_PARTS: Final = 4_000_000
@@ -153,6 +156,19 @@ class Manifest:
     def holds(self, prefix: str) -> bool:
         """Return whether there is a tensor whose name starts with `prefix`."""
         return any(name.startswith(prefix) for name in self.tensors)
+
+    @property
+    def weights_digest(self) -> str:
+        """Return a digest of the weights: names, shapes, types, and of every stored part its place and bytes.
+
+        A copy has the same, also one without the optimizer's states; the same weights saved in another layout have not.
+        """
+        digest = hashlib.sha256()
+        for name, entry in sorted(self.tensors.items()):
+            if not name.startswith(OPTIMIZER_PREFIX):
+                parts = sorted((part.box.offset, part.box.shape, part.sha256) for part in entry.parts)
+                digest.update(f"{_json([name, entry.shape, entry.dtype, parts])}\n".encode())
+        return digest.hexdigest()
 
     @property
     def bytes(self) -> int:

@@ -18,6 +18,9 @@ from scaling.core.errors import CheckpointError, ScalingError, StorageError
 Check: TypeAlias = Callable[[Manifest], Sequence[str]]
 """Returns what else makes a checkpoint unfit for who asks, the same on all ranks; nothing where it is fit."""
 
+WeightsOnly: TypeAlias = Callable[[Manifest], bool]
+"""Returns whether the optimizer's states of a checkpoint will not be read."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -69,18 +72,20 @@ def find_newest(
     directory: Path,
     communicator: Communicator | None = None,
     *,
-    weights_only: bool = False,
+    weights_only: bool | WeightsOnly = False,
     check: Check = accept_any,
+    step: int | None = None,
 ) -> Search:
     """Verify step folders from the newest on, until one is complete and intact.
 
     `directory` holds step folders or is one itself. Collective: rank 0 decides on the candidates, all ranks share the
     reading so that each file is read once, and all return the same. Nothing is changed or executed. With `weights_only`
     files of optimizer states, most of the bytes, are checked by name and size only: for those who do not read them.
-    What `check` finds in a manifest is a reason to pass the folder over like any other.
+    What `check` finds in a manifest is a reason to pass the folder over like any other. With `step`, only the folder of
+    that step is looked at where there are several.
     """
     ranks = communicator or Alone()
-    listed = ranks.broadcast(_list(directory) if ranks.rank == 0 else None)
+    listed = ranks.broadcast(_list(directory, step) if ranks.rank == 0 else None)
     if listed["problem"] is not None:
         raise StorageError(f"{directory} cannot be searched for checkpoints: {listed['problem']}")
     rejected: list[Rejected] = []
@@ -129,23 +134,30 @@ def is_step_folder(directory: Path) -> bool:
     return (directory / manifests.FILE_NAME).exists() or step_of(directory) is not None
 
 
-def candidates(directory: Path) -> list[str]:
-    """Return the names, newest first, of what may be checkpoints in a directory; `.` where it may be one itself."""
+def candidates(directory: Path, step: int | None = None) -> list[str]:
+    """Return the names, newest first, of what may be checkpoints in a directory; `.` where it may be one itself.
+
+    With `step` that of this step, where there are several; nothing where the directory is not there.
+    """
+    if step is not None and not directory.exists():
+        return []
     if is_step_folder(directory):
         return ["."]
     found = [folder.name for folder in list_steps(directory)]
+    if step is not None:
+        return [name for name in found if step_of(Path(name)) == step]
     return found or (["."] if any(directory.glob("model_state_layer_*.pt")) else [])
 
 
-def _list(directory: Path) -> dict[str, Any]:
+def _list(directory: Path, step: int | None) -> dict[str, Any]:
     try:
-        return {"names": candidates(directory), "problem": None}
+        return {"names": candidates(directory, step), "problem": None}
     except OSError as error:
         return {"names": [], "problem": str(error)}
 
 
 def _examine(
-    folder: Path, ranks: Communicator, *, weights_only: bool, check: Check
+    folder: Path, ranks: Communicator, *, weights_only: bool | WeightsOnly, check: Check
 ) -> tuple[Manifest | None, dict[str, Any]]:
     """Read the manifest and this rank's share of the files; return it with a report for rank 0."""
     try:
@@ -153,7 +165,8 @@ def _examine(
         problems = [*name_problems(folder, manifest), *check(manifest)]
         problems += quick_problems(folder, manifest) if ranks.rank == 0 else []
         if not problems:
-            wanted = manifest.without(OPTIMIZER_PREFIX) if weights_only else manifest
+            few = weights_only(manifest) if callable(weights_only) else weights_only
+            wanted = manifest.without(OPTIMIZER_PREFIX) if few else manifest
             problems = file_problems(folder, manifest, share_of(wanted, ranks.rank, ranks.world_size))
         return manifest, {"problems": problems, "digest": manifest.digest}
     except Exception as error:  # a reason to pass the folder over on all ranks, whatever it is

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, final
+from collections.abc import Container, Iterator, Sequence
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,14 @@ from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import USUAL, Placements
 from scaling.core.topology.topology import Topology, first_given
+
+
+@runtime_checkable
+class FollowsBase(Protocol):
+    """A module some of whose initial values follow from weights of the base, such as the norms of its rows."""
+
+    def follow_base(self) -> None:
+        """Derive them, in place. Collective: all ranks."""
 
 
 def schedule_of(config: TopologyConfig) -> Schedule:
@@ -149,9 +157,21 @@ class ParallelModule(nn.Module):
             counts[parameter] = counts.get(parameter, 0) + 1
         return counts
 
-    def global_tensors(self) -> Iterator[GlobalTensor]:
-        """Yield this rank's parts of all weights and persistent buffers, as views."""
+    @torch.no_grad()
+    def follow_base(self) -> None:
+        """Let the modules whose initial values follow from weights of the base derive them from what these now are.
+
+        Collective: all ranks.
+        """
+        for module in self.stages.modules():
+            if isinstance(module, FollowsBase):
+                module.follow_base()
+
+    def global_tensors(self, parameters: Container[nn.Parameter] | None = None) -> Iterator[GlobalTensor]:
+        """Yield this rank's parts of all weights, or of these parameters, and of persistent buffers, as views."""
         for parameter, description in self.parameters_with_meta():
+            if parameters is not None and parameter not in parameters:
+                continue
             for piece in description.pieces:
                 local = piece.local(parameter.detach())
                 parts = [(piece.box, local)] if local.numel() else []

@@ -21,9 +21,13 @@ def compare_settings(
     accept: Sequence[str],
     *,
     continues: bool,
+    of_base: bool = False,
     log_once: LogOnce,
 ) -> None:
-    """List what is set differently from the checkpoint's configuration; refuse what makes it another run."""
+    """List what is set differently from the checkpoint's configuration; refuse what makes it another run.
+
+    Training on a base (`of_base`) is set otherwise than the training of the base, which is no warning.
+    """
     if stored is None:
         log_once(logging.WARNING, "the checkpoint holds no configuration that this one could be compared with")
         return
@@ -36,11 +40,14 @@ def compare_settings(
     comparison = compare(stored, present, identity.change_rules, accept=accept, continues=continues)
     reasons = behind_digests(comparison, identity.decided_by)
     comparison.require(reasons=reasons)
-    for change in (*comparison.accepted, *comparison.schedule):
+    listed = comparison.accepted if of_base else (*comparison.accepted, *comparison.schedule)
+    for change in listed:
         if _is_of_no_run(change, stored):
             continue
         why = f". {reasons[change.path].strip()}" if change.path in reasons else ""
         log_once(logging.WARNING, "resuming with another setting: %s%s", change, why)
+    if of_base and (settings := [str(one) for one in comparison.schedule if not _is_of_no_run(one, stored)]):
+        log_once(logging.INFO, "trained otherwise than the base: %s", "; ".join(settings))
     if comparison.runtime:
         free = "; ".join(map(str, comparison.runtime))
         log_once(logging.INFO, "resuming with other settings of how and where it runs: %s", free)
@@ -71,7 +78,7 @@ def list_idle_patterns(origin: Origin, loaded: Loaded, config: TrainerConfig, *,
     """
     if origin.own:
         return
-    known = {*origin.stored.manifest.tensors, *loaded.missing}  # what the model wants is stored or missing
+    known = {*origin.stored.manifest.tensors, *loaded.missing, *loaded.absent}  # all that the model wants is there
     for setting in (
         "allowed_missing_keys_in_checkpoint",
         "allowed_unexpected_keys_in_checkpoint",

@@ -4,25 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from scaling.core.checkpoint.base import is_on_base, reference_problems
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, step_of
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.errors import Problem
 from scaling.core.trainer.config import TrainerConfig
 
 
-def scalars_wanted(manifest: Manifest, config: TrainerConfig, *, own: bool) -> Mapping[str, bool]:
+def is_base(manifest: Manifest, *, own: bool, on_base: bool) -> bool:
+    """Return whether a checkpoint is what a fine-tuning begins on, not one that it goes on from."""
+    return on_base and not own and not is_on_base(manifest)
+
+
+def scalars_wanted(
+    manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool = False
+) -> Mapping[str, bool]:
     """Return which scalars of a checkpoint a run goes on from; `own`: it lies in save_dir."""
+    if is_base(manifest, own=own, on_base=on_base):
+        return {"trainer": False, "optimizer": False}
     return {"trainer": own or config.load_context, "optimizer": takes_optimizer(manifest, config, own=own)}
 
 
-def takes_optimizer(manifest: Manifest, config: TrainerConfig, *, own: bool) -> bool:
+def takes_optimizer(manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool = False) -> bool:
     """Return whether a run takes the state of the optimizer from a checkpoint."""
+    if is_base(manifest, own=own, on_base=on_base):
+        return False
     return config.load_optimizer_states or (own and manifest.holds(OPTIMIZER_PREFIX))
 
 
-def scalars_lacking(manifest: Manifest, config: TrainerConfig, *, own: bool) -> list[str]:
+def contents_problems(manifest: Manifest, *, own: bool, on_base: bool) -> list[str]:
+    """Return why a checkpoint is not of the kind that a run starts from: a whole model, or what is trained on one."""
+    if is_on_base(manifest) and not on_base:
+        return [
+            "it holds only what was trained on a base, and this run trains a whole model; set the method it was "
+            "trained with, or merge it into its base: scaling checkpoint merge BASE ADAPTER DST"
+        ]
+    if on_base and own and not is_on_base(manifest):
+        return [
+            "it holds a whole model, and this run saves only what it trains on its base; to train on it, name it as "
+            "trainer.load_dir, with another trainer.save_dir"
+        ]
+    return reference_problems(manifest.scalars)
+
+
+def scalars_lacking(manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool = False) -> list[str]:
     """Return what a checkpoint lacks that a run would go on from, and what to do."""
-    wanted = scalars_wanted(manifest, config, own=own)
+    wanted = scalars_wanted(manifest, config, own=own, on_base=on_base)
     lacking = [name for name, taken in wanted.items() if taken and name not in manifest.scalars]
     if not lacking:
         return []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, final
 
+from scaling.core.checkpoint.base import BaseReference
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import step_of
 from scaling.core.checkpoint.manifest import Manifest
@@ -15,7 +16,14 @@ from scaling.core.checkpoint.search import StoredCheckpoint
 from scaling.core.errors import CheckpointError, ConfigError
 from scaling.core.optimizer.optimizer import optimizer_state_problems
 from scaling.core.trainer.config import TrainerConfig
-from scaling.core.trainer.fitness import refused_return, scalars_lacking, scalars_wanted, takes_optimizer
+from scaling.core.trainer.fitness import (
+    contents_problems,
+    is_base,
+    refused_return,
+    scalars_lacking,
+    scalars_wanted,
+    takes_optimizer,
+)
 from scaling.core.trainer.state import train_state_problems
 
 
@@ -32,16 +40,28 @@ class Origin:
     own: bool
     """Whether it lies in save_dir, so that this run, or an earlier start of it, wrote it."""
     config: TrainerConfig
+    on_base: bool = False
+    """Whether the run trains on a base."""
+
+    @property
+    def is_base(self) -> bool:
+        """Return whether it is the base itself, from which a fine-tuning starts at step 0."""
+        return is_base(self.stored.manifest, own=self.own, on_base=self.on_base)
+
+    @property
+    def reference(self) -> BaseReference | None:
+        """Return which base the run trains on, None where it has none."""
+        return BaseReference.to(self.stored) if self.is_base else BaseReference.of(self.stored.manifest.scalars)
 
     @property
     def with_optimizer(self) -> bool:
         """Return whether to load the optimizer's states."""
-        return takes_optimizer(self.stored.manifest, self.config, own=self.own)
+        return takes_optimizer(self.stored.manifest, self.config, own=self.own, on_base=self.on_base)
 
     @property
     def with_context(self) -> bool:
         """Return whether to go on counting steps and samples."""
-        return self.own or self.config.load_context
+        return self.own or (self.config.load_context and not self.is_base)
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -49,18 +69,19 @@ class Origin:
         return () if self.own else tuple(self.config.ignore_keys_in_checkpoint or ())
 
 
-def scalar_problems(manifest: Manifest, config: TrainerConfig, *, own: bool) -> list[str]:
+def scalar_problems(manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool = False) -> list[str]:
     """Return what is wrong with those scalars of a checkpoint that a run would go on from. Pure.
 
     A digest tells that they are as somebody wrote them, not that a trainer did. What is not taken over may be absent
     or anything.
     """
     scalars = manifest.scalars
-    found = []
+    if found := contents_problems(manifest, own=own, on_base=on_base):
+        return found
     if not isinstance(scalars.get("config", {}), Mapping):
         found.append(f"its configuration is {scalars['config']!r:.100}, not a table of settings")
-    wanted = scalars_wanted(manifest, config, own=own)
-    found += scalars_lacking(manifest, config, own=own)
+    wanted = scalars_wanted(manifest, config, own=own, on_base=on_base)
+    found += scalars_lacking(manifest, config, own=own, on_base=on_base)
     if wanted["trainer"] and "trainer" in scalars:
         state: Any = scalars["trainer"]
         found += train_state_problems(state) or _other_step(state["step"], manifest.step)
@@ -80,15 +101,17 @@ class LogOnce(Protocol):
         """Log."""
 
 
-def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, log_once: LogOnce) -> Origin | None:
+def find_origin(
+    config: TrainerConfig, checkpointer: Checkpointer, *, log_once: LogOnce, on_base: bool = False
+) -> Origin | None:
     """Return what to start from; None for random weights. Collective: all ranks verify the candidates together."""
     for own, directory in ((True, config.save_dir), (False, config.load_dir)):
         if directory is None:
             continue
         search = checkpointer.find(
             directory,
-            weights_only=not own and not config.load_optimizer_states,
-            check=partial(scalar_problems, config=config, own=own),
+            weights_only=partial(_skips_optimizer, config=config, own=own, on_base=on_base),
+            check=partial(scalar_problems, config=config, own=own, on_base=on_base),
         )
         if search.found is None and search.rejected:  # starting anew would bury them
             try:
@@ -96,7 +119,7 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, log_once: 
             except CheckpointError as error:
                 raise CheckpointError(f"{error}\nTo start without them, move them out of {directory}.") from None
         if search.found is not None:
-            origin = Origin(search.found, own, config)
+            origin = Origin(search.found, own, config, on_base)
             if own:
                 _explain_what_is_not_used(origin, log_once)
             return origin
@@ -112,7 +135,14 @@ def find_origin(config: TrainerConfig, checkpointer: Checkpointer, *, log_once: 
             "trainer.assert_checkpoint_loaded to true",
             config.load_dir,
         )
+    elif on_base:
+        text = "there is no base: what is frozen keeps its random values; to train on a model, name it as %s"
+        log_once(logging.WARNING, text, "trainer.load_dir")
     return None
+
+
+def _skips_optimizer(manifest: Manifest, *, config: TrainerConfig, own: bool, on_base: bool) -> bool:
+    return is_base(manifest, own=own, on_base=on_base) or (not own and not config.load_optimizer_states)
 
 
 def _explain_what_is_not_used(origin: Origin, log_once: LogOnce) -> None:
@@ -123,12 +153,13 @@ def _explain_what_is_not_used(origin: Origin, log_once: LogOnce) -> None:
     if config.load_dir is not None and elsewhere:
         wanted = step_of(config.load_dir.resolve())
         if config.load_dir.resolve().parent != config.save_dir.resolve() or wanted is None:
-            log_once(
-                logging.INFO,
-                "trainer.load_dir (%s) is not used: the run goes on from its own %s",
-                config.load_dir,
-                path,
-            )
+            if origin.reference is None:  # where there is a base, it is looked for there too
+                log_once(
+                    logging.INFO,
+                    "trainer.load_dir (%s) is not used: the run goes on from its own %s",
+                    config.load_dir,
+                    path,
+                )
         elif (problem := refused_return(config, step)) is not None:
             raise ConfigError(problem)
     passed_over = [
@@ -136,7 +167,7 @@ def _explain_what_is_not_used(origin: Origin, log_once: LogOnce) -> None:
         for name, used in (
             ("load_context", not config.load_context),
             ("load_optimizer_states", origin.with_optimizer and not config.load_optimizer_states),
-            ("ignore_keys_in_checkpoint", bool(config.ignore_keys_in_checkpoint)),
+            ("ignore_keys_in_checkpoint", bool(config.ignore_keys_in_checkpoint) and not origin.on_base),
         )
         if used
     ]

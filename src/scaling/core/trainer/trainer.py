@@ -13,20 +13,22 @@ from typing import Any, Final, final
 
 import torch
 
+from scaling.core.checkpoint.base import BASE, BaseReference
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.collectives import ops
 from scaling.core.errors import AskedToLeave, ScalingError, StorageError
 from scaling.core.optimizer.lr_schedule import steps_at_zero
-from scaling.core.optimizer.optimizer import MASTERS, StepReport
+from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.pipeline.loss import StepLoss
+from scaling.core.storage.json_values import Json
 from scaling.core.trainer.config import TrainerConfig
-from scaling.core.trainer.differences import compare_settings, list_idle_patterns, list_parameters
 from scaling.core.trainer.finite import FiniteWatch
 from scaling.core.trainer.garbage import garbage_collected
 from scaling.core.trainer.hardware import peak_flops
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.origin import find_origin
 from scaling.core.trainer.preemption import Preemption
+from scaling.core.trainer.start import Start
 from scaling.core.trainer.state import Metrics, NoMetrics, RunIdentity, TrainState, due
 from scaling.core.training.learner import Learner
 
@@ -69,6 +71,7 @@ class Trainer:
         self._topology = learner.topology
         self._finite = FiniteWatch(learner, patience=config.max_consecutive_nonfinite_steps, log_once=self._log_once)
         self._saved_step: int | None = None
+        self._base: BaseReference | None = None
         self._clock = time.perf_counter()
         self._steps_since_log = 0
 
@@ -178,11 +181,13 @@ class Trainer:
         began = time.perf_counter()
         for hook in self.hooks:
             hook.before_save(self)
-        scalars = {
+        scalars: dict[str, Json] = {
             "trainer": self.state.as_dict(),
             "optimizer": self.learner.optimizer.state(),
             "config": self.identity.as_dict(),
         }
+        if self.learner.recipe.on_base:
+            scalars[BASE] = None if self._base is None else self._base.as_dict()
         self._finite.require_weights(self.state.step)
         with self._tolerating_failed_save(_TRIED_AGAIN):
             self.checkpointer.wait()  # for the one before, if it is written in the background
@@ -231,38 +236,24 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint of this run, or start from `load_dir`. Return whether there was one."""
-        origin = find_origin(self.config, self.checkpointer, log_once=self._log_once)
+        on_base = self.learner.recipe.on_base
+        origin = find_origin(self.config, self.checkpointer, on_base=on_base, log_once=self._log_once)
         if origin is None:
             return False
-        stored = origin.stored
-        scalars: Any = stored.manifest.scalars
-        compare_settings(
-            scalars.get("config"),
-            self.identity,
-            self.config.accept_changes,
-            continues=origin.with_context,
+        start = Start(
+            learner=self.learner,
+            checkpointer=self.checkpointer,
+            config=self.config,
+            identity=self.identity,
             log_once=self._log_once,
         )
-        tensors = self.learner.global_tensors() if origin.with_optimizer else self.learner.module.global_tensors()
-        loaded = self.checkpointer.load(
-            stored,
-            tensors,
-            allowed_missing=tuple(self.config.allowed_missing_keys_in_checkpoint or ()),
-            allowed_unexpected=(*(self.config.allowed_unexpected_keys_in_checkpoint or ()), r"^optimizer\."),
-            ignore=origin.ignored,
-            masters=MASTERS if origin.with_optimizer else None,
-        )
-        list_parameters(loaded, log_once=self._log_once)
-        list_idle_patterns(origin, loaded, self.config, log_once=self._log_once)
-        if origin.with_optimizer:
-            self.learner.optimizer.restore(scalars["optimizer"])
-        else:
-            self.learner.optimizer.refresh()
+        self._base = start.load(origin)
         if origin.with_context:
+            scalars: Any = origin.stored.manifest.scalars
             self.state.restore(scalars["trainer"])
             self.learner.seek(self.state.consumed_samples)
             self._saved_step = self.state.step if origin.own else None
-        _log.info("resumed from %s at step %d", loaded.path, self.state.step)
+        _log.info("resumed from %s at step %d", origin.stored.path, self.state.step)
         return True
 
     def _warn_of_nothing_to_train(self, *, resumed: bool) -> None:

@@ -41,6 +41,8 @@ class Learner:
             module=self.module,
             usual_weight=recipe.usual_weight,
         )
+        self.trained = {parameter for group in self.optimizer.groups for parameter, _ in group.parameters}
+        """This rank's parameters that are in a group; the others are frozen."""
         self.loss_function = recipe.loss(topology)
         self.data = TrainingData(
             recipe.training,
@@ -95,9 +97,16 @@ class Learner:
             total.merge(self.module.eval_step(batches, self.loss_function))
         return total
 
+    def weights(self) -> Iterator[GlobalTensor]:
+        """Yield this rank's parts of the weights that a checkpoint holds: on a base those that are trained, else all.
+
+        Persistent buffers, which change in training as weights do, are among them.
+        """
+        return self.module.global_tensors(self.trained if self.recipe.on_base else None)
+
     def global_tensors(self) -> Iterator[GlobalTensor]:
         """Yield this rank's parts of everything a checkpoint holds: weights, masters and moments."""
-        return itertools.chain(self.module.global_tensors(), self.optimizer.global_tensors())
+        return itertools.chain(self.weights(), self.optimizer.global_tensors())
 
     def close(self) -> None:
         """Stop the data workers and detach from the parameters."""

@@ -42,6 +42,11 @@ class Recipe:
     """Which parameters are trained how; the default trains all of them."""
     allow_missing: bool = False
     """Freeze parameters that are in no group; otherwise they are an error."""
+    on_base: bool = False
+    """Train on a base: what is in no group comes from the checkpoint in `trainer.load_dir`, weights only, and is not
+    saved with what is trained."""
+    grown: Sequence[str] = ()
+    """Patterns of tensors that may have more rows than the base has: the additional ones keep their initial values."""
     seed: int = 42
     """Seed of weights, data order and random streams."""
     usual_weight: float = 1.0
