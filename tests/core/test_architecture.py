@@ -27,7 +27,7 @@ LAYERS: Sequence[Sequence[str]] = (
     ("logging",),
     ("topology",),
     ("nn", "data", "checkpoint", "profiler"),
-    ("pipeline", "optimizer"),
+    ("finetuning", "pipeline", "optimizer"),
     ("training",),
     ("trainer",),
     ("runner", "verify"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scaling.core.errors import ScalingError as ScalingError
     from scaling.core.errors import ScheduleError as ScheduleError
     from scaling.core.errors import StorageError as StorageError
+    from scaling.core.finetuning import *
     from scaling.core.logging import *
     from scaling.core.nn import *
     from scaling.core.nn.linear import linear as linear  # in scaling.core.nn, that is the module

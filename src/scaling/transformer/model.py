@@ -18,6 +18,7 @@ from scaling.transformer.layers.block import (
     PreNorm,
     SandwichNorm,
 )
+from scaling.transformer.layers.edits import edit_layer
 from scaling.transformer.layers.embedding import EmbeddingInput
 from scaling.transformer.layers.head import LayerNormWrapper, TransformerLMHead, TransformerLMHeadTied
 from scaling.transformer.layers.parts import PartMaker, unbuilt
@@ -62,7 +63,7 @@ def specs_of(plan: ModelPlan, topology: Topology, *, seed: int, layers: Layers =
         raise ConfigError(f"this version cannot build {', '.join(problems)}; remove it from the model")
     make = PartMaker(plan, topology, seed=seed)
     return [
-        _spec(make, layers[layer.kind], layer, index, cost)
+        _edited(_spec(make, layers[layer.kind], layer, index, cost), make, layer, index)
         for index, (layer, cost) in enumerate(zip(plan.layers(), plan.costs, strict=True))
     ]
 
@@ -72,6 +73,15 @@ def _spec(make: PartMaker, layer_class: LayerClass, layer: LayerPlan, index: int
     if layer.tied:
         return TiedLayerSpec(build, tie="embedding_tying", tied_parameters=layer.tied, cost=cost, name=name)
     return LayerSpec(build, cost=cost, name=name)
+
+
+def _edited(spec: LayerSpec, make: PartMaker, layer: LayerPlan, index: int) -> LayerSpec:
+    """Return the layer with the edits of its plan; what ties share of these comes with them."""
+    if layer.edits:
+        spec = spec.then(partial(edit_layer, edits=layer.edits, make=make, layer=index))
+    if isinstance(spec, TiedLayerSpec) and layer.tied_edits:
+        spec = spec.also_tying(*layer.tied_edits)
+    return spec
 
 
 def _build(make: PartMaker, layer_class: LayerClass, layer: LayerPlan, index: int) -> nn.Module:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from scaling.core import BaseDataset, ConfigError, GroupPattern, LayerSpec, Recipe, Topology
+from scaling.core import BaseDataset, ConfigError, LayerSpec, Recipe, Topology
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.groups import freezes_the_rest, group_patterns, grown_tables
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.config.training import CrossEntropyLossConfig, LossFunctionConfig
 from scaling.transformer.data.batch import TextSample
@@ -37,18 +38,15 @@ def recipe_of(
         training=training,
         evaluation=evaluation,
         optimizer=config.optimizer,
-        groups=group_patterns(config),
-        allow_missing=config.training.allow_missing_params_in_optimizer,
+        groups=group_patterns(config.training_groups, architecture),
+        allow_missing=freezes_the_rest(config.training, architecture),
+        on_base=architecture.has_methods,
+        grown=grown_tables(architecture),
         seed=seed,
         usual_weight=float(config.topology.global_batch_size * architecture.sequence_length),
         tokens_per_sample=architecture.sequence_length,
         flops_per_sample=float(flops_per_token(architecture) * architecture.sequence_length),
     )
-
-
-def group_patterns(config: TransformerConfig) -> tuple[GroupPattern, ...]:
-    """Return which parameters `training_groups` trains how."""
-    return tuple(group.pattern() for group in config.training_groups)
 
 
 @final

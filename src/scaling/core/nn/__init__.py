@@ -28,15 +28,17 @@ if TYPE_CHECKING:
     from scaling.core.nn.config import FP8MatmulConfig as FP8MatmulConfig
     from scaling.core.nn.config import LayerNormConfig as LayerNormConfig
     from scaling.core.nn.config import LayerNormOptimizationType as LayerNormOptimizationType
-    from scaling.core.nn.config import LoRaConfig as LoRaConfig
-    from scaling.core.nn.config import LoRaModuleType as LoRaModuleType
     from scaling.core.nn.config import MaskedSoftmaxConfig as MaskedSoftmaxConfig
     from scaling.core.nn.config import MaskedSoftmaxKernel as MaskedSoftmaxKernel
     from scaling.core.nn.config import NormType as NormType
     from scaling.core.nn.config import RelativePositionEmbeddingType as RelativePositionEmbeddingType
     from scaling.core.nn.dropout import Dropout as Dropout
+    from scaling.core.nn.edit import Edit as Edit
+    from scaling.core.nn.embedding import HeadProducts as HeadProducts
     from scaling.core.nn.embedding import PositionEmbedding as PositionEmbedding
+    from scaling.core.nn.embedding import TableEdit as TableEdit
     from scaling.core.nn.embedding import VocabParallelEmbedding as VocabParallelEmbedding
+    from scaling.core.nn.embedding import without_padding as without_padding
     from scaling.core.nn.init import Constant as Constant
     from scaling.core.nn.init import Normal as Normal
     from scaling.core.nn.init import Uniform as Uniform
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.key_query_norm import NormPerHead as NormPerHead
     from scaling.core.nn.key_query_norm import RMSNormOverHeads as RMSNormOverHeads
     from scaling.core.nn.linear import ColumnParallelLinear as ColumnParallelLinear
+    from scaling.core.nn.linear import LinearEdit as LinearEdit
     from scaling.core.nn.linear import RowParallelLinear as RowParallelLinear
     from scaling.core.nn.loss import LogitTerm as LogitTerm
     from scaling.core.nn.loss import TokenLosses as TokenLosses

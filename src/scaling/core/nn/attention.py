@@ -49,7 +49,7 @@ class ParallelSelfAttention(nn.Module):
         rotary: RotaryEmbedding | None = None,
     ) -> None:
         super().__init__()
-        queries, attended = next(iter(projections.values())).output_sizes[0], dense.local_in_features
+        queries, attended = next(iter(projections.values())).output_sizes[0], dense.inputs.length
         if queries != attended:
             raise LayoutError(
                 f"a rank has {queries} features of query heads, but the layer that leads out takes {attended}: the "

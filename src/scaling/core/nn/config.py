@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from enum import Enum
 from typing import Annotated, Literal
@@ -76,34 +75,6 @@ class RelativePositionEmbeddingType(str, Enum):
     NONE = "none"
     ROTARY = "rotary"
     ROTARY_COMPLEX = "rotary_complex"
-
-
-class LoRaModuleType(str, Enum):
-    """Which projections of attention LoRA is added to."""
-
-    QUERY = "query"
-    KEY = "key"
-    VALUE = "value"
-    DENSE = "dense"
-
-
-class LoRaConfig(BaseConfig):
-    """Low-rank adaptation of the attention projections."""
-
-    name: str = "lora"
-    """Name of this adaptation, part of its parameters' names."""
-    rank: int = Field(default=64, ge=1)
-    """Rank of the update."""
-    parallel_modules: list[LoRaModuleType] = Field(default=list(LoRaModuleType))
-    """Projections to adapt: any of query, key, value, dense."""
-    dropout: float = Field(default=0.0, ge=0, le=1)
-    """Dropout between the two low-rank matrices."""
-    alpha: int = Field(default=1, ge=0)
-    """The update is multiplied by alpha / rank."""
-    bias: bool = False
-    """Add biases to the low-rank matrices."""
-    kaiming_a: float = Field(default=math.sqrt(5), ge=0)
-    """Slope of the Kaiming-uniform initialisation of the first matrix; the second starts at 0."""
 
 
 class FP8DType(str, Enum):

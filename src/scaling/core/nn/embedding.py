@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from scaling.core.errors import LayoutError
+from scaling.core.nn.edit import Edit
 from scaling.core.nn.init import Normal
+from scaling.core.nn.loss import LogitTerm
 from scaling.core.nn.parameter import Initializer, new_parameter
 from scaling.core.nn.place import Place, leave_model_parallel
-from scaling.core.nn.shard import padded_shard
+from scaling.core.nn.shard import Shard, padded_shard
+
+
+@dataclass(frozen=True)
+class HeadProducts:
+    """What a head's logits are the sum of: hidden weight^T + terms + bias."""
+
+    hidden: Tensor
+    """[b, s, embedding_dim], alike on all model ranks."""
+    weight: Tensor
+    """[v, embedding_dim]: this rank's part of the vocabulary, without padding. v may be 0."""
+    terms: tuple[LogitTerm, ...] = ()
+    bias: Tensor | None = None
+    """[v]."""
+
+    def plus(self, *terms: LogitTerm, bias: Tensor | None = None) -> Self:
+        """Return the products with further ones."""
+        both = self.bias if bias is None else bias if self.bias is None else self.bias + bias
+        return replace(self, terms=(*self.terms, *terms), bias=both)
+
+
+class TableEdit(Edit):
+    """A change of a table of tokens from outside: where it embeds them, or where it is the matrix of a head."""
+
+    def embedded(self, term: Tensor, local_ids: Tensor, here: Tensor | None) -> Tensor:
+        """Return this rank's term of the embeddings, changed; they are summed over the model axis behind it.
+
+        `local_ids` int64 [b, s] are rows of this rank's part, `here` bool [b, s] says which tokens have one (None:
+        all).
+        """
+        return term
+
+    def multiplied(self, products: HeadProducts) -> HeadProducts:
+        """Return what logits are the sum of, changed."""
+        return products
 
 
 @final
@@ -34,20 +72,50 @@ class VocabParallelEmbedding(nn.Module):
         initializer: Initializer | None = None,
     ) -> None:
         super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.place = place = place or Place()
         self.shard = padded_shard(num_embeddings, place.parts, place.index, dim=0)
         self.weight = new_parameter(
             (num_embeddings, embedding_dim), initializer or Normal(1.0), shard=self.shard, dtype=place.dtype
         )
+        self._edits: tuple[TableEdit, ...] = ()
+
+    def edit(self, name: str, edit: TableEdit) -> None:
+        """Let an edit change what the table gives, after those before it; its parameters are named `name.` within."""
+        self.add_module(name, edit)
+        self._edits = (*self._edits, edit)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Return the embeddings of all ids."""
+        edits = [edit for edit in self._edits if edit.active]
         if self.place.group is None:
-            return F.embedding(token_ids, self.weight)
+            term = F.embedding(token_ids, self.weight)
+            for edit in edits:
+                term = edit.embedded(term, token_ids, None)
+            return term
         local_ids = token_ids - self.shard.offset
         here = (local_ids >= 0) & (local_ids < self.shard.length)
-        partial = F.embedding(torch.where(here, local_ids, 0), self.weight) * here.unsqueeze(-1)
-        return leave_model_parallel(partial, self.place)
+        local_ids = torch.where(here, local_ids, 0)
+        term = F.embedding(local_ids, self.weight) * here.unsqueeze(-1)
+        for edit in edits:
+            term = edit.embedded(term, local_ids, here)
+        return leave_model_parallel(term, self.place)
+
+    def products(self, hidden: Tensor) -> HeadProducts:
+        """Return what the logits of `hidden` [b, s, embedding_dim], alike on all model ranks, are the sum of."""
+        found = HeadProducts(hidden, without_padding(self.weight, self.shard))
+        for edit in self._edits:
+            if edit.active:
+                found = edit.multiplied(found)
+        return found
+
+
+def without_padding(values: Tensor, shard: Shard) -> Tensor:
+    """Return this rank's rows, of values [v, ...] that are cut over the vocabulary, without padding.
+
+    Where there is none, the values themselves: the gradient of a slice would be a second copy of the whole.
+    """
+    return values if shard.length == values.shape[0] else values[: shard.length]
 
 
 @final

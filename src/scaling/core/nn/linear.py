@@ -5,7 +5,7 @@ Shape suffixes: B leading dimensions, I input features, O output features, o and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias, cast, final
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaling.core.collectives.autograd import copy_to_model
+from scaling.core.nn.edit import Edit
 from scaling.core.nn.init import Constant, xavier_normal
 from scaling.core.nn.parameter import Initializer, fused_parameter, new_parameter
 from scaling.core.nn.place import Place, leave_model_parallel
@@ -26,6 +27,27 @@ Product: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Features: TypeAlias = "int | Heads"
 
 
+class LinearEdit(Edit):
+    """A change of what a linear layer computes, made from outside (a low-rank update, say). This one does nothing.
+
+    A column-parallel layer hands over what this rank computes, its output features; a row-parallel one a partial
+    result, which is summed over the model axis behind `within`. So what is added there joins that sum, in the layer's
+    own message, and has to be this rank's term of it.
+    """
+
+    def before(self, x: Tensor) -> Tensor:
+        """Return another input of the product, for this rank's part of it."""
+        return x
+
+    def within(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return another product, without bias, for `y` of the input `x`."""
+        return y
+
+    def after(self, y: Tensor) -> Tensor:
+        """Return another output, with bias; of a row-parallel layer the sum, as it leaves the layer."""
+        return y
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply as `torch.nn.functional.linear`; half precision on a CPU is multiplied in float32 and rounded once.
 
@@ -37,37 +59,46 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-class _Terms(nn.Module):
-    """A product, and what stands beside it: modules that take the same input and return terms of the same sum."""
+class _Edited(nn.Module):
+    """A product, and edits of it that were made from outside."""
+
+    weight: nn.Parameter
 
     def __init__(self) -> None:
         super().__init__()
         self.product: Product = linear
         """Computes the layer's own term; replace it for other arithmetic."""
-        self._beside: tuple[nn.Module, ...] = ()
+        self._edits: tuple[LinearEdit, ...] = ()
 
     @final
-    def put_beside(self, name: str, module: nn.Module) -> None:
-        """Add the output of `module` to the layer's: a low-rank update, a second bias.
+    def edit(self, name: str, edit: LinearEdit, *, owner: nn.Module | None = None) -> None:
+        """Let an edit change what the layer computes, after those before it.
 
-        The module takes what the product takes, this rank's part of the input, and returns this rank's term of the sum
-        that the product is part of: of a column-parallel layer the local output features, of a row-parallel layer a
-        partial result, which is summed over the model axis together with the layer's own, in one message. Its
-        parameters are named `name.` within the layer; those of the layer keep their names.
+        The parameters of the edit are named `name.` within `owner`, by default the layer; those of the layer keep their
+        names.
         """
-        self.add_module(name, module)
-        self._beside = (*self._beside, module)
+        (owner or self).add_module(name, edit)
+        self._edits = (*self._edits, edit)
 
     @final
-    def _sum(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = self.product(x, weight, bias)
-        for module in self._beside:
-            y = y + module(x)
-        return y
+    def _active(self) -> list[LinearEdit]:
+        return [edit for edit in self._edits if edit.active]
+
+    @final
+    def _partial(self, x: Tensor, bias: Tensor | None, edits: Sequence[LinearEdit]) -> Tensor:
+        """Return this rank's term of the output, or its part; `bias` where this term is to have it."""
+        if not edits:
+            return self.product(x, self.weight, bias)
+        for edit in edits:
+            x = edit.before(x)
+        y = self.product(x, self.weight, None)
+        for edit in edits:
+            y = edit.within(y, x)
+        return y if bias is None else y + bias
 
 
 @final
-class ColumnParallelLinear(_Terms):
+class ColumnParallelLinear(_Edited):
     """y_Bo = x_BI W_oI^T + b_o: each model rank computes its part of the output features.
 
     Input: [..., in_features], alike on all model ranks. Output: [..., out_features / model_parallel_size], which
@@ -98,6 +129,9 @@ class ColumnParallelLinear(_Terms):
             else out.shard(place.parts, place.index)
             for name, out in outputs.items()
         }
+        self.in_features = in_features
+        self.outputs = {name: (size, shards[name]) for name, size in sizes.items()}
+        """Of each output the features of all ranks, and which of them this rank has."""
         self.output_sizes = [shard.length for shard in shards.values()]
         """Local features of each output."""
         shared = any(shard.replicas > 1 for shard in shards.values())
@@ -125,7 +159,11 @@ class ColumnParallelLinear(_Terms):
 
     def project(self, entered: Tensor) -> Tensor:
         """Return the local output features of an input that has been through `enter_model_parallel` already."""
-        return self._sum(entered, self.weight, self.bias)
+        edits = self._active()
+        y = self._partial(entered, self.bias, edits)
+        for edit in edits:
+            y = edit.after(y)
+        return y
 
 
 def project_all(owner: nn.Module, names: Iterable[str], entered: Tensor) -> list[Tensor]:
@@ -139,7 +177,7 @@ def project_all(owner: nn.Module, names: Iterable[str], entered: Tensor) -> list
 
 
 @final
-class RowParallelLinear(_Terms):
+class RowParallelLinear(_Edited):
     """y_BO = sum over model ranks of x_Bi W_Oi^T, + b_O: each model rank holds a part of the input features.
 
     Input: [..., in_features / model_parallel_size] as a column-parallel layer leaves it (`split_features` cuts one that
@@ -159,7 +197,9 @@ class RowParallelLinear(_Terms):
         super().__init__()
         self.place = place = place or Place()
         shard = even_shard(in_features, place.parts, place.index, dim=1, what="in_features of RowParallelLinear")
-        self.local_in_features = shard.length
+        self.in_features, self.out_features = in_features, out_features
+        self.inputs = shard
+        """Which input features this rank has."""
         self.weight = new_parameter(
             (out_features, in_features),
             initializer or xavier_normal(in_features, out_features),
@@ -174,7 +214,12 @@ class RowParallelLinear(_Terms):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the whole output features, summed over the model axis."""
+        edits = self._active()
         if self.place.group is None:
-            return self._sum(x, self.weight, self.bias)
-        y = leave_model_parallel(self._sum(x, self.weight, None), self.place)
-        return y if self.bias is None else y + self.bias
+            y = self._partial(x, self.bias, edits)
+        else:
+            y = leave_model_parallel(self._partial(x, None, edits), self.place)
+            y = y if self.bias is None else y + self.bias
+        for edit in edits:
+            y = edit.after(y)
+        return y

@@ -104,7 +104,18 @@ class TiedLayerSpec(LayerSpec):
             if count > 1:
                 raise ConfigError(f"tie {tie!r} of layer {self.name} names parameter {name!r} {count} times")
         # The first edit, so that a wrong name is found where the layer is built, before anything wraps it.
-        self.edits = (partial(_check_names, tie=tie, names=self.tied_parameters, layer=self.name),)
+        self.edits = (self._check,)
+
+    @property
+    def _check(self) -> Edit:
+        return partial(_check_names, tie=self.tie, names=self.tied_parameters, layer=self.name)
+
+    def also_tying(self, *names: str) -> Self:
+        """Return a spec that shares further parameters with the tie: some that the edits so far have added."""
+        more = copy.copy(self)
+        more.tied_parameters = (*self.tied_parameters, *names)
+        more.edits = (*self.edits, more._check)
+        return more
 
 
 def check_ties(specs: Sequence[LayerSpec]) -> None:

@@ -34,6 +34,7 @@ class Learner:
         self.recipe = recipe
         self.topology = topology
         self.module = ParallelModule(recipe.layers(topology), topology, config, seed=recipe.seed)
+        self.module.follow_base()  # to initial values for now; once more when those of a base are loaded
         self.optimizer = Optimizer(
             recipe.optimizer,
             assign(self.module.parameters_with_meta(), recipe.groups, topology, allow_missing=recipe.allow_missing),

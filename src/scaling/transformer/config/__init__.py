@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from scaling.transformer.config.choices import Precision as Precision
     from scaling.transformer.config.data import Corpus as Corpus
     from scaling.transformer.config.data import DataConfig as DataConfig
-    from scaling.transformer.config.former import AdapterConfig as AdapterConfig
-    from scaling.transformer.config.former import BitfitBiasConfig as BitfitBiasConfig
+    from scaling.transformer.config.finetuning import AdapterConfig as AdapterConfig
+    from scaling.transformer.config.finetuning import BitfitBiasConfig as BitfitBiasConfig
+    from scaling.transformer.config.finetuning import IA3Config as IA3Config
+    from scaling.transformer.config.finetuning import SoftpromptConfig as SoftpromptConfig
     from scaling.transformer.config.former import EmbeddingHeadConfig as EmbeddingHeadConfig
     from scaling.transformer.config.former import PoolingMethod as PoolingMethod
-    from scaling.transformer.config.former import SoftpromptConfig as SoftpromptConfig
     from scaling.transformer.config.former import UMuPConfig as UMuPConfig
     from scaling.transformer.config.root import TransformerConfig as TransformerConfig
     from scaling.transformer.config.training import ContrastiveLossConfig as ContrastiveLossConfig

@@ -36,6 +36,7 @@ from scaling.transformer.config.choices import (
     NormPlacement,
     Precision,
 )
+from scaling.transformer.config.finetuning import MethodsConfig
 from scaling.transformer.config.former import FormerArchitectureConfig
 
 MOST_LAYERS_IN_A_PATTERN = 100_000
@@ -52,7 +53,7 @@ class InitializationConfig(BaseConfig):
     """Standard deviation. null: sqrt(2 / (5 hidden_size))."""
 
 
-class ArchitectureConfig(BaseConfig):
+class ArchitectureConfig(MethodsConfig):
     """What this version builds: all settings of `TransformerArchitectureConfig` that do something."""
 
     on_resume = OnResume.IDENTITY

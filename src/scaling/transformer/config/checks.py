@@ -9,8 +9,15 @@ from scaling.core import LearningRateSchedulerConfig, OptimizerConfig, Problem, 
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.choices import NormPlacement, Precision
 from scaling.transformer.config.data import DataConfig
-from scaling.transformer.config.model_plan import plan_of
+from scaling.transformer.config.methods import method_problems
+from scaling.transformer.config.model_plan import base_plan_of, plan_of
 from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig
+
+
+def methods_fit_the_model(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
+    """What methods of fine-tuning name is there, and what they add fits it."""
+    for problem in method_problems(base_plan_of(transformer_architecture), transformer_architecture):
+        yield Problem(f"transformer_architecture.{problem.path}", problem.message)
 
 
 def widths_are_divisible(
@@ -158,6 +165,7 @@ def groups_are_given_once(
 
 
 CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
+    methods_fit_the_model,
     widths_are_divisible,
     sequence_is_divisible,
     stages_have_layers,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scaling.core import BaseConfig, FP8LinearConfig, LoRaConfig, NoEffect, Unavailable
+from scaling.core import BaseConfig, FP8LinearConfig, NoEffect, Unavailable
 
 
 class PoolingMethod(str, Enum):
@@ -16,41 +16,6 @@ class PoolingMethod(str, Enum):
     MEAN = "mean"
     LAST_TOKEN = "last_token"
     WEIGHTED_MEAN = "weighted_mean"
-
-
-class BitfitBiasConfig(BaseConfig):
-    """BitFit: only biases are trained."""
-
-    name: str
-    """Name of the biases."""
-    version: str = ".unknown."
-    """Free text."""
-
-
-class SoftpromptConfig(BaseConfig):
-    """A learned prompt."""
-
-    name: str
-    """Name of the prompt."""
-    n_tokens: int = Field(ge=1)
-    """Length of the prompt."""
-    version: str = ".unknown."
-    """Free text."""
-
-
-class AdapterConfig(BaseConfig):
-    """Small MLPs behind attention and MLP."""
-
-    name: str
-    """Name of the adapters."""
-    attention_downsampling_factor: float | None = Field(default=None, gt=0)
-    """Width of the adapter behind attention, as a factor of hidden_size. null: none."""
-    mlp_downsampling_factor: float | None = Field(default=None, gt=0)
-    """Width of the adapter behind the MLP, as a factor of hidden_size. null: none."""
-    init_std: float = Field(default=1e-5, ge=0)
-    """Standard deviation of the initial weights."""
-    version: str = ".unknown."
-    """Free text."""
 
 
 class EmbeddingHeadConfig(BaseConfig):
@@ -103,22 +68,12 @@ class FormerArchitectureConfig(BaseConfig):
     """8-bit last MLP product."""
     fp8_config_lm_head: Annotated[FP8LinearConfig | None, Unavailable()] = None
     """8-bit language model head."""
-    bitfit_bias_config: Annotated[BitfitBiasConfig | None, Unavailable()] = None
-    """Train biases only."""
-    finetunable_token_ids: Annotated[list[int], Unavailable()] = Field(default_factory=list)
-    """Rows of the embedding to train."""
     image_encoder: Annotated[bool, Unavailable()] = False
     """Accept images."""
     dropout_image_encoder: Annotated[float, NoEffect("images are not available in this version")] = Field(
         default=0.0, ge=0, le=1
     )
     """Dropout of the image encoder's output."""
-    softprompt_config: Annotated[SoftpromptConfig | None, Unavailable()] = None
-    """A learned prompt."""
-    adapter_config: Annotated[AdapterConfig | None, Unavailable()] = None
-    """Small MLPs to train."""
-    lora_config: Annotated[LoRaConfig | None, Unavailable()] = None
-    """Low-rank adaptation of attention."""
     embedding_head_config: Annotated[EmbeddingHeadConfig | None, Unavailable()] = None
     """A head that makes one vector of a sequence."""
     umup: UMuPConfig = Field(default_factory=UMuPConfig)

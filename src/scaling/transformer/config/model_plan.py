@@ -11,6 +11,7 @@ from scaling.core import NormType, RelativePositionEmbeddingType
 from scaling.transformer.config.architecture import ArchitectureConfig
 from scaling.transformer.config.attention_kinds import AttentionKindConfig
 from scaling.transformer.config.choices import ActivationFunction, InitializationScheme, MLPType, NormPlacement
+from scaling.transformer.config.methods import with_methods
 from scaling.transformer.plan.attention import AttentionPlan, KeyQueryNormPlan, RotationPlan
 from scaling.transformer.plan.blocks import BlockParts, after_sum, one_norm_parallel, parallel, post, pre, sandwich
 from scaling.transformer.plan.model import Arithmetic, LayerPlan, ModelPlan
@@ -35,7 +36,12 @@ _ACTIVATIONS: Mapping[MLPType, ActivationFunction] = {
 
 
 def plan_of(architecture: ArchitectureConfig) -> ModelPlan:
-    """Return the model that a valid section describes. Nothing else reads its keys to know what the layers are."""
+    """Return the model that a valid section describes, with what its methods of fine-tuning add."""
+    return with_methods(base_plan_of(architecture), architecture)
+
+
+def base_plan_of(architecture: ArchitectureConfig) -> ModelPlan:
+    """Return the model that methods are added to. Nothing else reads the section's keys to know what the layers are."""
     embedding, *head = _ends_of(architecture)
     final: list[LayerPlan] = []
     if architecture.norm_placement is not NormPlacement.AFTER_SUM:

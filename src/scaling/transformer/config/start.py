@@ -15,7 +15,6 @@ from scaling.core import (
     Problem,
     Search,
     TrainerConfig,
-    check_groups,
     compare,
     glance,
     instead_of_checkpoint,
@@ -26,7 +25,7 @@ from scaling.core import (
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.data import DataConfig
-from scaling.transformer.config.model_plan import plan_of
+from scaling.transformer.config.groups import group_problems
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.config.training import TrainingConfig, TrainingGroupConfig
 
@@ -42,15 +41,7 @@ def groups_have_parameters(
     """Every group takes parameters, and every parameter is in one group."""
     if not training_groups:  # one group of all parameters
         return
-    names = [parameter.name for parameter in plan_of(transformer_architecture).parameters()]
-    try:
-        check_groups(
-            names,
-            [group.pattern() for group in training_groups],
-            allow_missing=training.allow_missing_params_in_optimizer,
-        )
-    except ConfigError as error:
-        yield from error.problems
+    yield from group_problems(training_groups, transformer_architecture, training)
 
 
 def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import nn
 
-from scaling.core import Dropout, PositionEmbedding, VocabParallelEmbedding
+from scaling.core import Dropout, PositionEmbedding, SoftPrompt, VocabParallelEmbedding
 from scaling.transformer.io import TextInputs, TransformerIO
 from scaling.transformer.layers.residual import Scale
 
@@ -28,12 +28,21 @@ class EmbeddingInput(nn.Module):
         self.scale = scale
         self.positions = positions
         self.dropout = dropout
+        self._prompts: tuple[SoftPrompt, ...] = ()
+
+    def put_prompt(self, name: str, prompt: SoftPrompt) -> None:
+        """Let a soft prompt stand for its placeholders; its parameter is named `name.weight` within the layer."""
+        self.add_module(name, prompt)
+        self._prompts = (*self._prompts, prompt)
 
     def forward(self, inputs: TextInputs) -> TransformerIO:
         """Return the embedded micro-batch."""
         activations = self.embedding(inputs.token_ids)
         if self.scale is not None:
             activations = self.scale(activations)
+        for prompt in self._prompts:
+            if prompt.active:
+                activations = prompt(activations, inputs.position_ids)
         if self.positions is not None:
             activations = activations + self.positions(inputs.position_ids)
         activations = self.dropout(activations, inputs.sample_positions)

@@ -21,6 +21,7 @@ from scaling.core import (
     linear_logits,
     new_parameter,
     padded_shard,
+    without_padding,
 )
 from scaling.transformer.io import TransformerIO
 
@@ -114,23 +115,23 @@ class LogitRange(nn.Module):
         self.cap = cap
 
 
-def _unpadded(values: Tensor, rows: int) -> Tensor:
-    """Return this rank's rows without padding, which makes no logits.
-
-    Where there is none, the values themselves: the gradient of a slice would be a second copy of the whole.
-    """
-    return values if rows == values.shape[0] else values[:rows]
-
-
 def _output(
     x: TransformerIO, table: VocabParallelEmbedding, bias: LogitBias | None, logits: LogitRange | None
 ) -> HeadOutput:
-    hidden = enter_model_parallel(x.activations, table.place)
-    weight = _unpadded(table.weight, table.shard.length)
-    own_bias = None if bias is None else _unpadded(bias.weight, bias.shard.length)
+    products = table.products(enter_model_parallel(x.activations, table.place))
+    if bias is not None:
+        products = products.plus(bias=without_padding(bias.weight, bias.shard))
     logits = logits or LogitRange()
-    offset, place = table.shard.offset, table.place
-    return HeadOutput(hidden, weight, own_bias, scale=logits.scale, cap=logits.cap, offset=offset, place=place)
+    return HeadOutput(
+        products.hidden,
+        products.weight,
+        products.bias,
+        products.terms,
+        scale=logits.scale,
+        cap=logits.cap,
+        offset=table.shard.offset,
+        place=table.place,
+    )
 
 
 @final

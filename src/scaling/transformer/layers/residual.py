@@ -7,22 +7,32 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from scaling.core import Dropout
+from scaling.core import Dropout, Edit
 
 
 @final
 class Residual(nn.Module):
-    """x + scale * dropout(branch)."""
+    """x + scale * dropout(branch), and what stands behind that sum."""
 
     def __init__(self, dropout: Dropout, *, scale: float = 1.0) -> None:
         super().__init__()
         self.dropout = dropout
         self.scale = scale
+        self._behind: tuple[Edit, ...] = ()
+
+    def put_behind(self, name: str, edit: Edit) -> None:
+        """Let the sum go through an edit, behind those before it; its parameters are named `name.` within this."""
+        self.add_module(name, edit)
+        self._behind = (*self._behind, edit)
 
     def forward(self, x: Tensor, branch: Tensor, samples: Tensor) -> Tensor:
-        """Return the sum, shaped as both; `samples` int64 [b] as `Dropout` takes them."""
+        """Return activations, shaped as both; `samples` int64 [b] as `Dropout` takes them."""
         branch = self.dropout(branch, samples)
-        return x + branch if self.scale == 1.0 else x + self.scale * branch
+        x = x + branch if self.scale == 1.0 else x + self.scale * branch
+        for edit in self._behind:
+            if edit.active:
+                x = edit(x)
+        return x
 
 
 @final

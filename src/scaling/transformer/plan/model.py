@@ -9,6 +9,7 @@ from math import gcd, prod
 from typing import Literal, TypeVar
 
 from scaling.transformer.plan.attention import AttentionPlan
+from scaling.transformer.plan.edits import EditPlan
 from scaling.transformer.plan.parameters import ParameterPlan
 from scaling.transformer.plan.parts import FeedForwardPlan, MultiplyAdds, PartPlan
 
@@ -23,16 +24,28 @@ class LayerPlan:
     """`embedding`, `pre`, `norm`, `head`, ...: how the parts are put together."""
     parts: tuple[tuple[str, PartPlan], ...]
     tied: tuple[str, ...] = ()
-    """Parameters shared with the other layers that tie the same names."""
+    """Parameters of the parts shared with the other layers that tie the same names."""
+    edits: tuple[EditPlan, ...] = ()
+    """What is added to the parts."""
+    tied_edits: tuple[str, ...] = ()
+    """Parameters of the edits that are shared likewise."""
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Return all parameters shared with other layers."""
+        return (*self.tied, *self.tied_edits)
 
     def parameters(self) -> Iterator[ParameterPlan]:
         """Yield the parameters by their names within the layer."""
         for name, part in self.parts:
             yield from part.parameters(name)
+        for edit in self.edits:
+            yield from edit.parameters()
 
     def multiply_adds(self, sequence: int) -> MultiplyAdds:
         """Return what one token costs in a sequence of so many."""
         each = [part.multiply_adds(sequence) for _, part in self.parts]
+        each += [edit.multiply_adds() for edit in self.edits]
         return MultiplyAdds(sum(one.matrices for one in each), sum(one.scores for one in each))
 
 
@@ -108,7 +121,7 @@ class ModelPlan:
         for index, layer in enumerate(self.layers()):
             for parameter in layer.parameters():
                 name = f"layers.{index}.{parameter.name}"
-                if parameter.name in layer.tied:
+                if parameter.name in layer.shared:
                     name = owners.setdefault(parameter.name, name)
                 if (layers is None or index in layers) and name not in seen:
                     seen.add(name)
@@ -120,7 +133,7 @@ class ModelPlan:
         total, shared = 0, set()
         for count, layer in self.runs:
             for parameter in layer.parameters():
-                if parameter.name not in layer.tied:
+                if parameter.name not in layer.shared:
                     total += count * prod(parameter.shape)
                 elif parameter.name not in shared:
                     shared.add(parameter.name)

@@ -25,7 +25,9 @@ class Even:
 
 @dataclass(frozen=True)
 class Padded:
-    """Rows are cut into parts of one length, the last ones filled up with padding (a vocabulary)."""
+    """One dimension is cut into parts of one length, the last ones filled up with padding (a vocabulary)."""
+
+    dim: int = 0
 
 
 Cut: TypeAlias = "Whole | Even | Padded | Heads"
@@ -34,9 +36,9 @@ Cut: TypeAlias = "Whole | Even | Padded | Heads"
 
 @dataclass(frozen=True)
 class Start:
-    """First values: normal with this standard deviation, or all equal to this constant."""
+    """First values: normal with this standard deviation, uniform between plus and minus this, or all equal to it."""
 
-    kind: Literal["normal", "constant"]
+    kind: Literal["normal", "uniform", "constant"]
     value: float
 
 
@@ -57,8 +59,8 @@ class ParameterPlan:
                 return None
             case Even(dim):
                 return even_shard(self.shape[dim], ranks, index, dim=dim, what=self.name)
-            case Padded():
-                return padded_shard(self.shape[0], ranks, index, dim=0)
+            case Padded(dim):
+                return padded_shard(self.shape[dim], ranks, index, dim=dim)
             case Heads() as heads:
                 return heads.shard(ranks, index)
 

@@ -1,0 +1,89 @@
+"""How what is added to a linear layer has to be cut, so that it fits the layer's own cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from scaling.core.errors import LayoutError
+from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear
+from scaling.core.nn.parameter import Initializer, new_parameter
+from scaling.core.nn.place import Place
+from scaling.core.nn.shard import Shard
+
+ParallelLinear = ColumnParallelLinear | RowParallelLinear
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def added_dtype(place: Place) -> torch.dtype:
+    """Return the type of parameters that are added to a layer and trained: never less than float32."""
+    return torch.float32 if place.dtype in _HALF else place.dtype
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The matrix [out_features, in_features] of a linear layer, or of one output of a fused one, and this rank's part.
+
+    Either the rows are cut or the columns; both are whole where the model axis is one rank.
+    """
+
+    out_features: int
+    in_features: int
+    rows: Shard | None
+    """Of a column-parallel layer."""
+    columns: Shard | None
+    """Of a row-parallel layer."""
+    span: slice
+    """The rows in the local weight, and the features in the local output."""
+
+    @classmethod
+    def of(cls, layer: ParallelLinear, output: str = "") -> Self:
+        """Return the cut of a layer; `output` names one of a fused layer. `LayoutError` where it has no such output."""
+        if isinstance(layer, RowParallelLinear):
+            return cls(layer.out_features, layer.in_features, None, layer.inputs, slice(0, layer.out_features))
+        if output not in layer.outputs:
+            raise LayoutError(f"the layer has no output {output!r}; it has {', '.join(map(repr, layer.outputs))}")
+        first = sum(layer.output_sizes[: list(layer.outputs).index(output)])
+        features, shard = layer.outputs[output]
+        return cls(features, layer.in_features, shard, None, slice(first, first + shard.length))
+
+    @property
+    def joins_sum(self) -> bool:
+        """Return whether the layer's output is a sum over the model axis, of which a rank computes a term."""
+        return self.columns is not None
+
+    def of_inputs(self, others: int, initializer: Initializer, place: Place) -> nn.Parameter:
+        """Describe a parameter [others, in_features], cut as the layer's inputs.
+
+        Where these are whole, each rank sees what its own outputs give of the gradient.
+        """
+        return new_parameter(
+            (others, self.in_features),
+            initializer,
+            shard=self.columns,
+            dtype=added_dtype(place),
+            gradient_in_parts=self.columns is None,
+        )
+
+    def of_outputs(self, others: tuple[int, ...], initializer: Initializer, place: Place) -> nn.Parameter:
+        """Describe a parameter [out_features, *others] for the layer's term, cut as the layer's outputs.
+
+        Each rank sees a part of the gradient where its term is one of a sum, or where ranks share rows.
+        """
+        return new_parameter(
+            (self.out_features, *others),
+            initializer,
+            shard=self.rows,
+            dtype=added_dtype(place),
+            gradient_in_parts=self.joins_sum or (self.rows is not None and self.rows.replicas > 1),
+        )
+
+    def replaced(self, y: Tensor, part: Tensor) -> Tensor:
+        """Return `y` [..., local outputs of the layer] with other features for this output."""
+        if part.shape[-1] == y.shape[-1]:
+            return part
+        return torch.cat([y[..., : self.span.start], part, y[..., self.span.stop :]], dim=-1)

@@ -1,0 +1,44 @@
+"""Dropout of the input of a matrix, deep within a layer that is not told which samples it sees."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor, nn
+
+from scaling.core.errors import LayoutError
+from scaling.core.nn.dropout import Dropout
+
+
+@final
+class SampleNote:
+    """The samples of the micro-batch that a layer runs on, for what stands deep within it."""
+
+    def __init__(self) -> None:
+        self.samples: Tensor | None = None
+        """int64 [b]: each row's place in the order of the whole run."""
+
+
+@final
+class InputDropout(nn.Module):
+    """Dropout of the input of a matrix [b, s, f], where nothing but a note tells the samples.
+
+    `features` are those of the model's that the input has, if not all of them.
+    """
+
+    def __init__(self, dropout: Dropout, note: SampleNote, *, features: range | None = None) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.features = features
+        self._note = note
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is left of `x`; `x` itself where nothing is dropped."""
+        if not self.dropout.active:
+            return x
+        if self._note.samples is None:
+            raise LayoutError(
+                "an input is to be dropped out, but nothing has said of which samples it is; run the layer by calling "
+                "it, so that its hooks run"
+            )
+        return self.dropout.within(x, self._note.samples, features=self.features)

@@ -1,0 +1,102 @@
+"""LoRA and DoRA beside a linear layer, whichever way that is cut.
+
+Shape suffixes: B leading dimensions, I input features, O output features, R rank, i and o the local parts.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from scaling.core.collectives import ops
+from scaling.core.finetuning.cut import Cut, ParallelLinear
+from scaling.core.finetuning.form import LowRankForm
+from scaling.core.finetuning.input_dropout import InputDropout
+from scaling.core.nn.init import Constant, Uniform
+from scaling.core.nn.linear import LinearEdit, linear
+
+
+@final
+class LowRank(LinearEdit):
+    """y_Bo + s (drop(x_BI) A_RI^T) B_oR^T; with `magnitude` rows are scaled by m / |W + s B A| (the norm is detached).
+
+    In a column-parallel layer A is whole on every rank and B is cut as the layer's rows; in a row-parallel one A is cut
+    as its columns and B is whole. Communicates nothing, but for one sum over the model axis, of a number for each row,
+    with `magnitude` in a row-parallel layer. Computed in float32 beside a layer of half precision.
+
+    While inputs are dropped, DoRA multiplies the layer's own matrix a second time, with what is left of them, as the
+    `peft` library does.
+    """
+
+    def __init__(
+        self, layer: ParallelLinear, form: LowRankForm, *, output: str = "", dropout: InputDropout | None = None
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.cut = cut = Cut.of(layer, output)
+        self.dropout = dropout
+        self.a = cut.of_inputs(form.rank, Uniform(form.initial_bound(cut.in_features)), layer.place)
+        self.b = cut.of_outputs((form.rank,), Constant(0.0), layer.place)
+        self.bias = cut.of_outputs((), Constant(0.0), layer.place) if form.bias else None
+        self.magnitude = cut.of_outputs((), Constant(1.0), layer.place) if form.magnitude else None
+        self._layer = (layer,)  # in a tuple, so that it does not join the module tree
+
+    def within(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return the updated product, in the type of `y`."""
+        own = y[..., self.cut.span]
+        kept = x if self.dropout is None else self.dropout(x)
+        update = linear(linear(kept.to(self.a.dtype), self.a) * self.form.scale, self.b)
+        if self.bias is not None:
+            update = update + self.bias * (self.form.scale / self._terms)
+        if self.magnitude is None:
+            return self.cut.replaced(y, (own + update).to(y.dtype))
+        gain = self.magnitude / self._norms()
+        if kept is x:
+            return self.cut.replaced(y, (gain * (own + update)).to(y.dtype))
+        left = self._layer[0].product(kept, self._weight, None)
+        return self.cut.replaced(y, (own + (gain - 1.0) * left + gain * update).to(y.dtype))
+
+    @torch.no_grad()
+    def follow_base(self) -> None:
+        """Let the magnitudes be the lengths of the rows of the layer's own matrix (B is zero)."""
+        if self.magnitude is not None:
+            self.magnitude.copy_(self._norms(updated=False))
+
+    @torch.no_grad()
+    def merged(self, weight_oi: Tensor) -> Tensor:
+        """Return this rank's part of the updated matrix, in the type of the update, for that of the layer's own."""
+        updated = weight_oi.to(self.b.dtype) + self.form.scale * (self.b @ self.a)
+        return updated if self.magnitude is None else (self.magnitude / self._norms()).unsqueeze(-1) * updated
+
+    @property
+    def _terms(self) -> int:
+        """Return how many ranks add a bias to one sum."""
+        return self._layer[0].place.parts if self.cut.joins_sum else 1
+
+    @property
+    def _weight(self) -> Tensor:
+        return self._layer[0].weight[self.cut.span]
+
+    @torch.no_grad()
+    def _norms(self, *, updated: bool = True) -> Tensor:
+        """Return the lengths of the rows of W + s B A, or of W. In a row-parallel layer collective: the model axis."""
+        weight, group = self._weight.to(self.b.dtype), self._layer[0].place.group if self.cut.joins_sum else None
+        return row_norms(weight, self.a, self.b, self.form.scale, group) if updated else row_norms(weight, group=group)
+
+
+@torch.no_grad()
+def row_norms(
+    weight_oi: Tensor, a_Ri: Tensor | None = None, b_oR: Tensor | None = None, s: float = 1.0, group: ops.Group = None
+) -> Tensor:
+    """Return the lengths of the rows of W + s B A [o], or of W, without making that matrix.
+
+    |w + s b A|^2 = |w|^2 + 2 s b (A w) + s^2 b (A A^T) b^T. Each term is a sum over columns; where each rank of `group`
+    has a part of these, the squares are summed over it.
+    """
+    squares = torch.linalg.vector_norm(weight_oi, dim=1).square()
+    if a_Ri is not None and b_oR is not None:
+        cross, own = weight_oi @ a_Ri.t(), b_oR @ (a_Ri @ a_Ri.t())
+        squares = squares + (b_oR * (2.0 * s * cross + s * s * own)).sum(dim=1)
+    return ops.all_reduce(squares, group).sqrt()

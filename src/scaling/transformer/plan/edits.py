@@ -1,0 +1,213 @@
+"""Edits of layers: what methods of fine-tuning add to the parts that a layer has. Each knows its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from scaling.core import LowRankForm
+from scaling.transformer.plan.parameters import Cut, Even, Padded, ParameterPlan, Start, Whole
+from scaling.transformer.plan.parts import NONE, LinearPlan, MultiplyAdds, TablePlan
+
+_ZERO, _ONE = Start("constant", 0.0), Start("constant", 1.0)
+_ALL_RANKS = Whole(always_in_parts=True)
+
+
+class EditPlan(Protocol):
+    """A change of a layer."""
+
+    @property
+    def module(self) -> str:
+        """Return the module of the layer that is changed, by its dotted name; empty: the layer itself."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Return under which name the module gets the edit."""
+        ...
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield what is added, by names within the layer."""
+        ...
+
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return what one token costs."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankLinearPlan:
+    """A low-rank update of a linear layer, or of one output of a fused one."""
+
+    module: str
+    name: str
+    linear: LinearPlan
+    form: LowRankForm
+    dropout: float = 0.0
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield A, B, and what the form has besides."""
+        below, linear, joins_sum = f"{self.module}.{self.name}", self.linear, self.linear.cut == Even(1)
+        of_inputs: Cut = Even(1) if joins_sum else _ALL_RANKS
+        of_outputs: Cut = _ALL_RANKS if joins_sum else linear.cut
+        start = Start("uniform", self.form.initial_bound(linear.inputs))
+        yield ParameterPlan(name=f"{below}.a", shape=(self.form.rank, linear.inputs), cut=of_inputs, start=start)
+        yield ParameterPlan(name=f"{below}.b", shape=(linear.outputs, self.form.rank), cut=of_outputs, start=_ZERO)
+        if self.form.bias:
+            yield ParameterPlan(name=f"{below}.bias", shape=(linear.outputs,), cut=of_outputs, start=_ZERO)
+        if self.form.magnitude:
+            yield ParameterPlan(name=f"{below}.magnitude", shape=(linear.outputs,), cut=of_outputs, start=_ONE)
+
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return those of A and B."""
+        return MultiplyAdds(self.form.rank * (self.linear.inputs + self.linear.outputs), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankEmbeddingPlan:
+    """A low-rank update of the table that embeds tokens."""
+
+    module: str
+    name: str
+    table: TablePlan
+    form: LowRankForm
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield A, which is looked up, and B."""
+        below, rank, table = f"{self.module}.{self.name}", self.form.rank, self.table
+        yield ParameterPlan(name=f"{below}.a", shape=(rank, table.vocabulary), cut=Padded(1), start=_ZERO)
+        normal = Start("normal", 1.0)
+        yield ParameterPlan(name=f"{below}.b", shape=(table.hidden, rank), cut=_ALL_RANKS, start=normal)
+
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return those of B."""
+        return MultiplyAdds(self.form.rank * self.table.hidden, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankHeadPlan:
+    """A low-rank update of the matrix of a head."""
+
+    module: str
+    name: str
+    table: TablePlan
+    form: LowRankForm
+    dropout: float = 0.0
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield A, B, and what the form has besides."""
+        below, rank, table = f"{self.module}.{self.name}", self.form.rank, self.table
+        start = Start("uniform", self.form.initial_bound(table.hidden))
+        yield ParameterPlan(name=f"{below}.a", shape=(rank, table.hidden), cut=_ALL_RANKS, start=start)
+        yield ParameterPlan(name=f"{below}.b", shape=(table.vocabulary, rank), cut=Padded(), start=_ZERO)
+        if self.form.bias:
+            yield ParameterPlan(name=f"{below}.bias", shape=(table.vocabulary,), cut=Padded(), start=_ZERO)
+        if self.form.magnitude:
+            yield ParameterPlan(name=f"{below}.magnitude", shape=(table.vocabulary,), cut=Padded(), start=_ONE)
+
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return those of A and B."""
+        return MultiplyAdds(self.form.rank * (self.table.hidden + self.table.vocabulary), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorPlan:
+    """A vector by which the outputs of a linear layer, or its inputs, are multiplied."""
+
+    module: str
+    name: str
+    linear: LinearPlan
+    of_inputs: bool
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield the vector."""
+        linear, joins_sum = self.linear, self.linear.cut == Even(1)
+        cut: Cut
+        if self.of_inputs:
+            size, cut = linear.inputs, Even(0) if joins_sum else _ALL_RANKS
+        else:
+            size, cut = linear.outputs, Whole() if joins_sum else linear.cut
+        yield ParameterPlan(name=f"{self.module}.{self.name}.scale", shape=(size,), cut=cut, start=_ONE)
+
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return nothing: no matrix."""
+        return NONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedBiasPlan:
+    """A bias for a linear layer that has none."""
+
+    module: str
+    name: str
+    linear: LinearPlan
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield the bias."""
+        cut: Cut = _ALL_RANKS if self.linear.cut == Even(1) else self.linear.cut
+        yield ParameterPlan(name=f"{self.module}.{self.name}.bias", shape=(self.linear.outputs,), cut=cut, start=_ZERO)
+
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return nothing: no matrix."""
+        return NONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckPlan:
+    """A small network behind a residual sum."""
+
+    module: str
+    name: str
+    hidden: int
+    width: int
+    std: float
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield the matrices on the way in and out."""
+        for own, shape in (("dense_in", (self.width, self.hidden)), ("dense_out", (self.hidden, self.width))):
+            name, start = f"{self.module}.{self.name}.{own}.weight", Start("normal", self.std)
+            yield ParameterPlan(name=name, shape=shape, cut=Whole(), start=start)
+
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return those of both."""
+        return MultiplyAdds(2 * self.hidden * self.width, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPromptPlan:
+    """Vectors in place of the embeddings of placeholders."""
+
+    name: str
+    length: int
+    hidden: int
+    std: float
+    module: str = ""
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield the vectors."""
+        shape, start = (self.length, self.hidden), Start("normal", self.std)
+        yield ParameterPlan(name=f"{self.name}.weight", shape=shape, cut=Whole(), start=start)
+
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return nothing: they are looked up."""
+        return NONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRowsPlan:
+    """Rows of some tokens in place of a table's."""
+
+    module: str
+    tokens: tuple[int, ...]
+    table: TablePlan
+    name: str = "token_rows"
+
+    def parameters(self) -> Iterator[ParameterPlan]:
+        """Yield the rows."""
+        shape, start = (len(self.tokens), self.table.hidden), Start("normal", self.table.std)
+        yield ParameterPlan(name=f"{self.module}.{self.name}.weight", shape=shape, cut=_ALL_RANKS, start=start)
+
+    def multiply_adds(self) -> MultiplyAdds:
+        """Return those of a head, whose logits of the tokens are added to."""
+        return MultiplyAdds(2 * len(self.tokens) * self.table.hidden, 0) if self.table.multiplied else NONE
