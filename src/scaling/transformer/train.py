@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ from scaling.core import (
     run_training,
     storage_errors,
 )
-from scaling.transformer.config.model_plan import plan_of
+from scaling.transformer.config.choices import Precision
+from scaling.transformer.config.groups import trained_parameters
+from scaling.transformer.config.model_plan import base_plan_of, plan_of
 from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets
@@ -104,8 +107,27 @@ def _introduce(config: TransformerConfig, learner: Learner) -> None:
         sizes,
         topology.device,
     )
+    _log.info("%s", _told_of_training(config))
     plan = plan_of(config.transformer_architecture)
     _log.info("attention: %s", told(plan, topology.device.type, find_kernels(topology.device)))
+
+
+def _told_of_training(config: TransformerConfig) -> str:
+    """Say which part of the parameters is trained, and what the optimizer keeps of it on all ranks together."""
+    architecture, slots = config.transformer_architecture, len(config.optimizer.rule().slots)
+    trained = list(trained_parameters(config.training_groups, architecture))
+    count, whole = sum(prod(parameter.shape) for parameter in trained), plan_of(architecture).num_parameters
+    base = {parameter.name for parameter in base_plan_of(architecture).parameters()}
+    own, wide = Precision(architecture.precision).dtype, torch.float64
+    kept = sum(
+        prod(parameter.shape) * (8 if own is wide else 4) * (slots + (parameter.name in base and own.itemsize < 4))
+        for parameter in trained
+    )
+    share = 100 * count / max(1, whole)
+    return (
+        f"{count:,} of {whole:,} parameters are trained ({share:.3g} %), in {len(trained):,} tensors; the optimizer "
+        f"keeps {kept:,} bytes of them"
+    )
 
 
 def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:

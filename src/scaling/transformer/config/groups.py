@@ -12,6 +12,7 @@ from scaling.transformer.config.finetuning import MethodsConfig
 from scaling.transformer.config.methods import method_problems
 from scaling.transformer.config.model_plan import base_plan_of, plan_of
 from scaling.transformer.config.training import TrainingConfig, TrainingGroupConfig
+from scaling.transformer.plan.parameters import ParameterPlan
 
 _SHOWN = 3
 
@@ -39,6 +40,16 @@ def grown_tables(architecture: ArchitectureConfig) -> tuple[str, ...]:
     New tokens are beyond the base's table. Their rows stand apart, and those of the larger table are never used.
     """
     return (r"^layers\.\d+\.(embedding|linear)\.weight$",) if architecture.finetunable_token_ids else ()
+
+
+def trained_parameters(
+    groups: Sequence[TrainingGroupConfig], architecture: ArchitectureConfig
+) -> Iterator[ParameterPlan]:
+    """Yield the parameters that some group takes, by their names in the model."""
+    patterns = group_patterns(groups, architecture)
+    for parameter in plan_of(architecture).parameters():
+        if any(pattern.matches(name_in_layer(parameter.name)) for pattern in patterns):
+            yield parameter
 
 
 def _patterns_of_methods(architecture: ArchitectureConfig) -> Iterator[str]:
@@ -83,7 +94,7 @@ def group_problems(
         return
     if not architecture.has_methods:
         return
-    trained = {name for name in names if any(pattern.matches(name_in_layer(name)) for pattern in patterns)}
+    trained = {parameter.name for parameter in trained_parameters(groups, architecture)}
     base = [parameter.name for parameter in base_plan_of(architecture).parameters()]
     if trained.issuperset(base):
         taking = [
