@@ -111,6 +111,41 @@ def test_a_pattern_for_a_parameter_covers_its_optimizer_tensors(tmp_path: Path) 
     load(tmp_path, new, allowed_missing=["^b$"], allowed_unexpected=["^a$"])
 
 
+def test_what_is_optional_need_not_be_stored_and_alone_can_be_ignored(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(1, [one("a", torch.ones(2)), one("b", torch.ones(2))], {})
+    held = [{name: torch.zeros(2) for name in names} for names in (("a", "new.c"), ("b", "new.d"))]
+
+    def load(ranks: Communicator) -> object:
+        mine = held[ranks.rank]
+        optional = {name for name in mine if name != "a"}
+        return Checkpointer(None, communicator=ranks).load(
+            tmp_path, [one(*item) for item in mine.items()], ignore=["^[ab]$"], optional=optional
+        )
+
+    for loaded in outcomes_on_ranks(2, load):
+        assert (loaded.missing, loaded.absent, loaded.unexpected) == ((), ("b", "new.c", "new.d"), ("b",))
+    assert [value.tolist() for value in held[0].values()] == [[1, 1], [0, 0]]
+    assert [value.tolist() for value in held[1].values()] == [[0, 0], [0, 0]]
+
+
+def test_rows_beyond_those_stored_keep_their_values_where_that_is_allowed(tmp_path: Path) -> None:
+    stored = torch.arange(6.0).reshape(3, 2)
+    Checkpointer(tmp_path).save(1, [one("table", stored)], {})
+    load = Checkpointer(None).load
+    found = torch.full((4, 2), -1.0)
+    load(tmp_path, [one("table", found)], grown=["^tab"])
+    assert torch.equal(found, torch.cat([stored, torch.full((1, 2), -1.0)]))
+    cut = [part("table", (5, 2), Box((row, 1), (2, 1))) for row in (2, 3)]  # of ranks that hold one column
+    for tensor in cut:
+        load(tmp_path, [tensor], grown=["table"])
+    assert [tensor.parts[0][1].flatten().tolist() for tensor in cut] == [[5, 0], [0, 0]]
+    for shape, patterns in (((4, 2), ["other"]), ((2, 2), ["table"]), ((4, 3), ["table"]), ((4,), ["table"])):
+        with pytest.raises(CheckpointError, match=r"1 of another shape or type .*\n    table stored \[3, 2\], wanted"):
+            load(tmp_path, [one("table", torch.zeros(shape))], grown=patterns)
+    with pytest.raises(ConfigError, match="is not a regular expression"):
+        load(tmp_path, [one("table", found)], grown=["("])
+
+
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
 def test_wider_weights_are_read_from_their_masters(tmp_path: Path, narrow: torch.dtype) -> None:
     exact = torch.tensor([1.0009765625, 3.14159274])

@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from scaling.core.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.base import BaseReference, glance_at_base
+from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import drop_optimizer
 from scaling.core.checkpoint.verify import read_manifest
 from scaling.core.errors import CheckpointError
 from scaling.core.trainer.trainer import Trainer
 from tests.core.trainer.regression import make_trainer, weights
+from tests.distributed import run_distributed
+from tests.reference.worlds import connected
 
 TUNES = (r"gain$", r"bias$")
 
@@ -78,6 +82,34 @@ def test_it_goes_on_from_base_and_own_checkpoint_bit_for_bit(base: Path, tmp_pat
     require_equal(tuned(5, tmp_path / "tuned", load_dir=base), whole)
     # also in a folder of its own, from one of the steps of the first
     require_equal(tuned(5, tmp_path / "other", load_dir=tmp_path / "tuned" / "global_step2"), whole)
+
+
+def tune_in_a_world(rank: int, world_size: int, sizes: dict[str, int], folder: Path) -> str:
+    """Tune, interrupted once; return what is said where the base is gone."""
+    with connected(**sizes, global_batch_size=8, micro_batch_size=2) as topology:
+        for steps in (2, 4):
+            tuned(steps, folder / "tuned", topology=topology, load_dir=folder / "base")
+        trainer, _ = make_trainer(topology, save_dir=folder / "tuned", load_dir=folder / "tuned", tunes=TUNES)
+        if rank == 0:
+            shutil.move(folder / "base", folder / "moved")
+        topology.agree("moved", None, len)
+        with pytest.raises(CheckpointError) as refused:
+            trainer.resume()
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("sizes", [{"pipe": 2}, pytest.param({"data": 2}, marks=pytest.mark.slow)], ids=str)
+def test_ranks_tune_on_a_base_together(base: Path, tmp_path: Path, sizes: dict[str, int]) -> None:
+    alone = tuned(4, None, load_dir=base)
+    said = run_distributed(tune_in_a_world, 2, sizes, tmp_path)
+    assert said[0] == said[1]
+    assert f"  - {base}/global_step3: no checkpoint of that step\n" in said[0]
+    assert "tuned: no checkpoint of that step" in said[0]
+    found = {name: torch.zeros_like(value) for name, value in weights(alone).items() if "weight" not in name}
+    tensors = [GlobalTensor(name, tuple(value.shape), [(whole(value.shape), value)]) for name, value in found.items()]
+    Checkpointer(None).load(tmp_path / "tuned", tensors, allowed_unexpected=["^optimizer"])
+    for name, value in found.items():
+        torch.testing.assert_close(value, weights(alone)[name], rtol=1e-12, atol=1e-12)
 
 
 def test_the_base_may_move_and_lose_its_optimizer_states_but_not_be_another(

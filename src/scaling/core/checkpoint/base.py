@@ -64,10 +64,15 @@ class BaseReference:
         digest = manifest.weights_digest
         if digest == self.digest:
             return []
-        return [f"it is of step {manifest.step} and the digest of its weights is {_short(digest)}"]
+        return [f"it is of step {manifest.step} and the digest of its weights is {digest[:_SHOWN_DIGITS]}"]
+
+    @property
+    def short_digest(self) -> str:
+        """Return the first digits of the digest, for people."""
+        return self.digest[:_SHOWN_DIGITS]
 
     def __str__(self) -> str:
-        return f"{self.path} (step {self.step}, digest of its weights {_short(self.digest)})"
+        return f"{self.path} (step {self.step}, digest of its weights {self.short_digest})"
 
 
 def is_on_base(manifest: Manifest) -> bool:
@@ -149,7 +154,3 @@ def _refusal(reference: BaseReference, tried: Sequence[Search]) -> str:
 def _is_text(table: Mapping[str, Json], name: str) -> bool:
     value = table.get(name)
     return isinstance(value, str) and value != ""
-
-
-def _short(digest: str) -> str:
-    return digest[:_SHOWN_DIGITS]
