@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from scaling.cli import checkpoint
 from scaling.cli.checkpoint import app
+from scaling.core.checkpoint.base import BaseReference
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import Retention
 from scaling.core.checkpoint.manifest import Manifest
@@ -68,6 +69,26 @@ def test_ls_prints_json_for_programs(runs: Path) -> None:
     assert rows[0]["bytes"] > 0
     (only,) = json.loads(run("ls", runs / "global_step9", "--json").output)
     assert only["step"] == 9
+
+
+def test_what_was_trained_on_a_base_names_it(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tuned = tmp_path_factory.mktemp("tuned")
+    reference = BaseReference.to(find_newest(runs / "global_step10").require())
+    for step, base in ((1, None), (2, reference.as_dict()), (3, {"path": 7})):
+        Checkpointer(tuned).save(step, [one("gain", torch.full((2,), float(step)))], {"base": base})
+    for line in run("ls", tuned).output.splitlines()[-1], run("verify", tuned / "global_step2").output:
+        assert f"trained on the base {runs.resolve()}/global_step10" in line
+    assert [row["base"] for row in json.loads(run("ls", tuned, "--json").output)] == [None, reference.as_dict(), None]
+    assert f"(step 10, digest of its weights {reference.short_digest}), which is there" in run("verify", tuned).output
+    assert "trained without a base" in run("verify", tuned).output
+    assert "base.path is 7, not text" in run("verify", tuned).output
+    (runs / "global_step10").rename(runs / "gone")
+    result = run("verify", tuned)
+    assert "which is not there; trainer.load_dir can name another place" in result.output
+    assert status(result) == 0
+    difference = run("diff", tuned / "global_step1", tuned / "global_step2").output
+    assert f"base: None and {reference.as_dict()!r}" in difference
+    assert "1 of 1 tensors differ" in difference
 
 
 def test_verify_reads_every_byte(runs: Path) -> None:

@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from scaling.cli.places import checkpoints_at
 from scaling.cli.predecessor_settings import read_settings, tokenizer_of
+from scaling.core.checkpoint.base import BASE, BaseReference, glance_at_base, is_on_base, reference_problems
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX, list_steps, step_of
 from scaling.core.checkpoint.manifest import Manifest
 from scaling.core.checkpoint.predecessor_import import import_predecessor, predecessor_step_folder
@@ -71,6 +72,8 @@ def list_checkpoints(
     for row in rows:
         for problem in row["problems"]:
             typer.echo(f"{row['path']}: {problem}")
+        if row.get("base"):
+            typer.echo(f"{row['path']}: trained on the base {row['base']['path']}, step {row['base']['step']}")
 
 
 @app.command()
@@ -98,6 +101,8 @@ def verify(path: Directory) -> None:
                 typer.echo(f"  {problem}")
             continue
         typer.echo(f"{folder}: intact, {_bytes(manifest.bytes)} in {len(manifest.files)} files")
+        if is_on_base(manifest):
+            typer.echo(f"  {_state_of_base(manifest)}")
         for name in strange_files(folder, manifest)[1]:
             typer.echo(f"  {name} does not belong to the checkpoint and is ignored")
     if damaged:
@@ -202,8 +207,21 @@ def _row(folder: Path) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "parameters": sum(prod(entry.shape) for entry in model.values()),
         "optimizer": manifest.holds(OPTIMIZER_PREFIX),
+        "base": None if reference_problems(manifest.scalars) else manifest.scalars.get(BASE),
         **{key: manifest.information.get(key) for key in ("saved_at", "ranks", "scaling")},
     }
+
+
+def _state_of_base(manifest: Manifest) -> str:
+    """Say where the base of a fine-tuning should be, and whether it is there as far as names and sizes tell."""
+    if problems := reference_problems(manifest.scalars):
+        return "; ".join(problems)
+    reference = BaseReference.of(manifest.scalars)
+    if reference is None:
+        return "trained without a base: what was frozen had its initial values"
+    if glance_at_base(reference) is None:
+        return f"trained on the base {reference}, which is there"
+    return f"trained on the base {reference}, which is not there; trainer.load_dir can name another place"
 
 
 def _shown(value: object) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from scaling.core.checkpoint.base import BaseReference
 from scaling.core.checkpoint.folders import commit, prepare, step_folder
 from scaling.core.checkpoint.manifest import Manifest
+from scaling.core.checkpoint.search import glance
 from scaling.transformer.config import TransformerConfig
 from scaling.transformer.config.environment import environment_problems
 from scaling.transformer.config.notes import notes
@@ -23,13 +25,13 @@ def lacking(values: dict[str, Any]) -> list[str]:
     return [str(problem) for problem in environment_problems(TransformerConfig.from_dict(values))]
 
 
-def save(directory: str, step: int, values: dict[str, Any] | None = None) -> None:
+def save(directory: str, step: int, values: dict[str, Any] | None = None, **scalars: Any) -> None:
     """Leave a checkpoint of no tensors that was saved with these settings and a vocabulary of 67."""
     config = TransformerConfig.from_dict(values or {}).as_dict()
     config["transformer_architecture"]["vocab_size"] = 67
     config["data"]["eod_token_id"] = 0
     folder = Path(directory)
-    scalars = {"config": config, "trainer": {}, "optimizer": {}}
+    scalars = {"config": config, "trainer": {}, "optimizer": {}, **scalars}
     commit(prepare(folder, step), Manifest(step, {}, {}, scalars, {}), step_folder(folder, step))
 
 
@@ -130,3 +132,22 @@ def test_going_back_within_save_dir_is_refused() -> None:
     save("run", 4)
     (problem,) = lacking({"trainer": {"save_dir": "run", "load_dir": "run/global_step3"}})
     assert problem.startswith("trainer.load_dir: names step 3 of save_dir itself")
+
+
+def test_the_base_of_a_fine_tuning_is_looked_for_before_it_starts() -> None:
+    tuning = {"transformer_architecture": {"lora_config": {}}}
+    save("base", 3)
+    assert lacking({"trainer": {"load_dir": "base"}, **tuning}) == []  # whatever the settings say: weights only
+    (problem,) = lacking({"trainer": {"save_dir": "base"}, **tuning})
+    assert problem.startswith("trainer.save_dir: is 'base', but it holds a whole model, and this run saves only")
+    reference = BaseReference.to(glance(Path("base")).require())
+    save("run", 2, tuning, base=reference.as_dict())
+    assert lacking({"trainer": {"save_dir": "run"}, **tuning}) == []
+    (problem,) = lacking({"trainer": {"load_dir": "run"}})
+    assert problem.startswith("trainer.load_dir: is 'run', but it holds only what was trained on a base, and this run")
+    Path("base").rename("moved")
+    (problem,) = lacking({"trainer": {"save_dir": "run"}, **tuning})
+    assert problem.startswith(
+        f"trainer.save_dir: holds global_step2, and this was trained on the base {reference}, whi"
+    )
+    assert lacking({"trainer": {"save_dir": "run", "load_dir": "moved"}, **tuning}) == []

@@ -150,8 +150,8 @@ def compare(
     """Return how `present` differs from `stored`.
 
     `accept` lists paths (as in `ChangeRules`) of changes to let through. `continues` says whether the run goes on from
-    its place in the data. A setting that one side does not have at all, for example because the library was newer, is
-    listed rather than refused.
+    its place in the data, not from weights alone. A setting that one side does not have at all, for example because the
+    library was newer, is listed rather than refused.
     """
     by_kind: dict[OnResume, list[Change]] = {kind: [] for kind in OnResume}
     for path, before, now in differing_values(stored, present):

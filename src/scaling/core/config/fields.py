@@ -60,8 +60,8 @@ class OnResume(str, Enum):
     IDENTITY = "identity"
     """It is another model: refused unless accepted by name. So is what nothing says anything about."""
     ORDER = "order"
-    """Other samples come, or in another order: counts as identity where the run goes on from its place among them, else
-    as schedule."""
+    """Other samples come, or in another order, or something else is trained on the same base: counts as identity where
+    the run goes on from its place, else as schedule."""
     SCHEDULE = "schedule"
     """The run goes on differently from here: listed."""
     RUNTIME = "runtime"

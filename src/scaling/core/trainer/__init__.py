@@ -8,6 +8,8 @@ from scaling.core.lazy import load_on_use
 
 if TYPE_CHECKING:
     from scaling.core.trainer.config import TrainerConfig as TrainerConfig
+    from scaling.core.trainer.fitness import contents_problems as contents_problems
+    from scaling.core.trainer.fitness import goes_on as goes_on
     from scaling.core.trainer.fitness import refused_return as refused_return
     from scaling.core.trainer.fitness import scalars_lacking as scalars_lacking
     from scaling.core.trainer.hooks import TrainerHook as TrainerHook

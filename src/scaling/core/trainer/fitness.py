@@ -20,9 +20,15 @@ def scalars_wanted(
     manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool = False
 ) -> Mapping[str, bool]:
     """Return which scalars of a checkpoint a run goes on from; `own`: it lies in save_dir."""
-    if is_base(manifest, own=own, on_base=on_base):
-        return {"trainer": False, "optimizer": False}
-    return {"trainer": own or config.load_context, "optimizer": takes_optimizer(manifest, config, own=own)}
+    return {
+        "trainer": goes_on(manifest, config, own=own, on_base=on_base),
+        "optimizer": takes_optimizer(manifest, config, own=own, on_base=on_base),
+    }
+
+
+def goes_on(manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool) -> bool:
+    """Return whether a run goes on counting steps and samples where a checkpoint stands."""
+    return own or (config.load_context and not is_base(manifest, own=own, on_base=on_base))
 
 
 def takes_optimizer(manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool = False) -> bool:

@@ -18,6 +18,7 @@ from scaling.core.optimizer.optimizer import optimizer_state_problems
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.fitness import (
     contents_problems,
+    goes_on,
     is_base,
     refused_return,
     scalars_lacking,
@@ -61,7 +62,7 @@ class Origin:
     @property
     def with_context(self) -> bool:
         """Return whether to go on counting steps and samples."""
-        return self.own or (self.config.load_context and not self.is_base)
+        return goes_on(self.stored.manifest, self.config, own=self.own, on_base=self.on_base)
 
     @property
     def ignored(self) -> tuple[str, ...]:

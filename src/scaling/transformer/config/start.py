@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from scaling.core import (
     BaseConfig,
+    BaseReference,
     ChangeRules,
     ConfigError,
     LoggerConfig,
@@ -16,7 +17,10 @@ from scaling.core import (
     Search,
     TrainerConfig,
     compare,
+    contents_problems,
     glance,
+    glance_at_base,
+    goes_on,
     instead_of_checkpoint,
     list_steps,
     refused_return,
@@ -115,22 +119,33 @@ def checkpoint_is_of_this_run(
     trainer: TrainerConfig, transformer_architecture: TransformerArchitectureConfig, data: DataConfig
 ) -> Iterator[Problem]:
     """The checkpoint that the run starts from is of the same model and, where it goes on from its place, order."""
+    on_base = transformer_architecture.has_methods
     for own, directory in ((True, trainer.save_dir), (False, trainer.load_dir)):
         with suppress(OSError):  # which other checks name, or the run
             stored = None if directory is None else glance(directory).found
             if stored is not None:
                 if own and (problem := refused_return(trainer, stored.step)) is not None:
                     yield problem
-                for lack in () if own else scalars_lacking(stored.manifest, trainer, own=False):
-                    yield Problem("trainer.load_dir", f"is {str(trainer.load_dir)!r}, but {lack}")
-                settings: Any = stored.manifest.scalars.get("config")
+                manifest = stored.manifest
+                what = f"trainer.{'save_dir' if own else 'load_dir'}", f"is {str(directory)!r}, but"
+                if unfit := contents_problems(manifest, own=own, on_base=on_base):
+                    yield from (Problem(what[0], f"{what[1]} {problem}") for problem in unfit)
+                    return
+                for lack in () if own else scalars_lacking(manifest, trainer, own=False, on_base=on_base):
+                    yield Problem(what[0], f"{what[1]} {lack}")
+                reference = BaseReference.of(manifest.scalars)
+                gone = None if reference is None else glance_at_base(reference, trainer.load_dir if own else None)
+                if gone is not None:
+                    yield Problem(what[0], f"holds {stored.path.name}, and {gone}")
+                settings: Any = manifest.scalars.get("config")
                 sections = {
                     "trainer": trainer,
                     "transformer_architecture": transformer_architecture,
                     "data": data,
                 }
                 if isinstance(settings, dict):
-                    yield from _differences(settings, sections, trainer, continues=own or trainer.load_context)
+                    continues = goes_on(manifest, trainer, own=own, on_base=on_base)
+                    yield from _differences(settings, sections, trainer, continues=continues)
                 return
 
 
