@@ -153,6 +153,17 @@ def test_the_settings_of_loading_hold_for_the_base(base: Path, tmp_path: Path) -
     assert not torch.equal(weights(trainer)["layers.0.weight"], initial["layers.0.weight"])
 
 
+def test_a_mapped_base_gives_the_same_bits(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copied = tuned(4, tmp_path / "copied", load_dir=base)
+    with caplog.at_level(logging.INFO):
+        mapped = tuned(4, tmp_path / "mapped", load_dir=base, map_base=True)
+    assert "mapped 256 of 256 bytes of frozen weights" in caplog.text
+    require_equal(mapped, copied)
+    (file,) = (entry for name, entry in read_manifest(base / "global_step3").files.items() if "model" in name)
+    for name, parameter in mapped.learner.module.named_parameters():
+        assert (parameter.untyped_storage().nbytes() == file.bytes) == ("weight" in name), name
+
+
 def test_a_base_that_lacks_what_is_frozen_is_refused(base: Path, tmp_path: Path) -> None:
     frozen, _ = make_trainer(load_dir=base, tunes=(r"bias$",))
     with pytest.raises(CheckpointError, match=r"2 missing in the checkpoint .*\n    layers.0.gain \[4\]"):

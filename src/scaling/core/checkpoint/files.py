@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -141,7 +142,7 @@ class Scratch:
 
 
 class TensorFile:
-    """One data file, open for reading slices. Plain reads, no memory map: a damaged disk is an error, not a SIGBUS.
+    """One data file, open for reading slices. Plain reads: a damaged disk is then an error, not a SIGBUS as in a map.
 
     Without an `entry` nothing is known of it beforehand; its own then tells another reader that it is still the same.
     """
@@ -173,6 +174,13 @@ class TensorFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def mapped(self) -> Tensor:
+        """Return the bytes of the file, mapped into memory for as long as a view of them is kept.
+
+        Writing copies a page for this process alone. The file must not become shorter meanwhile.
+        """
+        return torch.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
 
     def read_into(self, key: str, box: Box, into: Tensor) -> None:
         """Copy `box` of the tensor stored under `key` (in that tensor's own coordinates) into a tensor of its shape.

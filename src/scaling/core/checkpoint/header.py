@@ -25,7 +25,8 @@ ITEM_BYTES: Final[Mapping[str, int]] = MappingProxyType(
 MAX_HEADER_BYTES: Final = 100_000_000
 """The limit of the safetensors library itself."""
 
-_ALIGNMENT: Final = 8
+ALIGNMENT: Final = 64
+"""Data begins at a multiple of so many bytes, as arrays in memory do."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
     return ITEM_BYTES[dtype] * prod(shape)
 
 
+def placed(dtype: str, size: int) -> tuple[bool, int]:
+    """Return what sorts tensors of these types and numbers of bytes so that as many as can be begin aligned."""
+    return size % ALIGNMENT != 0, -ITEM_BYTES[dtype]
+
+
 def encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
     """Return the first bytes of a file that holds these (key, dtype, shape), their data following in this order."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -60,7 +66,7 @@ def encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
         entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
         position = stop
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 

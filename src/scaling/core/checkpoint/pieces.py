@@ -14,6 +14,7 @@ from scaling.core.boxes import Box
 from scaling.core.checkpoint.communicator import Alone
 from scaling.core.checkpoint.files import TYPE_NAMES, Piece
 from scaling.core.checkpoint.folders import Retention, new_step_folder
+from scaling.core.checkpoint.header import placed, tensor_bytes
 from scaling.core.checkpoint.manifest import json_text
 from scaling.core.checkpoint.save import Job, Saver, versions
 from scaling.core.checkpoint.share import Share
@@ -31,6 +32,11 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     parts: Iterable[tuple[Box, Callable[[], Tensor]]]
+
+
+def _place(tensor: LazyTensor) -> tuple[bool, int]:
+    dtype = TYPE_NAMES[tensor.dtype]
+    return placed(dtype, tensor_bytes(dtype, tensor.shape))
 
 
 def save_pieces(
@@ -52,7 +58,7 @@ def save_pieces(
     target = new_step_folder(save_dir, step)
     pieces = [
         Piece(tensor.key, tensor.shape, box, TYPE_NAMES[tensor.dtype], load)
-        for tensor in sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # so that all lie aligned
+        for tensor in sorted(tensors, key=_place)
         for box, load in tensor.parts
     ]
     saver = Saver(save_dir, Alone(), Retention(), {**information, **versions()}, FILE_BYTES)

@@ -13,7 +13,7 @@ from scaling.core import faults
 from scaling.core.boxes import Box, GlobalTensor, whole
 from scaling.core.checkpoint.files import TYPE_NAMES, Piece, constant, write_file
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
-from scaling.core.checkpoint.header import ITEM_BYTES
+from scaling.core.checkpoint.header import placed
 from scaling.core.checkpoint.manifest import (
     MAX_NAME_LENGTH,
     FileEntry,
@@ -48,7 +48,7 @@ def plan_share(tensors: Iterable[GlobalTensor], max_file_bytes: int) -> Share:
             pieces += [
                 piece for box, view in tensor.parts for piece in _cut(tensor.key, shape, box, view, max_file_bytes)
             ]
-    return Share(sorted(pieces, key=lambda piece: (_group(piece), -ITEM_BYTES[piece.dtype])), mentioned)
+    return Share(sorted(pieces, key=lambda piece: (_group(piece), placed(piece.dtype, piece.bytes))), mentioned)
 
 
 def write_share(folder: Path, rank: int, share: Share, max_file_bytes: int) -> dict[str, Any]:

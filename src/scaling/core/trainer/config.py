@@ -48,13 +48,15 @@ class TrainerConfig(BaseConfig):
     load_dir: Path | None = None
     """Checkpoint to start from if save_dir holds none: a folder of checkpoints or one step's folder. null: random
     weights. The settings that follow say how much of it to take; from its own checkpoints a run goes on with
-    everything."""
+    everything. A fine-tuning takes its base from here, also when it goes on and the base is not where it was."""
     assert_checkpoint_loaded: bool = False
     """Fail if no checkpoint was found in save_dir or load_dir, instead of starting from random weights."""
     load_optimizer_states: bool = True
-    """Load master weights and moments too; false starts the optimizer anew from the loaded weights."""
+    """Load master weights and moments too; false starts the optimizer anew from the loaded weights, as a fine-tuning
+    does in any case."""
     load_context: bool = True
-    """Continue counting steps and samples; false starts at step 0 and the first sample."""
+    """Continue counting steps and samples; false starts at step 0 and the first sample, as a fine-tuning does in any
+    case."""
     allowed_missing_keys_in_checkpoint: list[str] | None = None
     """Patterns (regular expressions, found anywhere) of parameters that may be absent from the checkpoint; they keep
     their initial values, as do their masters and moments. null: none."""
@@ -62,7 +64,10 @@ class TrainerConfig(BaseConfig):
     """Patterns of parameters that may be in the checkpoint and not in the model; they are not read. null: none."""
     ignore_keys_in_checkpoint: list[str] | None = None
     """Patterns of parameters that are not read although they are in both, nor are their masters and moments; list them
-    as allowed to be missing too. null: none."""
+    as allowed to be missing too. In a fine-tuning they concern what is trained. null: none."""
+    map_base: bool = False
+    """Map frozen weights of a fine-tuning's base into memory, shared by all processes of a machine, instead of copying
+    them. On the CPU only; the files of the base must stay as they are meanwhile."""
     accept_changes: list[str] = Field(default_factory=list)
     """Settings, by dotted name, that may differ from the checkpoint's although they change what is trained, for example
     transformer_architecture.norm_type. The name of a section accepts all that is in it."""

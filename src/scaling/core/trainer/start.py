@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+from torch import nn
+
 from scaling.core.checkpoint.base import BaseReference
 from scaling.core.checkpoint.checkpointer import Checkpointer, Loaded
+from scaling.core.checkpoint.mapping import Held, Wanted, map_tensors
 from scaling.core.checkpoint.search import StoredCheckpoint
 from scaling.core.config.plain_words import first_of
+from scaling.core.errors import CheckpointError
+from scaling.core.nn.parameter import Piece
 from scaling.core.optimizer.optimizer import MASTERS
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.differences import compare_settings, list_idle_patterns, list_parameters
@@ -19,6 +24,7 @@ from scaling.core.trainer.state import RunIdentity
 from scaling.core.training.learner import Learner
 
 OPTIMIZER_STATES: Final = r"^optimizer\."
+_log = logging.getLogger(__name__)
 _SHOWN: Final = 6
 """How many parameters that a fine-tuning adds are named."""
 
@@ -81,6 +87,8 @@ class Start:
             optional={tensor.key for tensor in learner.weights()},
             grown=learner.recipe.grown,
         )
+        if config.map_base:
+            self._map(stored)
         learner.module.follow_base()
         if origin.is_base:
             self._list(loaded, origin)
@@ -88,6 +96,28 @@ class Start:
                 text = "%d trained parameters are not taken from the base and keep their initial values: %s"
                 names = first_of(loaded.absent, _SHOWN)
                 self.log_once(logging.INFO, text, len(loaded.absent), names)
+
+    def _map(self, stored: StoredCheckpoint) -> None:
+        """Replace frozen weights, which have been loaded, by views of the base's files, where these have them so."""
+        learner = self.learner
+        if learner.topology.device.type != "cpu":
+            text = "trainer.map_base: the weights are copied, for they are used on a GPU; it concerns the CPU only"
+            self.log_once(logging.WARNING, text)
+            return
+        frozen = {
+            parameter: description
+            for parameter, description in learner.module.parameters_with_meta()
+            if parameter not in learner.trained
+        }
+        try:
+            views = map_tensors(stored, {one: _wanted(one, frozen[one].pieces) for one in frozen})
+        except (CheckpointError, OSError) as error:  # of this rank alone: it has its copies
+            _log.warning("the base %s could not be mapped and stays copied: %s", stored.path, error)
+            return
+        for parameter, view in views.items():
+            parameter.data = view
+        mapped, whole = (sum(tensor.nbytes for tensor in tensors) for tensors in (views, frozen))
+        self.log_once(logging.INFO, "mapped %d of %d bytes of frozen weights", mapped, whole)
 
     def _load_own(self, origin: Origin) -> None:
         config, learner = self.config, self.learner
@@ -104,3 +134,8 @@ class Start:
     def _list(self, loaded: Loaded, origin: Origin) -> None:
         list_parameters(loaded, log_once=self.log_once)
         list_idle_patterns(origin, loaded, self.config, log_once=self.log_once)
+
+
+def _wanted(parameter: nn.Parameter, pieces: Sequence[Piece]) -> Wanted:
+    held = [Held(piece.key, piece.shape, piece.box, piece.place) for piece in pieces]
+    return Wanted(tuple(parameter.shape), parameter.dtype, held)
