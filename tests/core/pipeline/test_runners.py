@@ -73,7 +73,7 @@ def test_a_runner_leaves_names_initial_bits_and_losses_as_they_are(runners: Runn
 
 def wrapping(config: TopologyConfig, topology: Topology) -> Runners:
     own = runners_of(config, topology)
-    return Runners(layer=(Wrapped, *own.layer), stage=(*own.stage, Wrapped))
+    return Runners((Wrapped, *own.layer), stage=(Wrapped,), differentiated=(*own.differentiated, Wrapped))
 
 
 def train_wrapped(rank: int, world_size: int, layout: dict[str, Any]) -> History:
@@ -105,10 +105,16 @@ def test_runners_stand_around_each_other_in_their_order() -> None:
 
         return runner
 
-    runners = Runners(layer=(noting("inner"), noting("outer")), stage=(noting("stage"),))
-    (stage,) = build(runners, [LayerSpec(nn.Identity), LayerSpec(nn.Identity)]).stages.values()
+    runners = Runners((noting("inner"), noting("outer")), (noting("stage"),), (noting("differentiated"),))
+    (stage,) = build(runners, [LayerSpec(nn.Identity), LayerSpec(nn.Linear, 1, 1)]).stages.values()
+    of_layer = ["outer", "inner"]
     stage(torch.ones(1))
-    assert entered == ["stage", *["outer", "inner"] * 2]
+    assert entered == ["stage", *of_layer, "differentiated", *of_layer]
+    for first in (torch.ones(1, requires_grad=True), None):
+        entered.clear()
+        with torch.set_grad_enabled(first is not None):
+            stage(torch.ones(1) if first is None else first)
+        assert entered == ["stage", "differentiated", *of_layer, *of_layer]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,8 @@ def test_runners_stand_around_each_other_in_their_order() -> None:
 )
 def test_the_configuration_names_the_runners(name: str, counts: tuple[int, int]) -> None:
     runners = runners_of(topology_config(activation_checkpointing_type=name), Topology.single())
-    assert (len(runners.layer), len(runners.stage)) == counts
+    assert not runners.stage
+    assert (len(runners.layer), len(runners.differentiated)) == counts
 
 
 class Inner(nn.Module):

@@ -30,6 +30,8 @@ class Runners:
     """Around each layer."""
     stage: tuple[Runner, ...] = ()
     """Around the layers of a stage together."""
+    differentiated: tuple[Runner, ...] = ()
+    """Around those layers of a stage together that have a backward pass; without gradients around all of them."""
 
 
 def runners_of(config: TopologyConfig, topology: Topology) -> Runners:
@@ -44,7 +46,7 @@ def runners_of(config: TopologyConfig, topology: Topology) -> Runners:
         case ActivationCheckpointingType.EVERY_LAYER:
             return Runners(layer=(recomputing,))
         case ActivationCheckpointingType.EVERY_PIPE_STAGE:
-            return Runners(stage=(recomputing,))
+            return Runners(differentiated=(recomputing,))
 
 
 def surround(run: Run, runners: Sequence[Runner]) -> Run:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
+from scaling.core.collectives import tree
 from scaling.core.errors import LayoutError
 from scaling.core.pipeline.runners import Run, Runners, surround
 
@@ -24,18 +28,36 @@ class Stage(nn.Module):
 
     def run_with(self, runners: Runners) -> None:
         """Let runners stand around the layers and the stage from now on, instead of those before."""
-        runs = tuple(surround(layer, runners.layer) for layer in self.layers)
-        # In a tuple, since a runner may return a module, which as an attribute would join the module tree.
-        self._runs: tuple[Run, tuple[Run, ...]] = (surround(self._run_layers, runners.stage), runs)
+        # In tuples, since a runner may return a module, which as an attribute would join the module tree.
+        self._runs: tuple[Run, ...] = tuple(surround(layer, runners.layer) for layer in self.layers)
+        firsts = range(len(self._runs)) if runners.differentiated else range(1)
+        self._runs_from: tuple[Run, ...] = tuple(
+            surround(partial(self._run_layers, first, len(self._runs)), runners.differentiated) for first in firsts
+        )
+        self._whole: tuple[Run] = (surround(self._run_all, runners.stage),)
 
     def forward(self, x: Any) -> Any:
         """Run all layers."""
-        return self._runs[0](x)
+        return self._whole[0](x)
 
-    def _run_layers(self, x: Any) -> Any:
+    def _run_all(self, x: Any) -> Any:
+        first = self._first_differentiated(x) if len(self._runs_from) > 1 and torch.is_grad_enabled() else 0
+        if first:
+            x = self._run_layers(0, first, x)
+        return self._runs_from[first](x) if first < len(self._runs_from) else x
+
+    def _first_differentiated(self, x: Any) -> int:
+        """Return the first layer that has a backward pass (its number within the stage), or the number of layers."""
+        if any(tensor.requires_grad for _, tensor in tree.flatten(x)):
+            return 0
+        trained = (any(parameter.requires_grad for parameter in layer.parameters()) for layer in self.layers)
+        return next((number for number, found in enumerate(trained) if found), len(self.layers))
+
+    def _run_layers(self, first: int, stop: int, x: Any) -> Any:
         index, layer, given = self.indices.start, None, x
         try:
-            for index, layer, run in zip(self.indices, self.layers, self._runs[1], strict=True):
+            layers = zip(self.indices, self.layers, self._runs, strict=True)
+            for index, layer, run in islice(layers, first, stop):
                 given = x
                 x = run(x)
                 if x is None:
