@@ -351,12 +351,13 @@ class Watched(nn.Module):
         return sum(reference() is not None for reference in self.seen)
 
 
-def watch_activations(rank: int, world_size: int, schedule: str) -> tuple[int, int, int]:
+def watch_activations(rank: int, world_size: int, schedule: str, frozen: bool) -> tuple[int, int, int]:
     with connected(pipe=2) as topology:
         config = topology_config(pipe=2, global_batch_size=4, micro_batch_size=1, pipe_schedule=schedule)
         layers = [LayerSpec(Watched, sends=True), LayerSpec(Watched, sends=False)]
         module = ParallelModule(layers, topology, config, seed=3)
         layer = next(layer for layer in module.modules() if isinstance(layer, Watched))
+        layer.requires_grad_(not (layer.sends and frozen))
 
         def loss(output: Tensor, targets: Tensor) -> LossOutput:
             layer.watch(summed := (output - targets).sum())
@@ -369,8 +370,12 @@ def watch_activations(rank: int, world_size: int, schedule: str) -> tuple[int, i
 
 
 def test_activations_are_kept_no_longer_than_the_schedule_needs_them() -> None:
-    assert run_distributed(watch_activations, 2, "gpipe") == [(4, 0, 0), (4, 0, 0)]
-    assert run_distributed(watch_activations, 2, "1f1b") == [(2, 0, 0), (1, 0, 0)]
+    assert run_distributed(watch_activations, 2, "gpipe", False) == [(4, 0, 0), (4, 0, 0)]
+    assert run_distributed(watch_activations, 2, "1f1b", False) == [(2, 0, 0), (1, 0, 0)]
+
+
+def test_activations_without_a_backward_pass_are_kept_no_longer_than_they_are_sent() -> None:
+    assert run_distributed(watch_activations, 2, "gpipe", True) == [(1, 0, 0), (4, 0, 0)]
 
 
 def test_every_action_passes_the_timer() -> None:

@@ -138,7 +138,14 @@ class _Step:
         self._end = end
         self._loaded: dict[int, MicroBatch] = {}
         self._inputs: dict[tuple[int, int], Any] = {}
+        """Received, and not yet gone into their stage."""
         self._outputs: dict[tuple[int, int], Any] = {}
+        """Made, and not yet handed on."""
+        self._entered: dict[tuple[int, int], list[Tensor]] = {}
+        self._left: dict[tuple[int, int], list[Tensor]] = {}
+        """What awaits a backward pass of a stage: the tensors that need a gradient, of its input and of its output."""
+        self._ends: dict[int, tuple[Tensor, Tensor] | None] = {}
+        """What the last stage's backward passes start from."""
         self._gradients: dict[tuple[int, int], list[Tensor]] = {}
         self._undone: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
         """Backward passes of which only the first half is done."""
@@ -160,10 +167,8 @@ class _Step:
                 self._inputs[action.micro_batch, action.target] = self.engine._receivers[action.source].receive(device)
             case Send(payload="activation"):
                 device = self.engine.topology.device
-                output = self._outputs[action.micro_batch, action.source]
+                output = self._outputs.pop((action.micro_batch, action.source))
                 self.engine._senders[action.source].send(output, device)
-                if not torch.is_grad_enabled():
-                    del self._outputs[action.micro_batch, action.source]
             case Recv(payload="gradient"):
                 self._receive_gradient(action)
             case Send(payload="gradient"):
@@ -204,35 +209,37 @@ class _Step:
         engine = self.engine
         inputs = self._batch(micro_batch).inputs if stage == 0 else self._input(micro_batch, stage)
         output = engine.stages[stage](inputs)
-        if stage == engine.last:
-            output = self._end.take(output, self._batch(micro_batch).targets)
-        if torch.is_grad_enabled() or stage < engine.last:
+        training = torch.is_grad_enabled()
+        if training and stage > 0:
+            self._entered[micro_batch, stage] = _differentiable(inputs)
+        if stage < engine.last:
             self._outputs[micro_batch, stage] = output
+            if training:
+                self._left[micro_batch, stage] = _differentiable(output)
+            return
+        end = self._end.take(output, self._batch(micro_batch).targets)
+        if training:
+            self._ends[micro_batch] = end
 
     def _input(self, micro_batch: int, stage: int) -> Any:
-        if (micro_batch, stage) not in self._inputs:  # made on this rank: cut the graph as a message would
-            made = self._outputs[micro_batch, stage - 1]
-            cut = tree.map_tensors(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad), made)
-            self._inputs[micro_batch, stage] = cut
-        if torch.is_grad_enabled():
-            return self._inputs[micro_batch, stage]
-        self._outputs.pop((micro_batch, stage - 1), None)
-        return self._inputs.pop((micro_batch, stage))
+        if (micro_batch, stage) in self._inputs:
+            return self._inputs.pop((micro_batch, stage))
+        made = self._outputs.pop((micro_batch, stage - 1))  # on this rank: cut the graph as a message would
+        return tree.map_tensors(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad), made)
 
     def _start(self, micro_batch: int, stage: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return what is differentiated in a backward pass, and its gradients."""
-        output = self._outputs.pop((micro_batch, stage))
         if stage < self.engine.last:
-            return [t for _, t in tree.flatten(output) if t.requires_grad], self._gradients.pop((micro_batch, stage))
-        if output is None:
+            return self._left.pop((micro_batch, stage)), self._gradients.pop((micro_batch, stage))
+        if (end := self._ends.pop(micro_batch)) is None:
             raise ScheduleError(f"the end of the pipe ({type(self._end).__name__}) starts no backward pass")
-        loss, gradient = output
+        loss, gradient = end
         return [loss], [gradient]
 
     def _backward(self, micro_batch: int, stage: int) -> None:
         torch.autograd.backward(*self._start(micro_batch, stage))
         if stage > 0:
-            needing = [t for _, t in tree.flatten(self._inputs.pop((micro_batch, stage))) if t.requires_grad]
+            needing = self._entered.pop((micro_batch, stage))
             self._hand_on(micro_batch, stage, needing, [tensor.grad for tensor in needing])
 
     def _backward_input(self, micro_batch: int, stage: int) -> None:
@@ -243,7 +250,7 @@ class _Step:
         """
         start, gradients = self._undone[micro_batch, stage] = self._start(micro_batch, stage)
         if stage > 0:
-            needing = [t for _, t in tree.flatten(self._inputs.pop((micro_batch, stage))) if t.requires_grad]
+            needing = self._entered.pop((micro_batch, stage))
             found: Sequence[Tensor | None] = [None] * len(needing)
             if start and needing:
                 found = torch.autograd.grad(start, needing, gradients, retain_graph=True, allow_unused=True)
@@ -258,12 +265,13 @@ class _Step:
 
     def _receive_gradient(self, message: Message) -> None:
         group, peer = self.engine._gradient_links[message.source, message.target]
-        output = self._outputs[message.micro_batch, message.target]
-        buffers = [
-            torch.empty_like(t, memory_format=torch.contiguous_format)
-            for _, t in tree.flatten(output)
-            if t.requires_grad
-        ]
+        left = self._left[message.micro_batch, message.target]
+        buffers = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in left]
         for work in [ops.receive_start(buffer, group, source=peer) for buffer in buffers]:
             work.wait()
         self._gradients[message.micro_batch, message.target] = buffers
+
+
+def _differentiable(value: Any) -> list[Tensor]:
+    """Return the tensors of a tree that need a gradient."""
+    return [tensor for _, tensor in tree.flatten(value) if tensor.requires_grad]
