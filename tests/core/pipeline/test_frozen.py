@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.data.types import MicroBatch
+from scaling.core.nn.linear import linear
 from scaling.core.optimizer.config import OptimizerConfig
 from scaling.core.optimizer.groups import GroupPattern, ParameterGroup
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
@@ -172,3 +173,25 @@ def test_one_process_runs_nothing_again_before_the_first_layer_that_is_trained(r
     way: dict[str, Any] = {"activation_checkpointing_type": recompute}
     for trained in TRAINED:
         check([train(Topology.single(), trained, **way)], trained, 1, 1, way)
+
+
+class Half(nn.Module):
+    """Half precision under parameters in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(WIDTH, WIDTH, dtype=torch.float16)
+        self.added = nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.base.weight, self.base.bias) + self.added.half()
+
+
+def test_the_loss_is_scaled_where_gradients_pass_through_frozen_float16() -> None:
+    schedule = LearningRateSchedulerConfig(learning_rate=1e-2)
+    added = GroupPattern(group=ParameterGroup(name="added", learning_rate_scheduler=schedule), include=("added",))
+    config = topology_config(global_batch_size=1, micro_batch_size=1)
+    _, optimizer = module_and_optimizer(
+        [LayerSpec(Half)], Topology.single(), config, groups=[added], allow_missing=True
+    )
+    assert optimizer.loss_scaler.enabled

@@ -104,9 +104,9 @@ class Optimizer:
             for number, buffer in enumerate(self._buffers)
             for owned in self._sync.owned(number)
         ]
-        half = any(buffer.kind.dtype == torch.float16 for buffer in self._buffers)
-        # Whether *any* rank has float16 parameters must be agreed: the scale multiplies the loss on the last stage
-        # only.
+        # Gradients pass through frozen parameters too. Whether *any* rank has float16 ones must be agreed: the scale
+        # multiplies the loss on the last stage only.
+        half = any(parameter.dtype == torch.float16 for parameter in uses)
         scaled = config.loss_scaler.enabled(float16=topology.agree("float16", half, any))
         self.loss_scaler = LossScaler(config.loss_scaler, topology.device, enabled=scaled)
         self._usual_weight = usual_weight
