@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -18,12 +20,14 @@ from scaling.core.optimizer.groups import GroupPattern, ParameterGroup
 from scaling.core.optimizer.lr_schedule import LearningRateSchedulerConfig
 from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.loss import LossOutput
+from scaling.core.pipeline.module import ParallelModule
 from scaling.core.pipeline.partition import partition
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology
 from tests.distributed import run_distributed
 from tests.reference.assembly import module_and_optimizer
-from tests.reference.sharding import Messages
+from tests.reference.models import Loss, Model, layer_specs, micro_batches
+from tests.reference.sharding import GATHER, SCATTER, SUM, Messages
 from tests.reference.training import Part, join, parts_of
 from tests.reference.worlds import connected, random, topology_config
 
@@ -173,6 +177,44 @@ def test_one_process_runs_nothing_again_before_the_first_layer_that_is_trained(r
     way: dict[str, Any] = {"activation_checkpointing_type": recompute}
     for trained in TRAINED:
         check([train(Topology.single(), trained, **way)], trained, 1, 1, way)
+
+
+PASSED = {
+    r".": (7, 7),
+    r"layers\.4\.embedding": (0, 0),
+    r"layers\.4\.norm": (1, 0),
+    r"layers\.3\.": (3, 2),
+    r"layers\.3\.attention\.query": (2, 2),
+    r"layers\.3\.mlp\.dense_out": (1, 1),
+    r"layers\.[13]\.mlp\.dense_out|layers\.4\.embedding": (5, 5),
+}
+"""For trained parameters: how often their gradients pass, on the way to them, where activations enter sharded layers
+and where they leave them."""
+
+
+def count_messages_of_backward_passes(rank: int, world_size: int, sequence_parallel: bool) -> None:
+    model = Model(tied=False, kv_heads=2)
+    with connected(model=world_size, sequence_parallel=sequence_parallel) as topology:
+        config = topology_config(model=world_size, global_batch_size=8, micro_batch_size=8)
+        module, loss_function = (
+            ParallelModule(layer_specs(model, topology), topology, config, seed=1),
+            Loss(model, topology),
+        )
+        for trained, (entered, left) in PASSED.items():
+            for parameter, description in module.parameters_with_meta():
+                parameter.requires_grad_(re.search(trained, description.name) is not None)
+            found = []
+            for step in (module.train_step, module.eval_step):
+                with Messages() as messages:
+                    step(micro_batches(model, 1, config, topology), loss_function)
+                found.append(Counter(messages.names))
+            expected = {SCATTER: entered, GATHER: left} if sequence_parallel else {SUM: entered}
+            assert found[0] - found[1] == +Counter(expected), trained
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_model_ranks_add_up_no_gradient_that_leads_to_nothing_trained(sequence_parallel: bool) -> None:
+    run_distributed(count_messages_of_backward_passes, 2, sequence_parallel)
 
 
 class Half(nn.Module):
