@@ -40,15 +40,16 @@ def compare_settings(
     comparison = compare(stored, present, identity.change_rules, accept=accept, continues=continues)
     reasons = behind_digests(comparison, identity.decided_by)
     comparison.require(reasons=reasons)
-    listed = comparison.accepted if of_base else (*comparison.accepted, *comparison.schedule)
-    for change in listed:
+    for change in comparison.accepted if of_base else (*comparison.accepted, *comparison.schedule):
         if _is_of_no_run(change, stored):
             continue
         why = f". {reasons[change.path].strip()}" if change.path in reasons else ""
         log_once(logging.WARNING, "resuming with another setting: %s%s", change, why)
-    if of_base and (settings := [str(one) for one in comparison.schedule if not _is_of_no_run(one, stored)]):
-        log_once(logging.INFO, "trained otherwise than the base: %s", "; ".join(settings))
-    if comparison.runtime:
+    if of_base:  # most settings differ from those of another training
+        paths = [change.path for change in comparison.schedule if not _is_of_no_run(change, stored)]
+        if paths:
+            log_once(logging.INFO, "set otherwise than where the base was trained: %s", ", ".join(paths))
+    elif comparison.runtime:
         free = "; ".join(map(str, comparison.runtime))
         log_once(logging.INFO, "resuming with other settings of how and where it runs: %s", free)
 

@@ -253,7 +253,8 @@ class Trainer:
             self.state.restore(scalars["trainer"])
             self.learner.seek(self.state.consumed_samples)
             self._saved_step = self.state.step if origin.own else None
-        _log.info("resumed from %s at step %d", origin.stored.path, self.state.step)
+        if not origin.is_base:
+            _log.info("resumed from %s at step %d", origin.stored.path, self.state.step)
         return True
 
     def _warn_of_nothing_to_train(self, *, resumed: bool) -> None:
