@@ -33,7 +33,7 @@ from scaling.core import (
     storage_errors,
 )
 from scaling.transformer.config.choices import Precision
-from scaling.transformer.config.groups import trained_parameters
+from scaling.transformer.config.groups import free_on_base, trained_parameters
 from scaling.transformer.config.model_plan import base_plan_of, plan_of
 from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
@@ -78,7 +78,13 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
         return run_training(
             config,
             learner,
-            RunIdentity(config, fingerprints_of(config, training), CHANGE_RULES, DECIDED_BY),
+            RunIdentity(
+                config,
+                fingerprints_of(config, training),
+                CHANGE_RULES,
+                DECIDED_BY,
+                free_on_base(config.transformer_architecture),
+            ),
             once_resumed=partial(_keep_tokenizer, config, topology),
         )
 

@@ -60,7 +60,7 @@ class Start:
         compare_settings(
             settings,
             self.identity,
-            self.config.accept_changes,
+            (*self.config.accept_changes, *(self.identity.free_on_base if origin.is_base else ())),
             continues=origin.with_context,
             of_base=origin.is_base,
             log_once=self.log_once,

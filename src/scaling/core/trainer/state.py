@@ -63,9 +63,10 @@ class RunIdentity:
     """Digests of what the configuration only points at, such as the training data."""
     rules: ChangeRules = field(default_factory=ChangeRules)
     """What a change means, beyond or instead of what the fields say; fingerprints are settings below `fingerprints`."""
-
     decided_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """For each fingerprint the settings, as dotted paths, that decide it: what a message about it names."""
+    free_on_base: Sequence[str] = ()
+    """Settings, as dotted paths, that may differ from those of a base that the run trains on."""
 
     @property
     def change_rules(self) -> ChangeRules:

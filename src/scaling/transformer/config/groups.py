@@ -42,6 +42,15 @@ def grown_tables(architecture: ArchitectureConfig) -> tuple[str, ...]:
     return (r"^layers\.\d+\.(embedding|linear)\.weight$",) if architecture.finetunable_token_ids else ()
 
 
+def free_on_base(architecture: ArchitectureConfig) -> tuple[str, ...]:
+    """Return settings, by their paths, that may differ from the base's although they would make another model of it.
+
+    The end of documents concerns data alone, and these are others; new tokens come with a tokenizer of their own.
+    """
+    new_tokens = ("transformer_architecture.vocab_size", "fingerprints.tokenizer")
+    return ("data.eod_token_id", *(new_tokens if architecture.finetunable_token_ids else ()))
+
+
 def trained_parameters(
     groups: Sequence[TrainingGroupConfig], architecture: ArchitectureConfig
 ) -> Iterator[ParameterPlan]:

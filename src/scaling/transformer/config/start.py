@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from scaling.core import (
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.data import DataConfig
-from scaling.transformer.config.groups import group_problems
+from scaling.transformer.config.groups import free_on_base, group_problems
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.config.training import TrainingConfig, TrainingGroupConfig
 
@@ -145,17 +145,21 @@ def checkpoint_is_of_this_run(
                 }
                 if isinstance(settings, dict):
                     continues = goes_on(manifest, trainer, own=own, on_base=on_base)
-                    yield from _differences(settings, sections, trainer, continues=continues)
+                    accept = [
+                        *trainer.accept_changes,
+                        *(free_on_base(transformer_architecture) if on_base and not own else ()),
+                    ]
+                    yield from _differences(settings, sections, accept, continues=continues)
                 return
 
 
 def _differences(
-    stored: dict[str, Any], sections: dict[str, BaseConfig], trainer: TrainerConfig, *, continues: bool
+    stored: dict[str, Any], sections: dict[str, BaseConfig], accept: Sequence[str], *, continues: bool
 ) -> Iterator[Problem]:
     present = {name: section.as_dict() for name, section in sections.items()}
     known = {name: stored[name] for name in sections if isinstance(stored.get(name), dict)}
     rules = ChangeRules.of(TransformerConfig)
-    found = compare(known, present, rules, accept=trainer.accept_changes, continues=continues)
+    found = compare(known, present, rules, accept=accept, continues=continues)
     try:
         found.require()
     except ConfigError as error:
@@ -165,9 +169,26 @@ def _differences(
                 yield problem
 
 
+def methods_have_a_base(
+    trainer: TrainerConfig, transformer_architecture: TransformerArchitectureConfig
+) -> Iterator[Problem]:
+    """What methods of fine-tuning leave as it is comes from somewhere."""
+    if trainer.load_dir is not None or not transformer_architecture.has_methods:
+        return
+    with suppress(OSError):  # a save_dir that cannot be looked into
+        if trainer.save_dir is not None and list_steps(trainer.save_dir):
+            return
+    yield Problem(
+        "trainer.load_dir",
+        "is null, but transformer_architecture has a method of fine-tuning, which trains beside a base that stays as it "
+        "is: name the base's checkpoint (scaling hf import makes one of a model of Hugging Face)",
+    )
+
+
 START_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     folders_are_folders,
     load_dir_has_a_checkpoint,
     groups_have_parameters,
     checkpoint_is_of_this_run,
+    methods_have_a_base,
 )
