@@ -180,8 +180,8 @@ def methods_have_a_base(
             return
     yield Problem(
         "trainer.load_dir",
-        "is null, but transformer_architecture has a method of fine-tuning, which trains beside a base that stays as it "
-        "is: name the base's checkpoint (scaling hf import makes one of a model of Hugging Face)",
+        "is null, but transformer_architecture has a method of fine-tuning, which trains beside a base that stays as "
+        "it is: name the base's checkpoint (scaling hf import makes one of a model of Hugging Face)",
     )
 
 

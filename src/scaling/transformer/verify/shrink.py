@@ -13,6 +13,7 @@ from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.parts import FeedForwardPlan
+from scaling.transformer.verify.shrink_methods import small_methods
 
 PROCESSES = 8
 _HEAD_SIZE = 8
@@ -64,6 +65,7 @@ def shrunk(
         **_widths(architecture, heads, fits),
         **_lengths(architecture, _sequence(plan.sequence, fits, cut=cut)),
     }
+    values["transformer_architecture"] |= small_methods(values["transformer_architecture"])
     loss = values["training"]["loss_function_config"]
     if (chunk := loss.get("chunk_size")) is not None:
         loss["chunk_size"] = min(chunk, _CHUNK)
