@@ -17,6 +17,9 @@ from scaling.core.finetuning.input_dropout import InputDropout
 from scaling.core.nn.init import Constant, Uniform
 from scaling.core.nn.linear import LinearEdit, linear
 
+_JOINED = 2**24
+"""Elements of cut rows that are joined at once."""
+
 
 @final
 class LowRank(LinearEdit):
@@ -60,9 +63,14 @@ class LowRank(LinearEdit):
 
     @torch.no_grad()
     def follow_base(self) -> None:
-        """Let the magnitudes be the lengths of the rows of the layer's own matrix (B is zero)."""
+        """Let the magnitudes be the lengths of the rows of the layer's own matrix (B is zero), whatever the layout.
+
+        So rows that are cut are joined first, some at a time: a sum of squares over ranks would round as these are cut.
+        """
         if self.magnitude is not None:
-            self.magnitude.copy_(self._norms(updated=False))
+            group = self._layer[0].place.group if self.cut.joins_sum else None
+            chunks = self._weight.split(max(1, _JOINED // self.cut.in_features))
+            self.magnitude.copy_(torch.cat([row_norms(_joined(rows, group).to(self.b.dtype)) for rows in chunks]))
 
     @torch.no_grad()
     def merged(self, weight_oi: Tensor) -> Tensor:
@@ -80,10 +88,10 @@ class LowRank(LinearEdit):
         return self._layer[0].weight[self.cut.span]
 
     @torch.no_grad()
-    def _norms(self, *, updated: bool = True) -> Tensor:
-        """Return the lengths of the rows of W + s B A, or of W. In a row-parallel layer collective: the model axis."""
-        weight, group = self._weight.to(self.b.dtype), self._layer[0].place.group if self.cut.joins_sum else None
-        return row_norms(weight, self.a, self.b, self.form.scale, group) if updated else row_norms(weight, group=group)
+    def _norms(self) -> Tensor:
+        """Return the lengths of the rows of W + s B A. In a row-parallel layer collective: the model axis."""
+        group = self._layer[0].place.group if self.cut.joins_sum else None
+        return row_norms(self._weight.to(self.b.dtype), self.a, self.b, self.form.scale, group)
 
 
 @torch.no_grad()
@@ -100,3 +108,12 @@ def row_norms(
         cross, own = weight_oi @ a_Ri.t(), b_oR @ (a_Ri @ a_Ri.t())
         squares = squares + (b_oR * (2.0 * s * cross + s * s * own)).sum(dim=1)
     return ops.all_reduce(squares, group).sqrt()
+
+
+def _joined(rows_oi: Tensor, group: ops.Group) -> Tensor:
+    """Return rows of which each rank of the group has an equal part [o, I]."""
+    if group is None:
+        return rows_oi
+    parts = rows_oi.new_empty((group.size(), *rows_oi.shape))
+    ops.all_gather(parts.flatten(0, 1), rows_oi.contiguous(), group)
+    return parts.transpose(0, 1).flatten(1)
