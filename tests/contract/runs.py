@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from scaling.core import LaunchContext, Recipe, Session, Topology, TopologyConfig
@@ -40,6 +41,8 @@ class Run:
     gradients: list[list[Deviation]] = field(default_factory=list)
     """By step; empty where the run was recorded."""
     weights: list[Deviation] = field(default_factory=list)
+    moved: set[str] = field(default_factory=set)
+    """Tensors of which this rank holds bits that are not what they were at first."""
 
 
 def train(rank: int, world_size: int, port: int, jobs: bytes, directory: str) -> list[Run]:
@@ -65,6 +68,7 @@ def _run(job: Job, topology: Topology, directory: Path) -> Run:
     session = Session(job.recipe, job.topology, topology)
     session.write("weights", directory / f"initial {job.name}")
     run = Run(session.held_boxes(), [], None)
+    first = {tensor.key: [values.clone() for _, values in tensor.parts] for tensor in session.tensors("weights")}
     reference = directory / "reference"
     for step in range(1, job.steps + 1):
         run.numbers.append(session.step(step))
@@ -76,6 +80,11 @@ def _run(job: Job, topology: Topology, directory: Path) -> Run:
         session.write("weights", reference / f"weights {job.steps}")
     else:
         run.weights = session.compare("weights", reference / f"weights {job.steps}")
+    run.moved = {
+        tensor.key
+        for tensor in session.tensors("weights")
+        if not all(torch.equal(was, now) for was, (_, now) in zip(first[tensor.key], tensor.parts, strict=True))
+    }
     run.evaluation = session.evaluate()
     session.close()
     return run

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scaling.core import LayoutError, TopologyConfig
 from scaling.core.boxes import Box
-from scaling.core.nn.init import Constant, Normal
+from scaling.core.nn.init import Constant, Normal, Uniform
 from scaling.core.nn.parameter import Piece, meta
 from scaling.core.nn.shard import Heads
 from scaling.core.pipeline.build import describe_layers
@@ -30,6 +30,7 @@ from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.model import ModelPlan
 from scaling.transformer.plan.parameters import Even, Padded, ParameterPlan, Start, Whole
 from scaling.transformer.plan.parts import FeedForwardPlan, PartPlan
+from tests.contract.finetuning import FINETUNING_LAYOUTS, finetuned
 from tests.contract.layouts import LAYOUTS, LayoutCase
 from tests.contract.models import MODELS, config_of
 from tests.contract.options import OPTION_LAYOUTS, OPTION_MODELS
@@ -99,6 +100,8 @@ def start_of(piece: Piece) -> Start:
             return Start("normal", std)
         case Constant(value):
             return Start("constant", value)
+        case Uniform(bound):
+            return Start("uniform", bound)
     raise AssertionError(piece)
 
 
@@ -120,6 +123,13 @@ def assert_planned_as_built(plan: ModelPlan, topology: TopologyConfig, layers: L
 def test_every_rank_holds_what_the_plan_says(model: str, case: LayoutCase) -> None:
     config = config_of(model, case.settings, case.optimizer)
     assert_planned_as_built(plan_of(config.transformer_architecture), config.topology)
+
+
+@pytest.mark.parametrize("model", FINETUNING_LAYOUTS)
+def test_every_rank_holds_of_methods_of_fine_tuning_what_the_plan_says(model: str) -> None:
+    for case in FINETUNING_LAYOUTS[model]:
+        config = finetuned(model, case.settings, case.optimizer)
+        assert_planned_as_built(plan_of(config.transformer_architecture), config.topology)
 
 
 @st.composite
