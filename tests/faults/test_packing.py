@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,15 @@ def pieces_of(sample: TextSample) -> list[TextSample]:
     for span in sample.spans:
         size = span.stop - span.start
         if size >= 2:
-            found.append(TextSample(sample.tokens[place : place + size], (span,), sample.source))
+            found.append(
+                replace(
+                    sample,
+                    tokens=sample.tokens[place : place + size],
+                    starts=sample.starts[place : place + size],
+                    weights=sample.weights[place : place + size - 1],
+                    spans=(span,),
+                )
+            )
         place += size
     return found
 
@@ -53,9 +62,7 @@ def test_packed_rows_have_the_loss_of_their_documents(changes: Settings, source:
     config = prepare_data(TransformerConfig.from_dict(nested(given)))
     architecture = config.transformer_architecture
     dataset, _ = load_datasets(config)
-    plain = TextCollator(
-        architecture.vocab_size, config.data.eod_token_id or 0, reset_attention_mask=False, reset_position_ids=False
-    )
+    plain = TextCollator(architecture.vocab_size or 0, reset_attention_mask=False, reset_position_ids=False)
     with Topology.connect(config.topology, LaunchContext.from_environment()) as topology:
         module = ParallelModule(layer_specs(architecture, topology, seed=1), topology, config.topology, seed=1)
         for parameter in module.parameters():  # larger than at the start, so that every token counts

@@ -62,7 +62,7 @@ class Built:
 
     def __init__(self, loss: dict[str, Any] | None = None, **architecture: Any) -> None:
         self.config, topology = config(loss, **architecture), Topology.single()
-        data = SyntheticText(ROWS, SEQUENCE, TextCollator(VOCABULARY, 0))
+        data = SyntheticText(ROWS, SEQUENCE, TextCollator(VOCABULARY))
         recipe = recipe_of(self.config, data)
         self.module = ParallelModule(recipe.layers(topology), topology, self.config.topology, seed=recipe.seed)
         self.loss = recipe.loss(topology)

@@ -17,13 +17,13 @@ from scaling.transformer.io import TextInputs, TextTargets
 
 EOD = 0
 VOCAB = 11
-COLLATOR = TextCollator(VOCAB, EOD)
+COLLATOR = TextCollator(VOCAB)
 
 
 def sample(tokens: list[int], sizes: list[int]) -> TextSample:
     """Make a sample of whole documents 10, 11, ... of these sizes; what they do not fill is padding."""
     spans = tuple(Span(10 + number, 0, size) for number, size in enumerate(sizes))
-    return TextSample(np.array(tokens, np.int64), spans, "texts")
+    return TextSample.of_documents(np.array(tokens, np.int64), spans, "texts", eod_token_id=EOD)
 
 
 def collate(*samples: TextSample, collator: TextCollator = COLLATOR) -> tuple[TextInputs, TextTargets]:
@@ -59,7 +59,7 @@ def test_a_sample_that_only_fills_the_batch_has_no_weight() -> None:
 
 
 def test_masks_and_positions_of_documents_are_left_out_on_request() -> None:
-    collator = TextCollator(VOCAB, EOD, reset_attention_mask=False, reset_position_ids=False)
+    collator = TextCollator(VOCAB, reset_attention_mask=False, reset_position_ids=False)
     inputs, targets = collate(sample([1, EOD, 3, 4], [2, 2]), collator=collator)
     assert inputs.document_ids is None
     assert inputs.position_ids.tolist() == [[0, 1, 2]]

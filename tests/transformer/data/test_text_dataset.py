@@ -40,7 +40,12 @@ class Lists:
 
 def dataset(*documents: list[int], length: int = 3, split: Split | None = None, **rules: Any) -> TextDataset:
     return TextDataset(
-        Lists(*documents), Packing(length, **rules), collator=TextCollator(100, 0), name="lists", split=split
+        Lists(*documents),
+        Packing(length, **rules),
+        collator=TextCollator(100),
+        eod_token_id=0,
+        name="lists",
+        split=split,
     )
 
 
@@ -99,7 +104,9 @@ def test_a_data_set_over_a_memory_map_travels_to_a_worker_without_its_contents(t
     with MemoryMapDatasetBuilder(tmp_path / "data", np.uint16) as builder:
         for _ in range(2000):
             builder.add(random.integers(1, 100, size=8))
-    data = TextDataset(MemoryMapDataset(tmp_path / "data"), Packing(16), collator=TextCollator(100, 0), name="data")
+    data = TextDataset(
+        MemoryMapDataset(tmp_path / "data"), Packing(16), collator=TextCollator(100), eod_token_id=0, name="data"
+    )
     sent = pickle.dumps(data)
     assert len(sent) < 5000
     received = pickle.loads(sent)

@@ -43,10 +43,10 @@ def labels_of(token_ids: Tensor, rows: Sequence[Documents]) -> Tensor:
 def micro_batch(token_ids: Tensor, rows: Sequence[Documents]) -> MicroBatch:
     """Return the same as the data of a training give it; behind the last token there is padding."""
     samples = [
-        TextSample(np.array([*row, 0]), _spans(documents), "documents")
+        TextSample.of_documents(np.array([*row, 0]), _spans(documents), "documents", eod_token_id=0)
         for row, documents in zip(token_ids.tolist(), rows, strict=True)
     ]
-    return TextCollator(VOCABULARY, 0).collate(samples, range(len(rows)), [True] * len(rows))
+    return TextCollator(VOCABULARY).collate(samples, range(len(rows)), [True] * len(rows))
 
 
 def _spans(documents: Documents) -> tuple[Span, ...]:

@@ -95,7 +95,7 @@ def test_it_trains_a_step_alike_in_two_layouts() -> None:
     recipe = Recipe(
         layers=partial(toy_layers, {**SETTINGS, **OTHER_SCORES}),
         loss=loss_of_tokens,
-        training=SyntheticText(100, CONTEXT, TextCollator(VOCABULARY, 0)),
+        training=SyntheticText(100, CONTEXT, TextCollator(VOCABULARY)),
         usual_weight=4.0 * CONTEXT,
     )
     layout = topology_config(model=2, pipe=2, global_batch_size=4, micro_batch_size=1)

@@ -1,16 +1,16 @@
-"""The micro-batches of a language model: token ids, and the positions, documents and loss weights that go with them."""
+"""The samples and micro-batches of a language model: token ids, where pieces begin, and what each target counts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scaling.core import DataError, MicroBatch
-from scaling.transformer.data.boundaries import document_ids, document_starts, loss_weights, position_ids
+from scaling.transformer.data.boundaries import document_ids, document_starts, loss_weights, piece_starts, position_ids
 from scaling.transformer.data.packing import Span
 from scaling.transformer.io import TextInputs, TextTargets
 
@@ -20,36 +20,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextSample:
-    """A sequence of s inputs and s targets, with the place in the data that each token comes from."""
+    """A sequence of s inputs and s targets, where its pieces begin, what each target counts, and where it comes from.
+
+    All that depends on pieces follows from `starts` and `weights`: only the data set knows them, never the token ids.
+    """
 
     tokens: NDArray[np.int64]
     """[s + 1]."""
+    starts: NDArray[np.bool_]
+    """[s + 1]: marks the first token of each piece. Padding tokens are pieces of their own."""
+    weights: NDArray[np.float32]
+    """[s]: the weight of each target in the loss."""
     spans: tuple[Span, ...]
-    """The pieces of documents that make up `tokens`; where they are fewer than s + 1 tokens the rest is padding."""
+    """The pieces of documents or records in `tokens`, one after the other; behind the last one is padding."""
     source: str
     """The data set, for messages."""
+    unit: str = "document"
+    """What the numbers in `spans` count."""
+    placeholders: int = 0
+    """Tokens in front of each piece, in the places of a soft prompt; `spans` do not cover them."""
+
+    @classmethod
+    def of_documents(
+        cls, tokens: NDArray[np.int64], spans: tuple[Span, ...], source: str, *, eod_token_id: int
+    ) -> TextSample:
+        """Make a sample of pieces of documents, each of which ends after `eod_token_id` too."""
+        begins = piece_starts([span.stop - span.start for span in spans], len(tokens))
+        starts = document_starts(tokens, begins, eod_token_id=eod_token_id)
+        return cls(tokens, starts, loss_weights(starts), spans, source)
 
     @property
     def length(self) -> int:
         """The number of tokens that are not padding."""
-        return sum(span.stop - span.start for span in self.spans)
+        return sum(self.placeholders + span.stop - span.start for span in self.spans)
 
-    def starts(self) -> NDArray[np.bool_]:
-        """Mark the first token of each piece, [s + 1]. Padding tokens are pieces of their own, so none is predicted."""
-        result = np.zeros(len(self.tokens), np.bool_)
+    def pieces(self) -> Iterator[tuple[Span, int]]:
+        """Yield each span with the place in `tokens` of its first token, behind its placeholders."""
         place = 0
         for span in self.spans:
-            result[place] = True
+            place += self.placeholders
+            yield span, place
             place += span.stop - span.start
-        result[place:] = True
-        return result
 
     def origin(self, place: int) -> str:
         """Say where the token at a place in this sample comes from, for a message."""
-        for span in self.spans:
-            if place < span.stop - span.start:
-                return f"token {span.start + place} of document {span.document} of {self.source}"
-            place -= span.stop - span.start
+        for span, first in self.pieces():
+            if place < first:
+                return f"a placeholder of the soft prompt in front of {self.unit} {span.document} of {self.source}"
+            if place < first + span.stop - span.start:
+                return f"token {span.start + place - first} of {self.unit} {span.document} of {self.source}"
         return f"padding of the last sequence of {self.source}"
 
 
@@ -58,11 +77,11 @@ class TextCollator:
     """Makes micro-batches of text samples, and refuses tokens that the model has no embedding for."""
 
     vocab_size: int
-    eod_token_id: int
+    _: KW_ONLY
     reset_attention_mask: bool = True
-    """Keep documents of one row from attending to each other."""
+    """Keep pieces of one row from attending to each other."""
     reset_position_ids: bool = True
-    """Count positions from 0 in each document rather than in each row."""
+    """Count positions from 0 in each piece rather than in each row."""
 
     def collate(self, samples: Sequence[TextSample], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
         """Make a micro-batch of (TextInputs, TextTargets); a sample that is not valid has no weight in the loss.
@@ -74,10 +93,8 @@ class TextCollator:
 
         tokens_BT = np.stack([sample.tokens for sample in samples])
         self._check_vocabulary(tokens_BT, samples)
-        starts_BT = document_starts(
-            tokens_BT, np.stack([sample.starts() for sample in samples]), eod_token_id=self.eod_token_id
-        )
-        weights_BS = loss_weights(starts_BT) * np.asarray(valid, np.float32)[:, None]
+        starts_BT = np.stack([sample.starts for sample in samples])
+        weights_BS = np.stack([sample.weights for sample in samples]) * np.asarray(valid, np.float32)[:, None]
 
         def tensor(values: NDArray[Any]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values))

@@ -1,10 +1,12 @@
-"""Attention mask, positions and loss weights, all three derived from one thing: where documents start.
+"""Attention mask, positions and loss weights, all three derived from one thing: where pieces start.
 
-Shapes: B rows of a micro-batch, T = S + 1 tokens of a row (S inputs, and S targets one token further on).
+A piece is one of a document, or a record. Shapes: B rows of a micro-batch, T = S + 1 tokens of a row (S inputs, and S
+targets one token further on).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +14,27 @@ from numpy.typing import NDArray
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.integer[Any]]
+FloatArray = NDArray[np.float32]
 
 
-def document_starts(tokens_BT: IntArray, starts_BT: BoolArray, *, eod_token_id: int) -> BoolArray:
-    """Mark every token that begins a document, [B, T].
+def piece_starts(sizes: Sequence[int], length: int) -> BoolArray:
+    """Mark the first token of each of the pieces of these sizes, [T = `length`]; each token behind them is a piece."""
+    result: BoolArray = np.zeros(length, np.bool_)
+    ends = np.cumsum([0, *sizes])
+    result[ends[:-1]] = True
+    result[ends[-1] :] = True
+    return result
 
-    A document begins where the data set says so (`starts_BT`), after an end-of-document token, and with each row,
-    which cannot see what is before it.
+
+def document_starts(tokens_T: IntArray, starts_T: BoolArray, *, eod_token_id: int) -> BoolArray:
+    """Mark every token that begins a document, [T] or [B, T].
+
+    A document begins where the data set says so (`starts_T`), after an end-of-document token, and with each row, which
+    cannot see what is before it.
     """
-    result: BoolArray = starts_BT.copy()
-    result[:, 0] = True
-    result[:, 1:] |= tokens_BT[:, :-1] == eod_token_id
+    result: BoolArray = starts_T.copy()
+    result[..., 0] = True
+    result[..., 1:] |= tokens_T[..., :-1] == eod_token_id
     return result
 
 
@@ -44,9 +56,11 @@ def position_ids(starts_BT: BoolArray, *, restart: bool) -> NDArray[np.int64]:
     return positions_BS
 
 
-def loss_weights(starts_BT: BoolArray) -> NDArray[np.float32]:
-    """Weigh each target, [B, S]: 0 where it begins a document, for nothing before it could announce it, else 1.
+def loss_weights(starts_T: BoolArray, token_weights_T: FloatArray | None = None) -> FloatArray:
+    """Weigh each target, [S] or [B, S]: 0 where it begins a piece, for nothing before it could announce it.
 
-    So the loss of packed rows is the sum of the losses of the pieces of documents in them, however they are packed.
+    The others have their own weight (`token_weights_T`), or else 1. So the loss of packed rows is the sum of the losses
+    of the pieces in them, however they are packed.
     """
-    return (~starts_BT[:, 1:]).astype(np.float32)
+    announced: FloatArray = (~starts_T[..., 1:]).astype(np.float32)
+    return announced if token_weights_T is None else announced * token_weights_T[..., 1:]

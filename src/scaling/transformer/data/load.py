@@ -75,11 +75,12 @@ def _text_dataset(
     )
     collator = TextCollator(
         architecture.vocab_size or 0,
-        data.eod_token_id or 0,
         reset_attention_mask=architecture.reset_attention_mask,
         reset_position_ids=architecture.reset_position_ids,
     )
-    return TextDataset(documents, packing, collator=collator, name=name, split=split)
+    return TextDataset(
+        documents, packing, collator=collator, eod_token_id=data.eod_token_id or 0, name=name, split=split
+    )
 
 
 def _blend(datasets: list[TextDataset], mixture: BlendedDatasetConfig) -> TextMixture:

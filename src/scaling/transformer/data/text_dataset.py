@@ -49,10 +49,12 @@ class TextDataset(BaseDataset[TextSample]):
         packing: Packing,
         *,
         collator: TextCollator,
+        eod_token_id: int,
         name: str,
         split: Split | None = None,
     ) -> None:
         self._documents = documents
+        self._eod_token_id = eod_token_id
         self._packing = packing
         self._collator = collator
         self.name = name
@@ -79,12 +81,12 @@ class TextDataset(BaseDataset[TextSample]):
             raise IndexError(f"sequence {index} of {len(self)} in {self.name}")
         spans = self._plan.spans(index)
         size = self._packing.sequence_length + 1
-        tokens = np.full(size, self._collator.eod_token_id, np.int64)
+        tokens = np.full(size, self._eod_token_id, np.int64)
         place = 0
         for document, start, stop in spans:
             tokens[place : place + stop - start] = self._documents.read(document, start, stop)
             place += stop - start
-        return TextSample(tokens, spans, self.name)
+        return TextSample.of_documents(tokens, spans, self.name, eod_token_id=self._eod_token_id)
 
     def collate(self, samples: Sequence[TextSample], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
         """Make one micro-batch of (TextInputs, TextTargets).
@@ -96,7 +98,7 @@ class TextDataset(BaseDataset[TextSample]):
 
     def fingerprint(self) -> str:
         """Return a digest of the documents and of everything that decides which tokens a sequence number stands for."""
-        rules = f"{self._packing} {self._split} eod {self._collator.eod_token_id}"
+        rules = f"{self._packing} {self._split} eod {self._eod_token_id}"
         return hashlib.sha256(f"{self._documents.fingerprint()} {rules}".encode()).hexdigest()[:32]
 
     def require_sequences(self) -> None:

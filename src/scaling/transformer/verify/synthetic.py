@@ -22,11 +22,12 @@ def synthetic_text(config: TransformerConfig, samples: int = 1000, *, seed: int 
     architecture = config.transformer_architecture
     collator = TextCollator(
         architecture.vocab_size,
-        config.data.eod_token_id or 0,
         reset_attention_mask=architecture.reset_attention_mask,
         reset_position_ids=architecture.reset_position_ids,
     )
-    return SyntheticText(samples, architecture.sequence_length, collator, seed)
+    return SyntheticText(
+        samples, architecture.sequence_length, collator, eod_token_id=config.data.eod_token_id or 0, seed=seed
+    )
 
 
 @final
@@ -42,6 +43,7 @@ class SyntheticText(BaseDataset[TextSample]):
     length: int
     sequence_length: int
     collator: TextCollator
+    eod_token_id: int = 0
     seed: int = 0
 
     def __len__(self) -> int:
@@ -63,7 +65,7 @@ class SyntheticText(BaseDataset[TextSample]):
             taken = min(int(stream.integers(1, max(3, total // 2))), used - place)
             spans.append(Span(document, 0, taken))
             place, document = place + taken, document + 1
-        return TextSample(tokens, tuple(spans), "synthetic data")
+        return TextSample.of_documents(tokens, tuple(spans), "synthetic data", eod_token_id=self.eod_token_id)
 
     def collate(self, samples: Sequence[TextSample], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
         """Make a micro-batch as a data set of real text does."""
