@@ -31,11 +31,11 @@ class Split:
         """Tell for each of the documents `start` to `stop` (exclusive) whether it is in this part."""
         if self.part is Part.ALL:
             return np.ones(stop - start, np.bool_)
-        validation = _uniform(start, stop) < self.validation_fraction
+        validation = uniform(start, stop) < self.validation_fraction
         return validation if self.part is Part.VALIDATION else ~validation
 
 
-def _uniform(start: int, stop: int) -> NDArray[np.float64]:
+def uniform(start: int, stop: int) -> NDArray[np.float64]:
     """Hash document numbers to [0, 1): the finaliser of the SplitMix64 generator, 53 bits of it."""
     state = np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

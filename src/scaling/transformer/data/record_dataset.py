@@ -1,0 +1,84 @@
+"""RecordDataset: records of fine-tuning data as rows of equal length, in which each record stays whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import final
+
+from scaling.core import BaseDataset, DataError, MicroBatch
+from scaling.transformer.data.batch import TextCollator, TextSample
+from scaling.transformer.data.bins import WINDOW
+from scaling.transformer.data.record_rows import Records, RowRules, lay, plan_rows
+from scaling.transformer.data.split import Part, Split
+
+
+@final
+class RecordDataset(BaseDataset[TextSample]):
+    """Rows of whole records, each an input of s tokens and the s tokens that follow them.
+
+    Which records share a row is computed once, from their lengths; the loader shuffles the rows.
+
+    Raises:
+        DataError: A record is too long, and such are refused.
+    """
+
+    def __init__(
+        self, records: Records, rules: RowRules, *, collator: TextCollator, name: str, split: Split | None = None
+    ) -> None:
+        self._records = records
+        self._rules = rules
+        self._collator = collator
+        self.name = name
+        self._split = split or Split()
+        self.plan = plan_rows(records, rules, self._split, name=name)
+
+    def __len__(self) -> int:
+        return len(self.plan.rows)
+
+    def __getitem__(self, index: int) -> TextSample:
+        """Return a row.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)} in {self.name}")
+        numbers = self.plan.rows.row(index)
+        return lay(numbers, [self._records.read(number) for number in numbers], self._rules, name=self.name)
+
+    def collate(self, samples: Sequence[TextSample], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
+        """Make one micro-batch of (TextInputs, TextTargets).
+
+        Raises:
+            DataError: A token lies outside the vocabulary.
+        """
+        return self._collator.collate(samples, positions, valid)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the records and of everything that decides what lies in a row."""
+        rules = f"{self._rules} {self._split} window {WINDOW}"
+        return hashlib.sha256(f"{self._records.fingerprint()} {rules}".encode()).hexdigest()[:32]
+
+    def require_sequences(self) -> None:
+        """Refuse a data set that makes no row at all.
+
+        Raises:
+            DataError: No record can be used.
+        """
+        if len(self) == 0:
+            part = "" if self._split.part is Part.ALL else f" in the {self._split.part.value} part"
+            raise DataError(
+                f"{self.name}: none of {len(self._records)} records can be used{part} ({self.left_out() or 'none'} "
+                "left out); give more data, longer sequences, or another data.validation_fraction."
+            )
+
+    def left_out(self) -> str:
+        """Say which records are left out or cut, and why; empty where none is."""
+        plan, cut = self.plan, self._rules.too_long.value
+        counts = {
+            f"longer than a sequence ({cut})": plan.too_long,
+            "too short to predict anything": plan.too_short,
+            "without a token that counts once cut": plan.without_weight,
+        }
+        return ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
