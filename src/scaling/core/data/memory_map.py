@@ -1,12 +1,14 @@
 """Read token documents from a memory map: one file of tokens, one of (start, size) pairs, one that describes both.
 
 `<prefix>.bin` holds the tokens of all documents, one after another and without gaps; `<prefix>.idx` holds two integers
-per document, its first token and its number of tokens; `<prefix>.meta.json` holds types, counts and digests.
+per document, its first token and its number of tokens; `<prefix>.meta.json` holds types, counts and digests. Records
+have a weight for each token, in the same order, in `<prefix>.weights`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -23,7 +25,7 @@ from scaling.core.data.documents import (
     file_size,
     with_suffix,
 )
-from scaling.core.data.memory_map_meta import MemoryMapMeta, integer_dtype
+from scaling.core.data.memory_map_meta import MemoryMapMeta, integer_dtype, weight_dtype
 from scaling.core.data.span_index import ENTRIES_CHECKED_AT_OPENING, SpanIndex
 
 
@@ -44,11 +46,24 @@ class MemoryMapDocuments(TokenDocuments):
         pairs = open_elements(with_suffix(prefix, ".idx"), index_dtype)
         self._pairs = pairs.in_memory() if load_index_to_memory else pairs
         tokens = open_elements(tokens_path, dtype)
+        self._weights = self._open_weights(prefix, open_elements)
         super().__init__(prefix, tokens, self.meta.document_count, max_token=self.meta.max_token)
         self._index = SpanIndex(pairs.path, count=self.document_count, total=self.token_count, read=self._entries)
         self._index.check_at_opening()
         if self.document_count <= ENTRIES_CHECKED_AT_OPENING:
             _check_digest(self._pairs, self.meta.index_sha256)
+
+    @property
+    def made_by(self) -> Mapping[str, str] | None:
+        """How the documents were made, if they are records: they have weights and stay whole. None: they are none."""
+        return self.meta.made_by
+
+    def weights(self, index: int) -> NDArray[np.float32]:
+        """Return the weights of the tokens of one record."""
+        if self._weights is None:
+            raise ValueError(f"{self.prefix} has no weights")
+        first, size = self._span(self._position(index))
+        return self._weights.read(first, size).astype(np.float32)
 
     def sizes(self, start: int = 0, stop: int | None = None) -> Integers:
         """Return the number of tokens of documents `start` to `stop`; the first call checks the whole index."""
@@ -62,6 +77,8 @@ class MemoryMapDocuments(TokenDocuments):
         self._index.check()
         _check_digest(self._pairs, self.meta.index_sha256)
         _check_digest(self._tokens, self.meta.tokens_sha256)
+        if self._weights is not None:
+            _check_digest(self._weights, self.meta.weights_sha256)
         smallest, largest = extremes(self._tokens.blocks())
         if smallest < 0:
             raise damaged(self._tokens.path, f"it holds token {smallest}, and token ids are not negative")
@@ -79,6 +96,17 @@ class MemoryMapDocuments(TokenDocuments):
         """The recorded digests tell apart what was written; spots notice what was changed in the files since."""
         yield f"{self.meta.index_sha256} {self.meta.tokens_sha256}".encode()
         yield from (piece.tobytes() for elements in (self._pairs, self._tokens) for piece in elements.spots())
+        if self._weights is not None:
+            yield f"{self.meta.weights_sha256} {json.dumps(self.meta.made_by, sort_keys=True)}".encode()
+            yield from (piece.tobytes() for piece in self._weights.spots())
+
+    def _open_weights(self, prefix: Path, open_elements: Callable[[Path, np.dtype[Any]], Elements]) -> Elements | None:
+        if self.meta.weights_dtype is None:
+            return None
+        path = with_suffix(prefix, ".weights")
+        dtype = weight_dtype(with_suffix(prefix, ".meta.json"), self.meta.weights_dtype)
+        _check_size(path, self.meta.token_count or 0, dtype)
+        return open_elements(path, dtype)
 
 
 def _check_size(path: Path, count: int, dtype: np.dtype[Any]) -> None:

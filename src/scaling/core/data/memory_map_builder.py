@@ -6,34 +6,34 @@ its meta file, so a build that is killed at any moment leaves nothing that opens
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, final
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from typing_extensions import Self
 
 from scaling.core import faults
+from scaling.core.data.digesting_file import DigestingFile, WeightFile
 from scaling.core.data.documents import Integers, with_suffix
-from scaling.core.data.memory_map_meta import MemoryMapMeta, integer_dtype
+from scaling.core.data.memory_map_meta import RECORDS_VERSION, VERSION, MemoryMapMeta, integer_dtype
 from scaling.core.errors import DataError, StorageError
 from scaling.core.storage.lock import try_lock
 from scaling.core.storage.writing import sync_folder
 
-_SUFFIXES: Final = (".bin", ".idx", ".meta.json")
-_WRITE_BUFFER: Final = 4 << 20
+_SUFFIXES: Final = (".bin", ".idx", ".weights", ".meta.json")
 
 
 @final
 class MemoryMapDatasetBuilder:
     """Writes documents as a memory map. As a context manager it finalizes at the end, and discards on an error.
 
-    `eod_token_id` is recorded: the token that each document added ends with, for whoever trains on them.
+    `eod_token_id` is recorded: the token that each document added ends with, for whoever trains on them. `made_by` says
+    of records, documents that stay whole and whose tokens have weights, how they were made; without it there are none.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class MemoryMapDatasetBuilder:
         *,
         tokenizer_sha256: str | None = None,
         eod_token_id: int | None = None,
+        made_by: Mapping[str, str] | None = None,
     ) -> None:
         self.prefix = Path(prefix)
         self.dtype = integer_dtype(self.prefix, np.dtype(dtype).name)
@@ -55,17 +56,25 @@ class MemoryMapDatasetBuilder:
         """Documents without tokens, which are left out."""
         self._tokenizer_sha256 = tokenizer_sha256
         self._eod_token_id = eod_token_id
+        self._made_by = None if made_by is None else dict(made_by)
         self._is_open = True
         self._final = {suffix: with_suffix(self.prefix, suffix) for suffix in _SUFFIXES}
         self._building = {suffix: with_suffix(self.prefix, f"{suffix}.building") for suffix in _SUFFIXES}
         with _storing(self.prefix):
             self.prefix.parent.mkdir(parents=True, exist_ok=True)
             self._meta_descriptor = self._claim()
-            self._tokens = _DigestingFile(self._building[".bin"])
-            self._index = _DigestingFile(self._building[".idx"])
+            self._tokens = DigestingFile(self._building[".bin"])
+            self._index = DigestingFile(self._building[".idx"])
+            self._building[".weights"].unlink(missing_ok=True)  # the rest of a build that was killed
+            self._weights = None if made_by is None else WeightFile(self._building[".weights"])
 
-    def add(self, tokens: Sequence[int] | Integers) -> None:
-        """Append one document. One without tokens is counted and left out."""
+    def add(self, tokens: Sequence[int] | Integers, weights: ArrayLike | None = None) -> None:
+        """Append one document, or a record with the weights of its tokens. One without tokens is counted and left out.
+
+        Raises:
+            DataError: A token or a weight cannot be stored.
+            StorageError: The files cannot be written.
+        """
         array = np.asarray(tokens)
         if array.size == 0:
             self.dropped_documents += 1
@@ -79,7 +88,10 @@ class MemoryMapDatasetBuilder:
         self._check_range(int(array.min()), largest)
         if self.token_count + array.size > np.iinfo(self.index_dtype).max:
             raise DataError(f"an index of {self.index_dtype.name} cannot address more tokens; build with int64")
+        weighed = self._weighed(array, weights)
         with _storing(self.prefix):
+            if self._weights is not None:
+                self._weights.write(weighed)
             self._tokens.write(np.ascontiguousarray(array, dtype=self.dtype))
             self._index.write(np.array([self.token_count, array.size], dtype=self.index_dtype))
         self.document_count += 1
@@ -93,7 +105,7 @@ class MemoryMapDatasetBuilder:
         try:
             with _storing(self.prefix):
                 self._write_meta()
-                for suffix in _SUFFIXES:  # the meta file is the last: with it the memory map exists
+                for suffix in self._written():  # the meta file is the last: with it the memory map exists
                     faults.point("data.build.rename")
                     self._building[suffix].rename(self._final[suffix])
                 sync_folder(self.prefix.parent)
@@ -121,6 +133,21 @@ class MemoryMapDatasetBuilder:
             self.finalize()
         else:
             self.discard()
+
+    def _written(self) -> list[str]:
+        """Return the suffixes of the files that belong to this data set, the meta file's last."""
+        return [suffix for suffix in _SUFFIXES if suffix != ".weights" or self._weights is not None]
+
+    def _weighed(self, tokens: Integers, weights: ArrayLike | None) -> NDArray[np.float32]:
+        if (weights is None) != (self._weights is None):
+            raise ValueError("records have weights, documents have none")
+        array = np.zeros(0, np.float32) if weights is None else np.asarray(weights, np.float32)
+        if weights is not None and (array.shape != tokens.shape or not (np.isfinite(array) & (array >= 0)).all()):
+            raise DataError(
+                f"record {self.document_count} has {tokens.size} tokens and weights {array.tolist()[:8]}...; give each "
+                "token one of 0 or more"
+            )
+        return array
 
     def _check_range(self, smallest: int, largest: int) -> None:
         limit = int(np.iinfo(self.dtype).max)
@@ -168,7 +195,9 @@ class MemoryMapDatasetBuilder:
                 f"{self.prefix}: no document has any token ({self.dropped_documents} were empty), so there is nothing "
                 "to write; check the input"
             )
+        weights = self._weights
         meta = MemoryMapMeta(
+            version=VERSION if weights is None else RECORDS_VERSION,
             dtype=self.dtype.name,
             index_dtype=self.index_dtype.name,
             document_count=self.document_count,
@@ -179,6 +208,9 @@ class MemoryMapDatasetBuilder:
             tokens_sha256=self._tokens.close(),
             tokenizer_sha256=self._tokenizer_sha256,
             eod_token_id=self._eod_token_id,
+            weights_sha256=None if weights is None else weights.close(),
+            weights_dtype=None if weights is None else weights.dtype.name,
+            made_by=self._made_by,
         )
         os.write(self._meta_descriptor, meta.to_json().encode())
         os.fsync(self._meta_descriptor)
@@ -187,32 +219,9 @@ class MemoryMapDatasetBuilder:
         self._is_open = False
         self._tokens.abandon()
         self._index.abandon()
+        if self._weights is not None:
+            self._weights.abandon()
         os.close(self._meta_descriptor)  # and with it the lock
-
-
-@final
-class _DigestingFile:
-    """A file being written, and the digest of what was written."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=_WRITE_BUFFER)
-        self._digest = hashlib.sha256()
-
-    def write(self, array: Integers) -> None:
-        data = array.view(np.uint8).data
-        self._file.write(data)
-        self._digest.update(data)
-
-    def close(self) -> str:
-        """Make the file safe on disk and return its digest."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return self._digest.hexdigest()
-
-    def abandon(self) -> None:
-        with suppress(OSError):  # what is still buffered may not fit on the disk
-            self._file.close()
 
 
 @contextmanager

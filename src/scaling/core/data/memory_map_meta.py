@@ -1,4 +1,4 @@
-"""The `<prefix>.meta.json` of a memory map: what its two other files must hold, and digests to prove that they do."""
+"""The `<prefix>.meta.json` of a memory map: what its other files must hold, and digests to prove that they do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from scaling.core.errors import DataError
 
 FORMAT: Final = "scaling memory map"
 VERSION: Final = 1
+RECORDS_VERSION: Final = 2
+"""Of a memory map with weights: what knows version 1 only would take records for documents that may be cut."""
 _CHECKSUM: Final = "meta_sha256"
+_OF_RECORDS: Final = ("weights_dtype", "weights_sha256", "made_by")
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,17 @@ class MemoryMapMeta:
     tokenizer_sha256: str | None = None
     eod_token_id: int | None = None
     """The token that each document ends with; None where they end with none, or it was not recorded."""
+    weights_dtype: str | None = None
+    """The type of the weights of tokens, one for each, of a memory map of records; None: its documents have none."""
+    weights_sha256: str | None = None
+    made_by: dict[str, str] | None = None
+    """How the records were made."""
 
     def to_json(self) -> str:
         """Return the file's text, which carries a digest of itself."""
         content = {"format": FORMAT, **asdict(self)}
+        if self.weights_dtype is None:
+            content = {key: value for key, value in content.items() if key not in _OF_RECORDS}
         return json.dumps({**content, _CHECKSUM: _checksum(content)}, indent=2) + "\n"
 
     @classmethod
@@ -63,9 +73,9 @@ class MemoryMapMeta:
                 f"{path} describes a {content['format']!r}, not a {FORMAT!r}; name the prefix of a memory map"
             )
         version = _count(path, content, "version")
-        if version != VERSION:
+        if version not in (VERSION, RECORDS_VERSION):
             raise DataError(
-                f"{path} has version {version}, and this library reads {VERSION}; use the version that wrote it"
+                f"{path} has version {version}, and this library reads {VERSION} and {RECORDS_VERSION}; use the version that wrote it"
             )
         if content.get(_CHECKSUM) != _checksum({key: value for key, value in content.items() if key != _CHECKSUM}):
             raise damaged(path, "its content does not match its own digest, so it was edited or corrupted")
@@ -73,6 +83,7 @@ class MemoryMapMeta:
             dtype=content["dtype"],
             index_dtype=content["index_dtype"],
             document_count=_count(path, content, "document_count"),
+            version=version,
             token_count=_count(path, content, "token_count"),
             max_token=_count(path, content, "max_token"),
             dropped_documents=_count(path, content, "dropped_documents"),
@@ -80,6 +91,7 @@ class MemoryMapMeta:
             tokens_sha256=content["tokens_sha256"],
             tokenizer_sha256=content["tokenizer_sha256"],
             eod_token_id=None if content.get("eod_token_id") is None else _count(path, content, "eod_token_id"),
+            **({name: content[name] for name in _OF_RECORDS} if version == RECORDS_VERSION else {}),
         )
 
     @classmethod
@@ -109,6 +121,13 @@ def integer_dtype(path: Path, name: object) -> np.dtype[Any]:
         raise damaged(path, f"{name!r} is not an integer type such as 'int32'")
     little_endian: np.dtype[Any] = dtype.newbyteorder("<")
     return little_endian
+
+
+def weight_dtype(path: Path, name: object) -> np.dtype[Any]:
+    """Return the type of weights called `name` in the file at `path`."""
+    if name not in ("uint8", "float32"):
+        raise damaged(path, f"weights are of type {name!r}, which is neither 'uint8' nor 'float32'")
+    return np.dtype("u1" if name == "uint8" else "<f4")
 
 
 def _count(path: Path, content: Mapping[str, Any], name: str) -> int:
