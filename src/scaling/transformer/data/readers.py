@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, final
+from typing import IO, Any, Final, TypeVar, final
 
 from scaling.core import DataError, StorageError, storage_errors
 from scaling.transformer.data.compression import DAMAGE, open_binary
@@ -21,6 +21,8 @@ from scaling.transformer.data.left_out import LeftOut, own_file, packed_file
 PLAIN_SUFFIXES = (".txt", ".jsonl")
 COMPRESSED_SUFFIXES = tuple(plain + packed for plain in PLAIN_SUFFIXES for packed in (".gz", ".zst"))
 SUFFIXES = (*PLAIN_SUFFIXES, *COMPRESSED_SUFFIXES, ".parquet")
+
+_Read = TypeVar("_Read")
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SKIP_BYTES = 1 << 20
@@ -177,20 +179,34 @@ class PieceReader:
 
     def __iter__(self) -> Iterator[str | BadRecord]:
         suffix = _suffix(self._piece.path) or ""
+        if suffix == ".parquet":
+            return self._reporting(self._rows)
+        if suffix.startswith(".txt"):
+            return self._reporting(lambda: self._opened(self._whole))
+        return self._reporting(lambda: self._opened(lambda handle: self._json_lines(handle, self._json_document)))
+
+    def values(self) -> Iterator[Any]:
+        """Iterate over the JSON values on the lines, whatever they are, and in the place of what is none a BadRecord.
+
+        `lines` is the number of the line that the last one is from. Raises the same.
+        """
+        return self._reporting(lambda: self._opened(lambda handle: self._json_lines(handle, self._json_value)))
+
+    def _reporting(self, read: Callable[[], Iterator[_Read]]) -> Iterator[_Read]:
         try:
-            if suffix == ".parquet":
-                yield from self._rows()
-                return
-            if suffix.endswith((".gz", ".zst")) and self._piece.path.stat().st_size == 0:
-                self.lines = 1
-                yield self._bad("the compressed file is cut off: it is empty", offset=0)
-                return
-            with open_binary(self._piece.path) as handle:
-                yield from self._whole(handle) if suffix.startswith(".txt") else self._json_lines(handle)
+            yield from read()
         except OSError as error:
             found_nothing = isinstance(error, FileNotFoundError) or error.errno is None  # pyarrow's have no number
             category = DataError if found_nothing else StorageError
             raise category(f"{self._piece.path} cannot be read: {error.strerror or error}") from error
+
+    def _opened(self, read: Callable[[IO[bytes]], Iterator[_Read]]) -> Iterator[_Read | BadRecord]:
+        if self._piece.path.suffix.lower() in (".gz", ".zst") and self._piece.path.stat().st_size == 0:
+            self.lines = 1
+            yield self._bad("the compressed file is cut off: it is empty", offset=0)
+            return
+        with open_binary(self._piece.path) as handle:
+            yield from read(handle)
 
     def _bad(self, reason: str, *, offset: int, line: int | None = None) -> BadRecord:
         return BadRecord(self._piece.path, self.lines if line is None else line, offset, reason)
@@ -212,7 +228,9 @@ class PieceReader:
             self.lines = text.count("\n") + 1
             yield text.replace("\r\n", "\n")
 
-    def _json_lines(self, handle: IO[bytes]) -> Iterator[str | BadRecord]:
+    def _json_lines(
+        self, handle: IO[bytes], read: Callable[[bytes, int], _Read | BadRecord]
+    ) -> Iterator[_Read | BadRecord]:
         start, stop = self._piece.start, self._piece.stop
         offset = start
         if start > 0:
@@ -236,19 +254,25 @@ class PieceReader:
             if not whole:
                 yield self._bad(_too_long(self._limit), offset=offset)
             elif line.strip():
-                yield self._json_document(line, offset)
+                yield read(line, offset)
             offset += size
 
-    def _json_document(self, line: bytes, offset: int) -> str | BadRecord:
+    def _json_value(self, line: bytes, offset: int) -> Any:
+        """Return the JSON value of a line, or a BadRecord."""
         text = _decode(line.rstrip(b"\r\n"), start_of_file=offset == 0)
         if isinstance(text, _Fault):
             return self._bad(text.reason, offset=offset + text.offset)
         try:
-            record = json.loads(text)
+            return json.loads(text)
         except json.JSONDecodeError as error:
             return self._bad(f"not JSON ({error.msg}: column {error.colno})", offset=offset)
         except (ValueError, RecursionError) as error:
             return self._bad(f"not JSON that can be read ({error})", offset=offset)
+
+    def _json_document(self, line: bytes, offset: int) -> str | BadRecord:
+        record = self._json_value(line, offset)
+        if isinstance(record, BadRecord):
+            return record
         if not isinstance(record, dict):
             return self._bad(
                 f"a JSON {_json_type(record)} where an object with the key {self._field!r} is expected", offset=offset

@@ -1,1 +1,1 @@
-"""Records of fine-tuning data: from what a file holds to tokens and their weights in the loss."""
+"""Records for fine-tuning: from a file of conversations, prompts or tokens to tokens and weights."""
