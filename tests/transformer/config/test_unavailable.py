@@ -23,9 +23,6 @@ UNAVAILABLE = [
     "transformer_architecture.lora_config={rank: 4, parallel_modules: [query]}",
     "transformer_architecture.embedding_head_config={name: a, proj_layers: [1]}",
     "transformer_architecture.umup.enable=true",
-    "data.finetuning_dataset=true",
-    "data.finetuning_chat_dataset=true",
-    "data.finetuning_dataset_memory_map=true",
     "data.embedding_dataset=true",
     "data.embedding_dataset_memory_map=true",
 ]

@@ -15,8 +15,8 @@ from scaling.core.errors import DataError
 from scaling.transformer.data.batch import TextSample
 from scaling.transformer.data.packing import Span
 from scaling.transformer.data.record_dataset import RecordDataset
+from scaling.transformer.data.records.budget import TooLong
 from scaling.transformer.data.records.record import Record
-from scaling.transformer.data.records.too_long import TooLong
 from scaling.transformer.data.split import Part, Split
 from tests.transformer.data.record_data import dataset, random_records, record
 

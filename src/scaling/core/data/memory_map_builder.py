@@ -56,7 +56,8 @@ class MemoryMapDatasetBuilder:
         """Documents without tokens, which are left out."""
         self._tokenizer_sha256 = tokenizer_sha256
         self._eod_token_id = eod_token_id
-        self._made_by = None if made_by is None else dict(made_by)
+        self.made_by = None if made_by is None else dict(made_by)
+        """What is said of records; it may be completed until the end."""
         self._is_open = True
         self._final = {suffix: with_suffix(self.prefix, suffix) for suffix in _SUFFIXES}
         self._building = {suffix: with_suffix(self.prefix, f"{suffix}.building") for suffix in _SUFFIXES}
@@ -210,7 +211,7 @@ class MemoryMapDatasetBuilder:
             eod_token_id=self._eod_token_id,
             weights_sha256=None if weights is None else weights.close(),
             weights_dtype=None if weights is None else weights.dtype.name,
-            made_by=self._made_by,
+            made_by=self.made_by,
         )
         os.write(self._meta_descriptor, meta.to_json().encode())
         os.fsync(self._meta_descriptor)

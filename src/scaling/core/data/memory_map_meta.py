@@ -75,7 +75,8 @@ class MemoryMapMeta:
         version = _count(path, content, "version")
         if version not in (VERSION, RECORDS_VERSION):
             raise DataError(
-                f"{path} has version {version}, and this library reads {VERSION} and {RECORDS_VERSION}; use the version that wrote it"
+                f"{path} has version {version}, and this library reads {VERSION} and {RECORDS_VERSION}; use the "
+                "version that wrote it"
             )
         if content.get(_CHECKSUM) != _checksum({key: value for key, value in content.items() if key != _CHECKSUM}):
             raise damaged(path, "its content does not match its own digest, so it was edited or corrupted")

@@ -133,9 +133,9 @@ class ArchitectureConfig(MethodsConfig):
     mlp_bias: bool = True
     """Biases in the MLP."""
     reset_attention_mask: bool = True
-    """Do not attend across the end of a document."""
+    """Do not attend across the end of a document. Records (data.record_format) never attend to each other."""
     reset_position_ids: bool = True
-    """Count positions from 0 in each document."""
+    """Count positions from 0 in each document. In records (data.record_format) they always are."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Multiplies the embeddings."""
     residual_scale: float = Field(default=1.0, gt=0)

@@ -11,6 +11,7 @@ from scaling.transformer.config.choices import NormPlacement, Precision
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.methods import method_problems
 from scaling.transformer.config.model_plan import base_plan_of, plan_of
+from scaling.transformer.config.record_checks import soft_prompt_has_its_places
 from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig
 
 
@@ -174,5 +175,6 @@ CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     loss_has_its_head,
     documents_end_in_the_vocabulary,
     corpus_brings_its_tokenizer,
+    soft_prompt_has_its_places,
     groups_are_given_once,
 )

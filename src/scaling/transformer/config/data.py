@@ -10,7 +10,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scaling.core import BaseConfig, BlendedDatasetConfig, NoEffect, OnResume, Problem, Unavailable
+from scaling.core import BlendedDatasetConfig, NoEffect, OnResume, Problem, Unavailable
+from scaling.transformer.config.records import RecordDataConfig
 
 
 class Corpus(str, Enum):
@@ -19,19 +20,11 @@ class Corpus(str, Enum):
     PYTHON_STDLIB = "python_stdlib"
 
 
-class DataConfig(BaseConfig):
+class DataConfig(RecordDataConfig):
     """Training and validation data."""
 
     on_resume = OnResume.RUNTIME
 
-    data_prefixes: list[Path] | None = None
-    """Memory-mapped token data sets (paths without .bin / .idx), as `scaling data tokenize` writes them. null:
-    corpus."""
-    validation_data_prefixes: list[Path] | None = None
-    """The same for validation. null: validation_fraction of the training documents."""
-    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training documents that is held out for validation where there are no validation_data_prefixes.
-    0: none."""
     corpus: Corpus | None = None
     """python_stdlib: build a corpus and its tokenizer, once, from the source and documentation of the running Python's
     standard library. null: use data_prefixes."""
@@ -60,12 +53,6 @@ class DataConfig(BaseConfig):
         False
     )
     """Formerly: read the index of samples into memory."""
-    finetuning_dataset: Annotated[bool, Unavailable()] = False
-    """Prompts and completions as JSON."""
-    finetuning_chat_dataset: Annotated[bool, Unavailable()] = False
-    """Conversations as JSON lines."""
-    finetuning_dataset_memory_map: Annotated[bool, Unavailable()] = False
-    """Prompts and completions as memory maps."""
     embedding_dataset: Annotated[bool, Unavailable()] = False
     """Queries with positives and negatives as JSON lines."""
     embedding_dataset_memory_map: Annotated[bool, Unavailable()] = False
@@ -73,6 +60,9 @@ class DataConfig(BaseConfig):
 
     def problems(self) -> Iterator[Problem]:
         """Check that the data are named once and the mixtures fit them."""
+        yield from self.record_problems()
+        if self.records is not None:
+            yield from self._problems_of_texts()
         if self.corpus is not None:
             for name in ("data_prefixes", "validation_data_prefixes"):
                 if getattr(self, name):
@@ -111,6 +101,17 @@ class DataConfig(BaseConfig):
                 f"is {self.allow_incomplete_sequences_every_n}, but only_full_sequences is false: all sequences are "
                 "packed",
             )
+
+    def _problems_of_texts(self) -> Iterator[Problem]:
+        """Refuse what concerns a stream of texts beside records."""
+        given = {
+            "corpus": None if self.corpus is None else self.corpus.value,
+            "legacy_dataset": self.legacy_dataset or None,
+            "only_full_sequences": self.only_full_sequences or None,
+        }
+        for name, value in given.items():
+            if value is not None:
+                yield Problem(name, f"is {str(value).lower()}, but the data are records (record_format); remove one")
 
     @staticmethod
     def _mixture_problems(name: str, mixture: BlendedDatasetConfig, prefixes: list[Path] | None) -> Iterator[Problem]:

@@ -24,6 +24,8 @@ from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.config.start import START_CHECKS
+from scaling.transformer.data.record_prefixes import FIELDS, named_files
+from scaling.transformer.data.records.template import ChatTemplate
 from scaling.transformer.data.source import Sources, missing_files, recorded_end
 from scaling.transformer.data.tokenizer import Tokenizer
 
@@ -39,12 +41,17 @@ def data_and_tokenizer_fit(
         vocab_size=transformer_architecture.vocab_size or tokens,
         vocab_file=None if tokens is None else transformer_architecture.vocab_file,
     )
-    for name in ("data_prefixes", "validation_data_prefixes"):
+    files = dict(named_files(data))
+    for name in FIELDS:
         for index, prefix in enumerate(getattr(data, name) or ()):
             place = f"data.{name}.{index}"
+            if place in files:
+                continue
             if missing := missing_files(prefix):
                 if prefix.suffix in (".bin", ".idx") and os.path.isfile(prefix):
                     remedy = f"leave out {prefix.suffix}"
+                elif os.path.isfile(prefix):
+                    remedy = "set record_format to auto if it holds records, or tokenize its texts"
                 else:
                     remedy = f"make it with `scaling data tokenize INPUT --output {prefix} --tokenizer FILE`"
                 yield Problem(place, f"is {str(prefix)!r}, but there is no {' and no '.join(missing)} file; {remedy}")
@@ -54,6 +61,27 @@ def data_and_tokenizer_fit(
             except DataError as error:
                 yield Problem(place, str(error))
     yield from problems
+    yield from _records_can_be_tokenized(data, transformer_architecture, files)
+
+
+def _records_can_be_tokenized(
+    data: DataConfig, architecture: TransformerArchitectureConfig, files: Mapping[str, Path]
+) -> Iterator[Problem]:
+    """There is a tokenizer for files of records, and the chat template is one."""
+    if files and architecture.vocab_file is None:
+        place, path = next(iter(files.items()))
+        yield Problem(
+            "transformer_architecture.vocab_file",
+            f"is not given, and {place} ({path}) is a file of records, which it tokenizes; name one",
+        )
+    template = data.chat_template
+    if missing := list(_missing_file("data.chat_template", template)):
+        yield from missing
+    elif template is not None:
+        try:
+            ChatTemplate.from_file(template)
+        except DataError as error:
+            yield Problem("data.chat_template", str(error))
 
 
 def _look_at_tokenizer(architecture: TransformerArchitectureConfig) -> tuple[int | None, list[Problem]]:

@@ -47,6 +47,12 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
             "trainer.keep_every_steps",
             f"is {trainer.keep_every_steps}, but has no effect: without keep_last_checkpoints no checkpoint is deleted",
         )
+    for name in ("reset_attention_mask", "reset_position_ids"):
+        if data.records is not None and not getattr(architecture, name):
+            yield Problem(
+                f"transformer_architecture.{name}",
+                "is false, but the data are records, which never see each other and each begin at position 0",
+            )
     mixture = data.blended_dataset
     if mixture.weights is not None and mixture.weight_by_num_documents and len(data.data_prefixes or ()) > 1:
         yield Problem(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from tokenize import detect_encoding
 
-from scaling.core import DataError, MemoryMapDatasetBuilder, file_lock, storage_errors, sync_folder, write_atomically
+from scaling.core import DataError, MemoryMapDatasetBuilder, write_atomically
+from scaling.transformer.data.built_once import built_once
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.sampling import thin
 from scaling.transformer.data.shards import token_dtype
@@ -63,28 +63,20 @@ def build_stdlib_corpus(
     identity = {"python": sys.version, "implementation": sys.implementation.name, "format": 1, **asdict(limits)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     name = f"stdlib-{sys.version_info.major}.{sys.version_info.minor}-{limits.vocab_size}-{digest[:8]}"
-    final = directory / name
-    if _intact(final, identity):
-        return _paths(final)
-    with storage_errors(f"building the corpus in {directory}"):
-        directory.mkdir(parents=True, exist_ok=True)
-        waiting = "waiting for another process that builds the corpus"
-        with file_lock(directory / f".{name}.lock", on_wait=lambda: progress(waiting, 0, 1)):
-            if not _intact(final, identity):
-                building = directory / f".{name}.building"
-                for rest in (building, final):
-                    if rest.exists():
-                        shutil.rmtree(rest)
-                building.mkdir()
-                try:
-                    _build(building, limits, progress)
-                    _write_manifest(building, identity)
-                    building.rename(final)
-                except BaseException:  # such as a signal
-                    shutil.rmtree(building, ignore_errors=True)
-                    raise
-                sync_folder(directory)
-    return _paths(final)
+
+    def build(building: Path) -> None:
+        _build(building, limits, progress)
+        _write_manifest(building, identity)
+
+    return _paths(
+        built_once(
+            directory / name,
+            intact=lambda final: _intact(final, identity),
+            build=build,
+            what="the corpus",
+            progress=progress,
+        )
+    )
 
 
 def stdlib_documents() -> Iterator[tuple[str, str]]:

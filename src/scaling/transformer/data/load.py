@@ -6,10 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling.core import BlendedDataset, BlendedDatasetConfig, TokenDocuments
+from scaling.core import BlendedDataset, BlendedDatasetConfig, MemoryMapDocuments, TokenDocuments
+from scaling.transformer.config.records import RecordSettings
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.packing import Packing
+from scaling.transformer.data.record_dataset import RecordDataset
+from scaling.transformer.data.record_prefixes import row_rules
+from scaling.transformer.data.record_rows import Records
+from scaling.transformer.data.record_source import PromptCompletionRecords, StoredRecords
 from scaling.transformer.data.source import Sources
 from scaling.transformer.data.split import Part, Split
 from scaling.transformer.data.text_dataset import TextDataset
@@ -33,9 +38,9 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
     sources = Sources(data, vocab_size=architecture.vocab_size, vocab_file=architecture.vocab_file)
     opened = _open(data.data_prefixes, sources)
 
-    def part(which: Part, *, drop_last: bool) -> list[TextDataset]:
+    def part(which: Part, *, drop_last: bool) -> Sequence[TextDataset | RecordDataset]:
         split = Split(which, data.validation_fraction)
-        return [_text_dataset(name, documents, config, split, drop_last=drop_last) for name, documents in opened]
+        return [_dataset(name, documents, config, split, drop_last=drop_last) for name, documents in opened]
 
     training = _blend(part(Part.TRAIN if held_out else Part.ALL, drop_last=True), data.blended_dataset)
     if held_out:
@@ -46,7 +51,7 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
     if not data.validation_data_prefixes:
         return training, None
     separate = [
-        _text_dataset(name, documents, config, Split(), drop_last=False)
+        _dataset(name, documents, config, Split(), drop_last=False)
         for name, documents in _open(data.validation_data_prefixes, sources)
     ]
     return training, _blend(separate, data.validation_blended_dataset or data.blended_dataset)
@@ -63,9 +68,11 @@ def _open(prefixes: Sequence[Path], sources: Sources) -> list[tuple[str, TokenDo
     return opened
 
 
-def _text_dataset(
+def _dataset(
     name: str, documents: TokenDocuments, config: TransformerConfig, split: Split, *, drop_last: bool
-) -> TextDataset:
+) -> TextDataset | RecordDataset:
+    if (settings := config.data.records) is not None:
+        return _record_dataset(name, documents, config, settings, split)
     architecture, data = config.transformer_architecture, config.data
     packing = Packing(
         architecture.sequence_length,
@@ -83,7 +90,22 @@ def _text_dataset(
     )
 
 
-def _blend(datasets: list[TextDataset], mixture: BlendedDatasetConfig) -> TextMixture:
+def _record_dataset(
+    name: str, documents: TokenDocuments, config: TransformerConfig, settings: RecordSettings, split: Split
+) -> RecordDataset:
+    architecture, end = config.transformer_architecture, config.data.eod_token_id or 0
+    # What is set about the borders of documents is about texts: records keep to themselves.
+    collator = TextCollator(architecture.vocab_size or 0)
+    records: Records
+    if settings.prompt_lengths or not isinstance(documents, MemoryMapDocuments):
+        records = PromptCompletionRecords(documents, eod_token_id=end)
+    else:
+        records = StoredRecords(documents)
+    rules = row_rules(architecture, settings, padding=end)
+    return RecordDataset(records, rules, collator=collator, name=name, split=split)
+
+
+def _blend(datasets: Sequence[TextDataset | RecordDataset], mixture: BlendedDatasetConfig) -> TextMixture:
     for dataset in datasets:
         dataset.require_sequences()
     return BlendedDataset(datasets, mixture, names=[dataset.name for dataset in datasets])

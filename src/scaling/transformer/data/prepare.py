@@ -1,4 +1,4 @@
-"""Resolve a configuration before its processes start: the corpus is built, vocabulary and tokens are filled in."""
+"""Resolve a configuration before its processes start: what it names is built, vocabulary and tokens are filled in."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from scaling.core import ConfigError, Problem
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.corpus import CorpusLimits, build_stdlib_corpus
 from scaling.transformer.data.progress import ProgressCallback, silent
+from scaling.transformer.data.record_prefixes import tokenized_records
 from scaling.transformer.data.source import recorded_end
 from scaling.transformer.data.tokenizer import Tokenizer
 
 
 def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = silent) -> TransformerConfig:
-    """Build the corpus where one is asked for, and fill in what follows from the data and the tokenizer.
+    """Build the corpus, tokenize files of records, and fill in what follows from the data and the tokenizer.
 
     The result names `data_prefixes`, `vocab_size` and `eod_token_id`, and `vocab_file` where there is a tokenizer; for
     it this function has nothing more to do. Call it before the processes of a run are started; where several call it,
@@ -19,8 +20,8 @@ def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = sile
 
     Raises:
         ConfigError: No data is named, or vocabulary, tokenizer and end-of-document token do not fit together.
-        DataError: The tokenizer file is unusable.
-        StorageError: The corpus cannot be written.
+        DataError: The tokenizer file, or a file of records, is unusable.
+        StorageError: The corpus, or what is made of records, cannot be written.
     """
     architecture, data = config.transformer_architecture, config.data
     vocab_file, prefixes = architecture.vocab_file, data.data_prefixes
@@ -42,11 +43,13 @@ def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = sile
         )
     tokenizer = None if vocab_file is None else Tokenizer.from_file(vocab_file)
     named = config.data.model_copy(update={"data_prefixes": prefixes})
+    named = named.model_copy(update=tokenized_records(named, config.transformer_architecture, tokenizer, progress))
     config = resolve_tokens(config, tokenizer, recorded=recorded_end(named))
+    kept = {name: getattr(named, name) for name in ("data_prefixes", "validation_data_prefixes")}
     return config.model_copy(
         update={
             "transformer_architecture": config.transformer_architecture.model_copy(update={"vocab_file": vocab_file}),
-            "data": config.data.model_copy(update={"corpus": None, "data_prefixes": prefixes}),
+            "data": config.data.model_copy(update={"corpus": None, **kept}),
         }
     )
 

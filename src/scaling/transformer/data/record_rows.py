@@ -14,8 +14,8 @@ from scaling.transformer.data.batch import TextSample
 from scaling.transformer.data.bins import Bins, one_each, pack
 from scaling.transformer.data.boundaries import loss_weights, piece_starts
 from scaling.transformer.data.packing import Span
+from scaling.transformer.data.records.budget import TooLong
 from scaling.transformer.data.records.record import Record
-from scaling.transformer.data.records.too_long import TooLong
 from scaling.transformer.data.split import Split
 
 PLACEHOLDER = 0

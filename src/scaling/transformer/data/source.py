@@ -17,6 +17,7 @@ from scaling.core import (
     recorded_eod_token_id,
 )
 from scaling.transformer.config.data import DataConfig
+from scaling.transformer.data.record_kinds import require_kind
 from scaling.transformer.data.tokenizer import tokenizer_digest
 
 
@@ -82,6 +83,7 @@ class Sources:
             StorageError: A file cannot be read.
         """
         in_memory = self._data.load_mmap_index_to_memory
+        records = self._data.records
         documents: TokenDocuments
         if self._data.legacy_dataset:
             try:
@@ -90,7 +92,9 @@ class Sources:
                 raise DataError(f"{error} (data.legacy_dataset is true)") from error
         else:
             documents = open_documents(prefix, use_mmap=self._data.use_mmap, load_index_to_memory=in_memory)
-        if self._vocab_size is not None:
+        require_kind(prefix, documents, self._data)
+        # The predecessor's memory maps of records hold lengths among their tokens: batches are checked.
+        if self._vocab_size is not None and (records is None or not records.prompt_lengths):
             documents.check_vocabulary(self._vocab_size)
         recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None
         present = self._tokenizer_sha256

@@ -35,7 +35,7 @@ def shrunk(
     layers are even or odd in number and divide evenly over the stages, whether the vocabulary divides by the
     model-parallel size, whether there are fewer key-value heads than model ranks, and a layer of each kind. `also` is
     another layout that the model has to fit. Settings of the data are dropped, since no real data have the small
-    vocabulary.
+    vocabulary, but for whether they are records.
     """
     large, architecture = config.topology, config.transformer_architecture
     plan = plan_of(architecture)
@@ -55,6 +55,8 @@ def shrunk(
     cut = large.sequence_parallel or (also is not None and also.sequence_parallel)
     values = config.as_dict()
     values["data"] = {"eod_token_id": 0}
+    if (records := config.data.records) is not None:
+        values["data"] |= {"record_format": "auto", "packing": records.packing}
     values["transformer_architecture"] |= {
         "num_attention_heads": heads,
         "attention_num_kv_heads": kv_heads,
@@ -133,11 +135,17 @@ def _lengths(architecture: TransformerArchitectureConfig, sequence: int) -> dict
         "absolute_positions": positions and min(positions, sequence + (positions > before)),
         "local_attention_window_size": window(architecture.local_attention_window_size),
         "rotary": rotary(values["rotary"]),
+        "softprompt_config": _soft_prompt(values["softprompt_config"], sequence),
         "attention_kinds": {
             name: {"window": window(kind["window"]), "rotary": rotary(kind["rotary"])}
             for name, kind in values["attention_kinds"].items()
         },
     }
+
+
+def _soft_prompt(section: dict[str, Any] | None, sequence: int) -> dict[str, Any] | None:
+    """Return a soft prompt that leaves most of a short sequence to its text."""
+    return section and {**section, "n_tokens": min(section["n_tokens"], max(1, sequence // 4))}
 
 
 def axis_sizes(topology: TopologyConfig, processes: int) -> Sizes:

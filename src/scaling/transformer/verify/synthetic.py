@@ -1,4 +1,4 @@
-"""Synthetic text with everything that makes layouts part: packed documents, padding, samples without a valid token."""
+"""Synthetic data with everything that makes layouts part: packed pieces, padding, samples without a valid token."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from scaling.core import BaseDataset, DataError, MicroBatch
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.packing import Span
+from scaling.transformer.data.record_prefixes import row_rules
+from scaling.transformer.data.record_rows import RowRules, lay
+from scaling.transformer.data.records.record import Record
 
 _SHORT_EVERY = 5
 _EMPTY_EVERY = 7
 
 
-def synthetic_text(config: TransformerConfig, samples: int = 1000, *, seed: int = 0) -> SyntheticText:
-    """Return synthetic data for the vocabulary, sequence length and document rules of a configuration."""
+def synthetic_text(
+    config: TransformerConfig, samples: int = 1000, *, seed: int = 0
+) -> SyntheticText | SyntheticRecords:
+    """Return synthetic data for the vocabulary, sequence length and kind of data of a configuration."""
     architecture = config.transformer_architecture
+    if (settings := config.data.records) is not None:
+        rules = row_rules(architecture, settings, padding=config.data.eod_token_id or 0)
+        return SyntheticRecords(samples, rules, TextCollator(architecture.vocab_size), seed)
     collator = TextCollator(
         architecture.vocab_size,
         reset_attention_mask=architecture.reset_attention_mask,
@@ -69,6 +77,42 @@ class SyntheticText(BaseDataset[TextSample]):
 
     def collate(self, samples: Sequence[TextSample], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
         """Make a micro-batch as a data set of real text does."""
+        return self.collator.collate(samples, positions, valid)
+
+    def fingerprint(self) -> str:
+        """Return a description: the data are made, not read."""
+        return f"synthetic {self}"
+
+
+@final
+@dataclass(frozen=True)
+class SyntheticRecords(BaseDataset[TextSample]):
+    """Rows of records of random tokens and weights, each a pure function of its index; one in seven counts nowhere."""
+
+    length: int
+    rules: RowRules
+    collator: TextCollator
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> TextSample:
+        if not 0 <= index < self.length:
+            raise DataError(f"row {index} is not one of the {self.length} synthetic rows")
+        stream = np.random.default_rng((self.seed, index))
+        weighs = index % _EMPTY_EVERY != _EMPTY_EVERY - 1
+        records: list[Record] = []
+        room = self.rules.capacity - int(stream.integers(0, self.rules.capacity // 4 + 1))
+        while (longest := room - self.rules.placeholders) > 0 and (self.rules.packing or not records):
+            size = int(stream.integers(1, longest + 1))
+            weights = stream.choice(np.array([0, 0.5, 1], np.float32), size) * np.float32(weighs)
+            records.append(Record(stream.integers(0, self.collator.vocab_size, size), weights))
+            room -= self.rules.placeholders + size
+        return lay(range(len(records)), records, self.rules, name="synthetic records")
+
+    def collate(self, samples: Sequence[TextSample], positions: Sequence[int], valid: Sequence[bool]) -> MicroBatch:
+        """Make a micro-batch as a data set of real records does."""
         return self.collator.collate(samples, positions, valid)
 
     def fingerprint(self) -> str:

@@ -36,6 +36,8 @@ class RecordBudget:
     longest: int | None = None
     """The most tokens that a record may have. None: any number."""
     too_long: TooLong = TooLong.REFUSE
+    option: str = "--max-bad"
+    """What sets `max_bad`, for messages."""
     formats: dict[Path, RecordFormat] = field(default_factory=dict)
     """The format of each file."""
     records: int = 0
@@ -63,10 +65,10 @@ class RecordBudget:
         if self.bad_records <= self.max_bad:
             return
         if self.max_bad == 0:
-            raise DataError(f"{place}: {reason}. Mend it, or skip up to n such records with --max-bad n")
+            raise DataError(f"{place}: {reason}. Mend it, or skip up to n such records with {self.option} n")
         raise DataRefusedError(
             f"more than {self.max_bad} {'record is' if self.max_bad == 1 else 'records are'} bad, the last one: "
-            f"{place}: {reason}. Mend the data, or raise --max-bad"
+            f"{place}: {reason}. Mend the data, or raise {self.option}"
         )
 
     def admit(self, record: Record, place: str) -> Record | None:
