@@ -130,14 +130,19 @@ class TokenRows(TableEdit):
         )
         first, length = table.shard.offset, table.shard.length
         own = [(token - first, row) for row, token in enumerate(tokens) if first <= token < first + length]
-        self._places = [place for place, _ in own]
-        self._rows = [row for _, row in own]
-        self._table = (table,)  # in a tuple, so that it does not join the module tree
-        # Row of the edit for each row of the table; one beyond the last where there is none.
+        places, rows = (torch.tensor([pair[side] for pair in own], dtype=torch.int64) for side in (0, 1))
+        row_of = torch.full((table.weight.shape[0],), -1, dtype=torch.int64)
+        row_of[places] = rows
+        # Buffers, so that they lie on the device when a step needs them.
+        self.places: Tensor
+        """Where in this rank's part of the table the tokens are that it has."""
+        self.rows: Tensor
+        """Their rows of the edit."""
         self.row_of: Tensor
-        rows = torch.full((table.weight.shape[0],), -1, dtype=torch.int64)
-        rows[self._places] = torch.tensor(self._rows, dtype=torch.int64)
-        self.register_buffer("row_of", rows, persistent=False)
+        """For each row of this rank's part of the table that of the edit, -1 where there is none."""
+        for name, values in (("places", places), ("rows", rows), ("row_of", row_of)):
+            self.register_buffer(name, values, persistent=False)
+        self._table = (table,)  # in a tuple, so that it does not join the module tree
 
     def embedded(self, term: Tensor, local_ids: Tensor, here: Tensor | None) -> Tensor:
         """Return this rank's term of the embeddings with the rows, in its type."""
@@ -148,25 +153,24 @@ class TokenRows(TableEdit):
 
     def multiplied(self, products: HeadProducts) -> HeadProducts:
         """Return what logits are the sum of: those of the tokens get the difference of the rows, times hidden."""
-        if not self._rows:
+        if not len(self.rows):
             return products
         hidden, weight = products.hidden, products.weight
-        difference = self.weight[self._rows] - weight[self._places].to(self.weight.dtype)
-        chosen = difference.new_zeros((weight.shape[0], len(self._rows)))
-        chosen[self._places, range(len(self._rows))] = 1.0
-        return products.plus(LogitTerm(linear(hidden.to(difference.dtype), difference), chosen))
+        difference = self.weight[self.rows] - weight[self.places].to(self.weight.dtype)
+        # [v, n]: each token's logit takes its own product of these.
+        chosen = self.places.unsqueeze(0) == torch.arange(weight.shape[0], device=weight.device).unsqueeze(1)
+        return products.plus(LogitTerm(linear(hidden.to(difference.dtype), difference), chosen.to(difference.dtype)))
 
     @torch.no_grad()
     def follow_base(self) -> None:
         """Let the rows be the table's. A sum over the model axis, since each rank knows its own."""
         rows = torch.zeros_like(self.weight)
-        if self._rows:
-            rows[self._rows] = self._table[0].weight[self._places].to(rows.dtype)
+        rows[self.rows] = self._table[0].weight[self.places].to(rows.dtype)
         self.weight.copy_(ops.all_reduce(rows, self._table[0].place.group))
 
     @torch.no_grad()
     def merged(self, weight_vH: Tensor) -> Tensor:
         """Return this rank's part of the table with the rows in it, in the type of the rows."""
         merged = weight_vH.to(self.weight.dtype, copy=True)
-        merged[self._places] = self.weight[self._rows]
+        merged[self.places] = self.weight[self.rows]
         return merged
