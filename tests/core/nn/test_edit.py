@@ -1,4 +1,4 @@
-"""What may stand beside a linear layer's product, or in its place: three toys, each against its dense formula."""
+"""Edits of a linear layer, and other arithmetic for its product: toys, each against its dense formula."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.nn.init import Normal, fill
-from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, linear
+from scaling.core.nn.linear import ColumnParallelLinear, LinearEdit, RowParallelLinear, linear
 from scaling.core.nn.mlp import ParallelSwiGLUMLP
 from scaling.core.nn.parameter import Piece, meta, new_parameter
 from scaling.core.nn.place import Place, enter_model_parallel
@@ -36,7 +36,7 @@ def cut_of(layer: Linear) -> tuple[Piece, Shard]:
     return piece, Shard(dim=dim, offset=offset, length=length, local_length=length)
 
 
-class LowRank(nn.Module):
+class LowRank(LinearEdit):
     """x A^T B^T (LoRA, arXiv:2106.09685): the factor on the side where the layer is cut is cut as the layer is.
 
     Each model rank sees a part of the gradient of the other factor.
@@ -50,11 +50,11 @@ class LowRank(nn.Module):
         self.down = new_parameter((RANK, columns), Normal(1.0), shard=down, dtype=dtype, gradient_in_parts=cut_rows)
         self.up = new_parameter((rows, RANK), Normal(1.0), shard=up, dtype=dtype, gradient_in_parts=not cut_rows)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(linear(x, self.down), self.up)
+    def within(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + linear(linear(x, self.down), self.up)
 
 
-class SecondBias(nn.Module):
+class SecondBias(LinearEdit):
     """A bias to be trained alone (BitFit, arXiv:2106.10199); beside a row-parallel layer each rank adds its share."""
 
     def __init__(self, layer: Linear) -> None:
@@ -70,8 +70,18 @@ class SecondBias(nn.Module):
             gradient_in_parts=shared,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.bias / self.share).expand(*x.shape[:-1], -1)
+    def within(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + self.bias / self.share
+
+
+class Squeeze(LinearEdit):
+    """Inputs doubled, outputs halved, the bias with them: what stands before and behind the product."""
+
+    def before(self, x: Tensor) -> Tensor:
+        return 2.0 * x
+
+    def after(self, y: Tensor) -> Tensor:
+        return 0.5 * y
 
 
 @dataclass
@@ -126,15 +136,31 @@ def all_at_once(weights: Weights, x: Tensor) -> Tensor:
 
 
 def put_low_rank(layer: Linear) -> None:
-    layer.put_beside("lora", LowRank(layer))
+    layer.edit("lora", LowRank(layer))
 
 
 def put_second_bias(layer: Linear) -> None:
-    layer.put_beside("second", SecondBias(layer))
+    layer.edit("second", SecondBias(layer))
 
 
 def put_rounded(layer: Linear) -> None:
     layer.product = Rounded()
+
+
+def put_squeeze(layer: Linear) -> None:
+    layer.edit("squeeze", Squeeze())
+
+
+def put_passive(layer: Linear) -> None:
+    put_squeeze(layer)
+    put_low_rank(layer)
+    for edit in layer.children():
+        assert isinstance(edit, LinearEdit)
+        edit.active = False
+
+
+def squeezed(weights: Weights, x: Tensor) -> Tensor:
+    return 0.5 * usual(weights, 2.0 * x)
 
 
 def put_all(layer: Linear) -> None:
@@ -144,7 +170,7 @@ def put_all(layer: Linear) -> None:
 
 @dataclass(frozen=True)
 class Toy:
-    """What is put beside a layer or in its place, and what the layer then computes."""
+    """What is put into a layer, and what the layer then computes."""
 
     put: Callable[[Linear], None]
     formula: Callable[[Weights, Tensor], Tensor]
@@ -155,6 +181,7 @@ TOYS = {
     "nothing": Toy(lambda layer: None, usual),
     "LoRA": Toy(put_low_rank, low_rank, ("lora.down", "lora.up")),
     "BitFit": Toy(put_second_bias, second_bias, ("second.bias",)),
+    "squeezed": Toy(put_squeeze, squeezed),
     "rounded": Toy(put_rounded, rounded_product),
     "all": Toy(put_all, all_at_once, ("second.bias", "lora.down", "lora.up")),
 }
@@ -198,7 +225,7 @@ def within(prefix: str, formula: Callable[[Weights, Tensor], Tensor]) -> Callabl
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_what_stands_beside_a_layer_adds_to_its_sum_without_a_message_of_its_own(world_size: int) -> None:
+def test_an_edit_of_a_layer_takes_part_in_its_sum_without_a_message_of_its_own(world_size: int) -> None:
     if world_size == 1:
         compare_toys(0, 1)
     else:
@@ -226,7 +253,31 @@ def test_the_product_of_a_layer_is_asked_for_its_own_weight_alone() -> None:
     assert layer.product.shapes == [(OUT, IN)]
 
 
-def test_layers_do_not_share_what_stands_beside_one_of_them() -> None:
+def test_edits_that_are_not_active_are_passed_over() -> None:
+    layer, alone = RowParallelLinear(IN, OUT), RowParallelLinear(IN, OUT)
+    put_passive(layer)
+    for each in (layer, alone):
+        fill(each, seed=3)
+    x = random(2, IN, seed=1, dtype=torch.float32)
+    assert torch.equal(layer(x), alone(x))
+    for edit in layer.children():
+        assert isinstance(edit, LinearEdit)
+        edit.active = True
+    assert not torch.equal(layer(x), alone(x))
+
+
+def test_the_parameters_of_an_edit_may_go_by_the_name_of_another_module() -> None:
+    layer, owner = ColumnParallelLinear(IN, OUT), nn.Module()
+    layer.edit("lora", LowRank(layer), owner=owner)
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    assert [name for name, _ in owner.named_parameters()] == ["lora.down", "lora.up"]
+    both = nn.ModuleList([layer, owner])
+    fill(both)
+    x = random(2, IN, seed=1, dtype=torch.float32)
+    close(layer(x), low_rank(dict(layer.named_parameters()) | dict(owner.named_parameters()), x), tolerance=1e-6)
+
+
+def test_layers_do_not_share_the_edits_of_one_of_them() -> None:
     one, other = ColumnParallelLinear(IN, OUT), ColumnParallelLinear(IN, OUT)
     put_all(one)
     assert other.product is linear
@@ -234,7 +285,7 @@ def test_layers_do_not_share_what_stands_beside_one_of_them() -> None:
 
 
 def test_what_is_frozen_and_what_is_trained_is_chosen_by_name() -> None:
-    """The use of it all: the layer's own parameters stay, what stands beside learns."""
+    """The use of it all: the layer's own parameters stay, those of the edit learn."""
     layer = ColumnParallelLinear(IN, OUT)
     fill(layer)
     put_low_rank(layer)
@@ -287,7 +338,7 @@ def test_a_block_of_adapted_layers_has_still_one_sum_in_each_direction() -> None
 
 
 @pytest.mark.parametrize("rank", range(2))
-def test_what_stands_beside_is_cut_as_the_layer_is(rank: int) -> None:
+def test_an_edit_is_cut_as_the_layer_is(rank: int) -> None:
     place = Place(view_of(rank, model=2))
     column, row = ColumnParallelLinear(IN, OUT, place=place), RowParallelLinear(IN, OUT, place=place)
     alone: list[Linear] = [ColumnParallelLinear(IN, OUT), RowParallelLinear(IN, OUT)]
