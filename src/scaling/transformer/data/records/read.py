@@ -36,6 +36,7 @@ def read_records(path: Path, encoder: RecordEncoder, budget: RecordBudget) -> It
     raws = iter(raw_records(path))
     form = encoder.format
     seen = used = 0
+    bad_before = len(budget.bad)
     while batch := list(islice(raws, AT_ONCE)):
         seen += len(batch)
         if form is None:
@@ -55,7 +56,8 @@ def read_records(path: Path, encoder: RecordEncoder, budget: RecordBudget) -> It
         raise DataError(f"{path} is empty: it holds no records")
     if used == 0:
         why = budget.left_out() or "none counts"
-        raise DataError(f"{path}: none of its {seen} records can be trained on ({why})")
+        first = "".join(f"; the first bad one is {named}" for named in budget.bad[bad_before : bad_before + 1])
+        raise DataError(f"{path}: none of its {seen} records can be trained on ({why}){first}")
 
 
 def raw_records(path: Path) -> Iterator[Raw]:
