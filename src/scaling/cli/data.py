@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
+from scaling.cli.records import (
+    Format,
+    Learnt,
+    Long,
+    MaxLength,
+    RecordOptions,
+    Template,
+    say_kind,
+)
+from scaling.cli.token_text import token_text, weighed_text
 from scaling.core.data.formats import open_documents
 from scaling.core.data.memory_map import MemoryMapDocuments
 from scaling.core.errors import DataError
@@ -42,7 +51,7 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT",
         help="Files that end in .txt (one document each), .jsonl (one per line) or .parquet (one per row), the first "
-        "two also with .gz or .zst; or folders of such files.",
+        "two also with .gz or .zst; or folders of such files. With --format: .json or .jsonl files of records.",
         show_default=False,
     ),
 ]
@@ -61,7 +70,7 @@ def new_prefix(given: str) -> Path:
             f"--output {given} is a folder, and a data set is named by the prefix of its files; give a name in it, "
             f"such as {path / 'data'}"
         )
-    for suffix in (".bin", ".idx", ".meta.json"):
+    for suffix in (".bin", ".idx", ".weights", ".meta.json"):
         if given.endswith(suffix):
             raise DataError(
                 f"--output {given} would be written to {given}.bin, since a data set is named by the prefix of its "
@@ -104,8 +113,30 @@ def tokenize(
     ] = False,
     max_bad: MaxBad = 0,
     max_document_bytes: MaxDocumentBytes = MAX_DOCUMENT_BYTES,
+    format_name: Format = None,
+    chat_template: Template = None,
+    train_on: Learnt = None,
+    too_long: Long = None,
+    max_length: MaxLength = None,
 ) -> None:
-    """Tokenize text files into a memory map, in parallel. A run that was stopped goes on where it stopped."""
+    """Tokenize texts, or with --format records for fine-tuning, into a memory map.
+
+    Texts are tokenized in parallel. A run that was stopped goes on where it stopped.
+    """
+    records = RecordOptions(format_name, chat_template, train_on, too_long, max_length)
+    records.require_one_kind(
+        {
+            "--field": field != "text",
+            "--no-append-eod": no_append_eod,
+            "--workers": workers,
+            "--max-document-bytes": max_document_bytes != MAX_DOCUMENT_BYTES,
+        }
+    )
+    if format_name is not None:
+        report = records.write(inputs, output, tokenizer, eod_token=eod_token, max_bad=max_bad)
+        first, *others = report.lines()
+        typer.echo("\n".join([f"{output}: {first}", *others]))
+        return
     options = TokenizeOptions(
         tokenizer,
         field=field,
@@ -215,8 +246,10 @@ def inspect(
     if documents.max_token is not None:
         typer.echo(f"largest      {documents.max_token}")
     if meta is not None and meta.eod_token_id is not None:
-        named = "" if decoder is None else f" {_text(np.array([meta.eod_token_id]), decoder)}"
+        named = "" if decoder is None else f" {token_text(np.array([meta.eod_token_id]), decoder)}"
         typer.echo(f"end token    {meta.eod_token_id}{named}")
+    if isinstance(documents, MemoryMapDocuments):
+        say_kind(documents)
     if recorded is not None:
         typer.echo(f"tokenizer    SHA-256 {recorded}")
     typer.echo(f"fingerprint  {documents.fingerprint()}")
@@ -228,8 +261,13 @@ def inspect(
     for line in histogram(lengths.by_bits):
         typer.echo(f"  {line}")
     for index in np.unique(np.linspace(0, len(documents) - 1, samples).astype(np.int64)).tolist():
+        if isinstance(documents, MemoryMapDocuments) and documents.made_by is not None:
+            weights = documents.weights(index)
+            typer.echo(f"\nrecord {index}, {len(weights)} tokens, {int((weights > 0).sum())} of which count:")
+            typer.echo(weighed_text(documents.read(index, 0, 200), weights[:200], decoder))
+            continue
         typer.echo(f"\ndocument {index}, {documents.size(index)} tokens:")
-        typer.echo(_text(documents.read(index, 0, 200), decoder))
+        typer.echo(token_text(documents.read(index, 0, 200), decoder))
 
 
 @app.command()
@@ -275,35 +313,14 @@ def _show(consumed: ConsumedSample, decoder: Tokenizer | None) -> None:
         f"=== sample {consumed.position} (micro-batch {consumed.micro_batch}, data-parallel rank "
         f"{consumed.data_parallel_rank}): sequence {consumed.index} of {sample.source}"
     )
-    place = 0
-    for document, start, stop in sample.spans:
-        typer.echo(f"--- document {document}, tokens {start} to {stop - 1}")
-        typer.echo(_text(sample.tokens[place : place + stop - start], decoder))
-        place += stop - start
-
-
-def _text(tokens: np.ndarray[tuple[int, ...], np.dtype[np.integer]], decoder: Tokenizer | None) -> str:
-    """Return tokens as text; those that are none of the tokenizer's appear as numbers: they are what one looks for."""
-    ids = [int(token) for token in tokens]
-    if decoder is None:
-        return " ".join(map(str, ids))
-    vocabulary = range(decoder.vocab_size)
-    return harmless(
-        "".join(
-            decoder.decode(list(run), skip_special_tokens=False)
-            if known
-            else "".join(f"<token {token}>" for token in run)
-            for known, run in groupby(ids, key=vocabulary.__contains__)
-        )
-    )
-
-
-def harmless(text: str) -> str:
-    """Return text that does nothing to a terminal: control characters but for tab and newline appear as escapes."""
-    return "".join(
-        f"\\x{ord(letter):02x}" if unicodedata.category(letter) == "Cc" and letter not in "\t\n" else letter
-        for letter in text
-    )
+    weights = np.concatenate([np.zeros(1, np.float32), sample.weights])
+    for (number, start, stop), first in sample.pieces():
+        typer.echo(f"--- {sample.unit} {number}, tokens {start} to {stop - 1}")
+        place = slice(first, first + stop - start)
+        if sample.unit == "record":
+            typer.echo(weighed_text(sample.tokens[place], weights[place], decoder))
+        else:
+            typer.echo(token_text(sample.tokens[place], decoder))
 
 
 def histogram(by_bits: Sequence[int]) -> list[str]:

@@ -65,6 +65,10 @@ class MemoryMapDocuments(TokenDocuments):
         first, size = self._span(self._position(index))
         return self._weights.read(first, size).astype(np.float32)
 
+    def counted_tokens(self) -> int:
+        """Return how many tokens of records have a weight, in a time that grows with the data."""
+        return 0 if self._weights is None else sum(int(np.count_nonzero(block)) for block in self._weights.blocks())
+
     def sizes(self, start: int = 0, stop: int | None = None) -> Integers:
         """Return the number of tokens of documents `start` to `stop`; the first call checks the whole index."""
         self._index.check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from scaling.transformer.data.records.budget import TooLong
 from scaling.transformer.data.records.conversation import TrainOn
 from scaling.transformer.data.records.formats import RecordFormat
 
-FORMER: dict[str, RecordFormat | None] = {
+FORMER: Mapping[str, RecordFormat | None] = {
     "finetuning_dataset_memory_map": None,
     "finetuning_dataset": RecordFormat.PROMPT_COMPLETION,
     "finetuning_chat_dataset": RecordFormat.PIECES,

@@ -1,0 +1,46 @@
+"""Tokens as text for a terminal: what a tokenizer does not know, and what would command the terminal, stays visible."""
+
+from __future__ import annotations
+
+import unicodedata
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling.transformer.data.tokenizer import Tokenizer
+
+
+def token_text(tokens: NDArray[np.integer[Any]], decoder: Tokenizer | None) -> str:
+    """Return tokens as text; those that are none of the tokenizer's appear as numbers: they are what one looks for."""
+    ids = [int(token) for token in tokens]
+    if decoder is None:
+        return " ".join(map(str, ids))
+    vocabulary = range(decoder.vocab_size)
+    return harmless(
+        "".join(
+            decoder.decode(list(run), skip_special_tokens=False)
+            if known
+            else "".join(f"<token {token}>" for token in run)
+            for known, run in groupby(ids, key=vocabulary.__contains__)
+        )
+    )
+
+
+def weighed_text(tokens: NDArray[np.integer[Any]], weights: NDArray[np.float32], decoder: Tokenizer | None) -> str:
+    """Return tokens as text, a new line wherever their weight in the loss changes, with the weight in front."""
+    bounds = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(tokens)]
+    lines = []
+    for start, stop in pairwise(bounds):
+        first, *others = token_text(tokens[start:stop], decoder).split("\n")
+        lines += [f"{weights[start]:>5g} | {first}", *(f"      | {line}" for line in others)]
+    return "\n".join(lines)
+
+
+def harmless(text: str) -> str:
+    """Return text that does nothing to a terminal: control characters but for tab and newline appear as escapes."""
+    return "".join(
+        f"\\x{ord(letter):02x}" if unicodedata.category(letter) == "Cc" and letter not in "\t\n" else letter
+        for letter in text
+    )
