@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def status(result: Result) -> int:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    options = {"information": {"scaling": "9.9"}, "retention": Retention(keep_optimizer_last=2)}
+    options: dict[str, Any] = {"information": {"scaling": "9.9"}, "retention": Retention(keep_optimizer_last=2)}
     for step in (9, 10, 11):
         save_cut(tmp_path, step, Cut(data=2, zero=True), global_state(step), **options)
     return tmp_path

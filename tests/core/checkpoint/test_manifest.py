@@ -107,7 +107,7 @@ def test_a_file_name_that_could_leave_the_folder_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update(version=3), "version 3; this library reads 'scaling-checkpoint' versions 1 to 2"),
+        (lambda t: t.update(version=4), "version 4; this library reads 'scaling-checkpoint' versions 1 to 3"),
         (lambda t: t.update(format="other"), "format 'other'"),
         (lambda t: t.update(step=-1), "expected a number"),
         (lambda t: t.update(step=True), "expected a number"),

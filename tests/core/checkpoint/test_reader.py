@@ -134,6 +134,8 @@ def test_the_reader_in_the_documentation_works_without_this_library(tmp_path: Pa
     names: dict[str, Any] = {}
     exec(code, names)
     state = global_state()
-    save_cut(tmp_path, 1, Cut(data=2, model=2, zero=True), state)
-    for name, tensor in state.items():
-        assert torch.equal(torch.from_numpy(names["read"](tmp_path / "global_step1", name)), tensor)
+    for step, packed in enumerate((False, True)):
+        save_cut(tmp_path, step, Cut(data=2, model=2, zero=True), state, packed=packed)
+        for name, tensor in state.items():
+            found = names["read"](tmp_path / f"global_step{step}", name)
+            assert torch.equal(torch.from_numpy(found), tensor.reshape(found.shape))

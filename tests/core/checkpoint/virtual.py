@@ -141,13 +141,15 @@ class RankState:
         )
 
 
-def save_cut(directory: Path, step: int, cut: Cut, state: dict[str, Tensor], **options: Any) -> list[Path | None]:
+def save_cut(
+    directory: Path, step: int, cut: Cut, state: dict[str, Tensor], *, packed: bool = False, **options: Any
+) -> list[Path | None]:
     """Save whole tensors from the ranks of a cut."""
 
     def rank(ranks: Communicator) -> Path | None:
         held = RankState(cut, ranks.rank, dtype=state["layers.0.up.weight"].dtype).fill(state)
         checkpointer = Checkpointer(directory, communicator=ranks, **options)
-        path = checkpointer.save(step, held.tensors, {"step": step, "rank": ranks.rank})
+        path = checkpointer.save(step, held.tensors, {"step": step, "rank": ranks.rank}, packed=packed)
         report = checkpointer.wait()
         return path if report is None else report.path
 

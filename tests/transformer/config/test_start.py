@@ -135,7 +135,7 @@ def test_going_back_within_save_dir_is_refused() -> None:
 
 
 def test_the_base_of_a_fine_tuning_is_looked_for_before_it_starts() -> None:
-    tuning = {"transformer_architecture": {"lora_config": {}}}
+    tuning: dict[str, Any] = {"transformer_architecture": {"lora_config": {}}}
     save("base", 3)
     assert lacking({"trainer": {"load_dir": "base"}, **tuning}) == []  # whatever the settings say: weights only
     (problem,) = lacking({"trainer": {"save_dir": "base"}, **tuning})

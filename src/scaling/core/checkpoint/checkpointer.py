@@ -74,8 +74,12 @@ class Checkpointer:
         self._thread: Thread | None = None
         self._background: SaveReport | None = None
 
-    def save(self, step: int, tensors: Iterable[GlobalTensor], scalars: Mapping[str, Json]) -> Path | None:
+    def save(
+        self, step: int, tensors: Iterable[GlobalTensor], scalars: Mapping[str, Json], *, packed: bool = False
+    ) -> Path | None:
         """Save what all ranks own as the checkpoint of `step`; rank 0's `scalars` are stored.
+
+        `packed` stores small tensors together, which saves room where there are hardly any others.
 
         Returns the step folder, None where the save goes on in the background or there is no `save_dir`. A failure
         raises on all ranks alike: `StorageError` where writing failed (training may go on: earlier checkpoints are
@@ -86,7 +90,7 @@ class Checkpointer:
         if self.save_dir is None:
             return None
         saver = Saver(self.save_dir, self._ranks, self._retention, self._information, self._max_file_bytes)
-        job = self._job(step, tensors, scalars)
+        job = self._job(step, tensors, scalars, packed=packed)
         if self._staging is None:
             report = self._count(saver.run(job))
             if report.error is not None:
@@ -172,9 +176,9 @@ class Checkpointer:
             absent=tuple(joined["absent"]),
         )
 
-    def _job(self, step: int, tensors: Iterable[GlobalTensor], scalars: Mapping[str, Json]) -> Job:
+    def _job(self, step: int, tensors: Iterable[GlobalTensor], scalars: Mapping[str, Json], *, packed: bool) -> Job:
         try:
-            share = plan_share(tensors, self._max_file_bytes)
+            share = plan_share(tensors, self._max_file_bytes, packed=packed)
             text = json_text(scalars, "the scalars") if self._ranks.rank == 0 else "{}"
             if self._staging is None:
                 return Job(step, share, text)

@@ -21,7 +21,7 @@ from typing_extensions import Self
 from scaling.core.boxes import Box, whole
 from scaling.core.checkpoint.disk import CHUNK_BYTES, open_regular
 from scaling.core.checkpoint.header import ITEM_BYTES, Slot, encode_header, read_header
-from scaling.core.checkpoint.manifest import FileEntry
+from scaling.core.checkpoint.manifest import FileEntry, Part
 from scaling.core.errors import CheckpointError
 from scaling.core.storage.writing import write_fully
 
@@ -188,7 +188,24 @@ class TensorFile:
         Converts to the type and device of `into`. Needs `CHUNK_BYTES` of memory at most, none where `into` is a
         contiguous CPU tensor of the stored type.
         """
-        slot = self.slots[key]
+        self._read_slot(self.slots[key], box, into)
+
+    def read_part(self, part: Part, box: Box, into: Tensor) -> None:
+        """Copy `box` of a part, in its own coordinates, as `read_into` does; the part may be one of a pack."""
+        self._read_slot(self.slot_of(part), box, into)
+
+    def slot_of(self, part: Part) -> Slot:
+        """Return where the values of a part are."""
+        slot = self.slots[part.key]
+        if part.start is None:
+            return slot
+        start = slot.start + part.start * ITEM_BYTES[slot.dtype]
+        stop = start + part.box.size * ITEM_BYTES[slot.dtype]
+        if stop > slot.stop:
+            raise CheckpointError(f"{self.path} has {part.key} of {list(slot.shape)}, too short for what is said of it")
+        return Slot(slot.dtype, part.box.shape, start, stop)
+
+    def _read_slot(self, slot: Slot, box: Box, into: Tensor) -> None:
         into = into.detach()
         if not box.shape:
             slot, box, into = Slot(slot.dtype, (1,), slot.start, slot.stop), Box((0,), (1,)), into.reshape(1)

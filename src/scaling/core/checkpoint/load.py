@@ -125,8 +125,8 @@ def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> int:
     with torch.no_grad():
         for name, planned in sorted(by_file.items()):
             with TensorFile(folder, name, manifest.files[name], scratch=scratch) as file:
-                for read in sorted(planned, key=lambda read: file.slots[read.part.key].start):
-                    file.read_into(read.part.key, read.box, read.into)
+                for read in sorted(planned, key=lambda read: file.slot_of(read.part).start):
+                    file.read_part(read.part, read.box, read.into)
                 total += file.bytes_read
     return total
 

@@ -6,20 +6,22 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from scaling.core.boxes import Box, first_overlap, follow_each_other, uncovered, whole
 from scaling.core.checkpoint.header import ITEM_BYTES, tensor_bytes
+from scaling.core.config.plain_words import first_of
 from scaling.core.errors import CheckpointError
 from scaling.core.storage.json_values import Json, is_count, unique_keys
 
 FILE_NAME: Final = "manifest.json"
 FORMAT: Final = "scaling-checkpoint"
-VERSION: Final = 2
-"""Since 2, fused weights are stored as the tensors that they consist of."""
-READABLE: Final = (1, 2)
+VERSION: Final = 3
+"""Since 2, fused weights are stored as the tensors that they consist of; since 3, small parts may be packed."""
+_WITHOUT_PACKS: Final = 2
+READABLE: Final = (1, 2, 3)
 
 OPTIMIZER_PREFIX: Final = "optimizer."
 """Tensors whose name starts like this are kept in files of their own, so that retention can drop them."""
@@ -33,17 +35,20 @@ MAX_NAME_LENGTH: Final = 1000
 _SAFE_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _PREFIX: Final = b'{\n"sha256": "'
+_SHOWN_MEMBERS: Final = 3
 _BLANK: Final = b"0" * 64
 
 
 @dataclass(frozen=True)
 class Part:
-    """A box of a tensor, stored under `key` in `file`; `sha256` is the digest of its bytes."""
+    """A box of a tensor, stored under `key` in `file`; `sha256` is the digest of the bytes stored there."""
 
     box: Box
     file: str
     key: str
     sha256: str
+    start: int | None = None
+    """Where it begins, in elements, in a pack: a vector of many small parts. None: it is stored alone."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,16 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the file's bytes. Numbers that JSON has no word for (NaN, infinity) are a `CheckpointError`."""
-        head = {"format": FORMAT, "version": VERSION, "step": self.step, "removed": list(self.removed)}
+        packs, rows = tensors_to_json(self.tensors)
+        version = VERSION if packs else _WITHOUT_PACKS
+        head = {"format": FORMAT, "version": version, "step": self.step, "removed": list(self.removed)}
         lines = [f"{_json(key)}: {_json(value)}" for key, value in head.items()]
         lines.append(f'"information": {_object(self.information)}')
         lines.append(f'"scalars": {_object(self.scalars)}')
         lines.append(f'"files": {_object({name: vars(entry) for name, entry in self.files.items()})}')
-        lines.append(f'"tensors": {_object({name: tensor_to_json(entry) for name, entry in self.tensors.items()})}')
+        if packs:
+            lines.append('"packs": [\n ' + ",\n ".join(map(_json, packs)) + "\n]")
+        lines.append(f'"tensors": {_object(rows)}')
         rest = b'",\n' + ",\n".join(lines).encode() + b"\n}\n"
         return _PREFIX + _digest(rest) + rest
 
@@ -111,7 +120,7 @@ class Manifest:
             manifest = cls(
                 step=_count(found["step"]),
                 files=files_from_json(found["files"]),
-                tensors=tensors_from_json(found["tensors"]),
+                tensors=tensors_from_json(found["tensors"], found.get("packs", ())),
                 scalars=_mapping(found["scalars"]),
                 information=_mapping(found["information"]),
                 removed=tuple(_text(prefix) for prefix in found["removed"]),
@@ -127,24 +136,48 @@ class Manifest:
         """Return what keeps the parts from being an exact cover of every tensor and every file."""
         found: list[str] = []
         keys: dict[str, set[str]] = {name: set() for name in self.files}
+        packs: set[tuple[str, str]] = set()
         for name, entry in self.tensors.items():
             found += _cover_problems(name, entry)
             for part in entry.parts:
                 if part.file not in keys:
                     found.append(f"{name} is said to be in {part.file}, which the list of files does not have")
+                elif part.start is not None and (part.file, part.key) in packs:
+                    continue
                 elif part.key in keys[part.file]:
                     found.append(f"{part.file} is said to hold {part.key} twice")
                 else:
                     keys[part.file].add(part.key)
+                    packs |= set() if part.start is None else {(part.file, part.key)}
+        for place, members in self._members_of_packs().items():
+            found += _pack_problems(place, members)
         return found + [f"{name} holds no tensor" for name, stored in keys.items() if not stored]
 
     def keys_of_files(self) -> dict[str, dict[str, tuple[str, TensorEntry, Part]]]:
-        """Return for every file the (tensor name, tensor, part) behind each of its keys."""
+        """Return for every file the (tensor name, tensor, part) behind each of its keys.
+
+        A pack counts as one tensor, which is named after those whose parts are in it.
+        """
         table: dict[str, dict[str, tuple[str, TensorEntry, Part]]] = defaultdict(dict)
         for name, entry in self.tensors.items():
             for part in entry.parts:
-                table[part.file][part.key] = (name, entry, part)
+                if part.start is None:
+                    table[part.file][part.key] = (name, entry, part)
+        for (file, key), members in self._members_of_packs().items():
+            names = first_of(list(dict.fromkeys(name for name, _, _ in members)), _SHOWN_MEMBERS)
+            box = whole((sum(part.box.size for _, _, part in members),))
+            part = Part(box, file, key, members[0][2].sha256)
+            table[file][key] = (f"one of {names},", TensorEntry(box.shape, members[0][1], (part,)), part)
         return table
+
+    def _members_of_packs(self) -> dict[tuple[str, str], list[tuple[str, str, Part]]]:
+        """Return for the place of every pack, file and key, the (tensor name, type, part) in it, in their order."""
+        packs: dict[tuple[str, str], list[tuple[str, str, Part]]] = defaultdict(list)
+        for name, entry in self.tensors.items():
+            for part in entry.parts:
+                if part.start is not None:
+                    packs[part.file, part.key].append((name, entry.dtype, part))
+        return {place: sorted(members, key=lambda one: one[2].start or 0) for place, members in packs.items()}
 
     def without(self, prefix: str) -> Manifest:
         """Return the manifest without the tensors whose name starts with `prefix`, nor files that held only those."""
@@ -166,7 +199,7 @@ class Manifest:
         digest = hashlib.sha256()
         for name, entry in sorted(self.tensors.items()):
             if not name.startswith(OPTIMIZER_PREFIX):
-                parts = sorted((part.box.offset, part.box.shape, part.sha256) for part in entry.parts)
+                parts = sorted((part.box.offset, part.box.shape, part.sha256, part.start) for part in entry.parts)
                 digest.update(f"{_json([name, entry.shape, entry.dtype, parts])}\n".encode())
         return digest.hexdigest()
 
@@ -176,21 +209,36 @@ class Manifest:
         return sum(entry.bytes for entry in self.files.values())
 
 
-def tensor_to_json(entry: TensorEntry) -> dict[str, Any]:
-    """Return the JSON form of one row of the table of tensors."""
-    parts = [
-        {"offset": part.box.offset, "shape": part.box.shape, "file": part.file, "key": part.key, "sha256": part.sha256}
-        for part in entry.parts
-    ]
-    return {"shape": entry.shape, "dtype": entry.dtype, "parts": parts}
+def tensors_to_json(tensors: Mapping[str, TensorEntry]) -> tuple[list[dict[str, str]], dict[str, dict[str, Any]]]:
+    """Return the JSON form of the table of packs, whose places in it tensors refer to, and of that of tensors.
+
+    Rows of packed parts are short: there are many of them, of few bytes.
+    """
+    packs: dict[tuple[str, str, str], int] = {}
+
+    def row(entry: TensorEntry, part: Part) -> dict[str, Any]:
+        box = {"offset": part.box.offset, "shape": part.box.shape}
+        if part.start is None:
+            return {**box, "file": part.file, "key": part.key, "sha256": part.sha256}
+        number = packs.setdefault((part.file, part.key, part.sha256), len(packs))
+        return {**({} if part.box == whole(entry.shape) else box), "pack": number, "start": part.start}
+
+    rows = {
+        name: {"shape": entry.shape, "dtype": entry.dtype, "parts": [row(entry, part) for part in entry.parts]}
+        for name, entry in tensors.items()
+    }
+    return [{"file": file, "key": key, "sha256": sha256} for file, key, sha256 in packs], rows
 
 
-def tensors_from_json(table: Any) -> dict[str, TensorEntry]:
+def tensors_from_json(table: Any, packs: Any = ()) -> dict[str, TensorEntry]:
     """Read the table of tensors; what is malformed is a `ValueError` or `CheckpointError`."""
+    if not isinstance(packs, (list, tuple)):
+        raise ValueError(f"expected a list of packs, found {type(packs).__name__}")
+    places = [(_file(pack["file"]), _text(pack["key"]), _sha256(pack["sha256"])) for pack in packs]
     rows = _mapping(table)
     if sum(len(row["parts"]) for row in rows.values()) > MAX_PARTS:
         raise CheckpointError(f"{FILE_NAME} lists more than {MAX_PARTS} parts of tensors")
-    return {_text(name): _tensor(row) for name, row in rows.items()}
+    return {_text(name): _tensor(row, places) for name, row in rows.items()}
 
 
 def files_from_json(table: Any) -> dict[str, FileEntry]:
@@ -229,14 +277,34 @@ def _cover_problems(name: str, entry: TensorEntry) -> list[str]:
     return []
 
 
-def _tensor(row: Any) -> TensorEntry:
+def _pack_problems(place: tuple[str, str], members: list[tuple[str, str, Part]]) -> list[str]:
+    """Return what keeps the parts of a pack from being of one type and one behind the other."""
+    file, key = place
+    if len({(dtype, part.sha256) for _, dtype, part in members}) > 1:
+        return [f"{file} is said to hold {key} with several types or digests"]
+    position = 0
+    for name, _, part in members:
+        if part.start != position:
+            return [f"{name} is said to be at {part.start} in {key} of {file}, where {position} is next"]
+        position += part.box.size
+    return []
+
+
+def _tensor(row: Any, packs: Sequence[tuple[str, str, str]]) -> TensorEntry:
     dtype = _text(row["dtype"])
     if dtype not in ITEM_BYTES:
         raise ValueError(f"unknown data type {dtype!r}")
-    return TensorEntry(_numbers(row["shape"]), dtype, tuple(_part(part) for part in row["parts"]))
+    shape = _numbers(row["shape"])
+    return TensorEntry(shape, dtype, tuple(_part(part, shape, packs) for part in row["parts"]))
 
 
-def _part(row: Any) -> Part:
+def _part(row: Any, shape: tuple[int, ...], packs: Sequence[tuple[str, str, str]]) -> Part:
+    if "pack" in row:
+        box = Box(_numbers(row["offset"]), _numbers(row["shape"])) if "shape" in row else whole(shape)
+        if _count(row["pack"]) >= len(packs):
+            raise ValueError(f"there is no pack {row['pack']}")
+        file, key, sha256 = packs[row["pack"]]
+        return Part(box, file, key, sha256, _count(row["start"]))
     box = Box(_numbers(row["offset"]), _numbers(row["shape"]))
     return Part(box, _file(row["file"]), _text(row["key"]), _sha256(row["sha256"]))
 

@@ -64,7 +64,7 @@ def plan_view(wanted: Wanted, manifest: Manifest, slots: Mapping[str, Mapping[st
         if entry is None or entry.shape != held.shape or TORCH_TYPES[entry.dtype] != wanted.dtype:
             return None
         part = next((part for part in entry.parts if held.box.intersect(part.box) == held.box), None)
-        if part is None:
+        if part is None or part.start is not None:
             return None
         strides = _strides(part.box.shape)
         inside = held.box.inside(part.box).offset

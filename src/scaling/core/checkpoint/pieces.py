@@ -46,10 +46,12 @@ def save_pieces(
     *,
     scalars: Mapping[str, Json],
     information: Mapping[str, Json],
+    packed: bool = False,
 ) -> Path:
     """Write tensors, which their parts cover exactly, as the checkpoint of a step that is not there yet.
 
-    Nothing is held but what is being written and hashed. The versions of today are added to `information`.
+    Nothing is held but what is being written and hashed, and with `packed` all small pieces, which are stored together.
+    The versions of today are added to `information`.
 
     Raises:
         CheckpointError: The step folder exists, or a tensor is not covered.
@@ -62,7 +64,7 @@ def save_pieces(
         for box, load in tensor.parts
     ]
     saver = Saver(save_dir, Alone(), Retention(), {**information, **versions()}, FILE_BYTES)
-    report = saver.run(Job(step, Share(pieces), json_text(scalars, "the scalars")))
+    report = saver.run(Job(step, Share(pieces, packed=packed), json_text(scalars, "the scalars")))
     if report.error is not None:
         raise report.error
     return target

@@ -56,7 +56,7 @@ class CheckpointReader:
             common = part.box.intersect(box)
             if common is not None:
                 file = self._file(part.file)
-                file.read_into(part.key, common.inside(part.box), into[common.slices(box)])
+                file.read_part(part, common.inside(part.box), into[common.slices(box)])
 
     def close(self) -> None:
         """Close the open file."""
@@ -140,8 +140,8 @@ def _read_as(reader: CheckpointReader, name: str, box: Box, dtype: torch.dtype) 
     return reader.read(name, box).to(dtype)
 
 
-def _digests(entry: TensorEntry) -> tuple[str, frozenset[tuple[Box, str]]]:
-    return entry.dtype, frozenset((part.box, part.sha256) for part in entry.parts)
+def _digests(entry: TensorEntry) -> tuple[str, frozenset[tuple[Box, str, int | None]]]:
+    return entry.dtype, frozenset((part.box, part.sha256, part.start) for part in entry.parts)
 
 
 def _compare(name: str, from_a: CheckpointReader, from_b: CheckpointReader) -> Difference:

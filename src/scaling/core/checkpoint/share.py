@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from scaling.core import faults
@@ -20,10 +22,15 @@ from scaling.core.checkpoint.manifest import (
     Part,
     TensorEntry,
     files_from_json,
-    tensor_to_json,
     tensors_from_json,
+    tensors_to_json,
 )
 from scaling.core.errors import CheckpointError
+
+PACKED_BELOW: Final = 16 * 2**10
+"""Pieces of fewer bytes are packed, where packing is asked for."""
+
+_PACK: Final = "packed:"
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,30 @@ class Share:
 
     pieces: Sequence[Piece] = ()
     mentioned: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    packed: bool = False
+    """Whether small pieces are stored together. Stored alone, each takes about 450 bytes beside its own, and a damaged
+    one can be told from the others."""
 
 
-def plan_share(tensors: Iterable[GlobalTensor], max_file_bytes: int) -> Share:
+@dataclass(frozen=True)
+class _Stored:
+    """What is stored under one key: a piece, or a pack of several."""
+
+    piece: Piece
+    members: Sequence[Piece]
+    """Those of a pack, in their order."""
+
+    def parts(self, file: str, sha256: str) -> Iterator[tuple[Piece, Part]]:
+        """Yield the pieces and what to say of each."""
+        if not self.members:
+            yield self.piece, Part(self.piece.box, file, self.piece.key, sha256)
+        start = 0
+        for member in self.members:
+            yield member, Part(member.box, file, self.piece.key, sha256, start)
+            start += member.box.size
+
+
+def plan_share(tensors: Iterable[GlobalTensor], max_file_bytes: int, *, packed: bool = False) -> Share:
     """Cut this rank's owned tensors into pieces that fit into a file, in the order in which they will be written."""
     pieces: list[Piece] = []
     mentioned: dict[str, tuple[int, ...]] = {}
@@ -48,12 +76,17 @@ def plan_share(tensors: Iterable[GlobalTensor], max_file_bytes: int) -> Share:
             pieces += [
                 piece for box, view in tensor.parts for piece in _cut(tensor.key, shape, box, view, max_file_bytes)
             ]
-    return Share(sorted(pieces, key=lambda piece: (_group(piece), placed(piece.dtype, piece.bytes))), mentioned)
+    return Share(sorted(pieces, key=lambda piece: (_group(piece), placed(piece.dtype, piece.bytes))), mentioned, packed)
 
 
 def write_share(folder: Path, rank: int, share: Share, max_file_bytes: int) -> dict[str, Any]:
     """Write the pieces into files of at most `max_file_bytes` and return their tables as JSON."""
-    middle = share.pieces[len(share.pieces) // 2] if share.pieces else None
+    planned = {
+        name: _packed(pieces) if share.packed else [_Stored(piece, ()) for piece in pieces]
+        for name, pieces in _files(rank, share.pieces, max_file_bytes).items()
+    }
+    everything = [stored.piece for each in planned.values() for stored in each]
+    middle = everything[len(everything) // 2] if everything else None
 
     def before(piece: Piece) -> None:
         if piece is middle:
@@ -65,15 +98,18 @@ def write_share(folder: Path, rank: int, share: Share, max_file_bytes: int) -> d
     files: dict[str, FileEntry] = {}
     parts: dict[str, list[Part]] = {}
     entries: dict[str, TensorEntry] = {}
-    for name, pieces in _files(rank, share.pieces, max_file_bytes).items():
-        files[name], digests = write_file(folder / name, pieces, before=before)
-        for piece, digest in zip(pieces, digests, strict=True):
-            parts.setdefault(piece.tensor, []).append(Part(piece.box, name, piece.key, digest))
-            entries[piece.tensor] = TensorEntry(piece.shape, piece.dtype, tuple(parts[piece.tensor]))
+    for name, contents in planned.items():
+        files[name], digests = write_file(folder / name, [stored.piece for stored in contents], before=before)
+        for stored, digest in zip(contents, digests, strict=True):
+            for piece, part in stored.parts(name, digest):
+                parts.setdefault(piece.tensor, []).append(part)
+                entries[piece.tensor] = TensorEntry(piece.shape, piece.dtype, tuple(parts[piece.tensor]))
+    packs, rows = tensors_to_json(entries)
     faults.point("save.after_data", rank=rank)
     return {
         "files": {name: vars(entry) for name, entry in files.items()},
-        "tensors": {name: tensor_to_json(entry) for name, entry in entries.items()},
+        "packs": packs,
+        "tensors": rows,
         "mentioned": {name: shape for name, shape in share.mentioned.items() if name not in entries},
     }
 
@@ -88,7 +124,7 @@ def join_shares(reports: Sequence[Mapping[str, Any]]) -> tuple[dict[str, FileEnt
     problems: list[str] = []
     for rank, report in enumerate(reports):
         files |= files_from_json(report["files"])
-        for name, entry in tensors_from_json(report["tensors"]).items():
+        for name, entry in tensors_from_json(report["tensors"], report["packs"]).items():
             other = tensors.get(name, TensorEntry(entry.shape, entry.dtype, ()))
             if (entry.shape, entry.dtype) != (other.shape, other.dtype):
                 problems.append(
@@ -118,6 +154,26 @@ def _cut(key: str, shape: tuple[int, ...], box: Box, view: Tensor, max_file_byte
         return
     for small in box.cut(max(1, max_file_bytes // view.dtype.itemsize)):
         yield Piece(key, shape, small, TYPE_NAMES[view.dtype], constant(view[small.slices(box)]))
+
+
+def _packed(pieces: Sequence[Piece]) -> list[_Stored]:
+    """Join the small pieces of a file, those of each type, and leave the others."""
+    small: dict[str, list[Piece]] = {}
+    found = []
+    for piece in pieces:
+        if piece.bytes < PACKED_BELOW:
+            small.setdefault(piece.dtype, []).append(piece)
+        else:
+            found.append(_Stored(piece, ()))
+    for dtype, members in small.items():
+        shape = (sum(member.box.size for member in members),)
+        pack = Piece(f"{_PACK}{dtype}", shape, whole(shape), dtype, partial(_joined, members))
+        found.append(_Stored(pack, members))
+    return sorted(found, key=lambda stored: placed(stored.piece.dtype, stored.piece.bytes))
+
+
+def _joined(pieces: Sequence[Piece]) -> Tensor:
+    return torch.cat([piece.load().detach().to("cpu").reshape(-1) for piece in pieces])
 
 
 def _group(piece: Piece) -> str:

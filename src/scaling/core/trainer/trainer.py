@@ -193,7 +193,8 @@ class Trainer:
             self.checkpointer.wait()  # for the one before, if it is written in the background
         folder = None
         with self._tolerating_failed_save(self._after_a_failed_save()):
-            folder = self.checkpointer.save(self.state.step, self.learner.global_tensors(), scalars)
+            tensors, packed = self.learner.global_tensors(), self.learner.recipe.on_base
+            folder = self.checkpointer.save(self.state.step, tensors, scalars, packed=packed)
             self._saved_step = self.state.step
         for hook in self.hooks:
             hook.after_save(self, folder)
