@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from scaling.core.boxes import GlobalTensor, whole
 from scaling.core.checkpoint.base import BaseReference, glance_at_base
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import drop_optimizer
+from scaling.core.checkpoint.search import find_newest
 from scaling.core.checkpoint.verify import read_manifest
 from scaling.core.errors import CheckpointError
 from scaling.core.trainer.trainer import Trainer
-from tests.core.trainer.regression import make_trainer, weights
-from tests.distributed import run_distributed
+from tests.core.trainer.regression import Points, make_trainer, weights
+from tests.distributed import run_distributed, run_world
 from tests.reference.worlds import connected
 
 TUNES = (r"gain$", r"bias$")
@@ -82,6 +84,33 @@ def test_it_goes_on_from_base_and_own_checkpoint_bit_for_bit(base: Path, tmp_pat
     require_equal(tuned(5, tmp_path / "tuned", load_dir=base), whole)
     # also in a folder of its own, from one of the steps of the first
     require_equal(tuned(5, tmp_path / "other", load_dir=tmp_path / "tuned" / "global_step2"), whole)
+
+
+def tune_until_killed(rank: int, world_size: int, folder: Path) -> None:
+    """Tune, saving after every step, with an evaluation in between."""
+    tuned(4, folder / "tuned", load_dir=folder / "base", save_interval=1, eval_interval=2, validation=Points(4))
+
+
+KILLED_AT = {
+    **{f"save.{point}": 2 for point in ("before_data", "mid_data", "after_data", "before_manifest", "mid_manifest")},
+    **{f"save.{point}": 2 for point in ("before_rename", "after_rename", "during_retention")},
+    **{f"step.{point}": 3 for point in ("before_forward", "after_backward", "after_optimizer")},
+    "eval.batch": 1,
+}
+"""Every point at which a run can be made to die, and at which of its passages it is."""
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(one, marks=() if one == "save.before_rename" else pytest.mark.slow) for one in KILLED_AT]
+)
+def test_a_fine_tuning_killed_anywhere_goes_on_from_its_base(base: Path, tmp_path: Path, point: str) -> None:
+    whole = tuned(4, None, load_dir=base)
+    fault = {"SCALING_FAULT": f"{point}:{KILLED_AT[point]}=kill"}
+    (outcome,) = run_world(tune_until_killed, 1, tmp_path, environment=fault)
+    assert outcome.exit_code == -signal.SIGKILL
+    found = find_newest(tmp_path / "tuned").require()
+    assert found.step in (1, 2)
+    require_equal(tuned(4, tmp_path / "tuned", load_dir=base), whole)
 
 
 def tune_in_a_world(rank: int, world_size: int, sizes: dict[str, int], folder: Path) -> str:
