@@ -189,6 +189,8 @@ def test_a_mapped_base_gives_the_same_bits(base: Path, tmp_path: Path, caplog: p
     assert "mapped 256 of 256 bytes of frozen weights" in caplog.text
     require_equal(mapped, copied)
     (file,) = (entry for name, entry in read_manifest(base / "global_step3").files.items() if "model" in name)
+    make_trainer(load_dir=base, map_base=True)[0].resume()
+    assert "trainer.map_base has no effect" in caplog.text
     for name, parameter in mapped.learner.module.named_parameters():
         assert (parameter.untyped_storage().nbytes() == file.bytes) == ("weight" in name), name
 

@@ -238,6 +238,9 @@ class Trainer:
     def resume(self) -> bool:
         """Continue from the newest checkpoint of this run, or start from `load_dir`. Return whether there was one."""
         on_base = self.learner.recipe.on_base
+        if self.config.map_base and not on_base:
+            text = "trainer.map_base has no effect: the run trains no method of fine-tuning, so it has no base"
+            self._log_once(logging.WARNING, text)
         origin = find_origin(self.config, self.checkpointer, on_base=on_base, log_once=self._log_once)
         if origin is None:
             return False
