@@ -86,7 +86,8 @@ def render_conversation(
 def _require_said(conversation: Conversation, text: str, template: ChatTemplate) -> None:
     """Refuse what the template leaves out; it may divide a text, but the last line has to be there."""
     for number, message in enumerate(conversation.messages, start=1):
-        if message.role in (ASSISTANT, "user"):
+        # A template may have reasons to leave out what is said beside a call of tools.
+        if message.role in (ASSISTANT, "user") and not message.fields.get("tool_calls"):
             lines = [line.strip() for said in message.texts for line in said.splitlines() if line.strip()]
             if lines and lines[-1] not in text:
                 raise Refusal(f"{template.name} leaves out what message {number} says; does it take images with it?")
@@ -224,6 +225,8 @@ class _Placeholders:
             stop = _common(alone, behind, self._controls)
             if not (stop == len(alone) or self._token_at(alone, stop) or self._token_at(behind, stop)):
                 raise Refusal(f"where the turn of message {place + 1} ends cannot be told: {_NEEDS_MARKS}")
+        # A space behind the end is the beginning of the next turn's first token, if that is of the kind with a space.
+        stop = len(behind[:stop].rstrip(" "))
         if stop == 0:
             raise Refusal(
                 f"the template writes nothing that ends the turn of message {place + 1}, so that a model would never "
