@@ -202,3 +202,10 @@ def test_tools_that_a_template_leaves_out_are_refused() -> None:
     made = encode(encoder(chat_template()), talk("a", "b"), tools=[{"name": "f"}])
     assert isinstance(made, Refusal)
     assert "has 'tools', which the chat template leaves out" in str(made)
+
+
+def test_a_token_over_the_border_of_a_turn_belongs_to_the_one_it_begins_in() -> None:
+    whole = tokenizer().encode(chat_template().render(talk("a", "    return"))[0])
+    words = [tokenizer().decode([token]) for token in whole]
+    assert "\n   " in words, "the tokenizer no longer joins a line break with the spaces behind it"
+    assert counted(talk("a", "    return")) == " return<|im_end|>\n"
