@@ -37,7 +37,8 @@ from scaling.transformer.config.groups import free_on_base, trained_parameters
 from scaling.transformer.config.model_plan import base_plan_of, plan_of
 from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.load import load_datasets
+from scaling.transformer.data.load import TextMixture, load_datasets
+from scaling.transformer.data.load import told as told_data
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
 from scaling.transformer.hf.companions import companions_of_tokenizer
@@ -58,6 +59,11 @@ DECIDED_BY: Mapping[str, Sequence[str]] = {
         "data.only_full_sequences",
         "data.allow_incomplete_sequences_every_n",
         "data.legacy_dataset",
+        "data.record_format",
+        "data.chat_template",
+        "data.train_on",
+        "data.packing",
+        "data.too_long",
     ),
     "tokenizer": ("transformer_architecture.vocab_file",),
 }
@@ -74,7 +80,7 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
         training, validation = load_datasets(config)
         recipe = recipe_of(config, training, validation)
         learner = Learner(recipe, config.topology, topology, loading=config.trainer.loading)
-        _introduce(config, learner)
+        _introduce(config, learner, training)
         return run_training(
             config,
             learner,
@@ -96,7 +102,7 @@ def fingerprints_of(config: TransformerConfig, training: BaseDataset[Any]) -> di
     return {"data": training.fingerprint(), **tokenizer}
 
 
-def _introduce(config: TransformerConfig, learner: Learner) -> None:
+def _introduce(config: TransformerConfig, learner: Learner, training: TextMixture) -> None:
     """Say what is about to be trained."""
     topology = learner.topology
     if topology.rank != 0:
@@ -116,6 +122,8 @@ def _introduce(config: TransformerConfig, learner: Learner) -> None:
     _log.info("%s", _told_of_training(config))
     plan = plan_of(config.transformer_architecture)
     _log.info("attention: %s", told(plan, topology.device.type, find_kernels(topology.device)))
+    for line in told_data(training):
+        _log.info("data: %s", line)
 
 
 def _told_of_training(config: TransformerConfig) -> str:

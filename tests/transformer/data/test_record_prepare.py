@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scaling.core.errors import ConfigError, DataError, DataRefusedError
 from scaling.transformer.config.environment import environment_problems
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextSample
-from scaling.transformer.data.load import TextMixture, load_datasets
+from scaling.transformer.data.load import TextMixture, load_datasets, told
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.record_files import report_beside
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
@@ -57,6 +58,11 @@ def config(folder: Path, vocab: Path | None, prefixes: Sequence[Path], **data: A
             },
         }
     )
+
+
+def made_of(given: TransformerConfig) -> list[Path]:
+    """Return the data sets that are made of the files of a configuration."""
+    return prepare_data(given).data.data_prefixes or []
 
 
 def records_of(data: TextMixture, vocab: Path) -> list[tuple[str, str]]:
@@ -168,7 +174,7 @@ def test_the_predecessors_three_formats(tmp_path: Path, vocab: Path) -> None:
 
 def test_files_and_data_sets_of_records_are_mixed_and_validated(tmp_path: Path, vocab: Path) -> None:
     first, second = prompts(tmp_path / "a.jsonl"), prompts(tmp_path / "b.jsonl", completion="no")
-    (stored,) = prepare_data(config(tmp_path, vocab, [second], record_format="auto")).data.data_prefixes or ()
+    (stored,) = made_of(config(tmp_path, vocab, [second], record_format="auto"))
     mixed = {"record_format": "auto", "blended_dataset": {"weight_by_num_documents": False, "weights": [1, 3]}}
     train, validation = load_datasets(
         prepare_data(config(tmp_path, vocab, [first, stored], **mixed, validation_fraction=0.3))
@@ -189,7 +195,7 @@ def test_files_and_data_sets_of_records_are_mixed_and_validated(tmp_path: Path, 
 def test_what_does_not_fit_together_is_refused_by_name(tmp_path: Path, vocab: Path) -> None:
     file = prompts(tmp_path / "ask.jsonl")
     texts = make_data(tmp_path / "texts", tokenizer=vocab)
-    (records,) = prepare_data(config(tmp_path, vocab, [file], record_format="auto")).data.data_prefixes or ()
+    (records,) = made_of(config(tmp_path, vocab, [file], record_format="auto"))
     for prefixes, settings, message in (
         ([records], {}, "holds records .* set data.record_format to auto"),
         ([file, texts], {"record_format": "auto"}, "texts holds texts, .* cannot be mixed"),
@@ -210,3 +216,17 @@ def test_what_does_not_fit_together_is_refused_by_name(tmp_path: Path, vocab: Pa
         config(tmp_path, vocab, [file], record_format="auto", chat_template=tmp_path / "gone")
     )
     assert str(problem).startswith("data.chat_template: is ")
+
+
+def test_what_was_left_out_is_told_at_the_start(tmp_path: Path, vocab: Path) -> None:
+    lines = ["{", *(json.dumps({"prompt": "hello " * size, "completion": "world"}) for size in (1, 2, 30))]
+    (tmp_path / "ask.jsonl").write_text("\n".join(lines))
+    settings = {"record_format": "auto", "max_bad_records": 1, "too_long": "drop", "length": 40}
+    train, _ = load_datasets(prepare_data(config(tmp_path, vocab, [tmp_path / "ask.jsonl"], **settings)))
+    first, *others = told(train)
+    assert re.search(r"ask: 2 records in 1 sequences, \d+\.\d % of their places taken$", first)
+    assert others[0] == "2 records left out: 1 bad, 1 too long"
+    assert "ask.jsonl, line 1: " in others[1]
+    stored = config(tmp_path, vocab, [Path(train.names[0])], record_format="auto", too_long="cut_right", length=4)
+    (line,) = list(told(load_datasets(prepare_data(stored))[0]))[:1]
+    assert re.search(r"; \d longer than a sequence \(cut_right\)", line)

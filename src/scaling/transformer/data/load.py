@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from scaling.core import BlendedDataset, BlendedDatasetConfig, MemoryMapDocuments, TokenDocuments
 from scaling.transformer.config.records import RecordSettings
@@ -12,6 +13,7 @@ from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.packing import Packing
 from scaling.transformer.data.record_dataset import RecordDataset
+from scaling.transformer.data.record_files import report_beside
 from scaling.transformer.data.record_prefixes import row_rules
 from scaling.transformer.data.record_rows import Records
 from scaling.transformer.data.record_source import PromptCompletionRecords, StoredRecords
@@ -20,6 +22,8 @@ from scaling.transformer.data.split import Part, Split
 from scaling.transformer.data.text_dataset import TextDataset
 
 TextMixture = BlendedDataset[TextSample]
+
+_TOLD: Final = 8
 
 
 def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture | None]:
@@ -55,6 +59,15 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
         for name, documents in _open(data.validation_data_prefixes, sources)
     ]
     return training, _blend(separate, data.validation_blended_dataset or data.blended_dataset)
+
+
+def told(data: TextMixture) -> Iterator[str]:
+    """Say what the records of the data became, the first few data sets of a large mixture."""
+    for dataset in data.datasets[:_TOLD]:
+        if isinstance(dataset, RecordDataset):
+            yield dataset.told()
+            report = report_beside(Path(dataset.name))
+            yield from () if report is None else report.remarks()
 
 
 def _open(prefixes: Sequence[Path], sources: Sources) -> list[tuple[str, TokenDocuments]]:

@@ -73,6 +73,16 @@ class RecordDataset(BaseDataset[TextSample]):
                 "left out); give more data, longer sequences, or another data.validation_fraction."
             )
 
+    def told(self) -> str:
+        """Say how many records lie in how many rows, how full these are, and what is left out or cut."""
+        plan, rows = self.plan, len(self)
+        taken = 100 * plan.places / max(rows * self._rules.capacity, 1)
+        left_out = self.left_out()
+        return (
+            f"{self.name}: {len(plan.rows.members)} records in {rows} sequences, {taken:.1f} % of their places taken"
+            f"{'; ' if left_out else ''}{left_out}"
+        )
+
     def left_out(self) -> str:
         """Say which records are left out or cut, and why; empty where none is."""
         plan, cut = self.plan, self._rules.too_long.value

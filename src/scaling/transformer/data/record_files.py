@@ -52,6 +52,10 @@ class RecordReport:
             f"{self.records} records ({', '.join(self.formats)}), {self.tokens} tokens, {self.counted} of which count "
             "in the loss"
         )
+        yield from self.remarks()
+
+    def remarks(self) -> Iterator[str]:
+        """Say what was left out or cut, and name the first few bad records."""
         if self.left_out:
             yield self.left_out
         yield from (f"  {named}" for named in self.bad_named)
@@ -179,8 +183,9 @@ def report_beside(prefix: Path) -> RecordReport | None:
     """Return what became of the records of the file that a data set was made of; None where that is not known."""
     try:
         content: Any = json.loads((prefix.parent / REPORT).read_text(encoding="utf-8"))
-        lists = {name: tuple(content.pop(name)) for name in ("formats", "bad_named")}
-        return RecordReport(**content, **lists)
+        for name in ("formats", "bad_named"):
+            content[name] = tuple(content[name])
+        return RecordReport(**content)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
