@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from re import fullmatch
 from typing import Any, Final
 
 import torch
@@ -20,15 +17,10 @@ from scaling.core import (
     Box,
     CheckpointError,
     CheckpointReader,
-    ConfigError,
     PlainTensor,
-    StorageError,
     StoredCheckpoint,
     first_of,
     storage_errors,
-    sync_folder,
-    temporary_name,
-    write_atomically,
     write_plain,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
@@ -40,6 +32,7 @@ from scaling.transformer.hf.companions import Companions, Origin, companions_of_
 from scaling.transformer.hf.copies import PIECE_BYTES, copies_into, pieces_of_theirs
 from scaling.transformer.hf.family import Family
 from scaling.transformer.hf.folder import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, LENGTH, WEIGHTS_FILE
+from scaling.transformer.hf.new_folder import new_folder, require_free, write_json
 from scaling.transformer.hf.precision import WEIGHT_TYPES, name_in_configurations, prevailing
 from scaling.transformer.hf.tensors import TensorMap
 from scaling.transformer.stored_model import architecture_of, tokenizer_beside
@@ -84,8 +77,7 @@ def export_model(
 ) -> Exported:
     """Write the model of a checkpoint, in `dtype` or as it is stored, with what lies beside its step folder.
 
-    Memory is bounded whatever the model's size. `target` is written under another name beside it and renamed once it
-    is complete: a kill or a full disk leaves nothing by its name.
+    Memory is bounded whatever the model's size. A kill or a full disk leaves nothing by the name of `target`.
 
     Raises:
         ConfigError: No family can express the architecture, or `target` holds something.
@@ -104,46 +96,16 @@ def export_model(
     end = settings.get("data", {}).get("eod_token_id")
     ends = tuple(dict.fromkeys([*([end] if end is not None else []), *(origin.end_token_ids if origin else ())]))
     config = _config(family, architecture, origin, written, ends, is_cast=dtype is not None)
-    with storage_errors(f"exporting {stored.path} to {target}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_name(target)
-        _sweep(temporary)
-        temporary.mkdir()
-        try:
-            with CheckpointReader(stored) as reader:
-                for name, tensors in shards.items():
-                    write_plain(temporary / name, [_plain(reader, one) for one in tensors])
-            if len(shards) > 1:
-                _write_json(temporary / INDEX_FILE, _index(shards))
-            _write_json(temporary / CONFIG_FILE, config)
-            _write_companions(temporary, companions, ends)
-            sync_folder(temporary)
-            require_free(target)
-            temporary.rename(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        sync_folder(target.absolute().parent)
+    with storage_errors(f"exporting {stored.path} to {target}"), new_folder(target) as folder:
+        with CheckpointReader(stored) as reader:
+            for name, tensors in shards.items():
+                write_plain(folder / name, [_plain(reader, one) for one in tensors])
+        if len(shards) > 1:
+            write_json(folder / INDEX_FILE, _index(shards))
+        write_json(folder / CONFIG_FILE, config)
+        _write_companions(folder, companions, ends)
     remarks = [] if companions.tokenizer is not None else [f"there is no {TOKENIZER_FILE} beside {stored.path}"]
     return Exported(target, family.model_type, tuple(shards), tuple(remarks))
-
-
-def _sweep(temporary: Path) -> None:
-    """Remove what killed exports to the same place have left."""
-    begin = temporary.name[: -len(temporary.name.rpartition("-")[2])]
-    for path in list(temporary.parent.iterdir()):
-        if path.name.startswith(begin) and fullmatch(r"[0-9a-f]{8}", path.name[len(begin) :]) and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def require_free(target: Path) -> None:
-    """Refuse a place where something is, but for an empty folder."""
-    try:
-        taken = target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
-    except OSError as error:
-        raise StorageError(f"{target} cannot be looked into: {error.strerror}; name another folder") from error
-    if taken:
-        raise ConfigError(f"{target} is there already and not an empty folder; name another one, or remove it")
 
 
 def in_shards(tensors: Sequence[Written], max_bytes: int) -> dict[str, list[Written]]:
@@ -260,9 +222,9 @@ def _write_companions(folder: Path, companions: Companions, ends: Sequence[int])
     others = {name: content for name, content in companions.others.items() if name != ORIGIN_FILE}
     Companions(companions.tokenizer, others).write(folder, tokenizer_name=TOKENIZER_OF_A_MODEL)
     if GENERATION_FILE not in others and ends:
-        _write_json(folder / GENERATION_FILE, {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]})
+        write_json(folder / GENERATION_FILE, {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]})
     if TOKENIZER_CONFIG not in others and companions.tokenizer is not None:
-        _write_json(folder / TOKENIZER_CONFIG, dict(_tokenizer_config(companions.tokenizer, ends)))
+        write_json(folder / TOKENIZER_CONFIG, dict(_tokenizer_config(companions.tokenizer, ends)))
 
 
 def _tokenizer_config(tokenizer: bytes, ends: Sequence[int]) -> Iterator[tuple[str, Any]]:
@@ -270,7 +232,3 @@ def _tokenizer_config(tokenizer: bytes, ends: Sequence[int]) -> Iterator[tuple[s
     name = None if not ends else Tokenizer.from_str(tokenizer.decode()).token_name(ends[0])
     if name is not None:
         yield from (("eos_token", name), ("pad_token", name))
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())
