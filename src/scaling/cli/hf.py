@@ -12,8 +12,11 @@ from scaling.cli.checkpoint import TORCH_PRECISIONS, Precision
 from scaling.cli.places import checkpoints_at
 from scaling.core.checkpoint.search import find_newest
 from scaling.transformer.hf.check import check_export, reason_not_to_check
-from scaling.transformer.hf.exporter import export_model, require_free
+from scaling.transformer.hf.exporter import export_model
 from scaling.transformer.hf.importer import import_model
+from scaling.transformer.hf.new_folder import require_free
+from scaling.transformer.hf.peft.exporter import export_adapter
+from scaling.transformer.hf.peft.importer import import_adapter
 
 app = typer.Typer(name="hf", help="Import models of Hugging Face, and export to them.", no_args_is_help=True)
 
@@ -29,11 +32,25 @@ def import_folder(
     target: Annotated[
         Path, typer.Argument(metavar="DST", help="Folder to write global_step0 into.", show_default=False)
     ],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BASE",
+            help="SRC is an adapter of PEFT, for this checkpoint: one step's folder, or a folder of them.",
+            show_default="SRC is a model",
+        ),
+    ] = None,
 ) -> None:
     """Write a checkpoint, its tokenizer and templates, and a configuration that trains on from there.
 
     The model is read piece by piece, whatever its size. Nothing in the folder is executed, and pickles are refused.
+
+    With --base, write an adapter checkpoint: what PEFT has added to the base.
     """
+    if base is not None:
+        adapter = import_adapter(source, target, find_newest(checkpoints_at(base), weights_only=True).require())
+        typer.echo(f"wrote {adapter.checkpoint}, an adapter ({adapter.method}) on {adapter.base}")
+        return
     done = import_model(source, target)
     typer.echo(f"wrote {done.checkpoint}, a model of the family {done.model_type}")
     typer.echo(f"wrote {done.config_file}: name your data in it, then scaling train {done.config_file}")
@@ -62,12 +79,27 @@ def export_folder(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare logits afterwards, where transformers is installed.")
     ] = True,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write what was trained on a base, as an adapter of PEFT.")
+    ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BASE", help="With --adapter: where its base is now.", show_default="where it was in training"
+        ),
+    ] = None,
 ) -> None:
     """Write a checkpoint of any layout as a folder that transformers, vLLM and others read."""
     size = bytes_of(max_shard_size)
     require_free(target)
     rounded = None if dtype is None else TORCH_PRECISIONS[dtype]
+    if base is not None and not adapter:
+        raise typer.BadParameter("only goes with --adapter", param_hint="--base")
     stored = find_newest(checkpoints_at(source), weights_only=True).require()
+    if adapter:
+        written = export_adapter(stored, target, dtype=rounded, base=base)
+        typer.echo(f"wrote {written.path}, an adapter of PEFT ({written.method})")
+        return
     done = export_model(stored, target, dtype=rounded, max_shard_bytes=size)
     files = f"{len(done.files)} file{'' if len(done.files) == 1 else 's'}"
     typer.echo(f"wrote {done.path}, a model of the family {done.model_type} in {files} of weights")

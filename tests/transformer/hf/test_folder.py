@@ -216,7 +216,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "name of a tensor": (strange_name, r"holds a tensor with a strange name: 'model.\\x1b\[31m'"),
     "no name of a tensor": (empty_name, r"holds a tensor with a strange name: ''"),
     "configuration": (no_configuration, r"holds no config.json; name the folder that"),
-    "adapter": (an_adapter, r"holds no config.json; it is an adapter: merge it"),
+    "adapter": (an_adapter, r"holds no config.json; it is an adapter: import its model first, and"),
     "no JSON": (configuration(b"{"), r"config.json is not JSON .*; copy it again"),
     "no text": (configuration(b"\xff"), r"config.json is not JSON .*; copy it again"),
     "no object": (configuration(b"[]"), r"config.json holds no JSON object"),

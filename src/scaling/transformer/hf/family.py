@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from scaling.core import Problem, nearest
@@ -48,6 +48,10 @@ class Family:
     """Regular expressions that match the whole name of tensors that old files hold and nobody needs."""
     former_names: Sequence[tuple[str, str]] = ()
     """(regular expression, replacement) for names of tensors in old files."""
+    modules_in_memory: Mapping[str, str] = field(default_factory=dict)
+    """What the class calls modules that files have another name for; adapters are named by it."""
+    scales_embedding: bool = True
+    """A factor of the embeddings is the embedding module's own: what stands in its place is not multiplied."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -169,6 +173,10 @@ class Family:
             if re.fullmatch(pattern, name):
                 return re.sub(pattern, replacement, name)
         return name
+
+    def in_memory(self, module: str) -> str:
+        """Return what the class calls a module of the table."""
+        return self.modules_in_memory.get(module, module)
 
     def _complete(self, config: Config) -> dict[str, Any]:
         given = {name: value for part in self.parts if isinstance(part, Field) for name, value in part.given(config)}

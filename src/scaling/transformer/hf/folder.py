@@ -91,7 +91,7 @@ def read_folder(path: Path) -> ModelFolder:
             raise ConfigError(
                 f"{path} holds no {CONFIG_FILE}"
                 + (
-                    "; it is an adapter: merge it into its model first (merge_and_unload, then save_pretrained)"
+                    "; it is an adapter: import its model first, and then the adapter with --base"
                     if adapter
                     else "; name the folder that a model was downloaded to or saved in"
                 )

@@ -62,6 +62,7 @@ GPT_NEOX: Final = Family(
     inert_names=frozenset({"classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"}),
     ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
     former_names=((r"lm_head\.weight", "embed_out.weight"),),
+    modules_in_memory={"embed_out": "lm_head"},
 )
 
 

@@ -192,6 +192,7 @@ GRANITE: Final = Family(
     ),
     fixed=RMS,
     table=llama_names(),
+    scales_embedding=False,
 )
 
 BIASES_OF_PHI: Final = ("attention_bias", "mlp_bias", "lm_head_bias")

@@ -1,0 +1,68 @@
+"""The base of an adapter: its family and modules, and its tensors where an adapter needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from scaling.core import CheckpointError, CheckpointReader, StoredCheckpoint
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.hf.choose import family_for
+from scaling.transformer.hf.companions import read_origin
+from scaling.transformer.hf.peft.modules import Modules, modules_of
+from scaling.transformer.hf.peft.values import Values
+from scaling.transformer.hf.precision import WEIGHT_TYPES
+
+SECTIONS: Final = ("lora_config", "ia3_config", "bitfit_bias_config", "adapter_config", "softprompt_config")
+"""Sections of `transformer_architecture` that add parameters to a base, beside `finetunable_token_ids`."""
+
+
+def without_methods(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section `transformer_architecture` of the base alone."""
+    return {name: value for name, value in section.items() if name not in (*SECTIONS, "finetunable_token_ids")}
+
+
+def modules_on(section: dict[str, Any], base_folder: Path) -> Modules:
+    """Return the modules of a base, whose step folders are in `base_folder`.
+
+    Raises:
+        ConfigError: No family of Hugging Face can express it.
+    """
+    architecture = TransformerArchitectureConfig.from_dict({**without_methods(section), "vocab_file": None})
+    origin = read_origin(base_folder) if base_folder.is_dir() else None
+    family = family_for(architecture, model_type=None if origin is None else origin.model_type)
+    return modules_of(family, architecture)
+
+
+class BaseTensors:
+    """The tensors of a base, which is only looked for once one is needed."""
+
+    def __init__(self, find: Callable[[], StoredCheckpoint]) -> None:
+        self._find = find
+        self._reader: CheckpointReader | None = None
+
+    def __enter__(self) -> BaseTensors:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    def __call__(self, key: str) -> Values:
+        """Return a tensor by its name; `CheckpointError` where it, or the base, is not there."""
+        if self._reader is None:
+            self._reader = CheckpointReader(self._find())
+        reader = self._reader
+        entry = reader.stored.manifest.tensors.get(key)
+        if entry is None or entry.dtype not in WEIGHT_TYPES:
+            raise CheckpointError(
+                f"the base {reader.stored.path} does not hold {key} as a weight; take a base that was saved whole"
+            )
+
+        def load() -> Tensor:
+            return reader.read(key)
+
+        return Values(WEIGHT_TYPES[entry.dtype], entry.shape, load)

@@ -1,0 +1,89 @@
+"""Import an adapter of PEFT as an adapter checkpoint on a base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from scaling.core import (
+    BaseReference,
+    CheckpointError,
+    ConfigError,
+    LazyTensor,
+    StoredCheckpoint,
+    is_on_base,
+    new_step_folder,
+    save_pieces,
+    storage_errors,
+    whole,
+)
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.hf.peft.base import BaseTensors, modules_on
+from scaling.transformer.hf.peft.folder import kept_fields, read_adapter
+from scaling.transformer.hf.peft.translate import from_peft
+from scaling.transformer.stored_model import architecture_of
+
+STEP: Final = 0
+"""Of the checkpoint that is written: nothing has been trained here yet."""
+KEPT: Final = "adapter_config"
+"""Among the information of the checkpoint: fields that change nothing, for an export."""
+
+
+@dataclass(frozen=True)
+class ImportedAdapter:
+    """What an import has written."""
+
+    checkpoint: Path
+    method: str
+    base: BaseReference
+
+
+def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> ImportedAdapter:
+    """Write the adapter in a folder of PEFT as the checkpoint of step 0 in `target`, on the checkpoint `base`.
+
+    Raises:
+        ConfigError: The adapter is not of a kind that is built, or the base is of no family of Hugging Face.
+        CheckpointError: The tensors are not those of the configuration and the base; or there is a checkpoint there.
+        StorageError: Something cannot be read or written.
+    """
+    folder = read_adapter(source)
+    new_step_folder(target, STEP)
+    if target.exists() and target.resolve() in (source.resolve(), base.path.parent.resolve()):
+        raise ConfigError(f"{target} is the folder of the adapter or of its base; name another one to write into")
+    if is_on_base(base.manifest):
+        raise CheckpointError(
+            f"{base.path} is itself an adapter on another base; merge the two first (scaling checkpoint merge)"
+        )
+    _, settings = architecture_of(base)
+    section = settings["transformer_architecture"]
+    modules = modules_on(section, base.path.absolute().parent)
+    with BaseTensors(lambda: base) as tensors_of_base:
+        ours = from_peft(
+            folder.adapter,
+            modules,
+            tensors_of_base,
+            config_file=str(folder.config_file),
+            weights_file=str(folder.weights_file),
+        )
+        together = {**section, **ours.sections}
+        TransformerArchitectureConfig.from_dict({**together, "vocab_file": None})
+        config: dict[str, Any] = {**settings, "transformer_architecture": together}
+        reference = BaseReference.to(base)
+        with storage_errors(f"importing {source}"):
+            target.mkdir(parents=True, exist_ok=True)
+            path = save_pieces(
+                target,
+                STEP,
+                [
+                    LazyTensor(key, values.shape, values.dtype, [(whole(values.shape), values.load)])
+                    for key, values in ours.tensors.items()
+                ],
+                scalars={"config": config, "base": reference.as_dict()},
+                information={
+                    "imported_from": str(source),
+                    KEPT: kept_fields(folder.adapter.config),
+                    "ranks": 1,
+                },
+            )
+    return ImportedAdapter(path, folder.adapter.config["peft_type"], reference)

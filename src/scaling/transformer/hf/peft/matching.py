@@ -1,0 +1,95 @@
+"""How PEFT's configurations name modules: by endings or regular expressions, within layers; and the way back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+ALL_LINEAR = "all-linear"
+
+
+def is_named(names: str | Collection[str], module: str) -> bool:
+    """Return whether a module is meant: by a regular expression that fits it whole, or by an ending between dots."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def is_target(settings: Mapping[str, Any], module: str, *, is_linear: bool) -> bool:
+    """Return whether the configuration of an adapter means a module. `is_linear`: a linear one, and not the head."""
+    targets, excluded, saved = (settings.get(key) for key in ("target_modules", "exclude_modules", "modules_to_save"))
+    if excluded and is_named(excluded, module):
+        return False
+    if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved or ()):
+        return False
+    if isinstance(targets, str):
+        return is_linear if targets.lower() == ALL_LINEAR else is_named(targets, module)
+    if not targets or not is_named(targets, module):
+        return False
+    if module in targets:
+        return True
+    layers = settings.get("layers_to_transform")
+    if layers is None or layers == []:
+        return True
+    layer = _layer(settings.get("layers_pattern"), module)
+    return layer is not None and layer in ([layers] if isinstance(layers, int) else layers)
+
+
+def _layer(patterns: str | Sequence[str] | None, module: str) -> int | None:
+    """Return the number of the layer that a module is in."""
+    if not patterns:
+        found = re.match(r".*?\.[^.]*\.(\d+)\.", module)
+        return None if found is None else int(found[1])
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = re.match(rf"(?:^|.*?\.)(?:{pattern})\.(?P<number>\d+)\.", module)
+        if found is not None:
+            return int(found["number"])
+    return None
+
+
+def value_of(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
+    """Return the value of the first pattern that fits the end of a module's name."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def endings(wanted: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Name modules by endings that mean them and nothing else of what is known; the shortest, without numbers."""
+    return list(dict.fromkeys(_ending(module, wanted, list(known)) for module in wanted))
+
+
+def by_ending(values: Mapping[str, Value], default: Value) -> dict[str, Value]:
+    """Return patterns that give each module its value, where it is not the default."""
+    found: dict[str, Value] = {}
+    for module, value in values.items():
+        if value != default:
+            alike = [other for other, its in values.items() if its == value]
+            found[_ending(module, alike, list(values))] = value
+    return found
+
+
+def raw_endings(wanted: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Do the same where a name ends anywhere, not only at a dot: so are `modules_to_save` read."""
+    names = list(known)
+
+    def fits(ending: str) -> bool:
+        return all(one in wanted for one in names if one.endswith(ending))
+
+    return list(dict.fromkeys(_shortest(module, fits) for module in wanted))
+
+
+def _ending(module: str, wanted: Collection[str], known: Sequence[str]) -> str:
+    return _shortest(module, lambda ending: all(one in wanted for one in known if is_named([ending], one)))
+
+
+def _shortest(module: str, fits: Callable[[str], bool]) -> str:
+    """Return the shortest ending that fits; what has a number in it is said whole."""
+    words = module.split(".")
+    for count in range(1, len(words)):
+        if words[-count].isdigit():
+            break
+        if fits(ending := ".".join(words[-count:])):
+            return ending
+    return module

@@ -1,0 +1,138 @@
+"""Module: what an adapter can name in a model of a family, and which of our modules it consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, final
+
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import plan_of
+from scaling.transformer.hf.family import Family
+from scaling.transformer.hf.tensors import Rows, TensorMap
+
+Role: TypeAlias = Literal["linear", "embedding", "head", "positions", "norm"]
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """A module of ours."""
+
+    name: str
+    """In the model: `layers.3.self_attention.query`."""
+    outputs: int
+    rows: Rows | None
+    """Where its outputs lie among those of theirs; None: they are all."""
+
+
+@final
+@dataclass(frozen=True)
+class Module:
+    """A module of theirs with a weight."""
+
+    name: str
+    """As the class of today calls it in memory."""
+    role: Role
+    inputs: int
+    """Features; of an embedding, its tokens. A norm has none."""
+    outputs: int
+    parts: tuple[Part, ...]
+    """Together they have its outputs, each once."""
+    tensors: tuple[TensorMap, ...]
+    """Weight and bias, so far as files hold them: a tied head has none."""
+    former: str | None = None
+    """How files, and classes of before, call it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return all names that it goes by."""
+        return (self.name,) if self.former is None else (self.name, self.former)
+
+    @property
+    def transposed(self) -> bool:
+        """Return whether their file holds the transpose of the weight."""
+        return any(tensor.transposed for tensor in self.tensors)
+
+    def tensor(self, kind: str) -> TensorMap | None:
+        """Return its `weight` or `bias`."""
+        return next((one for one in self.tensors if one.name.endswith(f".{kind}")), None)
+
+
+@final
+@dataclass(frozen=True)
+class Modules:
+    """All modules of a model."""
+
+    model_type: str
+    all: tuple[Module, ...]
+    tied: bool
+    """The head is the embedding."""
+    heads: int
+    layers: int
+    """Blocks."""
+    prompt_scale: float = 1.0
+    """By which a prompt of theirs is multiplied in the model."""
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.all)
+
+    def by_role(self, role: Role) -> Module | None:
+        """Return the only module of a role."""
+        return next((module for module in self.all if module.role == role), None)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield all modules of ours."""
+        for module in self.all:
+            yield from module.parts
+
+    def of(self, names: Iterable[str]) -> list[Module]:
+        """Return the modules that have any of our modules of these names."""
+        wanted = set(names)
+        return [module for module in self.all if any(part.name in wanted for part in module.parts)]
+
+
+def modules_of(family: Family, architecture: TransformerArchitectureConfig) -> Modules:
+    """Return the modules of a model of a family, without any adapter."""
+    plan = plan_of(architecture)
+    found: dict[str, list[TensorMap]] = {}
+    for tensor in family.tensors(plan):
+        found.setdefault(tensor.name.rpartition(".")[0], []).append(tensor)
+    table = family.table
+    roles: dict[str, Role] = {table.embedding.theirs: "embedding", table.head.theirs: "head"}
+    roles |= {row.theirs: "positions" for row in table.positions}
+    modules = [_module(family, name, tensors, roles.get(name)) for name, tensors in found.items()]
+    tied = architecture.weight_tying and architecture.lm_head
+    if tied:
+        embedding = next(module for module in modules if module.role == "embedding")
+        part = Part(f"layers.{plan.num_layers - 1}.embedding", embedding.inputs, None)
+        name = family.in_memory(table.head.theirs)
+        former = table.head.theirs if name != table.head.theirs else None
+        modules.append(Module(name, "head", embedding.outputs, embedding.inputs, (part,), (), former))
+    scale = 1.0 if family.scales_embedding else architecture.embedding_scale
+    heads, layers = architecture.num_attention_heads, architecture.num_layers
+    return Modules(family.model_type, tuple(modules), tied, heads, layers, scale)
+
+
+def _module(family: Family, name: str, tensors: Sequence[TensorMap], role: Role | None) -> Module:
+    first = tensors[0]
+    shape = first.shape[::-1] if first.transposed else first.shape
+    if role is None:
+        role = "norm" if len(shape) == 1 else "linear"
+    is_table = role in ("embedding", "positions")
+    inputs, outputs = (shape if is_table else shape[::-1]) if len(shape) == 2 else (0, shape[0])
+    parts = tuple(
+        Part(source.key.rpartition(".")[0], outputs if is_table else source.shape[0], source.rows)
+        for source in first.sources
+    )
+    present = family.in_memory(name)
+    return Module(present, role, inputs, outputs, parts, tuple(tensors), name if present != name else None)
+
+
+def short_name(part: str, modules: Modules) -> str:
+    """Return what a configuration calls a module of ours wherever it is: `query`, `embedding`, `head`."""
+    for role in ("embedding", "head"):
+        module = modules.by_role("embedding" if role == "embedding" else "head")
+        if module is not None and module.parts[0].name == part:
+            return role
+    return part.rpartition(".")[2]
