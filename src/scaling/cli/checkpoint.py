@@ -1,4 +1,4 @@
-"""`scaling checkpoint`: list, verify, compare, cast and import checkpoints, without processes and without a GPU."""
+"""`scaling checkpoint`: list, verify, compare, cast, merge and import checkpoints, without processes or a GPU."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ from scaling.core.checkpoint.search import find_newest, is_step_folder, name_pro
 from scaling.core.checkpoint.verify import file_problems, quick_problems, read_manifest, strange_files
 from scaling.core.errors import CheckpointError, ExitStatus, StorageError
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
+from scaling.transformer.finetuning.merge_checkpoint import base_meant, companions_of_merged, merge_checkpoint
 from scaling.transformer.hf.companions import companions_of_checkpoints, companions_of_predecessor, require_place
 
-app = typer.Typer(name="checkpoint", help="List, verify, compare, cast and import checkpoints.", no_args_is_help=True)
+app = typer.Typer(
+    name="checkpoint", help="List, verify, compare, cast, merge and import checkpoints.", no_args_is_help=True
+)
 
 PIPE_WIDTH = 160
 
@@ -155,6 +158,24 @@ def cast_checkpoint(
     companions = companions_of_checkpoints(beside)
     require_place(companions, beside, target)
     typer.echo(f"wrote {cast(stored, target, TORCH_PRECISIONS[dtype])}")
+    companions.write(target, tokenizer_name=TOKENIZER_FILE)
+
+
+@app.command("merge")
+def merge_adapters(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint that was fine-tuned, wherever it is.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="What fine-tunings on it have saved.")],
+    target: Target,
+) -> None:
+    """Merge what was trained on a base into it: a whole model, to train, to export and to generate with.
+
+    Of several adapters one is merged after the other. Tokenizer and templates are taken along.
+    """
+    opened = [find_newest(checkpoints_at(adapter), weights_only=True).require() for adapter in adapters]
+    stored = base_meant(checkpoints_at(base), opened[0])
+    companions = companions_of_merged(stored, opened[-1])
+    require_place(companions, stored.path.absolute().parent, target)
+    typer.echo(f"wrote {merge_checkpoint(stored, opened, target)}")
     companions.write(target, tokenizer_name=TOKENIZER_FILE)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from scaling.cli.places import checkpoints_at
 from scaling.core import ConfigError
-from scaling.transformer import Sampling, TransformerInferenceModule
+from scaling.transformer import OPENED, Sampling, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 
 
@@ -35,22 +35,34 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text. May be given several times.")
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="What a fine-tuning on CHECKPOINT has saved: a step's folder, or its newest."
+        ),
+    ] = None,
     device: Annotated[
         str,
         # The name is spelled out: one version of typer takes a metavar that is the name in capitals for the option.
         typer.Option("--device", metavar="DEVICE", help="cpu, cuda for a GPU, or cuda:N for the one of number N."),
     ] = "cpu",
 ) -> None:
-    """Continue a text with a trained model, printing it as it comes."""
+    """Continue a text with a trained model, printing it as it comes.
+
+    CHECKPOINT may be that of a fine-tuning, whose base is found by itself.
+    """
     checkpoint = checkpoints_at(checkpoint)
     model = TransformerInferenceModule.from_checkpoint(checkpoint, device=device)
+    used = OPENED if adapter is None else model.load_adapter(checkpoints_at(adapter))
     if model.tokenizer is None:
         raise ConfigError(
             f"there is no {TOKENIZER_FILE} beside the step folders of {checkpoint}, so that no text can be read or "
             "written; copy the tokenizer of the training (its transformer_architecture.vocab_file) there by that name"
         )
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    pieces = model.stream_text(prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=tuple(stop or ()))
+    pieces = model.stream_text(
+        prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=tuple(stop or ()), adapter=used
+    )
     first = next(pieces, "")  # raises what is wrong with the arguments, before anything is printed
     typer.echo(prompt + first, nl=False)
     for piece in pieces:

@@ -27,6 +27,7 @@ BASE: Final = "base"
 """The scalar of a checkpoint that holds only what was trained on a base: the base, null where there was none."""
 
 _SHOWN_DIGITS: Final = 12
+_REMEDY: Final = "set trainer.load_dir to the folder that the base is in now"
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,16 @@ def reference_problems(scalars: Mapping[str, Json]) -> list[str]:
 
 
 def find_base(
-    reference: BaseReference, elsewhere: Path | None = None, communicator: Communicator | None = None
+    reference: BaseReference,
+    elsewhere: Path | None = None,
+    communicator: Communicator | None = None,
+    *,
+    remedy: str = _REMEDY,
 ) -> StoredCheckpoint:
     """Return the base, verified but for optimizer states, from where it was or else from `elsewhere`.
 
     `elsewhere` is a step folder or a folder of them. Collective: all ranks share the reading and get the same; a base
-    that is not there, or another one, is a `CheckpointError` that says what was found where.
+    that is not there, or another one, is a `CheckpointError` that says what was found where, and `remedy`.
     """
     tried = []
     for place in _places(reference, elsewhere):
@@ -109,7 +114,7 @@ def find_base(
         if search.found is not None:
             return search.found
         tried.append(search)
-    raise CheckpointError(_refusal(reference, tried))
+    raise CheckpointError(_refusal(reference, tried, remedy))
 
 
 def glance_at_base(reference: BaseReference, elsewhere: Path | None = None) -> str | None:
@@ -142,12 +147,12 @@ def _folders(place: Path, step: int) -> list[Path]:
         return []
 
 
-def _refusal(reference: BaseReference, tried: Sequence[Search]) -> str:
+def _refusal(reference: BaseReference, tried: Sequence[Search], remedy: str = _REMEDY) -> str:
     lines = [f"this was trained on the base {reference}, which was not found:"]
     for search in tried:
         reasons = [f"{found.path}: {found.reason}" for found in search.rejected]
         lines += [f"  - {reason}" for reason in reasons or [f"{search.directory}: no checkpoint of that step"]]
-    lines.append("set trainer.load_dir to the folder that the base is in now")
+    lines.append(remedy)
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scaling.core.finetuning.input_dropout import InputDropout as InputDropout
     from scaling.core.finetuning.input_dropout import SampleNote as SampleNote
     from scaling.core.finetuning.low_rank import LowRank as LowRank
+    from scaling.core.finetuning.merge import merge_edits as merge_edits
     from scaling.core.finetuning.scale import InputScale as InputScale
     from scaling.core.finetuning.scale import OutputScale as OutputScale
     from scaling.core.finetuning.soft_prompt import SoftPrompt as SoftPrompt

@@ -100,13 +100,16 @@ class LowRankHead(TableEdit):
             self.magnitude.copy_(row_norms(weight.to(self.b.dtype)))
 
     @torch.no_grad()
-    def merged(self, weight_vH: Tensor) -> Tensor:
-        """Return the updated rows of this rank, in the type of the update."""
-        updated = weight_vH.to(self.b.dtype) + self.form.scale * (self.b @ self.a)
+    def merged(self, weight_vH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what becomes of this rank's rows, in the type of the update, and what is added to all, also to others.
+
+        Rows that stand apart replace the former alone.
+        """
+        own, update = weight_vH.to(self.b.dtype), self.form.scale * (self.b @ self.a)
         if self.magnitude is None:
-            return updated
-        rows = weight_vH.shape[0]
-        return (self.magnitude[:rows] / self._norms(weight_vH)).unsqueeze(-1) * updated
+            return own, update
+        gain = (self.magnitude / self._norms(weight_vH)).unsqueeze(-1)
+        return gain * own, gain * update
 
     def _norms(self, weight_vH: Tensor) -> Tensor:
         return row_norms(weight_vH.to(self.b.dtype), self.a, self.b[: weight_vH.shape[0]], self.form.scale)

@@ -85,6 +85,11 @@ class VocabParallelEmbedding(nn.Module):
         self.add_module(name, edit)
         self._edits = (*self._edits, edit)
 
+    @property
+    def edits(self) -> tuple[TableEdit, ...]:
+        """Return all edits, also those that are passed over, in the order in which they act."""
+        return self._edits
+
     def forward(self, token_ids: Tensor) -> Tensor:
         """Return the embeddings of all ids."""
         edits = [edit for edit in self._edits if edit.active]

@@ -80,6 +80,11 @@ class _Edited(nn.Module):
         (owner or self).add_module(name, edit)
         self._edits = (*self._edits, edit)
 
+    @property
+    def edits(self) -> tuple[LinearEdit, ...]:
+        """Return all edits, also those that are passed over, in the order in which they act."""
+        return self._edits
+
     @final
     def _active(self) -> list[LinearEdit]:
         return [edit for edit in self._edits if edit.active]

@@ -157,6 +157,11 @@ class ParallelModule(nn.Module):
             counts[parameter] = counts.get(parameter, 0) + 1
         return counts
 
+    def layers(self) -> Iterator[tuple[int, nn.Module]]:
+        """Yield this rank's layers, each with its place in the model."""
+        for stage in self.stages.values():
+            yield from zip(stage.indices, stage.layers, strict=True)  # type: ignore[arg-type]  # ModuleDict forgets that it holds stages
+
     @torch.no_grad()
     def follow_base(self) -> None:
         """Let the modules whose initial values follow from weights of the base derive them from what these now are.
@@ -177,14 +182,13 @@ class ParallelModule(nn.Module):
                 parts = [(piece.box, local)] if local.numel() else []
                 owned = self._owns(piece.key, description.placements)
                 yield GlobalTensor(piece.key, piece.shape, parts, owned, piece.former)
-        for stage in self.stages.values():
-            for index, layer in zip(stage.indices, stage.layers, strict=True):  # type: ignore[arg-type]  # ModuleDict forgets that it holds stages
-                saved = layer.state_dict(keep_vars=True)
-                for name, buffer in layer.named_buffers():
-                    if name in saved:
-                        key = f"layers.{index}.{name}"
-                        parts = [(whole(buffer.shape), buffer)]
-                        yield GlobalTensor(key, tuple(buffer.shape), parts, self._owns(key, USUAL))
+        for index, layer in self.layers():
+            saved = layer.state_dict(keep_vars=True)
+            for name, buffer in layer.named_buffers():
+                if name in saved:
+                    key = f"layers.{index}.{name}"
+                    parts = [(whole(buffer.shape), buffer)]
+                    yield GlobalTensor(key, tuple(buffer.shape), parts, self._owns(key, USUAL))
 
     def _owns(self, key: str, placements: Placements) -> bool:
         """Whether this rank writes a tensor: one of those that hold it, another one for each name."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
+from typing_extensions import Self
 
 from scaling.core import BaseConfig, LoRaConfig, OnResume, Problem, pattern_problems
 
@@ -99,6 +100,13 @@ class MethodsConfig(BaseConfig):
     finetunable_token_ids: Annotated[list[int], OnResume.ORDER] = Field(default_factory=list)
     """Tokens whose embeddings are trained, apart from the table, which stays; of the head too where it has the same
     table, or one of its own. Empty: none."""
+
+    def without_methods(self) -> Self:
+        """Return the section with nothing added to the model."""
+        names = MethodsConfig.model_fields
+        return self.model_copy(
+            update={name: field.get_default(call_default_factory=True) for name, field in names.items()}
+        )
 
     @property
     def has_methods(self) -> bool:

@@ -27,6 +27,7 @@ from scaling.transformer.config.architecture import TransformerArchitectureConfi
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from scaling.transformer.finetuning.stored import require_whole
 from scaling.transformer.hf.choose import family_for, follows_length
 from scaling.transformer.hf.companions import Companions, Origin, companions_of_checkpoints, read_origin
 from scaling.transformer.hf.copies import PIECE_BYTES, copies_into, pieces_of_theirs
@@ -85,6 +86,7 @@ def export_model(
         StorageError: Something cannot be read or written.
     """
     require_free(target)
+    require_whole(stored, instead="export the adapter alone: --adapter")
     architecture, settings = architecture_of(stored)
     beside = stored.path.absolute().parent
     companions, origin = companions_of_checkpoints(beside), read_origin(beside)

@@ -91,8 +91,12 @@ class HeadOutput:
 
     def last(self) -> Self:
         """Return the output for the last token of each row."""
-        terms = tuple(term._replace(hidden=term.hidden[:, -1:]) for term in self.terms)
-        return replace(self, hidden=self.hidden[:, -1:], terms=terms)
+        return self.behind(self.hidden.shape[1] - 1)
+
+    def behind(self, tokens: int) -> Self:
+        """Return the output for all but the first tokens of each row."""
+        terms = tuple(term._replace(hidden=term.hidden[:, tokens:]) for term in self.terms)
+        return replace(self, hidden=self.hidden[:, tokens:], terms=terms)
 
 
 @final
