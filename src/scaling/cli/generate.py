@@ -9,7 +9,7 @@ import typer
 
 from scaling.cli.places import checkpoints_at
 from scaling.core import ConfigError
-from scaling.transformer import OPENED, Sampling, TransformerInferenceModule
+from scaling.transformer import Opened, Sampling, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 
 
@@ -53,7 +53,7 @@ def generate(
     """
     checkpoint = checkpoints_at(checkpoint)
     model = TransformerInferenceModule.from_checkpoint(checkpoint, device=device)
-    used = OPENED if adapter is None else model.load_adapter(checkpoints_at(adapter))
+    used = Opened.OPENED if adapter is None else model.load_adapter(checkpoints_at(adapter))
     if model.tokenizer is None:
         raise ConfigError(
             f"there is no {TOKENIZER_FILE} beside the step folders of {checkpoint}, so that no text can be read or "

@@ -23,6 +23,8 @@ from scaling.core import (
     annotate,
     fill,
     first_of,
+    glance,
+    list_steps,
     merge_edits,
     meta,
     save_pieces,
@@ -85,10 +87,10 @@ def merge_checkpoint(base: StoredCheckpoint, adapters: Sequence[StoredCheckpoint
 def base_meant(folder: Path, adapter: StoredCheckpoint) -> StoredCheckpoint:
     """Return the base in a folder: of several steps that on which the adapter was trained, else the newest."""
     reference = StoredAdapter.of(adapter).reference
-    if reference is not None:
-        own = Checkpointer(None).find(folder, weights_only=True, check=reference.differences).found
-        if own is not None:
-            return own
+    for step in list_steps(folder):
+        glimpsed = glance(step).found
+        if glimpsed and reference and not reference.differences(glimpsed.manifest):
+            folder = step
     return Checkpointer(None).find(folder, weights_only=True).require()
 
 
@@ -194,8 +196,11 @@ class _MergedLayers:
         for name, parameter in layer.named_parameters():
             annotate(parameter, meta(parameter).named(f"layers.{index}.{name}"))
         fill(layer, seed=self._seed)
-        own = list(layer.parameters())
-        weights = {piece.key: piece.local(parameter) for parameter in own for piece in meta(parameter).pieces}
+        weights = {
+            piece.key: piece.local(parameter.detach())
+            for parameter in layer.parameters()
+            for piece in meta(parameter).pieces
+        }
         for key, values in weights.items():
             if (source := self._source(key)) is not None:
                 self._read(self._base, source, values)

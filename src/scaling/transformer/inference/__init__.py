@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from scaling.core import load_on_use
 
 if TYPE_CHECKING:
-    from scaling.transformer.inference.module import OPENED as OPENED
     from scaling.transformer.inference.module import Opened as Opened
     from scaling.transformer.inference.module import TransformerInferenceModule as TransformerInferenceModule
     from scaling.transformer.inference.sampling import Sampling as Sampling

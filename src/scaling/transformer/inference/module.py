@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +56,6 @@ class Opened(Enum):
 
     OPENED = "opened"
 
-
-OPENED: Final = Opened.OPENED
 
 _BASE_REMEDY = (
     "name the folder that the base is in now: from_checkpoint(path, base=...), or open the base and load this"
@@ -177,12 +175,12 @@ class TransformerInferenceModule:
         self._adapters.unmerge()
 
     @torch.no_grad()
-    def logits(self, input_ids: Tensor, *, adapter: str | Opened | None = OPENED) -> Tensor:
+    def logits(self, input_ids: Tensor, *, adapter: str | Opened | None = Opened.OPENED) -> Tensor:
         """Return the logits [b, s, vocabulary] of token ids int64 [b, s]; each row is one document."""
         return self._run(self._known(input_ids), self._use(adapter)).logits()
 
     @torch.no_grad()
-    def log_likelihood(self, input_ids: Tensor, *, adapter: str | Opened | None = OPENED) -> Tensor:
+    def log_likelihood(self, input_ids: Tensor, *, adapter: str | Opened | None = Opened.OPENED) -> Tensor:
         """Return log p(token | tokens before it) of all but the first token, [b, s - 1] in at least float32."""
         output = self._run(self._known(input_ids)[:, :-1], self._use(adapter))
         targets = input_ids[:, 1:].to(output.hidden.device, torch.int64)
@@ -197,7 +195,7 @@ class TransformerInferenceModule:
         sampling: Sampling | None = None,
         seed: int | None = None,
         stop_tokens: Sequence[int] | None = None,
-        adapter: str | Opened | None = OPENED,
+        adapter: str | Opened | None = Opened.OPENED,
     ) -> Completion:
         """Continue a prompt given as text or as tokens, until a stop token or `max_tokens` new ones.
 
@@ -224,7 +222,7 @@ class TransformerInferenceModule:
         *,
         sampling: Sampling | None = None,
         seed: int | None = None,
-        adapter: str | Opened | None = OPENED,
+        adapter: str | Opened | None = Opened.OPENED,
     ) -> Iterator[int]:
         """Yield new tokens one by one, without end; keys and values of earlier tokens are kept, not computed again.
 
@@ -274,7 +272,7 @@ class TransformerInferenceModule:
         sampling: Sampling | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
-        adapter: str | Opened | None = OPENED,
+        adapter: str | Opened | None = Opened.OPENED,
     ) -> Iterator[str]:
         """Yield the continuation of a text piece by piece, up to the end of the document or the first of `stop`.
 
