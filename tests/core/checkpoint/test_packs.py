@@ -14,7 +14,7 @@ from scaling.core.boxes import Box, whole
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.folders import drop_optimizer
 from scaling.core.checkpoint.manifest import Manifest
-from scaling.core.checkpoint.reader import differences
+from scaling.core.checkpoint.reader import CheckpointReader, cast, differences
 from scaling.core.checkpoint.search import find_newest
 from scaling.core.checkpoint.verify import read_manifest
 from scaling.core.errors import CheckpointError
@@ -71,6 +71,16 @@ def test_many_small_tensors_take_little_more_than_their_bytes(tmp_path: Path) ->
     held = sum(tensor.parts[0][1].nbytes for tensor in tensors)
     assert size - held < 200 * len(tensors)
     assert size - held < 0.05 * held + 48 * 2**10
+
+
+def test_casting_what_was_trained_on_a_base_packs_it_too(tmp_path: Path) -> None:
+    scalars = {"base": None}
+    Checkpointer(tmp_path / "a").save(1, [one("gain", torch.ones(3)), one("bias", torch.zeros(2))], scalars)
+    written = cast(find_newest(tmp_path / "a").require(), tmp_path / "b", torch.bfloat16)
+    stored = find_newest(written).require()
+    assert [entry.parts[0].start for entry in stored.manifest.tensors.values()] == [0, 2]  # bias, then gain
+    with CheckpointReader(stored) as reader:
+        assert reader.read("gain").tolist() == [1, 1, 1]
 
 
 @pytest.fixture(scope="module")

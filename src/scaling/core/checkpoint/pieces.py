@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scaling.core.boxes import Box
+from scaling.core.checkpoint.base import BASE
 from scaling.core.checkpoint.communicator import Alone
 from scaling.core.checkpoint.files import TYPE_NAMES, Piece
 from scaling.core.checkpoint.folders import Retention, new_step_folder
@@ -46,12 +47,11 @@ def save_pieces(
     *,
     scalars: Mapping[str, Json],
     information: Mapping[str, Json],
-    packed: bool = False,
 ) -> Path:
     """Write tensors, which their parts cover exactly, as the checkpoint of a step that is not there yet.
 
-    Nothing is held but what is being written and hashed, and with `packed` all small pieces, which are stored together.
-    The versions of today are added to `information`.
+    Nothing is held but what is being written and hashed; where only what was trained on a base is stored, all small
+    pieces, which are packed. The versions of today are added to `information`.
 
     Raises:
         CheckpointError: The step folder exists, or a tensor is not covered.
@@ -64,7 +64,7 @@ def save_pieces(
         for box, load in tensor.parts
     ]
     saver = Saver(save_dir, Alone(), Retention(), {**information, **versions()}, FILE_BYTES)
-    report = saver.run(Job(step, Share(pieces, packed=packed), json_text(scalars, "the scalars")))
+    report = saver.run(Job(step, Share(pieces, packed=BASE in scalars), json_text(scalars, "the scalars")))
     if report.error is not None:
         raise report.error
     return target
