@@ -18,6 +18,8 @@ from scaling.transformer.data.records.template import ChatTemplate
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
 
 SPECIAL: Final = {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
+WITH_IMAGES: Final = ("idefics3", "llava_next", "smolvlm")
+"""Templates that take a content in parts only, as messages with images have it."""
 _TOKENS: Final = re.compile(
     r"<\|[A-Za-z_]+\|>|<\uff5c[^\uff5c'\"]+\uff5c>|<(?:start|end)_of_turn>|<\|turn>|<turn\|>|<eos>|<bos>|<(?:END|START)\w+>"
 )

@@ -13,10 +13,10 @@ from scaling.transformer.data.records.formats import RecordFormat
 from scaling.transformer.data.records.record import Record
 from scaling.transformer.data.records.template import ChatTemplate
 from scaling.transformer.data.tokenizer import Tokenizer
-from tests.transformer.data.records.chat import source_of, talk, template_files, training_templates
+from tests.transformer.data.records.chat import WITH_IMAGES, source_of, talk, template_files, training_templates
 from tests.transformer.hf.smollm2 import smollm2
 
-TALKS = (talk("What is 1 + 1?", "It is 2.", "And 2 + 2?", "4\n"), talk("Hi", "Hello", system="Be brief."))
+TALKS = (talk("What is 1 + 1?", "It is 2.", "And 2 + 2?", "  4\n"), talk("Hi", "Hello", system="Be brief."))
 
 
 @pytest.mark.slow
@@ -26,7 +26,11 @@ def test_tokens_and_masks_are_those_of_transformers_with_a_published_tokenizer()
     known, theirs = Tokenizer.from_file(file), AutoTokenizer.from_pretrained(file.parent)
     own = ChatTemplate.beside(file)
     assert own is not None
-    templates = [ChatTemplate(source_of(name), special=own.special) for name in training_templates()]
+    templates = [
+        ChatTemplate(source_of(name), special=own.special)
+        for name in training_templates()
+        if not name.startswith(WITH_IMAGES)
+    ]
     compared = 0
     for template in (own, *templates):
         encoder = RecordEncoder(
@@ -51,5 +55,6 @@ def test_tokens_and_masks_are_those_of_transformers_with_a_published_tokenizer()
                 assert made.tokens.tolist() == expected["input_ids"]
                 chosen = [token for token, weight in zip(made.tokens.tolist(), made.weights, strict=True) if weight]
                 answers = "".join(f"{one['content']}<|im_end|>\n" for one in messages if one["role"] == "assistant")
-                assert known.decode(chosen, skip_special_tokens=False) == answers
+                # The line break before "  4" and its first space are one token.
+                assert known.decode(chosen, skip_special_tokens=False).replace("\n\n ", "\n ") == answers
     assert compared >= 45

@@ -17,6 +17,7 @@ from scaling.transformer.data.records.record import Record
 from tests.transformer.data.records.chat import (
     CHATML,
     SPECIAL,
+    WITH_IMAGES,
     chat_template,
     encoder,
     source_of,
@@ -26,9 +27,6 @@ from tests.transformer.data.records.chat import (
     training_templates,
     without_tags,
 )
-
-WITH_IMAGES = ("idefics3", "llava_next", "smolvlm")
-"""Templates that take a content in parts only, as messages with images have it."""
 
 CALL = [
     *talk("What is it?"),
@@ -204,8 +202,8 @@ def test_tools_that_a_template_leaves_out_are_refused() -> None:
     assert "has 'tools', which the chat template leaves out" in str(made)
 
 
-def test_a_token_over_the_border_of_a_turn_belongs_to_the_one_it_begins_in() -> None:
+def test_a_token_over_the_border_of_a_turn_belongs_to_it() -> None:
     whole = tokenizer().encode(chat_template().render(talk("a", "    return"))[0])
     words = [tokenizer().decode([token]) for token in whole]
     assert "\n   " in words, "the tokenizer no longer joins a line break with the spaces behind it"
-    assert counted(talk("a", "    return")) == " return<|im_end|>\n"
+    assert counted(talk("a", "    return")) == "\n    return<|im_end|>\n"

@@ -17,7 +17,7 @@ from scaling.transformer.data.records.formats import FORMATS, RecordFormat, reco
 from scaling.transformer.data.records.record import Record
 from scaling.transformer.data.records.template import ChatTemplate
 from scaling.transformer.data.records.texts import TextTokenizer
-from scaling.transformer.data.records.turns import Rendered, Turn, render_conversation
+from scaling.transformer.data.records.turns import Rendered, render_conversation
 from scaling.transformer.data.tokenizer import Tokenizer
 
 _PROBE: Final = ({"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "b"})
@@ -143,17 +143,13 @@ def _read(value: Any, format: RecordFormat, folder: Path) -> Conversation | Piec
         raise Refusal(f"a record of {looks.value!r} among those of {format.value!r}: {refusal}") from refusal
 
 
-def _weights(rendered: Rendered, begins: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Return the weight of each token: that of the turn in which it begins."""
-    weights = np.full(len(begins), rendered.weight, dtype=np.float32)
-    places = np.asarray(begins, dtype=np.int64)
-    for turn in rendered.turns:
-        weights[_within(places, turn)] = turn.weight
+def _weights(rendered: Rendered, places: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
+    """Return the weight of each token: that of the turn in which it begins, else of the one into which it reaches."""
+    weights = np.full(len(places), rendered.weight, dtype=np.float32)
+    begins, ends = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
+    for turn in reversed(rendered.turns):
+        weights[(begins < turn.stop) & (ends > turn.start)] = turn.weight
     return weights
-
-
-def _within(places: npt.NDArray[np.int64], turn: Turn) -> npt.NDArray[np.bool_]:
-    return (places >= turn.start) & (places < turn.stop)
 
 
 def _frame(template: ChatTemplate) -> str:

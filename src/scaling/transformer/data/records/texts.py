@@ -20,8 +20,8 @@ from scaling.transformer.data.tokenizer import Tokenizer
 _STAND_INS: Final = 0xF0000
 """The first of the characters of private use that stand in for special tokens."""
 
-Tokenized = tuple[Sequence[int], Sequence[int]]
-"""Tokens, and the character that each begins with."""
+Tokenized = tuple[Sequence[int], Sequence[tuple[int, int]]]
+"""Tokens, and the characters that each stands for: from the first to before the second."""
 
 
 @final
@@ -80,16 +80,16 @@ class TextTokenizer:
             letters[start:stop] = self._renamed[text[start:stop]]
         (encoding,) = self._encode(self._backend_of_renamed, ["".join(letters)])
         ids: list[int] = []
-        begins: list[int] = []
-        for number, begin in zip(*_tokenized(encoding), strict=True):
+        places: list[tuple[int, int]] = []
+        for number, place in zip(*_tokenized(encoding), strict=True):
             meant = self._ids_of_renamed.get(number)
             try:
                 made = self._letters.keep([number]) if meant is None else [meant]
             except DataError as error:
                 return Refusal(str(error))
             ids += made
-            begins += [begin] * len(made)
-        return ids, begins
+            places += [place] * len(made)
+        return ids, places
 
     @cached_property
     def _renamed(self) -> dict[str, str]:
@@ -144,7 +144,7 @@ def _backend(serialized: str) -> Backend:
 
 
 def _tokenized(encoding: Encoding) -> Tokenized:
-    return encoding.ids, [begin for begin, _ in encoding.offsets]
+    return encoding.ids, encoding.offsets
 
 
 def _without_space(part: Any) -> Any:

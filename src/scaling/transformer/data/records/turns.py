@@ -24,7 +24,7 @@ _TRIMS: Final[Sequence[Callable[[str], str]]] = (lambda text: text, str.strip, s
 
 @dataclass(frozen=True)
 class Turn:
-    """The characters `start` to `stop` (exclusive), and how much the tokens that begin there count."""
+    """The characters `start` to `stop` (exclusive), and how much the tokens that have one of them count."""
 
     start: int
     stop: int
