@@ -141,17 +141,19 @@ def test_training_and_validation_share_no_record() -> None:
 
 
 def test_the_fingerprint_tells_apart_whatever_changes_a_sample() -> None:
-    records = random_records(4, longest=3)
+    records = [*random_records(4, longest=3), record([1, 2, 3], [0, 1, 1])]
     variants = [
         dataset(records, 4),
         dataset(records, 5),
         dataset(records, 4, packing=False),
         dataset(records, 4, placeholders=1),
-        dataset(records, 4, too_long=TooLong.DROP),
+        dataset(records, 1, too_long=TooLong.DROP),
+        dataset(records, 1, too_long=TooLong.CUT_RIGHT),
         dataset(records, 4, split=Split(Part.TRAIN, 0.1)),
         dataset(records[::-1], 4),
     ]
     assert len({variant.fingerprint() for variant in variants}) == len(variants)
+    assert dataset(records, 4, too_long=TooLong.DROP).fingerprint() == variants[0].fingerprint()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -11,9 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from scaling.core import ConfigError, TopologyConfig
-from scaling.transformer import TransformerConfig
+from scaling.transformer import DataConfig, SoftpromptConfig, TransformerConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.training import CrossEntropyLossConfig
+from scaling.transformer.verify import shrink
 from scaling.transformer.verify.shrink import axis_sizes, differences, scaled_boundaries, shrunk
 
 LARGE: dict[str, Any] = {
@@ -221,3 +222,16 @@ def test_boundaries_are_scaled_in_proportion(lengths: list[int], stages: int, sp
 def test_the_same_numbers_keep_their_boundaries() -> None:
     assert scaled_boundaries([0, 1, 5, 6], 3, 6) == [0, 1, 5, 6]
     assert scaled_boundaries([0, 2, 10, 12], 3, 6) == [0, 1, 5, 6]
+
+
+def test_records_stay_records_behind_a_short_soft_prompt() -> None:
+    large = config({})
+    prompt = SoftpromptConfig(name="a", n_tokens=100)
+    data = {"record_format": "auto", "packing": False, "data_prefixes": ["a.jsonl"]}
+    small = shrunk(large.model_copy(update={"data": DataConfig.from_dict(data)}))
+    assert small.data.records is not None
+    assert not small.data.records.packing
+    assert small.data.data_prefixes is None
+    lengths = shrink.shorter_soft_prompt(prompt.as_dict(), 16)
+    assert lengths == {**prompt.as_dict(), "n_tokens": 4}
+    assert shrink.shorter_soft_prompt(None, 16) is None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
 from scaling.core import BaseDataset, DataError, MicroBatch
 from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.bins import WINDOW
 from scaling.transformer.data.record_rows import Records, RowRules, lay, plan_rows
+from scaling.transformer.data.records.budget import TooLong
 from scaling.transformer.data.split import Part, Split
 
 
@@ -57,8 +59,10 @@ class RecordDataset(BaseDataset[TextSample]):
 
     def fingerprint(self) -> str:
         """Return a digest of the records and of everything that decides what lies in a row."""
-        rules = f"{self._rules} {self._split} window {WINDOW}"
-        return hashlib.sha256(f"{self._records.fingerprint()} {rules}".encode()).hexdigest()[:32]
+        # What becomes of records that are too long decides nothing where there are none.
+        rules = self._rules if self.plan.too_long else replace(self._rules, too_long=TooLong.REFUSE)
+        decided = f"{rules} {self._split} window {WINDOW}"
+        return hashlib.sha256(f"{self._records.fingerprint()} {decided}".encode()).hexdigest()[:32]
 
     def require_sequences(self) -> None:
         """Refuse a data set that makes no row at all.

@@ -135,7 +135,7 @@ def _lengths(architecture: TransformerArchitectureConfig, sequence: int) -> dict
         "absolute_positions": positions and min(positions, sequence + (positions > before)),
         "local_attention_window_size": window(architecture.local_attention_window_size),
         "rotary": rotary(values["rotary"]),
-        "softprompt_config": _soft_prompt(values["softprompt_config"], sequence),
+        "softprompt_config": shorter_soft_prompt(values["softprompt_config"], sequence),
         "attention_kinds": {
             name: {"window": window(kind["window"]), "rotary": rotary(kind["rotary"])}
             for name, kind in values["attention_kinds"].items()
@@ -143,7 +143,7 @@ def _lengths(architecture: TransformerArchitectureConfig, sequence: int) -> dict
     }
 
 
-def _soft_prompt(section: dict[str, Any] | None, sequence: int) -> dict[str, Any] | None:
+def shorter_soft_prompt(section: dict[str, Any] | None, sequence: int) -> dict[str, Any] | None:
     """Return a soft prompt that leaves most of a short sequence to its text."""
     return section and {**section, "n_tokens": min(section["n_tokens"], max(1, sequence // 4))}
 
