@@ -37,7 +37,7 @@ QUERY: Final = f"{AT}.q_proj"
 def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Return random tensors by the names of the file."""
     generator = torch.Generator().manual_seed(3)
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(LAYERS):
         for name, heads in (("q_proj", HEADS), ("v_proj", KV_HEADS)):
             at = f"base_model.model.model.layers.{layer}.self_attn.{name}"

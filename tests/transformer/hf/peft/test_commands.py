@@ -16,6 +16,7 @@ from scaling.core.checkpoint.search import find_newest
 from scaling.transformer.hf.importer import import_model
 from scaling.transformer.hf.peft.exporter import export_adapter
 from scaling.transformer.hf.peft.importer import import_adapter
+from scaling.transformer.stored_model import architecture_of
 from tests.transformer.hf.by_hand import same_bits, weights, write_model
 from tests.transformer.hf.peft.by_hand import CONFIG, write
 
@@ -34,8 +35,9 @@ def test_an_adapter_goes_through_a_checkpoint_and_comes_back(tmp_path: Path) -> 
     stored = find_newest(tmp_path / "ours").require()
     base = find_newest(tmp_path / "base").require()
     assert BaseReference.of(stored.manifest.scalars) == BaseReference.to(base)
-    section = stored.manifest.scalars["config"]["transformer_architecture"]  # type: ignore[call-overload,index]
-    assert section["lora_config"]["parallel_modules"] == ["query", "value"]  # type: ignore[index]
+    architecture, _ = architecture_of(stored)
+    assert architecture.lora_config is not None
+    assert architecture.lora_config.parallel_modules == ["query", "value"]
     assert "layers.1.self_attention.query.lora_lora.a" in stored.manifest.tensors
     assert "an adapter of PEFT (LORA)" in run("export", tmp_path / "ours", tmp_path / "again", "--adapter")
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "again"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 
@@ -110,12 +110,6 @@ def _require_equal(adapter: StoredAdapter, name: str, copy: Values, own: Values)
             f"{adapter.source} holds a copy of the base's {name} that differs from it; the adapter is for another "
             "base, or the embedding was changed before (new tokens): import the changed model as the base"
         )
-
-
-class Adapted(Protocol):
-    """What a method adapts, by our names of modules."""
-
-    def __contains__(self, module: object) -> bool: ...
 
 
 @final
