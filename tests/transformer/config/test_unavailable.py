@@ -8,7 +8,6 @@ from scaling.core.errors import ConfigError
 from scaling.transformer.config.root import TransformerConfig
 
 UNAVAILABLE = [
-    "trainer.merge_lora_after_loading_checkpoint=true",
     "trainer.tensor_statistics_recorder_config={interval: 1}",
     "transformer_architecture.fp8_config_attention={}",
     "transformer_architecture.fp8_config_attention_dense_out={}",
@@ -34,6 +33,13 @@ def test_a_feature_this_version_does_not_have_is_refused_instead_of_ignored(over
         TransformerConfig.from_dict({}, [override])
     path = override.partition("=")[0]
     assert str(raised.value) == f"{path}: is not available in this version; remove it"
+
+
+def test_what_another_command_does_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"not available in this version; merge once, with scaling checkpoint merge BASE"
+    ):
+        TransformerConfig.from_dict({}, ["trainer.merge_lora_after_loading_checkpoint=true"])
 
 
 def test_null_is_off() -> None:

@@ -260,12 +260,9 @@ class BaseConfig(BaseModel):
     def _problems_within(self) -> Iterator[Problem]:
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if (
-                marker(field, Unavailable)
-                and value is not None
-                and value != field.get_default(call_default_factory=True)
-            ):
-                yield Problem(name, "is not available in this version; remove it")
+            unavailable = marker(field, Unavailable)
+            if unavailable and value is not None and value != field.get_default(call_default_factory=True):
+                yield Problem(name, f"is not available in this version; {unavailable.instead}")
         yield from self.problems()
 
     def as_dict(self) -> dict[str, Any]:

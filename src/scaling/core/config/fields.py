@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
@@ -31,6 +31,9 @@ class NoEffect:
 @dataclass(frozen=True)
 class Unavailable:
     """The field names a feature this version does not have: any value but the default is a problem."""
+
+    instead: str = field(default="remove it", repr=False)
+    """What to do."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {**handler(schema), "deprecated": True}

@@ -81,7 +81,12 @@ class TrainerConfig(BaseConfig):
     """Copy batches to the GPU from page-locked memory. Has no effect on the CPU."""
     dataloader_prefetch_factor: int | None = Field(default=None, ge=1)
     """Micro-batches each worker prepares ahead. null: 2."""
-    merge_lora_after_loading_checkpoint: Annotated[bool | None, Unavailable()] = False
+    merge_lora_after_loading_checkpoint: Annotated[
+        bool | None,
+        Unavailable(
+            "merge once, with scaling checkpoint merge BASE ADAPTER DST, and start from DST without lora_config"
+        ),
+    ] = False
     """Merge LoRA weights into the base weights after loading."""
     tensor_statistics_recorder_config: Annotated[dict[str, Any] | None, Unavailable()] = None
     """Record statistics of activations, weights and gradients."""
