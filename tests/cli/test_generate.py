@@ -14,6 +14,8 @@ from scaling.transformer.data.end_token import END_OF_TEXT
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
 from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest, train_tokenizer
+from scaling.transformer.inference.module import TransformerInferenceModule
+from tests.transformer.finetuned import found, write_adapter
 from tests.transformer.small import train_small
 
 SENTENCE = "the cät 🙂 sat on the mat."
@@ -104,6 +106,21 @@ def test_a_mistake_gets_a_message(generate: Generate, arguments: list[str], mess
     assert shown.startswith("error: ")
     assert message in shown
     assert "Traceback" not in shown
+
+
+def test_an_adapter_speaks_beside_its_base_or_opened_itself(
+    generate: Generate, checkpoint: Path, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path / "adapter", found(checkpoint), {"lora_config": {"rank": 2, "alpha": 20.0}})
+    arguments = ("--prompt", "the cät", "--temperature", "0", "--max-tokens", "9")
+    tuned = TransformerInferenceModule.from_checkpoint(tmp_path / "adapter")
+    said = "the cät" + "".join(tuned.stream_text("the cät", max_tokens=9)) + "\n"
+    assert not SENTENCE.startswith(said.strip())
+    assert generate(*arguments, "--adapter", str(tmp_path / "adapter")) == (0, said, "")
+    assert generate(*arguments, checkpoint=tmp_path / "adapter") == (0, said, "")
+    status, _, shown = generate(*arguments, "--adapter", str(checkpoint))
+    assert status == 2
+    assert "holds a whole model, not what was trained on one" in shown
 
 
 @pytest.fixture

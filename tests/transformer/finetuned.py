@@ -71,7 +71,7 @@ def write_adapter(
 ) -> TransformerInferenceModule:
     """Write what was trained on a base, `also` tensors of the base itself; return the model with its edits."""
     stored: Any = base.manifest.scalars["config"]
-    architecture = {**stored["transformer_architecture"], **methods, **changes}
+    architecture = {**stored["transformer_architecture"], "vocab_file": None, **methods, **changes}
     config = TransformerArchitectureConfig.from_dict(architecture)
     model = TransformerInferenceModule(config, seed=42)
     known = {parameter.name for parameter in base_plan_of(config).parameters()}
