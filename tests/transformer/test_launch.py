@@ -294,8 +294,8 @@ def test_the_attention_kernels_are_told_at_the_start() -> None:
     settings = {"transformer_architecture.dropout_attention_probs": 0.1, "transformer_architecture.vocab_size": 9}
     learner = mock.Mock(topology=Topology.single())
     learner.module.parameters.return_value = []
-    with mock.patch.object(training, "_log") as log:
-        training._introduce(TransformerConfig.from_dict(nested(settings)), learner)
+    with mock.patch.object(training, "_log") as log, mock.patch.object(training, "told_data", return_value=[]):
+        training._introduce(TransformerConfig.from_dict(nested(settings)), learner, mock.Mock())
     message, *arguments = log.info.call_args.args
     told = "spelled-out while probabilities are dropped, else scaled-dot-product (PyTorch)"
     assert message % tuple(arguments) == f"attention: {told}"

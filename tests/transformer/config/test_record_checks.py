@@ -8,7 +8,7 @@ import pytest
 
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.data import DataConfig
-from scaling.transformer.config.former import SoftpromptConfig
+from scaling.transformer.config.finetuning import SoftpromptConfig
 from scaling.transformer.config.record_checks import soft_prompt_has_its_places
 
 

@@ -163,13 +163,6 @@ def method_problems(plan: ModelPlan, methods: MethodsConfig) -> Iterator[Problem
     yield from _bias_problems(plan, modules, methods)
     yield from _adapter_problems(plan, methods)
     yield from _token_problems(plan, methods)
-    prompt = methods.softprompt_config
-    if prompt is not None and prompt.n_tokens >= plan.sequence:
-        yield Problem(
-            "softprompt_config.n_tokens",
-            f"is {prompt.n_tokens}, but a sample has {plan.sequence} tokens (sequence_length), the prompt's included; "
-            "lower it, or raise sequence_length",
-        )
 
 
 def _unmatched(path: str, words: Sequence[str], modules: Sequence[Module]) -> Iterator[Problem]:
