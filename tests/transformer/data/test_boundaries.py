@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.transformer.data.boundaries import document_ids, document_starts, loss_weights, position_ids
+from scaling.transformer.data.boundaries import document_ids, document_starts, loss_weights, piece_starts, position_ids
 
 EOD = 0
 
@@ -51,6 +51,19 @@ def test_the_end_token_is_the_given_one_not_token_zero() -> None:
     tokens = np.array([[0, 0, 3, 0, 1]])
     starts = document_starts(tokens, np.zeros(tokens.shape, np.bool_), eod_token_id=3)
     assert document_ids(starts).tolist() == [[0, 0, 0, 1]]
+
+
+def test_pieces_start_at_their_sizes_and_padding_is_cut_up() -> None:
+    assert piece_starts([2, 3], 7).tolist() == [True, False, True, False, False, True, True]
+    assert piece_starts([2, 3], 5).tolist() == [True, False, True, False, False]
+    assert piece_starts([], 2).tolist() == [True, True]
+
+
+def test_a_target_has_the_weight_of_its_token_unless_it_begins_a_piece() -> None:
+    starts = np.array([True, False, True, False])
+    weights = loss_weights(starts, np.array([9, 0.5, 9, 2], np.float32))
+    assert weights.tolist() == [0.5, 0, 2]
+    assert weights.dtype == np.float32
 
 
 def test_positions_run_on_where_they_are_not_to_restart() -> None:

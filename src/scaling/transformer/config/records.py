@@ -67,7 +67,7 @@ class RecordDataConfig(BaseConfig):
     """What becomes of a record that is longer than a sequence: refuse, drop, cut_right or cut_left. null: refuse, but
     cut_right for the predecessor's finetuning settings."""
     max_bad_records: int = Field(default=0, ge=0)
-    """Leave out up to so many records of the training and validation files that cannot be used, and name them."""
+    """Leave out up to so many records of each file that cannot be used, and name them."""
     records_dir: Path = Path(".data")
     """Folder in which JSON files that are named as data are kept as tokens, or found where they have been before."""
     finetuning_dataset: bool = False

@@ -115,16 +115,18 @@ class RecordTokenizer:
             eod_token_id=self._eod_token_id,
             made_by=made_by("", self._train_on, self._template),
         ) as builder:
-            for done, path in enumerate(files):
+            for path in files:
+                stage, before, lines = f"tokenizing {path.name}", budget.records, _lines(path)
+                progress(stage, 0, lines)
                 for record in read_records(path, self._encoder, budget):
                     builder.add(record.tokens, record.weights)
                     tokens += len(record.tokens)
                     counted += int((record.weights > 0).sum())
                     if budget.records % _REPORT_EVERY == 0:
-                        progress(f"tokenizing {path.name}: {budget.records} records", done, len(files))
+                        progress(stage, min(budget.records - before, lines - 1), lines)
+                progress(stage, lines, lines)
             formats = tuple(dict.fromkeys(form.value for form in budget.formats.values()))
             builder.made_by = made_by(" ".join(formats), self._train_on, self._template)
-        progress("tokenizing", len(files), len(files))
         return RecordReport(
             formats, budget.records, tokens, counted, budget.bad_records, tuple(budget.bad), budget.left_out()
         )
@@ -150,7 +152,7 @@ def tokenized_once(
     """
     made_of = {**tokenizer.identity, "file": _sha256(path), "longest": longest, "too_long": settings.too_long.value}
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    name = path.name.split(".")[0]
+    name = path.name.split(".")[0] or "data"
 
     def build(building: Path) -> None:
         budget = RecordBudget(
@@ -198,9 +200,17 @@ def _intact(folder: Path, name: str) -> bool:
     return report_beside(folder / name) is not None
 
 
+def _lines(path: Path) -> int:
+    """Return how many lines a file has, for progress: 1 where they are not records."""
+    if path.suffix != ".jsonl" or not path.is_file():
+        return 1
+    with storage_errors(f"reading {path}"), path.open("rb") as file:
+        return max(1, sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b"")))
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with storage_errors(f"reading {path}"), path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        for block in iter(lambda: file.read(_BLOCK), b""):
             digest.update(block)
     return digest.hexdigest()
