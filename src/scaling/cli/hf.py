@@ -99,6 +99,8 @@ def export_folder(
     if adapter:
         written = export_adapter(stored, target, dtype=rounded, base=base)
         typer.echo(f"wrote {written.path}, an adapter of PEFT ({written.method})")
+        for remark in written.remarks:
+            typer.echo(f"note: {remark}", err=True)
         return
     done = export_model(stored, target, dtype=rounded, max_shard_bytes=size)
     files = f"{len(done.files)} file{'' if len(done.files) == 1 else 's'}"

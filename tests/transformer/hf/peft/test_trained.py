@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from scaling.core import CheckpointReader, ExitStatus, MemoryMapDatasetBuilder
+from scaling.core import ExitStatus, MemoryMapDatasetBuilder
 from scaling.core.checkpoint.search import find_newest
 from scaling.transformer.hf.importer import import_model
-from scaling.transformer.hf.peft.exporter import export_adapter, sections_of
-from scaling.transformer.hf.peft.translate import Ours
-from scaling.transformer.hf.peft.values import Values
-from scaling.transformer.stored_model import architecture_of
+from scaling.transformer.hf.peft.exporter import export_adapter
+from scaling.transformer.inference.module import TransformerInferenceModule
 from tests.distributed import run_distributed
-from tests.transformer.hf.peft.adapters import loaded, our_logits, their_logits
+from tests.transformer.hf.peft.adapters import LENGTH, loaded, their_logits
 from tests.transformer.hf.test_logits import distance
-from tests.transformer.hf.tiny_models import tiny_model
+from tests.transformer.hf.tiny_models import tiny_model, tokens
 from tests.transformer.small import train_as_rank
 
 ALL: Final = ["query", "key", "value", "dense", "dense_in", "dense_out"]
@@ -49,8 +47,8 @@ def test_an_adapter_trained_in_eight_processes_computes_the_same_in_peft(
     import_model(tmp_path / "theirs", tmp_path / "base")
     with MemoryMapDatasetBuilder(tmp_path / "records", np.int32, made_by={"format": "tokens"}) as builder:
         for number in range(32):
-            tokens = [(7 * number + 3 * place) % 128 + 3 for place in range(20)]
-            builder.add(tokens, [0.0] * 8 + [1.0] * 12)
+            ids = [(7 * number + 3 * place) % 128 + 3 for place in range(20)]
+            builder.add(ids, [0.0] * 8 + [1.0] * 12)
     sections = yaml.safe_load((tmp_path / "base" / "config.yml").read_text())
     sections["trainer"] |= {"save_dir": str(tmp_path / "ours"), "train_iterations": 3, "save_interval": None}
     sections["logger"]["log_dir"] = str(tmp_path / "run")
@@ -64,10 +62,6 @@ def test_an_adapter_trained_in_eight_processes_computes_the_same_in_peft(
     sections["topology"] |= {**sizes, "sequence_parallel": True, "device": "cpu", "gradient_accumulation_steps": 2}
     assert set(run_distributed(train_as_rank, 8, sections, timeout=120)) == {ExitStatus.DONE}
 
-    stored = find_newest(tmp_path / "ours").require()
-    architecture, _ = architecture_of(stored)
-    with CheckpointReader(stored) as reader:
-        held = {key: reader.read(key) for key in stored.manifest.tensors if not key.startswith("optimizer.")}
-    ours = Ours(sections_of(architecture), {key: Values.of(tensor) for key, tensor in held.items()})
-    export_adapter(stored, tmp_path / "adapter")
-    assert distance(their_logits(loaded(name, tmp_path / "adapter")), our_logits(name, ours)) < 1e-5
+    export_adapter(find_newest(tmp_path / "ours").require(), tmp_path / "adapter")
+    ours = TransformerInferenceModule.from_checkpoint(tmp_path / "ours").logits(tokens(LENGTH))
+    assert distance(their_logits(loaded(name, tmp_path / "adapter")), ours) < 1e-5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
 
 from torch import Tensor
 
@@ -16,25 +15,17 @@ from scaling.transformer.hf.peft.modules import Modules, modules_of
 from scaling.transformer.hf.peft.values import Values
 from scaling.transformer.hf.precision import WEIGHT_TYPES
 
-SECTIONS: Final = ("lora_config", "ia3_config", "bitfit_bias_config", "adapter_config", "softprompt_config")
-"""Sections of `transformer_architecture` that add parameters to a base, beside `finetunable_token_ids`."""
 
-
-def without_methods(section: dict[str, Any]) -> dict[str, Any]:
-    """Return a section `transformer_architecture` of the base alone."""
-    return {name: value for name, value in section.items() if name not in (*SECTIONS, "finetunable_token_ids")}
-
-
-def modules_on(section: dict[str, Any], base_folder: Path) -> Modules:
-    """Return the modules of a base, whose step folders are in `base_folder`.
+def modules_on(architecture: TransformerArchitectureConfig, base_folder: Path | None) -> Modules:
+    """Return the modules of a base, whose step folders are in `base_folder`; `architecture` may have methods.
 
     Raises:
         ConfigError: No family of Hugging Face can express it.
     """
-    architecture = TransformerArchitectureConfig.from_dict({**without_methods(section), "vocab_file": None})
-    origin = read_origin(base_folder) if base_folder.is_dir() else None
-    family = family_for(architecture, model_type=None if origin is None else origin.model_type)
-    return modules_of(family, architecture)
+    base = architecture.without_methods()
+    origin = read_origin(base_folder) if base_folder is not None and base_folder.is_dir() else None
+    family = family_for(base, model_type=None if origin is None else origin.model_type)
+    return modules_of(family, base)
 
 
 class BaseTensors:

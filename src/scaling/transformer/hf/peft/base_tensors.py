@@ -12,7 +12,7 @@ from scaling.core import CheckpointError, ConfigError, first_of
 from scaling.transformer.hf.peft import stored as kinds
 from scaling.transformer.hf.peft.matching import raw_endings
 from scaling.transformer.hf.peft.modules import Module, Modules
-from scaling.transformer.hf.peft.stored import StoredAdapter
+from scaling.transformer.hf.peft.stored import AdapterTensors
 from scaling.transformer.hf.peft.values import Values, joined
 from scaling.transformer.hf.tensors import TensorMap
 
@@ -22,7 +22,7 @@ Base = Callable[[str], Values]
 """Returns a tensor of the base by its name; `CheckpointError` where the base is not there."""
 
 
-def read_whole(adapter: StoredAdapter, modules: Modules, settings: Mapping[str, Any], base: Base) -> dict[str, Values]:
+def read_whole(adapter: AdapterTensors, modules: Modules, settings: Mapping[str, Any], base: Base) -> dict[str, Values]:
     """Return the tensors of the base that the adapter brings its own of, by our names.
 
     Raises:
@@ -67,7 +67,7 @@ def theirs_of(tensor: TensorMap, ours: Mapping[str, Values], base: Base) -> Valu
 
 
 def _require_copy(
-    adapter: StoredAdapter, module: Module, tensor: TensorMap, settings: Mapping[str, Any], base: Base
+    adapter: AdapterTensors, module: Module, tensor: TensorMap, settings: Mapping[str, Any], base: Base
 ) -> None:
     """Refuse a copy of a matrix, saved beside its adapter, that the base does not have."""
     if tensor.name.endswith(f".{kinds.BIAS}") and settings.get("bias", "none") != "none":
@@ -78,7 +78,7 @@ def _require_copy(
 
 
 def _require_same_head(
-    adapter: StoredAdapter,
+    adapter: AdapterTensors,
     module: Module,
     modules: Modules,
     settings: Mapping[str, Any],
@@ -104,7 +104,7 @@ def _require_same_head(
         )
 
 
-def _require_equal(adapter: StoredAdapter, name: str, copy: Values, own: Values) -> None:
+def _require_equal(adapter: AdapterTensors, name: str, copy: Values, own: Values) -> None:
     if not torch.equal(copy.load(), own.load().to(copy.dtype)):
         raise CheckpointError(
             f"{adapter.source} holds a copy of the base's {name} that differs from it; the adapter is for another "

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from scaling.core import (
-    OPTIMIZER_PREFIX,
+    BaseConfig,
     BaseReference,
     CheckpointError,
     CheckpointReader,
+    ScalingError,
     StoredCheckpoint,
-    find_base,
+    first_of,
     list_steps,
+    read_manifest,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.finetuning import MethodsConfig
+from scaling.transformer.config.model_plan import base_plan_of
+from scaling.transformer.finetuning.stored import StoredAdapter
 from scaling.transformer.hf.new_folder import require_free
-from scaling.transformer.hf.peft.base import SECTIONS, BaseTensors, modules_on
+from scaling.transformer.hf.peft.base import BaseTensors, modules_on
 from scaling.transformer.hf.peft.folder import kept_fields, write_adapter
 from scaling.transformer.hf.peft.importer import KEPT
 from scaling.transformer.hf.peft.translate import Ours, Theirs, to_peft
 from scaling.transformer.hf.peft.values import Values
 from scaling.transformer.hf.precision import WEIGHT_TYPES
-from scaling.transformer.stored_model import architecture_of
+
+_NAMED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class ExportedAdapter:
 
     path: Path
     method: str
+    remarks: tuple[str, ...] = ()
 
 
 def export_adapter(
@@ -49,35 +57,85 @@ def export_adapter(
         StorageError: Something cannot be read or written.
     """
     require_free(target)
-    architecture, settings = architecture_of(stored)
-    reference = BaseReference.of(stored.manifest.scalars)
-    if reference is None:
-        raise CheckpointError(f"{stored.path} is a whole model and no adapter on a base; export it without --adapter")
-    modules = modules_on(settings["transformer_architecture"], _folder_of(reference, base))
-    with CheckpointReader(stored) as reader, BaseTensors(lambda: find_base(reference, base)) as tensors_of_base:
-        tensors = {}
-        for key in stored.manifest.tensors:
-            if not key.startswith(OPTIMIZER_PREFIX):
-                tensors[key] = _lazy(reader, key)
+    adapter = StoredAdapter.of(stored)
+    architecture, reference = adapter.architecture, adapter.reference
+    modules = modules_on(architecture, _folder_of(reference, base))
+
+    def find() -> StoredCheckpoint:
+        found = adapter.find_base(base, remedy="say where it is with --base")
+        if found is None:
+            raise CheckpointError(
+                f"{stored.path} was trained on random weights, of which PEFT would need a part; train all of it, or "
+                "merge it"
+            )
+        return found
+
+    with CheckpointReader(stored) as reader, BaseTensors(find) as tensors_of_base:
+        tensors = {key: _lazy(reader, key) for key in adapter.tensors}
+        _require_all(adapter)
         theirs = to_peft(Ours(sections_of(architecture), tensors), modules, tensors_of_base)
         kept: Any = stored.manifest.information.get(KEPT)
-        said = {"base_model_name_or_path": None, "revision": None}
+        name, of_base = _told_by_base(reference)
+        said = {"base_model_name_or_path": name, "revision": None}
         said |= kept_fields(kept if isinstance(kept, dict) else {})
         rounded = {name: values if dtype is None else values.to(dtype) for name, values in theirs.tensors.items()}
         write_adapter(target, Theirs({**theirs.config, **said}, rounded))
-    return ExportedAdapter(target, theirs.config["peft_type"])
+    return ExportedAdapter(target, theirs.config["peft_type"], tuple(_remarks(architecture.vocab_size, of_base)))
 
 
-def _folder_of(reference: BaseReference, base: Path | None) -> Path:
+def _told_by_base(reference: BaseReference | None) -> tuple[str | None, int | None]:
+    """Return where a base was imported from, and how many tokens it has, if it is where it was.
+
+    Nothing that is computed depends on it.
+    """
+    try:
+        manifest = None if reference is None else read_manifest(reference.path)
+    except (ScalingError, OSError):
+        manifest = None
+    if manifest is None:
+        return None, None
+    name, table = manifest.information.get("imported_from"), manifest.tensors.get("layers.0.embedding.weight")
+    return name if isinstance(name, str) else None, None if table is None else table.shape[0]
+
+
+def _remarks(tokens: int, of_base: int | None) -> Iterator[str]:
+    if of_base is not None and of_base < tokens:
+        yield (
+            f"the base has {of_base} tokens, the adapter {tokens}: call model.resize_token_embeddings({tokens}) before "
+            "PeftModel.from_pretrained"
+        )
+
+
+def _folder_of(reference: BaseReference | None, base: Path | None) -> Path | None:
     """Return where the base's step folders are."""
-    given = reference.path if base is None else base
+    given = base if base is not None or reference is None else reference.path
+    if given is None:
+        return None
     return given if base is not None and list_steps(given) else given.absolute().parent
+
+
+def _require_all(adapter: StoredAdapter) -> None:
+    """Refuse an adapter of which a part was not trained, and so not saved."""
+    planned = {parameter.name for parameter in adapter.plan.parameters()}
+    of_base = {parameter.name for parameter in base_plan_of(adapter.architecture).parameters()}
+    if missing := sorted(planned - of_base - adapter.tensors):
+        raise CheckpointError(
+            f"{adapter.path} does not hold {first_of(missing, _NAMED)}, which no training group took; PEFT has no form "
+            "for that: merge the adapter (scaling checkpoint merge) and export the model"
+        )
+    if extra := sorted(adapter.tensors - planned):
+        raise CheckpointError(
+            f"{adapter.path} holds {first_of(extra, _NAMED)}, which its configuration does not name; the checkpoint "
+            "contradicts itself"
+        )
 
 
 def sections_of(architecture: TransformerArchitectureConfig) -> dict[str, Any]:
     """Return the sections of methods, with their defaults."""
-    found = {name: section.model_dump() for name in SECTIONS if (section := getattr(architecture, name)) is not None}
-    return {**found, "finetunable_token_ids": architecture.finetunable_token_ids}
+    found = {name: getattr(architecture, name) for name in MethodsConfig.model_fields}
+    return {
+        name: value.model_dump() if isinstance(value, BaseConfig) else value for name, value in found.items() if value
+    }
 
 
 def _lazy(reader: CheckpointReader, key: str) -> Values:

@@ -10,14 +10,14 @@ from scaling.transformer.hf.peft import stored as kinds
 from scaling.transformer.hf.peft.matching import endings, is_named, is_target
 from scaling.transformer.hf.peft.modules import Module, Modules
 from scaling.transformer.hf.peft.naming import chosen, is_chosen
-from scaling.transformer.hf.peft.stored import StoredAdapter
+from scaling.transformer.hf.peft.stored import AdapterTensors
 from scaling.transformer.hf.peft.values import Values, joined, same
 
 Scales = Mapping[str, tuple[Values, bool]]
 """By our modules: factors, and whether they are those of the input."""
 
 
-def read_ia3(settings: Mapping[str, Any], adapter: StoredAdapter, modules: Modules) -> Scales:
+def read_ia3(settings: Mapping[str, Any], adapter: AdapterTensors, modules: Modules) -> Scales:
     """Return the factors of our modules.
 
     Raises:

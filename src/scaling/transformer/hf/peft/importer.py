@@ -8,17 +8,19 @@ from typing import Any, Final
 
 from scaling.core import (
     BaseReference,
-    CheckpointError,
     ConfigError,
     LazyTensor,
+    Problem,
     StoredCheckpoint,
-    is_on_base,
     new_step_folder,
     save_pieces,
     storage_errors,
     whole,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.methods import method_problems
+from scaling.transformer.config.model_plan import base_plan_of
+from scaling.transformer.finetuning.stored import require_whole
 from scaling.transformer.hf.peft.base import BaseTensors, modules_on
 from scaling.transformer.hf.peft.folder import kept_fields, read_adapter
 from scaling.transformer.hf.peft.translate import from_peft
@@ -51,13 +53,9 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
     new_step_folder(target, STEP)
     if target.exists() and target.resolve() in (source.resolve(), base.path.parent.resolve()):
         raise ConfigError(f"{target} is the folder of the adapter or of its base; name another one to write into")
-    if is_on_base(base.manifest):
-        raise CheckpointError(
-            f"{base.path} is itself an adapter on another base; merge the two first (scaling checkpoint merge)"
-        )
-    _, settings = architecture_of(base)
-    section = settings["transformer_architecture"]
-    modules = modules_on(section, base.path.absolute().parent)
+    require_whole(base, instead="name the base of that adapter")
+    architecture, settings = architecture_of(base)
+    modules = modules_on(architecture, base.path.absolute().parent)
     with BaseTensors(lambda: base) as tensors_of_base:
         ours = from_peft(
             folder.adapter,
@@ -66,9 +64,9 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
             config_file=str(folder.config_file),
             weights_file=str(folder.weights_file),
         )
-        together = {**section, **ours.sections}
-        TransformerArchitectureConfig.from_dict({**together, "vocab_file": None})
-        config: dict[str, Any] = {**settings, "transformer_architecture": together}
+        section = {**settings["transformer_architecture"], **ours.sections}
+        _require_valid(section, source=str(folder.config_file))
+        config: dict[str, Any] = {**settings, "transformer_architecture": section}
         reference = BaseReference.to(base)
         with storage_errors(f"importing {source}"):
             target.mkdir(parents=True, exist_ok=True)
@@ -87,3 +85,14 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
                 },
             )
     return ImportedAdapter(path, folder.adapter.config["peft_type"], reference)
+
+
+def _require_valid(section: dict[str, Any], *, source: str) -> None:
+    """Refuse what a configuration of ours would not accept, such as a prompt that leaves no room for a text."""
+    architecture = TransformerArchitectureConfig.from_dict({**section, "vocab_file": None})
+    problems = [
+        Problem(f"transformer_architecture.{problem.path}", problem.message)
+        for problem in method_problems(base_plan_of(architecture), architecture)
+    ]
+    if problems:
+        raise ConfigError([Problem("", "makes a configuration that cannot work here"), *problems], source=source)

@@ -14,7 +14,7 @@ from scaling.transformer.hf.peft.fields import METHODS
 from scaling.transformer.hf.peft.matching import by_ending, endings, is_target, value_of
 from scaling.transformer.hf.peft.modules import Module, Modules, Part
 from scaling.transformer.hf.peft.naming import chosen, patterns
-from scaling.transformer.hf.peft.stored import StoredAdapter
+from scaling.transformer.hf.peft.stored import AdapterTensors
 from scaling.transformer.hf.peft.values import Values, joined, same, stacked
 
 ROLES: Final = ("linear", "embedding", "head")
@@ -48,7 +48,7 @@ class Lora:
                 yield f"{module}.lora_{name}.{kind}", values
 
 
-def read_lora(settings: Mapping[str, Any], adapter: StoredAdapter, modules: Modules) -> dict[str, Lora]:
+def read_lora(settings: Mapping[str, Any], adapter: AdapterTensors, modules: Modules) -> dict[str, Lora]:
     """Return the adapters of our modules, by their names.
 
     Raises:
@@ -87,11 +87,13 @@ def read_lora(settings: Mapping[str, Any], adapter: StoredAdapter, modules: Modu
 
 
 def _read(
-    module: Module, settings: Mapping[str, Any], adapter: StoredAdapter, modules: Modules
+    module: Module, settings: Mapping[str, Any], adapter: AdapterTensors, modules: Modules
 ) -> Iterator[tuple[str, Lora]]:
     name = module.name
-    rank = value_of(settings["rank_pattern"], name, settings["r"])
-    alpha = float(value_of(settings["alpha_pattern"], name, settings["lora_alpha"]))
+    rank, scale = settings["r"], settings["lora_alpha"]
+    for known in module.names:
+        rank = value_of(settings["rank_pattern"], known, rank)
+        scale = value_of(settings["alpha_pattern"], known, scale)
     if rank > (most := min(module.inputs, module.outputs)):
         raise ConfigError(
             f"{adapter.source}: {name} has rank {rank}, more than its matrix of {module.outputs} x {module.inputs} can "
@@ -115,7 +117,10 @@ def _read(
     bias = adapter.require(module, kinds.B_BIAS, row) if settings["lora_bias"] else None
     magnitude = adapter.require(module, kinds.MAGNITUDE, row) if settings["use_dora"] else None
     for part in module.parts:
-        yield part.name, Lora(a, _cut(b, part), alpha, *(_cut(one, part) if one else None for one in (bias, magnitude)))
+        yield (
+            part.name,
+            Lora(a, _cut(b, part), float(scale), *(_cut(one, part) if one else None for one in (bias, magnitude))),
+        )
 
 
 def _tied_targets(settings: Mapping[str, Any], modules: Modules) -> list[str]:

@@ -31,7 +31,7 @@ _KINDS: Final = (
 _NAMED: Final = 5
 
 
-class StoredAdapter:
+class AdapterTensors:
     """The tensors of a file, of which each is taken once; what nobody takes is too much."""
 
     def __init__(self, tensors: Mapping[str, Values], modules: Modules, *, source: str, prefix: str = PREFIX) -> None:

@@ -12,7 +12,7 @@ from scaling.transformer.hf.peft import stored as kinds
 from scaling.transformer.hf.peft.base_tensors import Base
 from scaling.transformer.hf.peft.matching import is_named
 from scaling.transformer.hf.peft.modules import Module, Modules
-from scaling.transformer.hf.peft.stored import StoredAdapter
+from scaling.transformer.hf.peft.stored import AdapterTensors
 from scaling.transformer.hf.peft.values import Values
 
 ENDING: Final = "token_rows.weight"
@@ -43,7 +43,7 @@ def ids_by_module(settings: Mapping[str, Any], modules: Modules, *, source: str)
 
 
 def read_rows(
-    settings: Mapping[str, Any], adapter: StoredAdapter, modules: Modules, base: Base
+    settings: Mapping[str, Any], adapter: AdapterTensors, modules: Modules, base: Base
 ) -> tuple[list[int], Rows]:
     """Return the tokens and our tensors; rows of an untied head that the adapter leaves alone are the base's.
 
@@ -97,17 +97,17 @@ def write_rows(
     `alone`: as a method of its own.
     """
     written: Rows = {}
-    unchanged: Rows = {}
+    unchanged: set[str] = set()
+    held = [key for key in tensors if key.endswith(f".{ENDING}")]
     kind = kinds.ROWS if alone else kinds.ROWS_OF_LORA
     for module in (modules.by_role("embedding"), modules.by_role("head")):
         values = None if module is None else tensors.get(f"{module.parts[0].name}.{ENDING}")
-        if module is None or values is None:
-            continue
-        if torch.equal(values.load(), _rows_of_base(module, ids, base).load()):
-            unchanged[module.name] = values
-        else:
+        if module is not None and values is not None:
             written[module.name] = values
-    written = written or unchanged
+            if len(held) > 1 and _are_of_base(values, module, ids, base):
+                unchanged.add(module.name)
+    if len(unchanged) < len(written):
+        written = {name: values for name, values in written.items() if name not in unchanged}
     names = [name.rpartition(".")[2] for name in written]
     named = {f"{name}.{kind}": values for name, values in written.items()}
     if alone:
@@ -118,6 +118,14 @@ def write_rows(
     embedding = modules.by_role("embedding")
     is_usual = embedding is not None and list(written) == [embedding.name]
     return {"trainable_token_indices": list(ids) if is_usual else {name: list(ids) for name in names}}, named
+
+
+def _are_of_base(values: Values, module: Module, ids: Sequence[int], base: Base) -> bool:
+    """Return whether rows are those of the base, which has none of new tokens."""
+    weight = module.tensor(kinds.WEIGHT)
+    assert weight is not None
+    is_new = max(ids) >= base(weight.sources[0].key).shape[0]
+    return not is_new and torch.equal(values.load(), _rows_of_base(module, ids, base).load())
 
 
 def _rows_of_base(module: Module, ids: Sequence[int], base: Base) -> Values:

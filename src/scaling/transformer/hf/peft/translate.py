@@ -11,7 +11,7 @@ from scaling.transformer.hf.peft import ia3, lora, token_rows
 from scaling.transformer.hf.peft.base_tensors import Base, read_whole, write_norms, write_whole
 from scaling.transformer.hf.peft.fields import TASK, complete, problems_of
 from scaling.transformer.hf.peft.modules import Modules
-from scaling.transformer.hf.peft.stored import PREFIX, PREFIX_BESIDE_PROMPT, PROMPT, StoredAdapter
+from scaling.transformer.hf.peft.stored import PREFIX, PREFIX_BESIDE_PROMPT, PROMPT, AdapterTensors
 from scaling.transformer.hf.peft.values import Values
 
 NAMES: Final[Mapping[str, str]] = {"lora_config": "lora", "ia3_config": "ia3", "softprompt_config": "softprompt"}
@@ -51,7 +51,7 @@ def from_peft(theirs: Theirs, modules: Modules, base: Base, *, config_file: str,
     if problems:
         raise ConfigError(problems, source=config_file)
     settings = complete(theirs.config)
-    adapter = StoredAdapter(theirs.tensors, modules, source=weights_file, prefix=_prefix(theirs.config["peft_type"]))
+    adapter = AdapterTensors(theirs.tensors, modules, source=weights_file, prefix=_prefix(theirs.config["peft_type"]))
     sections: dict[str, Any] = {}
     tensors: dict[str, Values] = {}
     method = theirs.config["peft_type"]
@@ -78,7 +78,7 @@ def from_peft(theirs: Theirs, modules: Modules, base: Base, *, config_file: str,
     return Ours(sections, {**tensors, **rows, **whole})
 
 
-def _prompt(settings: Mapping[str, Any], adapter: StoredAdapter, modules: Modules) -> Values:
+def _prompt(settings: Mapping[str, Any], adapter: AdapterTensors, modules: Modules) -> Values:
     embedding = modules.by_role("embedding")
     assert embedding is not None
     prompt, shape = adapter.take_prompt(), (settings["num_virtual_tokens"], embedding.outputs)
