@@ -21,7 +21,7 @@ from tests.transformer.finetuned import VOCABULARY, found, write_adapter, write_
 LINEARS = ["query", "key", "value", "dense", "dense_in", "siglu_weight", "dense_out"]
 LORA = {"lora_config": {"rank": 2, "alpha": 2.0, "parallel_modules": LINEARS, "dropout": 0.5}}
 DORA = {"lora_config": {"rank": 2, "alpha": 2.0, "parallel_modules": [*LINEARS, "head"], "use_dora": True}}
-IA3 = {"ia3_config": {}}
+IA3: dict[str, Any] = {"ia3_config": {}}
 ROWS = {"finetunable_token_ids": [5, 0, 28]}
 BITFIT = {"bitfit_bias_config": {"name": "bias"}}
 PROMPT = {"softprompt_config": {"name": "prompt", "n_tokens": 3}}
@@ -132,7 +132,11 @@ def test_a_soft_prompt_stands_in_front_and_shows_nowhere(tmp_path: Path) -> None
 
 
 def test_learned_positions_count_the_prompt(tmp_path: Path) -> None:
-    length = {"sequence_length": 12, "absolute_positions": 12, "relative_position_embedding_type": "none"}
+    length: dict[str, Any] = {
+        "sequence_length": 12,
+        "absolute_positions": 12,
+        "relative_position_embedding_type": "none",
+    }
     base = write_base(tmp_path / "base", **length)
     write_adapter(tmp_path / "prompt", base, PROMPT)
     model = TransformerInferenceModule.from_checkpoint(tmp_path / "prompt")
@@ -181,7 +185,7 @@ def test_what_was_frozen_of_a_method_has_its_first_values(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_merged_equals_beside_and_unmerged_is_the_base_to_the_bit(precision: str, tmp_path: Path) -> None:
-    has = {"precision": precision, "lm_head_bias": True}
+    has: dict[str, Any] = {"precision": precision, "lm_head_bias": True}
     base = write_base(tmp_path / "base", **has)
     model = TransformerInferenceModule.from_checkpoint(tmp_path / "base")
     before, alone = digests(model, tmp_path / "base"), model.logits(tokens())
@@ -206,7 +210,8 @@ def test_several_merged_in_turn_equal_their_sum(tmp_path: Path) -> None:
     model = TransformerInferenceModule.from_checkpoint(tmp_path / "base")
     start = {tensor.key: tensor.parts[0][1].clone() for tensor in model.module.global_tensors()}
     total = {key: value.clone() for key, value in start.items()}
-    for seed, methods in enumerate((LORA, LORA | BITFIT, BITFIT)):
+    tuned: tuple[dict[str, Any], ...] = (LORA, LORA | BITFIT, BITFIT)
+    for seed, methods in enumerate(tuned):
         write_adapter(tmp_path / str(seed), base, methods, also=BIASES if seed else (), seed=seed + 5)
         alone = TransformerInferenceModule.from_checkpoint(tmp_path / str(seed))
         alone.merge_adapter("lora" if seed < 2 else "bias")

@@ -29,7 +29,6 @@ from scaling.transformer.stored_model import architecture_of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _NAMED: Final = 5
-ROWS: Final = "token_rows"
 
 
 @final
@@ -86,7 +85,8 @@ class StoredAdapter:
             found.adapter_config,
             found.softprompt_config,
         )
-        return next((section.name for section in sections if section is not None), ROWS)
+        unnamed = "token_rows" if found.finetunable_token_ids else "adapter"
+        return next((section.name for section in sections if section is not None), unnamed)
 
     @property
     def prompt(self) -> int:
