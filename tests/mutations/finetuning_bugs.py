@@ -174,8 +174,8 @@ FINETUNING_BUGS = (
     ),
     Bug(
         "LoRA's bias of a row-parallel layer is added by every rank",
-        "scaling.core.finetuning.low_rank:LowRank.within",
-        [("(self.form.scale / self._terms)", "self.form.scale")],
+        "scaling.core.finetuning.low_rank:LowRank._added",
+        [("(scale / self._terms)", "scale")],
         "lora",
         TENSOR,
     ),
