@@ -46,7 +46,8 @@ def whole(weights: Weights) -> Tensor:
 
 
 def gain(weights: Weights) -> Tensor:
-    return weights["added.magnitude"] / whole(weights).norm(dim=1).detach()
+    gains: Tensor = weights["added.magnitude"] / whole(weights).norm(dim=1).detach()
+    return gains
 
 
 def usual(weights: Weights, x: Tensor, matrix: Tensor | None = None) -> Tensor:
@@ -60,7 +61,8 @@ def low_rank(weights: Weights, x: Tensor) -> Tensor:
 
 
 def dropped(weights: Weights, x: Tensor) -> Tensor:
-    return usual(weights, x) + SCALE * dropout_of()(x) @ weights["added.a"].t() @ weights["added.b"].t()
+    y: Tensor = usual(weights, x) + SCALE * dropout_of()(x) @ weights["added.a"].t() @ weights["added.b"].t()
+    return y
 
 
 def dora(weights: Weights, x: Tensor) -> Tensor:
@@ -70,7 +72,8 @@ def dora(weights: Weights, x: Tensor) -> Tensor:
 def dora_dropped(weights: Weights, x: Tensor) -> Tensor:
     """As in the `peft` library: the layer's own product sees all inputs, what is added to it those that are left."""
     kept = dropout_of()(x)
-    return usual(weights, x) + kept @ (gain(weights).unsqueeze(1) * whole(weights) - weights["weight"]).t()
+    y: Tensor = usual(weights, x) + kept @ (gain(weights).unsqueeze(1) * whole(weights) - weights["weight"]).t()
+    return y
 
 
 @dataclass(frozen=True)

@@ -176,8 +176,8 @@ def assert_table_merges(
     table: VocabParallelEmbedding, edit: TableEdit, compute: Callable[[], Tensor], what: str
 ) -> None:
     assert isinstance(edit, LowRankEmbedding | LowRankHead | TokenRows)
-    edited = compute()
-    table.weight.copy_(edit.merged(table.weight))
+    edited, merged = compute(), edit.merged(table.weight)
+    table.weight.copy_(merged if isinstance(merged, Tensor) else merged[0] + merged[1])
     edit.active = False
     close(compute(), edited, what)
 

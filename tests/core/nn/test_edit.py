@@ -274,7 +274,8 @@ def test_the_parameters_of_an_edit_may_go_by_the_name_of_another_module() -> Non
     both = nn.ModuleList([layer, owner])
     fill(both)
     x = random(2, IN, seed=1, dtype=torch.float32)
-    close(layer(x), low_rank(dict(layer.named_parameters()) | dict(owner.named_parameters()), x), tolerance=1e-6)
+    weights: dict[str, Tensor] = {**dict(layer.named_parameters()), **dict(owner.named_parameters())}
+    close(layer(x), low_rank(weights, x), tolerance=1e-6)
 
 
 def test_layers_do_not_share_the_edits_of_one_of_them() -> None:
