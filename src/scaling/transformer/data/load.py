@@ -17,6 +17,7 @@ from scaling.transformer.data.record_files import report_beside
 from scaling.transformer.data.record_prefixes import row_rules
 from scaling.transformer.data.record_rows import Records
 from scaling.transformer.data.record_source import PromptCompletionRecords, StoredRecords
+from scaling.transformer.data.records.conversation import TrainOn
 from scaling.transformer.data.source import Sources
 from scaling.transformer.data.split import Part, Split
 from scaling.transformer.data.text_dataset import TextDataset
@@ -111,7 +112,12 @@ def _record_dataset(
     collator = TextCollator(architecture.vocab_size or 0)
     records: Records
     if settings.prompt_lengths or not isinstance(documents, MemoryMapDocuments):
-        records = PromptCompletionRecords(documents, eod_token_id=end)
+        records = PromptCompletionRecords(
+            documents,
+            eod_token_id=end,
+            vocab_size=architecture.vocab_size,
+            every_token=settings.train_on is TrainOn.ALL,
+        )
     else:
         records = StoredRecords(documents)
     rules = row_rules(architecture, settings, padding=end)

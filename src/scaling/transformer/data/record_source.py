@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scaling.core import DataError, MemoryMapDocuments, TokenDocuments
+from scaling.transformer.data.records.fields import Refusal
+from scaling.transformer.data.records.prompted import prompted_record
 from scaling.transformer.data.records.record import Record
+
+CHECKED_AT_OPENING: Final = 1 << 16
 
 
 @final
@@ -38,12 +42,22 @@ class StoredRecords:
 class PromptCompletionRecords:
     """Documents that are the length of a prompt, the prompt and its completion, in the predecessor's memory maps.
 
-    The token that ends a text is not stored: each completion is followed by it, and it is learnt.
+    Up to 2^16 of them are looked at when they are opened, evenly spread where there are more; each one when it is read.
+    `every_token`: the prompt counts as well.
+
+    Raises:
+        DataError: A document is no such record.
     """
 
-    def __init__(self, documents: TokenDocuments, *, eod_token_id: int) -> None:
+    def __init__(
+        self, documents: TokenDocuments, *, eod_token_id: int, vocab_size: int, every_token: bool = False
+    ) -> None:
         self._documents = documents
         self._eod_token_id = eod_token_id
+        self._vocab_size = vocab_size
+        self._every_token = every_token
+        for index in range(0, len(documents), -(-len(documents) // CHECKED_AT_OPENING)):
+            self.read(index)
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -52,24 +66,26 @@ class PromptCompletionRecords:
         """Return a record.
 
         Raises:
-            DataError: The document does not begin with the length of its prompt.
+            DataError: The document does not begin with the length of its prompt, or cannot be learnt from.
         """
-        document = self._documents.read(index).astype(np.int64)
-        prompt = int(document[0])
-        if not 0 <= prompt < len(document):
-            raise DataError(
-                f"document {index} of {self._documents.prefix} says that its prompt has {prompt} tokens, but it has "
-                f"{len(document) - 1} in all, so it is no prompt with a completion of the predecessor's; set "
-                "data.finetuning_dataset_memory_map to false"
+        try:
+            return prompted_record(
+                self._documents.read(index),
+                eos_token_id=self._eod_token_id,
+                vocab_size=self._vocab_size,
+                every_token=self._every_token,
             )
-        weights = np.ones(len(document), np.float32)
-        weights[:prompt] = 0
-        return Record(np.append(document[1:], self._eod_token_id), weights)
+        except Refusal as refusal:
+            raise DataError(
+                f"document {index} of {self._documents.prefix} cannot be used: {refusal}; mend the data set, or set "
+                "data.finetuning_dataset_memory_map to false if it is none of the predecessor's"
+            ) from refusal
 
     def sizes(self) -> NDArray[np.int64]:
         """Return the number of tokens of each record: one less for the length, one more for the end."""
         return np.asarray(self._documents.sizes(), np.int64)
 
     def fingerprint(self) -> str:
-        """Return a digest of the documents, and of the token that is put behind them."""
-        return f"{self._documents.fingerprint()} prompts and completions, end {self._eod_token_id}"
+        """Return a digest of the documents, of the token that is put behind them, and of what counts."""
+        counts = "all" if self._every_token else "completions"
+        return f"{self._documents.fingerprint()} prompts and completions, end {self._eod_token_id}, {counts} count"
