@@ -21,14 +21,15 @@ from scaling.core.nn import config as nn
 from scaling.core.optimizer import config as optimizer
 from scaling.core.runner import config as runner
 from scaling.core.trainer import config as trainer
-from scaling.transformer.config import architecture, attention_kinds, checks, records, training
+from scaling.transformer.config import architecture, attention_kinds, checks, record_checks, records, training
 from scaling.transformer.config import data as texts
 from scaling.transformer.config.root import TransformerConfig
 from tests.transformer.config.architecture_problems import ARCHITECTURE_PROBLEMS
+from tests.transformer.config.finetuning_problems import FINETUNING_PROBLEMS
 
 MODULES: tuple[ModuleType, ...] = (
     *(patterns, data, logging, nn, optimizer, runner, trainer),
-    *(architecture, attention_kinds, checks, records, texts, training),
+    *(architecture, attention_kinds, checks, record_checks, records, texts, training),
 )
 """Every module with checks, except the two that tests of their own show completely: topology and learning rate."""
 
@@ -36,6 +37,7 @@ SIZES = "model_parallel_size: 1, pipe_parallel_size: 1, data_parallel_size: 1"
 
 PROBLEMS = [
     *ARCHITECTURE_PROBLEMS,
+    *FINETUNING_PROBLEMS,
     (
         "transformer_architecture: {dropout_after_mlp: 1.5}",
         "transformer_architecture.dropout_after_mlp: must be a number of at least 0 and of at most 1, not 1.5",
@@ -189,28 +191,6 @@ PROBLEMS = [
         "runner.docker_config.docker_container: is needed for pdsh_docker: the name of the image",
     ),
     # data
-    (
-        "data: {finetuning_dataset: true, finetuning_chat_dataset: true}",
-        "data.finetuning_chat_dataset: and finetuning_dataset are both true; set one of them to false",
-    ),
-    (
-        "data: {record_format: auto, finetuning_dataset_memory_map: true}",
-        "data.record_format: and finetuning_dataset_memory_map, the predecessor's way to say the same, are both given; "
-        "remove finetuning_dataset_memory_map",
-    ),
-    (
-        "data: {packing: false}",
-        "data.packing: is about records of fine-tuning data; set record_format to auto, or remove it",
-    ),
-    (
-        "data: {record_format: alpacca}",
-        "data.record_format: must be auto or one of prompt_completion, alpaca, sharegpt, messages, pieces, tokens or "
-        "text, or null, not 'alpacca'; did you mean alpaca?",
-    ),
-    (
-        "data: {record_format: alpaca, only_full_sequences: true}",
-        "data.only_full_sequences: is true, but the data are records (record_format); remove one",
-    ),
     ("data: {data_prefixes: []}", "data.data_prefixes: is empty; name token data sets, or set corpus to python_stdlib"),
     (
         "data: {corpus: python_stdlib, data_prefixes: [a]}",
