@@ -114,3 +114,10 @@ def test_a_decay_that_ends_before_the_training_is_noted() -> None:
         "training_groups (all): learning_rate_decay_iters: is 2, but training ends at step 3 "
         "(trainer.train_iterations): the learning rate of the last 1 steps is 0, and they change nothing"
     )
+
+
+def test_settings_for_the_borders_of_texts_are_noted_beside_records() -> None:
+    architecture = {"reset_attention_mask": False, "reset_position_ids": False, "vocab_size": 100}
+    records = {"data_prefixes": ["a"], "record_format": "auto"}
+    found = notes(TransformerConfig.from_dict({**QUIET, "transformer_architecture": architecture, "data": records}))
+    assert [note.path for note in found] == [f"transformer_architecture.{name}" for name in list(architecture)[:2]]
