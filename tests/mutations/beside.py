@@ -49,7 +49,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/finetuning/scale": ("core/finetuning/test_layers",),
     "core/finetuning/soft_prompt": ("core/finetuning/test_layers",),
     "core/finetuning/table": ("core/finetuning/test_layers",),
-    "core/finetuning/config": ("transformer/config/test_methods", "transformer/config/test_problems"),
+    "core/finetuning/config": ("transformer/config/test_problems", "transformer/plan/test_parameters"),
     "core/nn/attention": ("core/nn/test_attention_projections",),
     "core/nn/attention_core": ("core/nn/test_attention_maker",),
     "core/nn/attention_fused": ("core/nn/test_attention_maker",),

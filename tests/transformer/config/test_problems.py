@@ -16,22 +16,32 @@ from scaling.core.config.base import BaseConfig
 from scaling.core.config.yaml_text import parse_value
 from scaling.core.data import config as data
 from scaling.core.errors import ConfigError, Problem
+from scaling.core.finetuning import config as low_rank
 from scaling.core.logging import config as logging
 from scaling.core.nn import config as nn
 from scaling.core.optimizer import config as optimizer
 from scaling.core.runner import config as runner
 from scaling.core.trainer import config as trainer
-from scaling.transformer.config import architecture, attention_kinds, checks, record_checks, records, training
+from scaling.transformer.config import (
+    architecture,
+    attention_kinds,
+    checks,
+    finetuning,
+    methods,
+    record_checks,
+    records,
+    training,
+)
 from scaling.transformer.config import data as texts
 from scaling.transformer.config.root import TransformerConfig
 from tests.transformer.config.architecture_problems import ARCHITECTURE_PROBLEMS
 from tests.transformer.config.finetuning_problems import FINETUNING_PROBLEMS
 
 MODULES: tuple[ModuleType, ...] = (
-    *(patterns, data, logging, nn, optimizer, runner, trainer),
-    *(architecture, attention_kinds, checks, record_checks, records, texts, training),
+    *(patterns, data, logging, low_rank, nn, optimizer, runner, trainer),
+    *(architecture, attention_kinds, checks, finetuning, methods, record_checks, records, texts, training),
 )
-"""Every module with checks, except the two that tests of their own show completely: topology and learning rate."""
+"""Every module with checks, except those that tests of their own show completely: topology, learning rate, groups."""
 
 SIZES = "model_parallel_size: 1, pipe_parallel_size: 1, data_parallel_size: 1"
 

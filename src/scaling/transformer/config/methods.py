@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from scaling.core import LoRaModuleType, Problem, nearest
-from scaling.transformer.config.finetuning import AdapterConfig, MethodsConfig
+from scaling.transformer.config.finetuning import AdapterConfig, IA3Config, MethodsConfig
 from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.edits import (
     AddedBiasPlan,
@@ -165,13 +165,15 @@ def method_problems(plan: ModelPlan, methods: MethodsConfig) -> Iterator[Problem
     yield from _token_problems(plan, methods)
 
 
-def _unmatched(path: str, words: Sequence[str], modules: Sequence[Module]) -> Iterator[Problem]:
+def _unmatched(
+    path: str, words: Sequence[str], modules: Sequence[Module], *, of: str = "module of the model"
+) -> Iterator[Problem]:
     known = dict.fromkeys([module.short for module in modules])
     for index, word in enumerate(words):
         if not any(module.is_one_of([word]) for module in modules):
             near = nearest(word, [*known, *dict.fromkeys(module.path for module in modules)])
             hint = f"did you mean {near}?" if near is not None else f"the modules are {', '.join(known)}"
-            yield Problem(f"{path}.{index}", f"is {word!r}, which names no module of the model; {hint}")
+            yield Problem(f"{path}.{index}", f"is {word!r}, which names no {of}; {hint}")
 
 
 def _lora_problems(modules: Sequence[Module], methods: MethodsConfig) -> Iterator[Problem]:
@@ -191,7 +193,7 @@ def _lora_problems(modules: Sequence[Module], methods: MethodsConfig) -> Iterato
     too_high: dict[tuple[int, int, int], Module] = {}
     for module in chosen:
         rank = lora.form_of(module.name).rank
-        if rank > min(module.shape):
+        if rank > min(size for size in module.shape if size):  # a vocabulary of 0 is not known yet
             too_high.setdefault((rank, *module.shape), module)
         if lora.use_dora and module.short == "embedding":
             yield Problem(
@@ -202,8 +204,8 @@ def _lora_problems(modules: Sequence[Module], methods: MethodsConfig) -> Iterato
     for (rank, rows, columns), module in too_high.items():
         yield Problem(
             "lora_config.rank",
-            f"is {rank} for {module.name}, but its matrix is {rows} x {columns}, of rank {min(rows, columns)} at most; "
-            "lower it, or give that module another in rank_pattern",
+            f"is {rank} for {module.name}, but its matrix is {rows or 'vocab_size'} x {columns}, of rank "
+            f"{min(rows or columns, columns)} at most; lower it, or give that module another in rank_pattern",
         )
 
 
@@ -214,7 +216,8 @@ def _vector_problems(modules: Sequence[Module], methods: MethodsConfig) -> Itera
     linears = [module for module in modules if isinstance(module.matrix, LinearPlan)]
     yield from _unmatched("ia3_config.parallel_modules", ia3.parallel_modules, linears)
     chosen = [module for module in linears if module.is_one_of(ia3.parallel_modules)]
-    yield from _unmatched("ia3_config.input_modules", ia3.input_modules, chosen)
+    if ia3.input_modules != IA3Config().input_modules:  # which is for whatever is chosen
+        yield from _unmatched("ia3_config.input_modules", ia3.input_modules, chosen, of="module in parallel_modules")
     fused = sorted({m.short for m in chosen if m.fused and ia3.input_modules and m.is_one_of(ia3.input_modules)})
     if fused:
         yield Problem(
