@@ -104,8 +104,8 @@ def test_groups_that_leave_the_methods_out_are_refused_with_what_is_left_out() -
     assert problem == (
         "training_groups: train nothing of what the methods of fine-tuning add, such as "
         "layers.1.self_attention.dense.lora_a-b.a, layers.1.self_attention.dense.lora_a-b.b, "
-        "layers.1.self_attention.dense.lora_a-b.bias and 21 more; remove parameters_include from a group, which then takes "
-        "all of it, or remove the method"
+        "layers.1.self_attention.dense.lora_a-b.bias and 21 more; remove parameters_include from a group, which then "
+        "takes all of it, or remove the method"
     )
 
 
