@@ -1,4 +1,4 @@
-"""Methods of fine-tuning in a model that has been made small: they fit it, and add to the same kinds of modules."""
+"""Methods of fine-tuning become small with their model, and still change modules of the same kinds."""
 
 from __future__ import annotations
 
@@ -7,75 +7,73 @@ from typing import Any
 import pytest
 
 from scaling.transformer import TransformerConfig
-from scaling.transformer.config.methods import method_problems, modules_of
+from scaling.transformer.config.methods import modules_of
 from scaling.transformer.config.model_plan import base_plan_of, plan_of
 from scaling.transformer.verify.shrink import shrunk
 
-LARGE = {
-    "vocab_size": 50000,
-    "hidden_size": 1024,
-    "num_layers": 24,
-    "num_attention_heads": 16,
-    "attention_num_kv_heads": 2,
-    "attention_qkv_in_one": False,
-    "sequence_length": 512,
+LARGE: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "attention_num_kv_heads": 8,
+    "num_layers": 31,
+    "vocab_size": 128001,
+    "sequence_length": 8192,
+    "attention_bias": False,
+    "weight_tying": False,
+}
+METHODS: dict[str, Any] = {
+    "lora_config": {
+        "parallel_modules": ["query", r"layers\.29\.mlp\.dense_in", "head"],
+        "rank": 512,
+        "rank_pattern": {"query": 256, r"layers\.29\.": 128},
+        "alpha_pattern": {r"layers\.29\.": 3.0, "linear": 2.0},
+    },
+    "ia3_config": {"parallel_modules": ["key", "dense_out"]},
+    "bitfit_bias_config": {"name": "b", "add_to": [r"layers\.30\..*value"]},
+    "adapter_config": {"name": "a", "mlp_downsampling_factor": 0.0078125},
+    "softprompt_config": {"name": "p", "n_tokens": 100},
+    "finetunable_token_ids": [128000, 127999, 5],
 }
 
 
-def small(**methods: Any) -> TransformerConfig:
-    values = {
-        "topology": {
-            "model_parallel_size": 2,
-            "pipe_parallel_size": 2,
-            "data_parallel_size": 2,
-            "micro_batch_size": 2,
-            "gradient_accumulation_steps": 4,
-        },
-        "transformer_architecture": {**LARGE, **methods},
+def config(**methods: Any) -> TransformerConfig:
+    sizes = {
+        "model_parallel_size": 2,
+        "pipe_parallel_size": 1,
+        "data_parallel_size": 1,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 2,
     }
-    return shrunk(TransformerConfig.from_dict(values))
+    return TransformerConfig.from_dict(
+        {"topology": sizes, "transformer_architecture": {**LARGE, **methods}, "data": {"eod_token_id": 3}}
+    )
 
 
-def kinds_of(config: TransformerConfig) -> set[str]:
-    architecture = config.transformer_architecture
-    own = {parameter.name for parameter in base_plan_of(architecture).parameters()}
-    added = {parameter.name for parameter in plan_of(architecture).parameters()} - own
-    return {name.split(".", 2)[2] for name in added}
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_fits_the_small_model_and_changes_the_same_kinds_of_modules(method: str) -> None:
+    large = config(**{method: METHODS[method]})
+    small = shrunk(large)
+
+    def changed(one: TransformerConfig) -> set[tuple[str, str]]:
+        architecture = one.transformer_architecture
+        return {(edit.module, type(edit).__name__) for layer in plan_of(architecture).layers() for edit in layer.edits}
+
+    assert changed(small) == changed(large)
+    assert small.transformer_architecture.hidden_size < 100
 
 
-@pytest.mark.parametrize(
-    "methods",
-    [
-        {"lora_config": {"rank": 64, "parallel_modules": ["query", "head", "embedding", "dense_out"]}},
-        {"lora_config": {"rank": 64, "rank_pattern": {r"layers\.22\.": 3, "dense": 5}, "use_dora": True}},
-        {"lora_config": {"rank": 8, "parallel_modules": [r"layers\.20\.mlp"], "alpha_pattern": {r"layers\.20\.": 3}}},
-        {"ia3_config": {}, "bitfit_bias_config": {"name": "b"}, "finetunable_token_ids": [49999, 3, 51, 99]},
-        {"ia3_config": {"parallel_modules": [r"layers\.9\..*key"], "input_modules": []}},
-        {"adapter_config": {"name": "a", "attention_downsampling_factor": 1 / 1024, "mlp_downsampling_factor": 0.3125}},
-        {"softprompt_config": {"name": "p", "n_tokens": 500}},
-    ],
-)
-def test_methods_fit_the_small_model(methods: dict[str, Any]) -> None:
-    architecture = small(**methods).transformer_architecture
-    assert list(method_problems(base_plan_of(architecture), architecture)) == []
-    assert plan_of(architecture).num_parameters > base_plan_of(architecture).num_parameters
-    assert [name for name in methods if getattr(architecture, name) is None] == []
-
-
-def test_what_is_added_to_which_modules_stays() -> None:
-    modules = ["query", "dense", "head"]
-    found = kinds_of(small(lora_config={"rank": 64, "parallel_modules": modules}))
-    assert found == {
-        f"{module}.lora_lora.{part}"
-        for module in ("self_attention.query", "self_attention.dense", "embedding")
-        for part in "ab"
-    }
-
-
-def test_a_rank_is_no_larger_than_the_smallest_matrix() -> None:
-    config = small(lora_config={"rank": 64, "parallel_modules": ["key", "query"], "rank_pattern": {"key": 2}})
-    lora = config.transformer_architecture.lora_config
+def test_what_is_measured_in_features_tokens_and_layers_is_made_small() -> None:
+    architecture = shrunk(config(**METHODS)).transformer_architecture
+    lora, prompt, adapter = architecture.lora_config, architecture.softprompt_config, architecture.adapter_config
     assert lora is not None
-    sizes = [m.shape for m in modules_of(base_plan_of(config.transformer_architecture)) if m.short in ("key", "query")]
-    assert lora.rank == min(map(min, sizes))
-    assert lora.rank_pattern == {"key": 2}
+    assert lora.parallel_modules == ["query", "dense_in", "head"]
+    assert list(lora.rank_pattern) == ["query"]
+    assert list(lora.alpha_pattern) == ["linear"]
+    shapes = [m.shape for m in modules_of(base_plan_of(architecture)) if m.is_one_of(lora.parallel_modules)]
+    assert lora.rank == lora.rank_pattern["query"] == min(min(shape) for shape in shapes)
+    assert prompt is not None
+    assert prompt.n_tokens < architecture.sequence_length
+    assert adapter is not None
+    assert adapter.mlp_downsampling_factor == 1 / architecture.hidden_size
+    assert len(set(architecture.finetunable_token_ids)) == 3
+    assert max(architecture.finetunable_token_ids) < architecture.vocab_size

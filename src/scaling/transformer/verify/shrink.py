@@ -13,7 +13,7 @@ from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.parts import FeedForwardPlan
-from scaling.transformer.verify.shrink_methods import small_methods
+from scaling.transformer.verify.shrink_methods import shrunk_methods, without_methods
 
 PROCESSES = 8
 _HEAD_SIZE = 8
@@ -66,8 +66,10 @@ def shrunk(
         "attention_pattern": kinds if layers < architecture.num_layers else architecture.attention_pattern,
         **_widths(architecture, heads, fits),
         **_lengths(architecture, _sequence(plan.sequence, fits, cut=cut)),
+        **without_methods(),
     }
-    values["transformer_architecture"] |= small_methods(values["transformer_architecture"])
+    small = TransformerArchitectureConfig.from_dict(values["transformer_architecture"], quiet=True)
+    values["transformer_architecture"] |= shrunk_methods(architecture, small)
     loss = values["training"]["loss_function_config"]
     if (chunk := loss.get("chunk_size")) is not None:
         loss["chunk_size"] = min(chunk, _CHUNK)
