@@ -104,11 +104,12 @@ def their_logits(model: Any) -> Tensor:
 
 def read(name: str, folder: Path) -> Ours:
     """Translate the adapter in a folder."""
-    found = read_adapter(folder)
-    config_file, weights_file = str(found.config_file), str(found.weights_file)
-    return from_peft(
-        found.adapter, modules_in(name), base_values(name), config_file=config_file, weights_file=weights_file
-    )
+    with read_adapter(folder) as found:
+        config_file, weights_file = str(found.config_file), str(found.weights_file)
+        ours = from_peft(
+            found.adapter, modules_in(name), base_values(name), config_file=config_file, weights_file=weights_file
+        )
+        return Ours(ours.sections, {key: Values.of(tensor) for key, tensor in loads(ours.tensors).items()})
 
 
 def written(name: str, ours: Ours, folder: Path) -> Theirs:

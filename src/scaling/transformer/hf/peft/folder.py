@@ -14,8 +14,8 @@ from torch import Tensor
 from scaling.core import (
     CheckpointError,
     ConfigError,
-    FileEntry,
     PlainTensor,
+    TensorFile,
     first_of,
     open_plain,
     storage_errors,
@@ -35,10 +35,20 @@ PICKLED: Final = "adapter_model.bin"
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """A folder whose configuration can be read and whose file holds together."""
+    """A folder whose configuration can be read and whose file holds together, and is open: close it, or use a `with`.
+
+    Tensors are loaded from the open file when they are asked for.
+    """
 
     path: Path
     adapter: Theirs
+    file: TensorFile
+
+    def __enter__(self) -> AdapterFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
 
     @property
     def config_file(self) -> Path:
@@ -52,7 +62,7 @@ class AdapterFolder:
 
 
 def read_adapter(path: Path) -> AdapterFolder:
-    """Read configuration and header; tensors are loaded when they are asked for.
+    """Read configuration and header.
 
     Raises:
         ConfigError: There is no such folder or no configuration in it.
@@ -72,7 +82,12 @@ def read_adapter(path: Path) -> AdapterFolder:
             raise ConfigError(_no_config(path))
         if not (path / WEIGHTS_FILE).exists():
             raise CheckpointError(_no_weights(path))
-        return AdapterFolder(path, Theirs(config, _tensors(path / WEIGHTS_FILE)))
+        file = open_plain(path / WEIGHTS_FILE)
+        try:
+            return AdapterFolder(path, Theirs(config, _tensors(file, path / WEIGHTS_FILE)), file)
+        except BaseException:
+            file.close()
+            raise
 
 
 def write_adapter(target: Path, adapter: Theirs) -> None:
@@ -111,11 +126,9 @@ def _no_weights(path: Path) -> str:
     return f"{path} holds no {WEIGHTS_FILE}; the download is incomplete"
 
 
-def _tensors(path: Path) -> dict[str, Values]:
-    with open_plain(path) as opened:
-        entry, slots = opened.entry, opened.slots
+def _tensors(file: TensorFile, path: Path) -> dict[str, Values]:
     found = {}
-    for name, slot in slots.items():
+    for name, slot in file.slots.items():
         if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
             raise CheckpointError(f"{path} holds a tensor with a strange name: {name[:100]!r}")
         if slot.dtype not in WEIGHT_TYPES:
@@ -124,17 +137,16 @@ def _tensors(path: Path) -> dict[str, Values]:
             )
         if prod(slot.shape) == 0:
             raise CheckpointError(f"{path}: {name} is empty; it was saved from a model that was not gathered")
-        found[name] = _lazy(path, entry, name, WEIGHT_TYPES[slot.dtype], slot.shape)
+        found[name] = _lazy(file, name, WEIGHT_TYPES[slot.dtype], slot.shape)
     if not found:
         raise CheckpointError(f"{path} holds no tensor; download it again")
     return found
 
 
-def _lazy(path: Path, entry: FileEntry, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Values:
+def _lazy(file: TensorFile, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Values:
     def load() -> Tensor:
         values = torch.empty(shape, dtype=dtype)
-        with open_plain(path, known=entry) as opened:
-            opened.read_into(name, whole(shape), values)
+        file.read_into(name, whole(shape), values)
         return values
 
     return Values(dtype, shape, load)

@@ -49,17 +49,15 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
         CheckpointError: The tensors are not those of the configuration and the base; or there is a checkpoint there.
         StorageError: Something cannot be read or written.
     """
-    folder = read_adapter(source)
     new_step_folder(target, STEP)
     if target.exists() and target.resolve() in (source.resolve(), base.path.parent.resolve()):
         raise ConfigError(f"{target} is the folder of the adapter or of its base; name another one to write into")
     require_whole(base, instead="name the base of that adapter")
     architecture, settings = architecture_of(base)
-    modules = modules_on(architecture, base.path.absolute().parent)
-    with BaseTensors(lambda: base) as tensors_of_base:
+    with read_adapter(source) as folder, BaseTensors(lambda: base) as tensors_of_base:
         ours = from_peft(
             folder.adapter,
-            modules,
+            modules_on(architecture, base.path.absolute().parent),
             tensors_of_base,
             config_file=str(folder.config_file),
             weights_file=str(folder.weights_file),
@@ -67,7 +65,7 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
         section = {**settings["transformer_architecture"], **ours.sections}
         _require_valid(section, source=str(folder.config_file))
         config: dict[str, Any] = {**settings, "transformer_architecture": section}
-        reference = BaseReference.to(base)
+        reference, given = BaseReference.to(base), folder.adapter.config
         with storage_errors(f"importing {source}"):
             target.mkdir(parents=True, exist_ok=True)
             path = save_pieces(
@@ -78,13 +76,9 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
                     for key, values in ours.tensors.items()
                 ],
                 scalars={"config": config, "base": reference.as_dict()},
-                information={
-                    "imported_from": str(source),
-                    KEPT: kept_fields(folder.adapter.config),
-                    "ranks": 1,
-                },
+                information={"imported_from": str(source), KEPT: kept_fields(given), "ranks": 1},
             )
-    return ImportedAdapter(path, folder.adapter.config["peft_type"], reference)
+    return ImportedAdapter(path, given["peft_type"], reference)
 
 
 def _require_valid(section: dict[str, Any], *, source: str) -> None:

@@ -57,30 +57,31 @@ def value_of(patterns: Mapping[str, Value], module: str, default: Value) -> Valu
 
 def endings(wanted: Sequence[str], known: Iterable[str]) -> list[str]:
     """Name modules by endings that mean them and nothing else of what is known; the shortest, without numbers."""
-    return list(dict.fromkeys(_ending(module, wanted, list(known)) for module in wanted))
+    meant, names = frozenset(wanted), list(known)
+    return list(dict.fromkeys(_ending(module, meant, names) for module in wanted))
 
 
 def by_ending(values: Mapping[str, Value], default: Value) -> dict[str, Value]:
     """Return patterns that give each module its value, where it is not the default."""
     found: dict[str, Value] = {}
-    for module, value in values.items():
-        if value != default:
-            alike = [other for other, its in values.items() if its == value]
-            found[_ending(module, alike, list(values))] = value
+    names = list(values)
+    for other in dict.fromkeys(value for value in values.values() if value != default):
+        alike = frozenset(module for module, value in values.items() if value == other)
+        found |= {_ending(module, alike, names): other for module in names if module in alike}
     return found
 
 
 def raw_endings(wanted: Sequence[str], known: Iterable[str]) -> list[str]:
     """Do the same where a name ends anywhere, not only at a dot: so are `modules_to_save` read."""
-    names = list(known)
+    meant, names = frozenset(wanted), list(known)
 
     def fits(ending: str) -> bool:
-        return all(one in wanted for one in names if one.endswith(ending))
+        return all(one in meant for one in names if one.endswith(ending))
 
     return list(dict.fromkeys(_shortest(module, fits) for module in wanted))
 
 
-def _ending(module: str, wanted: Collection[str], known: Sequence[str]) -> str:
+def _ending(module: str, wanted: frozenset[str], known: Sequence[str]) -> str:
     return _shortest(module, lambda ending: all(one in wanted for one in known if is_named([ending], one)))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias, final
 
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
@@ -24,6 +25,8 @@ class Part:
     outputs: int
     rows: Rows | None
     """Where its outputs lie among those of theirs; None: they are all."""
+    short: str
+    """What configurations call it wherever it is: `query`, `embedding`, `head`."""
 
 
 @final
@@ -81,10 +84,10 @@ class Modules:
         """Return the only module of a role."""
         return next((module for module in self.all if module.role == role), None)
 
-    def parts(self) -> Iterator[Part]:
-        """Yield all modules of ours."""
-        for module in self.all:
-            yield from module.parts
+    @cached_property
+    def short(self) -> Mapping[str, str]:
+        """Return the short name of each module of ours."""
+        return {part.name: part.short for module in self.all for part in module.parts}
 
     def of(self, names: Iterable[str]) -> list[Module]:
         """Return the modules that have any of our modules of these names."""
@@ -105,7 +108,7 @@ def modules_of(family: Family, architecture: TransformerArchitectureConfig) -> M
     tied = architecture.weight_tying and architecture.lm_head
     if tied:
         embedding = next(module for module in modules if module.role == "embedding")
-        part = Part(f"layers.{plan.num_layers - 1}.embedding", embedding.inputs, None)
+        part = Part(f"layers.{plan.num_layers - 1}.embedding", embedding.inputs, None, "head")
         name = family.in_memory(table.head.theirs)
         former = table.head.theirs if name != table.head.theirs else None
         modules.append(Module(name, "head", embedding.outputs, embedding.inputs, (part,), (), former))
@@ -122,17 +125,16 @@ def _module(family: Family, name: str, tensors: Sequence[TensorMap], role: Role 
     is_table = role in ("embedding", "positions")
     inputs, outputs = (shape if is_table else shape[::-1]) if len(shape) == 2 else (0, shape[0])
     parts = tuple(
-        Part(source.key.rpartition(".")[0], outputs if is_table else source.shape[0], source.rows)
+        Part(_module_of(source.key), outputs if is_table else source.shape[0], source.rows, _short(source.key, role))
         for source in first.sources
     )
     present = family.in_memory(name)
     return Module(present, role, inputs, outputs, parts, tuple(tensors), name if present != name else None)
 
 
-def short_name(part: str, modules: Modules) -> str:
-    """Return what a configuration calls a module of ours wherever it is: `query`, `embedding`, `head`."""
-    for role in ("embedding", "head"):
-        module = modules.by_role("embedding" if role == "embedding" else "head")
-        if module is not None and module.parts[0].name == part:
-            return role
-    return part.rpartition(".")[2]
+def _module_of(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _short(key: str, role: Role) -> str:
+    return role if role in ("embedding", "head") else _module_of(key).rpartition(".")[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from scaling.core import CheckpointError, ConfigError, first_of
@@ -115,33 +115,47 @@ def to_peft(ours: Ours, modules: Modules, base: Base) -> Theirs:
             f"the checkpoint is of {' and '.join(methods)} at once, which PEFT has no form for; merge it into its base "
             "(scaling checkpoint merge) and export the model"
         )
-    if "lora_config" in given:
-        section = given["lora_config"]
-        method, own = "LORA", lora.lora_in(section, ours.tensors)
-        config, tensors = lora.write_lora(section, own, modules)
-        adapted = list(own)
-        used = {key for part, one in own.items() for key, _ in one.tensors(part, section["name"])}
-    elif "ia3_config" in given:
+    return _with_rest(_written(given, ours, modules, base), ours, modules, base)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What stands for the methods of a checkpoint."""
+
+    method: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Values] = field(default_factory=dict)
+    """By names within the model."""
+    used: frozenset[str] = frozenset()
+    """Tensors of ours that they are made of."""
+    adapted: tuple[str, ...] = ()
+    """Modules of ours."""
+
+
+def _written(given: Mapping[str, Any], ours: Ours, modules: Modules, base: Base) -> _Written:
+    if "ia3_config" in given:
         section = given["ia3_config"]
         scales = ia3.ia3_in(section, ours.tensors, modules)
-        method, adapted, used = "IA3", list(scales), {f"{part}.ia3_{section['name']}.scale" for part in scales}
-        config, tensors = ia3.write_ia3(scales, modules)
-    elif "softprompt_config" in given:
-        return _with_rest(ours, *_prompt_of(given["softprompt_config"], ours, modules), modules, base)
-    else:
-        method, adapted, used, config, tensors = "", [], set(), {}, {}
-    if "finetunable_token_ids" in given:
-        fields, rows = token_rows.write_rows(
-            given["finetunable_token_ids"], ours.tensors, modules, base, alone=not method
-        )
-        method, config, tensors = method or "TRAINABLE_TOKENS", config | fields, tensors | rows
-        used |= {key for key in ours.tensors if key.endswith(f".{token_rows.ENDING}")}
-    return _with_rest(ours, method, config, tensors, adapted, used, modules, base)
+        used = frozenset(f"{part}.ia3_{section['name']}.scale" for part in scales)
+        return _Written("IA3", *ia3.write_ia3(scales, modules), used, tuple(scales))
+    if "softprompt_config" in given:
+        return _prompt_of(given["softprompt_config"], ours, modules)
+    found = _Written()
+    if "lora_config" in given:
+        section = given["lora_config"]
+        own = lora.lora_in(section, ours.tensors)
+        used = frozenset(key for part, one in own.items() for key, _ in one.tensors(part, section["name"]))
+        found = _Written("LORA", *lora.write_lora(section, own, modules), used, tuple(own))
+    ids = given.get("finetunable_token_ids")
+    if not ids:
+        return found
+    config, rows = token_rows.write_rows(ids, ours.tensors, modules, base, alone=not found.method)
+    used = found.used | {key for key in ours.tensors if key.endswith(f".{token_rows.ENDING}")}
+    method = found.method or "TRAINABLE_TOKENS"
+    return _Written(method, {**found.config, **config}, {**found.tensors, **rows}, used, found.adapted)
 
 
-def _prompt_of(
-    section: Mapping[str, Any], ours: Ours, modules: Modules
-) -> tuple[str, dict[str, Any], dict[str, Values], list[str], set[str]]:
+def _prompt_of(section: Mapping[str, Any], ours: Ours, modules: Modules) -> _Written:
     key = f"layers.0.softprompt_{section['name']}.weight"
     prompt = ours.tensors.get(key)
     if prompt is None:
@@ -154,21 +168,14 @@ def _prompt_of(
         "num_layers": modules.layers,
         "prompt_tuning_init": "RANDOM",
     }
-    return "PROMPT_TUNING", config, {PROMPT: prompt.times(1.0 / modules.prompt_scale)}, [], {key}
+    tensors = {PROMPT: prompt.times(1.0 / modules.prompt_scale)}
+    return _Written("PROMPT_TUNING", config, tensors, frozenset({key}))
 
 
-def _with_rest(
-    ours: Ours,
-    method: str,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Values],
-    adapted: list[str],
-    used: set[str],
-    modules: Modules,
-    base: Base,
-) -> Theirs:
+def _with_rest(written: _Written, ours: Ours, modules: Modules, base: Base) -> Theirs:
     """Add the tensors of the base that were trained whole, and what every file says."""
-    trained = {key: values for key, values in ours.tensors.items() if key not in used}
+    method = written.method
+    trained = {key: values for key, values in ours.tensors.items() if key not in written.used}
     if not method:
         norms = write_norms(trained, modules, base) if trained else None
         if norms is None:
@@ -178,15 +185,15 @@ def _with_rest(
             )
         method, whole = "LN_TUNING", norms
     else:
-        whole = write_whole(trained, adapted, modules, base, has_bias=method == "LORA")
+        whole = write_whole(trained, written.adapted, modules, base, has_bias=method == "LORA")
         if method == "TRAINABLE_TOKENS" and whole.tensors:
             raise ConfigError(
                 f"{first_of(sorted(trained), _NAMED)} were trained beside rows of tokens alone, which PEFT does not "
                 "have; merge the adapter (scaling checkpoint merge) and export the model"
             )
-    prefix = _prefix(method)
-    named = {(key if key == PROMPT else f"{prefix}{key}"): one for key, one in {**tensors, **whole.tensors}.items()}
-    said = {"peft_type": method, "task_type": TASK, "inference_mode": True, **config, **whole.config}
+    tensors, prefix = {**written.tensors, **whole.tensors}, _prefix(method)
+    named = {(key if key == PROMPT else f"{prefix}{key}"): one for key, one in tensors.items()}
+    said = {"peft_type": method, "task_type": TASK, "inference_mode": True, **written.config, **whole.config}
     return Theirs(said, dict(sorted(named.items())))
 
 
