@@ -16,8 +16,8 @@ from scaling.core import MicroBatch
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.hf.choose import family_of
+from scaling.transformer.hf.peft.base import sections_of
 from scaling.transformer.hf.peft.base_tensors import Base
-from scaling.transformer.hf.peft.exporter import sections_of
 from scaling.transformer.hf.peft.folder import read_adapter, write_adapter
 from scaling.transformer.hf.peft.modules import Modules, modules_of
 from scaling.transformer.hf.peft.translate import Ours, Theirs, from_peft, to_peft

@@ -115,6 +115,11 @@ TENSORS: Final[list[tuple[dict[str, Any], dict[str, Tensor | None], str]]] = [
     ({}, {f"{EMBEDDING}.weight": torch.ones(VOCABULARY + 1, HIDDEN)}, r"has the shape \[272, 16\], but on this base"),
     ({**OF_NO_OTHER, "peft_type": "IA3"}, {}, r"lacks .*q_proj\.ia3_l; the file is incomplete"),
     ({**OF_NO_OTHER, **PROMPT}, {}, "lacks prompt_embeddings"),
+    (
+        {**OF_NO_OTHER, **PROMPT, "num_virtual_tokens": 32},
+        {**dict.fromkeys(tensors()), "prompt_embeddings": torch.ones(32, HIDDEN)},
+        r"softprompt_config\.n_tokens: is 32, but a sequence has 32 tokens \(sequence_length\)",
+    ),
     ({**OF_NO_OTHER, **PROMPT, "num_virtual_tokens": None}, {}, "num_virtual_tokens: is missing"),
     (
         {**OF_NO_OTHER, **PROMPT},

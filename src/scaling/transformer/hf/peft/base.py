@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from scaling.core import CheckpointError, CheckpointReader, StoredCheckpoint
+from scaling.core import BaseConfig, CheckpointError, CheckpointReader, StoredCheckpoint
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.finetuning import MethodsConfig
 from scaling.transformer.hf.choose import family_for
 from scaling.transformer.hf.companions import read_origin
 from scaling.transformer.hf.peft.modules import Modules, modules_of
@@ -26,6 +28,14 @@ def modules_on(architecture: TransformerArchitectureConfig, base_folder: Path | 
     origin = read_origin(base_folder) if base_folder is not None and base_folder.is_dir() else None
     family = family_for(base, model_type=None if origin is None else origin.model_type)
     return modules_of(family, base)
+
+
+def sections_of(architecture: TransformerArchitectureConfig) -> dict[str, Any]:
+    """Return the sections of methods, with their defaults."""
+    found = {name: getattr(architecture, name) for name in MethodsConfig.model_fields}
+    return {
+        name: value.model_dump() if isinstance(value, BaseConfig) else value for name, value in found.items() if value
+    }
 
 
 class BaseTensors:

@@ -10,7 +10,6 @@ from typing import Any, Final
 import torch
 
 from scaling.core import (
-    BaseConfig,
     BaseReference,
     CheckpointError,
     CheckpointReader,
@@ -20,12 +19,10 @@ from scaling.core import (
     list_steps,
     read_manifest,
 )
-from scaling.transformer.config.architecture import TransformerArchitectureConfig
-from scaling.transformer.config.finetuning import MethodsConfig
 from scaling.transformer.config.model_plan import base_plan_of
 from scaling.transformer.finetuning.stored import StoredAdapter
 from scaling.transformer.hf.new_folder import require_free
-from scaling.transformer.hf.peft.base import BaseTensors, modules_on
+from scaling.transformer.hf.peft.base import BaseTensors, modules_on, sections_of
 from scaling.transformer.hf.peft.folder import kept_fields, write_adapter
 from scaling.transformer.hf.peft.importer import KEPT
 from scaling.transformer.hf.peft.translate import Ours, Theirs, to_peft
@@ -128,14 +125,6 @@ def _require_all(adapter: StoredAdapter) -> None:
             f"{adapter.path} holds {first_of(extra, _NAMED)}, which its configuration does not name; the checkpoint "
             "contradicts itself"
         )
-
-
-def sections_of(architecture: TransformerArchitectureConfig) -> dict[str, Any]:
-    """Return the sections of methods, with their defaults."""
-    found = {name: getattr(architecture, name) for name in MethodsConfig.model_fields}
-    return {
-        name: value.model_dump() if isinstance(value, BaseConfig) else value for name, value in found.items() if value
-    }
 
 
 def _lazy(reader: CheckpointReader, key: str) -> Values:

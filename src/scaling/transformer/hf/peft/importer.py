@@ -18,10 +18,12 @@ from scaling.core import (
     whole,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.data import DataConfig
 from scaling.transformer.config.methods import method_problems
 from scaling.transformer.config.model_plan import base_plan_of
+from scaling.transformer.config.record_checks import soft_prompt_has_its_places
 from scaling.transformer.finetuning.stored import require_whole
-from scaling.transformer.hf.peft.base import BaseTensors, modules_on
+from scaling.transformer.hf.peft.base import BaseTensors, modules_on, sections_of
 from scaling.transformer.hf.peft.folder import kept_fields, read_adapter
 from scaling.transformer.hf.peft.translate import from_peft
 from scaling.transformer.stored_model import architecture_of
@@ -62,9 +64,9 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
             config_file=str(folder.config_file),
             weights_file=str(folder.weights_file),
         )
-        section = {**settings["transformer_architecture"], **ours.sections}
-        _require_valid(section, source=str(folder.config_file))
-        config: dict[str, Any] = {**settings, "transformer_architecture": section}
+        of_base = settings["transformer_architecture"]
+        methods = _methods({**of_base, **ours.sections}, source=str(folder.config_file))
+        config: dict[str, Any] = {**settings, "transformer_architecture": {**of_base, **methods}}
         reference, given = BaseReference.to(base), folder.adapter.config
         with storage_errors(f"importing {source}"):
             target.mkdir(parents=True, exist_ok=True)
@@ -81,12 +83,17 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
     return ImportedAdapter(path, given["peft_type"], reference)
 
 
-def _require_valid(section: dict[str, Any], *, source: str) -> None:
-    """Refuse what a configuration of ours would not accept, such as a prompt that leaves no room for a text."""
+def _methods(section: dict[str, Any], *, source: str) -> dict[str, Any]:
+    """Return the sections of methods, with their defaults.
+
+    What a configuration of ours would not accept, such as a prompt that leaves no room for a text, is refused.
+    """
     architecture = TransformerArchitectureConfig.from_dict({**section, "vocab_file": None})
     problems = [
         Problem(f"transformer_architecture.{problem.path}", problem.message)
         for problem in method_problems(base_plan_of(architecture), architecture)
     ]
+    problems += soft_prompt_has_its_places(architecture, DataConfig())
     if problems:
         raise ConfigError([Problem("", "makes a configuration that cannot work here"), *problems], source=source)
+    return sections_of(architecture)
