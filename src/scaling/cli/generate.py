@@ -12,6 +12,9 @@ from scaling.core import ConfigError
 from scaling.transformer import Opened, Sampling, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 
+_NAME = "adapter-option"
+"""Of the adapter that is named beside CHECKPOINT, which may have one of its own that is called as that one is."""
+
 
 def generate(
     checkpoint: Annotated[
@@ -53,7 +56,7 @@ def generate(
     """
     checkpoint = checkpoints_at(checkpoint)
     model = TransformerInferenceModule.from_checkpoint(checkpoint, device=device)
-    used = Opened.OPENED if adapter is None else model.load_adapter(checkpoints_at(adapter))
+    used = Opened.OPENED if adapter is None else model.load_adapter(checkpoints_at(adapter), _NAME)
     if model.tokenizer is None:
         raise ConfigError(
             f"there is no {TOKENIZER_FILE} beside the step folders of {checkpoint}, so that no text can be read or "

@@ -21,6 +21,9 @@ from scaling.core import (
     fill,
     merge_edits,
 )
+from scaling.core.nn.parameter import share
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.placement import tied
 
 FORM = LowRankForm(rank=1, scale=0.5)
 
@@ -51,6 +54,10 @@ def edited(name: str) -> Model:
             model.head.edit("lora", LowRankHead(model.head, LowRankForm(rank=1, scale=1.0, bias=True)))
         case "tied":
             model.head.edit("lora", LowRankHead(model.head, FORM))
+        case "tied elsewhere":  # the first layer is in another stage
+            model.head.weight = VocabParallelEmbedding(6, 4).weight
+            share(model.head.weight, Axis.PIPE, tied([0, 3]))
+            model.head.edit("lora", LowRankHead(model.head, FORM))
     fill(model)
     return model
 
@@ -62,7 +69,8 @@ def edited(name: str) -> Model:
         ("bias", "linear gets a bias, and has none"),
         ("lora bias", "linear gets a bias, and has none"),
         ("logit bias", "head adds to the logit of each token"),
-        ("tied", "table and head are one table, which would become two"),
+        ("tied", "head is one table with another layer"),
+        ("tied elsewhere", "head is one table with another layer"),
     ],
 )
 def test_what_is_no_change_of_a_weight_is_refused_by_name(name: str, message: str) -> None:

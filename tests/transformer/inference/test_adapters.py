@@ -242,6 +242,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         model.load_adapter(tmp_path / "lora", "a.b")
     with pytest.raises(CheckpointError, match=r"holds a whole model, not what was trained on one"):
         model.load_adapter(tmp_path / "base")
+    with pytest.raises(ConfigError, match=r"base \(here\) is given, but .* holds a whole model"):
+        TransformerInferenceModule.from_checkpoint(tmp_path / "other", base="here")
     another = TransformerInferenceModule.from_checkpoint(tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"was trained on the base .*base/global_step3 .* not on .*other/global_"):
         another.load_adapter(tmp_path / "lora")

@@ -16,6 +16,8 @@ from scaling.core.finetuning.table import LowRankEmbedding, LowRankHead, TokenRo
 from scaling.core.nn.edit import Edit
 from scaling.core.nn.embedding import VocabParallelEmbedding
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear
+from scaling.core.nn.parameter import meta
+from scaling.core.topology.layout import Axis
 
 _Layer = ParallelLinear | VocabParallelEmbedding
 
@@ -68,28 +70,25 @@ def _problems(
     for name, edit in module.named_modules():
         if edit in wanted and not isinstance(edit, kinds):
             yield f"{name} ({type(edit).__name__}) is a computation of its own, no change of a weight"
-    tables: dict[nn.Parameter, str] = {}
     for name, layer, edits in layers:
         if isinstance(layer, VocabParallelEmbedding):
             if logit_bias is None and any(isinstance(edit, LowRankHead) and edit.bias is not None for edit in edits):
                 yield f"{name} adds to the logit of each token, for which the head has no bias"
+            if any(not isinstance(edit, TokenRows) for edit in edits) and _is_shared(layer, module):
+                yield f"{name} is one table with another layer, and would become one of its own"
             continue
         needs = any(
             isinstance(edit, AddedBias) or (isinstance(edit, LowRank) and edit.bias is not None) for edit in edits
         )
         if needs and layer.bias is None:
             yield f"{name} gets a bias, and has none that it could become part of"
-    shared = [(name, table) for name, table in _layers(module) if isinstance(table, VocabParallelEmbedding)]
-    for name, table in shared:
-        other = tables.setdefault(table.weight, name)
-        apart = any(
-            not isinstance(edit, TokenRows)
-            for _, one in shared
-            if one.weight is table.weight
-            for edit in _of(one, wanted)
-        )
-        if other != name and apart:
-            yield f"{other} and {name} are one table, which would become two"
+
+
+def _is_shared(table: VocabParallelEmbedding, module: nn.Module) -> bool:
+    """Return whether other layers have the same table, here or in another pipeline stage."""
+    stages = meta(table.weight).placements.on(Axis.PIPE).indices or ()
+    here = sum(layer.weight is table.weight for _, layer in _layers(module))
+    return len(stages) > 1 or here > 1
 
 
 def _merge_linear(layer: ParallelLinear, edits: Sequence[Edit]) -> None:
@@ -121,7 +120,7 @@ def _merge_table(table: VocabParallelEmbedding, edits: Sequence[Edit], logit_bia
     update: Tensor | None = None
     for edit in edits:
         if isinstance(edit, LowRankHead):
-            weight, update = edit.merged(weight)
+            weight, update = edit.terms(weight)
             if edit.bias is not None and logit_bias is not None:
                 logit_bias[:rows] = (logit_bias[:rows] + edit.form.scale * edit.bias[:rows]).to(logit_bias.dtype)
         elif isinstance(edit, LowRankEmbedding | TokenRows):

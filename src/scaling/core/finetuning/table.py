@@ -100,11 +100,14 @@ class LowRankHead(TableEdit):
             self.magnitude.copy_(row_norms(weight.to(self.b.dtype)))
 
     @torch.no_grad()
-    def merged(self, weight_vH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what becomes of this rank's rows, in the type of the update, and what is added to all, also to others.
+    def merged(self, weight_vH: Tensor) -> Tensor:
+        """Return the updated rows of this rank, in the type of the update."""
+        own, update = self.terms(weight_vH)
+        return own + update
 
-        Rows that stand apart replace the former alone.
-        """
+    @torch.no_grad()
+    def terms(self, weight_vH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what becomes of this rank's own rows, and what is added to them; rows in their place get that too."""
         own, update = weight_vH.to(self.b.dtype), self.form.scale * (self.b @ self.a)
         if self.magnitude is None:
             return own, update

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from scaling.core import CheckpointReader, Edit, ParameterMeta, annotate, fill, meta
+from scaling.core import CheckpointReader, Edit, ParameterMeta, annotate, fill, meta, whole
 from scaling.transformer.finetuning.stored import StoredAdapter
 from scaling.transformer.layers.edits import edit_layer
 from scaling.transformer.layers.head import TransformerLMHead
@@ -84,7 +84,9 @@ def stored_values(
     values = parameter.detach().clone()
     for piece in description.pieces:
         if piece.key in stored:
-            piece.local(values).copy_(reader.read(piece.key, piece.box))
+            there = piece.box.intersect(whole(reader.stored.manifest.tensors[piece.key].shape))
+            if there is not None:  # a table may have more rows than are stored
+                piece.local(values)[there.slices(piece.box)] = reader.read(piece.key, there).to(values)
     return values
 
 

@@ -130,6 +130,8 @@ class TransformerInferenceModule:
         stored = Checkpointer(None).find(folder_meant(Path(path)), weights_only=True).require()
         architecture, settings = architecture_of(stored)
         adapter = StoredAdapter.of(stored) if is_on_base(stored.manifest) else None
+        if base is not None and adapter is None:
+            raise ConfigError(f"base ({base}) is given, but {stored.path} holds a whole model, which needs none")
         whole: StoredCheckpoint | None = stored
         if adapter is not None:
             elsewhere = None if base is None else folder_meant(Path(base))
