@@ -99,6 +99,10 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/data/plain_text": ("transformer/data/test_tokenizer",),
     "transformer/data/shards": ("transformer/data/test_tokenize",),
     "transformer/data/source": ("transformer/data/test_load", "transformer/data/test_prepare"),
+    "transformer/finetuning/attach": ("transformer/inference/test_adapters", "cli/test_checkpoint_merge"),
+    "transformer/finetuning/merge_checkpoint": ("cli/test_checkpoint_merge",),
+    "transformer/finetuning/mergeable": ("cli/test_checkpoint_merge", "transformer/inference/test_adapters"),
+    "transformer/finetuning/stored": ("transformer/inference/test_adapters", "cli/test_checkpoint_merge"),
     "transformer/flops": ("transformer/test_model",),
     "transformer/hf/families/gemma": ("transformer/hf/test_family", "transformer/hf/test_logits"),
     "transformer/hf/families/gpt": ("transformer/hf/test_family", "transformer/hf/test_logits"),
@@ -115,7 +119,10 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/hf/settings": ("transformer/hf/test_family", "transformer/hf/test_choose"),
     "transformer/hf/starting": ("transformer/hf/test_importer", "cli/test_hf"),
     "transformer/hf/tensors": ("transformer/hf/test_family", "transformer/hf/test_logits"),
-    "transformer/inference/module": ("transformer/test_inference", "transformer/test_learned_positions"),
+    "transformer/inference/device": ("transformer/test_inference",),
+    "transformer/inference/module": (
+        *("transformer/test_inference", "transformer/test_learned_positions", "transformer/inference/test_adapters"),
+    ),
     "transformer/stored_model": (
         "transformer/test_kept_tokenizer",
         "transformer/test_inference",
