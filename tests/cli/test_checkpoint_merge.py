@@ -101,11 +101,12 @@ def test_several_are_merged_into_their_sum_in_one_command_or_in_turn(tmp_path: P
     for number, adapter in enumerate(adapters):
         merge(tmp_path / "base", adapter, tmp_path / str(number))
         for name, value in weights(found(tmp_path / str(number))).items():
-            change = value - weights(base)[name]
+            change = value.float() - weights(base)[name].float()
             changes[name] = changes[name] + change if name in changes else change
     for name, value in weights(found(tmp_path / "all")).items():
         assert found(tmp_path / "all").manifest.tensors[name].dtype == "BF16"
-        torch.testing.assert_close(value, weights(base)[name] + changes[name], rtol=0.01, atol=0.03)
+        wanted = weights(base)[name].float() + changes[name]
+        torch.testing.assert_close(value.float(), wanted, rtol=0.01, atol=0.03)
     merge(tmp_path / "0", adapters[1], tmp_path / "in_turn")
     merge(tmp_path / "base", *adapters[:2], tmp_path / "both")
     for name, value in weights(found(tmp_path / "both")).items():
@@ -124,9 +125,22 @@ def test_several_are_merged_into_their_sum_in_one_command_or_in_turn(tmp_path: P
         merge(tmp_path / "base", adapters[0], adapters[0], tmp_path / "no")
 
 
+def test_what_was_trained_of_the_base_keeps_its_bits_and_doubles_are_computed_as_such(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", precision="float64")
+    write_adapter(tmp_path / "adapter", base, LORA, also=BIASES)
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    merged, before, added = (weights(found(tmp_path / name)) for name in ("merged", "base", "adapter"))
+    assert {value.dtype for value in merged.values()} == {torch.float64}
+    for name in BIASES:
+        assert torch.equal(merged[name], added[name])
+    dense = "layers.2.mlp.dense_out"
+    update = added[f"{dense}.lora_lora.b"] @ added[f"{dense}.lora_lora.a"]
+    torch.testing.assert_close(merged[f"{dense}.weight"], before[f"{dense}.weight"] + update, rtol=0, atol=1e-13)
+
+
 def weights(stored: StoredCheckpoint) -> dict[str, Tensor]:
     with CheckpointReader(stored) as reader:
-        return {name: reader.read(name).float() for name in stored.manifest.tensors}
+        return {name: reader.read(name) for name in stored.manifest.tensors}
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
