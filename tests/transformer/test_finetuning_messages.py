@@ -12,8 +12,8 @@ from scaling.transformer.config.training import TrainingGroupConfig
 from scaling.transformer.losses import CrossEntropyLoss
 from scaling.transformer.model import layer_specs
 from tests.distributed import run_distributed
+from tests.reference.assembly import module_and_optimizer
 from tests.reference.sharding import GATHER, SCATTER, SUM, Messages
-from tests.reference.training import module_and_optimizer
 from tests.reference.worlds import connected, topology_config
 from tests.transformer.hf.training import micro_batch, rows_of_tokens
 

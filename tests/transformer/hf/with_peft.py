@@ -23,7 +23,7 @@ from scaling.transformer.hf.tensors import TensorMap
 from scaling.transformer.layers import kernels
 from scaling.transformer.losses import CrossEntropyLoss
 from scaling.transformer.model import layer_specs
-from tests.reference.training import module_and_optimizer
+from tests.reference.assembly import module_and_optimizer
 from tests.reference.worlds import topology_config
 from tests.transformer.hf.in_memory import architecture_of, config_json, fill, our_tensors, rows_of, their_tensors
 from tests.transformer.hf.tiny_models import tiny_model
