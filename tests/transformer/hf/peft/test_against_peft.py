@@ -70,7 +70,9 @@ def config_of(name: str, method: str) -> peft.PeftConfig:
             return lora(name, target_modules=[first, embedding, head])
         case "saved":
             norm = "ln_1" if name == "gpt2" else "input_layernorm"
-            return lora(name, target_modules=[first], modules_to_save=[norm, *rest[-1:]])
+            return lora(name, target_modules=[first], modules_to_save=[norm, *rest[-1:]], bias="all")
+        case "tables":
+            return lora(name, target_modules=[first], modules_to_save=[embedding, head])
         case "tied":
             return lora(name, target_modules=[first], modules_to_save=[embedding], ensure_weight_tying=True)
         case "rows":
@@ -95,6 +97,8 @@ CASES: Final = [
     *(("llama_yarn", method) for method in ("ends", "rows", "token_rows", "tied")),
     ("granite", "prompt"),
     ("granite", "ends"),
+    ("qwen3", "tables"),
+    ("gpt_neox", "tables"),
 ]
 SCALED: Final = [("granite", "prompt")]
 """What is multiplied on the way, and so not the same to the last bit."""
@@ -134,4 +138,4 @@ def test_an_adapter_of_peft_computes_the_same_here_and_comes_back_bit_by_bit(
 
 def is_copy(key: str) -> bool:
     """Return whether a tensor is the base's, saved once more."""
-    return key.endswith("base_layer.weight")
+    return key.endswith("base_layer.weight") or ".original_module." in key or ".modules_to_save." in key

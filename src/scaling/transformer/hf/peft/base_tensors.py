@@ -34,6 +34,8 @@ def read_whole(adapter: AdapterTensors, modules: Modules, settings: Mapping[str,
         for tensor in module.tensors:
             kind = tensor.name.rpartition(".")[2]
             _require_copy(adapter, module, tensor, settings, base)
+            for repeated in kinds.REPEATED:
+                adapter.take(module, f"{repeated}{kind}", tensor.shape)
             own = [adapter.take(module, f"{of}{kind}", tensor.shape) for of in ("", kinds.NORM)]
             if kind == kinds.BIAS:
                 own.append(adapter.take(module, f"{kinds.BASE}{kind}", tensor.shape))

@@ -21,11 +21,13 @@ IA3: Final = "ia3_l"
 ROWS_OF_LORA, ROWS = "token_adapter.trainable_tokens_delta", "trainable_tokens_delta"
 NORM: Final = "ln_tuning_layers."
 BASE: Final = "base_layer."
+REPEATED: Final = ("modules_to_save.", "original_module.")
+"""What `bias: all` saves again of a module that is trained whole; nobody reads it."""
 WEIGHT, BIAS = "weight", "bias"
 
 _KINDS: Final = (
     *(A, B, B_BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, IA3, ROWS_OF_LORA, ROWS),
-    *(f"{wrapper}{kind}" for wrapper in (NORM, BASE) for kind in (WEIGHT, BIAS)),
+    *(f"{wrapper}{kind}" for wrapper in (NORM, BASE, *REPEATED) for kind in (WEIGHT, BIAS)),
     *(WEIGHT, BIAS),
 )
 _NAMED: Final = 5
