@@ -50,7 +50,7 @@ def read_whole(adapter: AdapterTensors, modules: Modules, settings: Mapping[str,
                 )
             found |= ours_of(tensor, given[0])
         if module.role == "head" and modules.tied:
-            _require_same_head(adapter, module, modules, settings, found, base)
+            _require_same_head(adapter, module, modules, found, base)
     return found
 
 
@@ -83,7 +83,6 @@ def _require_same_head(
     adapter: AdapterTensors,
     module: Module,
     modules: Modules,
-    settings: Mapping[str, Any],
     found: Mapping[str, Values],
     base: Base,
 ) -> None:
