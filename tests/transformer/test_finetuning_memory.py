@@ -14,7 +14,7 @@ from scaling.transformer.config.groups import group_patterns
 from scaling.transformer.config.model_plan import base_plan_of, plan_of
 from scaling.transformer.config.training import TrainingGroupConfig
 from scaling.transformer.model import layer_specs
-from tests.reference.training import module_and_optimizer
+from tests.reference.assembly import module_and_optimizer
 from tests.reference.worlds import topology_config
 
 MODEL: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 4}
