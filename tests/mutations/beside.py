@@ -50,6 +50,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/finetuning/soft_prompt": ("core/finetuning/test_layers",),
     "core/finetuning/table": ("core/finetuning/test_layers",),
     "core/finetuning/config": ("transformer/config/test_problems", "transformer/plan/test_parameters"),
+    "core/finetuning/merge": ("transformer/inference/test_adapters", "transformer/finetuning/test_merge_in_layouts"),
     "core/nn/attention": ("core/nn/test_attention_projections",),
     "core/nn/attention_core": ("core/nn/test_attention_maker",),
     "core/nn/attention_fused": ("core/nn/test_attention_maker",),

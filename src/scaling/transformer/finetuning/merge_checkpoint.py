@@ -207,22 +207,20 @@ class _MergedLayers:
         bias = next((part.weight for part in layer.modules() if isinstance(part, LogitBias)), None)
         for number, (adapter, reader) in enumerate(self._adapters):
             for key, values in weights.items():
-                self._replace(adapter, reader, key, values, first=number == 0)
+                self._replace(adapter, reader, key, values)
             edits = put_edits(adapter, reader, layer, index, name=str(number), make=self._make)
             merge_edits(layer, edits, logit_bias=bias)
         return weights
 
-    def _replace(
-        self, adapter: StoredAdapter, reader: CheckpointReader, key: str, values: Tensor, *, first: bool
-    ) -> None:
-        """Take over what an adapter trained of the base itself; behind another adapter, what it changed of that."""
+    def _replace(self, adapter: StoredAdapter, reader: CheckpointReader, key: str, values: Tensor) -> None:
+        """Take over what an adapter trained of the base itself, and what those before it changed of that."""
         source = key if key in adapter.of_base else self._table_of(key)
         if source not in adapter.of_base:
             return
-        before = values.clone()
+        before, of_base = values.clone(), self._source(key)
         self._read(reader, source, values)
-        if not first and (of_base := self._source(key)) is not None:
-            started = torch.zeros_like(values)
+        if of_base is not None:
+            started = before.clone()
             self._read(self._base, of_base, started)
             values += before - started
 
