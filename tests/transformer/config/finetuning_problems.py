@@ -47,6 +47,13 @@ FINETUNING_PROBLEMS = (
         "is looked up and not multiplied; remove embedding from parallel_modules, or set use_dora to false",
     ),
     (
+        "transformer_architecture: {vocab_size: 100, finetunable_token_ids: [1], lora_config: {parallel_modules: "
+        "[head], use_dora: true}}",
+        "transformer_architecture.lora_config.use_dora: is true, and parallel_modules names the head, but "
+        "finetunable_token_ids replaces rows of its matrix, whose lengths it would learn; remove head from "
+        "parallel_modules, or finetunable_token_ids",
+    ),
+    (
         "transformer_architecture: {hidden_size: 32, lora_config: {}}",
         "transformer_architecture.lora_config.rank: is 64 for layers.1.self_attention.query, but its matrix is 32"
         " x 32, of rank 32 at most; lower it, or give that module another in rank_pattern",

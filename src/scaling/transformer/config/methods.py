@@ -115,14 +115,14 @@ def _edits_of_module(module: Module, methods: MethodsConfig) -> Iterator[EditPla
     lora, ia3, bitfit = methods.lora_config, methods.ia3_config, methods.bitfit_bias_config
     path, matrix = module.path, module.matrix
     if isinstance(matrix, TablePlan):
+        if methods.finetunable_token_ids:  # first, so that what updates the table updates these rows too
+            yield TokenRowsPlan(module=path, tokens=tuple(methods.finetunable_token_ids), table=matrix)
         if lora is not None and module.is_one_of(lora.parallel_modules):
             form, name = lora.form_of(module.name), f"lora_{lora.name}"
             if matrix.multiplied:
                 yield LowRankHeadPlan(module=path, name=name, table=matrix, form=form, dropout=lora.dropout)
             else:
                 yield LowRankEmbeddingPlan(module=path, name=name, table=matrix, form=form)
-        if methods.finetunable_token_ids:
-            yield TokenRowsPlan(module=path, tokens=tuple(methods.finetunable_token_ids), table=matrix)
         return
     if lora is not None and module.is_one_of(lora.parallel_modules):
         form, name = lora.form_of(module.name), f"lora_{lora.name}"
@@ -200,6 +200,12 @@ def _lora_problems(modules: Sequence[Module], methods: MethodsConfig) -> Iterato
                 "lora_config.use_dora",
                 "is true, but parallel_modules names the embedding, which is looked up and not multiplied; remove "
                 "embedding from parallel_modules, or set use_dora to false",
+            )
+        if lora.use_dora and module.short == "head" and methods.finetunable_token_ids:
+            yield Problem(
+                "lora_config.use_dora",
+                "is true, and parallel_modules names the head, but finetunable_token_ids replaces rows of its matrix, "
+                "whose lengths it would learn; remove head from parallel_modules, or finetunable_token_ids",
             )
     for (rank, rows, columns), module in too_high.items():
         yield Problem(
