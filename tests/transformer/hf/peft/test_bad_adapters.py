@@ -115,6 +115,7 @@ TENSORS: Final[list[tuple[dict[str, Any], dict[str, Tensor | None], str]]] = [
     ({}, {f"{EMBEDDING}.weight": torch.ones(VOCABULARY + 1, HIDDEN)}, r"has the shape \[272, 16\], but on this base"),
     ({**OF_NO_OTHER, "peft_type": "IA3"}, {}, r"lacks .*q_proj\.ia3_l; the file is incomplete"),
     ({**OF_NO_OTHER, **PROMPT}, {}, "lacks prompt_embeddings"),
+    ({**OF_NO_OTHER, **PROMPT, "num_transformer_submodules": 2}, {}, "num_transformer_submodules: is 2; it has"),
     (
         {**OF_NO_OTHER, **PROMPT, "num_virtual_tokens": 32},
         {**dict.fromkeys(tensors()), "prompt_embeddings": torch.ones(32, HIDDEN)},

@@ -68,6 +68,7 @@ def test_a_base_is_only_needed_for_what_an_adapter_lacks(tmp_path: Path) -> None
     import_model(write_model(tmp_path / "model"), tmp_path / "base")
     base = find_newest(tmp_path / "base").require()
     rows = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 16)}
+    (tmp_path / "plain_ours").mkdir()  # what is there and empty is taken
     folders = write(tmp_path / "plain"), write(tmp_path / "rows", {"trainable_token_indices": [1, 4]}, rows)
     plain, with_rows = (
         find_newest(import_adapter(folder, tmp_path / f"{folder.name}_ours", base).checkpoint).require()

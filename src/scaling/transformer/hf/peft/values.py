@@ -69,8 +69,9 @@ def joined(
     def load() -> Tensor:
         whole = torch.full(shape, fill, dtype=dtype)
         for index, (at, part) in enumerate(parts):
-            begin = first_column[index] if first_column else 0
-            into = whole[:, begin : begin + part.shape[1]] if first_column else whole
+            into = whole
+            if first_column:
+                into = whole[:, first_column[index] : first_column[index] + part.shape[1]]
             into[places(part.shape[0], at)] = part.load().to(dtype)
         return whole
 
