@@ -18,6 +18,9 @@ from pydantic.fields import FieldInfo
 _LARGEST: Final[Mapping[type, float]] = {int: 2**63 - 1, float: sys.float_info.max}
 """Whole numbers have 64 bits, as in files and tensors; other numbers are finite."""
 
+_PATTERNS: Final = {r"^[A-Za-z0-9_-]+$": "of letters, digits, _ and -"}
+"""What a pattern of a text asks for."""
+
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
     """Return the members of a union, or the one type itself, without `Annotated`."""
@@ -99,7 +102,7 @@ def _expected_one(kind: Any, bounds: Sequence[Any]) -> str:
     if origin is Literal:
         return one_of([str(option) for option in arguments])
     if origin is list:
-        return f"a list, each item {expected(arguments[0], bounds_of(arguments[0]))}"
+        return f"a list{_bounds(bounds)}, each item {expected(arguments[0], bounds_of(arguments[0]))}"
     if origin is dict:
         return f"a mapping from text to {expected(arguments[1])}"
     if isinstance(kind, type):
@@ -128,6 +131,8 @@ def _bounds(bounds: Sequence[Any]) -> str:
                 words.append(f"less than {limit}")
             case object(min_length=1):
                 words.append("that is not empty")
+            case object(pattern=str(pattern)):
+                words.append(_PATTERNS.get(pattern, f"that matches {pattern}"))
     return f" {' and '.join(words)}" if words else ""
 
 

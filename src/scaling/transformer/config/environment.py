@@ -22,9 +22,10 @@ from scaling.core import (
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig
+from scaling.transformer.config.methods import token_problems
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.config.start import START_CHECKS
-from scaling.transformer.data.record_prefixes import FIELDS, named_files
+from scaling.transformer.data.record_prefixes import FIELDS, RECORD_FILES, named_files
 from scaling.transformer.data.records.template import ChatTemplate
 from scaling.transformer.data.source import Sources, missing_files, recorded_end
 from scaling.transformer.data.tokenizer import Tokenizer
@@ -48,6 +49,11 @@ def data_and_tokenizer_fit(
             if place in files:
                 continue
             if missing := missing_files(prefix):
+                if data.records is not None and prefix.name.endswith(RECORD_FILES) and not os.path.isfile(prefix):
+                    lack = "which is a folder; name the files of records in it"
+                    lack = lack if os.path.isdir(prefix) else "but there is no such file; correct it"
+                    yield Problem(place, f"is {str(prefix)!r}, {lack}")
+                    continue
                 if prefix.suffix in (".bin", ".idx") and os.path.isfile(prefix):
                     remedy = f"leave out {prefix.suffix}"
                 elif os.path.isfile(prefix):
@@ -61,6 +67,10 @@ def data_and_tokenizer_fit(
             except DataError as error:
                 yield Problem(place, str(error))
     yield from problems
+    methods = transformer_architecture
+    if tokens and not methods.vocab_size and not any(token_problems(0, methods)):  # those are known without it
+        for problem in token_problems(tokens, methods):
+            yield Problem(f"transformer_architecture.{problem.path}", problem.message)
     yield from _records_can_be_tokenized(data, transformer_architecture, files)
 
 

@@ -124,3 +124,10 @@ def group_problems(
             f"train nothing of what the methods of fine-tuning add, such as {first_of(sorted(own), _SHOWN)}; remove "
             "parameters_include from a group, which then takes all of it, or remove the method",
         )
+    elif own - trained:
+        left = first_of(sorted(own - trained), _SHOWN)
+        yield Problem(
+            "training_groups",
+            f"leave out part of what the methods of fine-tuning add, such as {left}, which no base has; put it "
+            "into a group, or have less added (parallel_modules)",
+        )

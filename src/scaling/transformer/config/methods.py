@@ -162,7 +162,7 @@ def method_problems(plan: ModelPlan, methods: MethodsConfig) -> Iterator[Problem
     yield from _vector_problems(modules, methods)
     yield from _bias_problems(plan, modules, methods)
     yield from _adapter_problems(plan, methods)
-    yield from _token_problems(plan, methods)
+    yield from token_problems(plan.parts(TablePlan)[0].vocabulary, methods)
 
 
 def _unmatched(
@@ -274,14 +274,16 @@ def _adapter_problems(plan: ModelPlan, methods: MethodsConfig) -> Iterator[Probl
             )
 
 
-def _token_problems(plan: ModelPlan, methods: MethodsConfig) -> Iterator[Problem]:
+def token_problems(vocabulary: int, methods: MethodsConfig) -> Iterator[Problem]:
+    """Yield what is wrong with the tokens whose rows are trained. A vocabulary of 0 is one that is not known yet."""
     tokens = methods.finetunable_token_ids
-    vocabulary = plan.parts(TablePlan)[0].vocabulary
     repeated = sorted({token for token in tokens if tokens.count(token) > 1}) if len(set(tokens)) < len(tokens) else []
     if repeated:
         yield Problem("finetunable_token_ids", f"has {', '.join(map(str, repeated))} more than once; name each once")
     outside = [token for token in tokens if token < 0 or (vocabulary and token >= vocabulary)]
-    if outside:
+    if outside and not vocabulary:
+        yield Problem("finetunable_token_ids", f"has {outside[0]}; tokens are numbered from 0")
+    elif outside:
         yield Problem(
             "finetunable_token_ids",
             f"has {outside[0]}, outside the vocabulary (vocab_size {vocabulary}); use 0 to {vocabulary - 1}, or raise "

@@ -18,6 +18,8 @@ from scaling.transformer.data.source import recorded_end
 from scaling.transformer.data.tokenizer import Tokenizer
 
 FIELDS = ("data_prefixes", "validation_data_prefixes")
+RECORD_FILES = tuple(plain + packed for plain in (".json", ".jsonl") for packed in ("", ".gz", ".zst"))
+"""How names of files of records end."""
 
 
 def named_files(data: DataConfig) -> Iterator[tuple[str, Path]]:
