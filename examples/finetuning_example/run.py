@@ -63,8 +63,9 @@ def main() -> int:
         return status
     if records:
         after = look(save_dir, records, end, "After")
-        print(f"\nLoss on {len(records)} completions that were not trained on: {before:.3f} before, {after:.3f} after")
-        print(f"the fine-tuning, {100 * (1 - after / before):.0f} % less.")
+        share = 100 * (1 - after / before)
+        print(f"\nLoss on {len(records)} completions that were not trained on: {before:.3f} before, {after:.3f} after.")
+        print(f"That is {share:.0f} % less.")
     print(f"\nNext:\n{next_commands(base.path.parent, save_dir)}")
     return ExitStatus.DONE
 
@@ -127,11 +128,15 @@ def next_commands(base: Path, save_dir: Path) -> str:
     """Return what to do with what was trained, a line for each command."""
     folder = save_dir.parent
     return f"""\
-  scaling generate {save_dir} --prompt "def close(self):"
+  scaling generate {save_dir} --prompt $'def close(self):\\n'
   scaling checkpoint ls {save_dir}
-  scaling checkpoint merge {base} {save_dir} {folder / "merged"}      # one model of both
-  scaling hf export {base} {folder / "base-hf"}                       # for transformers,
-  scaling hf export {save_dir} {folder / "adapter-hf"} --adapter      # and for peft beside it"""
+
+One model of both:
+  scaling checkpoint merge {base} {save_dir} {folder / "merged"}
+
+The base for transformers, and what was trained for peft beside it:
+  scaling hf export {base} {folder / "hf-base"}
+  scaling hf export {save_dir} {folder / "hf-adapter"} --adapter"""
 
 
 if __name__ == "__main__":

@@ -136,7 +136,8 @@ def checkpoint_is_of_this_run(
                 reference = BaseReference.of(manifest.scalars)
                 gone = None if reference is None else glance_at_base(reference, trainer.load_dir if own else None)
                 if gone is not None:
-                    yield Problem(what[0], f"holds {stored.path.name}, and {gone}")
+                    anew = "; to train on another base, name another save_dir" if own else ""
+                    yield Problem(what[0], f"holds {stored.path.name}, and {gone}{anew}")
                 settings: Any = manifest.scalars.get("config")
                 sections = {
                     "trainer": trainer,
