@@ -33,7 +33,7 @@ PROMPTS = (
 )
 NEW_TOKENS = 64
 ROWS, LENGTH = 4, 512
-STEPS = 20
+STEPS, EPOCH = 20, 5
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,29 @@ def test_it_trains_on_from_its_loss_and_goes_back(folders: tuple[Path, Path], tm
     assert len(losses) == STEPS
     assert 1.5 < losses[0] < 4.5
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_lora_lowers_its_loss_whatever_the_type_of_the_base(
+    folders: tuple[Path, Path], precision: str, tmp_path: Path
+) -> None:
+    text = Path(os.__file__).read_text()
+    parts = [{"text": text[start : start + 256]} for start in range(0, EPOCH * 256, 256)]
+    (tmp_path / "parts.jsonl").write_text("".join(json.dumps(part) + "\n" for part in parts))
+    sections = yaml.safe_load((folders[1] / "config.yml").read_text())
+    sections["data"] |= {"data_prefixes": [str(tmp_path / "parts.jsonl")], "records_dir": str(tmp_path)}
+    sections["data"] |= {"record_format": "text", "packing": False, "too_long": "cut_right"}
+    sections["transformer_architecture"] |= {
+        "precision": precision,
+        "sequence_length": 64,
+        "lora_config": {"rank": 8, "alpha": 16, "parallel_modules": ["attention", "mlp"]},
+    }
+    sections["trainer"] |= {"save_dir": None, "train_iterations": STEPS, "save_interval": None}
+    sections["logger"]["log_dir"] = str(tmp_path / "run")
+    sections["topology"] = {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "device": "cpu"}
+    sections["learning_rate_scheduler"] = {"learning_rate": 5e-4}
+    assert set(run_distributed(train_as_rank, 1, sections, timeout=600)) == {ExitStatus.DONE}
+    losses = values(metrics(tmp_path / "run"))
+    assert len(losses) == STEPS
+    assert np.mean(losses[-EPOCH:]) < np.mean(losses[:EPOCH]) - 0.5
