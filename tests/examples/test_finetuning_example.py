@@ -57,7 +57,7 @@ def test_the_configuration_is_valid_and_names_what_the_first_command_makes() -> 
     config = TransformerConfig.from_yaml(CONFIG, given)
     assert config.trainer.load_dir == TransformerConfig.from_yaml(FIRST).trainer.save_dir
     assert config.transformer_architecture.has_methods
-    assert list(notes(config)) == []
+    assert [note for note in notes(config) if note.path != "trainer.load_dir"] == []  # its base is not made yet
 
 
 def test_a_record_is_a_signature_and_the_first_sentence_of_its_docstring() -> None:

@@ -149,6 +149,22 @@ def test_half_precision_on_a_cpu_is_the_float32_product_rounded_once(dtype: torc
         assert torch.equal(gradient_of(leaf), gradient_of(reference).to(dtype))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_half_precision_on_a_cpu_keeps_no_wider_copies_for_the_backward_pass(frozen: bool) -> None:
+    x, weight = (random(*shape, seed=n, dtype=torch.bfloat16) for n, shape in enumerate([(7, 300), (50, 300)]))
+    kept: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    x.requires_grad_()
+    weight.requires_grad_(not frozen)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        linear(x, weight)
+    assert {tensor.data_ptr() for tensor in kept} == {weight.data_ptr(), *([] if frozen else [x.data_ptr()])}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_full_precision_is_torchs_own_product(dtype: torch.dtype) -> None:
     x, weight, bias = (random(*shape, seed=n, dtype=dtype) for n, shape in enumerate([(7, 30), (5, 30), (5,)]))

@@ -91,10 +91,10 @@ def test_a_save_that_fails_is_told_to_hooks_without_a_folder(tmp_path: Path) -> 
     trainer, _ = make_trainer(train_iterations=2, save_interval=1, save_dir=tmp_path, hooks=[hook])
     save, failing = trainer.checkpointer.save, [StorageError("full")]
 
-    def sometimes(*arguments: Any) -> Path | None:
+    def sometimes(*arguments: Any, **options: Any) -> Path | None:
         if failing:
             raise failing.pop()
-        return save(*arguments)
+        return save(*arguments, **options)
 
     with mock.patch.object(trainer.checkpointer, "save", sometimes):
         trainer.fit()

@@ -284,11 +284,11 @@ def test_a_save_that_fails_does_not_end_the_run_unless_it_is_the_last(tmp_path: 
     trainer, metrics = make_trainer(train_iterations=5, log_interval=1, save_dir=tmp_path, save_interval=1)
     real, calls = trainer.checkpointer.save, []
 
-    def sometimes(step: int, *arguments: Any) -> Any:
+    def sometimes(step: int, *arguments: Any, **options: Any) -> Any:
         calls.append(step)
         if step in (1, 2):
             raise StorageError("the disk is full")
-        return real(step, *arguments)
+        return real(step, *arguments, **options)
 
     with mock.patch.object(trainer.checkpointer, "save", sometimes):
         trainer.fit()
@@ -306,7 +306,7 @@ def test_a_disk_that_stays_full_ends_the_run(tmp_path: Path) -> None:
     trainer, _ = make_trainer(train_iterations=50, save_dir=tmp_path, save_interval=1)
     attempts: list[int] = []
 
-    def fail(step: int, *arguments: Any) -> None:
+    def fail(step: int, *arguments: Any, **options: Any) -> None:
         attempts.append(step)
         trainer.checkpointer.failures += 1
         raise StorageError("the disk is full")

@@ -84,6 +84,10 @@ FINETUNING_PROBLEMS = (
         "transformer_architecture.finetunable_token_ids: has 7 more than once; name each once",
     ),
     (
+        "transformer_architecture: {finetunable_token_ids: [-1]}",
+        "transformer_architecture.finetunable_token_ids: has -1; tokens are numbered from 0",
+    ),
+    (
         "transformer_architecture: {vocab_size: 100, finetunable_token_ids: [7, 100]}",
         "transformer_architecture.finetunable_token_ids: has 100, outside the vocabulary (vocab_size 100); use 0 "
         "to 99, or raise vocab_size to have new tokens",

@@ -6,11 +6,12 @@ Shape suffixes: B leading dimensions, I input features, O output features, o and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias, cast, final
+from typing import Any, TypeAlias, cast, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from scaling.core.collectives.autograd import copy_to_model
 from scaling.core.nn.edit import Edit
@@ -55,8 +56,36 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     float32; the rounding of operands and result is that of the half-precision product either way.
     """
     if x.device.type == "cpu" and x.dtype in _HALF:
-        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+        function: Any = _WideLinear.apply
+        widened: Tensor = function(x, weight, bias)
+        return widened
     return F.linear(x, weight, bias)
+
+
+class _WideLinear(torch.autograd.Function):
+    """The product of half-precision operands in float32, which keeps them as they are for the backward pass.
+
+    Autograd would keep their float32 copies: twice the memory of a base that is frozen in half precision to save some.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x_BI if of_weight else None, weight_OI if of_x else None)
+        y_BO = F.linear(x_BI.float(), weight_OI.float(), None if bias_O is None else bias_O.float())
+        return y_BO.to(x_BI.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_BI, weight_OI = ctx.saved_tensors
+        wide_BO = grad_BO.float()
+        grad_BI = None if weight_OI is None else (wide_BO @ weight_OI.float()).to(grad_BO.dtype)
+        wide_NO = wide_BO.reshape(-1, wide_BO.shape[-1])
+        grad_OI = None
+        if x_BI is not None:
+            grad_OI = (wide_NO.t() @ x_BI.float().reshape(-1, x_BI.shape[-1])).to(grad_BO.dtype)
+        return grad_BI, grad_OI, wide_NO.sum(dim=0).to(grad_BO.dtype) if ctx.needs_input_grad[2] else None
 
 
 class _Edited(nn.Module):
