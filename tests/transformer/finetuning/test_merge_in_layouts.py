@@ -33,7 +33,6 @@ CASES: tuple[dict[str, Any], ...] = (
             "use_dora": True,
         },
         "ia3_config": {"parallel_modules": ["query", "dense", "dense_in"], "input_modules": ["dense_in"]},
-        "finetunable_token_ids": [28, 3, 14],
         "attention_qkv_in_one": False,
     },
     {
