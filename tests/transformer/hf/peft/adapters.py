@@ -50,13 +50,14 @@ def base_values(name: str) -> Base:
 def adapted(name: str, config: peft.PeftConfig) -> Any:
     """Return a tiny model with an adapter of random values."""
     generator = torch.Generator().manual_seed(1)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
+        torch.manual_seed(0)  # what peft starts from
         model = peft.get_peft_model(copy.deepcopy(tiny_model(name)), config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
                 parameter.requires_grad_(False)
     return model
 
