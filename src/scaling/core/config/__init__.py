@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scaling.core.config.fields import NoEffect as NoEffect
     from scaling.core.config.fields import OnResume as OnResume
     from scaling.core.config.fields import Unavailable as Unavailable
+    from scaling.core.config.patterns import NAME_PATTERN as NAME_PATTERN
     from scaling.core.config.patterns import pattern_problems as pattern_problems
     from scaling.core.config.plain_words import first_of as first_of
     from scaling.core.config.plain_words import nearest as nearest

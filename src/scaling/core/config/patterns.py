@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from scaling.core.errors import Problem
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9_-]+$"
+"""What may stand between the dots of a parameter's name: letters, digits, _ and -."""
 
 
 def pattern_problems(name: str, patterns: Iterable[str]) -> Iterator[Problem]:

@@ -15,10 +15,12 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from scaling.core.config.patterns import NAME_PATTERN
+
 _LARGEST: Final[Mapping[type, float]] = {int: 2**63 - 1, float: sys.float_info.max}
 """Whole numbers have 64 bits, as in files and tensors; other numbers are finite."""
 
-_PATTERNS: Final = {r"^[A-Za-z0-9_-]+$": "of letters, digits, _ and -"}
+_PATTERNS: Final = {NAME_PATTERN: "of letters, digits, _ and -"}
 """What a pattern of a text asks for."""
 
 

@@ -10,12 +10,9 @@ from enum import Enum
 from pydantic import Field
 
 from scaling.core.config.base import BaseConfig
-from scaling.core.config.patterns import pattern_problems
+from scaling.core.config.patterns import NAME_PATTERN, pattern_problems
 from scaling.core.errors import Problem
 from scaling.core.finetuning.form import LowRankForm
-
-NAME = r"[A-Za-z0-9_-]+"
-"""What an adapter may be called: its name is part of its parameters' names, between dots."""
 
 
 class LoRaModuleType(str, Enum):
@@ -35,7 +32,7 @@ class LoRaModuleType(str, Enum):
 class LoRaConfig(BaseConfig):
     """Low-rank updates of frozen matrices (LoRA, arXiv:2106.09685)."""
 
-    name: str = Field(default="lora", pattern=f"^{NAME}$")
+    name: str = Field(default="lora", pattern=NAME_PATTERN)
     """Name of this adapter, part of its parameters' names: lora_<name>."""
     rank: int = Field(default=64, ge=1)
     """Rank of the updates."""

@@ -16,12 +16,10 @@ from scaling.core.nn.shard import Shard
 
 ParallelLinear = ColumnParallelLinear | RowParallelLinear
 
-_HALF = (torch.bfloat16, torch.float16)
-
 
 def added_dtype(place: Place) -> torch.dtype:
     """Return the type of parameters that are added to a layer and trained: never less than float32."""
-    return torch.float32 if place.dtype in _HALF else place.dtype
+    return torch.promote_types(place.dtype, torch.float32)
 
 
 @dataclass(frozen=True)

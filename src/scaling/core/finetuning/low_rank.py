@@ -82,9 +82,9 @@ class LowRank(LinearEdit):
         So rows that are cut are joined first, some at a time: a sum of squares over ranks would round as these are cut.
         """
         if self.magnitude is not None:
-            group = self._layer[0].place.group if self.cut.joins_sum else None
             chunks = self._weight.split(max(1, _JOINED // self.cut.in_features))
-            self.magnitude.copy_(torch.cat([row_norms(_joined(rows, group).to(self.b.dtype)) for rows in chunks]))
+            whole = (_joined(rows, self._group).to(self.b.dtype) for rows in chunks)
+            self.magnitude.copy_(torch.cat([row_norms(rows) for rows in whole]))
 
     @torch.no_grad()
     def merged(self, weight_oi: Tensor) -> Tensor:
@@ -98,14 +98,18 @@ class LowRank(LinearEdit):
         return self._layer[0].place.parts if self.cut.joins_sum else 1
 
     @property
+    def _group(self) -> ops.Group:
+        """Return over which ranks the columns are cut."""
+        return self._layer[0].place.group if self.cut.joins_sum else None
+
+    @property
     def _weight(self) -> Tensor:
         return self._layer[0].weight[self.cut.span]
 
     @torch.no_grad()
     def _norms(self) -> Tensor:
         """Return the lengths of the rows of W + s B A. In a row-parallel layer collective: the model axis."""
-        group = self._layer[0].place.group if self.cut.joins_sum else None
-        return row_norms(self._weight.to(self.b.dtype), self.a, self.b, self.form.scale, group)
+        return row_norms(self._weight.to(self.b.dtype), self.a, self.b, self.form.scale, self._group)
 
 
 @torch.no_grad()

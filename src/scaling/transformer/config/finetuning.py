@@ -8,16 +8,13 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import Self
 
-from scaling.core import BaseConfig, LoRaConfig, OnResume, Problem, pattern_problems
-
-NAME = r"^[A-Za-z0-9_-]+$"
-"""Names of adapters are part of their parameters' names, between dots."""
+from scaling.core import NAME_PATTERN, BaseConfig, LoRaConfig, OnResume, Problem, pattern_problems
 
 
 class BitfitBiasConfig(BaseConfig):
     """Train biases alone (BitFit, arXiv:2106.10199): those of the base, and new ones where asked."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of what is trained; part of the names of new biases, bitfit_<name>."""
     add_to: list[str] = Field(default_factory=list)
     """Linear layers that get a new bias, which starts at 0: any of query, key, value, dense, dense_in, siglu_weight,
@@ -33,7 +30,7 @@ class BitfitBiasConfig(BaseConfig):
 class SoftpromptConfig(BaseConfig):
     """Learn vectors that stand in front of each text (prompt tuning, arXiv:2104.08691)."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of the prompt, part of its parameter's name: softprompt_<name>."""
     n_tokens: int = Field(ge=1)
     """Length of the prompt. Its places count in sequence_length."""
@@ -44,7 +41,7 @@ class SoftpromptConfig(BaseConfig):
 class AdapterConfig(BaseConfig):
     """Small networks behind attention and MLP (bottleneck adapters, arXiv:1902.00751)."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of the adapters, part of their parameters' names: adapter_<name>."""
     attention_downsampling_factor: float | None = Field(default=None, gt=0)
     """Width of the adapter behind attention, as a factor of hidden_size. null: none."""
@@ -68,7 +65,7 @@ class AdapterConfig(BaseConfig):
 class IA3Config(BaseConfig):
     """Learn vectors by which activations are multiplied (IA3, arXiv:2205.05638)."""
 
-    name: str = Field(default="ia3", pattern=NAME)
+    name: str = Field(default="ia3", pattern=NAME_PATTERN)
     """Name of the vectors, part of their parameters' names: ia3_<name>."""
     parallel_modules: list[str] = Field(default=["key", "value", "dense_out"], min_length=1)
     """Linear layers that get one: any of query, key, value, dense, dense_in, siglu_weight, dense_out, or patterns of

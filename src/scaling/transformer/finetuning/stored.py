@@ -12,6 +12,7 @@ from typing import Any, Final, final
 from typing_extensions import Self
 
 from scaling.core import (
+    NAME_PATTERN,
     OPTIMIZER_PREFIX,
     BaseReference,
     CheckpointError,
@@ -27,7 +28,6 @@ from scaling.transformer.plan.edits import SoftPromptPlan
 from scaling.transformer.plan.model import LayerPlan, ModelPlan
 from scaling.transformer.stored_model import architecture_of
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _NAMED: Final = 5
 
 
@@ -146,7 +146,7 @@ class StoredAdapter:
     def require_name(self, name: str | None) -> str:
         """Return the name it gets, its own where none is given; `ConfigError` for one that no adapter may have."""
         chosen = self.name if name is None else name
-        if _NAME.fullmatch(chosen) is None:
+        if re.fullmatch(NAME_PATTERN, chosen) is None:
             raise ConfigError(f"name ({chosen!r}) of an adapter must be letters, digits, _ and -")
         return chosen
 

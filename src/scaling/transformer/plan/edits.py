@@ -36,6 +36,20 @@ class EditPlan(Protocol):
         ...
 
 
+def _low_rank(
+    below: str, form: LowRankForm, shape: tuple[int, int], *, of_inputs: Cut, of_outputs: Cut
+) -> Iterator[ParameterPlan]:
+    """Yield the parameters of an update of a matrix of this shape that is multiplied, named `below.`."""
+    outputs, inputs = shape
+    start = Start("uniform", form.initial_bound(inputs))
+    yield ParameterPlan(name=f"{below}.a", shape=(form.rank, inputs), cut=of_inputs, start=start)
+    yield ParameterPlan(name=f"{below}.b", shape=(outputs, form.rank), cut=of_outputs, start=_ZERO)
+    if form.bias:
+        yield ParameterPlan(name=f"{below}.bias", shape=(outputs,), cut=of_outputs, start=_ZERO)
+    if form.magnitude:
+        yield ParameterPlan(name=f"{below}.magnitude", shape=(outputs,), cut=of_outputs, start=_ONE)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LowRankLinearPlan:
     """A low-rank update of a linear layer, or of one output of a fused one."""
@@ -47,17 +61,12 @@ class LowRankLinearPlan:
     dropout: float = 0.0
 
     def parameters(self) -> Iterator[ParameterPlan]:
-        """Yield A, B, and what the form has besides."""
-        below, linear, joins_sum = f"{self.module}.{self.name}", self.linear, self.linear.cut == Even(1)
+        """Return A, B, and what the form has besides."""
+        linear, joins_sum = self.linear, self.linear.cut == Even(1)
         of_inputs: Cut = Even(1) if joins_sum else _ALL_RANKS
         of_outputs: Cut = _ALL_RANKS if joins_sum else linear.cut
-        start = Start("uniform", self.form.initial_bound(linear.inputs))
-        yield ParameterPlan(name=f"{below}.a", shape=(self.form.rank, linear.inputs), cut=of_inputs, start=start)
-        yield ParameterPlan(name=f"{below}.b", shape=(linear.outputs, self.form.rank), cut=of_outputs, start=_ZERO)
-        if self.form.bias:
-            yield ParameterPlan(name=f"{below}.bias", shape=(linear.outputs,), cut=of_outputs, start=_ZERO)
-        if self.form.magnitude:
-            yield ParameterPlan(name=f"{below}.magnitude", shape=(linear.outputs,), cut=of_outputs, start=_ONE)
+        below, shape = f"{self.module}.{self.name}", (linear.outputs, linear.inputs)
+        return _low_rank(below, self.form, shape, of_inputs=of_inputs, of_outputs=of_outputs)
 
     def multiply_adds(self) -> MultiplyAdds:
         """Return those of A and B."""
@@ -96,15 +105,9 @@ class LowRankHeadPlan:
     dropout: float = 0.0
 
     def parameters(self) -> Iterator[ParameterPlan]:
-        """Yield A, B, and what the form has besides."""
-        below, rank, table = f"{self.module}.{self.name}", self.form.rank, self.table
-        start = Start("uniform", self.form.initial_bound(table.hidden))
-        yield ParameterPlan(name=f"{below}.a", shape=(rank, table.hidden), cut=_ALL_RANKS, start=start)
-        yield ParameterPlan(name=f"{below}.b", shape=(table.vocabulary, rank), cut=Padded(), start=_ZERO)
-        if self.form.bias:
-            yield ParameterPlan(name=f"{below}.bias", shape=(table.vocabulary,), cut=Padded(), start=_ZERO)
-        if self.form.magnitude:
-            yield ParameterPlan(name=f"{below}.magnitude", shape=(table.vocabulary,), cut=Padded(), start=_ONE)
+        """Return A, B, and what the form has besides."""
+        below, shape = f"{self.module}.{self.name}", (self.table.vocabulary, self.table.hidden)
+        return _low_rank(below, self.form, shape, of_inputs=_ALL_RANKS, of_outputs=Padded())
 
     def multiply_adds(self) -> MultiplyAdds:
         """Return those of A and B."""
