@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scaling.core.topology.placement import SAME as SAME
     from scaling.core.topology.placement import SAME_IN_PARTS as SAME_IN_PARTS
     from scaling.core.topology.placement import Placement as Placement
+    from scaling.core.topology.rng import derive_seed as derive_seed
     from scaling.core.topology.topology import Topology as Topology
 
 load_on_use(__name__)
