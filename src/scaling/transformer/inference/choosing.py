@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from scaling.core import derive_seed
-from scaling.transformer.inference.sampling import Sampling, filtered, penalize
+from scaling.transformer.inference.contenders import most_likely
+from scaling.transformer.inference.sampling import Sampling, drawable, penalized
 
 NOT_FINITE: Final = -1
 """In place of a token, where logits are not finite."""
@@ -80,20 +81,26 @@ def choose_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[Chosen]:
     wanted = [row for row, draw in enumerate(draws) if draw.best is not None]
     columns = torch.stack([tokens.double(), highest.double()], dim=-1)
     if not wanted:
-        return [Chosen(_token(*numbers)) for numbers in columns.tolist()]
+        return [Chosen(_token(*numbers)) for numbers in _on_host(columns)]
     most = min(max(draw.best or 0 for draw in draws), logits.shape[-1])
     reported = columns.new_zeros(len(draws), 1 + 2 * most)
     unsound = (highest - highest != 0)[wanted].unsqueeze(-1)
     reported[wanted] = _report(logits[wanted].masked_fill(unsound, 0), tokens[wanted], most)
     return [
         _chosen(_token(*numbers[:2]), numbers[2:], most, draw)
-        for numbers, draw in zip(torch.cat([columns, reported], dim=-1).tolist(), draws, strict=True)
+        for numbers, draw in zip(_on_host(torch.cat([columns, reported], dim=-1)), draws, strict=True)
     ]
 
 
 def uniform(draw: Draw) -> float:
     """Return the number in [0, 1) that decides a draw: a function of its seed and position alone."""
     return (derive_seed(draw.seed, "token", draw.position) >> 10) / 2**53  # as many digits as there are: below 1
+
+
+def _on_host(columns: Tensor) -> list[list[float]]:
+    """Wait for the device: nothing can go on before the tokens are known."""
+    numbers: list[list[float]] = columns.tolist()
+    return numbers
 
 
 def _token(token: float, highest: float) -> int:
@@ -132,33 +139,34 @@ def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _tokens(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> Tensor:
     """Return the tokens int64 [r] of rows with equal options."""
     scores = logits if logits.dtype == torch.float64 else logits.float()
-    penalized = [draw.seen if draw.is_penalized else None for draw in draws]
-    if any(seen is not None for seen in penalized):
-        scores = penalize(scores, _marked(scores, penalized), sampling.repetition_penalty)
+    if any(draw.is_penalized for draw in draws):
+        row, token = _places([draw.seen if draw.is_penalized else None for draw in draws], scores)
+        scores = scores.index_put((row, token), penalized(scores[row, token], sampling.repetition_penalty))
     if any(draw.forbidden for draw in draws):
-        allowed = scores.masked_fill(_marked(scores, [sorted(draw.forbidden) for draw in draws]), -torch.inf)
+        row, token = _places([sorted(draw.forbidden) for draw in draws], scores)
+        allowed = scores.index_put((row, token), scores.new_tensor(-torch.inf))
         scores = torch.where(allowed.amax(dim=-1, keepdim=True) == -torch.inf, scores, allowed)
     if sampling.temperature == 0:
         return _largest(scores)[0]
-    weights = filtered(scores, sampling).double()
-    cumulative = (weights - weights.amax(dim=-1, keepdim=True)).exp_().cumsum(dim=-1)
+    kept, ids = drawable(scores, sampling)
+    cumulative = kept.exp_().cumsum(dim=-1)
     total = cumulative[:, -1:]
     numbers = torch.tensor([[uniform(draw)] for draw in draws], dtype=torch.float64, device=logits.device)
     # Below the total, so that there is a token above it; what it exceeds has a probability, however small.
     target = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
-    place = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return place.clamp_(max=logits.shape[-1] - 1)  # what is not finite has no place
+    place = torch.searchsorted(cumulative, target, right=True)
+    return ids.gather(-1, place.clamp_(max=ids.shape[-1] - 1)).squeeze(-1)  # what is not finite has no place
 
 
-def _marked(scores: Tensor, ids: Sequence[Sequence[int] | Tensor | None]) -> Tensor:
-    """Return where the tokens of each row are, bool [r, V]; a token beyond the vocabulary is nowhere."""
-    marked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    vocabulary = scores.shape[-1]
-    for row, tokens in enumerate(ids):
-        if tokens is not None:
-            places = torch.as_tensor(tokens, dtype=torch.int64, device=scores.device)
-            marked[row, places[(places >= 0) & (places < vocabulary)]] = True
-    return marked
+def _places(ids: Sequence[Sequence[int] | Tensor | None], scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return row and id of the tokens of each row, as often as they are there, without those beyond the vocabulary."""
+    device = scores.device
+    given = [torch.as_tensor(() if own is None else own, dtype=torch.int64, device=device) for own in ids]
+    token = torch.cat(given)
+    lengths = torch.tensor([len(own) for own in given], device=device)
+    row = torch.arange(len(given), device=device).repeat_interleave(lengths)
+    within = (token >= 0) & (token < scores.shape[-1])
+    return row[within], token[within]
 
 
 def _report(logits: Tensor, tokens: Tensor, most: int) -> Tensor:
@@ -166,19 +174,5 @@ def _report(logits: Tensor, tokens: Tensor, most: int) -> Tensor:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     normal = logits.logsumexp(dim=-1, keepdim=True).double()
     own = logits.gather(-1, tokens.unsqueeze(-1)).double() - normal
-    ids = _most_likely(logits, most)
+    ids = most_likely(logits, most)
     return torch.cat([own, ids.double(), logits.gather(-1, ids).double() - normal], dim=-1)
-
-
-def _most_likely(logits: Tensor, most: int) -> Tensor:
-    """Return the ids of the largest of each row, int64 [r, most], equal ones in the order of their ids."""
-    if not most:
-        return torch.zeros(len(logits), 0, dtype=torch.int64, device=logits.device)
-    values, _ = logits.topk(most, dim=-1)
-    # Of those that equal the last, topk takes any: so which are taken is decided here.
-    last = values[:, -1:]
-    equal = logits == last
-    taken = (logits > last) | (equal & (equal.cumsum(dim=-1) <= (values == last).sum(dim=-1, keepdim=True)))
-    ids = taken.nonzero()[:, 1].view(-1, most)
-    order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
-    return ids.gather(-1, order)

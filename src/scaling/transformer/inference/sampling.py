@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, log
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from scaling.core import ConfigError
+from scaling.transformer.inference.contenders import bound_of_top, contenders
 
 _LEAST: Final = 1e-30
 """What scores are divided by is at least this, and at most one over this."""
@@ -49,62 +50,81 @@ class Sampling:
             )
 
 
-def penalize(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Return scores [r, V] that are lower, for a penalty above 1, where bool [r, V] says a token has been seen."""
+def penalized(scores: Tensor, penalty: float) -> Tensor:
+    """Return the scores of tokens that have been seen, lower for a penalty above 1."""
     # Within what float32 can divide by, and no further than the largest number: only what is impossible is at -inf.
     penalty = min(max(penalty, _LEAST), 1 / _LEAST)
     most = torch.finfo(scores.dtype).max
-    less = torch.where(scores < 0, scores * penalty, scores / penalty).clamp(-most, most)
-    return torch.where(seen & (scores > -torch.inf), less, scores)
-
-
-def at_temperature(scores: Tensor, temperature: float) -> Tensor:
-    """Return scores [r, V] divided by a temperature above 0, seen from the largest of each row: none is above 0."""
-    # With a temperature that float32 can divide by, no quotient is too large and none is undefined.
-    return (scores - scores.amax(dim=-1, keepdim=True)) / min(max(temperature, _LEAST), 1 / _LEAST)
+    changed = torch.where(scores < 0, scores * penalty, scores / penalty).clamp(-most, most)
+    return changed.masked_fill(scores == -torch.inf, -torch.inf)
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """Return scores [r, V] with all below the k-th largest of each row at -inf; what equals it stays."""
+    """Return scores [r, C] with all below the k-th largest of each row at -inf; what equals it stays."""
     threshold = scores.topk(min(k, scores.shape[-1]), dim=-1).values[:, -1:]
     return scores.masked_fill(scores < threshold, -torch.inf)
 
 
-def keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """Return scores [r, V] with all but the most likely tokens of each row at -inf, so many that they reach p.
+def keep_top_p(scores: Tensor, p: float, whole: Tensor | None = None) -> Tensor:
+    """Return scores [r, C] with all but the most likely tokens of each row at -inf, so many that they reach p.
 
-    Of those that are equally likely the lower ids come first.
+    Of those that are equally likely the lower ids come first. `whole` [r, 1] is what exponentials of scores, seen from
+    the largest, add up to, where there are tokens beside these.
     """
     if p == 1:
-        return scores  # the sum of all may reach 1 too early, in the digits there are
+        return scores  # in the digits there are, some may add up to 1 before the last
     ordered, index = scores.sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1)
-    dropped = probabilities.cumsum(dim=-1) - probabilities >= p
+    weights = (ordered - ordered[:, :1]).exp()
+    reached = weights.cumsum(dim=-1)
+    dropped = reached - weights >= p * (reached[:, -1:] if whole is None else whole)
     dropped[:, 0] = False
     return scores.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), -torch.inf)
 
 
 def keep_min_p(scores: Tensor, p: float) -> Tensor:
-    """Return scores [r, V] with those at -inf whose probability is below p times the largest of the row."""
-    return scores.masked_fill(
-        scores.softmax(dim=-1) < p * scores.softmax(dim=-1).amax(dim=-1, keepdim=True), -torch.inf
-    )
+    """Return scores [r, C] with those at -inf whose probability is below p times the largest of the row."""
+    return scores.masked_fill(scores - scores.amax(dim=-1, keepdim=True) < log(p), -torch.inf)
 
 
-def filtered(scores: Tensor, sampling: Sampling) -> Tensor:
-    """Return scores [r, V] at a temperature above 0, those of tokens that may not be drawn at -inf."""
-    scores = at_temperature(scores, sampling.temperature)
-    if sampling.top_k is not None:
-        scores = keep_top_k(scores, sampling.top_k)
-    if sampling.top_p is not None:
-        scores = keep_top_p(scores, sampling.top_p)
+def drawable(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Return the scores float64 [r, C] of tokens that may be drawn at a temperature above 0, and their ids [r, C].
+
+    The largest of each row is 0, and those of tokens that may not be drawn are at -inf. Ids ascend.
+    """
+    # With a temperature that float32 can divide by, no quotient is too large and none is undefined.
+    temperature = min(max(sampling.temperature, _LEAST), 1 / _LEAST)
+    relative = scores - scores.amax(dim=-1, keepdim=True)
+    bounds: list[Tensor | None] = []
+    whole = None
     if sampling.min_p is not None:
-        scores = keep_min_p(scores, sampling.min_p)
-    return scores
+        bounds.append(_at_least(torch.full_like(relative[:, :1], log(sampling.min_p)), temperature))
+    if sampling.top_k is not None:
+        bounds.append(bound_of_top(relative, sampling.top_k))
+    elif sampling.top_p is not None and sampling.top_p < 1:
+        # All tokens less likely than this one together have no more than what top-p leaves out.
+        whole = (relative / temperature).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
+        least = log((1 - sampling.top_p) / relative.shape[-1])
+        bounds.append(_at_least(whole.log().to(relative.dtype) + least, temperature))
+    known = [bound for bound in bounds if bound is not None]
+    found, ids = contenders(relative, torch.cat(known, dim=-1).amax(dim=-1, keepdim=True) if known else None)
+    found = found.double() / temperature
+    if sampling.top_k is not None:
+        found = keep_top_k(found, sampling.top_k)
+    if sampling.top_p is not None:
+        found = keep_top_p(found, sampling.top_p, whole)
+    if sampling.min_p is not None:
+        found = keep_min_p(found, sampling.min_p)
+    return found, ids
+
+
+def _at_least(logarithms: Tensor, temperature: float) -> Tensor:
+    """Return the lowest score, before it is divided by the temperature, of a token so likely; lower than rounding."""
+    return (logarithms - 1e-3) * (temperature * (1 + 1e-3))
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
     """Return one token id per row of logits [b, v], int64 [b]."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    return torch.multinomial(filtered(logits.float(), sampling).softmax(dim=-1), 1, generator=generator).squeeze(-1)
+    scores, ids = drawable(logits.float(), sampling)
+    return ids.gather(-1, torch.multinomial(scores.exp(), 1, generator=generator)).squeeze(-1)
