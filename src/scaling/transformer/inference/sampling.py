@@ -96,7 +96,8 @@ def drawable(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     relative = scores - scores.amax(dim=-1, keepdim=True)
     bounds: list[Tensor | None] = []
     whole = None
-    if sampling.min_p is not None:
+    if sampling.min_p is not None and (sampling.top_k is None or sampling.top_p is None):
+        # Else top-p is a share of all that top-k keeps, which min-p must not have left out yet.
         bounds.append(_at_least(torch.full_like(relative[:, :1], log(sampling.min_p)), temperature))
     if sampling.top_k is not None:
         bounds.append(bound_of_top(relative, sampling.top_k))
