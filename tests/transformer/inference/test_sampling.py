@@ -142,7 +142,7 @@ def test_what_leaves_one_token_takes_the_most_likely(sampling: dict[str, Any], d
 
 
 def test_a_temperature_of_any_size_leaves_impossible_tokens_impossible() -> None:
-    scores = torch.tensor([[1.0, -inf, 3e38, -3e38]])
+    scores = torch.tensor([[1.0, -inf, 3e8, -3e8]])
     for temperature in (1e-300, 1.0, 1e38, 1e300):
         kept, _ = drawable(scores, Sampling(temperature=temperature))
         assert kept[0, 1] == -inf
