@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.transformer.data.tokenizer import Tokenizer
+from scaling.transformer.inference.text import escaped
 
 
 def token_text(tokens: NDArray[np.integer[Any]], decoder: Tokenizer | None) -> str:
@@ -18,7 +18,7 @@ def token_text(tokens: NDArray[np.integer[Any]], decoder: Tokenizer | None) -> s
     if decoder is None:
         return " ".join(map(str, ids))
     vocabulary = range(decoder.vocab_size)
-    return harmless(
+    return escaped(
         "".join(
             decoder.decode(list(run), skip_special_tokens=False)
             if known
@@ -36,11 +36,3 @@ def weighed_text(tokens: NDArray[np.integer[Any]], weights: NDArray[np.float32],
         first, *others = token_text(tokens[start:stop], decoder).split("\n")
         lines += [f"{weights[start]:>5g} | {first}", *(f"      | {line}" for line in others)]
     return "\n".join(lines)
-
-
-def harmless(text: str) -> str:
-    """Return text that does nothing to a terminal: control characters but for tab and newline appear as escapes."""
-    return "".join(
-        f"\\x{ord(letter):02x}" if unicodedata.category(letter) == "Cc" and letter not in "\t\n" else letter
-        for letter in text
-    )

@@ -1,10 +1,10 @@
-"""Which token ends a document: the one that is named, the one that files beside the tokenizer name, or a usual one."""
+"""Which tokens begin and end a document: named, named by files beside the tokenizer, or of a usual name."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -40,40 +40,54 @@ _SOURCES: Final = (
     ("special_tokens_map.json", "eos_token"),
     ("generation_config.json", "eos_token_id"),
 )
+_BEGIN_SOURCES: Final = (("tokenizer_config.json", "bos_token"), ("special_tokens_map.json", "bos_token"))
 _NAMED: Final = 8
 
 
 @dataclass(frozen=True)
-class EndToken:
-    """What a file says of the token that ends a document."""
+class NamedToken:
+    """What a file says of the token that begins or ends a document."""
 
     token: str | int
     """Its name, or its id."""
     source: str
 
 
-def end_token_beside(tokenizer_file: Path) -> EndToken | None:
+def end_token_beside(tokenizer_file: Path) -> NamedToken | None:
     """Return the end token that the files of the same model name, the first of `_SOURCES` first; None: none does.
 
     Raises:
         DataError: A file is there and cannot be understood.
     """
+    return next(
+        _said_beside(tokenizer_file, _SOURCES, what="ends a document", instead=", or name the token with --eod-token"),
+        None,
+    )
+
+
+def begin_token_beside(tokenizer_file: Path) -> NamedToken | None:
+    """Return the token that the files of the same model name as the begin of a text; None: none does.
+
+    Raises:
+        DataError: A file is there and cannot be understood.
+    """
+    return next(_said_beside(tokenizer_file, _BEGIN_SOURCES, what="begins a text"), None)
+
+
+def _said_beside(
+    tokenizer_file: Path, sources: Iterable[tuple[str, str]], *, what: str, instead: str = ""
+) -> Iterator[NamedToken]:
     if tokenizer_file.name not in (TOKENIZER_OF_A_MODEL, TOKENIZER_OF_A_RUN):
-        return None
-    return next(_said_beside(tokenizer_file.parent), None)
-
-
-def _said_beside(folder: Path) -> Iterator[EndToken]:
-    for name, key in _SOURCES:
-        path = folder / name
+        return
+    for name, key in sources:
+        path = tokenizer_file.parent / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
-                f"{path}, which should name the token that ends a document, cannot be read ({error}); mend it, or name "
-                "the token with --eod-token"
+                f"{path}, which should name the token that {what}, cannot be read ({error}); mend it{instead}"
             ) from error
         value: Any = content.get(key) if isinstance(content, dict) else None
         if isinstance(value, dict):
@@ -81,7 +95,7 @@ def _said_beside(folder: Path) -> Iterator[EndToken]:
         if isinstance(value, list):
             value = next(iter(value), None)
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-            yield EndToken(value, f"{key} in {path}")
+            yield NamedToken(value, f"{key} in {path}")
 
 
 def no_such_token(tokenizer: str, token: str, known: Sequence[str], *, ordinary: bool, source: str) -> DataError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import final
+from typing import Any, Final, final
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -17,6 +19,7 @@ from scaling.transformer.data.end_token import (
     END_TOKENS,
     TOKENIZER_OF_A_MODEL,
     TOKENIZER_OF_A_RUN,
+    begin_token_beside,
     end_token_beside,
     listed,
     no_such_token,
@@ -25,6 +28,9 @@ from scaling.transformer.data.plain_text import PlainText
 
 TOKENIZER_FILE = TOKENIZER_OF_A_RUN
 """Name under which a run leaves its tokenizer beside its checkpoints."""
+
+_TRIED: Final = 8
+"""Names of tokens that are tried as a text where a tokenizer does not know the simplest ones."""
 
 
 @final
@@ -86,7 +92,12 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the token ids of a text."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except Exception as error:  # the library raises bare Exceptions
+            raise DataError(
+                f"{self._name} cannot encode the text ({error}); give a tokenizer with a token for the unknown"
+            ) from error
         return ids if self._plain is None or add_special_tokens else self._plain.keep(ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -115,6 +126,20 @@ class Tokenizer:
         """Return the name of a token given by its id, None where there is no such token."""
         name: str | None = self._backend.id_to_token(identifier)
         return name
+
+    def shown_name(self, identifier: int) -> str | None:
+        """Return the name of a token that is part of a decoded text, None for special tokens and where there is none."""
+        name = self.token_name(identifier)
+        return None if name in self._special_names else name
+
+    @cached_property
+    def decoder_steps(self) -> frozenset[str]:
+        """What makes a text of tokens, by names of the `tokenizers` library; empty: their names, with spaces between."""
+        decoder = self._backend.decoder
+        if decoder is None:
+            return frozenset()
+        state: dict[str, Any] = json.loads(decoder.__getstate__())
+        return frozenset(step["type"] for step in state.get("decoders", [state]))
 
     @property
     def vocab_size(self) -> int:
@@ -161,12 +186,46 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder().values()
         return [token.content for token in sorted(added, key=lambda token: not token.special)]
 
+    @cached_property
+    def _special_names(self) -> frozenset[str]:
+        added = self._backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
+
     def _special(self, token: str, *, source: str) -> str:
         """Return a token that may end documents; a word that texts consist of may not, where there are others."""
         added, exists = self._added, self.token_id(token) is not None
         if not exists or (added and token not in (*added, *END_TOKENS)):
             raise no_such_token(self._name, token, added, ordinary=exists, source=source)
         return token
+
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """The special tokens that the tokenizer itself puts in front of each text, often none or one."""
+        for text in ("a", "0", " ", *islice(self._backend.get_vocab(), _TRIED)):
+            try:
+                plain = self._backend.encode(text, add_special_tokens=False).ids
+                whole = self._backend.encode(text).ids
+            except Exception:  # the library raises bare ones for a text that it has no tokens for
+                continue
+            if plain:
+                starts = range(len(whole) - len(plain) + 1)
+                start = next((start for start in starts if whole[start : start + len(plain)] == plain), 0)
+                return tuple(whole[:start])
+        return ()
+
+    @cached_property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text: put there by the tokenizer, or named by a file beside it; None for neither.
+
+        Raises:
+            DataError: A file beside it cannot be understood.
+        """
+        if self.opening:
+            return self.opening[0]
+        found = None if self._file is None else begin_token_beside(self._file)
+        if found is None:
+            return None
+        return self.token_id(found.token) if isinstance(found.token, str) else found.token
 
     @property
     def padding_token_id(self) -> int:

@@ -1,0 +1,156 @@
+"""From prompts to tokens: special tokens, the token that begins a text, and what fits into the context."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from scaling.core import ConfigError
+from scaling.transformer.data.tokenizer import Tokenizer
+from scaling.transformer.inference.text import escaped
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_BYTES_OF_A_COMMAND_LINE: Final = range(0xDC80, 0xDD00)
+"""What Python makes of bytes that are not UTF-8: 0x80 to 0xff, plus 0xdc00."""
+_AROUND: Final = 12
+
+
+def prompt_tokens(
+    prompt: str | Sequence[int], tokenizer: Tokenizer | None, *, vocab_size: int, number: int | None = None
+) -> list[int]:
+    """Return the tokens of a prompt, at least one.
+
+    Special tokens that a text spells become special tokens. What the tokenizer itself puts in front of a text (BOS) is
+    there once, also where the text spells it; what it would put behind is left out. Token ids are taken as they are.
+    Where there are no letters and no ids, the text begins with BOS.
+
+    `number`: which of several prompts it is, counted from 0.
+
+    Raises:
+        ConfigError: The prompt is empty and there is no BOS, it is not text, or it has ids outside the vocabulary.
+    """
+    who = name_of_prompt(number)
+    if isinstance(prompt, str):
+        tokens = _tokens_of_text(prompt, tokenizer, who)
+    elif isinstance(prompt, bytes):
+        raise ConfigError(f"{who} is bytes; give a text, or token ids")
+    else:
+        tokens = [_token_id(token, who) for token in prompt]
+    tokens = tokens or _beginning(tokenizer)
+    if not tokens:
+        raise ConfigError(f"{who} is empty, and this model has no token that begins a text; give at least one token")
+    outside = [token for token in tokens if not 0 <= token < vocab_size]
+    if outside:
+        raise ConfigError(f"{who} has token {outside[0]}, outside the vocabulary of {vocab_size}")
+    return tokens
+
+
+def name_of_prompt(number: int | None) -> str:
+    """Return what messages call a prompt: one of several by its index."""
+    return "the prompt" if number is None else f"prompts[{number}]"
+
+
+def require_text(text: str, *, who: str) -> None:
+    """Refuse what is a Python string and yet no text: half of a character, as bytes that are not UTF-8 become."""
+    found = _SURROGATE.search(text)
+    if found is None:
+        return
+    code, place = ord(found[0]), found.start()
+    if code in _BYTES_OF_A_COMMAND_LINE:
+        what = f"is not UTF-8: it has the byte 0x{code - 0xDC00:02x}"
+    else:
+        what = f"is not Unicode text: it has the lone surrogate U+{code:04X}"
+    before = escaped(text[max(0, place - _AROUND) : place])
+    where = f"at character {place}, behind {before!r}" if before else "at its beginning"
+    raise ConfigError(f"{who} {what} {where}; give text in UTF-8")
+
+
+def require_fits(
+    tokens: Sequence[int],
+    max_tokens: int,
+    context: int | None,
+    *,
+    learned: bool,
+    placeholders: int = 0,
+    opening: Sequence[int] = (),
+    truncate_left: bool = False,
+    number: int | None = None,
+) -> list[int]:
+    """Return the tokens of a prompt that fits into the context, or refuse it; `truncate_left` cuts its first tokens.
+
+    `learned`: `context` is the number of learned positions, behind which there are none; the last new token is not
+    read and needs none, placeholders of a soft prompt do. Otherwise it is the length the model was trained on, beyond
+    which a text may grow, but which a prompt may not exceed. None: there is no limit. `opening`: tokens that stay in
+    front of what is cut.
+
+    Raises:
+        ConfigError: The prompt is too long, or nothing of it would be left.
+    """
+    who = name_of_prompt(number)
+    if context is None:
+        return list(tokens)
+    longest = context - placeholders + (1 if max_tokens else 0) if learned else context
+    if truncate_left:
+        return _shortened(tokens, longest, max_tokens, opening, who=who)
+    if not learned:
+        if len(tokens) > context:
+            raise ConfigError(
+                f"{who} has {len(tokens)} tokens, but the model was trained on {context}; shorten it, or let "
+                "truncate_left (--truncate-left) cut its first tokens"
+            )
+        return list(tokens)
+    if len(tokens) + max_tokens > longest:
+        most = longest - len(tokens)
+        advice = f"set max_tokens to at most {most}" if most > 0 else "shorten it"
+        soft = f" and {placeholders} placeholders of a soft prompt" if placeholders else ""
+        raise ConfigError(
+            f"{who} has {len(tokens)} tokens{soft} and max_tokens is {max_tokens}, but the model knows {context} "
+            f"positions (transformer_architecture.absolute_positions); {advice}, or let truncate_left "
+            "(--truncate-left) cut its first tokens"
+        )
+    return list(tokens)
+
+
+def _shortened(tokens: Sequence[int], longest: int, max_tokens: int, opening: Sequence[int], *, who: str) -> list[int]:
+    """Return the last tokens of a prompt, so many that the text will have at most `longest`; its opening stays."""
+    room = longest - max_tokens
+    if len(tokens) <= room:
+        return list(tokens)
+    kept = len(opening) if opening and list(tokens[: len(opening)]) == list(opening) else 0
+    if room <= kept:
+        most = longest - kept - 1
+        advice = f"; set max_tokens to at most {most}" if most > 0 else ""
+        raise ConfigError(
+            f"max_tokens is {max_tokens} and a text may have {longest} tokens, so nothing of {who} would be left{advice}"
+        )
+    return [*tokens[:kept], *tokens[len(tokens) - room + kept :]]
+
+
+def _tokens_of_text(text: str, tokenizer: Tokenizer | None, who: str) -> list[int]:
+    if tokenizer is None:
+        raise ConfigError(f"this checkpoint has no tokenizer beside it; give {who} as token ids")
+    require_text(text, who=who)
+    if not text:  # some tokenizers make a space of nothing
+        return []
+    tokens, opening = tokenizer.encode(text), list(tokenizer.opening)
+    return tokens if tokens[: len(opening)] == opening else [*opening, *tokens]
+
+
+def _beginning(tokenizer: Tokenizer | None) -> list[int]:
+    """Return the tokens of a text that has no letters yet."""
+    if tokenizer is None:
+        return []
+    if tokenizer.opening:
+        return list(tokenizer.opening)
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
+def _token_id(token: Any, who: str) -> int:
+    if not isinstance(token, bool):
+        try:
+            return operator.index(token)
+        except TypeError:
+            pass
+    raise ConfigError(f"{who} has {token!r} among its token ids; give whole numbers")
