@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,22 +185,19 @@ def test_what_is_returned_fits(
     # The tokens that the model reads: all but the last new one.
     read = placeholders + count + max(new - 1, 0)
     fits = read <= context if learned else count + (new if cut else 0) <= context
-    try:
-        found = require_fits(
-            prompt, new, context, learned=learned, placeholders=placeholders, opening=opening, truncate_left=cut
-        )
-    except ConfigError as error:
-        assert not fits
-        assert "nothing of the prompt would be left" in str(error) if cut else str(count) in str(error)
-        return
-    assert cut or fits
-    if fits:
-        assert found == prompt
-        return
-    assert len(found) == (context + 1 - placeholders if learned and new else context - placeholders * learned) - new
+    room = (context + 1 - placeholders if learned and new else context - placeholders * learned) - new
     kept = len(opening) if tuple(prompt[: len(opening)]) == opening else 0
-    assert found[:kept] == prompt[:kept]
-    assert found[kept:] == prompt[count - len(found) + kept :] != []
+    fit = partial(require_fits, prompt, new, context, learned=learned, placeholders=placeholders, opening=opening)
+    if fits:
+        assert fit(truncate_left=cut) == prompt
+    elif cut and room > kept:
+        found = fit(truncate_left=True)
+        assert len(found) == room
+        assert found[:kept] == prompt[:kept]
+        assert found[kept:] == prompt[count - room + kept :]
+    else:
+        with pytest.raises(ConfigError, match="nothing of the prompt would be left" if cut else f"has {count} tokens"):
+            fit(truncate_left=cut)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers() -> None:

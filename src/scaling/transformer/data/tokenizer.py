@@ -128,13 +128,13 @@ class Tokenizer:
         return name
 
     def shown_name(self, identifier: int) -> str | None:
-        """Return the name of a token that is part of a decoded text, None for special tokens and where there is none."""
+        """Return the name of a token that decoded texts show; None for special tokens and where there is none."""
         name = self.token_name(identifier)
         return None if name in self._special_names else name
 
     @cached_property
     def decoder_steps(self) -> frozenset[str]:
-        """What makes a text of tokens, by names of the `tokenizers` library; empty: their names, with spaces between."""
+        """What makes a text of tokens, by names of the `tokenizers` library; none: spaces between the tokens."""
         decoder = self._backend.decoder
         if decoder is None:
             return frozenset()

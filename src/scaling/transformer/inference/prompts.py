@@ -123,7 +123,8 @@ def _shortened(tokens: Sequence[int], longest: int, max_tokens: int, opening: Se
         most = longest - kept - 1
         advice = f"; set max_tokens to at most {most}" if most > 0 else ""
         raise ConfigError(
-            f"max_tokens is {max_tokens} and a text may have {longest} tokens, so nothing of {who} would be left{advice}"
+            f"max_tokens is {max_tokens} and a text may have {longest} tokens, so nothing of {who} would be left"
+            f"{advice}"
         )
     return [*tokens[:kept], *tokens[len(tokens) - room + kept :]]
 
