@@ -56,6 +56,8 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/nn/attention_fused": ("core/nn/test_attention_maker",),
     "core/nn/attention_kernels": ("core/nn/test_attention_maker",),
     "core/nn/attention_maker": ("core/nn/test_attention_fused",),
+    "core/nn/cache_spans": ("core/nn/test_cached_attention",),
+    "core/nn/cached_attention": ("core/nn/test_attention",),
     "core/nn/config": ("transformer/config/test_root", "transformer/config/test_problems"),
     "core/nn/key_query_norm": ("core/nn/test_attention",),
     "core/nn/place": ("core/nn/test_linear", "core/nn/test_attention_projections", "core/nn/test_dropout"),

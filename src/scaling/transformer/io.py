@@ -10,6 +10,8 @@ from typing_extensions import Self
 if TYPE_CHECKING:  # commands that only prepare data make no tensors, and importing torch takes seconds
     from torch import Tensor
 
+    from scaling.core import Past
+
 
 @dataclass(frozen=True)
 class TextInputs:
@@ -23,6 +25,8 @@ class TextInputs:
     """int32 [b, s]: tokens attend to each other where the numbers agree. None: everything in a row is one document."""
     sample_positions: Tensor
     """int64 [b]: the place of each sequence in the order of the run, the key of its dropout masks."""
+    past: Past | None = None
+    """The keys and values of earlier positions, for b = 1. None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class TransformerIO:
     """int32 [b, s]: which document of its row a token belongs to; None where rows are not cut into documents."""
     sample_positions: Tensor
     """int64 [b]: each row's place in the order of the whole run, the key of its dropout masks."""
+    past: Past | None = None
+    """The keys and values of earlier positions, for b = 1. None: there are none."""
 
     def with_activations(self, activations: Tensor) -> Self:
         """Return the same micro-batch with other activations."""

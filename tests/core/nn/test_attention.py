@@ -16,6 +16,8 @@ from scaling.core.nn.attention import ParallelSelfAttention, attention_projectio
 from scaling.core.nn.attention_cache import CachedAttention, KeyValueCache
 from scaling.core.nn.attention_core import AttentionCore, DroppedAttention, ScaledDotProduct, SpelledOut
 from scaling.core.nn.attention_masks import DocumentMasks
+from scaling.core.nn.cache_spans import CacheShape, Decode, Prefill, Span
+from scaling.core.nn.cached_attention import KeyValueCaches, Past
 from scaling.core.nn.dropout import Dropout
 from scaling.core.nn.key_query_norm import NormOverHeads, NormPerHead, RMSNormOverHeads
 from scaling.core.nn.linear import RowParallelLinear
@@ -319,6 +321,23 @@ def test_generating_bit_by_bit_attends_as_the_whole_sequence_does(chunks: list[i
         start += chunk
     layer.attend_with(usual)
     assert torch.equal(layer(x, positions, None, variant.samples), whole)
+
+
+def test_the_past_attends_in_the_place_of_the_core() -> None:
+    variant = Variant(kv_heads=2, rotary=4, packed=False, norm="per_head")
+    layer = variant.build(Topology.single()).eval()
+    fill(layer)
+    x, positions = random(1, SEQUENCE, HIDDEN, seed=1), torch.arange(SEQUENCE)[None]
+    whole = layer(x, positions, None, variant.samples[:1])
+    scores, caches = Scores(scale=1 / math.sqrt(HEAD_DIM)), KeyValueCaches(dtype=x.dtype, device="cpu")
+    shape = CacheShape.of(scores, rows=1, capacity=SEQUENCE, heads=2, head_size=HEAD_DIM)
+    caches.add(layer, [shape], scores, heads=range(HEADS))
+    spans: list[Span] = [Prefill(0, 0, 0, 5), *(Decode(0, (start,)) for start in range(5, SEQUENCE))]
+    for span in spans:
+        start = span.start if isinstance(span, Prefill) else span.starts[0]
+        part = slice(start, start + span.tokens)
+        found = layer(x[:, part], positions[:, part], None, variant.samples[:1], Past(caches, [span]))
+        close(found, whole[:, part])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

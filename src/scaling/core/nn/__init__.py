@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from scaling.core.nn.attention_fused import find_kernels as find_kernels
     from scaling.core.nn.attention_maker import AttentionCoreMaker as AttentionCoreMaker
     from scaling.core.nn.attention_masks import DocumentMasks as DocumentMasks
+    from scaling.core.nn.cache_spans import CacheShape as CacheShape
+    from scaling.core.nn.cache_spans import Decode as Decode
+    from scaling.core.nn.cache_spans import Prefill as Prefill
+    from scaling.core.nn.cache_spans import Span as Span
+    from scaling.core.nn.cached_attention import KeyValueCaches as KeyValueCaches
+    from scaling.core.nn.cached_attention import Past as Past
     from scaling.core.nn.config import FP8DType as FP8DType
     from scaling.core.nn.config import FP8LinearConfig as FP8LinearConfig
     from scaling.core.nn.config import FP8MatmulConfig as FP8MatmulConfig

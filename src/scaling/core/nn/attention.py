@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scaling.core.boxes import Former
 from scaling.core.errors import LayoutError
 from scaling.core.nn.attention_core import AttentionCore
+from scaling.core.nn.cached_attention import Past
 from scaling.core.nn.key_query_norm import KeyQueryNorm
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, project_all
 from scaling.core.nn.parameter import Initializer, meta, update_meta
@@ -82,11 +83,18 @@ class ParallelSelfAttention(nn.Module):
         del self.core  # torch puts only modules where a module was
         self.core = core
 
-    def forward(self, x_BSE: Tensor, position_ids: Tensor, document_ids: Tensor | None, samples: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_BSE: Tensor,
+        position_ids: Tensor,
+        document_ids: Tensor | None,
+        samples: Tensor,
+        past: Past | None = None,
+    ) -> Tensor:
         """Return the attention output, shaped as `x_BSE` (under sequence parallelism both are slices of the sequence).
 
         `position_ids` int64 [b, s], `document_ids` int32 [b, s] or None and `samples` int64 [b] are whole on every
-        rank.
+        rank. `past` attends in the place of `core`, where earlier positions are kept.
         """
         entered_BSE = enter_model_parallel(x_BSE, self.dense.place)
         q_BSHD, k_BSKD, v_BSKD = (
@@ -99,7 +107,10 @@ class ParallelSelfAttention(nn.Module):
         if self.rotary is not None:
             angles = self.rotary.angles(position_ids, q_BSHD.dtype)
             q_BSHD, k_BSKD = self.rotary(q_BSHD, angles), self.rotary(k_BSKD, angles)
-        out_BSHD = self.core(q_BSHD, k_BSKD, v_BSKD, document_ids, samples)
+        if past is None:
+            out_BSHD = self.core(q_BSHD, k_BSKD, v_BSKD, document_ids, samples)
+        else:
+            out_BSHD = past(self, q_BSHD, k_BSKD, v_BSKD)
         return self.dense(out_BSHD.flatten(2))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
 
 

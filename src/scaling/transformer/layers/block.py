@@ -29,7 +29,8 @@ class TransformerLayer(nn.Module):
     @final
     def attend(self, activations: Tensor, x: TransformerIO) -> Tensor:
         """Return the output of attention for some activations of a micro-batch."""
-        return self.self_attention(activations, x.position_ids, x.document_ids, x.sample_positions)  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+        attended: Tensor = self.self_attention(activations, x.position_ids, x.document_ids, x.sample_positions, x.past)
+        return attended
 
 
 @final

@@ -46,4 +46,6 @@ class EmbeddingInput(nn.Module):
         if self.positions is not None:
             activations = activations + self.positions(inputs.position_ids)
         activations = self.dropout(activations, inputs.sample_positions)
-        return TransformerIO(activations, inputs.position_ids, inputs.document_ids, inputs.sample_positions)
+        return TransformerIO(
+            activations, inputs.position_ids, inputs.document_ids, inputs.sample_positions, inputs.past
+        )

@@ -1,0 +1,278 @@
+"""Attention of generation: the keys and values of earlier positions are kept, and new positions attend to them.
+
+Shape suffixes: T new tokens of all texts, one behind the other; A active rows of a pool, R all of its rows; P kept
+positions of a row, S those that are looked at, C new positions of one row; H query heads, K key-value heads, G query
+heads that share one; D head features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scaling.core.errors import ConfigError
+from scaling.core.nn.attention_masks import band
+from scaling.core.nn.cache_spans import CacheShape, Decode, Prefill, Span, head_pieces, seen, stretches
+from scaling.core.nn.scores import Scores
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@final
+class SharedSpans:
+    """The spans of a step of generation, and the masks and indices that its layers share: each is made once."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = tuple(spans)
+        self._made: dict[Hashable, Tensor] = {}
+        self._decodes: dict[Hashable, tuple[int, int, Tensor | None]] = {}
+
+    def slots(self, number: int, span: Decode, positions: int, device: torch.device) -> Tensor | None:
+        """Return the slots of the new positions of a pool, int64 [a], or None where they are all the same."""
+        if len(set(span.starts)) == 1:
+            return None
+        return self._once(
+            ("slots", number, positions),
+            lambda: torch.tensor([start % positions for start in span.starts], device=device),
+        )
+
+    def rows(self, number: int, span: Decode, device: torch.device) -> Tensor:
+        """Return the numbers of the rows, int64 [a]."""
+        return self._once(("rows", number), lambda: torch.arange(len(span.starts), device=device))
+
+    def decode(
+        self, number: int, span: Decode, window: int | None, positions: int, like: Tensor
+    ) -> tuple[int, int, Tensor | None]:
+        """Return which slots the rows see: from where to where, and what to add to the scores [a, 1, 1, s]."""
+        key = (number, window, positions, like.dtype)
+        if key not in self._decodes:
+            found = seen(span.starts, window, positions)
+            mask = None
+            if not found.alike:
+                slots_S = torch.arange(found.first, found.stop, device=like.device)
+                first_A, stop_A = torch.tensor(found.rows, device=like.device)[:, :, None].unbind(1)
+                mask = _added((slots_S >= first_A) & (slots_S < stop_A), like.dtype)[:, None, None]
+            self._decodes[key] = found.first, found.stop, mask
+        return self._decodes[key]
+
+    def prefill(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
+        """Return what to add to the scores [1, 1, queries, keys] of the last positions of a text."""
+        if window is not None and window >= keys:
+            window = None
+        return self._once(
+            ("prefill", queries, keys, window, like.dtype),
+            lambda: _added(band(queries, keys, causal=True, window=window, device=like.device), like.dtype),
+        )
+
+    def _once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+@final
+class KeyValueCache:
+    """Keys and values of one attention layer, for the rows of each pool, and attention to them.
+
+    `heads` are the global numbers of this rank's query heads, of which some may have a window and others not. The
+    memory is taken at once and cleared. Later, what is behind the end of a row is zero, whatever the row held before:
+    rows of different lengths are looked at together, and zero times what is no number would be none.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[CacheShape],
+        scores: Scores,
+        *,
+        heads: range,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        if not scores.causal:
+            raise ConfigError(
+                "a model whose tokens see later ones cannot continue a text (transformer_architecture.causal is "
+                "false); give a causal one"
+            )
+        group = len(heads) // shapes[0].heads
+        self._pieces = [
+            (slice(queries.start, queries.stop), slice(kept.start, kept.stop), of.window)
+            for part, of in scores.of_heads(heads)
+            for queries, kept in head_pieces(range(part.start - heads.start, part.stop - heads.start), group)
+        ]
+        self._scale, self._cap = scores.scale, scores.cap
+        with torch.inference_mode(mode=False):  # tensors of that mode could not be written outside it
+            self.memory = [
+                torch.zeros(2, shape.rows, shape.heads, shape.positions, shape.head_size, dtype=dtype, device=device)
+                for shape in shapes
+            ]
+        self._keys_RKPD = [kept[0] for kept in self.memory]
+        self._values_RKPD = [kept[1] for kept in self.memory]
+        self._used = [0 for _ in shapes]
+        """How many slots may hold something, in any row of a pool."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the memory of the keys and values."""
+        return sum(kept.nbytes for kept in self.memory)
+
+    def attend(self, shared: SharedSpans, q_1THD: Tensor, k_1TKD: Tensor, v_1TKD: Tensor) -> Tensor:
+        """Keep the keys and values of new positions, and let these attend. Returns [1, t, h, d]."""
+        found, start = [], 0
+        for number, span in enumerate(shared.spans):
+            part = slice(start, start + span.tokens)
+            if len(shared.spans) == 1:
+                q, k, v = q_1THD, k_1TKD, v_1TKD
+            else:
+                q, k, v = q_1THD[:, part], k_1TKD[:, part], v_1TKD[:, part]
+            if isinstance(span, Decode):
+                found.append(self._decode(shared, number, span, q, k, v))
+            else:
+                found.append(self._prefill(shared, span, q, k, v))
+            start = part.stop
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+    def move(self, pool: int, source: int, target: int, length: int) -> None:
+        """Let another row hold what a row of `length` tokens holds."""
+        kept = self.memory[pool]
+        stop = min(length, kept.shape[3])
+        kept[:, target, :, :stop] = kept[:, source, :, :stop]
+        kept[:, target, :, stop : self._used[pool]] = 0
+
+    def _decode(
+        self, shared: SharedSpans, number: int, span: Decode, q_1AHD: Tensor, k_1AKD: Tensor, v_1AKD: Tensor
+    ) -> Tensor:
+        keys, values, active = self._keys_RKPD[span.pool], self._values_RKPD[span.pool], len(span.starts)
+        positions = keys.shape[2]
+        slots = shared.slots(number, span, positions, keys.device)
+        if slots is None:
+            slot = span.starts[0] % positions
+            keys[:active, :, slot], values[:active, :, slot] = k_1AKD[0], v_1AKD[0]
+        else:
+            rows = shared.rows(number, span, keys.device)
+            keys[rows, :, slots], values[rows, :, slots] = k_1AKD[0].to(keys.dtype), v_1AKD[0].to(keys.dtype)
+        q_AHD = _wide(q_1AHD)[0]
+        found = []
+        for queries, heads, window in self._pieces:
+            first, stop, mask = shared.decode(number, span, window, positions, q_AHD)
+            self._used[span.pool] = max(self._used[span.pool], stop)
+            k_AKSD, v_AKSD = (kept[:active, heads, first:stop] for kept in (keys, values))
+            q_AKGD = q_AHD[:, queries].unflatten(1, (k_AKSD.shape[1], -1))
+            found.append(self._attention(q_AKGD, _wide(k_AKSD), _wide(v_AKSD), mask).flatten(1, 2))
+        out = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        return out.to(q_1AHD.dtype)[None]
+
+    def _prefill(self, shared: SharedSpans, span: Prefill, q_1CHD: Tensor, k_1CKD: Tensor, v_1CKD: Tensor) -> Tensor:
+        row_KPD = [kept[span.row] for kept in (self._keys_RKPD[span.pool], self._values_RKPD[span.pool])]
+        new_KCD = [new[0].transpose(0, 1) for new in (k_1CKD, v_1CKD)]
+        start, stop, positions = span.start, span.start + span.count, row_KPD[0].shape[1]
+        if start and stop > positions:  # the new positions take the place of some that the first of them still see
+            before = list(stretches(max(0, start + 1 - positions), start, positions))
+            k_KSD, v_KSD = (
+                torch.cat([*(row[:, slot : slot + count] for _, slot, count in before), new.to(row.dtype)], dim=1)
+                for row, new in zip(row_KPD, new_KCD, strict=True)
+            )
+        for position, slot, count in stretches(max(start, stop - positions), stop, positions):
+            for row, new in zip(row_KPD, new_KCD, strict=True):
+                row[:, slot : slot + count] = new[:, position - start : position - start + count]
+        if start == 0:
+            for row in row_KPD:  # what another text left behind
+                row[:, stop : self._used[span.pool]] = 0
+            k_KSD, v_KSD = new_KCD
+        elif stop <= positions:
+            k_KSD, v_KSD = (row[:, :stop] for row in row_KPD)
+        self._used[span.pool] = max(self._used[span.pool], min(stop, positions))
+        return self._last_positions(shared, _wide(q_1CHD), k_KSD[None], v_KSD[None]).to(q_1CHD.dtype)
+
+    def _last_positions(self, shared: SharedSpans, q_1CHD: Tensor, k_1KSD: Tensor, v_1KSD: Tensor) -> Tensor:
+        """Let the last positions of a text attend to all of them, or to as many as anyone sees."""
+        found, queries = [], q_1CHD.shape[1]
+        for own, heads, window in self._pieces:
+            keys = k_1KSD.shape[2] if window is None else min(k_1KSD.shape[2], queries + window - 1)
+            k, v = (_wide(t[:, heads, t.shape[2] - keys :]) for t in (k_1KSD, v_1KSD))
+            q_1HCD = q_1CHD[:, :, own].transpose(1, 2)
+            causal = self._cap is None and queries == keys and (window is None or window >= keys)
+            mask = None if causal or queries == 1 else shared.prefill(queries, keys, window, q_1CHD)
+            if self._cap is None:
+                gqa = q_1HCD.shape[1] != k.shape[1]
+                out = F.scaled_dot_product_attention(
+                    q_1HCD, k, v, attn_mask=mask, is_causal=causal, scale=self._scale, enable_gqa=gqa
+                )
+            else:
+                out = self._spelled_out(q_1HCD.unflatten(1, (k.shape[1], -1)), k, v, mask).flatten(1, 2)
+            found.append(out.transpose(1, 2))
+        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+
+    def _attention(self, q_AKGD: Tensor, k_AKSD: Tensor, v_AKSD: Tensor, mask: Tensor | None) -> Tensor:
+        """Let one position of each row attend. The query heads that share a key stand where positions usually do."""
+        if self._cap is None and (q_AKGD.shape[0] == 1 or q_AKGD.device.type != "cpu"):
+            return F.scaled_dot_product_attention(q_AKGD, k_AKSD, v_AKSD, attn_mask=mask, scale=self._scale)
+        return self._spelled_out(q_AKGD.unsqueeze(3), k_AKSD, v_AKSD, mask).squeeze(3)
+
+    def _spelled_out(self, q_BKGCD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
+        """Return [b, k, g, c, d]. `mask`, which is added to the scores, has a size of 1 for heads."""
+        wide = torch.float64 if q_BKGCD.dtype == torch.float64 else torch.float32
+        group = q_BKGCD.shape[2]
+        q, k, v = (q_BKGCD.flatten(2, 3) * self._scale).to(wide), k_BKSD.to(wide), v_BKSD.to(wide)
+        scores = torch.matmul(q, k.transpose(2, 3))
+        if self._cap is not None:
+            scores = scores.div_(self._cap).tanh_().mul_(self._cap)
+        if mask is not None:
+            scores.view(*scores.shape[:2], group, -1, scores.shape[-1]).add_(mask.unsqueeze(2))
+        out = torch.matmul(scores.softmax(-1), v).to(q_BKGCD.dtype)
+        return out.view(*q_BKGCD.shape)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """Return half precision on a CPU as float32, in which attention is computed there and rounded once."""
+    return t.float() if t.dtype in _HALF and t.device.type == "cpu" else t
+
+
+@final
+class KeyValueCaches:
+    """The caches of all attention layers that a rank runs."""
+
+    def __init__(self, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        self._dtype, self._device = dtype, device
+        self._caches: dict[nn.Module, KeyValueCache] = {}
+
+    def add(self, attention: nn.Module, shapes: Sequence[CacheShape], scores: Scores, *, heads: range) -> None:
+        """Make the cache of a layer: a shape for each pool, and the global numbers of this rank's query heads."""
+        self._caches[attention] = KeyValueCache(shapes, scores, heads=heads, dtype=self._dtype, device=self._device)
+
+    def __getitem__(self, attention: nn.Module) -> KeyValueCache:
+        """Return the cache of a layer."""
+        return self._caches[attention]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the memory of all keys and values."""
+        return sum(cache.nbytes for cache in self._caches.values())
+
+    def move(self, pool: int, source: int, target: int, length: int) -> None:
+        """Let another row hold what a row of `length` tokens holds, in every layer."""
+        for cache in self._caches.values():
+            cache.move(pool, source, target, length)
+
+
+@final
+class Past:
+    """What came before the tokens of one step: the caches, and where in them each of the tokens belongs.
+
+    The first layer receives it with the tokens, and attention calls it in the place of its core.
+    """
+
+    def __init__(self, caches: KeyValueCaches, spans: Sequence[Span]) -> None:
+        self.caches = caches
+        self.shared = SharedSpans(spans)
+
+    def __call__(self, attention: nn.Module, q_1THD: Tensor, k_1TKD: Tensor, v_1TKD: Tensor) -> Tensor:
+        """Keep the keys and values of a layer, and return what its heads put out, [1, t, h, d]."""
+        return self.caches[attention].attend(self.shared, q_1THD, k_1TKD, v_1TKD)
