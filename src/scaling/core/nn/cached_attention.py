@@ -7,8 +7,8 @@ heads that share one; D head features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import final
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -22,59 +22,59 @@ from scaling.core.nn.scores import Scores
 _HALF = (torch.bfloat16, torch.float16)
 
 
+class DecodePlan(NamedTuple):
+    """How the new positions of the rows of a pool are kept, and what they see."""
+
+    new: tuple[slice | Tensor, slice, int | Tensor]
+    """The index of the new positions in [r, k, p, d]; what is there is [a, k, d]."""
+    seen: slice
+    """The slots that the rows see between them."""
+    mask: Tensor | None
+    """What to add to their scores, [a, 1, 1, s]. None: every row sees all of them."""
+
+
 @final
 class SharedSpans:
     """The spans of a step of generation, and the masks and indices that its layers share: each is made once."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self.spans = tuple(spans)
-        self._made: dict[Hashable, Tensor] = {}
-        self._decodes: dict[Hashable, tuple[int, int, Tensor | None]] = {}
+        self._decodes: dict[Hashable, DecodePlan] = {}
+        self._masks: dict[Hashable, Tensor] = {}
 
-    def slots(self, number: int, span: Decode, positions: int, device: torch.device) -> Tensor | None:
-        """Return the slots of the new positions of a pool, int64 [a], or None where they are all the same."""
-        if len(set(span.starts)) == 1:
-            return None
-        return self._once(
-            ("slots", number, positions),
-            lambda: torch.tensor([start % positions for start in span.starts], device=device),
-        )
-
-    def rows(self, number: int, span: Decode, device: torch.device) -> Tensor:
-        """Return the numbers of the rows, int64 [a]."""
-        return self._once(("rows", number), lambda: torch.arange(len(span.starts), device=device))
-
-    def decode(
-        self, number: int, span: Decode, window: int | None, positions: int, like: Tensor
-    ) -> tuple[int, int, Tensor | None]:
-        """Return which slots the rows see: from where to where, and what to add to the scores [a, 1, 1, s]."""
+    def decode(self, number: int, span: Decode, window: int | None, positions: int, like: Tensor) -> DecodePlan:
+        """Return the plan for caches that keep `positions`; `like` tells the device, and the type of the scores."""
         key = (number, window, positions, like.dtype)
         if key not in self._decodes:
-            found = seen(span.starts, window, positions)
-            mask = None
-            if not found.alike:
-                slots_S = torch.arange(found.first, found.stop, device=like.device)
-                first_A, stop_A = torch.tensor(found.rows, device=like.device)[:, :, None].unbind(1)
-                mask = _added((slots_S >= first_A) & (slots_S < stop_A), like.dtype)[:, None, None]
-            self._decodes[key] = found.first, found.stop, mask
+            self._decodes[key] = _decode_plan(span.starts, window, positions, like)
         return self._decodes[key]
 
     def prefill(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
         """Return what to add to the scores [1, 1, queries, keys] of the last positions of a text."""
         if window is not None and window >= keys:
             window = None
-        return self._once(
-            ("prefill", queries, keys, window, like.dtype),
-            lambda: _added(band(queries, keys, causal=True, window=window, device=like.device), like.dtype),
-        )
+        key = (queries, keys, window, like.dtype)
+        if key not in self._masks:
+            self._masks[key] = _added(band(queries, keys, causal=True, window=window, device=like.device), like.dtype)
+        return self._masks[key]
 
-    def _once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+
+def _decode_plan(starts: Sequence[int], window: int | None, positions: int, like: Tensor) -> DecodePlan:
+    found, device = seen(starts, window, positions), like.device
+    new: tuple[slice | Tensor, slice, int | Tensor] = (slice(0, len(starts)), slice(None), starts[0] % positions)
+    if len(set(starts)) > 1:
+        slots_A = torch.tensor([start % positions for start in starts], device=device)
+        new = (torch.arange(len(starts), device=device), slice(None), slots_A)
+    mask = None
+    if not found.alike:
+        slots_S = torch.arange(found.first, found.stop, device=device)
+        first_A1, stop_A1 = torch.tensor(found.rows, device=device)[:, :, None].unbind(1)
+        mask = _added((slots_S >= first_A1) & (slots_S < stop_A1), like.dtype)[:, None, None]
+    return DecodePlan(new, slice(found.first, found.stop), mask)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what to add to scores that a mask hides: minus infinity."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
@@ -149,25 +149,19 @@ class KeyValueCache:
     def _decode(
         self, shared: SharedSpans, number: int, span: Decode, q_1AHD: Tensor, k_1AKD: Tensor, v_1AKD: Tensor
     ) -> Tensor:
-        keys, values, active = self._keys_RKPD[span.pool], self._values_RKPD[span.pool], len(span.starts)
-        positions = keys.shape[2]
-        slots = shared.slots(number, span, positions, keys.device)
-        if slots is None:
-            slot = span.starts[0] % positions
-            keys[:active, :, slot], values[:active, :, slot] = k_1AKD[0], v_1AKD[0]
-        else:
-            rows = shared.rows(number, span, keys.device)
-            keys[rows, :, slots], values[rows, :, slots] = k_1AKD[0].to(keys.dtype), v_1AKD[0].to(keys.dtype)
-        q_AHD = _wide(q_1AHD)[0]
-        found = []
+        keys_RKPD, values_RKPD, active = self._keys_RKPD[span.pool], self._values_RKPD[span.pool], len(span.starts)
+        found, wide_1AHD = [], _wide(q_1AHD)
         for queries, heads, window in self._pieces:
-            first, stop, mask = shared.decode(number, span, window, positions, q_AHD)
-            self._used[span.pool] = max(self._used[span.pool], stop)
-            k_AKSD, v_AKSD = (kept[:active, heads, first:stop] for kept in (keys, values))
-            q_AKGD = q_AHD[:, queries].unflatten(1, (k_AKSD.shape[1], -1))
-            found.append(self._attention(q_AKGD, _wide(k_AKSD), _wide(v_AKSD), mask).flatten(1, 2))
-        out = found[0] if len(found) == 1 else torch.cat(found, dim=1)
-        return out.to(q_1AHD.dtype)[None]
+            plan = shared.decode(number, span, window, keys_RKPD.shape[2], wide_1AHD)
+            if not found:  # all pieces keep the same
+                keys_RKPD[plan.new], values_RKPD[plan.new] = k_1AKD[0], v_1AKD[0]
+                self._used[span.pool] = max(self._used[span.pool], plan.seen.stop)
+            k_AKSD, v_AKSD = keys_RKPD[:active, heads, plan.seen], values_RKPD[:active, heads, plan.seen]
+            q_AKGD = wide_1AHD[:, :, queries].reshape(active, k_AKSD.shape[1], -1, k_AKSD.shape[3])
+            out_AKGD = self._attention(q_AKGD, _wide(k_AKSD), _wide(v_AKSD), plan.mask)
+            found.append(out_AKGD.reshape(1, active, -1, k_AKSD.shape[3]))
+        out_1AHD = found[0] if len(found) == 1 else torch.cat(found, dim=2)
+        return out_1AHD.to(q_1AHD.dtype)
 
     def _prefill(self, shared: SharedSpans, span: Prefill, q_1CHD: Tensor, k_1CKD: Tensor, v_1CKD: Tensor) -> Tensor:
         row_KPD = [kept[span.row] for kept in (self._keys_RKPD[span.pool], self._values_RKPD[span.pool])]
