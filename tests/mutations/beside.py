@@ -68,7 +68,12 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/pipeline/end": ("core/pipeline/test_loss",),
     "core/optimizer/optimizer": ("core/optimizer/test_precision",),
     "core/optimizer/shard": ("core/optimizer/test_ownership", "core/optimizer/test_rule"),
-    "core/pipeline/actions": ("core/pipeline/test_draw", "core/pipeline/test_simulate", "core/pipeline/test_lowering"),
+    "core/pipeline/actions": (
+        "core/pipeline/test_ring",
+        "core/pipeline/test_draw",
+        "core/pipeline/test_simulate",
+        "core/pipeline/test_lowering",
+    ),
     "core/profiler/config": ("core/profiler/test_profiler", "transformer/config/test_problems"),
     "core/runner/command": ("core/runner/test_main",),
     "core/runner/config": ("core/runner/test_main", "transformer/config/test_problems"),

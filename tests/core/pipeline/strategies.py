@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
+from scaling.core.pipeline.ring import TokenRing
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.stage_map import InTurn
 from tests.core.pipeline.toy_schedules import VGPipe, VShaped, ZeroBubble
@@ -18,6 +19,7 @@ SCHEDULES: list[Callable[[int], Schedule]] = [
     lambda chunks: ForwardOnly(VShaped()),
     lambda chunks: VGPipe(),
     lambda chunks: ZeroBubble(),
+    TokenRing,
 ]
 
 

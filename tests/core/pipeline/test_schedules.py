@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 
 from scaling.core.errors import LayoutError
-from scaling.core.pipeline.actions import Backward, BackwardInput, BackwardWeight, Compute, Forward, earlier
+from scaling.core.pipeline.actions import (
+    Accept,
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    Choose,
+    Compute,
+    Forward,
+    earlier,
+)
+from scaling.core.pipeline.ring import TokenRing
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
 from scaling.core.pipeline.stage_map import InTurn
 from tests.core.pipeline.strategies import configurations
@@ -29,10 +39,16 @@ def test_every_stage_runs_every_micro_batch_once(configuration: tuple[Schedule, 
             passes = [Forward]
         case ZeroBubble():
             passes = [Forward, BackwardInput, BackwardWeight]
+        case TokenRing():
+            passes = [Forward, Accept]
     for rank in range(ranks):
         order = list(schedule.compute(rank, ranks, micro_batches))
         stages = schedule.stages.over(ranks).stages_of(rank)
-        every = {run(batch, stage) for run in passes for batch in range(micro_batches) for stage in stages}
+        every: set[Compute] = {
+            run(batch, stage) for run in passes for batch in range(micro_batches) for stage in stages
+        }
+        if isinstance(schedule, TokenRing) and rank == ranks - 1:
+            every |= {Choose(batch, rank) for batch in range(micro_batches)}
         assert len(order) == len(every)
         assert set(order) == every
 
@@ -44,7 +60,7 @@ def test_a_stage_runs_forwards_and_backwards_in_the_order_of_the_micro_batches(
     schedule, ranks, micro_batches = configuration
     for rank in range(ranks):
         order = list(schedule.compute(rank, ranks, micro_batches))
-        for run in (Forward, Backward, BackwardInput, BackwardWeight):
+        for run in (Forward, Backward, BackwardInput, BackwardWeight, Choose, Accept):
             for stage in {one.stage for one in order}:
                 seen = [one.micro_batch for one in order if isinstance(one, run) and one.stage == stage]
                 assert seen == sorted(seen)

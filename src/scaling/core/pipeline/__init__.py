@@ -14,5 +14,9 @@ if TYPE_CHECKING:
     from scaling.core.pipeline.loss import LossOutput as LossOutput
     from scaling.core.pipeline.loss import StepLoss as StepLoss
     from scaling.core.pipeline.module import ParallelModule as ParallelModule
+    from scaling.core.pipeline.ring import TokenRing as TokenRing
+    from scaling.core.pipeline.ring import predicted_gain as predicted_gain
+    from scaling.core.pipeline.ring_engine import RingEngine as RingEngine
+    from scaling.core.pipeline.ring_engine import RingWork as RingWork
 
 load_on_use(__name__)

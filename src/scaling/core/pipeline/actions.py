@@ -1,4 +1,4 @@
-"""What a pipeline rank does: forward passes, backward passes (whole or in two halves), sends and receives."""
+"""What a pipeline rank does: forward and backward passes, the choice of tokens, sends and receives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias, final
 
 from scaling.core.pipeline.stage_map import StageMap
 
-Payload: TypeAlias = Literal["activation", "gradient"]
+Payload: TypeAlias = Literal["activation", "gradient", "token"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,27 @@ class BackwardWeight(Compute):
     letter = "W"
 
 
+@final
+@dataclass(frozen=True)
+class Choose(Compute):
+    """Draw the next token of each row, from what the last stage made of a micro-batch."""
+
+    letter = "C"
+
+
+@final
+@dataclass(frozen=True)
+class Accept(Compute):
+    """Take in the tokens that were chosen for a micro-batch: what follows in its rows depends on them."""
+
+    letter = "A"
+
+
 @dataclass(frozen=True)
 class Channel:
     """A directed edge between two pipe ranks: its own communicator, which delivers in the order of the sends.
 
-    Activations and gradients never share one, so that neither waits for the other.
+    Activations, gradients and tokens never share one, so that none waits for another.
     """
 
     source_rank: int
@@ -69,7 +85,11 @@ class Channel:
 
 @dataclass(frozen=True)
 class Message:
-    """What stage `source` makes for its neighbour `target`: activations go to stage + 1, gradients to stage - 1."""
+    """What stage `source` makes for its neighbour `target` in the ring, in which the first stage follows the last one.
+
+    Activations go to stage + 1, gradients to stage - 1. Tokens go from the last stage, which chooses them, to stage 0
+    and on from stage to stage, up to the one before the last.
+    """
 
     micro_batch: int
     source: int
@@ -115,7 +135,12 @@ Action: TypeAlias = "Compute | Send | Recv"
 def earlier(compute: Compute) -> Compute | None:
     """Return what the same stage must have computed before."""
     match compute:
-        case Backward(micro_batch, stage) | BackwardInput(micro_batch, stage):
+        case (
+            Backward(micro_batch, stage)
+            | BackwardInput(micro_batch, stage)
+            | Choose(micro_batch, stage)
+            | Accept(micro_batch, stage)
+        ):
             return Forward(micro_batch, stage)
         case BackwardWeight(micro_batch, stage):
             return BackwardInput(micro_batch, stage)
@@ -123,22 +148,31 @@ def earlier(compute: Compute) -> Compute | None:
 
 
 def consumed(compute: Compute, stages: StageMap) -> Message | None:
-    """Return what a computation takes from a neighbouring stage: nothing at the first stage's input and at the loss."""
+    """Return what a computation takes from a neighbour in the ring of stages.
+
+    Nothing at the first stage's input, at the loss, and where the last stage takes in tokens: it has chosen them.
+    """
     stage = compute.stage
     match compute:
         case Forward() if stage > 0:
             return Message(compute.micro_batch, stage - 1, stage, "activation")
         case Backward() | BackwardInput() if stage < stages.last:
             return Message(compute.micro_batch, stage + 1, stage, "gradient")
+        case Accept() if stage < stages.last:
+            return Message(compute.micro_batch, stage - 1 if stage > 0 else stages.last, stage, "token")
     return None
 
 
 def produced(compute: Compute, stages: StageMap) -> Message | None:
-    """Return what a computation makes for a neighbouring stage."""
+    """Return what a computation makes for a neighbour in the ring of stages."""
     stage = compute.stage
     match compute:
         case Forward() if stage < stages.last:
             return Message(compute.micro_batch, stage, stage + 1, "activation")
         case Backward() | BackwardInput() if stage > 0:
             return Message(compute.micro_batch, stage, stage - 1, "gradient")
+        case Choose() if 0 < stage == stages.last:
+            return Message(compute.micro_batch, stage, 0, "token")
+        case Accept() if stage + 1 < stages.last:
+            return Message(compute.micro_batch, stage, stage + 1, "token")
     return None

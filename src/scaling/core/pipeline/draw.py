@@ -13,7 +13,8 @@ from scaling.core.pipeline.stage_map import StageMap
 def label(action: Action, stages: StageMap) -> str:
     """Return a short name: `F3`, `B3`, `S3`, `R3` do something with micro-batch 3, `F3.1` on a rank's second stage.
 
-    `I3` and `W3` are the halves of a backward pass: the gradients of the input, and of the weights.
+    `I3` and `W3` are the halves of a backward pass: the gradients of the input, and of the weights. `C3` chooses
+    tokens, `A3` takes them in.
     """
     chunk = stages.chunk_of(action.stage) if isinstance(action, Compute) else 0
     return f"{action.letter}{action.micro_batch}" + (f".{chunk}" if chunk else "")
@@ -75,7 +76,8 @@ def _entries(event: Event, stages: StageMap, microseconds: float) -> list[dict[s
     entries = [{**box, "args": asdict(action)}]
     match action:
         case Send(micro_batch, source, target) | Recv(micro_batch, source, target):
-            arrow = {"name": action.payload, "cat": "message", "id": f"{micro_batch}:{source}>{target}", **row}
+            name = f"{action.payload} {micro_batch}:{source}>{target}"
+            arrow = {"name": action.payload, "cat": "message", "id": name, **row}
             sends = isinstance(action, Send)
             entries.append(arrow | ({"ph": "s", "ts": start} if sends else {"ph": "f", "bp": "e", "ts": end}))
     return entries

@@ -57,8 +57,8 @@ def lower_all(schedule: Schedule, ranks: int, micro_batches: int) -> tuple[tuple
 
 
 def _neighbours(stages: StageMap, rank: int) -> list[int]:
-    """Return the other ranks that hold a stage beside one of this rank's."""
-    beside = {other for stage in stages.stages_of(rank) for other in (stage - 1, stage + 1) if 0 <= other < len(stages)}
+    """Return the other ranks that hold a stage beside one of this rank's, in the ring of stages."""
+    beside = {other % len(stages) for stage in stages.stages_of(rank) for other in (stage - 1, stage + 1)}
     return sorted({stages.rank_of(stage) for stage in beside} - {rank})
 
 

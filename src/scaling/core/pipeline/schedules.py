@@ -38,7 +38,7 @@ class GPipe:
 
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         """Yield what `rank` computes in one step, in order."""
-        _check(rank, ranks, micro_batches)
+        check_numbers(rank, ranks, micro_batches)
         yield from (Forward(micro_batch, rank) for micro_batch in range(micro_batches))
         yield from (Backward(micro_batch, rank) for micro_batch in range(micro_batches))
 
@@ -52,7 +52,7 @@ class OneFOneB:
 
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         """Yield what `rank` computes in one step, in order."""
-        _check(rank, ranks, micro_batches)
+        check_numbers(rank, ranks, micro_batches)
         forwards = (Forward(micro_batch, rank) for micro_batch in range(micro_batches))
         backwards = (Backward(micro_batch, rank) for micro_batch in range(micro_batches))
         yield from _one_by_one(ranks - 1 - rank, forwards, backwards)
@@ -75,7 +75,7 @@ class Interleaved1F1B:
 
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         """Yield what `rank` computes in one step, in order."""
-        _check(rank, ranks, micro_batches)
+        check_numbers(rank, ranks, micro_batches)
         if micro_batches % ranks:
             raise LayoutError(
                 f"the interleaved schedule needs a number of micro-batches that pipe_parallel_size divides, but "
@@ -97,7 +97,7 @@ class ForwardOnly:
 
     def compute(self, rank: int, ranks: int, micro_batches: int) -> Iterator[Compute]:
         """Yield what `rank` computes in one evaluation step, in order."""
-        _check(rank, ranks, micro_batches)
+        check_numbers(rank, ranks, micro_batches)
         stages = self.stages.over(ranks).stages_of(rank)
         yield from (Forward(*at) for at in _rounds(stages, ranks, micro_batches))
 
@@ -119,7 +119,7 @@ def _one_by_one(warm_up: int, forwards: Iterator[Forward], backwards: Iterator[B
     yield from backwards
 
 
-def _check(rank: int, ranks: int, micro_batches: int) -> None:
+def check_numbers(rank: int, ranks: int, micro_batches: int) -> None:
     """Refuse numbers for which there is no schedule."""
     if micro_batches < 1:
         raise LayoutError(

@@ -10,11 +10,13 @@ from typing import final
 
 from scaling.core.errors import ScheduleError
 from scaling.core.pipeline.actions import (
+    Accept,
     Action,
     Backward,
     BackwardInput,
     BackwardWeight,
     Channel,
+    Choose,
     Compute,
     Forward,
     Message,
@@ -63,7 +65,7 @@ class Simulation:
 
 
 def usual_duration(action: Action) -> float:
-    """Return 1 for a forward pass and for half a backward pass, 2 for a whole one, 0 for communication."""
+    """Return 1 for a forward pass and for half a backward pass, 2 for a whole one, 0 for tokens and communication."""
     match action:
         case Forward() | BackwardInput() | BackwardWeight():
             return 1.0
@@ -80,9 +82,9 @@ def simulate(
 
     Every channel delivers in order. A send returns at once and its message waits for the receiver: so does the engine,
     and so every schedule is free of deadlock. With `rendezvous` a send lasts until its receive, as on channels without
-    buffers. That only GPipe, and forward passes with one stage per rank, survive; with 1F1B a rank sends an activation
-    down while its neighbour sends a gradient up, with several stages per rank all ranks send around the ring at once,
-    and nobody comes to a receive.
+    buffers. That only GPipe, forward passes with one stage per rank, and a token ring of at most half as many groups as
+    ranks (rounded up) survive; with 1F1B a rank sends an activation down while its neighbour sends a gradient up, with
+    several stages per rank, or more groups, all ranks send around the ring at once, and nobody comes to a receive.
 
     Raises `ScheduleError` where ranks wait for each other for ever, a message meets another's receive or none, a
     computation lacks its input, or a stage leaves out a micro-batch.
@@ -244,17 +246,25 @@ def _stages_of(actions: Sequence[Sequence[Action]]) -> StageMap:
         for action in (action for action in own if isinstance(action, Compute)):
             if (first := earlier(action)) and first not in counts:
                 raise ScheduleError(f"{action} comes before {first}")
+            if isinstance(action, Choose) and (late := Accept(action.micro_batch, action.stage)) in counts:
+                raise ScheduleError(f"{late} comes before {action}")
             counts[action] += 1
             if isinstance(action, Forward):
                 homes[action.stage] = rank
     micro_batches = sorted({compute.micro_batch for compute in counts})
-    trains = any(not isinstance(compute, Forward) for compute in counts)
-    for at in product(micro_batches, range(1 + max(homes, default=-1))):
+    trains = any(isinstance(compute, (Backward, BackwardInput, BackwardWeight)) for compute in counts)
+    chooses = any(isinstance(compute, (Choose, Accept)) for compute in counts)
+    last = max(homes, default=-1)
+    for at in product(micro_batches, range(1 + last)):
         whole, halves = Backward(*at), (BackwardInput(*at), BackwardWeight(*at))
         divided = any(half in counts for half in halves)
         if divided and whole in counts:
             raise ScheduleError(f"{whole} happens beside its halves; it has to happen once")
-        for compute in (Forward(*at), *((halves if divided else (whole,)) if trains else ())):
+        backwards: tuple[Compute, ...] = (halves if divided else (whole,)) if trains else ()
+        tokens: tuple[Compute, ...] = ((Choose(*at),) if at[1] == last else ()) + (Accept(*at),) if chooses else ()
+        for compute in (Forward(*at), *backwards, *tokens):
             if counts[compute] != 1:
                 raise ScheduleError(f"{compute} happens {counts[compute]} times in a step; it has to happen once")
+        if at[1] < last and (stray := Choose(*at)) in counts:
+            raise ScheduleError(f"{stray} happens on a stage before the last, stage {last}, which chooses the tokens")
     return StageMap(tuple(homes[stage] for stage in range(len(homes))))

@@ -1,0 +1,197 @@
+"""Carry out the token ring on this rank's stage, one micro-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from scaling.core.collectives import ops
+from scaling.core.errors import LayoutError, ScheduleError
+from scaling.core.pipeline.actions import Accept, Action, Choose, Forward, Recv, Send
+from scaling.core.pipeline.link import Outbox
+from scaling.core.pipeline.module import ParallelModule
+from scaling.core.pipeline.ring import TokenRing
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.topology import Topology
+
+TOKEN_DTYPE = torch.float64
+"""Holds every token number and every log-probability exactly."""
+
+
+class RingWork(Protocol):
+    """What an application does at each action. Micro-batches have the numbers of the schedule.
+
+    Whatever says if and in which shape something travels has to say the same on all ranks.
+    """
+
+    dtype: torch.dtype
+    """Of the activations between stages."""
+
+    def begins(self, micro_batch: int) -> bool:
+        """Return whether a micro-batch has anything to do; else it is left out, on all ranks.
+
+        Asked once, when the tokens of the micro-batch `groups` before are taken in.
+        """
+
+    def inputs(self, micro_batch: int) -> Any:
+        """Return the input of the first layer. On the first stage."""
+
+    def arrived(self, micro_batch: int, activations: Tensor) -> Any:
+        """Return the input of a later stage, from what `left` returned on the stage before."""
+
+    def left(self, micro_batch: int, output: Any) -> Tensor:
+        """Return what the next stage gets of this stage's output: a tensor of `shape` and `dtype`."""
+
+    def shape(self, micro_batch: int) -> tuple[int, ...]:
+        """Return the shape of the activations between stages."""
+
+    def choose(self, micro_batch: int, output: Any) -> Tensor:
+        """Return the chosen tokens, float64 [rows, numbers], alike on all model ranks. On the last stage.
+
+        Not asked where there are no rows. The tensor must not change any more.
+        """
+
+    def chosen_shape(self, micro_batch: int) -> tuple[int, int]:
+        """Return [rows, numbers] of the chosen tokens; no rows where a micro-batch ends no prompt.
+
+        Asked until the tokens are accepted.
+        """
+
+    def accept(self, micro_batch: int, chosen: Tensor) -> None:
+        """Take in the chosen tokens, once per micro-batch that began. The tensor must not be changed."""
+
+
+_Do: TypeAlias = Callable[[int, RingWork, Any], Any]
+"""Carries out one action for a micro-batch: takes what the action before it left, and leaves something for the next."""
+
+
+@final
+class RingEngine:
+    """Carries out the actions of a `TokenRing`.
+
+    Making one is collective: all ranks (the groups of the links are made). Messages have no headers: their shapes
+    follow on every rank from what all know. Sends do not block. An exception ends what is under way here; what other
+    ranks have begun they cannot finish then, so the process has to end, by which they are told, as in training.
+    """
+
+    def __init__(self, module: ParallelModule, topology: Topology) -> None:
+        self._rank, self._ranks = topology.index(Axis.PIPE), topology.size(Axis.PIPE)
+        stages = list(module.stages.values())
+        if len(module.partition) != self._ranks:
+            raise LayoutError(
+                f"generation needs one pipeline stage on each rank, but {len(module.partition)} stages are on "
+                f"{self._ranks} pipe ranks; load the model with pipe_chunks_per_rank 1"
+            )
+        (self._stage,) = stages
+        self._device = topology.device
+        self._activations = topology.link("activation", descending=False)  # that of training, which rests meanwhile
+        self._tokens = topology.link("token", descending=False)
+        self._outbox = Outbox()
+        self._plans: dict[int, tuple[Sequence[_Do], Sequence[_Do]]] = {}
+        """By the number of groups: what is done for the micro-batch `groups` before, and for the new one."""
+        self._begun: set[int] = set()
+        """Micro-batches whose tokens are not taken in yet."""
+        self._chosen: dict[int, Tensor] = {}
+        """On the last stage: chosen, and not yet taken in."""
+
+    def step(self, micro_batch: int, groups: int, work: RingWork) -> None:
+        """Take in the tokens of micro-batch `micro_batch - groups`, and carry out the new one if it begins.
+
+        Collective: all ranks of the pipe and model axes, for micro-batches 0, 1, 2, ... At the end, `groups` of them
+        that do not begin take in what is left. Call it without gradients.
+        """
+        if groups not in self._plans:
+            self._plans[groups] = self._plan(groups)
+        finishing, going_on = self._plans[groups]
+        before, value = micro_batch - groups, None
+        try:
+            if before in self._begun:
+                for do in finishing:
+                    value = do(before, work, value)
+                self._begun.remove(before)
+            if work.begins(micro_batch):
+                self._begun.add(micro_batch)
+                value = None
+                for do in going_on:
+                    value = do(micro_batch, work, value)
+            elif not self._begun:
+                self._outbox.wait()  # whoever is through may leave
+        except BaseException:
+            self._begun.clear()
+            self._chosen.clear()
+            raise
+
+    def _plan(self, groups: int) -> tuple[Sequence[_Do], Sequence[_Do]]:
+        finishing: list[_Do] = []
+        going_on: list[_Do] = []
+        for action in TokenRing(groups).actions(self._rank, self._ranks, groups):
+            (going_on if action.micro_batch == groups else finishing).append(self._doing(action))
+        return finishing, going_on
+
+    def _doing(self, action: Action) -> _Do:
+        match action:
+            case Forward():
+                return self._forward
+            case Choose():
+                return self._choose
+            case Accept():
+                return self._accept
+            case Recv(payload="activation"):
+                return partial(self._receive_activations, action.source)
+            case Send(payload="activation"):
+                return partial(self._send_activations, action.target)
+            case Recv(payload="token"):
+                return partial(self._receive_tokens, action.source)
+            case Send(payload="token"):
+                return partial(self._send_tokens, action.target)
+        raise ScheduleError(f"the ring does not know what to do at {action}")
+
+    def _forward(self, micro_batch: int, work: RingWork, arrived: Tensor | None) -> Any:
+        return self._stage(work.inputs(micro_batch) if arrived is None else work.arrived(micro_batch, arrived))
+
+    def _choose(self, micro_batch: int, work: RingWork, output: Any) -> Tensor:
+        shape = work.chosen_shape(micro_batch)
+        chosen = work.choose(micro_batch, output) if shape[0] else self._new(shape, TOKEN_DTYPE)
+        _check("the chosen tokens", chosen, shape, TOKEN_DTYPE)
+        self._chosen[micro_batch] = chosen
+        return chosen
+
+    def _accept(self, micro_batch: int, work: RingWork, chosen: Tensor | None) -> Tensor:
+        if chosen is None:
+            chosen = self._chosen.pop(micro_batch)
+        work.accept(micro_batch, chosen)
+        return chosen
+
+    def _receive_activations(self, peer: int, micro_batch: int, work: RingWork, nothing: None) -> Tensor:
+        buffer = self._new(work.shape(micro_batch), work.dtype)
+        return ops.receive(buffer, self._activations, source=peer)
+
+    def _send_activations(self, peer: int, micro_batch: int, work: RingWork, output: Any) -> None:
+        activations = work.left(micro_batch, output)
+        _check("what leaves the stage", activations, work.shape(micro_batch), work.dtype)
+        self._outbox.send(activations, self._activations, peer)
+
+    def _receive_tokens(self, peer: int, micro_batch: int, work: RingWork, nothing: None) -> Tensor:
+        shape = work.chosen_shape(micro_batch)
+        buffer = self._new(shape, TOKEN_DTYPE)
+        return ops.receive(buffer, self._tokens, source=peer) if shape[0] else buffer
+
+    def _send_tokens(self, peer: int, micro_batch: int, work: RingWork, chosen: Tensor) -> None:
+        if chosen.shape[0]:
+            self._outbox.send(chosen, self._tokens, peer)
+
+    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self._device)
+
+
+def _check(what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuse what the receiver does not expect: it would wait for ever, or take the numbers for others."""
+    if tensor.shape != shape or tensor.dtype != dtype:
+        raise ScheduleError(
+            f"{what}: {tensor.dtype} {list(tensor.shape)}, where {dtype} {list(shape)} was announced; other ranks "
+            "expect what is announced"
+        )
