@@ -91,5 +91,8 @@ if TYPE_CHECKING:
     from scaling.core.nn.shard import Shard as Shard
     from scaling.core.nn.shard import even_shard as even_shard
     from scaling.core.nn.shard import padded_shard as padded_shard
+    from scaling.core.nn.token_scores import TokenScores as TokenScores
+    from scaling.core.nn.token_scores import gather_vocabulary as gather_vocabulary
+    from scaling.core.nn.token_scores import linear_token_scores as linear_token_scores
 
 load_on_use(__name__)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.boxes import GlobalTensor, whole
+from scaling.core.collectives import ops
 from scaling.core.data.types import MicroBatch
 from scaling.core.nn.parameter import ParameterMeta, meta
 from scaling.core.pipeline.actions import Action
@@ -95,6 +96,23 @@ class ParallelModule(nn.Module):
     def last(self) -> bool:
         """Whether this rank runs the last layer."""
         return str(len(self.partition) - 1) in self.stages
+
+    @property
+    def num_layers(self) -> int:
+        """Return the number of layers of the whole model."""
+        return self.partition[-1].stop
+
+    def share(self, value: Tensor | None, layer: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return on all pipe ranks the tensor that the rank with a layer has, and of which all know shape and type.
+
+        What others pass is not looked at. Collective over the pipe axis: a broadcast.
+        """
+        stages = self._engine.stage_map
+        source = stages.rank_of(next(stage for stage, layers in enumerate(self.partition) if layer in layers))
+        if self.topology.index(Axis.PIPE) != source:
+            value = torch.empty(tuple(shape), dtype=dtype, device=self.topology.device)
+        assert value is not None
+        return ops.broadcast(value.contiguous(), self.topology.group(Axis.PIPE), source=source)
 
     def train_step(
         self, batches: Iterator[MicroBatch], loss_function: LossFunction, *, gradient_scale: Tensor | None = None

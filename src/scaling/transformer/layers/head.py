@@ -15,10 +15,13 @@ from scaling.core import (
     Place,
     RMSNorm,
     TokenLosses,
+    TokenScores,
     VocabParallelEmbedding,
     enter_model_parallel,
+    gather_vocabulary,
     linear_cross_entropy,
     linear_logits,
+    linear_token_scores,
     new_parameter,
     padded_shard,
     without_padding,
@@ -89,6 +92,28 @@ class HeadOutput:
             normalisers=normalisers,
         )
 
+    def all_logits(self, vocabulary: int) -> Tensor:
+        """Return the logits [b, s, vocabulary] over all model ranks, on all of them. Collective over the model axis."""
+        return gather_vocabulary(self.logits(), group=self.place.group, vocabulary=vocabulary)
+
+    def token_scores(self, targets: Tensor, *, chunk_size: int) -> TokenScores:
+        """Return log-probabilities and most likely tokens [b * s], as `linear_token_scores` does, for targets int64.
+
+        Collective over the model axis.
+        """
+        return linear_token_scores(
+            self.hidden.flatten(0, 1),
+            self.weight,
+            targets.flatten(),
+            bias=self.bias,
+            terms=[term._replace(hidden=term.hidden.flatten(0, 1)) for term in self.terms],
+            scale=self.scale,
+            cap=self.cap,
+            group=self.place.group,
+            offset=self.offset,
+            chunk_size=chunk_size,
+        )
+
     def last(self) -> Self:
         """Return the output for the last token of each row."""
         return self.behind(self.hidden.shape[1] - 1)
@@ -97,6 +122,11 @@ class HeadOutput:
         """Return the output for all but the first tokens of each row."""
         terms = tuple(term._replace(hidden=term.hidden[:, tokens:]) for term in self.terms)
         return replace(self, hidden=self.hidden[:, tokens:], terms=terms)
+
+    def at(self, places: Tensor) -> Self:
+        """Return the output for some tokens as one row; `places` int64 [n] count through all rows."""
+        terms = tuple(term._replace(hidden=term.hidden.flatten(0, 1)[places].unsqueeze(0)) for term in self.terms)
+        return replace(self, hidden=self.hidden.flatten(0, 1)[places].unsqueeze(0), terms=terms)
 
 
 @final
