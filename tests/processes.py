@@ -29,3 +29,12 @@ def is_running(pid: int) -> bool:
     except FileNotFoundError:  # it has ended, or this system shows no processes as files
         return not Path("/proc/self/stat").exists()
     return state != "Z"
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started and those that these have, while they are there."""
+    found = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, listed.read_text().split()):
+            found += [child, *descendants(child)]
+    return found

@@ -1,9 +1,11 @@
-"""Leave soon when asked: by an exception that cleans up, and without it where Python is not at work for a second."""
+"""Leave soon when asked, by an exception that cleans up or else without it, and when nobody reads any more."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -11,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
 from types import FrameType
+
+from scaling.core.runner.outcome import OUTPUT_CLOSED
+
+STANDARD_OUTPUT = 1
 
 PATIENCE_SECONDS = 1.0
 """How long cleaning up may take. A library that computes hears of no signal: one that trains a tokenizer, say."""
@@ -42,6 +48,44 @@ def leaving_soon() -> Iterator[None]:
         for number, handler in former.items():
             signal.signal(number, handler)
         os.close(writer)
+
+
+@contextmanager
+def ending_with_reader() -> Iterator[None]:
+    """End the process as soon as the pipe that it writes to has no reader, without a word and whatever it is at.
+
+    For work that does nothing but write to standard output. A pipe that is written to now and then would not tell.
+    """
+    stopped, stop = os.pipe()
+    watch = threading.Thread(target=_end_unread, args=(stopped,), name="scaling-reader", daemon=True)
+    watch.start()
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(OUTPUT_CLOSED)  # any other way would try to write what is left
+    finally:
+        os.close(stop)
+        watch.join()
+
+
+def _end_unread(stopped: int) -> None:
+    poller = select.poll()
+    poller.register(stopped, 0)  # hung up once the other end is closed
+    kind = os.fstat(STANDARD_OUTPUT).st_mode if _is_open(STANDARD_OUTPUT) else 0
+    if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
+        poller.register(STANDARD_OUTPUT, 0)
+    if any(place == STANDARD_OUTPUT for place, _ in poller.poll()):
+        os._exit(OUTPUT_CLOSED)
+    os.close(stopped)
+
+
+def _is_open(place: int) -> bool:
+    try:
+        os.fstat(place)
+    except OSError:
+        return False
+    return True
 
 
 def _insist(reader: int) -> None:

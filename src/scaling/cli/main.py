@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 from scaling.cli.leaving import leaving_soon
 from scaling.cli.many_values import taking_many
 from scaling.core.errors import ScalingError
+from scaling.core.topology.launch import is_started_by_runner
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,22 @@ def _options(
     pass
 
 
-def main() -> None:
-    """Run the command. What is the user's to put right ends with a message and its status, without a traceback."""
+@contextlib.contextmanager
+def ending_with_message() -> Iterator[None]:
+    """Be the outermost frame of a command. What is the user's to put right ends it with a message and its status."""
     try:
-        with leaving_soon():
-            app()
+        # One of several processes has nothing to clean up, and whoever has started it says how the command ended.
+        with contextlib.nullcontext() if is_started_by_runner() else leaving_soon():
+            yield
     except ScalingError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
+
+
+def main() -> None:
+    """Run the command."""
+    with ending_with_message():
+        app()
 
 
 if __name__ == "__main__":

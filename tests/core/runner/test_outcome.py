@@ -91,5 +91,12 @@ def test_a_second_request_has_the_conventional_status() -> None:
     assert (result.status, result.cause) == (130, None)
 
 
+@pytest.mark.parametrize("code", [141, -signal.SIGPIPE])
+def test_output_that_nobody_reads_any_more_is_no_failure_to_explain(code: int) -> None:
+    result = outcome([end(0, code), end(1, 1, said="lost rank 0", at=9.0), end(2, -15, stopped=True)])
+    assert (result.status, result.explain()) == (141, "")
+    assert outcome([end(0, 141, said="of its own")]).explain() == "error: of its own"
+
+
 def test_signals_without_a_name_are_named_by_number() -> None:
     assert "signal 40" in outcome([end(0, -40)]).explain()

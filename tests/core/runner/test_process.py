@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from scaling.core.errors import DataError
-from scaling.core.runner.process import RUNNER_VARIABLE, run_process
+from scaling.core.runner.process import run_process
 from scaling.core.runner.report import Report
+from scaling.core.topology.launch import RUNNER_VARIABLE
 
 WORKER = Path(__file__).with_name("worker_script.py")
 

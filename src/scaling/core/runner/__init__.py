@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scaling.core.runner.config import RunnerConfig as RunnerConfig
     from scaling.core.runner.config import RunnerDockerConfig as RunnerDockerConfig
     from scaling.core.runner.config import RunnerType as RunnerType
+    from scaling.core.runner.main import run_program as run_program
     from scaling.core.runner.main import runner_main as runner_main
     from scaling.core.runner.process import run_process as run_process
 

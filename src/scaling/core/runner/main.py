@@ -1,4 +1,4 @@
-"""runner_main: start the processes of a run, wait for them, and say how it ended."""
+"""runner_main and run_program: start the processes of a run, wait for them, and say how it ended."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from scaling.core.runner.cluster import machines, refuse_other_machines
 from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.cores import available_cores
 from scaling.core.runner.outcome import Outcome, ProcessEnd, outcome
-from scaling.core.runner.process import ERROR_FILE_VARIABLE, RUNNER_VARIABLE
+from scaling.core.runner.process import ERROR_FILE_VARIABLE
 from scaling.core.runner.report import Report
 from scaling.core.runner.supervisor import POLL_SECONDS, Supervisor
 from scaling.core.storage.lock import locked
-from scaling.core.topology.launch import CONFIG_COPY_VARIABLE, LaunchContext
+from scaling.core.topology.launch import CONFIG_COPY_VARIABLE, RUNNER_VARIABLE, LaunchContext
 
 
 def runner_main(
@@ -58,18 +58,45 @@ def _run(config: RunnerConfig, target: str, arguments: Sequence[str], *, process
     program = [target, *arguments] if _is_script(target) else ["-m", target, *arguments]
     named = machines(config)
     refuse_other_machines(named, config, program, processes=processes)
-    command = [sys.executable, "-u", *program]
     gpus = named[0].gpus if named else None
     with _environment(processes, gpus=gpus, script=_is_script(target)), Supervisor() as supervisor:
-        if processes == 1:
-            ends = _run_one(command, supervisor)
-        else:
-            ends = _run_several(command, supervisor, processes=processes, master_port=config.master_port)
-    result = outcome(ends, asked=supervisor.asked, forced=supervisor.forced)
-    _tell(result, processes=processes)
+        result = _supervised(program, supervisor, processes=processes, master_port=config.master_port)
     if log_dir is not None:
         _record(result, log_dir, asked=supervisor.asked)
     return result.status
+
+
+def run_program(
+    module: str, arguments: Sequence[str], *, processes: int, variables: Mapping[str, str] | None = None
+) -> int:
+    """Run `python -m MODULE ARGUMENTS` in `processes` processes of this machine; return the exit status.
+
+    For what has nothing to save: asked to leave, all processes end at once, and the status is 128 and the number of the
+    signal, as that of other programs. 141 where whoever read the output has closed it, without a word. Else a failure
+    is told as `runner_main` tells it. Each process finds `variables` in its environment; it ends in `run_process`, and
+    leaves SIGTERM as it is. Not for a process that a launcher has started (`LaunchContext.launched`).
+    """
+    with (
+        _environment(processes, gpus=None, script=False),
+        _variables(variables or {}),
+        Supervisor(may_save=False) as supervisor,
+    ):
+        result = _supervised(["-m", module, *arguments], supervisor, processes=processes, master_port=None)
+    if result.status == ExitStatus.PREEMPTED and supervisor.asked is not None:
+        return 128 + supervisor.asked
+    return result.status
+
+
+def _supervised(program: Sequence[str], supervisor: Supervisor, *, processes: int, master_port: int | None) -> Outcome:
+    """Run what Python is given in processes, and print how they ended."""
+    command = [sys.executable, "-u", *program]
+    if processes == 1:
+        ends = _run_one(command, supervisor)
+    else:
+        ends = _run_several(command, supervisor, processes=processes, master_port=master_port)
+    result = outcome(ends, asked=supervisor.asked, forced=supervisor.forced)
+    _tell(result, processes=processes)
+    return result
 
 
 def _run_one(command: Sequence[str], supervisor: Supervisor) -> list[ProcessEnd]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from scaling.core.errors import ExitStatus
 from scaling.core.runner.report import Report
+
+OUTPUT_CLOSED: Final = 128 + signal.SIGPIPE
+"""Status of a process, as of one ended by the signal, whose output nobody reads any more: that of `... | head`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,8 @@ def outcome(ends: Sequence[ProcessEnd], *, asked: signal.Signals | None = None, 
         causes = [end for end in causes if end.report is None or end.report.time <= asked_at]
     if causes:
         cause = min(causes, key=lambda end: end.order)
+        if _could_not_write(cause):
+            return Outcome(status=OUTPUT_CLOSED)
         is_shared = len({end.summary for end in ends}) == 1
         return Outcome(status=_status(cause), cause=cause, is_shared=is_shared)
     if left or (asked is not None and (failed or not ends)):
@@ -101,6 +107,10 @@ def outcome(ends: Sequence[ProcessEnd], *, asked: signal.Signals | None = None, 
 
 def _was_stopped(end: ProcessEnd) -> bool:
     return end.stopped or end.ended_by in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+def _could_not_write(end: ProcessEnd) -> bool:
+    return end.report is None and end.exit_code in (OUTPUT_CLOSED, -signal.SIGPIPE)
 
 
 def _name(number: int) -> str:

@@ -17,9 +17,8 @@ from typing import NoReturn
 from scaling.core.errors import AskedToLeave, ExitStatus, HangError
 from scaling.core.logging.setup import log_to_file
 from scaling.core.runner.report import Report
+from scaling.core.topology.launch import RUNNER_VARIABLE
 
-RUNNER_VARIABLE = "SCALING_RUNNER_PID"
-"""Set by the runner for the processes it starts: it prints the first cause itself, and they end when it is gone."""
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 
 

@@ -29,7 +29,7 @@ class Supervisor:
     Call `check` every `POLL_SECONDS`. Leaving kills whatever is left. Outside the main thread, signals are not handled.
     """
 
-    def __init__(self, processes: Callable[[], Mapping[int, int | None]] = dict) -> None:
+    def __init__(self, processes: Callable[[], Mapping[int, int | None]] = dict, *, may_save: bool = True) -> None:
         self.processes = processes
         """Returns those started so far: for each process id its exit code, None while nobody has waited for it. Each
         leads a process group of its own. Set by who starts them: what was asked before is passed on to them, too."""
@@ -38,6 +38,7 @@ class Supervisor:
         self._since = 0.0
         self._deadline: float | None = None
         self._is_interruptible = False
+        self._may_save = may_save  # else they end as soon as they are asked, and nobody has to be told to wait
         self.asked: signal.Signals | None = None
         """The signal by which the run was asked to leave."""
         self.forced = False
@@ -88,8 +89,9 @@ class Supervisor:
         if self.asked is None:
             self.asked, self._since = signal.Signals(number), now
             self._pass_on(self.asked)
-            what = "the run stops, and saves if it has begun and has a save_dir"
-            _say(f"{self.asked.name}: {what}; a second one ends it at once")
+            if self._may_save:
+                what = "the run stops, and saves if it has begun and has a save_dir"
+                _say(f"{self.asked.name}: {what}; a second one ends it at once")
             if self._is_interruptible:
                 raise AskedToLeave(self.asked.name)
         elif now - self._since >= _SECOND_REQUEST_SECONDS and not self.forced:

@@ -12,6 +12,8 @@ from scaling.core.errors import LayoutError
 
 CONFIG_COPY_VARIABLE: Final = "SCALING_CONFIG_COPY"
 """Set by the runner for the processes it starts: where it keeps the configuration as it has read and checked it."""
+RUNNER_VARIABLE: Final = "SCALING_RUNNER_PID"
+"""Set by the runner for the processes it starts: it prints the first cause itself, and they end when it is gone."""
 _SLURM_MASTER = (
     'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500 before srun'
 )
@@ -98,6 +100,11 @@ class LaunchContext:
             launched=True,
             config_copy=_config_copy(environ),
         )
+
+
+def is_started_by_runner() -> bool:
+    """Return whether the runner has started this process; not so for those that a process of the runner starts."""
+    return os.environ.get(RUNNER_VARIABLE) == str(os.getppid())
 
 
 def _is_srun_task(environ: Mapping[str, str]) -> bool:

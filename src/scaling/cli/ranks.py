@@ -1,0 +1,127 @@
+"""Run a command over several processes: the options that say over how many, and the way from one to all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from scaling.cli.leaving import ending_with_reader
+from scaling.core import ConfigError, LaunchContext, Topology, TopologyConfig, run_process, run_program
+from scaling.transformer.inference.device import require_device
+
+COMMAND = "scaling.cli.main"
+"""The module of the command, which is started again with its arguments."""
+
+_KINDS = ("cpu", "cuda")
+
+ModelParallelSize = Annotated[
+    int, typer.Option("--model-parallel-size", min=1, metavar="N", help="Processes that share every layer.")
+]
+PipeParallelSize = Annotated[
+    int, typer.Option("--pipe-parallel-size", min=1, metavar="N", help="Processes that the layers are dealt out to.")
+]
+DataParallelSize = Annotated[
+    int, typer.Option("--data-parallel-size", min=1, metavar="N", help="Copies of the model, each for its part.")
+]
+DeviceName = Annotated[
+    str,
+    # The name is spelled out: one version of typer takes a metavar that is the name in capitals for the option.
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda for a GPU (one for each process), or cuda:N for the one of number N.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """What a process needs to know to do its part of a command."""
+
+    device: str
+    topology: Topology | None = None
+    """All processes of the command; None for one on its own."""
+
+    @property
+    def speaks(self) -> bool:
+        """Return whether this process writes to standard output: the one on its own, or rank 0."""
+        return self.topology is None or self.topology.rank == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Over how many processes a command runs, and on what."""
+
+    device: str = "cpu"
+    model_parallel_size: int = 1
+    pipe_parallel_size: int = 1
+    data_parallel_size: int = 1
+
+    @property
+    def processes(self) -> int:
+        """Return the number of processes."""
+        return self.model_parallel_size * self.pipe_parallel_size * self.data_parallel_size
+
+    @property
+    def are_to_be_started(self) -> bool:
+        """Return whether `run` starts the command again in processes, rather than doing its work in this one."""
+        return self.processes > 1 and not LaunchContext.from_environment().launched
+
+    def run(
+        self, work: Callable[[Here], None], *, variables: Mapping[str, str] | None = None, command: str = COMMAND
+    ) -> None:
+        """Do the work of the command here, or start the command again, as it was given, in as many processes.
+
+        Each of those comes here again, joins the others and works. `variables` are for their environment. Inside
+        torchrun or srun this process is one of them. A failure is said once, whoever notices it. Ends the process where
+        it is one of several, or where one of those it started did not end well.
+        """
+        launch = LaunchContext.from_environment()
+        if launch.launched:
+            signal.signal(
+                signal.SIGTERM, signal.SIG_DFL
+            )  # nothing is to be saved: what computes need not be waited for
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            run_process(lambda: self._work_as_rank(work, launch))
+        if self.processes == 1:
+            with ending_with_reader():
+                work(Here(device=self.device))
+            return
+        self._topology()  # what cannot be is said before anything starts
+        status = run_program(command, sys.argv[1:], processes=self.processes, variables=variables)
+        if status:
+            raise typer.Exit(status)
+
+    def _work_as_rank(self, work: Callable[[Here], None], launch: LaunchContext) -> None:
+        digest = hashlib.sha256(json.dumps(sys.argv[1:]).encode()).hexdigest()
+        with Topology.connect(self._topology(), launch, digest=digest) as topology:
+            here = Here(device=str(topology.device), topology=topology)
+            if here.speaks:
+                with ending_with_reader():
+                    work(here)
+            else:
+                work(here)
+
+    def _topology(self) -> TopologyConfig:
+        if self.device not in _KINDS:
+            require_device(self.device)
+            raise ConfigError(
+                f"--device ({self.device}) is one device, but there are {self.processes} processes, each with one of "
+                "its own; give cpu or cuda, and name the GPUs to use in CUDA_VISIBLE_DEVICES"
+            )
+        return TopologyConfig.from_dict(
+            {
+                "model_parallel_size": self.model_parallel_size,
+                "pipe_parallel_size": self.pipe_parallel_size,
+                "data_parallel_size": self.data_parallel_size,
+                "device": self.device,
+            },
+            quiet=True,
+        )
