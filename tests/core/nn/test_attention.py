@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from scaling.core.errors import LayoutError
 from scaling.core.nn.attention import ParallelSelfAttention, attention_projections
-from scaling.core.nn.attention_cache import CachedAttention, KeyValueCache
 from scaling.core.nn.attention_core import AttentionCore, DroppedAttention, ScaledDotProduct, SpelledOut
 from scaling.core.nn.attention_masks import DocumentMasks
 from scaling.core.nn.cache_spans import CacheShape, Decode, Prefill, Span
@@ -306,23 +305,6 @@ def test_a_copy_of_the_layer_normalises_by_weights_of_its_own(norm: str) -> None
     assert not torch.equal(copied(x, *rest), before)
 
 
-@pytest.mark.parametrize("chunks", [[8], [5, 3], [1] * 8, [4, 1, 1, 2]])
-def test_generating_bit_by_bit_attends_as_the_whole_sequence_does(chunks: list[int]) -> None:
-    variant = Variant(kv_heads=2, rotary=4, packed=False, norm="per_head")
-    layer = variant.build(Topology.single()).eval()
-    fill(layer)
-    x, positions = random(2, SEQUENCE, HIDDEN, seed=1), torch.arange(SEQUENCE).expand(2, SEQUENCE)
-    whole = layer(x, positions, None, variant.samples)
-    usual, start = layer.core, 0
-    layer.attend_with(CachedAttention(KeyValueCache(), Scores(scale=1 / math.sqrt(HEAD_DIM)), heads=range(HEADS)))
-    for chunk in chunks:
-        part = slice(start, start + chunk)
-        close(layer(x[:, part], positions[:, part], None, variant.samples), whole[:, part])
-        start += chunk
-    layer.attend_with(usual)
-    assert torch.equal(layer(x, positions, None, variant.samples), whole)
-
-
 def test_the_past_attends_in_the_place_of_the_core() -> None:
     variant = Variant(kv_heads=2, rotary=4, packed=False, norm="per_head")
     layer = variant.build(Topology.single()).eval()
@@ -338,22 +320,3 @@ def test_the_past_attends_in_the_place_of_the_core() -> None:
         part = slice(start, start + span.tokens)
         found = layer(x[:, part], positions[:, part], None, variant.samples[:1], Past(caches, [span]))
         close(found, whole[:, part])
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_core_gives_way_to_another_whether_it_is_a_module_or_not(dropout: float) -> None:
-    layer = Variant(dropout=dropout, packed=False).build(Topology.single())
-    usual, modules = layer.core, set(layer.modules())
-    assert isinstance(usual, nn.Module) == (dropout > 0)
-    for other in (
-        CachedAttention(KeyValueCache(), Scores(scale=1.0), heads=range(HEADS)),
-        Variant(dropout=0.1).core(Place()),
-        usual,
-    ):
-        layer.attend_with(other)
-        assert layer.core is other
-        assert all(part in set(layer.modules()) for part in (other.modules() if isinstance(other, nn.Module) else ()))
-        assert (usual in set(layer.modules())) == (other is usual and dropout > 0)
-    assert set(layer.modules()) == modules
-    layer.eval()
-    assert not any(module.training for module in layer.modules())

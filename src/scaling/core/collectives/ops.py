@@ -138,6 +138,22 @@ def gather_slices(tensor: Tensor, group: dist.ProcessGroup, *, dim: int) -> Tens
     return joined.movedim(0, dim).flatten(dim, dim + 1)
 
 
+def gather(tensor: Tensor, group: Group, *, to: int) -> Tensor | None:
+    """Return every rank's equally large `tensor`, stacked by rank, on the group's rank `to`; None on the others.
+
+    What travels: the tensor of each other rank, once, to that rank.
+    """
+    if group is None:
+        return tensor.unsqueeze(0)
+    tensor = tensor.contiguous()
+    if group.rank() != to:
+        dist.gather(tensor, None, group=group, group_dst=to)
+        return None
+    stacked = torch.empty((group.size(), *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+    dist.gather(tensor, list(stacked.unbind()), group=group, group_dst=to)
+    return stacked
+
+
 def scatter_sum(tensor: Tensor, group: dist.ProcessGroup, *, dim: int) -> Tensor:
     """Sum `tensor` over the group and keep this rank's slice of `dim`. Reduce-scatter over the group."""
     parts = group.size()

@@ -9,8 +9,6 @@ from scaling.core.lazy import load_on_use
 if TYPE_CHECKING:
     from scaling.core.nn.attention import ParallelSelfAttention as ParallelSelfAttention
     from scaling.core.nn.attention import attention_projections as attention_projections
-    from scaling.core.nn.attention_cache import CachedAttention as CachedAttention
-    from scaling.core.nn.attention_cache import KeyValueCache as KeyValueCache
     from scaling.core.nn.attention_choice import AttentionKernel as AttentionKernel
     from scaling.core.nn.attention_choice import AttentionNeeds as AttentionNeeds
     from scaling.core.nn.attention_choice import choose_kernel as choose_kernel
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.cache_spans import Decode as Decode
     from scaling.core.nn.cache_spans import Prefill as Prefill
     from scaling.core.nn.cache_spans import Span as Span
+    from scaling.core.nn.cached_attention import KeyValueCache as KeyValueCache
     from scaling.core.nn.cached_attention import KeyValueCaches as KeyValueCaches
     from scaling.core.nn.cached_attention import Past as Past
     from scaling.core.nn.config import FP8DType as FP8DType
@@ -57,6 +56,9 @@ if TYPE_CHECKING:
     from scaling.core.nn.linear import ColumnParallelLinear as ColumnParallelLinear
     from scaling.core.nn.linear import LinearEdit as LinearEdit
     from scaling.core.nn.linear import RowParallelLinear as RowParallelLinear
+    from scaling.core.nn.logits import all_gather_vocabulary as all_gather_vocabulary
+    from scaling.core.nn.logits import gather_vocabulary as gather_vocabulary
+    from scaling.core.nn.logits import gathered_bytes as gathered_bytes
     from scaling.core.nn.loss import LogitTerm as LogitTerm
     from scaling.core.nn.loss import TokenLosses as TokenLosses
     from scaling.core.nn.loss import linear_cross_entropy as linear_cross_entropy
@@ -92,7 +94,6 @@ if TYPE_CHECKING:
     from scaling.core.nn.shard import even_shard as even_shard
     from scaling.core.nn.shard import padded_shard as padded_shard
     from scaling.core.nn.token_scores import TokenScores as TokenScores
-    from scaling.core.nn.token_scores import gather_vocabulary as gather_vocabulary
     from scaling.core.nn.token_scores import linear_token_scores as linear_token_scores
 
 load_on_use(__name__)

@@ -78,11 +78,6 @@ class ParallelSelfAttention(nn.Module):
         self._limit = limit
         return self
 
-    def attend_with(self, core: AttentionCore) -> None:
-        """Put another core in the place of the one there is."""
-        del self.core  # torch puts only modules where a module was
-        self.core = core
-
     def forward(
         self,
         x_BSE: Tensor,

@@ -150,7 +150,8 @@ class KeyValueCache:
         self, shared: SharedSpans, number: int, span: Decode, q_1AHD: Tensor, k_1AKD: Tensor, v_1AKD: Tensor
     ) -> Tensor:
         keys_RKPD, values_RKPD, active = self._keys_RKPD[span.pool], self._values_RKPD[span.pool], len(span.starts)
-        found, wide_1AHD = [], _wide(q_1AHD)
+        found: list[Tensor] = []
+        wide_1AHD = _wide(q_1AHD)
         for queries, heads, window in self._pieces:
             plan = shared.decode(number, span, window, keys_RKPD.shape[2], wide_1AHD)
             if not found:  # all pieces keep the same
@@ -244,6 +245,10 @@ class KeyValueCaches:
     def __getitem__(self, attention: nn.Module) -> KeyValueCache:
         """Return the cache of a layer."""
         return self._caches[attention]
+
+    def release(self) -> None:
+        """Give the memory back, also where something else keeps this object for a while, as an error does."""
+        self._caches.clear()
 
     @property
     def nbytes(self) -> int:

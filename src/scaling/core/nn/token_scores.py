@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scaling.core.collectives import ops
@@ -71,12 +70,3 @@ def linear_token_scores(
     has_N = (own_N == highest_N) if local else torch.zeros_like(here_N)
     lowest_N = ops.all_reduce(-torch.where(has_N, index_N + offset, _NOWHERE), group, maximum=True)
     return TokenScores(target_logit_N - total_N.log(), -lowest_N)
-
-
-def gather_vocabulary(logits: Tensor, *, group: Group, vocabulary: int) -> Tensor:
-    """Return the logits [..., vocabulary] of which each rank has its own part [..., v]. All-gather over the group."""
-    if group is None:
-        return logits
-    part = -(-vocabulary // group.size())
-    padded = F.pad(logits, (0, part - logits.shape[-1]))
-    return ops.gather_slices(padded, group, dim=-1)[..., :vocabulary]

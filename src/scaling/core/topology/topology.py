@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from typing_extensions import Self
 
 from scaling.core.errors import LayoutError
@@ -214,6 +215,21 @@ class Topology:
             self._store.set(key, json.dumps(value))
             return value
         return cast(T, json.loads(self._store.get(key)))
+
+    def share(self, tensor: Tensor, axis: Axis, *, source: int = 0) -> Tensor:
+        """Overwrite a tensor with that of the rank at `source` along an axis. Collective: the ranks along it."""
+        group = self.group(axis)
+        if group is not None:
+            dist.broadcast(tensor, group=group, group_src=source)
+        return tensor
+
+    def smallest(self, value: int, *axes: Axis) -> int:
+        """Return the smallest of what the ranks along some axes passed. Collective: these ranks."""
+        found = torch.tensor(value, dtype=torch.int64, device=self.device)
+        for axis in axes:
+            if (group := self.group(axis)) is not None:
+                dist.all_reduce(found, op=dist.ReduceOp.MIN, group=group)
+        return int(found)
 
     def _next_message(self, purpose: str) -> str:
         """Return the key of a message, of which all ranks have sent or read the same number by now."""

@@ -121,11 +121,3 @@ def drawable(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 def _at_least(logarithms: Tensor, temperature: float) -> Tensor:
     """Return the lowest score, before it is divided by the temperature, of a token so likely; lower than rounding."""
     return (logarithms - 1e-3) * (temperature * (1 + 1e-3))
-
-
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """Return one token id per row of logits [b, v], int64 [b]."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    scores, ids = drawable(logits.float(), sampling)
-    return ids.gather(-1, torch.multinomial(scores.exp(), 1, generator=generator)).squeeze(-1)

@@ -17,8 +17,8 @@ from scaling.core import (
     TokenLosses,
     TokenScores,
     VocabParallelEmbedding,
+    all_gather_vocabulary,
     enter_model_parallel,
-    gather_vocabulary,
     linear_cross_entropy,
     linear_logits,
     linear_token_scores,
@@ -94,7 +94,7 @@ class HeadOutput:
 
     def all_logits(self, vocabulary: int) -> Tensor:
         """Return the logits [b, s, vocabulary] over all model ranks, on all of them. Collective over the model axis."""
-        return gather_vocabulary(self.logits(), group=self.place.group, vocabulary=vocabulary)
+        return all_gather_vocabulary(self.logits(), self.place, vocabulary)
 
     def token_scores(self, targets: Tensor, *, chunk_size: int) -> TokenScores:
         """Return log-probabilities and most likely tokens [b * s], as `linear_token_scores` does, for targets int64.
@@ -113,10 +113,6 @@ class HeadOutput:
             offset=self.offset,
             chunk_size=chunk_size,
         )
-
-    def last(self) -> Self:
-        """Return the output for the last token of each row."""
-        return self.behind(self.hidden.shape[1] - 1)
 
     def behind(self, tokens: int) -> Self:
         """Return the output for all but the first tokens of each row."""

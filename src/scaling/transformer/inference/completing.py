@@ -1,0 +1,135 @@
+"""From prompts of tokens to a generation on this rank: plan, caches, work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import final
+
+import torch
+
+from scaling.core import (
+    Axis,
+    ConfigError,
+    Heads,
+    KeyValueCaches,
+    ParallelModule,
+    ParallelSelfAttention,
+    RingEngine,
+    Topology,
+)
+from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.config.model_plan import base_plan_of
+from scaling.transformer.data.tokenizer import Tokenizer
+from scaling.transformer.inference.batching import Batching, Request
+from scaling.transformer.inference.decider import Decider, numbers_of
+from scaling.transformer.inference.free_memory import free_bytes
+from scaling.transformer.inference.generation import Generation, GenerationWork
+from scaling.transformer.inference.options import Options
+from scaling.transformer.inference.plan import (
+    SHARE_OF_FREE,
+    GenerationPlan,
+    Need,
+    attention_layers,
+    plan_generation,
+    row_bytes,
+)
+from scaling.transformer.layers.kernels import scores_of
+
+
+@final
+class Completing:
+    """Starts generations of one model. Making it is collective: all ranks of the pipe and model axes."""
+
+    def __init__(
+        self,
+        module: ParallelModule,
+        config: TransformerArchitectureConfig,
+        topology: Topology,
+        *,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self._config = config
+        self._topology = topology
+        self._tokenizer = tokenizer
+        self._ring = RingEngine(module, topology)
+        self._dtype = getattr(torch, config.precision.value)
+        plan = base_plan_of(config)
+        self._stages = [attention_layers(plan, layers) for layers in module.partition]
+        self._own = list(zip(_attentions(module), self._stages[topology.index(Axis.PIPE)], strict=True))
+
+    def plan(self, prompts: Sequence[Sequence[int]], options: Options, *, placeholders: int = 0) -> GenerationPlan:
+        """Return what a generation will keep, on any rank. Collective where it asks how much memory is free.
+
+        `ConfigError` where it does not fit.
+        """
+        if options.max_tokens == 0:
+            return GenerationPlan((), groups=1, chunk=options.chunk_size)
+        needs = [Need(placeholders + len(prompt) + options.max_tokens - 1, options.samples) for prompt in prompts]
+        return plan_generation(
+            needs,
+            groups=self._topology.size(Axis.PIPE),
+            chunk=options.chunk_size,
+            bytes_of=row_bytes(self._stages, self._topology.size(Axis.MODEL), self._dtype.itemsize),
+            limit=options.max_cache_bytes or self._free_share(),
+        )
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Options,
+        *,
+        placeholders: int = 0,
+        ready: Callable[[], object],
+    ) -> Generation:
+        """Return a generation that has not begun; its caches are there.
+
+        `prompts` are token ids, and each is preceded by so many placeholders of a soft prompt. `ready` is called before
+        each step.
+        """
+        if not self._config.causal:
+            raise ConfigError(
+                "this model has been trained with transformer_architecture.causal false, to see the tokens after the "
+                "one it predicts, so it cannot continue a text; use logits or log_likelihood"
+            )
+        plan = self.plan(prompts, options, placeholders=placeholders)
+        requests = [Request((0,) * placeholders + tuple(prompt), options.samples) for prompt in prompts]
+        batching, caches = Batching(plan, requests), self._caches(plan)
+        work = GenerationWork(
+            batching,
+            caches,
+            Decider(options, self._tokenizer, placeholders=placeholders),
+            self._topology,
+            groups=plan.groups,
+            hidden=self._config.hidden_size,
+            vocabulary=self._config.vocab_size,
+            numbers=numbers_of(options),
+            dtype=self._dtype,
+        )
+        return Generation(self._ring, batching, caches, work, ready=ready)
+
+    def _caches(self, plan: GenerationPlan) -> KeyValueCaches:
+        parts, index = self._topology.size(Axis.MODEL), self._topology.index(Axis.MODEL)
+        caches = KeyValueCaches(dtype=self._dtype, device=self._topology.device)
+        for attention, layer in self._own if plan.pools else ():
+            heads = Heads(layer.heads, layer.head_size).local(parts, index)
+            caches.add(attention, plan.cache_shapes(layer, parts), scores_of(layer), heads=heads)
+        return caches
+
+    def _free_share(self) -> int | None:
+        """Return what caches may have on each rank: a share of what is free on the one that has least."""
+        topology = self._topology
+        free = free_bytes(topology.device)
+        if free is not None and topology.device.type == "cpu":
+            free //= topology.layout.world_size  # which may all be on this machine
+        unknown = torch.iinfo(torch.int64).max
+        share = unknown if free is None else int(SHARE_OF_FREE * free)
+        least = topology.smallest(share, Axis.PIPE, Axis.MODEL)
+        return None if least == unknown else least
+
+
+def _attentions(module: ParallelModule) -> Iterator[ParallelSelfAttention]:
+    """Yield the attention of this rank's layers, in their order."""
+    for _, layer in module.layers():
+        for part in layer.modules():
+            if isinstance(part, ParallelSelfAttention):
+                yield part

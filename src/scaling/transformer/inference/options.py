@@ -1,0 +1,145 @@
+"""What a generation is asked for, beside its prompts."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypedDict, final
+
+from scaling.core import ConfigError, derive_seed
+from scaling.transformer.inference.defaults import GenerationDefaults
+from scaling.transformer.inference.sampling import Sampling
+
+Prompt: TypeAlias = "str | Sequence[int]"
+"""A text, or the ids of its tokens."""
+CHUNK = 1024
+"""Tokens of prompts that are computed at a time, where nobody says."""
+NEW_TOKENS = 128
+"""At most, where neither the caller nor the model says."""
+
+
+class Asked(TypedDict, total=False):
+    """What a caller asks for. What is left out, or None, is as the model's generation configuration says."""
+
+    max_tokens: int | None
+    """New tokens at most. Nobody says: 128."""
+    min_tokens: int | None
+    """So many new tokens come before an end of the text may."""
+    sampling: Sampling | None
+    """How a token is chosen. Nobody says: the most likely one."""
+    seed: int | Sequence[int] | None
+    """Of what is drawn: one for all prompts, or one each. With the place of a token in its text it decides the draw, so
+    one seed gives a prompt one text, whatever else is generated. None: another text each time."""
+    stop: Sequence[str]
+    """Texts before which a text ends."""
+    stop_tokens: Sequence[int] | None
+    """Tokens that end a text, in place of the model's."""
+    log_probabilities: int | None
+    """Report log p of each new token, and of so many most likely ones in its place. None: do not."""
+    truncate_left: bool
+    """Leave out the beginning of a prompt that is too long, instead of refusing it."""
+    max_cache_bytes: int | None
+    """Bytes of keys and values on a rank, at most; prompts that find no place wait. None: half of what is free."""
+    chunk_size: int
+    """Tokens of prompts that are computed at a time, at most: 1024."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What holds for all prompts of a call. Checked: `ConfigError` where one cannot be."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    """So many new tokens come before an end of the text may."""
+    sampling: Sampling = field(default_factory=Sampling)
+    ends: frozenset[int] = frozenset()
+    """Tokens that end a text."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a text, before they begin."""
+    seeds: tuple[int, ...] = (0,)
+    """By prompt."""
+    samples: int = 1
+    best: int | None = None
+    """Report the log-probabilities of the chosen tokens and of so many most likely ones. None: of none."""
+    truncate_left: bool = False
+    """Leave out the beginning of a prompt that is too long, instead of refusing it."""
+    max_cache_bytes: int | None = None
+    """Of keys and values on a rank. None: half of what is free."""
+    chunk_size: int = CHUNK
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        at_least = {"max_tokens": 0, "min_tokens": 0, "samples": 1, "chunk_size": 1, "max_cache_bytes": 1}
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} ({value}) must be at least {least}")
+        if self.min_tokens > self.max_tokens:
+            raise ConfigError(
+                f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}); lower one or raise the other"
+            )
+        if self.best is not None and self.best < 0:
+            raise ConfigError(
+                f"log_probabilities ({self.best}) must be at least 0, which reports those of the chosen tokens alone"
+            )
+        if "" in self.stop:
+            raise ConfigError("a stop text is empty; leave it out, or give the text to end before")
+
+    def seed_of(self, prompt: int, sample: int) -> int:
+        """Return the seed of a sample: that of the prompt, and for further samples one derived from it."""
+        seed = self.seeds[prompt]
+        return seed if sample == 0 else derive_seed(seed, "sample", sample)
+
+
+def is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    """Return whether this is one prompt: a text, or numbers. An empty list is a prompt without tokens."""
+    if isinstance(prompts, str | bytes) or len(prompts) == 0:
+        return True
+    return isinstance(prompts[0], int | float) or getattr(prompts[0], "ndim", None) == 0
+
+
+def one_prompt(text: str | None, tokens: Sequence[int] | None) -> Prompt:
+    """Return the prompt of a call that names it: one of the two."""
+    if (text is None) == (tokens is None):
+        raise ConfigError("give the prompt either as input_text or as input_tokens")
+    return tokens if text is None else text  # type: ignore[return-value]
+
+
+def options_of(
+    asked: Asked, defaults: GenerationDefaults, *, ends: frozenset[int], prompts: int, samples: int
+) -> Options:
+    """Return what a caller asks for, and the model's defaults where nothing is asked.
+
+    `ends`: tokens that end a text of this model. `ConfigError` for what cannot be.
+    """
+    max_tokens, min_tokens, stop_tokens = asked.get("max_tokens"), asked.get("min_tokens"), asked.get("stop_tokens")
+    if max_tokens is None:
+        max_tokens = NEW_TOKENS if defaults.max_tokens is None else defaults.max_tokens
+    return Options(
+        max_tokens=max_tokens,
+        min_tokens=min(defaults.min_tokens, max_tokens) if min_tokens is None else min_tokens,
+        sampling=asked.get("sampling") or defaults.sampling,
+        ends=ends if stop_tokens is None else frozenset(stop_tokens),
+        stop=tuple(asked.get("stop", ())),
+        seeds=seeds_of(asked.get("seed"), prompts, fresh=secrets.randbits(63)),
+        samples=samples,
+        best=asked.get("log_probabilities"),
+        truncate_left=asked.get("truncate_left", False),
+        max_cache_bytes=asked.get("max_cache_bytes"),
+        chunk_size=asked.get("chunk_size", CHUNK),
+    )
+
+
+def seeds_of(seed: int | Sequence[int] | None, prompts: int, *, fresh: int) -> tuple[int, ...]:
+    """Return the seed of each prompt: one for all, one each, or derived from a `fresh` one where none is given."""
+    if seed is None:
+        return tuple(derive_seed(fresh, "prompt", number) for number in range(prompts))
+    seeds = (seed,) * prompts if isinstance(seed, int) else tuple(seed)
+    if len(seeds) != prompts:
+        raise ConfigError(f"there are {len(seeds)} seeds for {prompts} prompts; give one, or one for each prompt")
+    for one in seeds:
+        if not -(2**63) <= one < 2**64:
+            raise ConfigError(f"seed ({one}) must be at least -2^63 and below 2^64")
+    return seeds

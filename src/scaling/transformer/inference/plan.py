@@ -1,0 +1,168 @@
+"""What a generation keeps in memory, planned before anything runs: pools of rows, their capacities, bytes per rank.
+
+Pure, and the same on all ranks. A pool holds rows of one capacity, so that those of similar length stand together and
+little is kept for positions that no row has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+from typing import final
+
+from scaling.core import CacheShape, ConfigError
+from scaling.transformer.plan.attention import AttentionPlan
+from scaling.transformer.plan.model import ModelPlan
+
+MOST_PADDING = 1.25
+"""Bytes of all pools over those that the rows need by themselves, at most."""
+_SPREADS = (inf, 4.0, 2.0, 1.5, MOST_PADDING)
+"""How many times longer than the shortest row of a pool the longest may be, tried in turn: few pools are fast."""
+SHARE_OF_FREE = 0.5
+"""Of the memory that is free, what caches may have where nobody says."""
+
+RowBytes = Callable[[int], int]
+"""Bytes of one row of a capacity, on the rank that has most."""
+
+
+@final
+@dataclass(frozen=True)
+class Need:
+    """What a request needs."""
+
+    positions: int
+    """Keys and values that are kept at most: of the prompt, and of all new tokens but the last, which is not read."""
+    rows: int = 1
+    """Samples of one prompt. They start from one prefill, so they stand in one pool."""
+
+
+@final
+@dataclass(frozen=True)
+class PoolPlan:
+    """Rows of one capacity, which serve some requests one after another."""
+
+    group: int
+    """Which of the pipeline's groups of rows it belongs to."""
+    capacity: int
+    rows: int
+    requests: tuple[int, ...]
+    """By number, in the order in which they are begun."""
+
+
+@final
+@dataclass(frozen=True)
+class GenerationPlan:
+    """The pools of all groups, and the tokens that are computed at a time."""
+
+    pools: tuple[PoolPlan, ...]
+    groups: int
+    chunk: int
+    """Tokens of prompts in one forward pass, at most."""
+
+    def cache_shapes(self, layer: AttentionPlan, parts: int) -> tuple[CacheShape, ...]:
+        """Return what one of `parts` model ranks keeps of a layer, by pool."""
+        one = cache_shape(layer, parts)
+        return tuple(replace(one, rows=pool.rows, capacity=pool.capacity) for pool in self.pools)
+
+    def cache_bytes(self, layers: Sequence[AttentionPlan], parts: int, item_size: int) -> int:
+        """Return the bytes of all keys and values of some layers on one of `parts` model ranks."""
+        return sum(shape.bytes(item_size) for layer in layers for shape in self.cache_shapes(layer, parts))
+
+
+def attention_layers(model: ModelPlan, layers: range | None = None) -> list[AttentionPlan]:
+    """Return the attention of some layers of the model (None: of all), in their order."""
+    chosen = (layer for index, layer in enumerate(model.layers()) if layers is None or index in layers)
+    return [part for layer in chosen for _, part in layer.parts if isinstance(part, AttentionPlan)]
+
+
+def cache_shape(layer: AttentionPlan, parts: int) -> CacheShape:
+    """Return what one row of one position takes. Ranks that share a head of keys and values keep it each."""
+    window = layer.window if layer.windowed_heads is None else None  # heads without it need all positions
+    heads = max(1, layer.kv_heads // parts)
+    return CacheShape(rows=1, capacity=1, heads=heads, head_size=layer.head_size, window=window)
+
+
+def row_bytes(stages: Sequence[Sequence[AttentionPlan]], parts: int, item_size: int) -> RowBytes:
+    """Return how many bytes a row of a capacity takes on the stage with most of them."""
+    shapes = [[cache_shape(layer, parts) for layer in layers] for layers in stages]
+    return partial(_row_bytes, shapes, item_size)
+
+
+def _row_bytes(stages: Sequence[Sequence[CacheShape]], item_size: int, capacity: int) -> int:
+    totals = (sum(replace(one, capacity=capacity).bytes(item_size) for one in layers) for layers in stages)
+    return max(totals, default=0)
+
+
+def plan_generation(
+    needs: Sequence[Need], *, groups: int, chunk: int, bytes_of: RowBytes, limit: int | None = None
+) -> GenerationPlan:
+    """Return the pools for some requests, of at most `limit` bytes on a rank (None: as many as all rows take at once).
+
+    Requests that find no place wait for one. `ConfigError` where not even one finds a place.
+    """
+    if chunk < 1:
+        raise ConfigError(f"chunk_size ({chunk}) must be at least 1 token")
+    plan = GenerationPlan(tuple(_all_pools(needs, groups, bytes_of)), groups, chunk)
+    if limit is None or _bytes(plan.pools, bytes_of) <= limit:
+        return plan
+    for pools in (plan.pools, tuple(_one_pool_each(needs, groups)), tuple(_one_pool_each(needs, 1))):
+        if (fewer := _with_fewer_rows(pools, needs, bytes_of, limit)) is not None:
+            return replace(plan, pools=fewer)
+    largest = max(needs, key=lambda need: need.rows * bytes_of(need.positions))
+    least = largest.rows * bytes_of(largest.positions)
+    samples = "" if largest.rows == 1 else f", {largest.rows} times"
+    raise ConfigError(
+        f"keys and values of the longest request ({largest.positions} tokens{samples}) take {least} bytes, but "
+        f"max_cache_bytes is {limit}; allow more, shorten the prompt, or ask for fewer new tokens"
+    )
+
+
+def _all_pools(needs: Sequence[Need], groups: int, bytes_of: RowBytes) -> Iterator[PoolPlan]:
+    """Yield pools in which all rows have a place at once; as few as keep the padding small."""
+    longest_first = sorted(range(len(needs)), key=lambda number: -needs[number].positions)
+    for group in range(groups):
+        own = longest_first[group::groups]
+        needed = sum(needs[number].rows * bytes_of(needs[number].positions) for number in own)
+        for spread in _SPREADS:
+            pools = list(_pools(own, needs, group, spread))
+            if _bytes(pools, bytes_of) <= MOST_PADDING * needed:
+                break
+        yield from pools
+
+
+def _pools(numbers: Sequence[int], needs: Sequence[Need], group: int, spread: float) -> Iterator[PoolPlan]:
+    """Yield pools of requests, the longest first, none of which has room for `spread` times what a row needs."""
+    start = 0
+    for stop in range(1, len(numbers) + 1):
+        longest = needs[numbers[start]].positions
+        if stop == len(numbers) or needs[numbers[stop]].positions * spread < longest:
+            own = numbers[start:stop]
+            yield PoolPlan(group, longest, sum(needs[number].rows for number in own), tuple(sorted(own)))
+            start = stop
+
+
+def _one_pool_each(needs: Sequence[Need], groups: int) -> Iterator[PoolPlan]:
+    longest_first = sorted(range(len(needs)), key=lambda number: -needs[number].positions)
+    for group in range(groups):
+        if own := longest_first[group::groups]:
+            yield next(_pools(own, needs, group, inf))
+
+
+def _with_fewer_rows(
+    pools: Sequence[PoolPlan], needs: Sequence[Need], bytes_of: RowBytes, limit: int
+) -> tuple[PoolPlan, ...] | None:
+    """Return the pools with so many of their rows that they fit, all in the same proportion; None if none do."""
+    least = [max(needs[number].rows for number in pool.requests) for pool in pools]
+    for share in range(64, -1, -1):
+        fewer = tuple(
+            replace(pool, rows=max(rows, pool.rows * share // 64)) for pool, rows in zip(pools, least, strict=True)
+        )
+        if _bytes(fewer, bytes_of) <= limit:
+            return fewer
+    return None
+
+
+def _bytes(pools: Sequence[PoolPlan], bytes_of: RowBytes) -> int:
+    return sum(pool.rows * bytes_of(pool.capacity) for pool in pools)
