@@ -110,8 +110,7 @@ def leave(draw: Random, pool: Pool, cache: KeyValueCache) -> None:
             pool.texts.pop()
 
 
-@given(st.sampled_from(sorted(CAUSAL)), st.sampled_from([4, 2, 1]), st.integers(0, 2**32))
-def test_texts_that_come_and_go_attend_as_each_does_alone(name: str, kv_heads: int, seed: int) -> None:
+def texts_come_and_go(name: str, kv_heads: int, seed: int) -> None:
     scores, draw = CAUSAL[name], Random(seed)
     cache, pools = cache_of(scores, kv_heads), [Pool(number, []) for number in range(len(ROWS))]
     for number in range(12):
@@ -129,6 +128,48 @@ def test_texts_that_come_and_go_attend_as_each_does_alone(name: str, kv_heads: i
                     close(output, text.outputs[:, part], f"step {number}")
         for pool in pools:
             leave(draw, pool, cache)
+
+
+def short_texts_follow_ill_ones(rank: int, world_size: int) -> None:
+    """Let a short text move into the row of a long one that is no number, and another be read into such a row."""
+    scores = CAUSAL["plain"]
+    long, short, other, last = (
+        Text(scores, 2, length, seed=seed, ill=seed == 0) for seed, length in enumerate((10, 4, 3, 13))
+    )
+    cache = cache_of(scores, 2)
+
+    def attend(span: Span, *texts: Text) -> None:
+        parts = [text.take(span.tokens // len(texts)) for text in texts]
+        inputs = (torch.cat([t.inputs[n][:, p] for t, p in zip(texts, parts, strict=True)], dim=1) for n in range(3))
+        found = cache.attend(SharedSpans([span]), *inputs).split([p.stop - p.start for p in parts], dim=1)
+        for text, part, output in zip(texts, parts, found, strict=True):
+            if not text.ill:
+                close(output, text.outputs[:, part])
+
+    for row in range(2):
+        attend(Prefill(0, row, 0, 10), long)
+        long.done = 0
+    attend(Prefill(0, 2, 0, 3), short)
+    cache.move(0, 2, 0, 3)
+    attend(Prefill(0, 1, 0, 2), other)
+    attend(Prefill(0, 2, 0, 12), last)
+    attend(Decode(0, (3, 2, 12)), short, other, last)
+
+
+def test_what_a_row_held_before_is_never_seen() -> None:
+    short_texts_follow_ill_ones(0, 1)
+
+
+def texts_come_and_go_often(rank: int, world_size: int) -> None:
+    """Try it for all scores. The arguments are those of a check of a bug (`tests.mutations.inference_bugs`)."""
+    for seed in range(5):
+        for name in CAUSAL:
+            texts_come_and_go(name, 2, seed)
+
+
+@given(st.sampled_from(sorted(CAUSAL)), st.sampled_from([4, 2, 1]), st.integers(0, 2**32))
+def test_texts_that_come_and_go_attend_as_each_does_alone(name: str, kv_heads: int, seed: int) -> None:
+    texts_come_and_go(name, kv_heads, seed)
 
 
 @pytest.mark.parametrize("heads", [range(2), range(2, 4), range(1, 3)])

@@ -150,8 +150,8 @@ class KeyValueCache:
         self, shared: SharedSpans, number: int, span: Decode, q_1AHD: Tensor, k_1AKD: Tensor, v_1AKD: Tensor
     ) -> Tensor:
         keys_RKPD, values_RKPD, active = self._keys_RKPD[span.pool], self._values_RKPD[span.pool], len(span.starts)
-        found: list[Tensor] = []
         wide_1AHD = _wide(q_1AHD)
+        found: list[Tensor] = []
         for queries, heads, window in self._pieces:
             plan = shared.decode(number, span, window, keys_RKPD.shape[2], wide_1AHD)
             if not found:  # all pieces keep the same

@@ -1,0 +1,53 @@
+"""What inference can get wrong where models are cut, each as an edit of this library's source and what notices it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.core.nn import test_cached_attention
+from tests.mutations.mutate import Edit
+
+
+@dataclass(frozen=True)
+class InferenceBug:
+    """What goes wrong, in which function, and a check that must not pass then."""
+
+    name: str
+    target: str
+    edits: Sequence[Edit]
+    check: Callable[[int, int], object]
+    """Takes rank and world size, as what `run_distributed` runs; it passes without the bug."""
+    ranks: int
+
+
+INFERENCE_BUGS = (
+    InferenceBug(
+        "a new text finds in its row what another left behind",
+        "scaling.core.nn.cached_attention:KeyValueCache._prefill",
+        [("row[:, stop : self._used[span.pool]] = 0", "pass")],
+        test_cached_attention.short_texts_follow_ill_ones,
+        1,
+    ),
+    InferenceBug(
+        "a text that moves leaves behind its end what was in the row",
+        "scaling.core.nn.cached_attention:KeyValueCache.move",
+        [("kept[:, target, :, stop : self._used[pool]] = 0", "pass")],
+        test_cached_attention.short_texts_follow_ill_ones,
+        1,
+    ),
+    InferenceBug(
+        "rows of different lengths see as much as the longest",
+        "scaling.core.nn.cached_attention:_decode_plan",
+        [("not found.alike", "False")],
+        test_cached_attention.texts_come_and_go_often,
+        1,
+    ),
+    InferenceBug(
+        "new positions take the place of some that a window still shows",
+        "scaling.core.nn.cached_attention:KeyValueCache._prefill",
+        [("start + 1 - positions", "start + 2 - positions")],
+        test_cached_attention.texts_come_and_go_often,
+        1,
+    ),
+)
