@@ -57,6 +57,9 @@ def test_plain_collectives_run(dtype: torch.dtype, group: dist.ProcessGroup) -> 
     for dim in (0, 1):
         assert torch.equal(ops.gather_slices(x.t(), group, dim=dim), x.t())
         assert torch.equal(ops.scatter_sum(x.t(), group, dim=dim), x.t())
+    gathered = ops.gather(x.t(), group, to=0)
+    assert gathered is not None
+    assert torch.equal(gathered, x.t().unsqueeze(0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

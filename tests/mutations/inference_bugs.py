@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.core.nn import test_cached_attention
+from tests.core.nn import test_cached_attention, test_logits
+from tests.core.pipeline import test_ring_engine
 from tests.mutations.mutate import Edit
 
 
@@ -49,5 +50,26 @@ INFERENCE_BUGS = (
         [("start + 1 - positions", "start + 2 - positions")],
         test_cached_attention.texts_come_and_go_often,
         1,
+    ),
+    InferenceBug(
+        "the last stage takes in what it has chosen last, whichever group it is of",
+        "scaling.core.pipeline.ring_engine:RingEngine._accept",
+        [("self._chosen.pop(micro_batch)", "self._chosen.popitem()[1]")],
+        test_ring_engine.generate,
+        2,
+    ),
+    InferenceBug(
+        "tokens are taken in before it is the turn of their group",
+        "scaling.core.pipeline.ring_engine:RingEngine.step",
+        [("before, value = micro_batch - groups", "before, value = micro_batch - max(1, groups - 1)")],
+        test_ring_engine.generate,
+        2,
+    ),
+    InferenceBug(
+        "the last part of the vocabulary is filled up at its start",
+        "scaling.core.nn.logits:gather_vocabulary",
+        [("(0, shard.local_length - found)", "(shard.local_length - found, 0)")],
+        test_logits.gather_in_parts,
+        2,
     ),
 )

@@ -43,6 +43,12 @@ def do_each(rank: int, world_size: int) -> None:
         source = world_size - 1
         close(ops.broadcast(mine.clone(), group, source=source), everyone[source])
 
+        for to in {0, source}:
+            stacked = ops.gather(mine.t(), group, to=to)  # not contiguous
+            assert (stacked is not None) == (rank == to)
+            if stacked is not None:
+                close(stacked, torch.stack(everyone).movedim(1, 2))
+
         for dim in (0, 1, -1):
             close(ops.gather_slices(mine, group, dim=dim), torch.cat(everyone, dim=dim))
         wide = torch.cat(everyone, dim=1)
@@ -78,6 +84,9 @@ def test_a_group_of_none_is_one_rank() -> None:
     assert ops.all_reduce(x, None) is x
     assert ops.all_reduce_start(x, None) is None
     assert ops.broadcast(x, None, source=0) is x
+    alone = ops.gather(x, None, to=0)
+    assert alone is not None
+    assert torch.equal(alone, x.unsqueeze(0))
     assert x.eq(1).all()
 
 

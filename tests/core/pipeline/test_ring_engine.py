@@ -128,7 +128,8 @@ def go_on(engine: RingEngine, work: Continue) -> None:
         engine.step(micro_batch, work.groups, work)
 
 
-def generate(rank: int, world_size: int, expected: list[list[list[list[float]]]]) -> None:
+def generate(rank: int, world_size: int) -> None:
+    expected = [one_after_another(groups) for groups in (1, 2, 3)]
     with connected(pipe=world_size) as topology:
         engine = RingEngine(model(topology), topology)
         for groups in (1, 2, 3, 1):
@@ -153,11 +154,10 @@ def check_calls(work: Continue, *, last: bool) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_rows_are_continued_as_one_after_another(ranks: int) -> None:
-    expected = [one_after_another(groups) for groups in (1, 2, 3)]
     if ranks == 1:
-        generate(0, 1, expected)
+        generate(0, 1)
     else:
-        run_distributed(generate, ranks, expected)
+        run_distributed(generate, ranks)
 
 
 def fail(rank: int, world_size: int, fails_at: tuple[str, int]) -> None:
