@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from scaling.core import Checkpointer, CheckpointError, StoredCheckpoint
+from scaling.core import CheckpointError, StoredCheckpoint
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
-
-T = TypeVar("T")
-
-
-def newest(path: Path, load: Callable[[StoredCheckpoint], T]) -> T:
-    """Load the newest checkpoint."""
-    return load(Checkpointer(None).find(path, weights_only=True).require())
 
 
 def architecture_of(stored: StoredCheckpoint) -> tuple[TransformerArchitectureConfig, dict[str, Any]]:

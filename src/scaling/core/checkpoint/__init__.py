@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scaling.core.checkpoint.folders import step_of as step_of
     from scaling.core.checkpoint.manifest import FileEntry as FileEntry
     from scaling.core.checkpoint.nearby import folder_meant as folder_meant
+    from scaling.core.checkpoint.newest import load_newest as load_newest
     from scaling.core.checkpoint.pieces import LazyTensor as LazyTensor
     from scaling.core.checkpoint.pieces import save_pieces as save_pieces
     from scaling.core.checkpoint.plain_files import PlainTensor as PlainTensor

@@ -32,8 +32,8 @@ class CheckpointReader:
 
     def __init__(self, stored: StoredCheckpoint) -> None:
         self.stored = stored
-        self._open: TensorFile | None = None
-        self._name = ""
+        self._open: dict[str, TensorFile] = {}
+        self._keeps_all = False
         self._scratch = Scratch()
 
     def __enter__(self) -> CheckpointReader:
@@ -58,11 +58,17 @@ class CheckpointReader:
                 file = self._file(part.file)
                 file.read_part(part, common.inside(part.box), into[common.slices(box)])
 
+    def open_all(self) -> None:
+        """Open the files of all tensors but optimizer states: what is removed from now on can still be read."""
+        self._keeps_all = True
+        for name in self.stored.manifest.without(OPTIMIZER_PREFIX).files:
+            self._file(name)
+
     def close(self) -> None:
-        """Close the open file."""
-        if self._open is not None:
-            self._open.close()
-        self._open, self._name = None, ""
+        """Close the open files."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
 
     def _entry(self, name: str) -> TensorEntry:
         entry = self.stored.manifest.tensors.get(name)
@@ -71,12 +77,12 @@ class CheckpointReader:
         return entry
 
     def _file(self, name: str) -> TensorFile:
-        if self._open is None or self._name != name:
-            self.close()
+        if name not in self._open:
+            if not self._keeps_all:
+                self.close()
             entry = self.stored.manifest.files[name]
-            self._open = TensorFile(self.stored.path, name, entry, scratch=self._scratch)
-            self._name = name
-        return self._open
+            self._open[name] = TensorFile(self.stored.path, name, entry, scratch=self._scratch)
+        return self._open[name]
 
 
 @dataclass(frozen=True)

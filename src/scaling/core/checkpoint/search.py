@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def find_newest(
         if not reason and manifest is not None:
             return Search(directory, StoredCheckpoint(folder, manifest), tuple(rejected))
         rejected.append(Rejected(folder, reason))
-        if ranks.rank == 0:
+        if ranks.rank == 0 and os.path.lexists(folder):  # what a training has removed meanwhile is nobody's concern
             _log.warning("rejected the checkpoint %s: %s", folder, reason)
     return Search(directory, None, tuple(rejected))
 

@@ -91,6 +91,7 @@ class Adapters:
         self.use(None)
         edits: list[Edit] = []
         with CheckpointReader(stored.stored) as reader:
+            reader.open_all()  # a layer is edited once, whatever becomes of the folder meanwhile
             replaced = replaced_values(stored, reader, self._module.parameters_with_meta())
             for index, layer in self._module.layers():
                 edits += put_edits(stored, reader, layer, index, name=chosen, make=self._make)

@@ -19,6 +19,7 @@ from scaling.core import (
     Topology,
     TopologyConfig,
     folder_meant,
+    load_newest,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.groups import grown_tables
@@ -37,7 +38,6 @@ from scaling.transformer.inference.prompts import prompt_tokens, require_fits
 from scaling.transformer.inference.scoring import Likelihood, Scoring
 from scaling.transformer.inference.text import TextStream
 from scaling.transformer.model import layer_specs
-from scaling.transformer.stored_model import newest
 
 
 class Opened(Enum):
@@ -127,7 +127,7 @@ class TransformerInferenceModule:
             sequence_length=sequence_length,
             topology=Topology.single(device) if topology is None else topology,
         )
-        return newest(folder_meant(Path(path)), load)
+        return load_newest(folder_meant(Path(path)), load)
 
     @classmethod
     def _load(
