@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tests.core.nn import test_cached_attention, test_logits
 from tests.core.pipeline import test_ring_engine
 from tests.mutations.mutate import Edit
+from tests.transformer.inference import test_choosing, test_sampling
 
 
 @dataclass(frozen=True)
@@ -71,5 +72,26 @@ INFERENCE_BUGS = (
         [("(0, shard.local_length - found)", "(shard.local_length - found, 0)")],
         test_logits.gather_in_parts,
         2,
+    ),
+    InferenceBug(
+        "all tokens of a text are drawn by the same number",
+        "scaling.transformer.inference.choosing:uniform",
+        [('"token", draw.position', '"token"')],
+        test_choosing.draw_numbers,
+        1,
+    ),
+    InferenceBug(
+        "rows with options of their own are given the logits of others",
+        "scaling.transformer.inference.choosing:choose_tokens",
+        [("logits[rows]", "logits[: len(rows)]")],
+        test_choosing.choose_alone_and_together,
+        1,
+    ),
+    InferenceBug(
+        "top-p is a share of what min-p has left over",
+        "scaling.transformer.inference.sampling:drawable",
+        [("(sampling.top_k is None or sampling.top_p is None)", "True")],
+        test_sampling.filter_like_transformers,
+        1,
     ),
 )

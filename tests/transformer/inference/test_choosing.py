@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from math import inf, log, nan
 from typing import Any
@@ -74,13 +75,17 @@ def test_draws_follow_the_filtered_distribution(options: dict[str, Any]) -> None
     assert float(p) > 0.001
 
 
-def test_numbers_are_uniform_and_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def draw_numbers(rank: int, world_size: int) -> None:
     draws = [Draw(sampling=GREEDY, seed=seed, position=position) for seed in (0, 1) for position in range(500)]
     numbers = np.sort([uniform(draw) for draw in draws])
     assert len(set(numbers)) == len(draws)
     assert np.abs(numbers - np.linspace(0, 1, len(draws))).max() < 0.06  # Kolmogorov and Smirnov, p 0.001
+
+
+def test_numbers_are_uniform_and_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_numbers(0, 1)
     monkeypatch.setattr(choosing, "derive_seed", lambda *names: 2**63 - 1)
-    assert uniform(draws[0]) == 1 - 2**-53
+    assert uniform(Draw(sampling=GREEDY, seed=0, position=0)) == 1 - 2**-53
 
 
 MIXED = [
@@ -117,9 +122,13 @@ def mixed(vocabulary: int, seed: int) -> tuple[Tensor, list[Draw]]:
     ]
 
 
-@pytest.mark.parametrize("vocabulary", [11, 3000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_row_is_chosen_alike_alone_and_beside_any_others(vocabulary: int, dtype: torch.dtype) -> None:
+def choose_alone_and_together(rank: int, world_size: int) -> None:
+    for vocabulary, dtype in itertools.product((11, 3000), (torch.float32, torch.float64, torch.bfloat16)):
+        choose_mixed(vocabulary, dtype)
+
+
+def choose_mixed(vocabulary: int, dtype: torch.dtype) -> None:
+    """Choose rows of different options alone, together and in another order."""
     for seed in range(5):
         logits, draws = mixed(vocabulary, seed)
         logits = logits.to(dtype)
@@ -131,6 +140,10 @@ def test_a_row_is_chosen_alike_alone_and_beside_any_others(vocabulary: int, dtyp
             assert chosen.token not in draw.forbidden
             assert (chosen.log_probability is None) == (draw.best is None)
             assert len(chosen.best) == (draw.best or 0)
+
+
+def test_a_row_is_chosen_alike_alone_and_beside_any_others() -> None:
+    choose_alone_and_together(0, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -169,7 +182,8 @@ def test_no_number_leads_to_an_impossible_token(number: float, monkeypatch: pyte
     """The ends of the distribution have tokens of probability 0 behind them."""
     monkeypatch.setattr(choosing, "uniform", lambda draw: number)
     logits = torch.tensor([[-inf, -inf, 2.0, -inf, 0.3, 1.0, -inf, -inf]])
-    for options in ({}, {"top_k": 2}, {"top_p": 0.99}, {"min_p": 0.01}, {"temperature": 0.3}):
+    several: tuple[dict[str, Any], ...] = ({}, {"top_k": 2}, {"top_p": 0.99}, {"min_p": 0.01}, {"temperature": 0.3})
+    for options in several:
         draw = Draw(sampling=Sampling(**{"temperature": 1.0, **options}), seed=0, position=0)
         first, last = 2, 5
         assert choose_tokens(logits, [draw])[0].token == (last if number else first)
