@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.core import CheckpointError, ConfigError
+from scaling.core import CheckpointError
 from scaling.transformer.hf import companions
 from scaling.transformer.hf.companions import (
     Companions,
@@ -15,11 +15,10 @@ from scaling.transformer.hf.companions import (
     companions_of_checkpoints,
     companions_of_model,
     companions_of_tokenizer,
-    ends_of_turns,
     read_origin,
     require_place,
 )
-from tests.transformer.hf.by_hand import COMPANIONS, END, END_OF_TURN, write_model
+from tests.transformer.hf.by_hand import COMPANIONS, write_model
 
 
 def test_what_is_there_is_written_elsewhere_and_what_is_there_stays(tmp_path: Path) -> None:
@@ -58,17 +57,6 @@ def test_a_training_takes_no_notice_of_what_is_no_plain_file(tmp_path: Path) -> 
     assert others.keys() == COMPANIONS.keys() - {"chat_template.jinja", "special_tokens_map.json"}
     with pytest.raises(CheckpointError, match=r"special_tokens_map.json is not a regular file"):
         companions_of_model(folder)
-
-
-def test_ends_are_those_of_the_import_and_of_the_generation_defaults(tmp_path: Path) -> None:
-    assert ends_of_turns(tmp_path) == ()
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
-    assert ends_of_turns(tmp_path) == (5,)
-    (tmp_path / "huggingface.json").write_bytes(Origin("llama", (END, END_OF_TURN)).encode())
-    assert ends_of_turns(tmp_path) == (END, END_OF_TURN, 5)
-    (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"generation_config.json is not JSON"):
-        ends_of_turns(tmp_path)
 
 
 def test_an_origin_is_read_as_it_was_written(tmp_path: Path) -> None:

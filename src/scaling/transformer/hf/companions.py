@@ -162,16 +162,6 @@ def read_origin(folder: Path) -> Origin | None:
     raise CheckpointError(f"{folder / ORIGIN_FILE} is not what an import writes; import the model again")
 
 
-def ends_of_turns(folder: Path) -> tuple[int, ...]:
-    """Return the tokens that end what is generated, beside the end of a document: as imported, and as edited since."""
-    origin = read_origin(folder)
-    generation = read_object(folder / GENERATION_FILE) or {}
-    given = generation.get("eos_token_id")
-    values = given if isinstance(given, list) else [given]
-    ends = [] if origin is None else list(origin.end_token_ids)
-    return tuple(dict.fromkeys([*ends, *(value for value in values if type(value) is int)]))
-
-
 def _others(folder: Path, names: Sequence[str], *, strict: bool = True) -> Iterator[tuple[str, bytes]]:
     """Yield regular files of the folder only, of bounded size and with plain names: nothing else is taken along."""
     templates = folder / TEMPLATES
