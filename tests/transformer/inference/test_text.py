@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -51,7 +51,7 @@ def of_words(decoder: decoders.Decoder | None) -> Tokenizer:
     return made(models.WordLevel(dict(zip(words, range(len(words)), strict=True)), unk_token="[UNK]"), decoder, "a b")
 
 
-KINDS = {
+KINDS: dict[str, Callable[[], Tokenizer]] = {
     "bytes": byte_level,
     "byte fallback": lambda: like_llama(strips=False),
     "byte fallback without the first space": lambda: like_llama(strips=True),
@@ -141,6 +141,30 @@ def test_characters_come_whole_and_as_soon_as_they_are_known() -> None:
     stream = TextStream(tokenizer)
     pieces = [stream.push(token) for token in tokenizer.encode("a🙂b\ufffd\u0301")]
     assert pieces == ["a", "", "", "", "🙂", "b", "", "", "\ufffd", "", "\u0301"]
+
+
+def test_bytes_wait_for_those_beside_them() -> None:
+    """One that is no UTF-8 makes replacement characters of all of them; a limit leaves whole characters."""
+    tokenizer = tokenizer_of("byte fallback")
+    good, bad, a = tokenizer.encode("\u20ac"), tokenizer.token_id("<0xFF>"), tokenizer.encode("a")
+    assert len(good) == 3
+    assert bad is not None
+    for tokens in ([*good, *good, *a], [*good, bad, *a]):
+        stream = TextStream(tokenizer)
+        assert [stream.push(token) for token in tokens] == [""] * (len(tokens) - 1) + [tokenizer.decode(tokens)]
+    stream = TextStream(tokenizer)
+    assert [*map(stream.push, [*good, *good[:2]]), stream.finish(cut=True)] == [*[""] * 5, "\u20ac"]
+
+
+def test_a_space_is_dropped_at_the_beginning_of_a_text_only() -> None:
+    tokenizer = tokenizer_of("byte fallback without the first space")
+    word, space = tokenizer.token_id("▁a"), tokenizer.token_id("▁")
+    assert word is not None
+    assert space is not None
+    stream = TextStream(tokenizer)
+    assert "".join(map(stream.push, [word] * 40)) == "a" + " a" * 39
+    stream = TextStream(tokenizer)
+    assert "".join(map(stream.push, [space] * 40)) == " " * 39
 
 
 @pytest.mark.parametrize(
