@@ -121,9 +121,13 @@ class RingEngine:
             elif not self._begun:
                 self._outbox.wait()  # whoever is through may leave
         except BaseException:
-            self._begun.clear()
-            self._chosen.clear()
+            self.forget()
             raise
+
+    def forget(self) -> None:
+        """Begin anew: what is under way here is not finished. After an error, which other ranks learn of otherwise."""
+        self._begun.clear()
+        self._chosen.clear()
 
     def _plan(self, groups: int) -> tuple[Sequence[_Do], Sequence[_Do]]:
         finishing: list[_Do] = []

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scaling.core.trainer.fitness import scalars_lacking as scalars_lacking
     from scaling.core.trainer.hooks import TrainerHook as TrainerHook
     from scaling.core.trainer.hooks import TrainerView as TrainerView
+    from scaling.core.trainer.run import communicator as communicator
     from scaling.core.trainer.run import run_training as run_training
     from scaling.core.trainer.state import RunIdentity as RunIdentity
     from scaling.core.trainer.state import TrainState as TrainState

@@ -18,6 +18,7 @@ from scaling.core import (
     StoredCheckpoint,
     Topology,
     TopologyConfig,
+    communicator,
     folder_meant,
     load_newest,
 )
@@ -127,7 +128,7 @@ class TransformerInferenceModule:
             sequence_length=sequence_length,
             topology=Topology.single(device) if topology is None else topology,
         )
-        return load_newest(folder_meant(Path(path)), load)
+        return load_newest(folder_meant(Path(path)), load, None if topology is None else communicator(topology))
 
     @classmethod
     def _load(
