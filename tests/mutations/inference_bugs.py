@@ -54,15 +54,15 @@ INFERENCE_BUGS = (
     ),
     InferenceBug(
         "the last stage takes in what it has chosen last, whichever group it is of",
-        "scaling.core.pipeline.ring_engine:RingEngine._accept",
+        "scaling.core.pipeline.ring_engine:RingRun._accept",
         [("self._chosen.pop(micro_batch)", "self._chosen.popitem()[1]")],
         test_ring_engine.generate,
         2,
     ),
     InferenceBug(
         "tokens are taken in before it is the turn of their group",
-        "scaling.core.pipeline.ring_engine:RingEngine.step",
-        [("before, value = micro_batch - groups", "before, value = micro_batch - max(1, groups - 1)")],
+        "scaling.core.pipeline.ring_engine:RingRun.step",
+        [("micro_batch - self._groups", "micro_batch - max(1, self._groups - 1)")],
         test_ring_engine.generate,
         2,
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,8 @@ from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
+from scaling.transformer.inference import decider
+from scaling.transformer.inference.choosing import Chosen
 from scaling.transformer.inference.module import TransformerInferenceModule
 from scaling.transformer.inference.sampling import Sampling
 from tests.transformer.small import (
@@ -123,7 +124,7 @@ def test_the_log_likelihood_is_the_loss_of_the_training(data: Path, tmp_path: Pa
 
 def test_keys_and_values_kept_are_those_computed_again(model: TransformerInferenceModule) -> None:
     prompt = tokens(1, 5)[0].tolist()
-    kept = list(itertools.islice(model.stream(prompt), 24))  # beyond the sequence length of the training
+    kept = [token for _, token in model.stream(prompt, max_tokens=24)]  # beyond the sequence length of the training
     sequence = list(prompt)
     for _ in range(24):
         sequence.append(int(model.logits(torch.tensor([sequence]))[0, -1].argmax()))
@@ -135,13 +136,13 @@ def test_the_scale_of_the_scores_acts_on_kept_keys_too() -> None:
     for scale in (1.0, 40.0):
         config = TransformerArchitectureConfig.from_dict({**section, "masked_softmax": {"scale": scale}})
         untrained = TransformerInferenceModule(config)
-        kept = list(itertools.islice(untrained.stream([3, 1, 4, 1, 5]), 16))
+        kept = [token for _, token in untrained.stream([3, 1, 4, 1, 5], max_tokens=16)]
         logits = untrained.logits(torch.tensor([[3, 1, 4, 1, 5, *kept[:-1]]]))
         assert kept == logits[0, 4:].argmax(-1).tolist()
 
 
 def test_the_model_can_be_used_between_two_tokens(model: TransformerInferenceModule) -> None:
-    alone = list(itertools.islice(model.stream([1, 2, 3]), 6))
+    alone = list(model.stream([1, 2, 3], max_tokens=6))
     before = model.logits(tokens())
     one, other = model.stream([1, 2, 3]), model.stream([5, 6])
     mixed = []
@@ -175,9 +176,9 @@ def test_generation_ends_with_the_stop_token_or_after_so_many(
 
 
 def _play(monkeypatch: pytest.MonkeyPatch, script: Sequence[int]) -> Iterator[int]:
-    """Let models produce these tokens."""
+    """Let models choose these tokens."""
     played = iter(script)
-    monkeypatch.setattr(TransformerInferenceModule, "stream", lambda *_, **__: played)
+    monkeypatch.setattr(decider, "choose_tokens", lambda logits, draws: [Chosen(next(played)) for _ in draws])
     return played
 
 
@@ -186,7 +187,7 @@ def _play(monkeypatch: pytest.MonkeyPatch, script: Sequence[int]) -> Iterator[in
     [
         (lambda model: model.generate(1), "either as input_text or as input_tokens"),
         (lambda model: model.generate(1, input_text="a", input_tokens=[1]), "either as input_text or as input_tokens"),
-        (lambda model: model.generate(1, input_text="a"), "no tokenizer beside it; give the prompt as input_tokens"),
+        (lambda model: model.generate(1, input_text="a"), "no tokenizer beside it; give the prompt as token ids"),
         (lambda model: next(model.stream_text("a", max_tokens=1)), "no tokenizer beside it"),
         (lambda model: model.generate(1, input_tokens=[]), "the prompt is empty"),
         (lambda model: model.generate(1, input_tokens=[67]), "token 67, outside the vocabulary of 67"),
@@ -199,8 +200,8 @@ def _play(monkeypatch: pytest.MonkeyPatch, script: Sequence[int]) -> Iterator[in
         (lambda model: model.logits(torch.tensor([[1.0]])), r"shape \[1, 1\] and type torch.float32"),
         (lambda model: model.logits(torch.tensor([[67]])), "token 67, outside the vocabulary of 67"),
         (lambda model: model.log_likelihood(torch.tensor([[1, -1]])), "token -1, outside the vocabulary of 67"),
-        (lambda model: Sampling(temperature=math.nan), r"temperature \(nan\) must be at least 0"),
-        (lambda model: Sampling(temperature=-1.0), r"temperature \(-1.0\) must be at least 0"),
+        (lambda model: Sampling(temperature=math.nan), r"temperature \(nan\) must be a number of at least 0"),
+        (lambda model: Sampling(temperature=-1.0), r"temperature \(-1.0\) must be a number of at least 0"),
         (lambda model: Sampling(top_k=0), r"top_k \(0\) must be at least 1"),
         (lambda model: Sampling(top_p=0.0), r"top_p \(0.0\) must be above 0 and at most 1"),
         (lambda model: Sampling(top_p=1.5), r"top_p \(1.5\) must be above 0 and at most 1"),

@@ -139,14 +139,15 @@ def test_scale_and_cap_act_in_float32_and_are_rounded_once() -> None:
     assert torch.equal(logits.flatten(), expected.to(torch.bfloat16))
 
 
-def test_terms_beside_the_matrix_belong_to_the_output_of_the_last_token_too() -> None:
+def test_terms_beside_the_matrix_belong_to_the_output_of_some_tokens_too() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 5, 4), (7, 4), (2, 5, 3), (7, 3))
     hidden, weight, term, rows = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes)
     output = HeadOutput(hidden, weight, terms=(LogitTerm(term, rows),), scale=0.5)
     expected = (hidden @ weight.T + term @ rows.T) * 0.5
     torch.testing.assert_close(output.logits(), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(output.last().logits(), expected[:, -1:], rtol=1e-12, atol=1e-12)
+    some = output.at(torch.tensor([9, 2])).logits()
+    torch.testing.assert_close(some, expected.flatten(0, 1)[[9, 2]][None], rtol=1e-12, atol=1e-12)
     targets = torch.arange(10).view(2, 5) % 7
     losses = torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets.flatten(), reduction="none")
     for chunk_size in (None, 4):

@@ -16,6 +16,7 @@ from scaling.core.checkpoint.folders import drop_optimizer
 from scaling.core.checkpoint.newest import load_newest
 from scaling.core.checkpoint.reader import CheckpointReader
 from scaling.core.checkpoint.search import StoredCheckpoint
+from scaling.core.checkpoint.verify import file_problems
 from scaling.core.errors import CheckpointError, ConfigError
 from tests.core.checkpoint.virtual import on_ranks, one, outcomes_on_ranks
 
@@ -86,7 +87,7 @@ def test_folders_that_go_while_they_are_verified_are_passed_over(
 ) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    verify, calls = search.file_problems, []
+    verify, calls = file_problems, []
 
     def slowly(folder: Path, *arguments: object) -> list[str]:
         calls.append(folder)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaling.core import LogitTerm, Topology, gather_vocabulary, linear_logits, linear_token_scores
+from scaling.core import LogitTerm, Place, Topology, all_gather_vocabulary, linear_logits, linear_token_scores
 from scaling.core.topology.layout import Axis
 from tests.distributed import run_distributed
 from tests.reference.worlds import connected, random
@@ -79,7 +79,8 @@ def scores_of_part(topology: Topology, vocabulary: int) -> tuple[Tensor, Tensor,
         chunk_size=3,
     )
     logits = linear_logits(hidden, weight[mine], bias[mine], terms=[term], scale=0.7, cap=2.0)
-    return *found, gather_vocabulary(logits, group=group, vocabulary=vocabulary)
+    local = logits[..., : max(0, min(part, vocabulary - index * part))]
+    return *found, all_gather_vocabulary(local, Place(topology), vocabulary)
 
 
 @pytest.mark.parametrize("vocabulary", [11, 9])  # over four ranks: parts of 3, 3, 3 and 2; of 3, 3, 3 and none

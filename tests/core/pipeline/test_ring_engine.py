@@ -124,8 +124,9 @@ class Continue:
 
 @torch.no_grad()
 def go_on(engine: RingEngine, work: Continue) -> None:
+    run = engine.run(work.groups, work)
     for micro_batch in range((TOKENS + 3) * work.groups):
-        engine.step(micro_batch, work.groups, work)
+        run.step(micro_batch)
 
 
 def generate(rank: int, world_size: int) -> None:
@@ -178,6 +179,27 @@ def test_an_error_in_a_process_that_works_alone_leaves_nothing_behind() -> None:
     work = Continue(2)
     go_on(engine, work)
     assert work.accepted == one_after_another(2)
+
+
+def interrupt(rank: int, world_size: int) -> None:
+    with connected(pipe=world_size) as topology:
+        engine = RingEngine(model(topology), topology)
+        engine.run(2, Continue(2)).step(0)
+        with pytest.raises(LayoutError, match="another generation is under way"):
+            engine.run(2, Continue(2)).step(0)
+
+
+def test_over_ranks_one_generation_waits_for_another_and_in_one_process_they_take_turns() -> None:
+    run_distributed(interrupt, 2)
+    topology = Topology.single()
+    engine = RingEngine(model(topology), topology)
+    works = [Continue(2), Continue(3)]
+    runs = [engine.run(work.groups, work) for work in works]
+    with torch.no_grad():
+        for micro_batch in range((TOKENS + 3) * 3):
+            for run in runs:
+                run.step(micro_batch)
+    assert [work.accepted for work in works] == [one_after_another(2), one_after_another(3)]
 
 
 class Wrong(Continue):

@@ -183,11 +183,11 @@ def test_nothing_of_an_interrupted_import_is_taken_for_the_next_model(
 def test_the_model_generates_and_stops_where_its_configuration_says(tmp_path: Path) -> None:
     import_model(write_model(tmp_path / "m"), tmp_path / "c")
     model = TransformerInferenceModule.from_checkpoint(tmp_path / "c")
-    assert model._stop_tokens(None) == {END, END_OF_TURN}
+    assert model.end_token_ids == {END, END_OF_TURN}
     assert model.generate(3, input_text="the cat").completion_tokens
     generation = tmp_path / "c" / "generation_config.json"
     generation.write_text('{"eos_token_id": 11}')
-    assert TransformerInferenceModule.from_checkpoint(tmp_path / "c")._stop_tokens(None) == {END, END_OF_TURN, 11}
+    assert TransformerInferenceModule.from_checkpoint(tmp_path / "c").end_token_ids == {END, END_OF_TURN, 11}
 
 
 def test_a_model_without_tokenizer_and_ends_is_imported_with_remarks(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import resource
 import shutil
 from collections.abc import Iterator
@@ -118,7 +117,7 @@ def test_a_soft_prompt_stands_in_front_and_shows_nowhere(tmp_path: Path) -> None
     torch.testing.assert_close(likelihood, every)
     sequence = tokens(1, 4)[0].tolist()
     streams = [model.stream(sequence, adapter=name) for name in ("prompt", None)]
-    mixed = [[next(stream) for stream in streams] for _ in range(8)]
+    mixed = [[next(stream)[1] for stream in streams] for _ in range(8)]
     for number, name in enumerate(("prompt", None)):
         text = list(sequence)
         for pair in mixed:
@@ -126,9 +125,8 @@ def test_a_soft_prompt_stands_in_front_and_shows_nowhere(tmp_path: Path) -> None
             text.append(pair[number])
     completion = model.generate(8, input_tokens=sequence, adapter="prompt", stop_tokens=[])
     assert completion.completion_tokens == [pair[0] for pair in mixed]
-    assert list(
-        itertools.islice(TransformerInferenceModule.from_checkpoint(tmp_path / "prompt").stream(sequence), 8)
-    ) == (completion.completion_tokens)
+    opened = TransformerInferenceModule.from_checkpoint(tmp_path / "prompt")
+    assert [token for _, token in opened.stream(sequence, max_tokens=8)] == completion.completion_tokens
 
 
 def test_learned_positions_count_the_prompt(tmp_path: Path) -> None:

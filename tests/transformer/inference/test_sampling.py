@@ -23,7 +23,6 @@ from transformers.generation.logits_process import (
 from scaling.core import ConfigError
 from scaling.transformer.inference.sampling import (
     Sampling,
-    choose,
     drawable,
     keep_min_p,
     keep_top_k,
@@ -71,14 +70,6 @@ def test_of_equally_likely_tokens_the_lower_ids_come_first() -> None:
     assert ids[kept.isfinite()].tolist() == [0, 1, 2]
     kept, _ = drawable(scores, Sampling(temperature=1.0, top_k=2))
     assert int(kept.isfinite().sum()) == 300  # all equal the second
-
-
-@given(values=LOGITS, seed=st.integers(0, 100), k=st.integers(1, 3))
-def test_only_what_is_kept_is_drawn(values: list[float], seed: int, k: int) -> None:
-    logits = torch.tensor([values])
-    drawn = choose(logits, Sampling(temperature=0.7, top_k=k, top_p=0.9), torch.Generator().manual_seed(seed))
-    assert logits[0, drawn] >= sorted(values, reverse=True)[: min(k, len(values))][-1]
-    assert choose(logits, Sampling()) == logits.argmax()
 
 
 def of_transformers(logits: Tensor, sampling: Sampling, ids: Tensor) -> Tensor:

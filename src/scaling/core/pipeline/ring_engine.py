@@ -65,13 +65,13 @@ class RingWork(Protocol):
         """Take in the chosen tokens, once per micro-batch that began. The tensor must not be changed."""
 
 
-_Do: TypeAlias = Callable[[int, RingWork, Any], Any]
+_Do: TypeAlias = "Callable[[RingRun, int, Any], Any]"
 """Carries out one action for a micro-batch: takes what the action before it left, and leaves something for the next."""
 
 
 @final
 class RingEngine:
-    """Carries out the actions of a `TokenRing`.
+    """What a rank needs to carry out the actions of a `TokenRing`: its stage, and links to its neighbours.
 
     Making one is collective: all ranks (the groups of the links are made). Messages have no headers: their shapes
     follow on every rank from what all know. Sends do not block. An exception ends what is under way here; what other
@@ -79,117 +79,139 @@ class RingEngine:
     """
 
     def __init__(self, module: ParallelModule, topology: Topology) -> None:
-        self._rank, self._ranks = topology.index(Axis.PIPE), topology.size(Axis.PIPE)
+        self.rank, self.ranks = topology.index(Axis.PIPE), topology.size(Axis.PIPE)
         stages = list(module.stages.values())
-        if len(module.partition) != self._ranks:
+        if len(module.partition) != self.ranks:
             raise LayoutError(
                 f"generation needs one pipeline stage on each rank, but {len(module.partition)} stages are on "
-                f"{self._ranks} pipe ranks; load the model with pipe_chunks_per_rank 1"
+                f"{self.ranks} pipe ranks; load the model with pipe_chunks_per_rank 1"
             )
-        (self._stage,) = stages
-        self._device = topology.device
-        self._activations = topology.link("activation", descending=False)  # that of training, which rests meanwhile
-        self._tokens = topology.link("token", descending=False)
-        self._outbox = Outbox()
+        (self.stage,) = stages
+        self.device = topology.device
+        self.activations = topology.link("activation", descending=False)  # that of training, which rests meanwhile
+        self.tokens = topology.link("token", descending=False)
+        self.outbox = Outbox()
+        self.under_way: RingRun | None = None
+        """What has begun and is not finished."""
         self._plans: dict[int, tuple[Sequence[_Do], Sequence[_Do]]] = {}
-        """By the number of groups: what is done for the micro-batch `groups` before, and for the new one."""
+
+    def run(self, groups: int, work: RingWork) -> RingRun:
+        """Return a run that has not begun."""
+        return RingRun(self, groups, work)
+
+    def plan(self, groups: int) -> tuple[Sequence[_Do], Sequence[_Do]]:
+        """Return what is done for the micro-batch `groups` before, and for the new one."""
+        if groups not in self._plans:
+            finishing: list[_Do] = []
+            going_on: list[_Do] = []
+            for action in TokenRing(groups).actions(self.rank, self.ranks, groups):
+                (going_on if action.micro_batch == groups else finishing).append(_doing(action))
+            self._plans[groups] = finishing, going_on
+        return self._plans[groups]
+
+
+@final
+class RingRun:
+    """One way around the ring again and again, with micro-batches of its own.
+
+    In one process several may take turns. Over ranks one has to be finished before another begins: their messages
+    would meet each other's receives.
+    """
+
+    def __init__(self, engine: RingEngine, groups: int, work: RingWork) -> None:
+        self._engine, self._groups, self._work = engine, groups, work
+        self._finishing, self._going_on = engine.plan(groups)
         self._begun: set[int] = set()
         """Micro-batches whose tokens are not taken in yet."""
         self._chosen: dict[int, Tensor] = {}
         """On the last stage: chosen, and not yet taken in."""
 
-    def step(self, micro_batch: int, groups: int, work: RingWork) -> None:
+    def step(self, micro_batch: int) -> None:
         """Take in the tokens of micro-batch `micro_batch - groups`, and carry out the new one if it begins.
 
         Collective: all ranks of the pipe and model axes, for micro-batches 0, 1, 2, ... At the end, `groups` of them
         that do not begin take in what is left. Call it without gradients.
         """
-        if groups not in self._plans:
-            self._plans[groups] = self._plan(groups)
-        finishing, going_on = self._plans[groups]
-        before, value = micro_batch - groups, None
+        engine, before, value = self._engine, micro_batch - self._groups, None
+        if engine.ranks > 1 and engine.under_way not in (None, self):
+            raise LayoutError(
+                "another generation is under way over these ranks; let it come to its end, or close it, before the "
+                "next one begins"
+            )
+        engine.under_way = self
         try:
             if before in self._begun:
-                for do in finishing:
-                    value = do(before, work, value)
+                for do in self._finishing:
+                    value = do(self, before, value)
                 self._begun.remove(before)
-            if work.begins(micro_batch):
+            if self._work.begins(micro_batch):
                 self._begun.add(micro_batch)
                 value = None
-                for do in going_on:
-                    value = do(micro_batch, work, value)
+                for do in self._going_on:
+                    value = do(self, micro_batch, value)
             elif not self._begun:
-                self._outbox.wait()  # whoever is through may leave
+                engine.outbox.wait()  # whoever is through may leave
+                engine.under_way = None
         except BaseException:
-            self.forget()
+            engine.under_way = None
             raise
 
-    def forget(self) -> None:
-        """Begin anew: what is under way here is not finished. After an error, which other ranks learn of otherwise."""
-        self._begun.clear()
-        self._chosen.clear()
+    def _forward(self, micro_batch: int, arrived: Tensor | None) -> Any:
+        work = self._work
+        return self._engine.stage(work.inputs(micro_batch) if arrived is None else work.arrived(micro_batch, arrived))
 
-    def _plan(self, groups: int) -> tuple[Sequence[_Do], Sequence[_Do]]:
-        finishing: list[_Do] = []
-        going_on: list[_Do] = []
-        for action in TokenRing(groups).actions(self._rank, self._ranks, groups):
-            (going_on if action.micro_batch == groups else finishing).append(self._doing(action))
-        return finishing, going_on
-
-    def _doing(self, action: Action) -> _Do:
-        match action:
-            case Forward():
-                return self._forward
-            case Choose():
-                return self._choose
-            case Accept():
-                return self._accept
-            case Recv(payload="activation"):
-                return partial(self._receive_activations, action.source)
-            case Send(payload="activation"):
-                return partial(self._send_activations, action.target)
-            case Recv(payload="token"):
-                return partial(self._receive_tokens, action.source)
-            case Send(payload="token"):
-                return partial(self._send_tokens, action.target)
-        raise ScheduleError(f"the ring does not know what to do at {action}")
-
-    def _forward(self, micro_batch: int, work: RingWork, arrived: Tensor | None) -> Any:
-        return self._stage(work.inputs(micro_batch) if arrived is None else work.arrived(micro_batch, arrived))
-
-    def _choose(self, micro_batch: int, work: RingWork, output: Any) -> Tensor:
-        shape = work.chosen_shape(micro_batch)
-        chosen = work.choose(micro_batch, output) if shape[0] else self._new(shape, TOKEN_DTYPE)
+    def _choose(self, micro_batch: int, output: Any) -> Tensor:
+        shape = self._work.chosen_shape(micro_batch)
+        chosen = self._work.choose(micro_batch, output) if shape[0] else self._new(shape, TOKEN_DTYPE)
         _check("the chosen tokens", chosen, shape, TOKEN_DTYPE)
         self._chosen[micro_batch] = chosen
         return chosen
 
-    def _accept(self, micro_batch: int, work: RingWork, chosen: Tensor | None) -> Tensor:
+    def _accept(self, micro_batch: int, chosen: Tensor | None) -> Tensor:
         if chosen is None:
             chosen = self._chosen.pop(micro_batch)
-        work.accept(micro_batch, chosen)
+        self._work.accept(micro_batch, chosen)
         return chosen
 
-    def _receive_activations(self, peer: int, micro_batch: int, work: RingWork, nothing: None) -> Tensor:
-        buffer = self._new(work.shape(micro_batch), work.dtype)
-        return ops.receive(buffer, self._activations, source=peer)
+    def _receive_activations(self, micro_batch: int, nothing: None, *, peer: int) -> Tensor:
+        buffer = self._new(self._work.shape(micro_batch), self._work.dtype)
+        return ops.receive(buffer, self._engine.activations, source=peer)
 
-    def _send_activations(self, peer: int, micro_batch: int, work: RingWork, output: Any) -> None:
-        activations = work.left(micro_batch, output)
-        _check("what leaves the stage", activations, work.shape(micro_batch), work.dtype)
-        self._outbox.send(activations, self._activations, peer)
+    def _send_activations(self, micro_batch: int, output: Any, *, peer: int) -> None:
+        activations = self._work.left(micro_batch, output)
+        _check("what leaves the stage", activations, self._work.shape(micro_batch), self._work.dtype)
+        self._engine.outbox.send(activations, self._engine.activations, peer)
 
-    def _receive_tokens(self, peer: int, micro_batch: int, work: RingWork, nothing: None) -> Tensor:
-        shape = work.chosen_shape(micro_batch)
+    def _receive_tokens(self, micro_batch: int, nothing: None, *, peer: int) -> Tensor:
+        shape = self._work.chosen_shape(micro_batch)
         buffer = self._new(shape, TOKEN_DTYPE)
-        return ops.receive(buffer, self._tokens, source=peer) if shape[0] else buffer
+        return ops.receive(buffer, self._engine.tokens, source=peer) if shape[0] else buffer
 
-    def _send_tokens(self, peer: int, micro_batch: int, work: RingWork, chosen: Tensor) -> None:
+    def _send_tokens(self, micro_batch: int, chosen: Tensor, *, peer: int) -> None:
         if chosen.shape[0]:
-            self._outbox.send(chosen, self._tokens, peer)
+            self._engine.outbox.send(chosen, self._engine.tokens, peer)
 
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self._device)
+        return torch.empty(shape, dtype=dtype, device=self._engine.device)
+
+
+def _doing(action: Action) -> _Do:
+    match action:
+        case Forward():
+            return RingRun._forward
+        case Choose():
+            return RingRun._choose
+        case Accept():
+            return RingRun._accept
+        case Recv(payload="activation"):
+            return partial(RingRun._receive_activations, peer=action.source)
+        case Send(payload="activation"):
+            return partial(RingRun._send_activations, peer=action.target)
+        case Recv(payload="token"):
+            return partial(RingRun._receive_tokens, peer=action.source)
+        case Send(payload="token"):
+            return partial(RingRun._send_tokens, peer=action.target)
+    raise ScheduleError(f"the ring does not know what to do at {action}")
 
 
 def _check(what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:

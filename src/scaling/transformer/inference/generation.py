@@ -34,7 +34,7 @@ class Generation:
         *,
         ready: Callable[[], object],
     ) -> None:
-        self._ring = ring
+        self._run = ring.run(work.groups, work)
         self._batching = batching
         self._caches = caches
         self._work = work
@@ -62,15 +62,12 @@ class Generation:
             for last in range(micro_batch, micro_batch + self._work.groups):
                 self._step(last)
             raise
-        except BaseException:
-            self._ring.forget()
-            raise
         finally:
             self._caches.release()  # also where an error keeps this frame alive
 
     @torch.no_grad()
     def _step(self, micro_batch: int) -> None:
-        self._ring.step(micro_batch, self._work.groups, self._work)
+        self._run.step(micro_batch)
 
 
 @final
