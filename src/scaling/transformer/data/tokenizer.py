@@ -201,7 +201,9 @@ class Tokenizer:
     @cached_property
     def opening(self) -> tuple[int, ...]:
         """The special tokens that the tokenizer itself puts in front of each text, often none or one."""
-        for text in ("a", "0", " ", *islice(self._backend.get_vocab(), _TRIED)):
+        added = set(self._added)
+        letters = (token for token in self._backend.get_vocab() if token not in added)
+        for text in ("a", "0", " ", *islice(letters, _TRIED)):
             try:
                 plain = self._backend.encode(text, add_special_tokens=False).ids
                 whole = self._backend.encode(text).ids

@@ -120,10 +120,9 @@ class TransformerInferenceModule:
         require_precision(precision)
         if topology is None:
             require_device(device)
-        elsewhere = None if base is None else folder_meant(Path(base))
         load = partial(
             cls._load,
-            base=elsewhere,
+            base=None if base is None else Path(base),
             precision=precision,
             sequence_length=sequence_length,
             topology=Topology.single(device) if topology is None else topology,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from scaling.core import ConfigError, StoredCheckpoint, is_on_base
+from scaling.core import ConfigError, StoredCheckpoint, folder_meant, is_on_base
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.choices import Precision
 from scaling.transformer.data.tokenizer import Tokenizer
@@ -47,7 +47,8 @@ def open_model(
         raise ConfigError(f"base ({base}) is given, but {stored.path} holds a whole model, which needs none")
     whole: StoredCheckpoint | None = stored
     if adapter is not None:
-        architecture, whole = adapter.base_architecture, adapter.find_base(base, remedy=_BASE_REMEDY)
+        elsewhere = None if base is None else folder_meant(base)
+        architecture, whole = adapter.base_architecture, adapter.find_base(elsewhere, remedy=_BASE_REMEDY)
     if precision is not None:
         architecture = architecture.model_copy(update={"precision": Precision(precision)})
     if sequence_length is not None:

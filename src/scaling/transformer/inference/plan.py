@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf
+from itertools import accumulate, pairwise
 from typing import final
 
 from scaling.core import CacheShape, ConfigError
@@ -18,8 +18,8 @@ from scaling.transformer.plan.model import ModelPlan
 
 MOST_PADDING = 1.25
 """Bytes of all pools over those that the rows need by themselves, at most."""
-_SPREADS = (inf, 4.0, 2.0, 1.5, MOST_PADDING)
-"""How many times longer than the shortest row of a pool the longest may be, tried in turn: few pools are fast."""
+_STEP = 1.05
+"""Requests whose lengths differ by less are not put into different pools."""
 SHARE_OF_FREE = 0.5
 """Of the memory that is free, what caches may have where nobody says."""
 
@@ -124,30 +124,52 @@ def _all_pools(needs: Sequence[Need], groups: int, bytes_of: RowBytes) -> Iterat
     longest_first = sorted(range(len(needs)), key=lambda number: -needs[number].positions)
     for group in range(groups):
         own = longest_first[group::groups]
-        needed = sum(needs[number].rows * bytes_of(needs[number].positions) for number in own)
-        for spread in _SPREADS:
-            pools = list(_pools(own, needs, group, spread))
-            if _bytes(pools, bytes_of) <= MOST_PADDING * needed:
-                break
-        yield from pools
+        bounds = _bounds([needs[number] for number in own], bytes_of) if own else [0]
+        for start, stop in pairwise(bounds):
+            yield _pool(own[start:stop], needs, group)
 
 
-def _pools(numbers: Sequence[int], needs: Sequence[Need], group: int, spread: float) -> Iterator[PoolPlan]:
-    """Yield pools of requests, the longest first, none of which has room for `spread` times what a row needs."""
-    start = 0
-    for stop in range(1, len(numbers) + 1):
-        longest = needs[numbers[start]].positions
-        if stop == len(numbers) or needs[numbers[stop]].positions * spread < longest:
-            own = numbers[start:stop]
-            yield PoolPlan(group, longest, sum(needs[number].rows for number in own), tuple(sorted(own)))
-            start = stop
+def _bounds(needs: Sequence[Need], bytes_of: RowBytes) -> list[int]:
+    """Return where pools of requests, the longest first, begin and end: of the fewest that will do the cheapest."""
+    levels = [0]  # where a pool may begin
+    for place, need in enumerate(needs):
+        if needs[levels[-1]].positions > _STEP * need.positions:
+            levels.append(place)
+    row = [bytes_of(needs[level].positions) for level in levels]
+    levels.append(len(needs))
+    rows_before = list(accumulate((need.rows for need in needs), initial=0))
+    most = MOST_PADDING * sum(need.rows * bytes_of(need.positions) for need in needs)
+
+    def bytes_between(start: int, stop: int) -> int:
+        return row[start] * (rows_before[levels[stop]] - rows_before[levels[start]])
+
+    cheapest = {stop: (bytes_between(0, stop), [0, stop]) for stop in range(1, len(levels))}
+    for _ in row:
+        total, bounds = cheapest[len(levels) - 1]
+        if total <= most:
+            break
+        cheapest = {
+            stop: min(
+                (cheapest[start][0] + bytes_between(start, stop), [*cheapest[start][1], stop])
+                for start in cheapest
+                if start < stop
+            )
+            for stop in range(1 + min(cheapest), len(levels))
+        }
+    return [levels[bound] for bound in bounds]
+
+
+def _pool(numbers: Sequence[int], needs: Sequence[Need], group: int) -> PoolPlan:
+    """Return the pool of some requests, the longest of which is the first."""
+    rows = sum(needs[number].rows for number in numbers)
+    return PoolPlan(group, needs[numbers[0]].positions, rows, tuple(sorted(numbers)))
 
 
 def _one_pool_each(needs: Sequence[Need], groups: int) -> Iterator[PoolPlan]:
     longest_first = sorted(range(len(needs)), key=lambda number: -needs[number].positions)
     for group in range(groups):
         if own := longest_first[group::groups]:
-            yield next(_pools(own, needs, group, inf))
+            yield _pool(own, needs, group)
 
 
 def _with_fewer_rows(
