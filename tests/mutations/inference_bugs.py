@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.core.nn import test_cached_attention, test_logits
+from tests.core.nn import test_cached_attention, test_logits, test_token_scores
 from tests.core.pipeline import test_ring_engine
 from tests.mutations.mutate import Edit
-from tests.transformer.inference import test_choosing, test_sampling
+from tests.transformer.inference import test_choosing, test_sampling, test_scoring
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,30 @@ INFERENCE_BUGS = (
         "scaling.transformer.inference.sampling:drawable",
         [("(sampling.top_k is None or sampling.top_p is None)", "True")],
         test_sampling.filter_like_transformers,
+        1,
+    ),
+    InferenceBug(
+        "of equally likely tokens on several ranks that with the highest number counts",
+        "scaling.core.nn.token_scores:linear_token_scores",
+        [
+            ("-torch.where(has_N, index_N + offset, _NOWHERE)", "torch.where(has_N, index_N + offset, -1)"),
+            ("-lowest_N", "lowest_N"),
+        ],
+        test_token_scores.score_in_parts,
+        2,
+    ),
+    InferenceBug(
+        "texts that are scored together see each other",
+        "scaling.transformer.inference.scoring:Scoring.packed",
+        [("documents[None]", "None")],
+        test_scoring.score_together,
+        1,
+    ),
+    InferenceBug(
+        "placeholders of a soft prompt are scored in place of the first tokens",
+        "scaling.transformer.inference.scoring:Scoring.packed",
+        [("end - len(row)", "end - len(row) - placeholders")],
+        test_scoring.score_together,
         1,
     ),
 )

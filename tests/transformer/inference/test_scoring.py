@@ -84,8 +84,7 @@ def require_equal(found: Sequence[Likelihood], expected: Sequence[Likelihood]) -
         assert one.total == pytest.approx(other.total, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_texts_together_have_the_probabilities_of_each_alone(name: str) -> None:
+def score_together(rank: int, world_size: int, name: str = "prompt") -> None:
     scoring, placeholders = alone(**CASES[name]), 3 if name == "prompt" else 0
     contexts, continuations = texts()
     # What the model itself goes on with: greedy, until the last token of one of them.
@@ -98,7 +97,13 @@ def test_texts_together_have_the_probabilities_of_each_alone(name: str) -> None:
     expected = one_by_one(scoring, contexts, continuations, placeholders)
     assert [each.is_greedy for each in expected[-2:]] == [True, False]
     for pack in (1, 16, 1000):
-        require_equal(scoring.log_likelihoods(contexts, continuations, placeholders=placeholders, pack=pack), expected)
+        found = scoring.log_likelihoods(contexts, continuations, placeholders=placeholders, pack=pack)
+        require_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_texts_together_have_the_probabilities_of_each_alone(name: str) -> None:
+    score_together(0, 1, name)
 
 
 def test_a_soft_prompt_acts_on_every_text() -> None:
