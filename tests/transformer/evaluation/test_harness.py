@@ -98,6 +98,7 @@ def test_pairs_are_scored_in_their_order(model: TransformerInferenceModule) -> N
         assert greedy == torch.equal(scores.argmax(-1), torch.tensor(new))
     assert [(kind, key) for kind, key, _ in answers.noted] == [("loglikelihood", key) for key in "abcd"]
     assert [answer for _, _, answer in answers.noted] == found
+    assert answers._loglikelihood_tokens([("e", [], [7])]) == answers._loglikelihood_tokens([("f", [END], [7])])
 
 
 def test_whole_texts_are_scored_in_windows(model: TransformerInferenceModule) -> None:

@@ -14,7 +14,6 @@ import yaml
 from scaling.core import ConfigError
 from scaling.core.checkpoint.search import find_newest
 from scaling.transformer import TransformerInferenceModule
-from scaling.transformer.evaluation import tasks as source
 from scaling.transformer.evaluation.tasks import TaskScore, names_of, run_tasks, scores_of
 from scaling.transformer.hf.exporter import export_model
 from scaling.transformer.hf.importer import import_model
@@ -150,6 +149,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def import_module(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(source.importlib, "import_module", import_module)
+    monkeypatch.setattr("importlib.import_module", import_module)
     with pytest.raises(ConfigError, match=r'pip install "scaling\[eval\]"'):
         run_tasks(None, ["any"])  # type: ignore[arg-type]

@@ -127,8 +127,13 @@ class HarnessAnswers:
         return self._tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_how: Any) -> Any:
-        """Return (log-likelihood, is it the greedy one) of each continuation, given (key, context, continuation)."""
-        answers = self._scores([(context, continuation) for _, context, continuation in requests])
+        """Return (log-likelihood, is it the greedy one) of each continuation, given (key, context, continuation).
+
+        A context of spaces alone has no tokens, since its spaces begin the continuation: the prefix token is in its
+        place.
+        """
+        pairs = [(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
+        answers = self._scores(pairs)
         for (key, _, _), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", key, answer)
         return answers
