@@ -231,6 +231,13 @@ class Topology:
                 dist.all_reduce(found, op=dist.ReduceOp.MIN, group=group)
         return int(found)
 
+    def own_prefix(self, purpose: str) -> str:
+        """Return what the keys of one user of the store begin with, another one each time.
+
+        Sends nothing, but all ranks have to call it alike, in one order with what they agree on.
+        """
+        return self._next_message(purpose)
+
     def _next_message(self, purpose: str) -> str:
         """Return the key of a message, of which all ranks have sent or read the same number by now."""
         self._messages += 1

@@ -182,7 +182,8 @@ def _is_same(a: Path, b: Path) -> bool:
 
 
 def communicator(topology: Topology) -> Communicator:
-    """Return how the ranks of a topology agree on checkpoints."""
+    """Return how the ranks of a topology agree on checkpoints. All ranks make as many, alike; each has its own keys."""
     if topology.store is None:
         return Alone()
-    return StoreCommunicator(topology.store, topology.rank, topology.layout.world_size)
+    prefix = topology.own_prefix("checkpoint")
+    return StoreCommunicator(topology.store, topology.rank, topology.layout.world_size, prefix=prefix)

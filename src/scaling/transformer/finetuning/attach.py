@@ -59,8 +59,9 @@ def _put(
     if not adapter.tensors.issuperset(keys.values()):
         made.follow_base()
     for parameter_name, key in keys.items():
-        if key in adapter.tensors:
-            made.get_parameter(parameter_name).copy_(reader.read(key))
+        if key in adapter.tensors:  # of which this rank may have a part
+            parameter = made.get_parameter(parameter_name)
+            parameter.copy_(stored_values(parameter, meta(parameter), reader, adapter.tensors))
     return made
 
 

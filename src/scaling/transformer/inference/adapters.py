@@ -20,6 +20,7 @@ from scaling.core import (
     ParallelModule,
     StoredCheckpoint,
     Topology,
+    communicator,
     merge_edits,
     meta,
 )
@@ -53,6 +54,7 @@ class Adapters:
     def __init__(self, module: ParallelModule, config: TransformerArchitectureConfig, topology: Topology) -> None:
         self._module = module
         self._config = config
+        self._checkpointer = Checkpointer(None, communicator=communicator(topology))
         self._make = PartMaker(plan_of(config), topology, seed=0)
         self._own = {parameter: parameter.data for parameter in module.parameters()}
         self._weights = list(module.global_tensors())  # views of the base, whatever is put in its place for a while
@@ -64,7 +66,10 @@ class Adapters:
         """Names of those that are part of the weights now."""
 
     def read_base(self, stored: StoredCheckpoint, *, grown: Sequence[str] = ()) -> None:
-        """Load the base from its checkpoint. `grown`: patterns of tables that have more rows than are stored."""
+        """Load the base from its checkpoint, each rank its own part. Collective: all ranks.
+
+        `grown`: patterns of tables that have more rows than are stored.
+        """
         self._copy(stored, grown)
         self._base = stored
         self._grown = {}
@@ -147,13 +152,13 @@ class Adapters:
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Bring back all bits of the base, from its checkpoint."""
+        """Bring back all bits of the base, from its checkpoint. Collective: all ranks."""
         if not self.merged:
             raise ConfigError("no adapter is merged, so there is nothing to take out of the weights")
         base = self._require_base()
         same = BaseReference.to(base).differences
         self._copy(
-            Checkpointer(None).find(base.path, weights_only=True, check=same).require(),
+            self._checkpointer.find(base.path, weights_only=True, check=same).require(),
             [f"^{re.escape(key)}$" for key in self._grown],
         )
         for beyond in self._grown.values():
@@ -162,7 +167,7 @@ class Adapters:
         self.merged.clear()
 
     def _copy(self, stored: StoredCheckpoint, grown: Sequence[str]) -> None:
-        Checkpointer(None).load(stored, self._weights, allowed_unexpected=[r"^optimizer\."], grown=grown)
+        self._checkpointer.load(stored, self._weights, allowed_unexpected=[r"^optimizer\."], grown=grown)
 
     def _require_base(self) -> StoredCheckpoint:
         if self._base is None:
