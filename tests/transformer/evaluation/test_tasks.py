@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from scaling.core import ConfigError
+from scaling.core import ConfigError, Topology
 from scaling.core.checkpoint.search import find_newest
 from scaling.transformer import TransformerInferenceModule
 from scaling.transformer.evaluation.tasks import TaskScore, names_of, run_tasks, scores_of
@@ -84,7 +85,7 @@ def test_tasks_give_the_numbers_of_the_exported_model(tmp_path: Path, monkeypatc
     import_model(folder, tmp_path / "checkpoint")
     export_model(find_newest(tmp_path / "checkpoint").require(), tmp_path / "exported")
     included = write_tasks(tmp_path)
-    names = ["choosing", str(included / "writing.yaml"), "readin*"]
+    names = ["choosing", str(included / "writing.yaml"), "reading"]
     model = TransformerInferenceModule.from_checkpoint(tmp_path / "checkpoint")
     found = run_tasks(model, names, include_path=included, samples=True)
     expected = lm_eval.simple_evaluate(
@@ -151,4 +152,4 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("importlib.import_module", import_module)
     with pytest.raises(ConfigError, match=r'pip install "scaling\[eval\]"'):
-        run_tasks(None, ["any"])  # type: ignore[arg-type]
+        run_tasks(SimpleNamespace(topology=Topology.single()), ["any"])  # type: ignore[arg-type]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +61,8 @@ def run_tasks(
     Collective: all ranks of the pipe and model axes, which return the same. `ConfigError` where the package is missing,
     or there is no such task.
     """
+    if model.topology.rank:
+        _mute()
     lm_eval, manager_class, template = _package()
     if include_path is not None and not include_path.is_dir():
         raise ConfigError(f"--include-path {include_path} is no folder; name one that holds YAML files of tasks")
@@ -66,15 +70,7 @@ def run_tasks(
     np.random.seed(_SEED_OF_OTHERS)
     torch.manual_seed(_SEED_OF_OTHERS)
     answers = type("Scaling", (HarnessAnswers, template), {})(model, progress=progress)
-    manager = manager_class(include_path=None if include_path is None else str(include_path))
-    names = [name for task in tasks for name in names_of(task, manager.all_tasks)]
-    try:
-        loaded = manager.load(names)
-    except Exception as error:  # of whatever reads files and data sets for it
-        raise ConfigError(
-            f"{', '.join(map(str, tasks))} cannot be loaded: {type(error).__name__}: {error}; a task is a YAML file of "
-            "lm-eval, whose data are files named there, or a data set that is fetched from the Hugging Face Hub"
-        ) from error
+    loaded = _loaded(manager_class, tasks, include_path)
     for task in loaded["tasks"].values():
         own = task.get_config("num_fewshot")
         if own is None or (shots is not None and own != 0):
@@ -82,6 +78,26 @@ def run_tasks(
         task.set_fewshot_seed(seed=_SEED_OF_OTHERS)
     found: dict[str, Any] = lm_eval.evaluate(lm=answers, task_dict=loaded, limit=limit, log_samples=samples)
     return found
+
+
+def _loaded(manager_class: Any, tasks: Sequence[str | Path], include_path: Path | None) -> Any:
+    """Return what lm-eval makes of tasks. Its own are looked through, which takes 10 seconds, where they are needed."""
+    for with_its_own in (True,) if any("*" in str(task) for task in tasks) else (False, True):
+        manager = manager_class(
+            include_path=None if include_path is None else str(include_path), include_defaults=with_its_own
+        )
+        try:
+            return manager.load([name for task in tasks for name in names_of(task, manager.all_tasks)])
+        except Exception as error:  # of whatever reads files and data sets for it
+            if not with_its_own:
+                continue
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"{', '.join(map(str, tasks))} cannot be loaded: {type(error).__name__}: {error}; a task is a YAML "
+                "file of lm-eval, whose data are files named there, or a data set of the Hugging Face Hub"
+            ) from error
+    raise AssertionError("one of the two returns or raises")
 
 
 def names_of(task: str | Path, known: Sequence[str]) -> list[str]:
@@ -125,6 +141,12 @@ def scores_of(results: Mapping[str, Any]) -> list[TaskScore]:
                 )
             )
     return scores
+
+
+def _mute() -> None:
+    """Let lm-eval say nothing on this rank: rank 0 says it."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
 
 
 def _package() -> tuple[Any, Any, Any]:
