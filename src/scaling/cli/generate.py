@@ -1,19 +1,33 @@
-"""`scaling generate`: stream text from a checkpoint to the terminal."""
+"""`scaling generate`: continue prompts with a trained model, in one process or over several."""
 
 from __future__ import annotations
 
+import secrets
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from scaling.cli.byte_sizes import bytes_of
+from scaling.cli.completions import prompt_text, write, write_json, write_texts
 from scaling.cli.places import checkpoints_at
+from scaling.cli.prompt_file import Request, kept_for_processes, read_requests
+from scaling.cli.ranks import DeviceName, Here, ModelParallelSize, PipeParallelSize, Ranks
 from scaling.core import ConfigError
 from scaling.transformer import Opened, Sampling, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
+from scaling.transformer.inference import options
+from scaling.transformer.inference.defaults import Asked, GenerationDefaults, asked
 
 _NAME = "adapter-option"
 """Of the adapter that is named beside CHECKPOINT, which may have one of its own that is called as that one is."""
+
+TEMPERATURE = 0.8
+"""Where neither the command nor the model's generation configuration says how tokens are drawn."""
+
+_AS_THE_MODEL = "the model's, else off"
 
 
 def generate(
@@ -21,53 +35,240 @@ def generate(
         Path,
         typer.Argument(metavar="CHECKPOINT", help="A folder of checkpoints, one step's folder, or a run's folder."),
     ],
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to continue.")],
-    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Stop after so many new tokens.")] = 128,
-    temperature: Annotated[
-        float,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Text to continue. May be given several times.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
         typer.Option(
-            min=0.0, metavar="T", help="The higher, the more varied; 0 takes the most likely token each time."
+            metavar="FILE",
+            help='Prompts, one a line: {"prompt": "..."}, {"tokens": [...]} or "...", perhaps with a "seed". '
+            "- is standard input.",
         ),
-    ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, metavar="K", help="Draw from the k most likely tokens.")] = None,
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write a line of JSON for each text.")] = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Stop after so many new tokens.", show_default="the model's, else 128"),
+    ] = None,
+    min_tokens: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Do not end before so many new tokens.", show_default="the model's"),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="T",
+            help="The higher, the more varied; 0 takes the most likely token each time.",
+            show_default=f"the model's where it draws, else {TEMPERATURE}",
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="K", help="Draw from the k most likely tokens; 0: off.", show_default=_AS_THE_MODEL
+        ),
+    ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Draw from the most likely tokens that together have probability p."),
+        typer.Option(
+            metavar="P",
+            help="Draw from the most likely tokens that together have probability p; 1: off.",
+            show_default=_AS_THE_MODEL,
+        ),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Draw from the tokens at least p times as likely as the most likely one; 0: off.",
+            show_default=_AS_THE_MODEL,
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Divide the logits of tokens of the text so far by it; 1: off.",
+            show_default=_AS_THE_MODEL,
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The same number draws the same text.")] = None,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Texts for each prompt.")] = 1,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text. May be given several times.")
     ] = None,
+    log_probabilities: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="K", help="With --json: log p of each new token, and of the k most likely in its place."
+        ),
+    ] = None,
+    truncate_left: Annotated[
+        bool, typer.Option("--truncate-left", help="Cut the beginning of a prompt that is too long.")
+    ] = False,
     adapter: Annotated[
         Path | None,
         typer.Option(
             metavar="PATH", help="What a fine-tuning on CHECKPOINT has saved: a step's folder, or its newest."
         ),
     ] = None,
-    device: Annotated[
-        str,
-        # The name is spelled out: one version of typer takes a metavar that is the name in capitals for the option.
-        typer.Option("--device", metavar="DEVICE", help="cpu, cuda for a GPU, or cuda:N for the one of number N."),
-    ] = "cpu",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE", help="float32, bfloat16, float16 or float64.", show_default="that of the training"
+        ),
+    ] = None,
+    max_cache_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of each process for keys and values, 2GB or 512MiB say; prompts that find no room wait.",
+            show_default="half of what is free",
+        ),
+    ] = None,
+    chunk_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens of prompts that are computed at a time, at most.")
+    ] = options.CHUNK,
+    model_parallel_size: ModelParallelSize = 1,
+    pipe_parallel_size: PipeParallelSize = 1,
+    device: DeviceName = "cpu",
 ) -> None:
-    """Continue a text with a trained model, printing it as it comes.
+    """Continue texts with a trained model. The continuation of one text is printed as it comes.
 
-    CHECKPOINT may be that of a fine-tuning, whose base is found by itself.
+    CHECKPOINT may be that of a fine-tuning, whose base is found by itself, and its run may go on training.
+
+    What a text spells of special tokens becomes special tokens.
+
+    Exit status: 0 done, 2 what was asked for cannot be, 65 the model
+    computes no numbers; 130 after Ctrl-C, 141 where the reader of the output has gone.
     """
-    checkpoint = checkpoints_at(checkpoint)
-    model = TransformerInferenceModule.from_checkpoint(checkpoint, device=device)
-    used = Opened.OPENED if adapter is None else model.load_adapter(checkpoints_at(adapter), _NAME)
-    if model.tokenizer is None:
+    if (prompt is None) == (prompts is None):
+        raise ConfigError(
+            "give what is to be continued: either --prompt TEXT, once or several times, or --prompts FILE"
+        )
+    if log_probabilities is not None and not as_json:
+        raise ConfigError(f"--log-probabilities ({log_probabilities}) are written as JSON; give --json too")
+    work = partial(
+        _work,
+        _Wanted(
+            checkpoint=checkpoint,
+            adapter=adapter,
+            precision=precision,
+            source=prompts,
+            texts=tuple(prompt or ()),
+            as_json=as_json,
+            samples=samples,
+            seed=seed,
+            sampling=Asked(
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+            ),
+            others={
+                "max_tokens": max_tokens,
+                "min_tokens": min_tokens,
+                "stop": tuple(stop or ()),
+                "log_probabilities": log_probabilities,
+                "truncate_left": truncate_left,
+                "max_cache_bytes": max_cache_bytes and bytes_of(max_cache_bytes, option="--max-cache-bytes"),
+                "chunk_size": chunk_size,
+            },
+        ),
+    )
+    ranks = Ranks(device=device, model_parallel_size=model_parallel_size, pipe_parallel_size=pipe_parallel_size)
+    if not ranks.are_to_be_started:
+        ranks.run(work)
+        return
+    for folder in (checkpoint, adapter):
+        if folder is not None:
+            checkpoints_at(folder)
+    if prompts is None:
+        ranks.run(work)
+        return
+    with kept_for_processes(read_requests(prompts)) as variables:
+        ranks.run(work, variables=variables)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What was asked for, but for the processes."""
+
+    checkpoint: Path
+    adapter: Path | None
+    precision: str | None
+    source: str | None
+    texts: tuple[str, ...]
+    as_json: bool
+    samples: int
+    seed: int | None
+    sampling: Asked
+    others: options.Asked
+
+    def requests(self, here: Here) -> list[Request]:
+        """Return the prompts."""
+        if self.source is None:
+            return [Request(text) for text in self.texts]
+        return read_requests(self.source, alone=here.topology is None or here.topology.layout.world_size == 1)
+
+
+def _work(wanted: _Wanted, here: Here) -> None:
+    quiet = not here.notes
+    requests = wanted.requests(here)
+    checkpoint = checkpoints_at(wanted.checkpoint, quiet=quiet)
+    model = TransformerInferenceModule.from_checkpoint(
+        checkpoint, device=here.device, precision=wanted.precision, topology=here.topology
+    )
+    used: str | Opened = Opened.OPENED
+    if wanted.adapter is not None:
+        used = model.load_adapter(checkpoints_at(wanted.adapter, quiet=quiet), _NAME)
+    prompts = [request.prompt for request in requests]
+    tokenizer = model.tokenizer
+    if tokenizer is None and not (wanted.as_json and all(isinstance(prompt, list) for prompt in prompts)):
         raise ConfigError(
             f"there is no {TOKENIZER_FILE} beside the step folders of {checkpoint}, so that no text can be read or "
             "written; copy the tokenizer of the training (its transformer_architecture.vocab_file) there by that name"
         )
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    pieces = model.stream_text(
-        prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=tuple(stop or ()), adapter=used
+    chosen = options.Asked(
+        **wanted.others,
+        sampling=sampling_of(wanted.sampling, model.defaults),
+        seed=_seeds(requests, wanted.seed, here),
     )
-    first = next(pieces, "")  # raises what is wrong with the arguments, before anything is printed
-    typer.echo(prompt + first, nl=False)
-    for piece in pieces:
-        typer.echo(piece, nl=False)
-    typer.echo()
+    if tokenizer is not None and len(prompts) == wanted.samples == 1 and not wanted.as_json:
+        pieces = model.stream_text(prompts[0], adapter=used, **chosen)
+        first = next(pieces, "")  # raises what is wrong with the arguments, before anything is printed
+        if not here.speaks:
+            for _ in pieces:
+                pass
+            return
+        write(prompt_text(prompts[0], tokenizer) + first)
+        for piece in pieces:
+            write(piece)
+        write("\n")
+        return
+    completions = model.generate(prompts, samples=wanted.samples, adapter=used, **chosen)
+    if here.speaks and (wanted.as_json or tokenizer is None):
+        write_json(prompts, completions)
+    elif here.speaks and tokenizer is not None:
+        write_texts(prompts, completions, tokenizer)
+
+
+def sampling_of(options: Asked, defaults: GenerationDefaults) -> Sampling:
+    """Return how tokens are chosen: as asked, else as the model's configuration draws them, else as this command."""
+    present = defaults.sampling
+    if present.temperature == 0:  # also where nothing is said
+        present = replace(present, temperature=TEMPERATURE)
+    return asked(replace(defaults, sampling=present), options).sampling
+
+
+def _seeds(requests: list[Request], seed: int | None, here: Here) -> int | list[int] | None:
+    """Return a seed for each prompt where some have their own; the others have that of all, or one by chance."""
+    if all(request.seed is None for request in requests):
+        return seed
+    fresh = [secrets.randbits(63) if seed is None else seed for _ in requests]
+    if here.topology is not None:
+        fresh = here.topology.broadcast("seeds", fresh)
+    return [one if request.seed is None else request.seed for request, one in zip(requests, fresh, strict=True)]

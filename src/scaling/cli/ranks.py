@@ -14,6 +14,7 @@ import typer
 
 from scaling.cli.leaving import ending_with_reader
 from scaling.core import ConfigError, LaunchContext, Topology, TopologyConfig, run_process, run_program
+from scaling.core.topology.launch import is_started_by_runner
 from scaling.transformer.inference.device import require_device
 
 COMMAND = "scaling.cli.main"
@@ -53,6 +54,11 @@ class Here:
     def speaks(self) -> bool:
         """Return whether this process writes to standard output: the one on its own, or rank 0."""
         return self.topology is None or self.topology.rank == 0
+
+    @property
+    def notes(self) -> bool:
+        """Return whether this process says what is to be noted: unless another one has started it, and said it."""
+        return self.speaks and not is_started_by_runner()
 
 
 @dataclass(frozen=True, kw_only=True)
