@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scaling.cli.generate import sampling_of
 from scaling.cli.main import main
+from scaling.core.runner.outcome import OUTPUT_CLOSED
 from scaling.transformer.data.end_token import END_OF_TEXT
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
 from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest, train_tokenizer
+from scaling.transformer.inference.defaults import Asked, GenerationDefaults
 from scaling.transformer.inference.module import TransformerInferenceModule
+from scaling.transformer.inference.sampling import Sampling
+from tests.processes import descendants, is_running
 from tests.transformer.finetuned import found, write_adapter
-from tests.transformer.small import train_small
+from tests.transformer.small import command_environment, train_small
 
 SENTENCE = "the cät 🙂 sat on the mat."
+
+COMMAND = (sys.executable, "-m", "scaling.cli.main", "generate")
 
 Generate = Callable[..., tuple[int, str, str]]
 
@@ -89,6 +104,155 @@ def test_a_seed_says_the_same_again(generate: Generate) -> None:
     assert generate(*arguments, "--seed", "1") != generate(*arguments, "--seed", "2")
 
 
+def test_several_texts_have_headings(generate: Generate) -> None:
+    status, said, _ = generate("--prompt", "the cät", "--prompt", "the", "--temperature", "0", "--samples", "2")
+    assert status == 0
+    assert said == "".join(
+        f"--- prompt {prompt} of 2, sample {sample} of 2 ---\n{SENTENCE}\n" for prompt in (1, 2) for sample in (1, 2)
+    )
+
+
+def rows(said: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def test_prompts_of_a_file_become_lines_of_json_in_any_number_of_processes(
+    generate: Generate, checkpoint: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    tokens = Tokenizer.from_file(checkpoint / "vocab.json").encode("the")
+    file.write_text(json.dumps({"prompt": "the cät"}) + "\n" + json.dumps({"tokens": tokens, "seed": 5}) + "\n")
+    arguments = ("--json", "--temperature", "3", "--seed", "4", "--max-tokens", "5", "--log-probabilities", "1")
+    status, said, shown = generate("--prompts", str(file), *arguments)
+    assert (status, shown) == (0, "")
+    found = rows(said)
+    assert [(row["row"], row["prompt"]) for row in found] == [(0, "the cät"), (1, tokens)]
+    for row in found:
+        assert len(row["tokens"]) == len(row["log_probabilities"]) == len(row["best"]) <= 5
+        assert row["finish_reason"] == ("length" if len(row["tokens"]) == 5 else "stop")
+    assert rows(generate("--prompt", "the", *arguments, "--seed", "5")[1])[0]["tokens"] == found[1]["tokens"]
+    process = subprocess.run(
+        [*COMMAND, str(checkpoint), "--prompts", "-", *arguments, "--pipe-parallel-size", "2"],
+        env=command_environment(),
+        input=file.read_bytes(),
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (process.returncode, process.stderr) == (0, b"")
+    for alone, cut in zip(found, rows(process.stdout.decode()), strict=True):
+        assert {**cut, "log_probabilities": 0, "best": 0} == {**alone, "log_probabilities": 0, "best": 0}
+        assert cut["log_probabilities"] == pytest.approx(alone["log_probabilities"], abs=1e-5)
+
+
+def test_the_models_configuration_comes_before_the_default_of_the_command() -> None:
+    nothing, greedy = GenerationDefaults(), GenerationDefaults(sampling=Sampling(repetition_penalty=1.2))
+    drawn = GenerationDefaults(sampling=Sampling(temperature=0.3, top_p=0.9))
+    assert sampling_of(Asked(), nothing) == Sampling(temperature=0.8)
+    assert sampling_of(Asked(), greedy) == Sampling(temperature=0.8, repetition_penalty=1.2)
+    assert sampling_of(Asked(), drawn) == drawn.sampling
+    assert sampling_of(Asked(temperature=0.0, top_p=1.0), drawn) == Sampling(top_p=1.0)
+
+
+class Terminal:
+    """A command that has a terminal of its own."""
+
+    def __init__(self, *command: str) -> None:
+        self.keyboard, self.screen = os.openpty()
+        self.settings = termios.tcgetattr(self.screen)
+        stream = self.screen
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", *command], env=command_environment(), stdin=stream, stdout=stream, stderr=stream
+        )
+
+    def read_until(self, wanted: bytes) -> bytes:
+        shown = b""
+        while wanted not in shown:
+            ready, _, _ = select.select([self.keyboard], [], [], 60)
+            assert ready, shown
+            shown += os.read(self.keyboard, 4096)
+        return shown
+
+    def wait(self) -> int:
+        """Wait for the end, and read what is written before: who writes to a full terminal waits."""
+        while self.process.poll() is None:
+            if select.select([self.keyboard], [], [], 0.05)[0]:
+                os.read(self.keyboard, 4096)
+        return self.process.returncode
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.keyboard)
+        os.close(self.screen)
+
+
+ENDLESS = ("--min-tokens", "100000", "--max-tokens", "100000")
+SOON = 4.0
+"""Twice what is promised: other tests may have the cores."""
+
+
+@pytest.mark.parametrize(
+    "processes",
+    [pytest.param(()), pytest.param(("--pipe-parallel-size", "2"), marks=pytest.mark.slow)],
+    ids=["one", "two"],
+)
+def test_ctrl_c_in_the_middle_of_a_text_ends_it_and_leaves_the_terminal_usable(
+    checkpoint: Path, processes: tuple[str, ...]
+) -> None:
+    terminal = Terminal(*COMMAND, str(checkpoint), "--prompt", "the cät", *ENDLESS, *processes)
+    try:
+        shown = terminal.read_until("🙂 sat".encode())
+        below = descendants(terminal.process.pid)
+        assert bool(below) == bool(processes)
+        os.write(terminal.keyboard, b"\x03")
+        asked = time.monotonic()
+        assert terminal.wait() == 130
+        assert time.monotonic() - asked < SOON
+        assert termios.tcgetattr(terminal.screen) == terminal.settings
+        assert b"Traceback" not in shown
+        assert not any(map(is_running, below))
+    finally:
+        terminal.close()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_prompts_are_read_ends_it(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"the cät sat on the mat."\n' * 50000)
+    with subprocess.Popen(
+        [*COMMAND, str(checkpoint), "--prompts", str(file), "--json", "--max-tokens", "1"],
+        env=command_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        time.sleep(8)  # nothing shows how far it is
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        said, shown = process.communicate(timeout=30)
+        assert time.monotonic() - asked < SOON
+        assert (process.returncode, said) == (130, b"")
+        assert b"Traceback" not in shown
+
+
+def test_a_reader_that_goes_ends_it_quietly(checkpoint: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, str(checkpoint), "--prompt", "the cät", *ENDLESS],
+        env=command_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(3) == b"the"
+        process.stdout.close()
+        asked = time.monotonic()
+        assert process.wait(30) == OUTPUT_CLOSED
+        assert time.monotonic() - asked < SOON
+        assert process.stderr.read() == b""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -97,6 +261,18 @@ def test_a_seed_says_the_same_again(generate: Generate) -> None:
         (["--prompt", "a", "--device", "nothing"], "device (nothing) cannot be used: there is none of this name"),
         (["--prompt", "a", "--device", "gpu"], "a GPU is called cuda; choose cpu, or where"),
         (["--prompt", "a", "--stop", ""], "a stop text is empty"),
+        (["--prompt", "caf\udce9"], "is not UTF-8: it has the byte 0xe9 at character 3, behind 'caf'"),
+        (
+            ["--prompt", "a", "--prompts", "-"],
+            "prompts are given twice; give either --prompt TEXT, once or several times, or --prompts FILE",
+        ),
+        (["--prompts", "/dev/null"], "/dev/null has no prompts"),
+        (["--prompt", "a", "--log-probabilities", "1"], "--log-probabilities (1) are written as JSON; give --json"),
+        (["--prompt", "a", "--max-cache-bytes", "much"], "--max-cache-bytes (much) is no number of bytes"),
+        (["--prompt", "a", "--max-cache-bytes", "1kB"], "max_cache_bytes"),
+        (["--prompt", "a", "--min-p", "2"], "min_p (2.0) must be above 0"),
+        (["--prompt", "a", "--precision", "half"], "precision (half) does not exist"),
+        (["--prompt", "a", "--pipe-parallel-size", "2", "--device", "gpu"], "a GPU is called cuda"),
     ],
 )
 def test_a_mistake_gets_a_message(generate: Generate, arguments: list[str], message: str) -> None:

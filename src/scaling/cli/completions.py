@@ -17,7 +17,8 @@ Prompt = str | list[int]
 
 def write(text: str) -> None:
     """Write a piece of text that may be anything: what would command a terminal appears there as an escape."""
-    typer.echo(escaped(text) if sys.stdout.isatty() else text, nl=False)
+    sys.stdout.write(escaped(text) if sys.stdout.isatty() else text)  # typer leaves out what it takes for commands
+    sys.stdout.flush()
 
 
 def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
