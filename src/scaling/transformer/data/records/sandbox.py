@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, NoReturn
+from functools import wraps
+from typing import Any, Final, NoReturn, final
 
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, pass_context
+from jinja2.visitor import NodeTransformer
+
+from scaling.transformer.data.records.limits import (
+    BEFORE_FILTER,
+    BEFORE_METHOD,
+    listed,
+    require,
+    require_brace_format,
+    require_percent_format,
+    require_power,
+    require_product,
+    sized,
+    step,
+    steps,
+    working,
+)
+
+MOST_IN_SOURCE: Final = 2**20
+"""Characters of a template."""
+_STEPS: Final = "_steps"
+_SIZED: Final = "_sized"
 
 
 @dataclass
@@ -60,7 +83,10 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """`namespace`, without names that lead out of a sandbox."""
+    """`namespace`, without names that lead out of a sandbox, and no text: one may hold another twice, and so on."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
 
     def __init__(*args: Any, **fields: Any) -> None:  # a field may be called self
         self, *given = args
@@ -94,27 +120,150 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class _Limiter(NodeTransformer):
+    """Let loops count their steps, and weigh what is put together of parts."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _through(_STEPS, node.iter, node)
+        return node
+
+    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:
+        self.generic_visit(node)
+        node.filter = _through(_SIZED, node.filter, node)
+        return node
+
+    def _weighed(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        try:
+            node.as_const()
+        except nodes.Impossible:
+            return node if getattr(node, "ctx", "load") != "load" else _through(_SIZED, node, node)
+        return node
+
+    visit_List = visit_Tuple = visit_Dict = visit_Concat = _weighed
+
+
+def _through(name: str, value: Any, node: nodes.Node) -> nodes.Filter:
+    return nodes.Filter(value, name, [], [], None, None, lineno=node.lineno)
+
+
+@final
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, with bounds to what a template computes."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, LoopControlExtension])
+        self.filters["tojson"] = _to_json
+        self.filters = {name: _limited(name, function) for name, function in self.filters.items()}
+        # Named in the context they are never computed while a template is compiled.
+        self.filters[_STEPS] = pass_context(lambda _, values: steps(values))
+        self.filters[_SIZED] = pass_context(lambda _, value: sized(value))
+        del self.globals["lipsum"]  # writes as much as it is asked to
+        self.globals.update(raise_exception=_raise_exception, strftime_now=_now, dict=_Dict(), namespace=_Namespace)
+
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:
+        found = list(parts)
+        size = sum(map(len, found))
+        require(size)
+        step(size)
+        return "".join(found)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree: nodes.Template = _Limiter().visit(super()._parse(source, name, filename))
+        tree.set_environment(self)
+        return tree
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        match operator:
+            case "*":
+                require_product(left, right)
+            case "**":
+                require_power(left, right)
+            case "%" if isinstance(left, (str, bytes)):
+                require_percent_format(left, right)
+        return sized(super().call_binop(context, operator, left, right))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        made = super().wrap_str_format(value)
+        if made is None:
+            return None
+        write = made
+
+        @wraps(write)
+        def limited(*args: Any, **fields: Any) -> str:
+            require_brace_format(value.__self__, *args, **fields)
+            return write(*args, **fields)
+
+        return limited
+
+    def call(self, context: Context, function: Any, /, *args: Any, **fields: Any) -> Any:
+        """Look at what multiplies, then call; parameters have places only, since a template may name any."""
+        owner = getattr(function, "__self__", None)
+        if isinstance(function, LoopContext) and args:
+            args = (steps(args[0]), *args[1:])
+        elif isinstance(owner, (str, bytes, int)):
+            name = getattr(function, "__name__", "")
+            if name == "join" and len(args) == 1:
+                args = (listed(owner, args[0]),)
+            elif name in BEFORE_METHOD:
+                BEFORE_METHOD[name](owner, *args, **fields)
+        step()
+        return sized(super().call(context, function, *args, **fields))
+
+
+def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that is looked at before it works, and whose outcome is weighed."""
+    before = BEFORE_FILTER.get(name)
+    first = 0 if getattr(function, "jinja_pass_arg", None) is None else 1
+
+    @wraps(function)
+    def limited(*args: Any, **fields: Any) -> Any:
+        step()
+        if before is not None:
+            before(*args[first:], **fields)
+        elif name == "join":
+            given, values, *others = args
+            args = (given, listed(others[0] if others else fields.get("d", ""), values), *others)
+        return sized(function(*args, **fields))
+
+    return limited
+
+
 def compile_template(source: str) -> jinja2.Template:
     """Compile a chat template.
 
     Raises:
         TemplateError: It is not one.
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, LoopControlExtension]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_now, dict=_Dict(), namespace=_Namespace)
-    return environment.from_string(source)
+    if len(source) > MOST_IN_SOURCE:
+        raise TemplateError(f"it has {len(source)} characters; at most {MOST_IN_SOURCE} are taken")
+    try:
+        return _Environment().from_string(source)
+    except TemplateError:
+        raise
+    except Exception as error:  # Python itself limits how deep blocks and expressions go
+        raise TemplateError(f"{type(error).__name__}: {error}") from error
 
 
 def render(template: jinja2.Template, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
-    """Return what a template makes of variables, and the spans of characters between generation tags."""
+    """Return what a template makes of variables, and the spans of characters between generation tags.
+
+    Raises:
+        Overrun: It makes too much, or takes too long.
+    """
     marks = Marks()
     token = _MARKS.set(marks)
     try:
-        for part in template.generate(variables):
-            marks.written.append(part)
+        with working():
+            size = 0
+            for part in template.generate(variables):
+                marks.written.append(part)
+                size += len(part)
+                require(size)
     finally:
         _MARKS.reset(token)
     return "".join(marks.written), marks.spans

@@ -14,6 +14,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from scaling.core import DataError
 from scaling.transformer.data.end_token import TOKENIZER_OF_A_MODEL, TOKENIZER_OF_A_RUN
 from scaling.transformer.data.records.fields import Refusal
+from scaling.transformer.data.records.limits import Overrun
 from scaling.transformer.data.records.sandbox import compile_template, render
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
@@ -133,6 +134,8 @@ class ChatTemplate:
         }
         try:
             return render(self._compiled, variables)
+        except Overrun as error:
+            raise Refusal(f"{self.name} was stopped: {error}") from error
         except TemplateError as error:
             raise Refusal(f"{self.name} refuses it: {error}") from error
         except Exception as error:  # what a template may run into is without bounds
