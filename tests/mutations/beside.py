@@ -142,6 +142,13 @@ BESIDE: dict[str, tuple[str, ...]] = {
         "transformer/test_inference",
         "transformer/hf/test_exporter",
     ),
+    "transformer/data/records/guarded": (
+        *("transformer/data/records/test_controls", "transformer/data/records/test_turns"),
+        "transformer/inference/test_chat",
+    ),
+    "transformer/data/records/sandbox": (
+        *("transformer/data/records/test_template", "transformer/data/records/test_limits"),
+    ),
     "transformer/io": ("transformer/test_model", "transformer/data/test_batch"),
     "transformer/layers/block": ("transformer/test_model",),
     "transformer/layers/embedding": ("transformer/test_model",),

@@ -142,6 +142,11 @@ class Tokenizer:
         return frozenset(step["type"] for step in state.get("decoders", [state]))
 
     @property
+    def file(self) -> Path | None:
+        """The file that it was read from, beside which others may speak of it."""
+        return self._file
+
+    @property
     def vocab_size(self) -> int:
         """One more than the highest token id, special and added tokens included: the rows an embedding needs."""
         return self._vocab_size

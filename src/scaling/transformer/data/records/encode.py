@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
 from scaling.core import DataError
-from scaling.transformer.data.records.controls import Controls
-from scaling.transformer.data.records.conversation import ASSISTANT, Conversation, Pieces, Tokens, TrainOn
+from scaling.transformer.data.records.conversation import Conversation, Pieces, Tokens, TrainOn
 from scaling.transformer.data.records.fields import Refusal, require_characters
 from scaling.transformer.data.records.formats import FORMATS, RecordFormat, recognise
+from scaling.transformer.data.records.guarded import frame_of, guards_of
 from scaling.transformer.data.records.record import Record
 from scaling.transformer.data.records.template import ChatTemplate
 from scaling.transformer.data.records.texts import TextTokenizer
 from scaling.transformer.data.records.turns import Rendered, render_conversation
 from scaling.transformer.data.tokenizer import Tokenizer
-
-_PROBE: Final = ({"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "b"})
 
 
 @final
@@ -51,9 +49,9 @@ class RecordEncoder:
                 f"the end-of-document token {eos_token_id} is none of the tokenizer's, which has the tokens 0 to "
                 f"{tokenizer.vocab_size - 1}"
             )
-        frame = "" if template is None else _frame(template)
+        frame = "" if template is None else frame_of(template)
         self._texts = TextTokenizer(tokenizer, eos_token=eos_token, frame=frame)
-        self._controls = {ASSISTANT: Controls(self._texts.special), "": Controls(self._texts.framing)}
+        self._controls = guards_of(special=self._texts.special, framing=self._texts.framing)
 
     def encode(self, values: Sequence[Any], format: RecordFormat, *, folder: Path) -> list[Record | Refusal]:
         """Return the record of each value, or why it has none.
@@ -150,11 +148,3 @@ def _weights(rendered: Rendered, places: Sequence[tuple[int, int]]) -> npt.NDArr
     for turn in reversed(rendered.turns):
         weights[(begins < turn.stop) & (ends > turn.start)] = turn.weight
     return weights
-
-
-def _frame(template: ChatTemplate) -> str:
-    """Return what the template makes of two messages; nothing where it takes others only."""
-    try:
-        return template.render(_PROBE)[0] + template.render(_PROBE[:1], prompt=True)[0]
-    except Refusal:
-        return ""

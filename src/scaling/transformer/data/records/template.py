@@ -62,7 +62,27 @@ class ChatTemplate:
         own = vocab_file.parent / TEMPLATE_FILE
         if own.is_file():
             return cls.from_file(own, vocab_file=vocab_file)
-        path = vocab_file.parent / _CONFIG
+        return cls._of_config(vocab_file.parent / _CONFIG, special=special_tokens_beside(vocab_file))
+
+    @classmethod
+    def named(cls, path: Path, *, vocab_file: Path | None = None) -> ChatTemplate:
+        """Read a template that a user names: a file with one, or a tokenizer_config.json.
+
+        Raises:
+            DataError: It cannot be read, or has none.
+        """
+        if path.suffix != ".json":
+            return cls.from_file(path, vocab_file=vocab_file)
+        if not path.is_file():
+            raise DataError(f"the chat template {path} cannot be read: there is no such file")
+        special = {} if vocab_file is None else special_tokens_beside(vocab_file)
+        found = cls._of_config(path, special=special | _special_tokens(path))
+        if found is None:
+            raise DataError(f"{path} has no chat_template; name a file with one")
+        return found
+
+    @classmethod
+    def _of_config(cls, path: Path, *, special: Mapping[str, str]) -> ChatTemplate | None:
         found = _object(path).get("chat_template")
         if isinstance(found, list):  # several by name
             named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
@@ -76,7 +96,7 @@ class ChatTemplate:
             return None
         if not isinstance(found, str):
             raise DataError(f"chat_template in {path} is no text; mend it, or name a file with a template")
-        return cls(found, name=f"the chat template in {path}", special=special_tokens_beside(vocab_file))
+        return cls(found, name=f"the chat template in {path}", special=special)
 
     @cached_property
     def _variables(self) -> frozenset[str]:
@@ -152,10 +172,16 @@ def special_tokens_beside(vocab_file: Path) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for name in (_SPECIAL, _CONFIG):  # what the second says goes
-        for key, value in _object(vocab_file.parent / name).items():
-            token = value.get("content") if isinstance(value, dict) else value
-            if key.endswith("_token") and isinstance(token, str):
-                found[key] = token
+        found |= _special_tokens(vocab_file.parent / name)
+    return found
+
+
+def _special_tokens(path: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in _object(path).items():
+        token = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(token, str):
+            found[key] = token
     return found
 
 

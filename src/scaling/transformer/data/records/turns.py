@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from scaling.transformer.data.records.controls import Controls, separator_for
+from scaling.transformer.data.records.controls import Controls
 from scaling.transformer.data.records.conversation import ASSISTANT, Conversation, TrainOn
 from scaling.transformer.data.records.fields import Refusal, texts_in
+from scaling.transformer.data.records.guarded import render_guarded
 from scaling.transformer.data.records.template import ChatTemplate
 
 _TRIMS: Final[Sequence[Callable[[str], str]]] = (lambda text: text, str.strip, str.lstrip, str.rstrip)
@@ -52,34 +53,21 @@ def render_conversation(
     Raises:
         Refusal: The template does not take it, or where the turns are cannot be told for certain.
     """
-    messages = [dict(message.fields) for message in conversation.messages]
-    text, marks = template.render(messages, tools=conversation.tools)
-    tools = conversation.tools
+    made = render_guarded(
+        [message.fields for message in conversation.messages], template, controls, tools=conversation.tools
+    )
+    text, written = made.text, made.written
     _require_said(conversation, text, template)
-    separator, written, real = "", None, text
-    texts = [{name: value for name, value in fields.items() if name != "role"} for fields in messages]
-    guards = [controls.get(message.role, controls[""]) for message in conversation.messages]
-    touched = any(guard.touched_by(one) for guard, one in zip(guards, texts, strict=True))
-    if touched or (tools is not None and controls[""].touched_by(list(tools))):
-        separator = separator_for(text)
-        messages = [
-            {**fields, **guard.separated(one, separator)}
-            for guard, one, fields in zip(guards, texts, messages, strict=True)
-        ]
-        tools = None if tools is None else controls[""].separated(list(tools), separator)
-        real, _ = template.render(messages, tools=tools)
-        if real.replace(separator, "") != text:
-            raise Refusal("a text spells a special token, which the template treats as one; take it out")
-        written = controls[""].written(text, real, separator)
     weights = _weights(conversation, train_on)
     rest = 1.0 if train_on is TrainOn.ALL else 0.0
     if all(weight == rest for weight in weights.values()):
         return Rendered(text, [], rest, written)
     if template.marks:
-        turns = _turns_by_marks(marks, weights, uniform=train_on is TrainOn.ASSISTANT)
+        turns = _turns_by_marks(made.marks, weights, uniform=train_on is TrainOn.ASSISTANT)
     else:
         wanted = {number: weight for number, weight in weights.items() if weight != rest}
-        turns = _Placeholders(template, messages, tools, controls[""]).turns(wanted, real, separator)
+        placeholders = _Placeholders(template, made.messages, made.tools, controls[""])
+        turns = placeholders.turns(wanted, made.real, made.separator)
     return Rendered(text, turns, rest, written)
 
 
