@@ -55,6 +55,7 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
         many=("--against",),
     ),
     "generate": SubCommand("scaling.cli.generate:generate", "Continue a text with a trained model."),
+    "chat": SubCommand("scaling.cli.chat:chat", "Talk to a trained model."),
 }
 
 

@@ -133,8 +133,8 @@ def _additional(vocab_file: Path) -> ChatTemplate | None:
     if "default" in files:
         return ChatTemplate.from_file(files["default"], vocab_file=vocab_file)
     raise ConfigError(
-        f"{vocab_file.parent / TEMPLATES} has chat templates of the names {', '.join(map(repr, files))}, and none is the "
-        f"default; name one with --template FILE, as {next(iter(files.values()))}"
+        f"{vocab_file.parent / TEMPLATES} has chat templates of the names {', '.join(map(repr, files))}, and none is "
+        f"the default; name one with --template FILE, as {next(iter(files.values()))}"
     )
 
 
@@ -205,11 +205,11 @@ class Conversation:
             prompt = self._text.prompt([*self._system, *kept, asked])
             if self._context_length is None or len(prompt.tokens) + self._max_tokens <= self._context_length:
                 return Asked(content, prompt, first, first - self._first)
+            needed = len(prompt.tokens) + self._max_tokens - self._context_length
         raise ConfigError(
             f"the message does not fit: {'with the system message' if self._system else 'by itself'} it has "
-            f"{len(prompt.tokens)} tokens, and {self._max_tokens} (max_tokens) are kept for the answer, but the model's "
-            f"context has {self._context_length}; shorten it by {len(prompt.tokens) + self._max_tokens - (self._context_length or 0)}"
-            " tokens, or set max_tokens lower"
+            f"{len(prompt.tokens)} tokens, and {self._max_tokens} (max_tokens) are kept for the answer, but the "
+            f"model's context has {self._context_length}; shorten it by {needed} tokens, or set max_tokens lower"
         )
 
     def answered(self, asked: Asked, content: str) -> None:
