@@ -207,8 +207,8 @@ def test_a_chat_ends_with_its_terminal_and_with_its_reader(folder: Path) -> None
             os.dup2(nothing.fileno(), keyboard)  # closes it: the terminal is gone
         assert process.wait(2) == -signal.SIGHUP
     command = [sys.executable, "-m", "tests.cli.chatting", "chat", str(folder)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=command_environment(), **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=command_environment(), stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None

@@ -142,6 +142,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
         "transformer/test_inference",
         "transformer/hf/test_exporter",
     ),
+    "cli/chat_session": ("cli/test_chat",),
     "transformer/data/records/guarded": (
         *("transformer/data/records/test_controls", "transformer/data/records/test_turns"),
         "transformer/inference/test_chat",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tests.core.nn import test_cached_attention, test_logits, test_token_scores
 from tests.core.pipeline import test_ring_engine
 from tests.mutations.mutate import Edit
-from tests.transformer.inference import test_choosing, test_sampling, test_scoring
+from tests.transformer.inference import test_chat, test_choosing, test_sampling, test_scoring
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,24 @@ INFERENCE_BUGS = (
         "scaling.transformer.inference.scoring:Scoring.packed",
         [("end - len(row)", "end - len(row) - placeholders")],
         test_scoring.score_together,
+    ),
+    InferenceBug(
+        "a message that spells the beginning of a text begins another",
+        "scaling.transformer.inference.chat:ChatText.prompt",
+        [("made.written", "None")],
+        test_chat.begin_once,
+        1,
+    ),
+    InferenceBug(
+        "a history leaves no room for the answer",
+        "scaling.transformer.inference.chat:Conversation.ask",
+        [
+            (
+                "len(prompt.tokens) + self._max_tokens <= self._context_length",
+                "len(prompt.tokens) <= self._context_length",
+            )
+        ],
+        test_chat.fill_the_context,
         1,
     ),
 )

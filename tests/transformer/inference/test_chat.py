@@ -88,10 +88,15 @@ def test_special_tokens_are_those_of_the_frame_alone(first: str, answer: str, se
 CHAT = ChatText(tokenizer(), chat_template("{{ bos_token }}" + CHATML))
 
 
-def test_what_begins_a_text_is_there_once() -> None:
+def begin_once(rank: int = 0, world_size: int = 1) -> None:
+    """Spell what begins a text in a message."""
     made = CHAT.prompt(talk("<s>"))
     assert made.tokens[0] == tokenizer().token_id("<s>")
     assert list(made.tokens).count(made.tokens[0]) == 1
+
+
+def test_what_begins_a_text_is_there_once() -> None:
+    begin_once()
     without = ChatText(tokenizer(), chat_template()).prompt(talk("a"))
     assert without.tokens[0] == tokenizer().token_id("<|im_start|>")
 
@@ -168,9 +173,10 @@ def size(*contents: str, system: str | None = None) -> int:
     return len(CHAT.prompt(talk(*contents, system=system)).tokens)
 
 
-def test_the_oldest_turns_are_left_out_whole_when_the_context_is_full() -> None:
-    room = size("a", "b", "c", "d", "e", system="Be brief.") + 5
-    made = conversation(context_length=room, system="Be brief.")
+def fill_the_context(rank: int = 0, world_size: int = 1) -> None:
+    """Leave out the oldest turns whole."""
+    room = size("a", "b", "c", "d", "e", system="Be brief.") + 40
+    made = conversation(context_length=room, system="Be brief.", max_tokens=40)
     for content, answer in (("a", "b"), ("c", "d"), ("e", "f")):
         asked = made.ask(content)
         assert asked.left_out == 0
@@ -186,6 +192,10 @@ def test_the_oldest_turns_are_left_out_whole_when_the_context_is_full() -> None:
     assert made.messages == every
     made.reset()
     assert (made.messages, made.turns) == (talk(system="Be brief."), 0)
+
+
+def test_the_oldest_turns_are_left_out_whole_when_the_context_is_full() -> None:
+    fill_the_context()
 
 
 def test_a_message_that_does_not_fit_is_refused_and_changes_nothing() -> None:
