@@ -20,11 +20,14 @@ import pytest
 from scaling.cli.leaving import PATIENCE_SECONDS
 from scaling.cli.main import main
 from scaling.core.runner.outcome import OUTPUT_CLOSED
-from scaling.transformer import TransformerInferenceModule
+from scaling.transformer import Sampling, TransformerInferenceModule
 from scaling.transformer.data.records.formats import RecordFormat
 from scaling.transformer.data.records.record import Record
+from scaling.transformer.inference.chat import ChatText
+from scaling.transformer.inference.defaults import GenerationDefaults
 from tests.cli.chatting import Parrot
-from tests.transformer.data.records.chat import CHATML, chat_template, encoder, tokenizer
+from tests.transformer.data.records.chat import CHATML, chat_template, encoder, talk, tokenizer
+from tests.transformer.finetuned import write_base
 from tests.transformer.small import command_environment
 
 Chat = Callable[..., tuple[int, str, str]]
@@ -87,6 +90,10 @@ def test_options_go_to_the_model(chat: Chat, parrot: Parrot) -> None:
     given = parrot.options[-1]
     assert (given["max_tokens"], given["sampling"].temperature, given["seed"]) == (100, 0.8, None)
     assert given["stop_tokens"] == sorted([0, tokenizer().token_id("<|im_end|>") or 0])
+    parrot.defaults = GenerationDefaults(sampling=Sampling(temperature=0.5, top_k=9), max_tokens=10_000)
+    assert chat("a\n", "--top-k", "0")[0] == 0
+    given = parrot.options[-1]
+    assert (given["max_tokens"], given["sampling"]) == (100, Sampling(temperature=0.5))
     options = "--temperature 0 --top-k 3 --top-p 0.5 --min-p 0.1 --repetition-penalty 2 --max-tokens 7 --seed 5"
     assert chat("a\n", *options.split())[0] == 0
     given = parrot.options[-1]
@@ -141,6 +148,26 @@ def test_a_template_has_to_be_there_and_to_take_the_system_message(chat: Chat, f
 
 def test_a_closed_input_is_an_empty_one(chat: Chat) -> None:
     assert chat(None) == (0, "", "")
+
+
+def test_a_model_goes_on_where_the_template_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = tokenizer()
+    write_base(tmp_path, vocab_size=known.vocab_size, sequence_length=256)
+    known.save(tmp_path / "vocab.json")
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    monkeypatch.setattr("sys.argv", ["scaling", "chat", str(tmp_path), "--seed", "1", "--max-tokens", "9"])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hi!\nAnd?\n")))
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    model = TransformerInferenceModule.from_checkpoint(tmp_path)
+    text, said = ChatText(known, chat_template()), ["Hi!"]
+    for following in ("And?", ""):
+        tokens = text.prompt(talk(*said)).tokens
+        sampling = Sampling(temperature=0.8)
+        said += ["".join(model.stream_text(tokens, max_tokens=9, sampling=sampling, seed=1)), following]
+    assert (leaving.value.code or 0, capsys.readouterr().out) == (0, f"{said[1]}\n{said[3]}\n")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from scaling.cli.chat_session import Session, ending_with_terminal, is_terminal,
 from scaling.cli.leaving import ending_with_reader
 from scaling.cli.places import checkpoints_at
 from scaling.core import ConfigError
-from scaling.transformer import Opened, TransformerInferenceModule
+from scaling.transformer import Opened, Sampling, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 from scaling.transformer.inference.chat import Conversation, chat_text
 from scaling.transformer.inference.defaults import Asked, GenerationDefaults, asked
@@ -101,21 +101,20 @@ def chat(
         repetition_penalty=repetition_penalty,
         max_tokens=max_tokens,
     )
-    wanted = _wanted(model.defaults, options, context_length=model.context_length)
+    max_tokens, sampling = _wanted(model.defaults, options, context_length=model.context_length)
     conversation = Conversation(
         text,
         messages=[] if system is None else [{"role": "system", "content": system}],
         context_length=model.context_length,
-        max_tokens=wanted.max_tokens or 1,
+        max_tokens=max_tokens,
     )
     ends = sorted({*model.end_token_ids, *text.end_token_ids})
 
     def answer(tokens: Sequence[int]) -> Iterator[str]:
         return model.stream_text(
             tokens,
-            max_tokens=wanted.max_tokens,
-            min_tokens=wanted.min_tokens,
-            sampling=wanted.sampling,
+            max_tokens=max_tokens,
+            sampling=sampling,
             seed=seed,
             stop_tokens=ends,
             adapter=used,
@@ -134,11 +133,12 @@ def chat(
             session.run(lines_of_input())
 
 
-def _wanted(defaults: GenerationDefaults, options: Asked, *, context_length: int | None) -> GenerationDefaults:
-    """Return how to answer: as asked, as the model's files say, or else varied and of moderate length."""
+def _wanted(defaults: GenerationDefaults, options: Asked, *, context_length: int) -> tuple[int, Sampling]:
+    """Return how long answers may be and how they are drawn: as asked, as the model's files say, or else varied."""
     if options.temperature is None and defaults.sampling.temperature == 0:
         options = replace(options, temperature=_TEMPERATURE)
-    if options.max_tokens is None and defaults.max_tokens is None:
-        most = _MAX_TOKENS if context_length is None else max(1, min(_MAX_TOKENS, context_length // 2))
-        options = replace(options, max_tokens=most)
-    return asked(defaults, options)
+    if options.max_tokens is None:
+        most = defaults.max_tokens or _MAX_TOKENS
+        options = replace(options, max_tokens=max(1, min(most, context_length // 2)))
+    wanted = asked(defaults, options)
+    return wanted.max_tokens or 1, wanted.sampling

@@ -120,6 +120,7 @@ def test_the_token_behind_an_answer_ends_it() -> None:
         ("{{ messages.append(1) }}", None, "refuses it: .*append"),
         ("{{ cycler.__init__.__globals__ }}", None, "refuses it: access to attribute '__init__'"),
         ("{{ 'a' * 10**10 }}", None, "was stopped: it makes a text or a list of more than"),
+        ("{{ raise_exception('\x1b[2J') }}", None, r"refuses it: \\x1b\[2J"),
         ("{{ messages.no.thing }}", None, "fails on it .*has no attribute 'no'|refuses it: .*has no attribute 'no'"),
     ],
 )

@@ -16,6 +16,7 @@ from scaling.transformer.data.records.texts import TextTokenizer
 from scaling.transformer.data.records.turns import Rendered
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from scaling.transformer.hf.companions import TEMPLATES
+from scaling.transformer.inference.text import escaped
 
 Message = Mapping[str, str]
 """A role and a content."""
@@ -60,7 +61,7 @@ class ChatText:
             if isinstance(tokens, Refusal):
                 raise tokens
         except Refusal as refusal:
-            raise ConfigError(str(refusal)) from refusal
+            raise ConfigError(escaped(str(refusal))) from refusal  # in words of the template, which is not trusted
         return Prompt(made.text, tokens[0])
 
     def require_fits(self, system: str | None) -> None:

@@ -26,6 +26,8 @@ _PER_ELEMENT: Final = 64
 _BITS: Final = 10_000
 """Of a whole number that is multiplied."""
 _ROUNDS_BETWEEN_LOOKS: Final = 256
+_STEPS_BETWEEN_LOOKS: Final = 16
+"""Each makes little beside what it is given; a look takes as long as a small step."""
 _NUMBERS: Final = re.compile(r"\d+")
 _WIDTH_OF_FIELD: Final = re.compile(r"\{[^{}]*\{")
 
@@ -41,9 +43,10 @@ class Work:
     def __init__(self) -> None:
         self._ends = time.thread_time() + MOST_SECONDS
         self._made = 0
+        self._steps = 0
 
     def add(self, size: int = 0) -> None:
-        """Count something that was made, and look at the clock.
+        """Count something that was made, and look at the clock now and then.
 
         Raises:
             Overrun: It is enough.
@@ -51,7 +54,8 @@ class Work:
         self._made += size
         if self._made > MOST_MADE:
             raise Overrun(f"it makes more than {MOST_MADE} characters on its way")
-        if time.thread_time() > self._ends:
+        self._steps += 1
+        if self._steps % _STEPS_BETWEEN_LOOKS == 0 and time.thread_time() > self._ends:
             raise Overrun(f"it computes for more than {MOST_SECONDS:g} seconds, or without end")
 
 
@@ -85,7 +89,12 @@ def steps(values: Iterable[Any]) -> Iterator[Any]:
 
 def sized(value: Any) -> Any:
     """Return what a template has made, if it is not too large."""
-    step(weight(value))
+    if type(value) is str:  # nearly always
+        size = len(value)
+        require(size)
+    else:
+        size = 0 if value is None or type(value) is bool else weight(value)
+    step(size)
     return value
 
 

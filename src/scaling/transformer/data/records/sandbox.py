@@ -211,7 +211,6 @@ class _Environment(ImmutableSandboxedEnvironment):
                 args = (listed(owner, args[0]),)
             elif name in BEFORE_METHOD:
                 BEFORE_METHOD[name](owner, *args, **fields)
-        step()
         return sized(super().call(context, function, *args, **fields))
 
 
@@ -222,7 +221,6 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def limited(*args: Any, **fields: Any) -> Any:
-        step()
         if before is not None:
             before(*args[first:], **fields)
         elif name == "join":
