@@ -1,0 +1,72 @@
+"""How many bytes of text each token of a tokenizer stands for, so that texts can be measured without decoding them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Backend
+from tokenizers import pre_tokenizers
+
+from scaling.transformer.data.tokenizer import Tokenizer
+
+_BYTE: Final = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_NEIGHBOUR: Final = "a"
+"""A token that no decoder changes."""
+
+
+def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """Return the UTF-8 bytes that each token adds to a text, int64 [vocab_size]; 0 for special tokens and gaps.
+
+    The sum over the tokens of a text is the length of that text: also where tokens cut characters, as those of a
+    byte-level vocabulary and the `<0x..>` of a byte fallback do. Other tokens are measured by the tokenizer's decoder,
+    between two neighbours. So where a decoder treats the first token of a text in its own way (SentencePiece writes no
+    space in front of it, WordPiece no separating one), the sum is right for what follows the first token, as targets
+    do. What a tokenizer does not keep (letter case, the spaces around a word of WordPiece) is counted as it is decoded.
+    """
+    serialized = tokenizer.to_str()
+    backend = Backend.from_str(serialized)
+    kinds = frozenset(_kinds(json.loads(serialized).get("decoder")))
+    measure = _measure(backend, kinds)
+    sizes = np.zeros(tokenizer.vocab_size, np.int64)
+    for token, number in backend.get_vocab(with_added_tokens=True).items():
+        sizes[number] = measure(token)
+    for number, added in backend.get_added_tokens_decoder().items():
+        if added.special:
+            sizes[number] = 0
+        elif "ByteLevel" in kinds:  # it stands for its own letters, not for the bytes that they name
+            sizes[number] = len(added.content.encode())
+    return sizes
+
+
+def _measure(backend: Any, kinds: frozenset[str]) -> Callable[[str], int]:
+    """Return the function from a token of the vocabulary to its bytes."""
+    alphabet = frozenset(pre_tokenizers.ByteLevel.alphabet())
+
+    def byte_level(token: str) -> int:
+        return len(token) if alphabet.issuperset(token) else len(token.encode())
+
+    def decode(*tokens: str) -> int:
+        text: str = " ".join(tokens) if backend.decoder is None else backend.decoder.decode(list(tokens))
+        return len(text.encode())
+
+    around = decode(_NEIGHBOUR, _NEIGHBOUR)
+
+    def between(token: str) -> int:
+        if "ByteFallback" in kinds and _BYTE.fullmatch(token):
+            return 1
+        return decode(_NEIGHBOUR, token, _NEIGHBOUR) - around
+
+    return byte_level if "ByteLevel" in kinds else between
+
+
+def _kinds(decoder: Any) -> Iterator[str]:
+    """Yield the types of a decoder and of those that it consists of."""
+    if isinstance(decoder, dict):
+        yield str(decoder.get("type"))
+        for part in decoder.get("decoders") or ():
+            yield from _kinds(part)
