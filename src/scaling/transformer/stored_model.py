@@ -8,7 +8,7 @@ from typing import Any
 
 from scaling.core import CheckpointError, StoredCheckpoint
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
-from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer, tokenizer_digest
 
 
 def architecture_of(stored: StoredCheckpoint) -> tuple[TransformerArchitectureConfig, dict[str, Any]]:
@@ -23,17 +23,23 @@ def architecture_of(stored: StoredCheckpoint) -> tuple[TransformerArchitectureCo
     )
 
 
-def tokenizer_beside(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
-    """Return the tokenizer that lies beside a step folder, None where there is none; refuse another run's."""
+def tokenizer_file_beside(folder: Path, settings: Mapping[str, Any]) -> Path | None:
+    """Return the file of the tokenizer beside a step folder, None where there is none; refuse another run's."""
     path = folder.absolute().parent / TOKENIZER_FILE
     if not path.exists():
         return None
-    tokenizer = Tokenizer.from_file(path)
+    digest = tokenizer_digest(path)
     # A training without a tokenizer does not name one.
-    known = settings.get("fingerprints", {}).get("tokenizer", tokenizer.sha256)
-    if tokenizer.sha256 != known:
+    known = settings.get("fingerprints", {}).get("tokenizer", digest)
+    if digest != known:
         raise CheckpointError(
-            f"{path} is not the tokenizer that {folder} was trained with: its digest is {tokenizer.sha256}, the "
+            f"{path} is not the tokenizer that {folder} was trained with: its digest is {digest}, the "
             f"checkpoint's {known}. Put the tokenizer of the training there (its transformer_architecture.vocab_file)"
         )
-    return tokenizer
+    return path
+
+
+def tokenizer_beside(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
+    """Return the tokenizer that lies beside a step folder, None where there is none; refuse another run's."""
+    path = tokenizer_file_beside(folder, settings)
+    return None if path is None else Tokenizer.from_file(path)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scaling.core.data.memory_map import MemoryMapDocuments as MemoryMapDocuments
     from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder as MemoryMapDatasetBuilder
     from scaling.core.data.sampler import BatchGeometry as BatchGeometry
+    from scaling.core.data.sampler import EvenOrder as EvenOrder
     from scaling.core.data.sampler import evaluation_steps as evaluation_steps
     from scaling.core.data.sampler import items_of as items_of
     from scaling.core.data.sampler import order_of as order_of

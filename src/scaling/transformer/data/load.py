@@ -39,8 +39,7 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
     if data.corpus is not None or not (data.data_prefixes and config.transformer_architecture.vocab_size):
         raise ValueError("load_datasets takes the configuration that prepare_data returns")
     held_out = data.validation_fraction > 0 and not data.validation_data_prefixes
-    architecture = config.transformer_architecture
-    sources = Sources(data, vocab_size=architecture.vocab_size, vocab_file=architecture.vocab_file)
+    sources = _sources(config)
     opened = _open(data.data_prefixes, sources)
 
     def part(which: Part, *, drop_last: bool) -> Sequence[TextDataset | RecordDataset]:
@@ -55,11 +54,17 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
         return training, _blend(not_empty or validation, BlendedDatasetConfig())
     if not data.validation_data_prefixes:
         return training, None
-    separate = [
-        _dataset(name, documents, config, Split(), drop_last=False)
-        for name, documents in _open(data.validation_data_prefixes, sources)
-    ]
-    return training, _blend(separate, data.validation_blended_dataset or data.blended_dataset)
+    mixture = data.validation_blended_dataset or data.blended_dataset
+    return training, _whole(data.validation_data_prefixes, sources, config, mixture)
+
+
+def load_for_evaluation(config: TransformerConfig) -> TextMixture:
+    """Open `data_prefixes` as `load_datasets` opens validation data: whole, and what fills no row to the end with them.
+
+    Raises:
+        DataError: As for `load_datasets`.
+    """
+    return _whole(config.data.data_prefixes or (), _sources(config), config, BlendedDatasetConfig())
 
 
 def told(data: TextMixture) -> Iterator[str]:
@@ -69,6 +74,19 @@ def told(data: TextMixture) -> Iterator[str]:
             yield dataset.told()
             report = report_beside(Path(dataset.name))
             yield from () if report is None else report.remarks()
+
+
+def _sources(config: TransformerConfig) -> Sources:
+    architecture = config.transformer_architecture
+    return Sources(config.data, vocab_size=architecture.vocab_size, vocab_file=architecture.vocab_file)
+
+
+def _whole(
+    prefixes: Sequence[Path], sources: Sources, config: TransformerConfig, mixture: BlendedDatasetConfig
+) -> TextMixture:
+    """Open data of which every token is to be seen once."""
+    opened = _open(prefixes, sources)
+    return _blend([_dataset(name, found, config, Split(), drop_last=False) for name, found in opened], mixture)
 
 
 def _open(prefixes: Sequence[Path], sources: Sources) -> list[tuple[str, TokenDocuments]]:
