@@ -8,22 +8,30 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from scaling.core import LaunchContext, Topology, TopologyConfig, evaluation_steps, open_documents
+from scaling.core import Checkpointer, LaunchContext, Learner, Topology, TopologyConfig, open_documents
+from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.load import load_for_evaluation
+from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
 from scaling.transformer.evaluation.corpus import CorpusLoss, evaluate_corpora, micro_batches
+from scaling.transformer.evaluation.model import EvaluatedModel
+from scaling.transformer.evaluation.settings import evaluation_settings
 from scaling.transformer.inference.module import TransformerInferenceModule
+from scaling.transformer.recipe import recipe_of
 from tests.distributed import run_distributed
-from tests.transformer.small import metrics, train_small, values
+from tests.transformer.small import train_small, values
 
 WORDS = ["the", "cät", "🙂", "sat", "on", "日本", "mat.", "\n"]
-ONE = {"device": "cpu", "micro_batch_size": 2, "gradient_accumulation_steps": 1}
+AXES = ("data_parallel_size", "pipe_parallel_size", "model_parallel_size")
+ONE = {**dict.fromkeys(AXES, 1), "device": "cpu", "micro_batch_size": 2, "gradient_accumulation_steps": 1}
 FLOAT64 = {"transformer_architecture.precision": "float64"}
 
 
@@ -104,22 +112,104 @@ def test_the_loss_is_that_of_the_training_in_every_layout(trained: Trained) -> N
         assert everyone[0].loss == pytest.approx(alone.loss, rel=1e-10)
 
 
-def test_it_is_the_log_likelihood_of_documents_and_bytes_are_those_of_their_text(
-    trained: Trained, tmp_path: Path
-) -> None:
-    """Each document is a row of its own here: none is longer, and what is left of a row goes to the next one."""
+def pieces(config: TransformerConfig) -> list[Tensor]:
+    """Return the pieces of documents that lie in the rows of a data set; none sees another one."""
+    (prefix,) = config.data.data_prefixes or ()
+    documents, rows = open_documents(prefix), load_for_evaluation(config)
+    spans = [span for index in range(len(rows)) for span in rows[index].spans]
+    return [
+        torch.from_numpy(documents.read(span.document, span.start, span.stop).astype(np.int64)).unsqueeze(0)
+        for span in spans
+    ]
+
+
+def settings_for(checkpoints: Path, prefix: Path) -> TransformerConfig:
+    model = EvaluatedModel.find(checkpoints, Topology.single())
+    layout = TopologyConfig.from_dict(ONE, quiet=True)
+    return prepare_data(
+        evaluation_settings(model.settings, model.architecture, prefix, layout, vocab_file=model.tokenizer_file)
+    )
+
+
+def test_it_is_the_log_likelihood_of_documents_and_bytes_are_those_of_their_text(trained: Trained) -> None:
     tokenizer = Tokenizer.from_file(trained.checkpoints / "vocab.json")
-    short = [text for text in trained.texts if len(tokenizer.encode(text)) < 9]
-    assert len(short) > 2
-    nats = 0.0
     model = TransformerInferenceModule.from_checkpoint(trained.checkpoints)
-    for number, text in enumerate(short):
-        data = write_texts(tmp_path / str(number), trained.checkpoints / "vocab.json", [text])
-        (found,) = evaluate(trained.checkpoints, data)
-        tokens = [int(token) for token in open_documents(data).read(0)]
-        assert found.nats == pytest.approx(-float(model.log_likelihood(torch.tensor([tokens])).sum()), rel=1e-10)
-        assert found.tokens == found.weight == len(tokens) - 1
-        behind = len(text.encode()) - int(TOKEN_BYTES_OF_FIRST(tokenizer, text))
-        assert found.bytes == pytest.approx(behind)
-        assert found.bits_per_byte == pytest.approx(found.nats / math.log(2) / behind)
-        nats += found.nats
+    texts = pieces(settings_for(trained.checkpoints, trained.held_out))
+    assert len(texts) > len(trained.texts)  # some are cut
+    (found,) = evaluate(trained.checkpoints, trained.held_out, micro_batch_size=3)
+    assert found.nats == pytest.approx(-sum(float(model.log_likelihood(text).sum()) for text in texts), rel=1e-10)
+    assert found.tokens == found.weight == sum(text.shape[1] - 1 for text in texts)
+    # But for the first token of each document all are targets. A name has a letter for each byte.
+    wanted = sum(len(text.encode()) for text in trained.texts)
+    wanted -= sum(len(tokenizer.token_name(tokenizer.encode(text)[0]) or "") for text in trained.texts)
+    assert found.bytes == pytest.approx(wanted, rel=1e-12)
+    assert found.bits_per_byte == pytest.approx(found.nats / math.log(2) / wanted)
+
+
+def test_a_few_samples_are_those_of_a_limited_evaluation_of_the_training(trained: Trained) -> None:
+    config = settings_for(trained.checkpoints, trained.held_out)
+    data = load_for_evaluation(config)
+    learner = Learner(recipe_of(config, data, data), config.topology, Topology.single())
+    Checkpointer(None).load(
+        trained.checkpoints / "global_step2", learner.module.global_tensors(), allowed_unexpected=["^optimizer"]
+    )
+    limited = learner.evaluate(limit=3)
+    learner.close()
+    assert limited is not None
+    (found,) = evaluate(trained.checkpoints, trained.held_out, samples=6)
+    assert found.samples == 6
+    assert found.loss == pytest.approx(float(limited.loss), rel=1e-12)
+    whole = evaluate(trained.checkpoints, trained.held_out, samples=len(data))
+    assert whole == evaluate(trained.checkpoints, trained.held_out, samples=10**9)
+
+
+@pytest.fixture(scope="module")
+def tuned(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, float]:
+    """Fine-tune on records; return the checkpoints, the records held out, and the loss on them."""
+    folder = tmp_path_factory.mktemp("tuned")
+    files = []
+    for name, texts in (("training", trained.texts[:15]), ("held_out", trained.texts[15:])):
+        files.append(folder / f"{name}.jsonl")
+        lines = [json.dumps({"prompt": "sat", "completion": text[:14]}) for text in texts]
+        files[-1].write_text("\n".join(lines))
+    settings = {
+        **FLOAT64,
+        "transformer_architecture.vocab_size": None,
+        "transformer_architecture.sequence_length": 48,
+        "transformer_architecture.vocab_file": str(trained.checkpoints / "vocab.json"),
+        "transformer_architecture.lora_config": {"rank": 2, "alpha": 8.0},
+        "transformer_architecture.softprompt_config": {"name": "prompt", "n_tokens": 3},
+        "transformer_architecture.finetunable_token_ids": [0, 7],
+        "data.record_format": "auto",
+        "data.records_dir": str(folder / "records"),
+        "data.validation_data_prefixes": [str(files[1])],
+        "trainer.eval_interval": 2,
+        "trainer.train_iterations": 2,
+        "trainer.load_dir": str(trained.checkpoints),
+        "trainer.save_dir": str(folder / "checkpoints"),
+    }
+    (loss,) = values(train_small(files[0], folder, settings), "evaluation/loss")
+    return folder / "checkpoints", files[1], loss
+
+
+def test_records_and_what_was_trained_on_a_base_are_evaluated_too(tuned: tuple[Path, Path, float]) -> None:
+    checkpoints, records, loss = tuned
+    (alone,) = evaluate(checkpoints, records)
+    assert alone.loss == pytest.approx(loss, rel=1e-12)
+    assert alone.bytes is not None
+    (prefix,) = (path.with_suffix("") for path in checkpoints.with_name("records").rglob("*held_out*.bin"))
+    sizes = {"pipe_parallel_size": 2, "model_parallel_size": 2}
+    for (everyone,) in run_distributed(evaluate_as_rank, 4, sizes, checkpoints, [prefix]):
+        assert everyone.loss == pytest.approx(loss, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes", "wanted"),
+    [([5], (2, 1, 2), 1), ([5], (1, 2, 2), 3), ([5, 90], (1, 2, 2), 8), ([1], (1, 4, 1), 1), ([500], (2, 4, 1), 16)],
+)
+def test_a_step_fills_the_pipeline_with_no_more_than_there_is(
+    counts: list[int], sizes: tuple[int, int, int], wanted: int
+) -> None:
+    names = ("data_parallel_size", "pipe_parallel_size", "micro_batch_size")
+    layout = TopologyConfig.from_dict({**ONE, **dict(zip(names, sizes, strict=True))}, quiet=True)
+    assert micro_batches(counts, layout) == wanted

@@ -79,7 +79,9 @@ def test_bytes_of_tokens_behind_the_first_are_those_of_the_text(make: Callable[[
     assert int(sizes[tokens[1:]].sum()) == decoded[0] - decoded[1]
 
 
-CACHED = {make: (made := make(), token_bytes(made)) for make in (byte_level, byte_fallback, metaspace, word_piece, words)}
+CACHED = {
+    make: (made := make(), token_bytes(made)) for make in (byte_level, byte_fallback, metaspace, word_piece, words)
+}
 
 
 def test_special_tokens_and_gaps_have_no_bytes() -> None:

@@ -29,7 +29,9 @@ from scaling.transformer.config.choices import Precision
 from scaling.transformer.config.model_plan import base_plan_of
 from scaling.transformer.stored_model import architecture_of, tokenizer_file_beside
 
-_REMEDY: Final = "put it back there, or merge the two (scaling checkpoint merge BASE ADAPTER DST) and name the merged one"
+_REMEDY: Final = (
+    "put it back there, or merge the two (scaling checkpoint merge BASE ADAPTER DST) and name the merged one"
+)
 
 
 @final
