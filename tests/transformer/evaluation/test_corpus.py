@@ -14,7 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaling.core import Checkpointer, LaunchContext, Learner, Topology, TopologyConfig, open_documents
+from scaling.core import (
+    Checkpointer,
+    ConfigError,
+    DataError,
+    DataRefusedError,
+    LaunchContext,
+    Learner,
+    Topology,
+    TopologyConfig,
+    open_documents,
+)
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_for_evaluation
 from scaling.transformer.data.prepare import prepare_data
@@ -27,7 +37,8 @@ from scaling.transformer.evaluation.settings import evaluation_settings
 from scaling.transformer.inference.module import TransformerInferenceModule
 from scaling.transformer.recipe import recipe_of
 from tests.distributed import run_distributed
-from tests.transformer.small import train_small, values
+from tests.transformer.finetuned import write_base
+from tests.transformer.small import build_corpus, train_small, values
 
 WORDS = ["the", "cät", "🙂", "sat", "on", "日本", "mat.", "\n"]
 AXES = ("data_parallel_size", "pipe_parallel_size", "model_parallel_size")
@@ -213,3 +224,34 @@ def test_a_step_fills_the_pipeline_with_no_more_than_there_is(
     names = ("data_parallel_size", "pipe_parallel_size", "micro_batch_size")
     layout = TopologyConfig.from_dict({**ONE, **dict(zip(names, sizes, strict=True))}, quiet=True)
     assert micro_batches(counts, layout) == wanted
+
+
+def test_what_does_not_fit_is_refused_before_the_model_is_loaded(trained: Trained, tmp_path: Path) -> None:
+    model = EvaluatedModel.find(trained.checkpoints, Topology.single())
+    three = TopologyConfig.from_dict({**ONE, "model_parallel_size": 3}, quiet=True)
+    with pytest.raises(ConfigError, match=r"num_attention_heads: is 4, but must be divisible by .*model_parallel_size"):
+        evaluation_settings(model.settings, model.architecture, trained.held_out, three, vocab_file=None)
+    train_tokenizer(WORDS, 260).save(tmp_path / "other.json")
+    foreign = write_texts(tmp_path / "foreign", tmp_path / "other.json", ["the mat"])
+    alone = tmp_path / "global_step2"
+    alone.symlink_to(trained.checkpoints / "global_step2")  # no tokenizer is beside it, but its digest is known
+    with pytest.raises(DataError, match=r"foreign was made with a tokenizer of SHA-256 .*but .* was trained with that"):
+        evaluate(alone, foreign)
+    (found,) = evaluate(alone, trained.held_out)
+    assert (found.loss, found.bytes, found.bits_per_byte) == (pytest.approx(trained.loss), None, None)
+    with pytest.raises(ConfigError, match=r"precision \(float65\) does not exist; choose one of float"):
+        EvaluatedModel.find(trained.checkpoints, Topology.single(), precision="float65")
+
+
+def test_weights_that_are_not_finite_are_not_shown_as_a_loss(tmp_path: Path) -> None:
+    stored = write_base(tmp_path / "base")
+    data = build_corpus(tmp_path / "data", documents=3, largest=20)
+    (found,) = evaluate(tmp_path / "base", data)
+    assert (found.bytes, found.samples > 0) == (None, True)
+    model = TransformerInferenceModule.from_checkpoint(stored.path)
+    tensors = list(model.module.global_tensors())
+    with torch.no_grad():
+        tensors[0].parts[0][1].fill_(math.nan)
+    Checkpointer(tmp_path / "broken").save(1, tensors, stored.manifest.scalars)
+    with pytest.raises(DataRefusedError, match=r"data: the loss is nan; the weights are not finite, or too large"):
+        evaluate(tmp_path / "broken", data)
