@@ -107,6 +107,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/data/plain_text": ("transformer/data/test_tokenizer",),
     "transformer/data/shards": ("transformer/data/test_tokenize",),
     "transformer/data/source": ("transformer/data/test_load", "transformer/data/test_prepare"),
+    "transformer/evaluation/model": ("transformer/evaluation/test_corpus",),
     "transformer/finetuning/attach": ("transformer/inference/test_adapters", "cli/test_checkpoint_merge"),
     "transformer/finetuning/merge_checkpoint": ("cli/test_checkpoint_merge",),
     "transformer/finetuning/mergeable": ("cli/test_checkpoint_merge", "transformer/inference/test_adapters"),

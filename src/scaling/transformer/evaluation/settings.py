@@ -60,16 +60,14 @@ def data_settings(trained: Mapping[str, Any], prefix: Path) -> dict[str, Any]:
     }
     if prefix.is_file() and prefix.name.endswith(RECORD_FILES):
         kind = _chosen(trained, _KINDS)
-        return found | _chosen(trained, (*_RECORDS, *_RECORD_FILES)) | (kind if any(kind.values()) else _AUTO)
+        kind = kind if any(kind.values()) else {"record_format": "auto"}
+        return {**found, **_chosen(trained, (*_RECORDS, *_RECORD_FILES)), **kind}
     documents = open_documents(prefix)
     if isinstance(documents, MemoryMapDocuments) and documents.made_by is not None:
-        return found | _chosen(trained, _RECORDS) | _AUTO
+        return {**found, **_chosen(trained, _RECORDS), "record_format": "auto"}
     if trained.get("finetuning_dataset_memory_map"):  # which do not tell that they are records
-        return found | _chosen(trained, (*_RECORDS, *_KINDS))
-    return found | _chosen(trained, _TEXTS)
-
-
-_AUTO: Final[Mapping[str, Any]] = {"record_format": "auto"}
+        return {**found, **_chosen(trained, (*_RECORDS, *_KINDS))}
+    return {**found, **_chosen(trained, _TEXTS)}
 
 
 def _chosen(section: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
