@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tests.core.nn import test_cached_attention, test_logits, test_token_scores
 from tests.core.pipeline import test_ring_engine
 from tests.mutations.mutate import Edit
+from tests.transformer.evaluation import test_corpus, test_token_bytes
 from tests.transformer.inference import test_chat, test_choosing, test_sampling, test_scoring
 
 
@@ -134,6 +135,19 @@ INFERENCE_BUGS = (
             )
         ],
         test_chat.fill_the_context,
+    ),
+    InferenceBug(
+        "copies of a model evaluate the same rows",
+        "scaling.transformer.evaluation.corpus:_evaluate",
+        [("data_parallel_rank=topology.index(Axis.DATA)", "data_parallel_rank=0")],
+        test_corpus.evaluate_in_parts,
+        3,
+    ),
+    InferenceBug(
+        "a byte within a character counts as the letter that stands for it",
+        "scaling.transformer.evaluation.token_bytes:_measure",
+        [("len(token) if alphabet.issuperset(token) else len(token.encode())", "len(token.encode())")],
+        test_token_bytes.measure_cut_characters,
         1,
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,23 @@ def settings_for(checkpoints: Path, prefix: Path) -> TransformerConfig:
     return prepare_data(
         evaluation_settings(model.settings, model.architecture, prefix, layout, vocab_file=model.tokenizer_file)
     )
+
+
+def evaluate_in_parts(rank: int, world_size: int) -> None:
+    """Share the rows among copies of a model, and compare with all of them in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_base(Path(folder) / "base", precision="float64")
+        data = build_corpus(Path(folder) / "data", documents=9, largest=20)
+        (alone,) = evaluate(Path(folder) / "base", data)
+        sizes = {"data_parallel_size": world_size}
+        (found,) = evaluate_as_rank(rank, world_size, sizes, Path(folder) / "base", [data])
+    assert alone.samples % (2 * world_size)  # the last batch is filled up
+    assert (found.samples, found.tokens) == (alone.samples, alone.tokens)
+    assert found.loss == pytest.approx(alone.loss, rel=1e-12)
+
+
+def test_copies_of_the_model_share_the_rows() -> None:
+    run_distributed(evaluate_in_parts, 3)
 
 
 def test_it_is_the_log_likelihood_of_documents_and_bytes_are_those_of_their_text(trained: Trained) -> None:

@@ -62,6 +62,16 @@ def words() -> Tokenizer:
     return Tokenizer.from_str(backend.to_str())
 
 
+def measure_cut_characters(rank: int, world_size: int) -> None:
+    """Measure a text of which no token is a character."""
+    tokenizer = train_tokenizer(["a"], 257)
+    assert int(token_bytes(tokenizer)[tokenizer.encode("日🙂")].sum()) == 7
+
+
+def test_tokens_within_characters_have_their_part_of_them() -> None:
+    measure_cut_characters(0, 1)
+
+
 @settings(max_examples=60)
 @given(TEXTS)
 def test_bytes_of_byte_level_tokens_are_those_of_the_text(text: str) -> None:
