@@ -136,7 +136,7 @@ def pieces(config: TransformerConfig) -> list[Tensor]:
 
 
 def settings_for(checkpoints: Path, prefix: Path) -> TransformerConfig:
-    model = EvaluatedModel.find(checkpoints, Topology.single())
+    model = EvaluatedModel.of(Checkpointer(None).find(checkpoints).require())
     layout = TopologyConfig.from_dict(ONE, quiet=True)
     return prepare_data(
         evaluation_settings(model.settings, model.architecture, prefix, layout, vocab_file=model.tokenizer_file)
@@ -245,7 +245,7 @@ def test_a_step_fills_the_pipeline_with_no_more_than_there_is(
 
 
 def test_what_does_not_fit_is_refused_before_the_model_is_loaded(trained: Trained, tmp_path: Path) -> None:
-    model = EvaluatedModel.find(trained.checkpoints, Topology.single())
+    model = EvaluatedModel.of(Checkpointer(None).find(trained.checkpoints).require())
     three = TopologyConfig.from_dict({**ONE, "model_parallel_size": 3}, quiet=True)
     with pytest.raises(ConfigError, match=r"num_attention_heads: is 4, but must be divisible by .*model_parallel_size"):
         evaluation_settings(model.settings, model.architecture, trained.held_out, three, vocab_file=None)
@@ -258,8 +258,6 @@ def test_what_does_not_fit_is_refused_before_the_model_is_loaded(trained: Traine
     (found,) = evaluate(alone, trained.held_out)
     assert found.loss == pytest.approx(trained.loss)
     assert (found.bytes, found.bits_per_byte) == (None, None)
-    with pytest.raises(ConfigError, match=r"precision \(float65\) does not exist; choose one of float"):
-        EvaluatedModel.find(trained.checkpoints, Topology.single(), precision="float65")
 
 
 def test_weights_that_are_not_finite_are_not_shown_as_a_loss(tmp_path: Path) -> None:

@@ -28,10 +28,14 @@ from scaling.core import (
     ParallelModule,
     Recipe,
     StepLoss,
+    StoreCommunicator,
+    StoredCheckpoint,
     Topology,
     TopologyConfig,
     evaluation_batches,
     evaluation_steps,
+    folder_meant,
+    load_newest,
     open_documents,
 )
 from scaling.transformer.config.root import TransformerConfig
@@ -43,6 +47,7 @@ from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.evaluation.model import EvaluatedModel
 from scaling.transformer.evaluation.settings import evaluation_settings
 from scaling.transformer.evaluation.token_bytes import token_bytes
+from scaling.transformer.inference.opening import require_precision
 from scaling.transformer.io import TextTargets
 from scaling.transformer.recipe import recipe_of
 
@@ -146,10 +151,37 @@ def evaluate_corpora(
         DataError: Data are missing, damaged, made with another tokenizer or for a larger vocabulary, or empty.
         DataRefusedError: A loss is not finite.
     """
-    model = EvaluatedModel.find(checkpoint, topology, precision=precision)
-    opened = [_open(model, prefix, layout, samples) for prefix in prefixes]
-    if not opened:
+    if not prefixes:
         return
+    require_precision(precision)
+    store = topology.store
+    ranks = None if store is None else StoreCommunicator(store, topology.rank, topology.layout.world_size)
+
+    def load(stored: StoredCheckpoint) -> _Loaded:
+        model = EvaluatedModel.of(stored, precision=precision, ranks=ranks)
+        return _load(model, prefixes, layout, topology, samples=samples)
+
+    loaded = load_newest(folder_meant(checkpoint), load, ranks)
+    for prefix, recipe in zip(prefixes, loaded.recipes, strict=True):
+        yield _evaluate(str(prefix), recipe, loaded, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model with the data that it is evaluated on."""
+
+    recipes: Sequence[Recipe]
+    """One for each data set."""
+    module: ParallelModule
+    layout: TopologyConfig
+    sizes: Tensor | None
+    """The bytes of each token."""
+
+
+def _load(
+    model: EvaluatedModel, prefixes: Sequence[Path], layout: TopologyConfig, topology: Topology, *, samples: int | None
+) -> _Loaded:
+    opened = [_open(model, prefix, layout, samples) for prefix in prefixes]
     steps = micro_batches([len(dataset) for _, dataset in opened], layout)
     layout = layout.model_copy(
         update={
@@ -158,12 +190,9 @@ def evaluate_corpora(
         }
     )
     recipes = [recipe_of(config, dataset, dataset) for config, dataset in opened]
-    module = model.load(recipes[0], topology, layout)
     sizes = None if model.tokenizer_file is None else token_bytes(Tokenizer.from_file(model.tokenizer_file))
     counted = _table(sizes, model.architecture.vocab_size or 0, topology)
-    for prefix, recipe in zip(prefixes, recipes, strict=True):
-        loss = CountingLoss(recipe.loss(topology), counted)
-        yield _evaluate(str(prefix), recipe, module, loss, layout, progress=progress)
+    return _Loaded(recipes, model.load(recipes[0], topology, layout), layout, counted)
 
 
 def micro_batches(samples: Sequence[int], layout: TopologyConfig) -> int:
@@ -210,16 +239,9 @@ def _table(sizes: NDArray[np.int64] | None, vocab_size: int, topology: Topology)
     return table.to(topology.device)
 
 
-def _evaluate(
-    name: str,
-    recipe: Recipe,
-    module: ParallelModule,
-    loss: CountingLoss,
-    layout: TopologyConfig,
-    *,
-    progress: ProgressCallback,
-) -> CorpusLoss:
-    topology, dataset = module.topology, recipe.training
+def _evaluate(name: str, recipe: Recipe, loaded: _Loaded, *, progress: ProgressCallback) -> CorpusLoss:
+    module, layout, topology = loaded.module, loaded.layout, loaded.module.topology
+    dataset, loss = recipe.training, CountingLoss(recipe.loss(topology), loaded.sizes)
     geometry = BatchGeometry(layout.data_parallel_size, layout.micro_batch_size, layout.gradient_accumulation_steps)
     batches: Iterator[MicroBatch] = iter(())
     if module.first or module.last:
