@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,7 @@ from scaling.core import MemoryMapDatasetBuilder
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
 from scaling.transformer.data.tokenizer import train_tokenizer
+from scaling.transformer.inference.module import TransformerInferenceModule
 from tests.transformer.finetuned import write_base
 from tests.transformer.small import run_module
 
@@ -88,6 +93,38 @@ def test_without_a_tokenizer_bytes_are_not_known_and_said_so(evaluate: Evaluate,
     assert " - " in evaluate("--data", run / "data", checkpoint=tmp_path)[1]
 
 
+@dataclass(frozen=True)
+class Score:
+    """As `run_tasks` has them."""
+
+    task: str
+    metric: str = "acc"
+    value: float = 0.5
+    error: float | None = None
+    filter: str = "none"
+    shots: int | None = 0
+    samples: int | None = 4
+    higher_is_better: bool | None = True
+
+
+def test_tasks_are_run_beside_data(evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def run_tasks(model: TransformerInferenceModule, tasks: list[str], **options: Any) -> list[str]:
+        options.pop("progress")
+        asked.append((model.tokenizer is not None, options))
+        return tasks
+
+    module = SimpleNamespace(run_tasks=run_tasks, scores_of=lambda results: [Score(name) for name in results])
+    monkeypatch.setitem(sys.modules, "scaling.transformer.evaluation.tasks", module)
+    arguments = ("--tasks", "piqa", "own.yaml", "--include-path", run, "--samples", 4)
+    status, said, _ = evaluate(*arguments, "--json")
+    assert (status, json.loads(said)) == (0, {"tasks": [asdict(Score("piqa")), asdict(Score("own.yaml"))]})
+    assert asked == [(True, {"include_path": run, "limit": 4})]
+    _, said, _ = evaluate(*arguments, "--data", run / "data")
+    assert all(text in said for text in ("perplexity", str(run / "data"), "documents", "own.yaml", "acc"))
+
+
 def test_what_cannot_be_evaluated_is_refused_in_one_message(evaluate: Evaluate, run: Path, tmp_path: Path) -> None:
     data, nothing = run / "data", tmp_path / "nothing"
     for name, documents in (("wide", [[1, 2, 300, 0]]), ("short", [[1]])):
@@ -99,6 +136,8 @@ def test_what_cannot_be_evaluated_is_refused_in_one_message(evaluate: Evaluate, 
     digest = hashlib.sha256((run / "other.json").read_bytes()).hexdigest()
     cases: list[tuple[tuple[object, ...], str]] = [
         ((), "there is nothing to evaluate; give --data PREFIX"),
+        (("--data", data, "--include-path", run), "is a folder of tasks, and none is to be run"),
+        (("--tasks", "piqa", "--data-parallel-size", 2), "makes copies of the model, and tasks are answered by one"),
         (("--data", nothing), f"{nothing}.meta.json does not exist; check the path: a data set is named by its prefix"),
         (("--data", run / "foreign"), f"was made with a tokenizer of SHA-256 {digest[:16]}"),
         (("--data", tmp_path / "wide"), "contains token 300, but the vocabulary is"),

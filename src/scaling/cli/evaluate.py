@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -22,6 +23,10 @@ from scaling.transformer.data.progress import ConsoleProgress, ProgressCallback,
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 from scaling.transformer.evaluation.corpus import CorpusLoss, evaluate_corpora
 from scaling.transformer.inference.device import require_device
+from scaling.transformer.inference.module import TransformerInferenceModule
+
+_TASKS: Final = "scaling.transformer.evaluation.tasks"
+"""Loaded when it is asked for."""
 
 
 def evaluate(
@@ -33,10 +38,20 @@ def evaluate(
         list[Path] | None,
         typer.Option(metavar="PREFIX ...", help="Token data sets (paths without .bin), or JSON files of records."),
     ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE ...", help="Tasks of lm-eval by name or pattern, or YAML files of your own."),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of further tasks.", show_default=False)
+    ] = None,
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="At most so many sequences of each, spread over it.", show_default="all of them"
+            min=1,
+            metavar="N",
+            help="At most so many sequences of each data set, spread over it; of each task the first so many.",
+            show_default="all of them",
         ),
     ] = None,
     precision: Annotated[
@@ -54,13 +69,12 @@ def evaluate(
     device: DeviceName = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say what a trained model makes of data: loss, perplexity, and bits per byte of their text.
+    """Measure a trained model: loss, perplexity and bits per byte of data, or scores in tasks of lm-eval.
 
     The data are read as the evaluation of its own training reads them, all of them. CHECKPOINT may be that of a
     fine-tuning, whose base is found by itself.
     """
-    if not data:
-        raise ConfigError("there is nothing to evaluate; give --data PREFIX, a token data set of `scaling data`")
+    _require_something(data, tasks, include_path, copies=data_parallel_size)
     ranks = Ranks(
         device=device,
         model_parallel_size=model_parallel_size,
@@ -79,27 +93,64 @@ def evaluate(
     )
 
     def work(here: Here) -> None:
-        topology = here.topology
-        if topology is None:
-            require_device(here.device)
-            topology = Topology.single(here.device)
         found = checkpoints_at(checkpoint) if here.speaks else checkpoint
+        wide = None if precision is None else precision.value
+        losses, scores = None, None
         with _progress(here) as progress:
-            losses = list(
-                evaluate_corpora(
-                    found,
-                    data,
-                    layout,
-                    topology,
-                    precision=None if precision is None else precision.value,
-                    samples=samples,
-                    progress=progress,
+            if data:
+                topology = here.topology or _alone(here.device)
+                rows = evaluate_corpora(
+                    found, data, layout, topology, precision=wide, samples=samples, progress=progress
                 )
-            )
+                losses = list(rows)
+            if tasks:
+                model = TransformerInferenceModule.from_checkpoint(
+                    found, device=here.device, precision=wide, topology=here.topology
+                )
+                scores = _scores(model, tasks, include_path, limit=samples, progress=progress)
         if here.speaks:
-            _show(losses, as_json=as_json)
+            _show(losses, scores, as_json=as_json)
 
     ranks.run(work)
+
+
+def _require_something(
+    data: Sequence[Path] | None, tasks: Sequence[str] | None, include_path: Path | None, *, copies: int
+) -> None:
+    """Refuse options from which nothing follows."""
+    if not data and not tasks:
+        raise ConfigError(
+            "there is nothing to evaluate; give --data PREFIX, a token data set of `scaling data`, or --tasks NAME, a "
+            "task of lm-eval"
+        )
+    if include_path is not None and not tasks:
+        raise ConfigError(
+            f"--include-path {include_path} is a folder of tasks, and none is to be run; name it: --tasks"
+        )
+    if tasks and copies > 1:
+        raise ConfigError(
+            f"--data-parallel-size ({copies}) makes copies of the model, and tasks are answered by one; evaluate "
+            "--data with it, and --tasks without"
+        )
+
+
+def _alone(device: str) -> Topology:
+    require_device(device)
+    return Topology.single(device)
+
+
+def _scores(
+    model: TransformerInferenceModule,
+    tasks: Sequence[str],
+    include_path: Path | None,
+    *,
+    limit: int | None,
+    progress: ProgressCallback,
+) -> list[dict[str, Any]]:
+    """Run tasks, and return a row for each number."""
+    lm_eval: Any = importlib.import_module(_TASKS)
+    results = lm_eval.run_tasks(model, tasks, include_path=include_path, limit=limit, progress=progress)
+    return [asdict(score) for score in lm_eval.scores_of(results)]
 
 
 @contextlib.contextmanager
@@ -113,25 +164,39 @@ def _progress(here: Here) -> Iterator[ProgressCallback]:
         yield progress
 
 
-def _show(losses: Sequence[CorpusLoss], *, as_json: bool) -> None:
-    if any(loss.bytes is None for loss in losses):
+def _show(losses: Sequence[CorpusLoss] | None, scores: Sequence[Mapping[str, Any]] | None, *, as_json: bool) -> None:
+    if losses and any(loss.bytes is None for loss in losses):
         typer.echo(
             f"note: there is no {TOKENIZER_FILE} beside the step folders, so that nothing tells how many bytes a token "
             "stands for",
             err=True,
         )
     if as_json:
-        typer.echo(json.dumps({"data": [_row(loss) for loss in losses]}, indent=2))
+        found = {"data": None if losses is None else [*map(_row, losses)], "tasks": scores}
+        typer.echo(json.dumps({name: rows for name, rows in found.items() if rows is not None}, indent=2))
         return
-    table = Table(
-        Column("data", overflow="fold"),
-        *(Column(name, justify="right") for name in ("loss", "perplexity", "bits per byte", "tokens", "bytes")),
-        Column("samples", justify="right"),
-    )
-    for loss in losses:
-        table.add_row(escape(loss.data), *_cells(loss))
     console = Console()
-    (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)
+    console = console if console.is_terminal else Console(width=PIPE_WIDTH)
+    if losses is not None:
+        numbers = ("loss", "perplexity", "bits per byte", "tokens", "bytes", "samples")
+        console.print(_table("data", numbers, [[loss.data, *_cells(loss)] for loss in losses]))
+    if scores is not None:
+        named = ("task", "metric", "value", "error", "filter", "shots", "samples")
+        rows = [[_cell(score[name]) for name in named] for score in scores]
+        console.print(_table("task", ("metric", "value", "error", "filter", "shots", "documents"), rows))
+
+
+def _table(first: str, numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(Column(first, overflow="fold"), *(Column(name, justify="right") for name in numbers))
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _row(loss: CorpusLoss) -> dict[str, Any]:
@@ -140,9 +205,7 @@ def _row(loss: CorpusLoss) -> dict[str, Any]:
 
 
 def _cells(loss: CorpusLoss) -> Iterator[str]:
-    yield f"{loss.loss:.6g}"
-    yield f"{loss.perplexity:.6g}"
-    yield "-" if loss.bits_per_byte is None else f"{loss.bits_per_byte:.6g}"
+    yield from map(_cell, (loss.loss, loss.perplexity, loss.bits_per_byte))
     yield f"{loss.tokens:,}"
     yield "-" if loss.bytes is None else f"{loss.bytes:,.12g}"
     yield f"{loss.samples:,}"

@@ -57,7 +57,9 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
     "generate": SubCommand("scaling.cli.generate:generate", "Continue a text with a trained model."),
     "chat": SubCommand("scaling.cli.chat:chat", "Talk to a trained model."),
     "evaluate": SubCommand(
-        "scaling.cli.evaluate:evaluate", "Measure a trained model: its loss on data, or tasks.", many=("--data",)
+        "scaling.cli.evaluate:evaluate",
+        "Measure a trained model: its loss on data, or tasks.",
+        many=("--data", "--tasks"),
     ),
 }
 
