@@ -62,6 +62,7 @@ def test_a_row_for_each_data_set_is_shown(evaluate: Evaluate, run: Path) -> None
     assert (status, shown) == (0, "")
     assert all(name in said for name in ("loss", "perplexity", "bits per byte", "tokens", "bytes", "samples"))
     assert said.count(str(data)) == 2
+    assert said.startswith(f"{run / 'checkpoints' / 'global_step3'}\n")
     status, said, shown = evaluate("--data", data, "--json", checkpoint=run)
     assert (status, shown) == (0, f"note: taking {run / 'checkpoints'}\n")
     (row,) = json.loads(said)["data"]
@@ -80,7 +81,8 @@ def test_two_processes_say_the_same_once(evaluate: Evaluate, run: Path) -> None:
     ended = run_module("scaling.cli.main", "evaluate", run / "checkpoints", *arguments, *layout)
     assert (ended.returncode, ended.stderr) == (0, "")
     both = json.loads(ended.stdout)
-    assert both["data"][0].pop("data") == alone["data"][0].pop("data")
+    for name in ("data", "checkpoint"):
+        assert both["data"][0].pop(name) == alone["data"][0].pop(name)
     assert both["data"][0] == pytest.approx(alone["data"][0], rel=1e-10)
 
 

@@ -71,8 +71,8 @@ def evaluate(
 ) -> None:
     """Measure a trained model: loss, perplexity and bits per byte of data, or scores in tasks of lm-eval.
 
-    The data are read as the evaluation of its own training reads them, all of them. CHECKPOINT may be that of a
-    fine-tuning, whose base is found by itself.
+    The data are read as the evaluation of its own training reads them.
+    CHECKPOINT may be that of a fine-tuning, whose base is found by itself.
     """
     _require_something(data, tasks, include_path, copies=data_parallel_size)
     ranks = Ranks(
@@ -177,7 +177,8 @@ def _show(losses: Sequence[CorpusLoss] | None, scores: Sequence[Mapping[str, Any
         return
     console = Console()
     console = console if console.is_terminal else Console(width=PIPE_WIDTH)
-    if losses is not None:
+    if losses:
+        console.print(losses[0].checkpoint, highlight=False, soft_wrap=True, markup=False)
         numbers = ("loss", "perplexity", "bits per byte", "tokens", "bytes", "samples")
         console.print(_table("data", numbers, [[loss.data, *_cells(loss)] for loss in losses]))
     if scores is not None:

@@ -60,6 +60,8 @@ class CorpusLoss:
     """What a model makes of a data set. Nats and bytes are weighted as targets are in the loss; most count 0 or 1."""
 
     data: str
+    checkpoint: str
+    """The step folder."""
     nats: float
     """Of all targets that count."""
     weight: float
@@ -170,6 +172,7 @@ def evaluate_corpora(
 class _Loaded:
     """A model with the data that it is evaluated on."""
 
+    checkpoint: str
     recipes: Sequence[Recipe]
     """One for each data set."""
     module: ParallelModule
@@ -192,7 +195,7 @@ def _load(
     recipes = [recipe_of(config, dataset, dataset) for config, dataset in opened]
     sizes = None if model.tokenizer_file is None else token_bytes(Tokenizer.from_file(model.tokenizer_file))
     counted = _table(sizes, model.architecture.vocab_size or 0, topology)
-    return _Loaded(recipes, model.load(recipes[0], topology, layout), layout, counted)
+    return _Loaded(str(model.stored.path), recipes, model.load(recipes[0], topology, layout), layout, counted)
 
 
 def micro_batches(samples: Sequence[int], layout: TopologyConfig) -> int:
@@ -257,17 +260,17 @@ def _evaluate(name: str, recipe: Recipe, loaded: _Loaded, *, progress: ProgressC
     for step in range(steps):
         total.merge(module.eval_step(batches, loss))
         progress(name, step + 1, steps)
-    return _result(name, total, len(dataset))
+    return _result(name, loaded.checkpoint, total, len(dataset))
 
 
-def _result(name: str, total: StepLoss, samples: int) -> CorpusLoss:
+def _result(name: str, checkpoint: str, total: StepLoss, samples: int) -> CorpusLoss:
     weight, mean = float(total.weight), float(total.loss)
     if not weight:
         raise DataError(f"{name}: none of its {samples} samples has a target that counts; give other data")
     if not math.isfinite(mean):
         raise DataRefusedError(
-            f"{name}: the loss is {mean}; the weights are not finite, or too large for their type: try precision "
-            "float32, or another checkpoint"
+            f"{name}: the loss of {checkpoint} is {mean}; the weights are not finite, or too large for their type: try "
+            "precision float32, or another checkpoint"
         )
     sums = {metric: float(value) * weight for metric, value in total.metrics().items()}
-    return CorpusLoss(name, mean * weight, weight, round(sums["tokens"]), sums.get("bytes"), samples)
+    return CorpusLoss(name, checkpoint, mean * weight, weight, round(sums["tokens"]), sums.get("bytes"), samples)
