@@ -52,7 +52,7 @@ MAY_WAIT_FOR_THE_DEVICE = {
     "src/scaling/core/trainer/trainer.py::Trainer._synchronise": "runs once per log interval",
     "src/scaling/transformer/data/": "works on NumPy arrays in memory",
     "src/scaling/transformer/inference/choosing.py::_on_host": "brings the chosen tokens, once per step",
-    "src/scaling/transformer/inference/decider.py::understood": "reads the decisions, once per step, without which there is no next",
+    "src/scaling/transformer/inference/decider.py::understood": "reads the decisions, once per step",
     "src/scaling/cli/": "runs outside of training",
 }
 

@@ -117,6 +117,7 @@ INFERENCE_BUGS = (
         "scaling.transformer.inference.scoring:Scoring.packed",
         [("end - len(row)", "end - len(row) - placeholders")],
         test_scoring.score_together,
+        1,
     ),
     InferenceBug(
         "a message that spells the beginning of a text begins another",
