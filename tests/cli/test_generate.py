@@ -17,8 +17,11 @@ from typing import Any
 
 import pytest
 
+from scaling.cli import generate as generating
 from scaling.cli.generate import sampling_of
 from scaling.cli.main import main
+from scaling.cli.prompt_file import Request
+from scaling.cli.ranks import Here
 from scaling.core.runner.outcome import OUTPUT_CLOSED
 from scaling.transformer.data.end_token import END_OF_TEXT
 from scaling.transformer.data.shards import TokenizeOptions
@@ -143,6 +146,22 @@ def test_prompts_of_a_file_become_lines_of_json_in_any_number_of_processes(
     for alone, cut in zip(found, rows(process.stdout.decode()), strict=True):
         assert {**cut, "log_probabilities": 0, "best": 0} == {**alone, "log_probabilities": 0, "best": 0}
         assert cut["log_probabilities"] == pytest.approx(alone["log_probabilities"], abs=1e-5)
+
+
+def prompts_keep_their_seeds(rank: int, world_size: int) -> None:
+    """Mix prompts with seeds and without. The arguments are those of a check of a bug."""
+    here, requests = Here(device="cpu"), [Request("a"), Request("b", 5), Request("c")]
+    assert generating.seeds_of(requests, 4, here) == [4, 5, 4]
+    assert generating.seeds_of(requests[:1], 4, here) == 4
+    assert generating.seeds_of(requests[:1], None, here) is None
+    drawn = generating.seeds_of(requests, None, here)
+    assert isinstance(drawn, list)
+    assert drawn[1] == 5
+    assert drawn[0] != drawn[2]
+
+
+def test_a_prompt_may_have_a_seed_of_its_own() -> None:
+    prompts_keep_their_seeds(0, 1)
 
 
 def test_the_models_configuration_comes_before_the_default_of_the_command() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tests.cli import test_generate
+from tests.core.checkpoint import test_newest
 from tests.core.nn import test_cached_attention, test_logits, test_token_scores
 from tests.core.pipeline import test_ring_engine
 from tests.mutations.mutate import Edit
@@ -149,6 +151,19 @@ INFERENCE_BUGS = (
         "scaling.transformer.evaluation.token_bytes:_measure",
         [("len(token) if alphabet.issuperset(token) else len(token.encode())", "len(token.encode())")],
         test_token_bytes.measure_cut_characters,
+    ),
+    InferenceBug(
+        "a checkpoint that is removed while it is read is an error",
+        "scaling.core.checkpoint.newest:_verdict",
+        [("bool(named) and _is_removed(stored)", "False")],
+        test_newest.go_in_the_middle,
+        1,
+    ),
+    InferenceBug(
+        "a prompt with a seed of its own is drawn by that of all",
+        "scaling.cli.generate:seeds_of",
+        [("one if request.seed is None else request.seed", "one")],
+        test_generate.prompts_keep_their_seeds,
         1,
     ),
 )

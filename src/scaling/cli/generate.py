@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -144,9 +145,11 @@ def generate(
     Exit status: 0 done, 2 what was asked for cannot be, 65 the model
     computes no numbers; 130 after Ctrl-C, 141 where the reader of the output has gone.
     """
-    if (prompt is None) == (prompts is None):
+    if prompt is None and prompts is None:
+        raise typer.BadParameter("give --prompt TEXT, once or several times, or --prompts FILE")
+    if prompt is not None and prompts is not None:
         raise ConfigError(
-            "give what is to be continued: either --prompt TEXT, once or several times, or --prompts FILE"
+            "prompts are given twice; give either --prompt TEXT, once or several times, or --prompts FILE"
         )
     if log_probabilities is not None and not as_json:
         raise ConfigError(f"--log-probabilities ({log_probabilities}) are written as JSON; give --json too")
@@ -235,7 +238,7 @@ def _work(wanted: _Wanted, here: Here) -> None:
     chosen = options.Asked(
         **wanted.others,
         sampling=sampling_of(wanted.sampling, model.defaults),
-        seed=_seeds(requests, wanted.seed, here),
+        seed=seeds_of(requests, wanted.seed, here),
     )
     if tokenizer is not None and len(prompts) == wanted.samples == 1 and not wanted.as_json:
         pieces = model.stream_text(prompts[0], adapter=used, **chosen)
@@ -264,7 +267,7 @@ def sampling_of(options: Asked, defaults: GenerationDefaults) -> Sampling:
     return asked(replace(defaults, sampling=present), options).sampling
 
 
-def _seeds(requests: list[Request], seed: int | None, here: Here) -> int | list[int] | None:
+def seeds_of(requests: Sequence[Request], seed: int | None, here: Here) -> int | list[int] | None:
     """Return a seed for each prompt where some have their own; the others have that of all, or one by chance."""
     if all(request.seed is None for request in requests):
         return seed
