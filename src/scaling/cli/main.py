@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,23 +64,13 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
 
 
 class _Loading(TyperGroup):
-    """Import a sub-command when it is called, not before: most need torch or NumPy, and `--help` needs neither.
-
-    Ctrl-C ends it with the conventional status.
-    """
+    """Import a sub-command when it is called, not before: most need torch or NumPy, and `--help` needs neither."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None and name in SUB_COMMANDS:
             command = SUB_COMMANDS[name].load(name)
         return name, command, rest
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:  # typer would call it aborted, and end with 1
-            typer.echo(err=True)
-            sys.exit(128 + signal.SIGINT)
 
 
 app = typer.Typer(
