@@ -45,7 +45,7 @@ def write_json(prompts: Sequence[Prompt], completions: Sequence[Sequence[Complet
     row = 0
     for prompt, samples in zip(prompts, completions, strict=True):
         for sample, completion in enumerate(samples):
-            found = {
+            found: dict[str, object] = {
                 "row": row,
                 "prompt": prompt,
                 **({"sample": sample} if len(samples) > 1 else {}),

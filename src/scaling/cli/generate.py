@@ -177,7 +177,9 @@ def generate(
                 "stop": tuple(stop or ()),
                 "log_probabilities": log_probabilities,
                 "truncate_left": truncate_left,
-                "max_cache_bytes": max_cache_bytes and bytes_of(max_cache_bytes, option="--max-cache-bytes"),
+                "max_cache_bytes": None
+                if max_cache_bytes is None
+                else bytes_of(max_cache_bytes, option="--max-cache-bytes"),
                 "chunk_size": chunk_size,
             },
         ),
