@@ -138,6 +138,7 @@ INFERENCE_BUGS = (
             )
         ],
         test_chat.fill_the_context,
+        1,
     ),
     InferenceBug(
         "copies of a model evaluate the same rows",
@@ -151,6 +152,7 @@ INFERENCE_BUGS = (
         "scaling.transformer.evaluation.token_bytes:_measure",
         [("len(token) if alphabet.issuperset(token) else len(token.encode())", "len(token.encode())")],
         test_token_bytes.measure_cut_characters,
+        1,
     ),
     InferenceBug(
         "a checkpoint that is removed while it is read is an error",
