@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scaling.core.checkpoint.base import glance_at_base as glance_at_base
     from scaling.core.checkpoint.base import is_on_base as is_on_base
     from scaling.core.checkpoint.checkpointer import Checkpointer as Checkpointer
+    from scaling.core.checkpoint.communicator import Communicator as Communicator
     from scaling.core.checkpoint.communicator import StoreCommunicator as StoreCommunicator
     from scaling.core.checkpoint.elsewhere import instead_of_checkpoint as instead_of_checkpoint
     from scaling.core.checkpoint.files import TensorFile as TensorFile

@@ -28,10 +28,10 @@ from scaling.core import (
     ParallelModule,
     Recipe,
     StepLoss,
-    StoreCommunicator,
     StoredCheckpoint,
     Topology,
     TopologyConfig,
+    communicator,
     evaluation_batches,
     evaluation_steps,
     folder_meant,
@@ -156,8 +156,7 @@ def evaluate_corpora(
     if not prefixes:
         return
     require_precision(precision)
-    store = topology.store
-    ranks = None if store is None else StoreCommunicator(store, topology.rank, topology.layout.world_size)
+    ranks = communicator(topology)
 
     def load(stored: StoredCheckpoint) -> _Loaded:
         model = EvaluatedModel.of(stored, precision=precision, ranks=ranks)

@@ -13,9 +13,9 @@ from scaling.core import (
     OPTIMIZER_PREFIX,
     BaseReference,
     Checkpointer,
+    Communicator,
     ParallelModule,
     Recipe,
-    StoreCommunicator,
     StoredCheckpoint,
     Topology,
     TopologyConfig,
@@ -45,13 +45,11 @@ class EvaluatedModel:
     """All that the checkpoint has."""
     tokenizer_file: Path | None
     """That which lies beside the checkpoint, or else beside its base."""
-    ranks: StoreCommunicator | None
+    ranks: Communicator | None
     """None: this process is on its own."""
 
     @classmethod
-    def of(
-        cls, stored: StoredCheckpoint, *, precision: str | None = None, ranks: StoreCommunicator | None = None
-    ) -> Self:
+    def of(cls, stored: StoredCheckpoint, *, precision: str | None = None, ranks: Communicator | None = None) -> Self:
         """Find the base of a checkpoint, and the tokenizer beside them.
 
         `precision` is the type that weights are converted to; None: as they were trained.
