@@ -134,10 +134,13 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/hf/settings": ("transformer/hf/test_family", "transformer/hf/test_choose"),
     "transformer/hf/starting": ("transformer/hf/test_importer", "cli/test_hf"),
     "transformer/hf/tensors": ("transformer/hf/test_family", "transformer/hf/test_logits"),
+    "transformer/inference/completing": ("transformer/inference/test_generation",),
+    "transformer/inference/completion": ("transformer/inference/test_generation", "transformer/test_inference"),
     "transformer/inference/device": ("transformer/test_inference",),
     "transformer/inference/module": (
         *("transformer/test_inference", "transformer/test_learned_positions", "transformer/inference/test_adapters"),
     ),
+    "transformer/inference/opening": ("transformer/test_inference", "transformer/inference/test_opened_layouts"),
     "transformer/stored_model": (
         "transformer/test_kept_tokenizer",
         "transformer/test_inference",
