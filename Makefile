@@ -17,14 +17,20 @@ types:
 	$(PYTHON) -m mypy src
 	$(PYTHON) -m mypy tests
 
-# In two processes, for a suite of small worlds leaves half of two cores idle. What the second says is shown at its end.
+# Two processes, for a suite of small worlds leaves half of two cores idle. What the second says is shown at its end.
+define in_two
+@output=$$(mktemp) && { $(PYTEST) $(1) >$$output 2>&1 & } && second=$$!; \
+$(PYTEST) $(2); first=$$?; wait $$second; second=$$?; cat $$output; rm -f $$output; \
+test $$first = 0 -a $$second = 0
+endef
+
+WORLDS = contract examples faults
+
 test:
-	@output=$$(mktemp) && { $(PYTEST) --ignore tests/core >$$output 2>&1 & } && second=$$!; \
-	$(PYTEST) tests/core; first=$$?; wait $$second; second=$$?; cat $$output; rm -f $$output; \
-	test $$first = 0 -a $$second = 0
+	$(call in_two,--ignore tests/core,tests/core)
 
 slow:
-	$(PYTEST) -m slow
+	$(call in_two,-m slow $(WORLDS:%=--ignore tests/%),-m slow $(WORLDS:%=tests/%))
 
 fix:
 	$(PYTHON) -m ruff check --fix .
