@@ -273,3 +273,18 @@ def test_no_text_ends_before_its_minimum() -> None:
     assert not set(first) & set(longer[:5])
     assert len(model.generate([1, 2], max_tokens=8, stop_tokens=[]).completion_tokens) == 8
     assert max(longer) < VOCABULARY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grouped", "windows"])
+def test_prompts_of_very_different_lengths_are_continued_as_one_by_one(name: str) -> None:
+    model = build(name, sequence_length=2048)
+    generator = torch.Generator().manual_seed(5)
+    lengths = [1, 2000, *torch.randint(1, 2001, (62,), generator=generator).tolist()]
+    texts = prompts(*lengths)
+    plan = model.plan(texts, max_tokens=8)
+    layers = attention_layers(plan_of(model.config))
+    alone = sum(model.plan(text, max_tokens=8).cache_bytes(layers, 1, 8) for text in texts)
+    assert alone <= plan.cache_bytes(layers, 1, 8) <= 1.25 * alone
+    expected = [model.generate(text, max_tokens=8).completion_tokens for text in texts]
+    assert tokens_of(model.generate(texts, max_tokens=8)) == expected
