@@ -17,7 +17,7 @@ from scaling.transformer.inference.module import TransformerInferenceModule
     [
         (lambda model: model.generate(7, input_tokens=[1, 2, 3]), "3 tokens and max_tokens is 7.* 8 .*at most 6"),
         (lambda model: model.generate(1, input_tokens=[1] * 9), "9 tokens and max_tokens is 1.* 8 .*shorten it"),
-        (lambda model: list(model.stream([1, 2, 3])), "the text has 9 tokens, .* 8 positions"),
+        (lambda model: list(model.stream([1, 2, 3])), "3 tokens and max_tokens is 128.* 8 .*at most 6"),
         (lambda model: model.logits(torch.ones(1, 9, dtype=torch.int64)), "the text has 9 tokens, .* 8 positions"),
     ],
 )
