@@ -14,7 +14,7 @@ from scaling.cli.main import main
 from scaling.core import ConfigError
 from scaling.transformer import TransformerInferenceModule
 from scaling.transformer.data.tokenizer import Tokenizer
-from scaling.transformer.inference.defaults import GenerationDefaults
+from scaling.transformer.inference.generation.defaults import GenerationDefaults
 
 CONTEXT = 200
 LONG = "long"

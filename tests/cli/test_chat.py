@@ -24,7 +24,7 @@ from scaling.transformer import Sampling, TransformerInferenceModule
 from scaling.transformer.data.records.formats import RecordFormat
 from scaling.transformer.data.records.record import Record
 from scaling.transformer.inference.chat import ChatText
-from scaling.transformer.inference.defaults import GenerationDefaults
+from scaling.transformer.inference.generation.defaults import GenerationDefaults
 from tests.cli.chatting import Parrot
 from tests.transformer.data.records.chat import CHATML, chat_template, encoder, talk, tokenizer
 from tests.transformer.finetuned import write_base

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from scaling.cli.completions import write, write_json
-from scaling.transformer.inference.completion import Completion
+from scaling.transformer.inference.generation.completion import Completion
 
 COMMANDS = "\x1b[2J\x9bk\r"
 

@@ -27,9 +27,9 @@ from scaling.transformer.data.end_token import END_OF_TEXT
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
 from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest, train_tokenizer
-from scaling.transformer.inference.defaults import Asked, GenerationDefaults
+from scaling.transformer.inference.generation.defaults import Asked, GenerationDefaults
+from scaling.transformer.inference.generation.sampling import Sampling
 from scaling.transformer.inference.module import TransformerInferenceModule
-from scaling.transformer.inference.sampling import Sampling
 from tests.processes import descendants, is_running
 from tests.transformer.finetuned import found, write_adapter
 from tests.transformer.small import command_environment, train_small

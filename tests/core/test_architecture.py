@@ -51,8 +51,8 @@ MAY_WAIT_FOR_THE_DEVICE = {
     "src/scaling/core/trainer/finite.py::require_finite": "runs where a checkpoint is saved, or something went wrong",
     "src/scaling/core/trainer/trainer.py::Trainer._synchronise": "runs once per log interval",
     "src/scaling/transformer/data/": "works on NumPy arrays in memory",
-    "src/scaling/transformer/inference/choosing.py::_on_host": "brings the chosen tokens, once per step",
-    "src/scaling/transformer/inference/decider.py::understood": "reads the decisions, once per step",
+    "src/scaling/transformer/inference/generation/choosing.py::_on_host": "brings the chosen tokens, once per step",
+    "src/scaling/transformer/inference/generation/decider.py::understood": "reads the decisions, once per step",
     "src/scaling/cli/": "runs outside of training",
 }
 

@@ -134,9 +134,13 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/hf/settings": ("transformer/hf/test_family", "transformer/hf/test_choose"),
     "transformer/hf/starting": ("transformer/hf/test_importer", "cli/test_hf"),
     "transformer/hf/tensors": ("transformer/hf/test_family", "transformer/hf/test_logits"),
-    "transformer/inference/completing": ("transformer/inference/test_generation",),
-    "transformer/inference/completion": ("transformer/inference/test_generation", "transformer/test_inference"),
     "transformer/inference/device": ("transformer/test_inference",),
+    "transformer/inference/generation/completing": ("transformer/inference/test_generation",),
+    "transformer/inference/generation/completion": (
+        "transformer/inference/test_generation",
+        "transformer/test_inference",
+    ),
+    "transformer/inference/generation/running": ("transformer/inference/test_generation",),
     "transformer/inference/module": (
         *("transformer/test_inference", "transformer/test_learned_positions", "transformer/inference/test_adapters"),
     ),

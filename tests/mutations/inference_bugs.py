@@ -11,7 +11,8 @@ from tests.core.nn import test_cached_attention, test_logits, test_token_scores
 from tests.core.pipeline import test_ring_engine
 from tests.mutations.mutate import Edit
 from tests.transformer.evaluation import test_corpus, test_token_bytes
-from tests.transformer.inference import test_chat, test_choosing, test_sampling, test_scoring
+from tests.transformer.inference import test_chat, test_scoring
+from tests.transformer.inference.generation import test_choosing, test_sampling
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,21 @@ INFERENCE_BUGS = (
     ),
     InferenceBug(
         "all tokens of a text are drawn by the same number",
-        "scaling.transformer.inference.choosing:uniform",
+        "scaling.transformer.inference.generation.choosing:uniform",
         [('"token", draw.position', '"token"')],
         test_choosing.draw_numbers,
         1,
     ),
     InferenceBug(
         "rows with options of their own are given the logits of others",
-        "scaling.transformer.inference.choosing:choose_tokens",
+        "scaling.transformer.inference.generation.choosing:choose_tokens",
         [("logits[rows]", "logits[: len(rows)]")],
         test_choosing.choose_alone_and_together,
         1,
     ),
     InferenceBug(
         "top-p is a share of what min-p has left over",
-        "scaling.transformer.inference.sampling:drawable",
+        "scaling.transformer.inference.generation.sampling:drawable",
         [("(sampling.top_k is None or sampling.top_p is None)", "True")],
         test_sampling.filter_like_transformers,
         1,

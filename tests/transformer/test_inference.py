@@ -20,10 +20,10 @@ from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.load import load_datasets
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
-from scaling.transformer.inference import decider
-from scaling.transformer.inference.choosing import Chosen
+from scaling.transformer.inference.generation import decider
+from scaling.transformer.inference.generation.choosing import Chosen
+from scaling.transformer.inference.generation.sampling import Sampling
 from scaling.transformer.inference.module import TransformerInferenceModule
-from scaling.transformer.inference.sampling import Sampling
 from tests.transformer.small import (
     VOCABULARY,
     build_corpus,

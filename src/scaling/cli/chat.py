@@ -17,7 +17,7 @@ from scaling.core import ConfigError
 from scaling.transformer import Opened, Sampling, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 from scaling.transformer.inference.chat import Conversation, chat_text
-from scaling.transformer.inference.defaults import Asked, GenerationDefaults, asked
+from scaling.transformer.inference.generation.defaults import Asked, GenerationDefaults, asked
 
 _NAME: Final = "adapter-option"
 """Of the adapter that is named beside CHECKPOINT, which may have one of its own that is called as that one is."""

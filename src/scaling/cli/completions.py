@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from scaling.transformer.data.tokenizer import Tokenizer
-from scaling.transformer.inference.completion import Completion
+from scaling.transformer.inference.generation.completion import Completion
 from scaling.transformer.inference.text import escaped
 
 Prompt = str | list[int]

@@ -19,8 +19,8 @@ from scaling.cli.ranks import DeviceName, Here, ModelParallelSize, PipeParallelS
 from scaling.core import ConfigError
 from scaling.transformer import Opened, Sampling, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE
-from scaling.transformer.inference import options
-from scaling.transformer.inference.defaults import Asked, GenerationDefaults, asked
+from scaling.transformer.inference.generation import options
+from scaling.transformer.inference.generation.defaults import Asked, GenerationDefaults, asked
 
 _NAME = "adapter-option"
 """Of the adapter that is named beside CHECKPOINT, which may have one of its own that is called as that one is."""

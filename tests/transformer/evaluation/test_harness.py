@@ -18,8 +18,8 @@ from scaling.transformer import TransformerInferenceModule
 from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.evaluation.harness import HarnessAnswers, rolling_windows, sampling_of, shortened, until_first
 from scaling.transformer.hf.importer import import_model
-from scaling.transformer.inference.defaults import GenerationDefaults
-from scaling.transformer.inference.sampling import Sampling
+from scaling.transformer.inference.generation.defaults import GenerationDefaults
+from scaling.transformer.inference.generation.sampling import Sampling
 from tests.transformer.hf.by_hand import END, END_OF_TURN, write_model
 
 LENGTH = 48

@@ -13,10 +13,10 @@ import torch
 
 from scaling.core import ConfigError, DataRefusedError, KeyValueCache, KeyValueCaches
 from scaling.transformer.config.model_plan import plan_of
-from scaling.transformer.inference.completion import Completion
+from scaling.transformer.inference.generation.completion import Completion
+from scaling.transformer.inference.generation.plan import attention_layers
+from scaling.transformer.inference.generation.sampling import Sampling
 from scaling.transformer.inference.module import TransformerInferenceModule
-from scaling.transformer.inference.plan import attention_layers
-from scaling.transformer.inference.sampling import Sampling
 from tests.distributed import run_distributed
 from tests.reference.worlds import connected
 from tests.transformer.inference.generation_models import MODELS, VOCABULARY, build, prompts, uncached

@@ -12,9 +12,9 @@ from typing import Any, Final
 from scaling.core import ConfigError
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.tokenizer import Tokenizer
-from scaling.transformer.inference.defaults import Asked, GenerationDefaults, asked
+from scaling.transformer.inference.generation.defaults import Asked, GenerationDefaults, asked
+from scaling.transformer.inference.generation.sampling import Sampling
 from scaling.transformer.inference.module import TransformerInferenceModule
-from scaling.transformer.inference.sampling import Sampling
 
 _NEW_TOKENS: Final = 256
 """Where a task does not say how many to generate."""

@@ -27,14 +27,14 @@ from scaling.transformer.config.groups import grown_tables
 from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.finetuning.stored import StoredAdapter
 from scaling.transformer.inference.adapters import Adapters
-from scaling.transformer.inference.batching import End
-from scaling.transformer.inference.completing import Completing
-from scaling.transformer.inference.completion import Completion, completion_of
-from scaling.transformer.inference.defaults import GenerationDefaults
 from scaling.transformer.inference.device import require_device
+from scaling.transformer.inference.generation.batching import End
+from scaling.transformer.inference.generation.completing import Completing
+from scaling.transformer.inference.generation.completion import Completion, completion_of
+from scaling.transformer.inference.generation.defaults import GenerationDefaults
+from scaling.transformer.inference.generation.options import Asked, Options, Prompt, is_one, one_prompt, options_of
+from scaling.transformer.inference.generation.plan import GenerationPlan
 from scaling.transformer.inference.opening import OpenedModel, open_model, require_precision
-from scaling.transformer.inference.options import Asked, Options, Prompt, is_one, one_prompt, options_of
-from scaling.transformer.inference.plan import GenerationPlan
 from scaling.transformer.inference.prompts import prompt_tokens, require_fits
 from scaling.transformer.inference.scoring import Likelihood, Scoring
 from scaling.transformer.inference.text import TextStream

@@ -11,7 +11,7 @@ from scaling.transformer.config.architecture import TransformerArchitectureConfi
 from scaling.transformer.config.choices import Precision
 from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.finetuning.stored import StoredAdapter
-from scaling.transformer.inference.defaults import GenerationDefaults, read_defaults
+from scaling.transformer.inference.generation.defaults import GenerationDefaults, read_defaults
 from scaling.transformer.stored_model import architecture_of, tokenizer_beside
 
 _BASE_REMEDY = (

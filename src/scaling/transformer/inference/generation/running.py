@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scaling.core import Axis, DataRefusedError, KeyValueCaches, Past, RingEngine, Topology, gather_vocabulary
-from scaling.transformer.inference.batching import Batching, Decision, End, Item, Row
-from scaling.transformer.inference.decider import Decider, told, understood
+from scaling.transformer.inference.generation.batching import Batching, Decision, End, Item, Row
+from scaling.transformer.inference.generation.decider import Decider, told, understood
 from scaling.transformer.io import TextInputs, TransformerIO
 from scaling.transformer.layers.head import HeadOutput
 

@@ -10,8 +10,8 @@ import pytest
 
 from scaling.core import CheckpointError, ConfigError
 from scaling.transformer.hf.companions import Origin
-from scaling.transformer.inference.defaults import Asked, GenerationDefaults, asked, read_defaults
-from scaling.transformer.inference.sampling import Sampling
+from scaling.transformer.inference.generation.defaults import Asked, GenerationDefaults, asked, read_defaults
+from scaling.transformer.inference.generation.sampling import Sampling
 
 
 def written(folder: Path, **fields: Any) -> GenerationDefaults:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.core import Decode, Prefill
-from scaling.transformer.inference.batching import Batching, Decision, End, Item, Request, Row
-from scaling.transformer.inference.plan import GenerationPlan, Need, plan_generation
+from scaling.transformer.inference.generation.batching import Batching, Decision, End, Item, Request, Row
+from scaling.transformer.inference.generation.plan import GenerationPlan, Need, plan_generation
 
 MOST = 6
 """New tokens."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scaling.core import ConfigError
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
-from scaling.transformer.inference.plan import (
+from scaling.transformer.inference.generation.plan import (
     MOST_PADDING,
     GenerationPlan,
     Need,

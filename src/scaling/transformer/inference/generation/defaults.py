@@ -10,7 +10,7 @@ from typing import Any, Final
 from scaling.core import CheckpointError, ConfigError
 from scaling.transformer.hf.companions import read_origin
 from scaling.transformer.hf.folder import GENERATION_FILE, read_object
-from scaling.transformer.inference.sampling import Sampling
+from scaling.transformer.inference.generation.sampling import Sampling
 
 _TOP_K: Final = 50
 """Of transformers, where a model is to be sampled from and its file says nothing else."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from scaling.core import derive_seed
-from scaling.transformer.inference.contenders import most_likely
-from scaling.transformer.inference.sampling import Sampling, drawable, penalized
+from scaling.transformer.inference.generation.contenders import most_likely
+from scaling.transformer.inference.generation.sampling import Sampling, drawable, penalized
 
 NOT_FINITE: Final = -1
 """In place of a token, where logits are not finite."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias, TypedDict, final
 
 from scaling.core import ConfigError, derive_seed
-from scaling.transformer.inference.defaults import GenerationDefaults
-from scaling.transformer.inference.sampling import Sampling
+from scaling.transformer.inference.generation.defaults import GenerationDefaults
+from scaling.transformer.inference.generation.sampling import Sampling
 
 Prompt: TypeAlias = "str | Sequence[int]"
 """A text, or the ids of its tokens."""

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from scaling.core import ConfigError
-from scaling.transformer.inference.defaults import GenerationDefaults
-from scaling.transformer.inference.options import Asked, Options, is_one, options_of, seeds_of
-from scaling.transformer.inference.sampling import Sampling
+from scaling.transformer.inference.generation.defaults import GenerationDefaults
+from scaling.transformer.inference.generation.options import Asked, Options, is_one, options_of, seeds_of
+from scaling.transformer.inference.generation.sampling import Sampling
 
 MODEL = GenerationDefaults(sampling=Sampling(temperature=0.6), max_tokens=20, min_tokens=4)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.transformer.inference.contenders import bound_of_top, contenders, most_likely
+from scaling.transformer.inference.generation.contenders import bound_of_top, contenders, most_likely
 
 
 @given(

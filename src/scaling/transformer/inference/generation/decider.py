@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from scaling.transformer.data.tokenizer import Tokenizer
-from scaling.transformer.inference.batching import Decision, End, Row
-from scaling.transformer.inference.choosing import NOT_FINITE, Chosen, Draw, choose_tokens
-from scaling.transformer.inference.options import Options
+from scaling.transformer.inference.generation.batching import Decision, End, Row
+from scaling.transformer.inference.generation.choosing import NOT_FINITE, Chosen, Draw, choose_tokens
+from scaling.transformer.inference.generation.options import Options
 from scaling.transformer.inference.text import TextStream
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling.transformer.inference import free_memory
-from scaling.transformer.inference.free_memory import free_bytes
+from scaling.transformer.inference.generation import free_memory
+from scaling.transformer.inference.generation.free_memory import free_bytes
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from scaling.core import ConfigError
-from scaling.transformer.inference.sampling import (
+from scaling.transformer.inference.generation.sampling import (
     Sampling,
     drawable,
     keep_min_p,

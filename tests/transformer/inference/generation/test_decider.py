@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.transformer.data.tokenizer import train_tokenizer
-from scaling.transformer.inference.batching import Decision, End, Row
-from scaling.transformer.inference.decider import Decider, numbers_of, told, understood
-from scaling.transformer.inference.options import Options
-from scaling.transformer.inference.sampling import Sampling
+from scaling.transformer.inference.generation.batching import Decision, End, Row
+from scaling.transformer.inference.generation.decider import Decider, numbers_of, told, understood
+from scaling.transformer.inference.generation.options import Options
+from scaling.transformer.inference.generation.sampling import Sampling
 
 TOKENIZER = train_tokenizer(["the cat and the hat. the end of the cat, the end."] * 3, 280)
 

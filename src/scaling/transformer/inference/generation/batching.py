@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import final
 
 from scaling.core import Decode, Prefill, Span
-from scaling.transformer.inference.plan import GenerationPlan
+from scaling.transformer.inference.generation.plan import GenerationPlan
 
 
 class End(IntEnum):

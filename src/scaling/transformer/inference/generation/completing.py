@@ -20,12 +20,11 @@ from scaling.core import (
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import base_plan_of
 from scaling.transformer.data.tokenizer import Tokenizer
-from scaling.transformer.inference.batching import Batching, Request
-from scaling.transformer.inference.decider import Decider, numbers_of
-from scaling.transformer.inference.free_memory import free_bytes
-from scaling.transformer.inference.generation import Generation, GenerationWork
-from scaling.transformer.inference.options import Options
-from scaling.transformer.inference.plan import (
+from scaling.transformer.inference.generation.batching import Batching, Request
+from scaling.transformer.inference.generation.decider import Decider, numbers_of
+from scaling.transformer.inference.generation.free_memory import free_bytes
+from scaling.transformer.inference.generation.options import Options
+from scaling.transformer.inference.generation.plan import (
     SHARE_OF_FREE,
     GenerationPlan,
     Need,
@@ -33,6 +32,7 @@ from scaling.transformer.inference.plan import (
     plan_generation,
     row_bytes,
 )
+from scaling.transformer.inference.generation.running import Generation, GenerationWork
 from scaling.transformer.layers.kernels import scores_of
 
 

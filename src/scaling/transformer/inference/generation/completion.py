@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from scaling.transformer.data.tokenizer import Tokenizer
-from scaling.transformer.inference.batching import Decision, End, Row
-from scaling.transformer.inference.options import Options
+from scaling.transformer.inference.generation.batching import Decision, End, Row
+from scaling.transformer.inference.generation.options import Options
 from scaling.transformer.inference.text import TextStream
 
 

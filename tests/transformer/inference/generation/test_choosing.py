@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scaling.transformer.inference import choosing
-from scaling.transformer.inference.choosing import NOT_FINITE, Chosen, Draw, choose_tokens, uniform
-from scaling.transformer.inference.sampling import Sampling
+from scaling.transformer.inference.generation import choosing
+from scaling.transformer.inference.generation.choosing import NOT_FINITE, Chosen, Draw, choose_tokens, uniform
+from scaling.transformer.inference.generation.sampling import Sampling
 
 GREEDY = Sampling()
 VOCABULARY = 11

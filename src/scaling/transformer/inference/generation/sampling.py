@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scaling.core import ConfigError
-from scaling.transformer.inference.contenders import bound_of_top, contenders
+from scaling.transformer.inference.generation.contenders import bound_of_top, contenders
 
 _LEAST: Final = 1e-30
 """What scores are divided by is at least this, and at most one over this."""
