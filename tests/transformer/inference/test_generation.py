@@ -60,10 +60,11 @@ def test_a_row_that_starts_in_a_freed_place_gives_the_same_text() -> None:
         everything = model.plan(prompts(), max_tokens=NEW)
         layers = attention_layers(plan_of(model.config))
         limit = everything.cache_bytes(layers, 1, 8)
+        assert everything.bytes == limit
         for share in (1.0, 0.6, 0.3):
             asked: dict[str, Any] = {"max_tokens": NEW, "max_cache_bytes": int(share * limit), "chunk_size": 9}
             plan = model.plan(prompts(), **asked)
-            assert plan.cache_bytes(layers, 1, 8) <= share * limit
+            assert plan.bytes == plan.cache_bytes(layers, 1, 8) <= share * limit
             assert sum(pool.rows for pool in plan.pools) <= max(2, 8 * share + 1)
             assert tokens_of(model.generate(prompts(), stop_tokens=ends, **asked)) == ended, (name, share)
 

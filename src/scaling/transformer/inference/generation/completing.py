@@ -63,7 +63,7 @@ class Completing:
         `ConfigError` where it does not fit.
         """
         if options.max_tokens == 0:
-            return GenerationPlan((), groups=1, chunk=options.chunk_size)
+            return GenerationPlan((), groups=1, chunk=options.chunk_size, bytes=0)
         needs = [Need(placeholders + len(prompt) + options.max_tokens - 1, options.samples) for prompt in prompts]
         return plan_generation(
             needs,

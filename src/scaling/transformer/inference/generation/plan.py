@@ -60,6 +60,8 @@ class GenerationPlan:
     groups: int
     chunk: int
     """Tokens of prompts in one forward pass, at most."""
+    bytes: int
+    """Of all keys and values. No rank has more; one that runs all layers has as many."""
 
     def cache_shapes(self, layer: AttentionPlan, parts: int) -> tuple[CacheShape, ...]:
         """Return what one of `parts` model ranks keeps of a layer, by pool."""
@@ -104,12 +106,13 @@ def plan_generation(
     """
     if chunk < 1:
         raise ConfigError(f"chunk_size ({chunk}) must be at least 1 token")
-    plan = GenerationPlan(tuple(_all_pools(needs, groups, bytes_of)), groups, chunk)
-    if limit is None or _bytes(plan.pools, bytes_of) <= limit:
-        return plan
-    for pools in (plan.pools, tuple(_one_pool_each(needs, groups)), tuple(_one_pool_each(needs, 1))):
+    every = tuple(_all_pools(needs, groups, bytes_of))
+    whole = _bytes(every, bytes_of)
+    if limit is None or whole <= limit:
+        return GenerationPlan(every, groups, chunk, whole)
+    for pools in (every, tuple(_one_pool_each(needs, groups)), tuple(_one_pool_each(needs, 1))):
         if (fewer := _with_fewer_rows(pools, needs, bytes_of, limit)) is not None:
-            return replace(plan, pools=fewer)
+            return GenerationPlan(fewer, groups, chunk, _bytes(fewer, bytes_of))
     largest = max(needs, key=lambda need: need.rows * bytes_of(need.positions))
     least = largest.rows * bytes_of(largest.positions)
     samples = "" if largest.rows == 1 else f", {largest.rows} times"
