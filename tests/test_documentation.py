@@ -1,4 +1,7 @@
-"""What the documentation says exists: its links, files, settings and commands, and its code runs."""
+"""What the documentation says exists: its links, files, settings and commands, and its code runs.
+
+The page on inference has tests of its own: `tests/test_inference_page.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import scaling.core
+from examples.finetuning_example.run import next_commands as after_finetuning
+from examples.inference_example.run import next_commands as after_inference
 from examples.mlp_example.config import MLPConfig
 from examples.transformer_example.run import next_commands
 from scaling.cli.main import SUB_COMMANDS
@@ -105,9 +110,14 @@ def commands(path: Path) -> Iterator[list[str]]:
     shown = [*blocks(path, "bash"), "\n".join(spans(path))]
     shown += re.findall(r"^    (scaling .*)$", path.read_text(), re.MULTILINE)
     for text in shown:
-        for line in text.replace("\\\n", " ").splitlines():
-            if found := re.match(r"scaling( [a-z].*)", line):
-                yield found[1].split()
+        yield from commands_in(text)
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """Yield the words of every line that is a command of `scaling`."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if found := re.match(r" *scaling( [a-z].*)", line):
+            yield found[1].partition(" #")[0].split()
 
 
 def options_of(words: list[str]) -> set[str]:
@@ -122,11 +132,24 @@ def options_of(words: list[str]) -> set[str]:
     return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
+def are_accepted(words: list[str]) -> bool:
+    """Return whether a command has the options that are given to it."""
+    return {word for word in words if re.fullmatch(r"--[a-z-]+", word)} <= options_of(words)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=page)
 def test_commands_and_their_options_exist(path: Path) -> None:
     for words in commands(path):
-        given = {word for word in words if re.fullmatch(r"--[a-z-]+", word)}
-        assert given <= options_of(words), words
+        assert are_accepted(words), words
+
+
+def test_commands_that_examples_end_with_exist() -> None:
+    folder = Path("runs/mine")
+    ends = (next_commands("config.yml", folder), after_finetuning(folder, folder), after_inference(folder))
+    for end in ends:
+        shown = list(commands_in(end))
+        assert shown
+        assert all(map(are_accepted, shown)), end
 
 
 def trainings(text: str) -> Iterator[tuple[str, list[str]]]:
