@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from scaling.core import predicted_gain
 from scaling.transformer import Sampling, TransformerInferenceModule
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.model_plan import plan_of
@@ -63,6 +64,7 @@ def test_the_calls_that_are_shown_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_rings_are_drawn_as_they_are() -> None:
     (drawing,) = code("TokenRing")
     assert printed(drawing).strip() == blocks(PAGE, "text")[0].strip()
+    assert f"two groups give {predicted_gain(2, 2):.1f} times" in TEXT.replace("\n", " ")
 
 
 def test_every_option_and_every_result_is_there() -> None:
