@@ -17,9 +17,9 @@ from scaling.transformer.config.architecture import TransformerArchitectureConfi
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.config.presets import preset
 from scaling.transformer.data.tokenizer import train_tokenizer
-from scaling.transformer.inference.completion import Completion
-from scaling.transformer.inference.options import Asked
-from scaling.transformer.inference.plan import Need, attention_layers, plan_generation, row_bytes
+from scaling.transformer.inference.generation.completion import Completion
+from scaling.transformer.inference.generation.options import Asked
+from scaling.transformer.inference.generation.plan import Need, attention_layers, plan_generation, row_bytes
 from tests.test_documentation import blocks, options_of
 
 PAGE = Path(__file__).parents[1] / "docs/inference.md"

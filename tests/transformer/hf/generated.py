@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from scaling.transformer.inference.completion import Completion
+from scaling.transformer.inference.generation.completion import Completion
 from scaling.transformer.inference.module import TransformerInferenceModule
 from tests.reference.worlds import connected
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from scaling.transformer.hf.importer import import_model
-from scaling.transformer.inference.completion import Completion
+from scaling.transformer.inference.generation.completion import Completion
 from scaling.transformer.inference.module import TransformerInferenceModule
 from tests.distributed import run_distributed
 from tests.transformer.hf.generated import LENGTHS, NEW, texts_as_rank, tokens_of

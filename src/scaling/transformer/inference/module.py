@@ -219,7 +219,7 @@ class TransformerInferenceModule:
         are the most likely ones.
         """
         placeholders = self._use(adapter)
-        if isinstance(contexts, Tensor):
+        if isinstance(contexts, Tensor) and continuations is None:
             return self._scoring.log_likelihood(contexts, placeholders=placeholders)
         if continuations is None:
             raise ConfigError("give a continuation for each context, or rows of token ids, int64 [batch, sequence]")
@@ -337,6 +337,8 @@ class TransformerInferenceModule:
         options = options_of(
             asked, self.defaults, ends=self.end_token_ids, prompts=len(every), samples=1 if samples is None else samples
         )
+        if options.stop and self.tokenizer is None:
+            raise ConfigError("this checkpoint has no tokenizer beside it, so no text can be found to stop at")
         ready = partial(self._use, adapter)
         learned = self.config.absolute_positions is not None
         opening = () if self.tokenizer is None else self.tokenizer.opening

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from scaling.core import ConfigError
@@ -37,7 +37,7 @@ def prompt_tokens(
     elif isinstance(prompt, bytes):
         raise ConfigError(f"{who} is bytes; give a text, or token ids")
     else:
-        tokens = [_token_id(token, who) for token in prompt]
+        tokens = token_ids(prompt, who)
     tokens = tokens or _beginning(tokenizer)
     if not tokens:
         raise ConfigError(f"{who} is empty, and this model has no token that begins a text; give at least one token")
@@ -45,6 +45,13 @@ def prompt_tokens(
     if outside:
         raise ConfigError(f"{who} has token {outside[0]}, outside the vocabulary of {vocab_size}")
     return tokens
+
+
+def token_ids(row: Any, who: str) -> list[int]:
+    """Return whole numbers of any kind as token ids, or refuse what is something else."""
+    if isinstance(row, str | bytes) or not isinstance(row, Iterable):
+        raise ConfigError(f"{who} is {row!r}; give token ids, a list of whole numbers")
+    return [_token_id(token, who) for token in row]
 
 
 def name_of_prompt(number: int | None) -> str:

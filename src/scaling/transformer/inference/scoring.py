@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scaling.core import ConfigError, DataRefusedError, MicroBatch, ParallelModule, Topology
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
+from scaling.transformer.inference.prompts import token_ids
 from scaling.transformer.io import TextInputs, TransformerIO
 from scaling.transformer.layers.head import HeadOutput
 
@@ -208,6 +209,10 @@ class Scoring:
 
     def require_known(self, input_ids: Tensor) -> Tensor:
         """Return token ids [b, s] that the model has embeddings for; `ConfigError` for any other."""
+        if not isinstance(input_ids, Tensor):
+            raise ConfigError(
+                f"input_ids is of type {type(input_ids).__name__}; give token ids as a tensor, int64 [batch, sequence]"
+            )
         if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
             raise ConfigError(
                 f"input_ids has shape {list(input_ids.shape)} and type {input_ids.dtype}; give token ids, int64 "
@@ -252,7 +257,8 @@ class Scoring:
             )
         asked: list[tuple[tuple[int, ...], int]] = []
         for row, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
-            text = tuple(operator.index(token) for token in (*context, *continuation))
+            before, new = token_ids(context, f"contexts[{row}]"), token_ids(continuation, f"continuations[{row}]")
+            text = (*before, *new)
             outside = [token for token in text if not 0 <= token < self._config.vocab_size]
             if outside:
                 raise ConfigError(

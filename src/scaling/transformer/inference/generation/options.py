@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypedDict, final
+from numbers import Integral
+from typing import Any, TypeAlias, TypedDict, final
 
 from scaling.core import ConfigError, derive_seed
 from scaling.transformer.inference.generation.defaults import GenerationDefaults
 from scaling.transformer.inference.generation.sampling import Sampling
+from scaling.transformer.inference.prompts import token_ids
 
 Prompt: TypeAlias = "str | Sequence[int]"
 """A text, or the ids of its tokens."""
@@ -31,8 +33,8 @@ class Asked(TypedDict, total=False):
     seed: int | Sequence[int] | None
     """Of what is drawn: one for all prompts, or one each. With the place of a token in its text it decides the draw, so
     one seed gives a prompt one text, whatever else is generated. None: another text each time."""
-    stop: Sequence[str]
-    """Texts before which a text ends."""
+    stop: str | Sequence[str]
+    """Texts before which a text ends, or one."""
     stop_tokens: Sequence[int] | None
     """Tokens that end a text, in place of the model's."""
     log_probabilities: int | None
@@ -74,16 +76,21 @@ class Options:
         at_least = {"max_tokens": 0, "min_tokens": 0, "samples": 1, "chunk_size": 1, "max_cache_bytes": 1}
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and require_whole(name, value) < least:
                 raise ConfigError(f"{name} ({value}) must be at least {least}")
+        if not isinstance(self.sampling, Sampling):
+            raise ConfigError(f"sampling ({self.sampling!r}) must be a Sampling: Sampling(temperature=0.8)")
         if self.min_tokens > self.max_tokens:
             raise ConfigError(
                 f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}); lower one or raise the other"
             )
-        if self.best is not None and self.best < 0:
+        if self.best is not None and require_whole("log_probabilities", self.best) < 0:
             raise ConfigError(
                 f"log_probabilities ({self.best}) must be at least 0, which reports those of the chosen tokens alone"
             )
+        for text in self.stop:
+            if not isinstance(text, str):
+                raise ConfigError(f"a stop text is {text!r}; give text, and ids of tokens as stop_tokens")
         if "" in self.stop:
             raise ConfigError("a stop text is empty; leave it out, or give the text to end before")
 
@@ -93,10 +100,21 @@ class Options:
         return seed if sample == 0 else derive_seed(seed, "sample", sample)
 
 
+def require_whole(name: str, value: Any) -> int:
+    """Return a whole number, of whatever kind; refuse what is something else."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(f"{name} ({value!r}) must be a whole number")
+    return int(value)
+
+
 def is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
     """Return whether this is one prompt: a text, or numbers. An empty list is a prompt without tokens."""
+    if not isinstance(prompts, Sized):
+        raise ConfigError(f"prompts is of type {type(prompts).__name__}; give a text, token ids, or a list of these")
     if isinstance(prompts, str | bytes) or len(prompts) == 0:
         return True
+    if not isinstance(prompts, Sequence) and not hasattr(prompts, "ndim"):
+        raise ConfigError(f"prompts is of type {type(prompts).__name__}; give a text, token ids, or a list of these")
     return isinstance(prompts[0], int | float) or getattr(prompts[0], "ndim", None) == 0
 
 
@@ -114,15 +132,21 @@ def options_of(
 
     `ends`: tokens that end a text of this model. `ConfigError` for what cannot be.
     """
+    if unknown := asked.keys() - Asked.__annotations__.keys():
+        known = ", ".join(Asked.__annotations__)
+        raise ConfigError(f"there is no option {', '.join(sorted(unknown))}; there are {known}")
     max_tokens, min_tokens, stop_tokens = asked.get("max_tokens"), asked.get("min_tokens"), asked.get("stop_tokens")
+    stop = () if (given := asked.get("stop")) is None else given
     if max_tokens is None:
         max_tokens = NEW_TOKENS if defaults.max_tokens is None else defaults.max_tokens
     return Options(
         max_tokens=max_tokens,
-        min_tokens=min(defaults.min_tokens, max_tokens) if min_tokens is None else min_tokens,
+        min_tokens=min(defaults.min_tokens, require_whole("max_tokens", max_tokens))
+        if min_tokens is None
+        else min_tokens,
         sampling=asked.get("sampling") or defaults.sampling,
-        ends=ends if stop_tokens is None else frozenset(stop_tokens),
-        stop=tuple(asked.get("stop", ())),
+        ends=ends if stop_tokens is None else frozenset(token_ids(stop_tokens, "stop_tokens")),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
         seeds=seeds_of(asked.get("seed"), prompts, fresh=secrets.randbits(63)),
         samples=samples,
         best=asked.get("log_probabilities"),
@@ -136,10 +160,10 @@ def seeds_of(seed: int | Sequence[int] | None, prompts: int, *, fresh: int) -> t
     """Return the seed of each prompt: one for all, one each, or derived from a `fresh` one where none is given."""
     if seed is None:
         return tuple(derive_seed(fresh, "prompt", number) for number in range(prompts))
-    seeds = (seed,) * prompts if isinstance(seed, int) else tuple(seed)
+    seeds = tuple(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else (seed,) * prompts
     if len(seeds) != prompts:
         raise ConfigError(f"there are {len(seeds)} seeds for {prompts} prompts; give one, or one for each prompt")
     for one in seeds:
-        if not -(2**63) <= one < 2**64:
+        if not -(2**63) <= require_whole("seed", one) < 2**64:
             raise ConfigError(f"seed ({one}) must be at least -2^63 and below 2^64")
-    return seeds
+    return tuple(map(int, seeds))

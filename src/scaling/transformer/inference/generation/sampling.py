@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, log
+from numbers import Integral, Real
 from typing import Final
 
 import torch
@@ -32,6 +33,10 @@ class Sampling:
     """Divide the logits of tokens of the text so far by it, multiply those below 0 (arXiv:1909.05858). 1: off."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            kind, what = (Integral, "whole number") if name == "top_k" else (Real, "number")
+            if isinstance(value, bool) or not isinstance(value, kind | None):
+                raise ConfigError(f"{name} ({value!r}) must be a {what}")
         if not 0 <= self.temperature < inf:
             raise ConfigError(
                 f"temperature ({self.temperature}) must be a number of at least 0; 0 takes the most likely token"
