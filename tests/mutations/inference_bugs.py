@@ -11,7 +11,7 @@ from tests.core.nn import test_cached_attention, test_logits, test_token_scores
 from tests.core.pipeline import test_ring_engine
 from tests.mutations.mutate import Edit
 from tests.transformer.evaluation import test_corpus, test_token_bytes
-from tests.transformer.inference import test_chat, test_scoring
+from tests.transformer.inference import test_chat, test_choosing, test_compacted_rows, test_sampling, test_scoring
 from tests.transformer.inference.generation import test_choosing, test_sampling
 
 
@@ -167,6 +167,34 @@ INFERENCE_BUGS = (
         "scaling.cli.generate:seeds_of",
         [("one if request.seed is None else request.seed", "one")],
         test_generate.prompts_keep_their_seeds,
+        1,
+    ),
+    InferenceBug(
+        "a text that moves takes the keys of another row with it",
+        "scaling.transformer.inference.generation.batching:_Pool._move",
+        [("source, target, row.filled", "target, target, row.filled")],
+        test_compacted_rows.short_and_long_texts,
+        1,
+    ),
+    InferenceBug(
+        "new tokens stand one position too early",
+        "scaling.transformer.inference.generation.batching:Batching.next_item",
+        [("positions.append(row.filled)", "positions.append(row.filled - 1)")],
+        test_compacted_rows.short_and_long_texts,
+        1,
+    ),
+    InferenceBug(
+        "the row that is last takes the place of one that goes on",
+        "scaling.transformer.inference.generation.batching:_Pool.let_go",
+        [("(decoding or behind)[-1], target=gap", "(decoding or behind)[-1], target=max(0, gap - 1)")],
+        test_compacted_rows.short_and_long_texts,
+        1,
+    ),
+    InferenceBug(
+        "a place is begun to be read again where a part of it ended",
+        "scaling.transformer.inference.generation.batching:Batching.next_item",
+        [("positions += range(start, start + count)", "positions += range(count)")],
+        test_compacted_rows.short_and_long_texts,
         1,
     ),
 )
