@@ -72,6 +72,9 @@ def test_it_says_what_transformers_says_and_its_loss_is_the_same(folders: tuple[
         for prompt in PROMPTS
     ]
     assert ours == said_by(source, PROMPTS)
+    together = model.generate(PROMPTS, max_tokens=NEW_TOKENS, sampling=Sampling(temperature=0))
+    assert [one.completion_tokens for one in together] == ours
+    assert together[0].completion_text.startswith(" Paris")
     rows = torch.tensor(tokens_of_the_library(AutoTokenizer.from_pretrained(source), ROWS * LENGTH)).view(ROWS, LENGTH)
     theirs: Any = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager")
     for row in rows.split(1):
