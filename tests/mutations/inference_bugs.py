@@ -11,7 +11,7 @@ from tests.core.nn import test_cached_attention, test_logits, test_token_scores
 from tests.core.pipeline import test_ring_engine
 from tests.mutations.mutate import Edit
 from tests.transformer.evaluation import test_corpus, test_token_bytes
-from tests.transformer.inference import test_chat, test_choosing, test_compacted_rows, test_sampling, test_scoring
+from tests.transformer.inference import test_chat, test_compacted_rows, test_scoring
 from tests.transformer.inference.generation import test_choosing, test_sampling
 
 

@@ -11,7 +11,6 @@ import torch
 
 from scaling.core import ConfigError, Topology
 from scaling.transformer.inference.generation.sampling import Sampling
-from scaling.transformer.inference.module import TransformerInferenceModule
 from tests.distributed import run_distributed
 from tests.reference.worlds import connected
 from tests.transformer.inference.generation_models import VOCABULARY, build
@@ -73,7 +72,7 @@ def test_a_request_that_cannot_be_gets_one_message_on_all_ranks() -> None:
 
 def test_scores_are_of_token_ids() -> None:
     model = build("grouped")
-    calls: list[tuple[Callable[[TransformerInferenceModule], Any], str]] = [
+    calls: list[tuple[Callable[[Any], Any], str]] = [
         (lambda m: m.logits([[1, 2]]), "input_ids is of type list"),
         (lambda m: m.logits("ab"), "input_ids is of type str"),
         (lambda m: m.logits(torch.tensor([1, 2])), r"input_ids has shape \[2\]"),

@@ -223,7 +223,7 @@ def test_nothing_is_kept_when_a_generation_is_over(monkeypatch: pytest.MonkeyPat
     assert living(references) == 0, "after a stream that was never asked"
     for error in (KeyboardInterrupt(), RuntimeError("broken")):
         with monkeypatch.context() as patch:
-            patch.setattr("scaling.transformer.inference.generation.GenerationWork.choose", raising(error))
+            patch.setattr("scaling.transformer.inference.generation.running.GenerationWork.choose", raising(error))
             with pytest.raises(type(error)) as raised:
                 model.generate(prompts(), max_tokens=3)
         assert living(references) == 0, f"after {raised.value!r}, while it is looked at"

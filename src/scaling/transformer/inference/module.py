@@ -219,8 +219,10 @@ class TransformerInferenceModule:
         are the most likely ones.
         """
         placeholders = self._use(adapter)
-        if isinstance(contexts, Tensor) and continuations is None:
-            return self._scoring.log_likelihood(contexts, placeholders=placeholders)
+        if isinstance(contexts, Tensor):
+            if continuations is None:
+                return self._scoring.log_likelihood(contexts, placeholders=placeholders)
+            contexts = contexts.tolist()
         if continuations is None:
             raise ConfigError("give a continuation for each context, or rows of token ids, int64 [batch, sequence]")
         return self._scoring.log_likelihoods(contexts, continuations, placeholders=placeholders)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, TypeAlias, TypedDict, final
@@ -107,15 +107,13 @@ def require_whole(name: str, value: Any) -> int:
     return int(value)
 
 
-def is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+def is_one(prompts: Any) -> bool:
     """Return whether this is one prompt: a text, or numbers. An empty list is a prompt without tokens."""
-    if not isinstance(prompts, Sized):
-        raise ConfigError(f"prompts is of type {type(prompts).__name__}; give a text, token ids, or a list of these")
-    if isinstance(prompts, str | bytes) or len(prompts) == 0:
+    if isinstance(prompts, str | bytes):
         return True
-    if not isinstance(prompts, Sequence) and not hasattr(prompts, "ndim"):
+    if not isinstance(prompts, Sequence) and not getattr(prompts, "ndim", 0):
         raise ConfigError(f"prompts is of type {type(prompts).__name__}; give a text, token ids, or a list of these")
-    return isinstance(prompts[0], int | float) or getattr(prompts[0], "ndim", None) == 0
+    return len(prompts) == 0 or isinstance(prompts[0], int | float) or getattr(prompts[0], "ndim", None) == 0
 
 
 def one_prompt(text: str | None, tokens: Sequence[int] | None) -> Prompt:
@@ -139,11 +137,10 @@ def options_of(
     stop = () if (given := asked.get("stop")) is None else given
     if max_tokens is None:
         max_tokens = NEW_TOKENS if defaults.max_tokens is None else defaults.max_tokens
+    max_tokens = require_whole("max_tokens", max_tokens)
     return Options(
         max_tokens=max_tokens,
-        min_tokens=min(defaults.min_tokens, require_whole("max_tokens", max_tokens))
-        if min_tokens is None
-        else min_tokens,
+        min_tokens=min(defaults.min_tokens, max_tokens) if min_tokens is None else min_tokens,
         sampling=asked.get("sampling") or defaults.sampling,
         ends=ends if stop_tokens is None else frozenset(token_ids(stop_tokens, "stop_tokens")),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
@@ -156,7 +153,7 @@ def options_of(
     )
 
 
-def seeds_of(seed: int | Sequence[int] | None, prompts: int, *, fresh: int) -> tuple[int, ...]:
+def seeds_of(seed: Any, prompts: int, *, fresh: int) -> tuple[int, ...]:
     """Return the seed of each prompt: one for all, one each, or derived from a `fresh` one where none is given."""
     if seed is None:
         return tuple(derive_seed(fresh, "prompt", number) for number in range(prompts))
