@@ -53,7 +53,7 @@ MAY_WAIT_FOR_THE_DEVICE = {
     "src/scaling/transformer/data/": "works on NumPy arrays in memory",
     "src/scaling/transformer/inference/generation/choosing.py::_on_host": "brings the chosen tokens, once per step",
     "src/scaling/transformer/inference/generation/decider.py::understood": "reads the decisions, once per step",
-    "src/scaling/transformer/inference/module.py::TransformerInferenceModule.log_likelihood": "reads the ids that it was given",
+    "src/scaling/transformer/inference/module.py::TransformerInferenceModule.log_likelihood": "reads given ids",
     "src/scaling/cli/": "runs outside of training",
 }
 
