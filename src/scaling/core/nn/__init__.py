@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.init import Uniform as Uniform
     from scaling.core.nn.init import fill as fill
     from scaling.core.nn.init import xavier_normal as xavier_normal
+    from scaling.core.nn.joined import join_layers as join_layers
     from scaling.core.nn.key_query_norm import KeyQueryNorm as KeyQueryNorm
     from scaling.core.nn.key_query_norm import NormOverHeads as NormOverHeads
     from scaling.core.nn.key_query_norm import NormPerHead as NormPerHead

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import final
+from typing import cast, final
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from scaling.core.boxes import Former
 from scaling.core.errors import LayoutError
 from scaling.core.nn.attention_core import AttentionCore
 from scaling.core.nn.cached_attention import Past
+from scaling.core.nn.joined import JoinedLayers, Joins
 from scaling.core.nn.key_query_norm import KeyQueryNorm
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, project_all
 from scaling.core.nn.parameter import Initializer, meta, update_meta
@@ -28,7 +29,7 @@ FUSED = "query_key_value"
 
 
 @final
-class ParallelSelfAttention(nn.Module):
+class ParallelSelfAttention(Joins):
     """Self-attention over packed documents; each model rank computes its heads.
 
     `projections` are the layers `query`, `key` and `value` with `Heads` as output features, or one fused layer
@@ -78,6 +79,10 @@ class ParallelSelfAttention(nn.Module):
         self._limit = limit
         return self
 
+    def join(self) -> None:
+        """Compute queries, keys and values in one product, where no gradient is wanted."""
+        self.joined = JoinedLayers([cast(ColumnParallelLinear, self._modules[name]) for name in self._projections])
+
     def forward(
         self,
         x_BSE: Tensor,
@@ -92,16 +97,24 @@ class ParallelSelfAttention(nn.Module):
         rank. `past` attends in the place of `core`, where earlier positions are kept.
         """
         entered_BSE = enter_model_parallel(x_BSE, self.dense.place)
-        q_BSHD, k_BSKD, v_BSKD = (
-            output.unflatten(-1, (-1, self.head_dim)) for output in project_all(self, self._projections, entered_BSE)
-        )
+        together = None if self.joined is None else self.joined(entered_BSE)
+        if self.joined is None or together is None:
+            outputs = project_all(self, self._projections, entered_BSE)
+        else:
+            outputs = list(together.split(self.joined.sizes, dim=-1))
+        q_BSHD, k_BSKD, v_BSKD = (output.unflatten(-1, (-1, self.head_dim)) for output in outputs)
         if self._limit is not None:
             q_BSHD, k_BSKD, v_BSKD = (x.clamp(-self._limit, self._limit) for x in (q_BSHD, k_BSKD, v_BSKD))
         if self._norm is not None:
             q_BSHD, k_BSKD = self._norm(q_BSHD, k_BSKD)
         if self.rotary is not None:
             angles = self.rotary.angles(position_ids, q_BSHD.dtype)
-            q_BSHD, k_BSKD = self.rotary(q_BSHD, angles), self.rotary(k_BSKD, angles)
+            if together is not None and self._limit is None and self._norm is None:  # as they stand beside each other
+                heads = [q_BSHD.shape[2], k_BSKD.shape[2]]
+                q_and_k = together.unflatten(-1, (-1, self.head_dim))[:, :, : sum(heads)]
+                q_BSHD, k_BSKD = self.rotary(q_and_k, angles).split(heads, dim=2)
+            else:
+                q_BSHD, k_BSKD = self.rotary(q_BSHD, angles), self.rotary(k_BSKD, angles)
         if past is None:
             out_BSHD = self.core(q_BSHD, k_BSKD, v_BSKD, document_ids, samples)
         else:

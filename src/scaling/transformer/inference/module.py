@@ -20,6 +20,7 @@ from scaling.core import (
     TopologyConfig,
     communicator,
     folder_meant,
+    join_layers,
     load_newest,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
@@ -89,6 +90,7 @@ class TransformerInferenceModule:
         self.topology = topology
         self.module = ParallelModule(layer_specs(config, topology, seed=seed), topology, TopologyConfig(), seed=seed)
         self.module.eval()
+        join_layers(self.module)
         self._scoring = Scoring(self.module, config, topology)
         self._completing = Completing(self.module, config, topology, tokenizer=tokenizer)
         self._adapters = Adapters(self.module, config, topology)
