@@ -1,4 +1,4 @@
-"""Joined layers: the same outputs, parameters that stay what they were, and the layers themselves where they must act."""
+"""Joined layers: the same outputs, parameters that stay what they were, and the layers where they must act."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_layers_act_themselves_where_one_product_would_miss_something() -> N
         assert joined(x) is None
         made[0].weight.data = own
         edit = LinearEdit()
-        made[2].edit("edit", edit)
+        made[2].edit("added", edit)
         assert joined(x) is None
         edit.active = False
         found = joined(x)
