@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from scaling.core.nn.linear import ColumnParallelLinear, linear
 
 
+FEW = 4
+"""Of so many tokens reading the weights is most of the work. With more, outputs that stand apart are worth more."""
+
+
 @final
 class JoinedLayers:
     """Column-parallel layers with one input whose weights stand one behind the other in one tensor.
@@ -32,9 +36,11 @@ class JoinedLayers:
     def __call__(self, entered: Tensor) -> Tensor | None:
         """Return the outputs, one behind the other, of an input that has been through `enter_model_parallel` already.
 
-        None where the layers have to be asked: a gradient is wanted, an edit acts, another product than the usual one
-        is to be taken, or a weight has been replaced.
+        None where the layers have to be asked: there are many tokens, a gradient is wanted, an edit acts, another
+        product than the usual one is to be taken, or a weight has been replaced.
         """
+        if entered.shape[:-1].numel() > FEW and entered.device.type == "cpu":
+            return None
         if not self._possible or torch.is_grad_enabled() or not self._weights.stands:
             return None
         for layer in self._layers:
