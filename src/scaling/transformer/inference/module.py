@@ -339,7 +339,12 @@ class TransformerInferenceModule:
         """Return what lets the adapter act and counts its placeholders, the tokens of the prompts, and the options."""
         every: list[Prompt] = [prompts] if is_one(prompts) else list(prompts)  # type: ignore[list-item, arg-type]
         options = options_of(
-            asked, self.defaults, ends=self.end_token_ids, prompts=len(every), samples=1 if samples is None else samples
+            asked,
+            self.defaults,
+            ends=self.end_token_ids,
+            vocab_size=self.config.vocab_size,
+            prompts=len(every),
+            samples=1 if samples is None else samples,
         )
         if options.stop and self.tokenizer is None:
             raise ConfigError("this checkpoint has no tokenizer beside it, so no text can be found to stop at")

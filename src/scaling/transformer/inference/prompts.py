@@ -41,6 +41,11 @@ def prompt_tokens(
     tokens = tokens or _beginning(tokenizer)
     if not tokens:
         raise ConfigError(f"{who} is empty, and this model has no token that begins a text; give at least one token")
+    return require_known(tokens, who, vocab_size=vocab_size)
+
+
+def require_known(tokens: list[int], who: str, *, vocab_size: int) -> list[int]:
+    """Return token ids that are in the vocabulary, or refuse the first that is not."""
     outside = [token for token in tokens if not 0 <= token < vocab_size]
     if outside:
         raise ConfigError(f"{who} has token {outside[0]}, outside the vocabulary of {vocab_size}")

@@ -18,7 +18,7 @@ MODEL = GenerationDefaults(sampling=Sampling(temperature=0.6), max_tokens=20, mi
 
 def asked(defaults: GenerationDefaults = MODEL, prompts: int = 1, **options: Any) -> Options:
     given: Asked = options  # type: ignore[assignment]
-    return options_of(given, defaults, ends=frozenset([2]), prompts=prompts, samples=1)
+    return options_of(given, defaults, ends=frozenset([2]), vocab_size=8, prompts=prompts, samples=1)
 
 
 def test_what_is_left_out_is_the_models() -> None:
@@ -26,8 +26,9 @@ def test_what_is_left_out_is_the_models() -> None:
     assert (options.max_tokens, options.min_tokens, options.sampling) == (20, 4, Sampling(temperature=0.6))
     assert options.ends == {2}
     assert asked(GenerationDefaults()).max_tokens == 128
-    options = asked(max_tokens=3, min_tokens=None, sampling=Sampling(), stop_tokens=[])
+    options = asked(max_tokens=3, min_tokens=None, sampling=Sampling(), stop_tokens=[], stop=None, chunk_size=None)
     assert (options.max_tokens, options.min_tokens, options.sampling) == (3, 3, Sampling())
+    assert (options.stop, options.chunk_size) == ((), 1024)
     assert options.ends == frozenset()
 
 

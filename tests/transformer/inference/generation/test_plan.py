@@ -82,7 +82,9 @@ def test_a_limit_is_kept_while_every_request_finds_a_place(needs: list[Need], gr
     for pool in plan.pools:
         assert pool.rows >= max(needs[number].rows for number in pool.requests)
         assert pool.capacity >= max(needs[number].positions for number in pool.requests)
-    with pytest.raises(ConfigError, match=rf"take {largest} bytes, but max_cache_bytes is {largest - 1}; allow more"):
+    with pytest.raises(
+        ConfigError, match=rf"take {largest} bytes, but there is room for {largest - 1} \(max_cache_bytes"
+    ):
         plan_generation(needs, groups=groups, chunk=8, bytes_of=usual(), limit=largest - 1)
 
 

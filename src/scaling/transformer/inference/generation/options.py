@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, TypeAlias, TypedDict, final
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypedDict, final
 from scaling.core import ConfigError, derive_seed
 from scaling.transformer.inference.generation.defaults import GenerationDefaults
 from scaling.transformer.inference.generation.sampling import Sampling
-from scaling.transformer.inference.prompts import token_ids
+from scaling.transformer.inference.prompts import require_known, token_ids
 
 Prompt: TypeAlias = "str | Sequence[int]"
 """A text, or the ids of its tokens."""
@@ -43,8 +43,8 @@ class Asked(TypedDict, total=False):
     """Leave out the beginning of a prompt that is too long, instead of refusing it."""
     max_cache_bytes: int | None
     """Bytes of keys and values on a rank, at most; prompts that find no place wait. None: half of what is free."""
-    chunk_size: int
-    """Tokens of prompts that are computed at a time, at most: 1024."""
+    chunk_size: int | None
+    """Tokens of prompts that are computed at a time, at most. None: 1024."""
 
 
 @final
@@ -124,7 +124,7 @@ def one_prompt(text: str | None, tokens: Sequence[int] | None) -> Prompt:
 
 
 def options_of(
-    asked: Asked, defaults: GenerationDefaults, *, ends: frozenset[int], prompts: int, samples: int
+    asked: Asked, defaults: GenerationDefaults, *, ends: frozenset[int], vocab_size: int, prompts: int, samples: int
 ) -> Options:
     """Return what a caller asks for, and the model's defaults where nothing is asked.
 
@@ -134,7 +134,7 @@ def options_of(
         known = ", ".join(Asked.__annotations__)
         raise ConfigError(f"there is no option {', '.join(sorted(unknown))}; there are {known}")
     max_tokens, min_tokens, stop_tokens = asked.get("max_tokens"), asked.get("min_tokens"), asked.get("stop_tokens")
-    stop = () if (given := asked.get("stop")) is None else given
+    stop, chunk_size = asked.get("stop"), asked.get("chunk_size")
     if max_tokens is None:
         max_tokens = NEW_TOKENS if defaults.max_tokens is None else defaults.max_tokens
     max_tokens = require_whole("max_tokens", max_tokens)
@@ -142,15 +142,25 @@ def options_of(
         max_tokens=max_tokens,
         min_tokens=min(defaults.min_tokens, max_tokens) if min_tokens is None else min_tokens,
         sampling=asked.get("sampling") or defaults.sampling,
-        ends=ends if stop_tokens is None else frozenset(token_ids(stop_tokens, "stop_tokens")),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        ends=ends if stop_tokens is None else _ends(stop_tokens, vocab_size),
+        stop=_texts(() if stop is None else stop),
         seeds=seeds_of(asked.get("seed"), prompts, fresh=secrets.randbits(63)),
         samples=samples,
         best=asked.get("log_probabilities"),
-        truncate_left=asked.get("truncate_left", False),
+        truncate_left=bool(asked.get("truncate_left")),
         max_cache_bytes=asked.get("max_cache_bytes"),
-        chunk_size=asked.get("chunk_size", CHUNK),
+        chunk_size=CHUNK if chunk_size is None else chunk_size,
     )
+
+
+def _ends(tokens: Sequence[int], vocab_size: int) -> frozenset[int]:
+    return frozenset(require_known(token_ids(tokens, "stop_tokens"), "stop_tokens", vocab_size=vocab_size))
+
+
+def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(stop, Iterable):
+        raise ConfigError(f"stop is {stop!r}; give a text or a list of texts, and ids of tokens as stop_tokens")
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def seeds_of(seed: Any, prompts: int, *, fresh: int) -> tuple[int, ...]:

@@ -117,8 +117,9 @@ def plan_generation(
     least = largest.rows * bytes_of(largest.positions)
     samples = "" if largest.rows == 1 else f", {largest.rows} times"
     raise ConfigError(
-        f"keys and values of the longest request ({largest.positions} tokens{samples}) take {least} bytes, but "
-        f"max_cache_bytes is {limit}; allow more, shorten the prompt, or ask for fewer new tokens"
+        f"keys and values of the longest request ({largest.positions} tokens{samples}) take {least} bytes, but there "
+        f"is room for {limit} (max_cache_bytes; where it is not given, half of the memory that is free); allow more, "
+        "shorten the prompt, or ask for fewer new tokens"
     )
 
 
