@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from scaling.core.nn.linear import ColumnParallelLinear, linear
 
-
 FEW = 4
 """Of so many tokens reading the weights is most of the work. With more, outputs that stand apart are worth more."""
 
