@@ -206,3 +206,13 @@ def test_angles_found_in_evaluation_serve_training_too() -> None:
 def test_dimensions_that_make_no_pairs_are_refused(dimensions: int) -> None:
     with pytest.raises(LayoutError, match=rf"rotary dimensions \({dimensions}\) must be even and at least 2"):
         RotaryEmbedding(dimensions)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dimensions", [6, 8])
+def test_without_gradients_every_bit_is_the_same(interleaved: bool, dimensions: int) -> None:
+    rotary = RotaryEmbedding(dimensions, interleaved=interleaved)
+    x, positions = random(2, 5, 3, 8, seed=1, dtype=torch.float32), torch.arange(5).expand(2, 5) * 37
+    with_gradients = rotary(x.requires_grad_(), rotary.angles(positions, x.dtype))
+    with torch.no_grad():
+        assert torch.equal(rotary(x, rotary.angles(positions, x.dtype)), with_gradients)

@@ -78,11 +78,25 @@ class RotaryEmbedding:
         if self.interleaved:
             even, odd = turned[..., 0::2], turned[..., 1::2]
             rotated = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).flatten(-2)
+        elif not torch.is_grad_enabled() and passed.shape[-1] == 0:
+            return _rotated_halves(turned, cosine, sine).to(x.dtype)
         else:
             first, second = turned.chunk(2, dim=-1)
             rotated = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
         rotated = rotated.to(x.dtype)
         return rotated if passed.shape[-1] == 0 else torch.cat([rotated, passed], dim=-1)
+
+
+def _rotated_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Return the same, to the last bit, with less memory touched. Without gradients."""
+    rotated = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    first, second = x.chunk(2, dim=-1)
+    into, behind = rotated.chunk(2, dim=-1)
+    torch.mul(first, cosine, out=into)
+    into -= (product := second * sine)
+    torch.mul(second, cosine, out=behind)
+    behind += torch.mul(first, sine, out=product)
+    return rotated
 
 
 def rotary_frequencies(scaling: RotaryScaling, *, dimensions: int, base: float, length: int) -> tuple[Tensor, float]:
