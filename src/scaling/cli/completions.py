@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
 import typer
 
+from scaling.cli.json_text import json_text
 from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.inference.generation.completion import Completion
 from scaling.transformer.inference.text import escaped
@@ -55,5 +55,5 @@ def write_json(prompts: Sequence[Prompt], completions: Sequence[Sequence[Complet
             }
             if completion.log_probabilities is not None:
                 found |= {"log_probabilities": completion.log_probabilities, "best": completion.best}
-            typer.echo(json.dumps(found, ensure_ascii=sys.stdout.isatty()))
+            typer.echo(json_text(found, ascii_only=sys.stdout.isatty()))
             row += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from scaling.cli.checkpoint import PIPE_WIDTH, Precision
+from scaling.cli.json_text import json_text
 from scaling.cli.places import checkpoints_at
 from scaling.cli.ranks import DataParallelSize, DeviceName, Here, ModelParallelSize, PipeParallelSize, Ranks
 from scaling.core import ConfigError, Topology, TopologyConfig
@@ -173,7 +173,7 @@ def _show(losses: Sequence[CorpusLoss] | None, scores: Sequence[Mapping[str, Any
         )
     if as_json:
         found = {"data": None if losses is None else [*map(_row, losses)], "tasks": scores}
-        typer.echo(json.dumps({name: rows for name, rows in found.items() if rows is not None}, indent=2))
+        typer.echo(json_text({name: rows for name, rows in found.items() if rows is not None}, indent=2))
         return
     console = Console()
     console = console if console.is_terminal else Console(width=PIPE_WIDTH)
