@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,10 @@ from tests.reference.worlds import random
 DOUBLE = torch.float64
 
 
-def layers(*, bias: bool = True, width: int = 6) -> nn.ModuleList:
+def layers(*, bias: bool = True, width: int = 6) -> Any:
+    """Return a list of layers, as a module."""
     place = Place(dtype=DOUBLE)
-    made = nn.ModuleList([ColumnParallelLinear(width, out, place=place, bias=bias) for out in (4, 2, 5)])
+    made: Any = nn.ModuleList([ColumnParallelLinear(width, out, place=place, bias=bias) for out in (4, 2, 5)])
     fill(made, seed=1)
     for layer in made:
         if layer.bias is not None:
@@ -26,7 +29,7 @@ def layers(*, bias: bool = True, width: int = 6) -> nn.ModuleList:
     return made
 
 
-def separate(made: nn.ModuleList, x: Tensor) -> Tensor:
+def separate(made: Any, x: Tensor) -> Tensor:
     return torch.cat([layer(x) for layer in made], dim=-1)
 
 
@@ -36,7 +39,7 @@ def separate(made: nn.ModuleList, x: Tensor) -> Tensor:
 def test_one_product_gives_what_the_layers_give_of_whatever_is_in_them(bias: bool, width: int) -> None:
     made, x = layers(bias=bias, width=width), random(2, 2, width, seed=2)
     expected, before = separate(made, x), [parameter.clone() for parameter in made.parameters()]
-    joined = JoinedLayers(list(made))  # type: ignore[arg-type]  # nn.ModuleList does not tell of what
+    joined = JoinedLayers(list(made))
     assert joined.sizes == [4, 2, 5]
     assert all(torch.equal(now, then) for now, then in zip(made.parameters(), before, strict=True))
     assert made[0].weight.untyped_storage().data_ptr() == made[2].weight.untyped_storage().data_ptr()
@@ -53,7 +56,7 @@ def test_one_product_gives_what_the_layers_give_of_whatever_is_in_them(bias: boo
 
 def test_the_layers_act_themselves_where_one_product_would_miss_something() -> None:
     made, x = layers(), random(2, 2, 6, seed=2)
-    joined = JoinedLayers(list(made))  # type: ignore[arg-type]  # as above
+    joined = JoinedLayers(list(made))
     assert joined(x) is None  # it would have no gradients
     with torch.no_grad():
         assert joined(random(1, 5, 6, seed=2)) is None  # outputs that stand apart are faster
