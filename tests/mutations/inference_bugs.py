@@ -65,7 +65,7 @@ INFERENCE_BUGS = (
     ),
     InferenceBug(
         "tokens are taken in before it is the turn of their group",
-        "scaling.core.pipeline.ring_engine:RingRun.step",
+        "scaling.core.pipeline.ring_engine:RingRun.take_in",
         [("micro_batch - self._groups", "micro_batch - max(1, self._groups - 1)")],
         test_ring_engine.generate,
         2,

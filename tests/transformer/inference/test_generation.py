@@ -289,3 +289,16 @@ def test_prompts_of_very_different_lengths_are_continued_as_one_by_one(name: str
     assert alone <= plan.cache_bytes(layers, 1, 8) <= 1.25 * alone
     expected = [model.generate(text, max_tokens=8).completion_tokens for text in texts]
     assert tokens_of(model.generate(texts, max_tokens=8)) == expected
+
+
+def test_a_token_comes_before_the_next_one_is_computed() -> None:
+    model = build("grouped")
+    read: list[int] = []
+    _, embedding = next(model.module.layers())
+    embedding.register_forward_pre_hook(lambda _, x: read.append(x[0].token_ids.numel()))
+    stream = model.stream(prompts()[2], max_tokens=4)
+    for number in range(4):
+        next(stream)
+        assert len(read) == number + 1
+    assert next(stream, None) is None
+    assert len(read) == 4

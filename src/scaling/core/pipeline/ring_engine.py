@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeAlias, final
 
@@ -132,28 +133,44 @@ class RingRun:
         Collective: all ranks of the pipe and model axes, for micro-batches 0, 1, 2, ... At the end, `groups` of them
         that do not begin take in what is left. Call it without gradients.
         """
+        self.take_in(micro_batch)
+        self.go_on(micro_batch)
+
+    def take_in(self, micro_batch: int) -> None:
+        """Do the first half of a step: its tokens are known then, before the next ones are computed."""
         engine, before, value = self._engine, micro_batch - self._groups, None
         if engine.ranks > 1 and engine.under_way not in (None, self):
             raise LayoutError(
                 "another generation is under way over these ranks; let it come to its end, or close it, before the "
                 "next one begins"
             )
+        if before not in self._begun:
+            return
+        with self._leaving_nothing():
+            for do in self._finishing:
+                value = do(self, before, value)
+            self._begun.remove(before)
+
+    def go_on(self, micro_batch: int) -> None:
+        """Do the second half."""
+        engine, value = self._engine, None
         engine.under_way = self
-        try:
-            if before in self._begun:
-                for do in self._finishing:
-                    value = do(self, before, value)
-                self._begun.remove(before)
+        with self._leaving_nothing():
             if self._work.begins(micro_batch):
                 self._begun.add(micro_batch)
-                value = None
                 for do in self._going_on:
                     value = do(self, micro_batch, value)
             elif not self._begun:
                 engine.outbox.wait()  # whoever is through may leave
                 engine.under_way = None
+
+    @contextmanager
+    def _leaving_nothing(self) -> Iterator[None]:
+        """Let others have the ranks where an error ends this."""
+        try:
+            yield
         except BaseException:
-            engine.under_way = None
+            self._engine.under_way = None
             raise
 
     def _forward(self, micro_batch: int, arrived: Tensor | None) -> Any:

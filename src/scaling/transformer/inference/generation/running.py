@@ -50,24 +50,26 @@ class Generation:
         micro_batch = 0
         try:
             while not self._batching.finished:
-                self._ready()
-                self._step(micro_batch)
-                micro_batch += 1
+                self._run.take_in(micro_batch)
                 for row, decision in self._work.news():
                     if decision.end is End.NOT_FINITE:
                         raise DataRefusedError(_not_finite(row))
                     yield row, decision
+                self._ready()
+                self._go_on(micro_batch)
+                micro_batch += 1
         except (GeneratorExit, DataRefusedError):  # on all ranks: what is on its way between them is taken in
             self._work.begin_no_more()
             for last in range(micro_batch, micro_batch + self._work.groups):
-                self._step(last)
+                self._run.take_in(last)
+                self._go_on(last)
             raise
         finally:
             self._caches.release()  # also where an error keeps this frame alive
 
     @torch.no_grad()
-    def _step(self, micro_batch: int) -> None:
-        self._run.step(micro_batch)
+    def _go_on(self, micro_batch: int) -> None:
+        self._run.go_on(micro_batch)
 
 
 @final
