@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 def parrot(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Parrot:
     made = Parrot(folder)
     monkeypatch.setattr(TransformerInferenceModule, "from_checkpoint", lambda *_, **__: made)
-    monkeypatch.setattr("scaling.cli.chat.checkpoints_at", lambda path: path)
+    monkeypatch.setattr("scaling.cli.model_options.checkpoints_at", lambda path, **_: path)
     return made
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from scaling.cli import generate as generating
-from scaling.cli.generate import sampling_of
 from scaling.cli.main import main
 from scaling.cli.prompt_file import Request
 from scaling.cli.ranks import Here
@@ -27,8 +26,6 @@ from scaling.transformer.data.end_token import END_OF_TEXT
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
 from scaling.transformer.data.tokenizer import Tokenizer, tokenizer_digest, train_tokenizer
-from scaling.transformer.inference.generation.defaults import Asked, GenerationDefaults
-from scaling.transformer.inference.generation.sampling import Sampling
 from scaling.transformer.inference.module import TransformerInferenceModule
 from tests.processes import descendants, is_running
 from tests.transformer.finetuned import found, write_adapter
@@ -151,10 +148,10 @@ def test_prompts_of_a_file_become_lines_of_json_in_any_number_of_processes(
 def prompts_keep_their_seeds(rank: int, world_size: int) -> None:
     """Mix prompts with seeds and without. The arguments are those of a check of a bug."""
     here, requests = Here(device="cpu"), [Request("a"), Request("b", 5), Request("c")]
-    assert generating.seeds_of(requests, 4, here) == [4, 5, 4]
-    assert generating.seeds_of(requests[:1], 4, here) == 4
-    assert generating.seeds_of(requests[:1], None, here) is None
-    drawn = generating.seeds_of(requests, None, here)
+    assert generating.asked_seeds(requests, 4, here) == [4, 5, 4]
+    assert generating.asked_seeds(requests[:1], 4, here) == 4
+    assert generating.asked_seeds(requests[:1], None, here) is None
+    drawn = generating.asked_seeds(requests, None, here)
     assert isinstance(drawn, list)
     assert drawn[1] == 5
     assert drawn[0] != drawn[2]
@@ -162,15 +159,6 @@ def prompts_keep_their_seeds(rank: int, world_size: int) -> None:
 
 def test_a_prompt_may_have_a_seed_of_its_own() -> None:
     prompts_keep_their_seeds(0, 1)
-
-
-def test_the_models_configuration_comes_before_the_default_of_the_command() -> None:
-    nothing, greedy = GenerationDefaults(), GenerationDefaults(sampling=Sampling(repetition_penalty=1.2))
-    drawn = GenerationDefaults(sampling=Sampling(temperature=0.3, top_p=0.9))
-    assert sampling_of(Asked(), nothing) == Sampling(temperature=0.8)
-    assert sampling_of(Asked(), greedy) == Sampling(temperature=0.8, repetition_penalty=1.2)
-    assert sampling_of(Asked(), drawn) == drawn.sampling
-    assert sampling_of(Asked(temperature=0.0, top_p=1.0), drawn) == Sampling(top_p=1.0)
 
 
 class Terminal:

@@ -9,6 +9,7 @@ DEFAULTS = "tests/test_defaults.py"
 
 BESIDE: dict[str, tuple[str, ...]] = {
     "cli/many_values": ("cli/test_verify_layout",),
+    "cli/model_options": ("cli/test_generate", "cli/test_chat"),
     "cli/places": ("cli/test_checkpoint", "cli/test_generate"),
     "cli/predecessor_settings": ("cli/test_import", "cli/test_import_published"),
     "cli/train": ("transformer/test_launch",),

@@ -164,7 +164,7 @@ INFERENCE_BUGS = (
     ),
     InferenceBug(
         "a prompt with a seed of its own is drawn by that of all",
-        "scaling.cli.generate:seeds_of",
+        "scaling.cli.generate:asked_seeds",
         [("one if request.seed is None else request.seed", "one")],
         test_generate.prompts_keep_their_seeds,
         1,

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from scaling.cli.checkpoint import PIPE_WIDTH, Precision
 from scaling.cli.json_text import json_text
+from scaling.cli.model_options import CheckpointPath
 from scaling.cli.places import checkpoints_at
 from scaling.cli.ranks import DataParallelSize, DeviceName, Here, ModelParallelSize, PipeParallelSize, Ranks
 from scaling.core import ConfigError, Topology, TopologyConfig
@@ -30,10 +31,7 @@ _TASKS: Final = "scaling.transformer.evaluation.tasks"
 
 
 def evaluate(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(metavar="CHECKPOINT", help="A folder of checkpoints, one step's folder, or a run's folder."),
-    ],
+    checkpoint: CheckpointPath,
     data: Annotated[
         list[Path] | None,
         typer.Option(metavar="PREFIX ...", help="Token data sets (paths without .bin), or JSON files of records."),

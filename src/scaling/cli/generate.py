@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,29 +13,18 @@ import typer
 
 from scaling.cli.byte_sizes import bytes_of
 from scaling.cli.completions import prompt_text, write, write_json, write_texts
+from scaling.cli.model_options import AdapterPath, CheckpointPath, PrecisionName, opened_model, required_tokenizer
 from scaling.cli.places import checkpoints_at
 from scaling.cli.prompt_file import Request, kept_for_processes, read_requests
 from scaling.cli.ranks import DeviceName, Here, ModelParallelSize, PipeParallelSize, Ranks
+from scaling.cli.sampling_options import MinP, RepetitionPenalty, Temperature, TopK, TopP, sampling_of
 from scaling.core import ConfigError
-from scaling.transformer import Opened, Sampling, TransformerInferenceModule
-from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 from scaling.transformer.inference.generation import options
-from scaling.transformer.inference.generation.defaults import Asked, GenerationDefaults, asked
-
-_NAME = "adapter-option"
-"""Of the adapter that is named beside CHECKPOINT, which may have one of its own that is called as that one is."""
-
-TEMPERATURE = 0.8
-"""Where neither the command nor the model's generation configuration says how tokens are drawn."""
-
-_AS_THE_MODEL = "the model's, else off"
+from scaling.transformer.inference.generation.sampling_options import SamplingOptions
 
 
 def generate(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(metavar="CHECKPOINT", help="A folder of checkpoints, one step's folder, or a run's folder."),
-    ],
+    checkpoint: CheckpointPath,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Text to continue. May be given several times.")
     ] = None,
@@ -56,45 +45,11 @@ def generate(
         int | None,
         typer.Option(min=0, metavar="N", help="Do not end before so many new tokens.", show_default="the model's"),
     ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="T",
-            help="The higher, the more varied; 0 takes the most likely token each time.",
-            show_default=f"the model's where it draws, else {TEMPERATURE}",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=0, metavar="K", help="Draw from the k most likely tokens; 0: off.", show_default=_AS_THE_MODEL
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P",
-            help="Draw from the most likely tokens that together have probability p; 1: off.",
-            show_default=_AS_THE_MODEL,
-        ),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P",
-            help="Draw from the tokens at least p times as likely as the most likely one; 0: off.",
-            show_default=_AS_THE_MODEL,
-        ),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Divide the logits of tokens of the text so far by it; 1: off.",
-            show_default=_AS_THE_MODEL,
-        ),
-    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The same number draws the same text.")] = None,
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="Texts for each prompt.")] = 1,
     stop: Annotated[
@@ -109,18 +64,8 @@ def generate(
     truncate_left: Annotated[
         bool, typer.Option("--truncate-left", help="Cut the beginning of a prompt that is too long.")
     ] = False,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH", help="What a fine-tuning on CHECKPOINT has saved: a step's folder, or its newest."
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE", help="float32, bfloat16, float16 or float64.", show_default="that of the training"
-        ),
-    ] = None,
+    adapter: AdapterPath = None,
+    precision: PrecisionName = None,
     max_cache_bytes: Annotated[
         str | None,
         typer.Option(
@@ -164,7 +109,7 @@ def generate(
             as_json=as_json,
             samples=samples,
             seed=seed,
-            sampling=Asked(
+            sampling=SamplingOptions(
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
@@ -210,7 +155,7 @@ class _Wanted:
     as_json: bool
     samples: int
     seed: int | None
-    sampling: Asked
+    sampling: SamplingOptions
     others: options.Asked
 
     def requests(self, here: Here) -> list[Request]:
@@ -221,29 +166,19 @@ class _Wanted:
 
 
 def _work(wanted: _Wanted, here: Here) -> None:
-    quiet = not here.notes
     requests = wanted.requests(here)
-    checkpoint = checkpoints_at(wanted.checkpoint, quiet=quiet)
-    model = TransformerInferenceModule.from_checkpoint(
-        checkpoint, device=here.device, precision=wanted.precision, topology=here.topology
-    )
-    used: str | Opened = Opened.OPENED
-    if wanted.adapter is not None:
-        used = model.load_adapter(checkpoints_at(wanted.adapter, quiet=quiet), _NAME)
+    model, adapter = opened_model(wanted.checkpoint, wanted.adapter, here, precision=wanted.precision)
     prompts = [request.prompt for request in requests]
     tokenizer = model.tokenizer
-    if tokenizer is None and not (wanted.as_json and all(isinstance(prompt, list) for prompt in prompts)):
-        raise ConfigError(
-            f"there is no {TOKENIZER_FILE} beside the step folders of {checkpoint}, so that no text can be read or "
-            "written; copy the tokenizer of the training (its transformer_architecture.vocab_file) there by that name"
-        )
+    if not (wanted.as_json and all(isinstance(prompt, list) for prompt in prompts)):
+        tokenizer = required_tokenizer(model, wanted.checkpoint)
     chosen = options.Asked(
         **wanted.others,
-        sampling=sampling_of(wanted.sampling, model.defaults),
-        seed=seeds_of(requests, wanted.seed, here),
+        sampling=sampling_of(wanted.sampling, model.defaults.sampling),
+        seed=asked_seeds(requests, wanted.seed, here),
     )
     if tokenizer is not None and len(prompts) == wanted.samples == 1 and not wanted.as_json:
-        pieces = model.stream_text(prompts[0], adapter=used, **chosen)
+        pieces = model.stream_text(prompts[0], adapter=adapter, **chosen)
         first = next(pieces, "")  # raises what is wrong with the arguments, before anything is printed
         if not here.speaks:
             for _ in pieces:
@@ -254,22 +189,14 @@ def _work(wanted: _Wanted, here: Here) -> None:
             write(piece)
         write("\n")
         return
-    completions = model.generate(prompts, samples=wanted.samples, adapter=used, **chosen)
+    completions = model.generate(prompts, samples=wanted.samples, adapter=adapter, **chosen)
     if here.speaks and (wanted.as_json or tokenizer is None):
         write_json(prompts, completions)
     elif here.speaks and tokenizer is not None:
         write_texts(prompts, completions, tokenizer)
 
 
-def sampling_of(options: Asked, defaults: GenerationDefaults) -> Sampling:
-    """Return how tokens are chosen: as asked, else as the model's configuration draws them, else as this command."""
-    present = defaults.sampling
-    if present.temperature == 0:  # also where nothing is said
-        present = replace(present, temperature=TEMPERATURE)
-    return asked(replace(defaults, sampling=present), options).sampling
-
-
-def seeds_of(requests: Sequence[Request], seed: int | None, here: Here) -> int | list[int] | None:
+def asked_seeds(requests: Sequence[Request], seed: int | None, here: Here) -> int | list[int] | None:
     """Return a seed for each prompt where some have their own; the others have that of all, or one by chance."""
     if all(request.seed is None for request in requests):
         return seed

@@ -16,9 +16,14 @@ from tokenizers.processors import TemplateProcessing
 from scaling.core import ConfigError
 from scaling.transformer import TransformerInferenceModule
 from scaling.transformer.data.tokenizer import Tokenizer
-from scaling.transformer.evaluation.harness import HarnessAnswers, rolling_windows, sampling_of, shortened, until_first
+from scaling.transformer.evaluation.harness import (
+    HarnessAnswers,
+    rolling_windows,
+    sampling_of_task,
+    shortened,
+    until_first,
+)
 from scaling.transformer.hf.importer import import_model
-from scaling.transformer.inference.generation.defaults import GenerationDefaults
 from scaling.transformer.inference.generation.sampling import Sampling
 from tests.transformer.hf.by_hand import END, END_OF_TURN, write_model
 
@@ -72,17 +77,16 @@ def test_a_text_ends_before_the_first_of_its_ends() -> None:
 
 
 def test_tokens_are_chosen_as_a_task_and_the_model_say() -> None:
-    plain = GenerationDefaults()
-    model = GenerationDefaults(sampling=Sampling(temperature=0.5, top_p=0.9, repetition_penalty=1.2))
-    assert sampling_of({}, plain) == Sampling()
-    assert sampling_of({"do_sample": False, "temperature": 0.7}, plain).temperature == 0
-    assert sampling_of({}, model) == Sampling(temperature=0.0, top_p=0.9, repetition_penalty=1.2)
-    assert sampling_of({"temperature": 0.7}, plain) == Sampling(temperature=0.7, top_k=50)
-    assert sampling_of({"temperature": 0.7, "do_sample": True, "top_k": 0, "min_p": 0.1}, model) == Sampling(
+    plain, model = Sampling(), Sampling(temperature=0.5, top_p=0.9, repetition_penalty=1.2)
+    assert sampling_of_task({}, plain) == Sampling()
+    assert sampling_of_task({"do_sample": False, "temperature": 0.7}, plain).temperature == 0
+    assert sampling_of_task({}, model) == Sampling(temperature=0.0, top_p=0.9, repetition_penalty=1.2)
+    assert sampling_of_task({"temperature": 0.7}, plain) == Sampling(temperature=0.7, top_k=50)
+    assert sampling_of_task({"temperature": 0.7, "do_sample": True, "top_k": 0, "min_p": 0.1}, model) == Sampling(
         temperature=0.7, top_p=0.9, min_p=0.1, repetition_penalty=1.2
     )
     with pytest.raises(ConfigError, match="do_sample with temperature 0"):
-        sampling_of({"do_sample": True}, plain)
+        sampling_of_task({"do_sample": True}, plain)
 
 
 def test_pairs_are_scored_in_their_order(model: TransformerInferenceModule) -> None:

@@ -1,1 +1,1 @@
-"""Evaluation of a checkpoint: the loss of token data sets, in any layout."""
+"""Evaluation of a checkpoint, in any layout: the loss of data, and tasks of lm-eval."""

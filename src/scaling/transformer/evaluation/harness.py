@@ -12,16 +12,15 @@ from typing import Any, Final
 from scaling.core import ConfigError
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.tokenizer import Tokenizer
-from scaling.transformer.inference.generation.defaults import Asked, GenerationDefaults, asked
+from scaling.transformer.inference.generation.defaults import TOP_K
 from scaling.transformer.inference.generation.sampling import Sampling
+from scaling.transformer.inference.generation.sampling_options import SamplingOptions
 from scaling.transformer.inference.module import TransformerInferenceModule
 
 _NEW_TOKENS: Final = 256
 """Where a task does not say how many to generate."""
 _NAMES_OF_NEW_TOKENS: Final = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """The first of these that a task gives."""
-_TOP_K: Final = 50
-"""Of transformers, where tokens are drawn and neither the task nor the model says."""
 _CHANGE_NOTHING: Final[Mapping[str, Any]] = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 _BLOCK: Final = 2**15
 """Tokens between two reports of progress, or a little more."""
@@ -62,22 +61,22 @@ def until_first(text: str, ends: Sequence[str]) -> str:
     return text[: min((place for place in map(text.find, filter(None, ends)) if place >= 0), default=len(text))]
 
 
-def sampling_of(wanted: Mapping[str, Any], defaults: GenerationDefaults) -> Sampling:
+def sampling_of_task(wanted: Mapping[str, Any], model: Sampling) -> Sampling:
     """Return how a task's `generation_kwargs` choose tokens: greedily, unless they ask for more.
 
-    What they leave open is as the model's generation configuration has it, as in transformers.
+    What they leave open is as `model`, its generation configuration, has it, as in transformers.
     """
     temperature = float(wanted.get("temperature") or 0.0)
     drawn = wanted.get("do_sample")
     if drawn and not temperature:
         raise ConfigError("a task asks for do_sample with temperature 0; give it a temperature above 0")
     if not (drawn or (drawn is None and temperature)):
-        return asked(defaults, Asked(temperature=0.0)).sampling
+        return SamplingOptions(temperature=0.0).over(model)
     top_k = wanted.get("top_k")
-    if top_k is None and defaults.sampling.top_k is None:
-        top_k = _TOP_K
+    if top_k is None and model.top_k is None:
+        top_k = TOP_K
     others = {name: wanted.get(name) for name in ("top_p", "min_p", "repetition_penalty")}
-    return asked(defaults, Asked(temperature=temperature, top_k=top_k, **others)).sampling
+    return SamplingOptions(temperature=temperature, top_k=top_k, **others).over(model)
 
 
 class HarnessAnswers:
@@ -218,7 +217,7 @@ class HarnessAnswers:
             ends.append(name)
         tokens = {end: self._tokenizer.token_id(end) for end in ends if end}
         own_token = {token for token in tokens.values() if token is not None}
-        sampling = sampling_of(wanted, self._model.defaults)
+        sampling = sampling_of_task(wanted, self._model.defaults.sampling)
         for block in _blocks(range(len(contexts)), [len(context) + new_tokens for context in contexts]):
             completions = self._model.generate(
                 [contexts[place][-room:] for place in block],

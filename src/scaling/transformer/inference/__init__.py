@@ -1,4 +1,4 @@
-"""Inference: load a checkpoint into one process, score and generate text."""
+"""Inference: open a checkpoint, in one process or over ranks; score texts, continue them, answer in a chat."""
 
 from __future__ import annotations
 

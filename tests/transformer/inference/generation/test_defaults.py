@@ -1,4 +1,4 @@
-"""What a model's files say of generating is understood as `transformers` does, and a caller's wishes win."""
+"""What a model's files say of generating is understood as `transformers` does."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from scaling.core import CheckpointError, ConfigError
+from scaling.core import CheckpointError
 from scaling.transformer.hf.companions import Origin
-from scaling.transformer.inference.generation.defaults import Asked, GenerationDefaults, asked, read_defaults
+from scaling.transformer.inference.generation.defaults import GenerationDefaults, read_defaults
 from scaling.transformer.inference.generation.sampling import Sampling
 
 
@@ -117,27 +117,3 @@ def test_what_is_not_done_is_said(tmp_path: Path) -> None:
     assert written(tmp_path, num_beams="many").notes == (
         "generation_config.json asks for num_beams many, which is not done here",
     )
-
-
-def test_what_a_caller_asks_for_wins() -> None:
-    drawn = Sampling(temperature=0.6, top_k=20, top_p=0.9, min_p=0.1, repetition_penalty=1.1)
-    defaults = GenerationDefaults(sampling=drawn, max_tokens=9, min_tokens=2, end_token_ids=(1,), notes=("so",))
-    assert asked(defaults, Asked()) == defaults
-    assert asked(defaults, Asked(temperature=0.0, max_tokens=0)) == GenerationDefaults(
-        sampling=Sampling(temperature=0.0, top_k=20, top_p=0.9, min_p=0.1, repetition_penalty=1.1),
-        max_tokens=0,
-        min_tokens=2,
-        end_token_ids=(1,),
-        notes=("so",),
-    )
-    off = Asked(top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, min_tokens=0, end_token_ids=())
-    assert asked(defaults, off) == GenerationDefaults(
-        sampling=Sampling(temperature=0.6, top_p=1.0), max_tokens=9, notes=("so",)
-    )
-    given = Asked(top_k=3, top_p=0.5, min_p=0.2, repetition_penalty=2.0)
-    assert asked(GenerationDefaults(), given).sampling == Sampling(
-        top_k=3, top_p=0.5, min_p=0.2, repetition_penalty=2.0
-    )
-    for wrong in (Asked(top_k=-1), Asked(min_p=-0.5), Asked(max_tokens=-1), Asked(min_tokens=-1), Asked(top_p=2.0)):
-        with pytest.raises(ConfigError, match=r"must be"):
-            asked(defaults, wrong)

@@ -1,9 +1,9 @@
-"""How a model generates where nobody says otherwise: what lies beside its checkpoints, and what a caller asks for."""
+"""How a model generates where nobody says otherwise: as the files beside its checkpoints say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,13 +12,13 @@ from scaling.transformer.hf.companions import read_origin
 from scaling.transformer.hf.folder import GENERATION_FILE, read_object
 from scaling.transformer.inference.generation.sampling import Sampling
 
-_TOP_K: Final = 50
-"""Of transformers, where a model is to be sampled from and its file says nothing else."""
+TOP_K: Final = 50
+"""Of transformers, where tokens are drawn and nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """How to generate: what a model's files say, or that with a caller's wishes (`asked`)."""
+    """How to generate, as a model's files say."""
 
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
@@ -29,51 +29,6 @@ class GenerationDefaults:
     """Tokens that end a text, the end of a document first."""
     notes: tuple[str, ...] = ()
     """What a file asks for that is not done here, one sentence each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a caller asks for. None leaves it to the model's defaults."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    """0: off."""
-    top_p: float | None = None
-    """1: off."""
-    min_p: float | None = None
-    """0: off."""
-    repetition_penalty: float | None = None
-    """1: off."""
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    end_token_ids: tuple[int, ...] | None = None
-    """In place of those of the model."""
-
-
-def asked(defaults: GenerationDefaults, options: Asked) -> GenerationDefaults:
-    """Return how to generate where a caller's options win over a model's defaults.
-
-    Raises:
-        ConfigError: An option is outside its range.
-    """
-    present = defaults.sampling
-    sampling = Sampling(
-        temperature=_first(options.temperature, present.temperature),
-        top_k=_first(options.top_k, present.top_k) if options.top_k != 0 else None,
-        top_p=_first(options.top_p, present.top_p),
-        min_p=_first(options.min_p, present.min_p) if options.min_p != 0 else None,
-        repetition_penalty=_first(options.repetition_penalty, present.repetition_penalty),
-    )
-    for name, least in (("max_tokens", options.max_tokens), ("min_tokens", options.min_tokens)):
-        if least is not None and least < 0:
-            raise ConfigError(f"{name} ({least}) must be at least 0")
-    return replace(
-        defaults,
-        sampling=sampling,
-        max_tokens=_first(options.max_tokens, defaults.max_tokens),
-        min_tokens=_first(options.min_tokens, defaults.min_tokens),
-        end_token_ids=_first(options.end_token_ids, defaults.end_token_ids),
-    )
 
 
 def read_defaults(folder: Path) -> GenerationDefaults:
@@ -171,7 +126,7 @@ class _File:
         # What is no number in its range is refused even where it does not act yet.
         drawn = Sampling(
             temperature=self.within("temperature", _first(numbers["temperature"], 1.0)),
-            top_k=_first(top_k, _TOP_K) or None,
+            top_k=_first(top_k, TOP_K) or None,
             # With 0 there still is the most likely token.
             top_p=self.within("top_p", numbers["top_p"] if numbers["top_p"] != 0 else _LEAST_SHARE),
             min_p=self.within("min_p", numbers["min_p"] or None),
