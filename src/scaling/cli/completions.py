@@ -10,9 +10,8 @@ import typer
 from scaling.cli.json_text import json_text
 from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.inference.generation.completion import Completion
+from scaling.transformer.inference.generation.options import Prompt
 from scaling.transformer.inference.text import escaped
-
-Prompt = str | list[int]
 
 
 def write(text: str) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -28,22 +27,20 @@ def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
     space in front of it, WordPiece no separating one), the sum is right for what follows the first token, as targets
     do. What a tokenizer does not keep (letter case, the spaces around a word of WordPiece) is counted as it is decoded.
     """
-    serialized = tokenizer.to_str()
-    backend = Backend.from_str(serialized)
-    kinds = frozenset(_kinds(json.loads(serialized).get("decoder")))
-    measure = _measure(backend, kinds)
+    backend = Backend.from_str(tokenizer.to_str())
+    measure = _measure(backend, tokenizer.decoder_steps)
     sizes = np.zeros(tokenizer.vocab_size, np.int64)
     for token, number in backend.get_vocab(with_added_tokens=True).items():
         sizes[number] = measure(token)
     for number, added in backend.get_added_tokens_decoder().items():
         if added.special:
             sizes[number] = 0
-        elif "ByteLevel" in kinds:  # it stands for its own letters, not for the bytes that they name
+        elif "ByteLevel" in tokenizer.decoder_steps:  # it stands for its own letters, not for the bytes that they name
             sizes[number] = len(added.content.encode())
     return sizes
 
 
-def _measure(backend: Any, kinds: frozenset[str]) -> Callable[[str], int]:
+def _measure(backend: Any, steps: frozenset[str]) -> Callable[[str], int]:
     """Return the function from a token of the vocabulary to its bytes."""
     alphabet = frozenset(pre_tokenizers.ByteLevel.alphabet())
 
@@ -57,16 +54,8 @@ def _measure(backend: Any, kinds: frozenset[str]) -> Callable[[str], int]:
     around = decode(_NEIGHBOUR, _NEIGHBOUR)
 
     def between(token: str) -> int:
-        if "ByteFallback" in kinds and _BYTE.fullmatch(token):
+        if "ByteFallback" in steps and _BYTE.fullmatch(token):
             return 1
         return decode(_NEIGHBOUR, token, _NEIGHBOUR) - around
 
-    return byte_level if "ByteLevel" in kinds else between
-
-
-def _kinds(decoder: Any) -> Iterator[str]:
-    """Yield the types of a decoder and of those that it consists of."""
-    if isinstance(decoder, dict):
-        yield str(decoder.get("type"))
-        for part in decoder.get("decoders") or ():
-            yield from _kinds(part)
+    return byte_level if "ByteLevel" in steps else between

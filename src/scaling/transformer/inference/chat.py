@@ -28,7 +28,7 @@ _ANSWER: Final = "What is answered"
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ChatPrompt:
     """What the model gets to answer to."""
 
     text: str
@@ -48,7 +48,7 @@ class ChatText:
         self.end_token_ids = frozenset(self._ends(tokenizer))
         """The token that the template writes behind an answer; none where it writes none."""
 
-    def prompt(self, messages: Sequence[Message]) -> Prompt:
+    def prompt(self, messages: Sequence[Message]) -> ChatPrompt:
         """Return what leads to the assistant's next answer. No tokens are added: templates write their own.
 
         Raises:
@@ -62,7 +62,7 @@ class ChatText:
                 raise tokens
         except Refusal as refusal:
             raise ConfigError(escaped(str(refusal))) from refusal  # in words of the template, which is not trusted
-        return Prompt(made.text, tokens[0])
+        return ChatPrompt(made.text, tokens[0])
 
     def require_fits(self, system: str | None) -> None:
         """Refuse a template that takes no messages at all, or none of the system where there is one.
@@ -140,11 +140,11 @@ def _additional(vocab_file: Path) -> ChatTemplate | None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A message that is to be answered, with as much of the history as fits."""
 
     content: str
-    prompt: Prompt
+    prompt: ChatPrompt
     first: int
     """The oldest turn that is in the prompt."""
     left_out: int
@@ -194,7 +194,7 @@ class Conversation:
         """How many turns there are, those that no longer fit too."""
         return len(self._turns)
 
-    def ask(self, content: str) -> Asked:
+    def ask(self, content: str) -> Question:
         """Return the prompt for an answer to a message. The history changes when it is `answered`.
 
         Raises:
@@ -205,7 +205,7 @@ class Conversation:
             kept = (message for turn in self._turns[first:] for message in turn)
             prompt = self._text.prompt([*self._system, *kept, asked])
             if self._context_length is None or len(prompt.tokens) + self._max_tokens <= self._context_length:
-                return Asked(content, prompt, first, first - self._first)
+                return Question(content, prompt, first, first - self._first)
             needed = len(prompt.tokens) + self._max_tokens - self._context_length
         raise ConfigError(
             f"the message does not fit: {'with the system message' if self._system else 'by itself'} it has "
@@ -213,10 +213,10 @@ class Conversation:
             f"model's context has {self._context_length}; shorten it by {needed} tokens, or set max_tokens lower"
         )
 
-    def answered(self, asked: Asked, content: str) -> None:
+    def answered(self, question: Question, content: str) -> None:
         """Add a message and its answer to the history."""
-        self._turns.append([{"role": _USER, "content": asked.content}, {"role": ASSISTANT, "content": content}])
-        self._first = asked.first
+        self._turns.append([{"role": _USER, "content": question.content}, {"role": ASSISTANT, "content": content}])
+        self._first = question.first
 
     def reset(self) -> None:
         """Forget all but the system message."""
