@@ -227,6 +227,6 @@ def test_a_conversation_may_begin_with_the_assistant() -> None:
 
 
 def test_what_is_no_text_is_refused() -> None:
-    for content, message in (("a\0", "a NUL character"), ("\udcff", "half a surrogate pair")):
+    for content, message in (("a\0", "a message has a NUL character"), ("\udcff", "half a surrogate pair")):
         with pytest.raises(ConfigError, match=message):
             CHAT.prompt(talk(content))

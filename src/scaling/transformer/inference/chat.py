@@ -56,6 +56,9 @@ class ChatText:
         """
         try:
             require_characters([dict(message) for message in messages])
+        except Refusal as refusal:
+            raise ConfigError(f"a message has {refusal}; leave it out") from refusal
+        try:
             made = render_guarded(messages, self._template, self._guards, prompt=True)
             (tokens,) = self._texts.renderings([Rendered(made.text, [], 0.0, made.written)])
             if isinstance(tokens, Refusal):
