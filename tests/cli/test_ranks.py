@@ -82,3 +82,15 @@ def test_one_device_is_not_for_several_processes() -> None:
         Ranks(pipe_parallel_size=2, device="gpu").run(print)
     with pytest.raises(ConfigError, match=r"--device \(cpu:0\) is one device, but there are 2 processes"):
         Ranks(pipe_parallel_size=2, device="cpu:0").run(print)
+
+
+def test_a_launcher_starts_as_many_processes_as_the_options_ask_for() -> None:
+    Ranks(pipe_parallel_size=2).require_started(2)
+    with pytest.raises(
+        ConfigError, match=r"started 2 processes, but --model-parallel-size 1 .*-size 1 = 1; start 1, or"
+    ):
+        Ranks().require_started(2)
+    with pytest.raises(
+        ConfigError, match=r"started 1 process, but .* --data-parallel-size 3 = 6; start 6, or give sizes"
+    ):
+        Ranks(pipe_parallel_size=2, data_parallel_size=3).require_started(1)

@@ -105,7 +105,20 @@ class Ranks:
         if status:
             raise typer.Exit(status)
 
+    def require_started(self, processes: int) -> None:
+        """Refuse that a launcher has started another number of processes than the options ask for."""
+        if processes == self.processes:
+            return
+        sizes = f"--model-parallel-size {self.model_parallel_size} * --pipe-parallel-size {self.pipe_parallel_size}"
+        if self.data_parallel_size > 1:  # not every command has it
+            sizes += f" * --data-parallel-size {self.data_parallel_size}"
+        raise ConfigError(
+            f"the launcher started {processes} {'process' if processes == 1 else 'processes'}, but {sizes} = "
+            f"{self.processes}; start {self.processes}, or give sizes that make {processes}"
+        )
+
     def _work_as_rank(self, work: Callable[[Here], None], launch: LaunchContext) -> None:
+        self.require_started(launch.world_size)
         digest = hashlib.sha256(json.dumps(sys.argv[1:]).encode()).hexdigest()
         with Topology.connect(self._topology(), launch, digest=digest) as topology:
             here = Here(device=str(topology.device), topology=topology)
