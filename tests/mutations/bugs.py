@@ -140,7 +140,12 @@ BUGS = (
     Bug(
         "the outputs of a fused projection are cut in another order than its weights",
         "scaling.core.nn.linear:project_all",
-        [("joined.split(layer.output_sizes, dim=-1)", "joined.split(layer.output_sizes, dim=-1)[::-1]")],
+        [
+            (
+                "joined.split_with_sizes(layer.output_sizes, dim=-1)",
+                "joined.split_with_sizes(layer.output_sizes, dim=-1)[::-1]",
+            )
+        ],
         "gpt",
         TENSOR,
     ),

@@ -6,6 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
+from scaling.core import Topology
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.groups import group_patterns
 from scaling.transformer.config.training import TrainingGroupConfig
@@ -40,37 +43,34 @@ class Sent:
     afterwards: list[str]
 
 
-def sent(*, sequence_parallel: bool, **methods: Any) -> Sent:
-    layout = {"model": 2, "sequence_parallel": sequence_parallel}
+def sent(topology: Topology, **methods: Any) -> Sent:
     architecture = TransformerArchitectureConfig.from_dict({**MODEL, **methods})
     group = TrainingGroupConfig.from_dict({"group_name": "all", "learning_rate_scheduler": {"learning_rate": 0.01}})
     batch = micro_batch(rows_of_tokens(ROWS), ROWS)
-    with connected(**layout) as topology:
-        module, optimizer = module_and_optimizer(
-            layer_specs(architecture, topology, seed=0),
-            topology,
-            topology_config(**layout),
-            groups=group_patterns([group], architecture),
-            allow_missing=architecture.has_methods,
-        )
-        with Messages() as passes:
-            loss = module.train_step(iter([batch]), CrossEntropyLoss(), gradient_scale=optimizer.gradient_scale)
-        with Messages() as afterwards:
-            optimizer.step(1, weight=loss.weight)
-        return Sent(passes.names, afterwards.names)
+    module, optimizer = module_and_optimizer(
+        layer_specs(architecture, topology, seed=0),
+        topology,
+        topology_config(model=2, sequence_parallel=topology.sequence_parallel),
+        groups=group_patterns([group], architecture),
+        allow_missing=architecture.has_methods,
+    )
+    with Messages() as passes:
+        loss = module.train_step(iter([batch]), CrossEntropyLoss(), gradient_scale=optimizer.gradient_scale)
+    with Messages() as afterwards:
+        optimizer.step(1, weight=loss.weight)
+    return Sent(passes.names, afterwards.names)
 
 
-def count(rank: int, world_size: int) -> None:
-    for cut in (False, True):
-        base, lora, dora = (
-            sent(sequence_parallel=cut, **methods) for methods in ({}, {"lora_config": LORA}, {"lora_config": DORA})
-        )
-        assert Counter(base.passes).keys() >= ({GATHER, SCATTER} if cut else {SUM})
-        assert not Counter(lora.passes) - Counter(base.passes)
-        assert Counter(dora.passes) - Counter(base.passes) <= Counter({SUM: ROW_PARALLEL_LAYERS})
-        for each in (lora, dora):  # what ranks hold alike and know in parts lies in one buffer; then the norm
-            assert each.afterwards == [SUM, SUM]
+def count(rank: int, world_size: int, cut: bool) -> None:
+    with connected(model=2, sequence_parallel=cut) as topology:
+        base, lora, dora = (sent(topology, **methods) for methods in ({}, {"lora_config": LORA}, {"lora_config": DORA}))
+    assert Counter(base.passes).keys() >= ({GATHER, SCATTER} if cut else {SUM})
+    assert not Counter(lora.passes) - Counter(base.passes)
+    assert Counter(dora.passes) - Counter(base.passes) <= Counter({SUM: ROW_PARALLEL_LAYERS})
+    for each in (lora, dora):  # what ranks hold alike and know in parts lies in one buffer; then the norm
+        assert each.afterwards == [SUM, SUM]
 
 
-def test_low_rank_updates_send_nothing_in_the_passes_and_one_sum_for_each_kind_of_buffer_behind_them() -> None:
-    run_distributed(count, 2)
+@pytest.mark.parametrize("cut", [False, True])
+def test_low_rank_updates_send_nothing_in_the_passes_and_one_sum_for_each_kind_of_buffer_behind_them(cut: bool) -> None:
+    run_distributed(count, 2, cut)

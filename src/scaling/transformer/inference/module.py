@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from scaling.core import (
     Checkpointer,
     ConfigError,
     ParallelModule,
+    PipePartitionMethod,
     StoredCheckpoint,
     Topology,
     TopologyConfig,
@@ -25,6 +27,7 @@ from scaling.core import (
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.groups import grown_tables
+from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.data.tokenizer import Tokenizer
 from scaling.transformer.finetuning.stored import StoredAdapter
 from scaling.transformer.inference.adapters import Adapters
@@ -39,7 +42,9 @@ from scaling.transformer.inference.opening import OpenedModel, open_model, requi
 from scaling.transformer.inference.prompts import prompt_tokens, require_fits
 from scaling.transformer.inference.scoring import Likelihood, Scoring
 from scaling.transformer.inference.text import TextStream
-from scaling.transformer.model import layer_specs
+from scaling.transformer.model import specs_of
+
+_BALANCED = TopologyConfig(pipe_partition_method=PipePartitionMethod.BALANCED)
 
 
 class Opened(Enum):
@@ -88,7 +93,9 @@ class TransformerInferenceModule:
             require_device(device)
             topology = Topology.single(device)
         self.topology = topology
-        self.module = ParallelModule(layer_specs(config, topology, seed=seed), topology, TopologyConfig(), seed=seed)
+        # A token costs what reading the weights costs, so stages of a pipeline get as many of these each.
+        specs = specs_of(replace(plan_of(config), sequence=1), topology, seed=seed)
+        self.module = ParallelModule(specs, topology, _BALANCED, seed=seed)
         self.module.eval()
         join_layers(self.module)
         self._scoring = Scoring(self.module, config, topology)

@@ -52,6 +52,8 @@ class Completing:
         self._topology = topology
         self._tokenizer = tokenizer
         self._ring = RingEngine(module, topology)
+        self.groups = topology.size(Axis.PIPE)
+        """Into how many groups the rows are dealt: as many as pipe ranks keep all of these busy."""
         self._dtype = getattr(torch, config.precision.value)
         plan = base_plan_of(config)
         self._stages = [attention_layers(plan, layers) for layers in module.partition]
@@ -67,7 +69,7 @@ class Completing:
         needs = [Need(placeholders + len(prompt) + options.max_tokens - 1, options.samples) for prompt in prompts]
         return plan_generation(
             needs,
-            groups=self._topology.size(Axis.PIPE),
+            groups=self.groups,
             chunk=options.chunk_size,
             bytes_of=row_bytes(self._stages, self._topology.size(Axis.MODEL), self._dtype.itemsize),
             limit=options.max_cache_bytes or self._free_share(),
