@@ -46,7 +46,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
             highest_N = logits_Nv.new_full((positions,), -torch.inf)
         ops.all_reduce(highest_N, group, maximum=True)
         exp_Nv = (logits_Nv - highest_N.unsqueeze(-1)).exp_()
-        here_N, index_N1 = _places(targets_N, offset, local)
+        here_N, index_N1 = places(targets_N, offset, local)
         # One message: the local sums of exponentials, and the target's logit from the one rank that holds it.
         sums = torch.stack([exp_Nv.sum(dim=-1), torch.zeros_like(highest_N)])
         if local:
@@ -68,11 +68,24 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         return grad_Nv, None, None, None
 
 
-def _places(targets_N: Tensor, offset: int, local: int) -> tuple[Tensor, Tensor]:
+def places(targets_N: Tensor, offset: int, local: int) -> tuple[Tensor, Tensor]:
     """Return which targets this rank's range of the vocabulary has, and where in it (0 for the others)."""
     local_targets_N = targets_N - offset
     here_N = (local_targets_N >= 0) & (local_targets_N < local)
     return here_N, torch.where(here_N, local_targets_N, 0).unsqueeze(-1)
+
+
+def joined_sums(own_N: Tensor, sums_2N: Tensor, here_N: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the highest logits, and below them the sums of exponentials and the targets' logits, over all ranks.
+
+    `own_N`: the highest of this rank; `sums_2N`, which is overwritten: its sum of exponentials below that, and the
+    target's logit where `here_N` says that it has one. Collective over `group`: a maximum, and a sum of two numbers.
+    """
+    highest_N = ops.all_reduce(own_N.clone(), group, maximum=True)
+    sums_2N[0] *= (own_N - highest_N).exp_()
+    sums_2N[1] = torch.where(here_N, sums_2N[1] - highest_N, 0.0)
+    total_N, target_logit_N = ops.all_reduce(sums_2N, group)
+    return highest_N, total_N, target_logit_N
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, *, group: Group = None, offset: int = 0) -> Tensor:
@@ -218,7 +231,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         terms = _paired(operands)
         hidden_NH, weight_vH = terms[0]
         positions, local = hidden_NH.shape[0], weight_vH.shape[0]
-        here_N, index_N1 = _places(targets_N, how.offset, local)
+        here_N, index_N1 = places(targets_N, how.offset, local)
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         # A maximum of minus infinity would make nan of the exponentials below it: of nothing, or of nothing possible.
         lowest = torch.finfo(wide).min
@@ -229,10 +242,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             own_N[chunk] = logits_nv.max(dim=-1).values.clamp_min(lowest)
             sums_2N[1, chunk] = logits_nv.gather(-1, index_N1[chunk]).squeeze(-1)
             sums_2N[0, chunk] = logits_nv.sub_(own_N[chunk].unsqueeze(-1)).exp_().sum(dim=-1)
-        highest_N = ops.all_reduce(own_N.clone(), how.group, maximum=True)
-        sums_2N[0] *= (own_N - highest_N).exp_()
-        sums_2N[1] = torch.where(here_N, sums_2N[1] - highest_N, 0.0)
-        total_N, target_logit_N = ops.all_reduce(sums_2N, how.group)
+        highest_N, total_N, target_logit_N = joined_sums(own_N, sums_2N, here_N, how.group)
         ctx.how = how
         ctx.save_for_backward(targets_N, highest_N, total_N, bias_v, *operands)
         log_total_N = total_N.log()
@@ -245,7 +255,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         terms = _paired(operands)
         positions, local = targets_N.shape[0], terms[0].weight.shape[0]
         how: _How = ctx.how
-        here_N, index_N1 = _places(targets_N, how.offset, local)
+        here_N, index_N1 = places(targets_N, how.offset, local)
         factor_N = (grad_N + grad_normaliser_N) / total_N
         _, _, bias_wanted, *wanted = ctx.needs_input_grad
         of_bias_v = torch.zeros_like(bias_v, dtype=total_N.dtype) if bias_wanted else None

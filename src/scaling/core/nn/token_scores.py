@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scaling.core.collectives import ops
 from scaling.core.collectives.ops import Group
-from scaling.core.nn.loss import LogitTerm, linear_logits
+from scaling.core.nn.loss import LogitTerm, joined_sums, linear_logits, places
 
 _NOWHERE = torch.iinfo(torch.int64).max
 """Stands for the token of a rank that does not have the largest logit."""
@@ -53,8 +53,7 @@ def linear_token_scores(
     own_N = hidden_NH.new_full((positions,), lowest, dtype=wide)
     index_N = torch.zeros(positions, dtype=torch.int64, device=hidden_NH.device)
     sums_2N = hidden_NH.new_zeros((2, positions), dtype=wide)
-    here_N = (targets_N >= offset) & (targets_N < offset + local)
-    target_N1 = torch.where(here_N, targets_N - offset, 0).unsqueeze(-1)
+    here_N, target_N1 = places(targets_N, offset, local)
     for start in range(0, positions, chunk_size) if local else ():
         chunk = slice(start, start + chunk_size)
         own_terms = [LogitTerm(term.hidden[chunk], term.weight) for term in terms]
@@ -63,10 +62,7 @@ def linear_token_scores(
         own_N[chunk] = highest_n.to(wide).clamp_min(lowest)
         sums_2N[1, chunk] = logits_nv.gather(-1, target_N1[chunk]).squeeze(-1)
         sums_2N[0, chunk] = logits_nv.sub_(own_N[chunk].unsqueeze(-1)).exp_().sum(dim=-1)
-    highest_N = ops.all_reduce(own_N.clone(), group, maximum=True)
-    sums_2N[0] *= (own_N - highest_N).exp_()
-    sums_2N[1] = torch.where(here_N, sums_2N[1] - highest_N, 0.0)
-    total_N, target_logit_N = ops.all_reduce(sums_2N, group)
+    highest_N, total_N, target_logit_N = joined_sums(own_N, sums_2N, here_N, group)
     has_N = (own_N == highest_N) if local else torch.zeros_like(here_N)
     lowest_N = ops.all_reduce(-torch.where(has_N, index_N + offset, _NOWHERE), group, maximum=True)
     return TokenScores(target_logit_N - total_N.log(), -lowest_N)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from scaling.core.boxes import GlobalTensor, whole
-from scaling.core.collectives import ops
 from scaling.core.data.types import MicroBatch
 from scaling.core.nn.parameter import ParameterMeta, meta
 from scaling.core.pipeline.actions import Action
@@ -112,7 +111,7 @@ class ParallelModule(nn.Module):
         if self.topology.index(Axis.PIPE) != source:
             value = torch.empty(tuple(shape), dtype=dtype, device=self.topology.device)
         assert value is not None
-        return ops.broadcast(value.contiguous(), self.topology.group(Axis.PIPE), source=source)
+        return self.topology.share(value.contiguous(), Axis.PIPE, source=source)
 
     def train_step(
         self, batches: Iterator[MicroBatch], loss_function: LossFunction, *, gradient_scale: Tensor | None = None

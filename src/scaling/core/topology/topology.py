@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Self
 
+from scaling.core.collectives import ops
 from scaling.core.errors import LayoutError
 from scaling.core.topology.gate import Gate
 from scaling.core.topology.launch import LaunchContext
@@ -218,18 +219,14 @@ class Topology:
 
     def share(self, tensor: Tensor, axis: Axis, *, source: int = 0) -> Tensor:
         """Overwrite a tensor with that of the rank at `source` along an axis. Collective: the ranks along it."""
-        group = self.group(axis)
-        if group is not None:
-            dist.broadcast(tensor, group=group, group_src=source)
-        return tensor
+        return ops.broadcast(tensor, self.group(axis), source=source)
 
     def smallest(self, value: int, *axes: Axis) -> int:
         """Return the smallest of what the ranks along some axes passed. Collective: these ranks."""
-        found = torch.tensor(value, dtype=torch.int64, device=self.device)
+        found = torch.tensor(-value, dtype=torch.int64, device=self.device)
         for axis in axes:
-            if (group := self.group(axis)) is not None:
-                dist.all_reduce(found, op=dist.ReduceOp.MIN, group=group)
-        return int(found)
+            ops.all_reduce(found, self.group(axis), maximum=True)
+        return -int(found)
 
     def own_prefix(self, purpose: str) -> str:
         """Return what the keys of one user of the store begin with, another one each time.

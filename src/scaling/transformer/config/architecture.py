@@ -192,6 +192,10 @@ class ArchitectureConfig(MethodsConfig):
         rotates = self.relative_position_embedding_type is not RelativePositionEmbeddingType.NONE
         return int(self.head_size * self.rotary_percentage) if rotates else 0
 
+    def at_precision(self, precision: str) -> Self:
+        """Return the same model in another type of its weights."""
+        return self.model_copy(update={"precision": Precision(precision)})
+
     def at_length(self, sequence_length: int) -> Self:
         """Return the same model for sequences of another length, which rotations of some types follow."""
         kinds = {

@@ -23,7 +23,6 @@ from scaling.core import (
     is_on_base,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
-from scaling.transformer.config.choices import Precision
 from scaling.transformer.config.model_plan import base_plan_of
 from scaling.transformer.stored_model import architecture_of, tokenizer_file_beside
 
@@ -61,7 +60,7 @@ class EvaluatedModel:
         reference = BaseReference.of(stored.manifest.scalars) if is_on_base(stored.manifest) else None
         base = None if reference is None else find_base(reference, None, ranks, remedy=_REMEDY)
         if precision is not None:
-            architecture = architecture.model_copy(update={"precision": Precision(precision)})
+            architecture = architecture.at_precision(precision)
         beside = (
             tokenizer_file_beside(found.path.absolute(), settings) for found in (stored, base) if found is not None
         )

@@ -50,7 +50,7 @@ def open_model(
         elsewhere = None if base is None else folder_meant(base)
         architecture, whole = adapter.base_architecture, adapter.find_base(elsewhere, remedy=_BASE_REMEDY)
     if precision is not None:
-        architecture = architecture.model_copy(update={"precision": Precision(precision)})
+        architecture = architecture.at_precision(precision)
     if sequence_length is not None:
         architecture = architecture.at_length(sequence_length)
     beside = list(dict.fromkeys(found.path.absolute() for found in (stored, whole) if found is not None))
