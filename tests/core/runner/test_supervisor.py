@@ -14,11 +14,11 @@ import pytest
 
 from scaling.core.errors import AskedToLeave
 from scaling.core.runner import supervisor as module
-from scaling.core.runner.supervisor import Supervisor
+from scaling.core.runner.supervisor import Processes, Supervisor
 from tests.processes import is_running, wait_until
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-Processes = list["subprocess.Popen[bytes]"]
+Started = list["subprocess.Popen[bytes]"]
 
 OBEDIENT = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
@@ -28,8 +28,8 @@ PARENT = (
 
 
 @pytest.fixture
-def processes() -> Iterator[Processes]:
-    started: Processes = []
+def processes() -> Iterator[Started]:
+    started: Started = []
     former = {number: signal.getsignal(number) for number in SIGNALS}
     yield started
     assert {number: signal.getsignal(number) for number in SIGNALS} == former
@@ -40,14 +40,16 @@ def processes() -> Iterator[Processes]:
             process.stdout.close()
 
 
-def start(processes: Processes, text: str) -> subprocess.Popen[bytes]:
+def start(processes: Started, text: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", text]
     processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
     return processes[-1]
 
 
-def supervise(processes: Processes) -> Supervisor:
-    return Supervisor(lambda: {process.pid: process.returncode for process in processes})
+def supervise(processes: Started, *, grace: float = 60.0) -> Supervisor:
+    supervisor = Supervisor(grace=grace)
+    supervisor.crew = Processes(lambda: {process.pid: process.returncode for process in processes})
+    return supervisor
 
 
 def wait(process: subprocess.Popen[bytes], supervisor: Supervisor, seconds: float = 60.0) -> int:
@@ -66,7 +68,7 @@ def first_line(process: subprocess.Popen[bytes]) -> bytes:
 
 @pytest.mark.parametrize("number", SIGNALS[:4])
 def test_signals_are_passed_on_once(
-    processes: Processes, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+    processes: Started, number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with supervise(processes) as supervisor:
         process = start(processes, OBEDIENT)
@@ -78,14 +80,14 @@ def test_signals_are_passed_on_once(
         assert capfd.readouterr().err.startswith(f"\n{number.name}: the run stops, and saves if it has begun")
 
 
-def test_processes_that_start_after_the_signal_are_told_too(processes: Processes) -> None:
+def test_processes_that_start_after_the_signal_are_told_too(processes: Started) -> None:
     with supervise(processes) as supervisor:
         os.kill(os.getpid(), signal.SIGTERM)
         assert wait(start(processes, OBEDIENT), supervisor) == -signal.SIGTERM
 
 
 def test_a_second_signal_kills(
-    processes: Processes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    processes: Started, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "_SECOND_REQUEST_SECONDS", 0.0)
     with supervise(processes) as supervisor:
@@ -99,7 +101,7 @@ def test_a_second_signal_kills(
         assert capfd.readouterr().err.endswith("\nended at once\n")
 
 
-def test_signals_in_quick_succession_are_one_request(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_in_quick_succession_are_one_request(processes: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECOND_REQUEST_SECONDS", 1000.0)
     with supervise(processes) as supervisor:
         process = start(processes, STUBBORN)
@@ -111,52 +113,64 @@ def test_signals_in_quick_succession_are_one_request(processes: Processes, monke
         assert process.poll() is None
 
 
-def test_who_outlives_a_failure_is_killed(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
-    with supervise(processes) as supervisor:
+def test_who_outlives_a_failure_is_killed(processes: Started) -> None:
+    with supervise(processes, grace=0.1) as supervisor:
         stubborn = start(processes, STUBBORN)
         assert first_line(stubborn) == b"ready"
         assert wait(start(processes, "raise SystemExit(3)"), supervisor) == 3
         assert wait(stubborn, supervisor) == -signal.SIGKILL
 
 
-def test_only_who_still_runs_is_killed_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    signalled: list[int] = []
-    monkeypatch.setattr(module, "_signal_group", lambda pid, number: signalled.append(pid))
-    monkeypatch.setattr(module, "_has_ended", lambda pid: False)
-    supervisor = Supervisor(lambda: {11: 0, 12: None})
+class Two:
+    """A crew of one member that has ended and one that has not; notes what it is told."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.killed: list[int] = []
+
+    def ends(self) -> dict[int, int | None]:
+        return {11: 0, 12: None}
+
+    def has_ended(self, member: int) -> bool:
+        return False
+
+    def ask(self, member: int, number: signal.Signals) -> None:
+        self.asked.append((member, number))
+
+    def kill(self, member: int) -> None:
+        self.killed.append(member)
+
+
+def test_only_who_still_runs_is_killed_and_once() -> None:
+    supervisor = Supervisor()
+    supervisor.crew = crew = Two()
     supervisor.forced = True
     supervisor.check()
     supervisor.check()
-    assert (signalled, supervisor.killed) == ([12], {12})
+    assert (crew.killed, supervisor.killed) == ([12], {12})
 
 
-def test_who_still_runs_is_told_once_however_long_it_takes_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: told.append((pid, number)))
-    monkeypatch.setattr(module, "_has_ended", lambda pid: False)
-    supervisor = Supervisor(lambda: {11: 0, 12: None})
+def test_who_still_runs_is_told_once_however_long_it_takes_to_leave() -> None:
+    supervisor = Supervisor()
+    supervisor.crew = crew = Two()
     supervisor.check()
-    assert told == []
+    assert crew.asked == []
     supervisor.asked = signal.SIGUSR1
     for _ in range(3):
         supervisor.check()
-    assert told == [(12, signal.SIGUSR1)]
+    assert crew.asked == [(12, signal.SIGUSR1)]
 
 
 @pytest.mark.parametrize("status", [0, 75])
-def test_who_is_done_or_preempted_takes_nobody_along(
-    processes: Processes, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
-    monkeypatch.setattr(module, "GRACE_SECONDS", 0.0)
-    with supervise(processes) as supervisor:
+def test_who_is_done_or_preempted_takes_nobody_along(processes: Started, status: int) -> None:
+    with supervise(processes, grace=0.0) as supervisor:
         other = start(processes, OBEDIENT)
         assert wait(start(processes, f"raise SystemExit({status})"), supervisor) == status
         supervisor.check()
         assert other.poll() is None
 
 
-def test_leaving_takes_what_processes_started_along(processes: Processes) -> None:
+def test_leaving_takes_what_processes_started_along(processes: Started) -> None:
     with supervise(processes) as supervisor:
         process = start(processes, PARENT)
         orphan = int(first_line(process))
@@ -165,7 +179,7 @@ def test_leaving_takes_what_processes_started_along(processes: Processes) -> Non
     wait_until(lambda: not is_running(orphan), "what a process had started was left behind")
 
 
-def test_a_hang_up_that_is_ignored_stays_ignored(processes: Processes) -> None:
+def test_a_hang_up_that_is_ignored_stays_ignored(processes: Started) -> None:
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with supervise(processes) as supervisor:
@@ -175,7 +189,7 @@ def test_a_hang_up_that_is_ignored_stays_ignored(processes: Processes) -> None:
         signal.signal(signal.SIGHUP, former)
 
 
-def test_outside_the_main_thread_it_supervises_without_signals(processes: Processes) -> None:
+def test_outside_the_main_thread_it_supervises_without_signals(processes: Started) -> None:
     codes: list[int] = []
 
     def run() -> None:

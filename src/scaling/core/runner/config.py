@@ -13,39 +13,115 @@ from pydantic import Field
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.fields import NoEffect, OnResume
 from scaling.core.errors import Problem
+from scaling.core.runner.hosts import host_line_problem
+
+FORWARDED = ("NCCL_*", "GLOO_*", "UCX_*", "TORCH_*", "OMP_*", "PYTHON*")
+"""Variables that processes on other machines get unless the configuration says otherwise."""
 
 
 class RunnerType(str, Enum):
     """How processes are started."""
 
     LOCAL = "local"
+    SSH = "ssh"
     PDSH = "pdsh"
     PDSH_DOCKER = "pdsh_docker"
+    SLURM = "slurm"
+    KUBERNETES = "kubernetes"
 
 
 class RunnerDockerConfig(BaseConfig):
     """The container of pdsh_docker."""
 
     docker_container: str | None = None
-    """Name of the image. Has no effect: no container is started. null: none, which pdsh_docker does not accept."""
+    """Name of the image. null: none, which pdsh_docker does not accept."""
     docker_sudo: bool = False
-    """Call docker through sudo. Has no effect, either."""
+    """Call docker through `sudo -n`, which asks for no password."""
     docker_mounts: list[list[str]] | None = None
-    """Folders to mount: pairs of [path on the host, path in the container]. Has no effect, either. null: none."""
+    """Folders to mount: pairs of [path on the host, path in the container]. null: none."""
+    docker_privileged: bool = False
+    """Give the container all rights over the host, as some network drivers need."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check that mounts are pairs."""
+        """Check that mounts are pairs of absolute paths."""
         for index, mount in enumerate(self.docker_mounts or ()):
             if len(mount) != 2:
                 yield Problem(
                     f"docker_mounts.{index}", f"has {len(mount)} parts; write [path on the host, path in the container]"
                 )
+            elif bad := [path for path in mount if not path.startswith("/") or ":" in path]:
+                yield Problem(f"docker_mounts.{index}", f"has {bad[0]!r}; write absolute paths without a colon")
 
-    def notes(self) -> Iterator[Problem]:
-        """Yield what is meant for a container."""
-        for name in ("docker_container", "docker_sudo", "docker_mounts"):
-            if getattr(self, name):
-                yield Problem(name, "has no effect: no container is started; start the command inside of one")
+
+class RunnerSlurmConfig(BaseConfig):
+    """The job of slurm. What is null is left to the cluster's own default."""
+
+    partition: str | None = None
+    """Partition to run in."""
+    account: str | None = None
+    """Account to charge."""
+    qos: str | None = None
+    """Quality of service."""
+    time: str | None = None
+    """Longest time the job may take, as sbatch takes it: `minutes`, `hours:minutes:seconds` or `days-hours`."""
+    constraint: str | None = None
+    """Features the machines must have."""
+    gpus: int | None = Field(default=None, ge=1)
+    """GPUs of each machine, one for each process. null: no GPUs are asked for."""
+    signal_seconds: int = Field(default=120, ge=1, le=65535)
+    """How long before its end the job is asked to save and leave. Slurm may be a minute early."""
+    lines: list[str] = Field(default_factory=list)
+    """Further options of sbatch, such as `--exclusive`; each becomes an #SBATCH line."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that nothing breaks out of its line."""
+        for name in ("partition", "account", "qos", "time", "constraint"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"[^\s'\"]+", value):
+                yield Problem(name, f"is {value!r}; write it as sbatch takes it, without spaces and quotes")
+        for index, line in enumerate(self.lines):
+            if not re.fullmatch(r"--?\w[^\n\r]*", line):
+                yield Problem(f"lines.{index}", f"is {line!r}; write one option of sbatch, such as `--exclusive`")
+
+
+class RunnerKubernetesConfig(BaseConfig):
+    """The JobSet of kubernetes."""
+
+    image: str | None = None
+    """Container image that has this library. null: none, which kubernetes does not accept."""
+    name: str = "scaling"
+    """Name of the JobSet, and the beginning of the names of all that belongs to it."""
+    namespace: str | None = None
+    """Namespace. null: that of whoever applies the manifest."""
+    python: str = "python3"
+    """Interpreter in the image."""
+    gpu_resource: str | None = "nvidia.com/gpu"
+    """Resource by which GPUs are asked for, one for each process. null: no GPUs."""
+    cpu: str | None = None
+    """Processors of each pod, such as "16". null: as the cluster gives."""
+    memory: str | None = None
+    """Memory of each pod, such as "256Gi". null: as the cluster gives."""
+    volumes: list[list[str]] = Field(default_factory=list)
+    """Persistent volumes: pairs of [name of the claim, path in the container]. Data and checkpoints belong there."""
+    secrets: dict[str, str] = Field(default_factory=dict)
+    """Variables from Secrets: {NAME: "secret/key"}, such as {WANDB_API_KEY: "wandb/key"}."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels that the machines must have."""
+    grace_seconds: int = Field(default=300, ge=1)
+    """How long a pod that is asked to leave may take to save."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check names as Kubernetes does, before it does."""
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?", self.name):
+            yield Problem("name", f"is {self.name!r}; write up to 32 of a-z, 0-9 and -, beginning with a letter")
+        for index, volume in enumerate(self.volumes):
+            if len(volume) != 2 or not volume[1].startswith("/"):
+                yield Problem(f"volumes.{index}", f"is {volume}; write [name of the claim, path in the container]")
+        for name, source in self.secrets.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                yield Problem(f"secrets.{name}", "is no name of a variable; write letters, digits and _")
+            if not re.fullmatch(r"[-a-z0-9.]+/[-._A-Za-z0-9]+", source):
+                yield Problem(f"secrets.{name}", f"is {source!r}; write secret/key, never the value itself")
 
 
 class RunnerConfig(BaseConfig):
@@ -56,8 +132,8 @@ class RunnerConfig(BaseConfig):
     former_names: ClassVar[Mapping[str, str]] = {"hostfile": "hostsfile"}
 
     runner_type: RunnerType = RunnerType.LOCAL
-    """local, pdsh (over ssh) or pdsh_docker. All of them start processes on this machine only: where hosts names
-    others, the error says what to run on each. Inside torchrun or srun nothing is started."""
+    """local: on this machine; ssh, pdsh: on those of hosts; pdsh_docker: there, in containers; slurm: as a job, or
+    inside of one; kubernetes: writes a manifest. Inside torchrun or srun nothing is started."""
     hostsfile: Path | None = None
     """File with a line for each machine: `name`, `name slots=4` or `name slots=0,2`. null: hosts, else this machine."""
     hosts: list[str] | None = None
@@ -65,22 +141,40 @@ class RunnerConfig(BaseConfig):
     master_addr: str | None = None
     """Address at which the others reach the first machine. null: its name in hosts."""
     master_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port of the first machine at which the processes meet. null: a free one on one machine, 29500 across machines."""
+    """Port of the first machine at which the processes meet; the next ones serve restarts. null: a free one on one
+    machine, 29500 across machines, one that follows from the job's number under slurm."""
     script: Path | None = None
     """Training script that each process runs. null: the one that was started."""
     default_gpu_count: int = Field(default=8, ge=1)
-    """Processes on a machine whose line names no slots."""
+    """Processes on a machine whose line names no slots, and on each machine of slurm and kubernetes."""
+    max_restarts: int = Field(default=0, ge=0)
+    """How often the whole run is started again after it has failed, from its newest checkpoint. Not after an error of
+    your own making (status 2), refused data (65), or when it was asked to leave (75)."""
+    ssh_config: Path | None = None
+    """Configuration of ssh, for keys, ports and jump hosts. null: your own, ~/.ssh/config."""
+    forward_environment: list[str] = Field(default_factory=lambda: [*FORWARDED])
+    """Variables that processes on other machines get from here, as patterns. What has KEY, TOKEN, SECRET or PASSWORD
+    in its name is never written anywhere: it goes over ssh's standard input, or is taken from the machine's own."""
     docker_config: RunnerDockerConfig = Field(default_factory=RunnerDockerConfig)
     """The container of pdsh_docker."""
+    slurm: RunnerSlurmConfig = Field(default_factory=RunnerSlurmConfig)
+    """The job of slurm."""
+    kubernetes: RunnerKubernetesConfig = Field(default_factory=RunnerKubernetesConfig)
+    """The JobSet of kubernetes."""
     use_determined: Annotated[bool, NoEffect("determined is no longer supported")] = False
     """Formerly: run under determined."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check that hosts are given once, are host names, and that containers have an image."""
+        """Check that hosts are given once and are host names, and that containers have an image."""
         if self.hostsfile is not None and self.hosts is not None:
             yield Problem("hosts", f"is given together with hostsfile ({str(self.hostsfile)!r}); remove one")
         for index, host in enumerate(self.hosts or ()):
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*(\s+slots=\d+(,\d*)*)?", host.strip()):
-                yield Problem(f"hosts.{index}", f"is {host!r}; write `name`, `name slots=4` or `name slots=0,2`")
+            if problem := host_line_problem(host):
+                yield Problem(f"hosts.{index}", problem)
         if self.runner_type is RunnerType.PDSH_DOCKER and self.docker_config.docker_container is None:
             yield Problem("docker_config.docker_container", "is needed for pdsh_docker: the name of the image")
+        if self.runner_type is RunnerType.KUBERNETES and self.kubernetes.image is None:
+            yield Problem("kubernetes.image", "is needed for kubernetes: an image that has this library")
+        for index, pattern in enumerate(self.forward_environment):
+            if not re.fullmatch(r"[A-Za-z_*?][A-Za-z0-9_*?]*", pattern):
+                yield Problem(f"forward_environment.{index}", f"is {pattern!r}; write a name, with * for any letters")

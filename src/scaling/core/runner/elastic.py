@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from scaling.core.errors import ScalingError
 from scaling.core.runner.outcome import ProcessEnd
 from scaling.core.runner.report import Report
-from scaling.core.runner.supervisor import POLL_SECONDS, Supervisor
+from scaling.core.runner.supervisor import POLL_SECONDS, Processes, Supervisor
 from scaling.core.topology.base_store import LOOPBACK, serve_this_machine
 
 
@@ -109,7 +109,7 @@ def run_processes(
             return {handler.proc.pid: handler.proc.returncode for handler in handlers}
 
         thread = threading.Thread(target=run, name="scaling-agent", daemon=True)
-        supervisor.processes = started
+        supervisor.crew = Processes(started)
         thread.start()
         while thread.is_alive():
             thread.join(POLL_SECONDS)

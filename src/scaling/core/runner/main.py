@@ -16,13 +16,13 @@ from pathlib import Path
 from scaling.core.config.config_file import handed_on
 from scaling.core.errors import AskedToLeave, ExitStatus, StorageError
 from scaling.core.logging.run_state import RunPhase, RunState
-from scaling.core.runner.cluster import machines, refuse_other_machines
 from scaling.core.runner.config import RunnerConfig
-from scaling.core.runner.cores import available_cores
+from scaling.core.runner.environment import process_defaults
+from scaling.core.runner.hosts import read_hosts
 from scaling.core.runner.outcome import Outcome, ProcessEnd, outcome
 from scaling.core.runner.process import ERROR_FILE_VARIABLE
 from scaling.core.runner.report import Report
-from scaling.core.runner.supervisor import POLL_SECONDS, Supervisor
+from scaling.core.runner.supervisor import POLL_SECONDS, Processes, Supervisor
 from scaling.core.storage.lock import locked
 from scaling.core.topology.launch import CONFIG_COPY_VARIABLE, RUNNER_VARIABLE, LaunchContext
 
@@ -56,8 +56,7 @@ def _run(config: RunnerConfig, target: str, arguments: Sequence[str], *, process
     if LaunchContext.from_environment().launched:
         return _run_here(target, arguments)
     program = [target, *arguments] if _is_script(target) else ["-m", target, *arguments]
-    named = machines(config)
-    refuse_other_machines(named, config, program, processes=processes)
+    named = read_hosts(config.hosts, config.hostsfile, default_slots=config.default_gpu_count)
     gpus = named[0].gpus if named else None
     with _environment(processes, gpus=gpus, script=_is_script(target)), Supervisor() as supervisor:
         result = _supervised(program, supervisor, processes=processes, master_port=config.master_port)
@@ -105,7 +104,7 @@ def _run_one(command: Sequence[str], supervisor: Supervisor) -> list[ProcessEnd]
         error_file = Path(folder) / "error.json"
         environment = os.environ | {ERROR_FILE_VARIABLE: str(error_file)}
         process = subprocess.Popen(command, env=environment, start_new_session=True)
-        supervisor.processes = lambda: {process.pid: process.returncode}
+        supervisor.crew = Processes(lambda: {process.pid: process.returncode})
         while process.poll() is None:
             supervisor.check()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -161,16 +160,7 @@ def _is_script(target: str) -> bool:
 @contextlib.contextmanager
 def _environment(processes: int, *, gpus: Sequence[int] | None, script: bool) -> Iterator[None]:
     """Set what the processes inherit; apart from the runner's own variable, only where the user has not set it."""
-    defaults = {
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # warnings of gloo and the store are dozens of lines each
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from those that work
-    }
-    if gpus is not None:
-        defaults["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-    cores = available_cores()
-    if processes > 1 or cores < (os.cpu_count() or 1):
-        defaults["OMP_NUM_THREADS"] = str(max(1, cores // processes))
-    values = {name: value for name, value in defaults.items() if name not in os.environ}
+    values = process_defaults(os.environ, processes, gpus=gpus)
     values[RUNNER_VARIABLE] = str(os.getpid())
     if script:  # it may import from the folder that the command was given in, as a module may
         values["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from scaling.core.errors import ExitStatus
 from scaling.core.runner.report import Report
@@ -27,6 +27,20 @@ class ProcessEnd:
     """When its end was noticed, in seconds since the epoch."""
     stopped: bool = False
     """True where the runner killed it."""
+    host: str | None = None
+    """The machine it ran on, where there are several."""
+    last_lines: tuple[str, ...] = ()
+    """The end of what it printed, for the case that it said nothing about its end itself."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the end as what JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProcessEnd:
+        """Return the end that `as_dict` made these of, be it by way of JSON."""
+        report = None if values["report"] is None else Report(**values["report"])
+        return cls(**{**values, "report": report, "last_lines": tuple(values["last_lines"])})
 
     @property
     def ended_by(self) -> int | None:

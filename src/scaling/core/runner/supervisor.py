@@ -1,4 +1,4 @@
-"""Supervisor: pass signals on to the processes of a run, and see to it that none outlives it."""
+"""Supervisor: pass signals on to the processes or machines of a run, and see to it that none outlives it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol, final
 
 from typing_extensions import Self
 
@@ -23,16 +23,67 @@ _SECOND_REQUEST_SECONDS = 0.5
 """Signals closer together are one request: what a shell passes on may have reached the runner directly as well."""
 
 
-class Supervisor:
-    """While entered, pass SIGTERM, SIGUSR1, SIGHUP and Ctrl-C on to processes; on a second request, end them at once.
+class Crew(Protocol):
+    """What a supervisor watches: processes of this machine, or whole machines. Its members have numbers."""
 
-    Call `check` every `POLL_SECONDS`. Leaving kills whatever is left. Outside the main thread, signals are not handled.
+    def ends(self) -> Mapping[int, int | None]:
+        """Return the exit code of each member that was started, None while it is not known."""
+
+    def has_ended(self, member: int) -> bool:
+        """Return whether a member has ended although its exit code is not known yet."""
+
+    def ask(self, member: int, number: signal.Signals) -> None:
+        """Ask a member to leave; `number` is SIGUSR1 or SIGTERM."""
+
+    def kill(self, member: int) -> None:
+        """End a member at once, and all that it has started."""
+
+
+@final
+class Processes:
+    """A crew of processes of this machine, each of which leads a process group of its own; members are process ids.
+
+    `started` returns the exit code of each, None while nobody has waited for it.
     """
 
-    def __init__(self, processes: Callable[[], Mapping[int, int | None]] = dict, *, may_save: bool = True) -> None:
-        self.processes = processes
-        """Returns those started so far: for each process id its exit code, None while nobody has waited for it. Each
-        leads a process group of its own. Set by who starts them: what was asked before is passed on to them, too."""
+    def __init__(self, started: Callable[[], Mapping[int, int | None]] = dict) -> None:
+        self._started = started
+
+    def ends(self) -> Mapping[int, int | None]:
+        """Return the exit code of each process, None while nobody has waited for it."""
+        return self._started()
+
+    def has_ended(self, member: int) -> bool:
+        """Look whether a process has ended, without taking its status away from the one who waits for it."""
+        if sys.platform == "darwin":  # has no such look
+            return False
+        try:
+            return os.waitid(os.P_PID, member, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
+    def ask(self, member: int, number: signal.Signals) -> None:
+        """Signal the process, not its group: data-loading workers leave with the process they work for."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, number)
+
+    def kill(self, member: int) -> None:
+        """Kill the process and its group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(member, signal.SIGKILL)
+
+
+class Supervisor:
+    """While entered, pass SIGTERM, SIGUSR1, SIGHUP and Ctrl-C on to a crew; on a second request, end it at once.
+
+    Once a member has failed, the others have `grace` seconds (None: 5) to end by themselves. Call `check` every
+    `POLL_SECONDS`. Leaving kills whatever is left. Outside the main thread, signals are not handled.
+    """
+
+    def __init__(self, *, may_save: bool = True, grace: float | None = None) -> None:
+        self.crew: Crew = Processes()
+        """Set by who starts it: what was asked before is passed on to it, too."""
+        self._grace = GRACE_SECONDS if grace is None else grace
         self._former: dict[int, Any] = {}
         self._told: set[int] = set()
         self._since = 0.0
@@ -44,9 +95,9 @@ class Supervisor:
         self.forced = False
         """Whether it was asked twice."""
         self.ended: dict[int, float] = {}
-        """When each process was seen to have ended, in seconds since the epoch."""
+        """When each member was seen to have ended, in seconds since the epoch."""
         self.killed: set[int] = set()
-        """The processes killed here."""
+        """The members killed here."""
 
     def check(self) -> None:
         """Note who ended, pass on what is to be passed on, and end what outstays its time."""
@@ -79,8 +130,8 @@ class Supervisor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pid in self.processes():
-            _signal_group(pid, signal.SIGKILL)
+        for member in self.crew.ends():
+            self.crew.kill(member)
         for number, handler in self._former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -100,44 +151,28 @@ class Supervisor:
             _say("ended at once")
 
     def _note_ends(self) -> None:
-        for pid, code in self.processes().items():
-            if pid not in self.ended and (code is not None or _has_ended(pid)):
-                self.ended[pid] = time.time()
+        for member, code in self.crew.ends().items():
+            if member not in self.ended and (code is not None or self.crew.has_ended(member)):
+                self.ended[member] = time.time()
             if code not in (None, ExitStatus.DONE, ExitStatus.PREEMPTED) and self._deadline is None:
-                self._deadline = time.monotonic() + GRACE_SECONDS
+                self._deadline = time.monotonic() + self._grace
 
     def _pass_on(self, number: signal.Signals) -> None:
-        """Tell the processes, not their groups: data-loading workers leave with the process they work for.
+        """Ask the members to leave.
 
         Ctrl-C and a closed terminal go on as SIGTERM: a process that does not listen yet then ends without a traceback.
         """
         passed_on = signal.SIGUSR1 if number is signal.SIGUSR1 else signal.SIGTERM
-        for pid in self.processes():
-            if pid not in self._told and pid not in self.ended:
-                self._told.add(pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, passed_on)
+        for member in self.crew.ends():
+            if member not in self._told and member not in self.ended:
+                self._told.add(member)
+                self.crew.ask(member, passed_on)
 
     def _kill(self) -> None:
-        for pid in self.processes():
-            if pid not in self.ended and pid not in self.killed:
-                self.killed.add(pid)
-                _signal_group(pid, signal.SIGKILL)
-
-
-def _has_ended(pid: int) -> bool:
-    """Look whether a process has ended, without taking its status away from the one who waits for it."""
-    if sys.platform == "darwin":  # has no such look
-        return False
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
+        for member in self.crew.ends():
+            if member not in self.ended and member not in self.killed:
+                self.killed.add(member)
+                self.crew.kill(member)
 
 
 def _say(text: str) -> None:
