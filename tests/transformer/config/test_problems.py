@@ -36,6 +36,7 @@ from scaling.transformer.config import data as texts
 from scaling.transformer.config.root import TransformerConfig
 from tests.transformer.config.architecture_problems import ARCHITECTURE_PROBLEMS
 from tests.transformer.config.finetuning_problems import FINETUNING_PROBLEMS
+from tests.transformer.config.runner_problems import RUNNER_PROBLEMS
 
 MODULES: tuple[ModuleType, ...] = (
     *(patterns, data, logging, low_rank, nn, optimizer, runner, trainer),
@@ -48,6 +49,7 @@ SIZES = "model_parallel_size: 1, pipe_parallel_size: 1, data_parallel_size: 1"
 PROBLEMS = [
     *ARCHITECTURE_PROBLEMS,
     *FINETUNING_PROBLEMS,
+    *RUNNER_PROBLEMS,
     (
         "transformer_architecture: {dropout_after_mlp: 1.5}",
         "transformer_architecture.dropout_after_mlp: must be a number of at least 0 and of at most 1, not 1.5",
@@ -183,23 +185,6 @@ PROBLEMS = [
         "logger: {tensorboard_ranks: {pipe_parallel_rank: -1}}",
         "logger.tensorboard_ranks.pipe_parallel_rank: must be a whole number of at least 0, or null, not -1",
     ),
-    # runner
-    (
-        "runner: {hosts: [a], hostfile: b}",
-        "runner.hosts: is given together with hostsfile ('b'); remove one",
-    ),
-    (
-        "runner: {hosts: [a slots=2, 'b; rm']}",
-        "runner.hosts.1: is 'b; rm'; write `name`, `name slots=4` or `name slots=0,2`",
-    ),
-    (
-        "runner: {docker_config: {docker_mounts: [[a, b], [a, b, c, d]]}}",
-        "runner.docker_config.docker_mounts.1: has 4 parts; write [path on the host, path in the container]",
-    ),
-    (
-        "runner: {runner_type: pdsh_docker}",
-        "runner.docker_config.docker_container: is needed for pdsh_docker: the name of the image",
-    ),
     # data
     ("data: {data_prefixes: []}", "data.data_prefixes: is empty; name token data sets, or set corpus to python_stdlib"),
     (
@@ -262,12 +247,12 @@ NOTES = [
         "logger.use_tensorboard: is true, but log_dir is null: nothing is written for TensorBoard",
     ),
     (
-        "runner: {docker_config: {docker_mounts: [[a, b]]}}",
-        "runner.docker_config.docker_mounts: has no effect: no container is started; start the command inside of one",
+        "runner: {docker_config: {docker_mounts: [[/a, /b]]}}",
+        "runner.docker_config: has no effect: runner_type is local, not pdsh_docker",
     ),
     (
-        "runner: {docker_config: {docker_sudo: true}}",
-        "runner.docker_config.docker_sudo: has no effect: no container is started; start the command inside of one",
+        "runner: {runner_type: ssh, slurm: {gpus: 8}}",
+        "runner.slurm: has no effect: runner_type is ssh, not slurm",
     ),
     (
         "transformer_architecture: {masked_softmax: {softmax_in_fp32: true}}",

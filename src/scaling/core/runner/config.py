@@ -54,18 +54,19 @@ class RunnerDockerConfig(BaseConfig):
 
 
 class RunnerSlurmConfig(BaseConfig):
-    """The job of slurm. What is null is left to the cluster's own default."""
+    """The job of slurm."""
 
     partition: str | None = None
-    """Partition to run in."""
+    """Partition to run in. null: the cluster's default."""
     account: str | None = None
-    """Account to charge."""
+    """Account to charge. null: your default."""
     qos: str | None = None
-    """Quality of service."""
+    """Quality of service. null: the cluster's default."""
     time: str | None = None
-    """Longest time the job may take, as sbatch takes it: `minutes`, `hours:minutes:seconds` or `days-hours`."""
+    """Longest time the job may take, as sbatch takes it: `minutes`, `hours:minutes:seconds` or `days-hours`. null: the
+    partition's default."""
     constraint: str | None = None
-    """Features the machines must have."""
+    """Features the machines must have. null: none."""
     gpus: int | None = Field(default=None, ge=1)
     """GPUs of each machine, one for each process. null: no GPUs are asked for."""
     signal_seconds: int = Field(default=120, ge=1, le=65535)
@@ -121,7 +122,9 @@ class RunnerKubernetesConfig(BaseConfig):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 yield Problem(f"secrets.{name}", "is no name of a variable; write letters, digits and _")
             if not re.fullmatch(r"[-a-z0-9.]+/[-._A-Za-z0-9]+", source):
-                yield Problem(f"secrets.{name}", f"is {source!r}; write secret/key, never the value itself")
+                yield Problem(
+                    f"secrets.{name}", "is not of the form secret/key; name the Secret and its key, never the value"
+                )
 
 
 class RunnerConfig(BaseConfig):
@@ -178,3 +181,14 @@ class RunnerConfig(BaseConfig):
         for index, pattern in enumerate(self.forward_environment):
             if not re.fullmatch(r"[A-Za-z_*?][A-Za-z0-9_*?]*", pattern):
                 yield Problem(f"forward_environment.{index}", f"is {pattern!r}; write a name, with * for any letters")
+
+    def notes(self) -> Iterator[Problem]:
+        """Yield sections that are meant for another way of starting."""
+        sections = {
+            "docker_config": RunnerType.PDSH_DOCKER,
+            "slurm": RunnerType.SLURM,
+            "kubernetes": RunnerType.KUBERNETES,
+        }
+        for name, kind in sections.items():
+            if self.runner_type is not kind and getattr(self, name) != type(getattr(self, name))():
+                yield Problem(name, f"has no effect: runner_type is {self.runner_type.value}, not {kind.value}")
