@@ -22,7 +22,7 @@ MAX_LINES = 400
 MAX_PARAMETERS = 5
 
 LAYERS: Sequence[Sequence[str]] = (
-    ("errors", "faults", "lazy"),
+    ("errors", "faults", "lazy", "waiting"),
     ("config", "collectives", "boxes", "storage"),
     ("logging",),
     ("topology",),
@@ -49,7 +49,7 @@ MAY_WAIT_FOR_THE_DEVICE = {
     "src/scaling/core/optimizer/optimizer.py::Optimizer.state": "is written into checkpoints",
     "src/scaling/core/pipeline/link.py::ActivationReceiver": "reads the header of the first message",
     "src/scaling/core/trainer/finite.py::require_finite": "runs where a checkpoint is saved, or something went wrong",
-    "src/scaling/core/trainer/trainer.py::Trainer._synchronise": "runs once per log interval",
+    "src/scaling/core/trainer/trainer.py::Trainer._maxima": "runs once per log interval",
     "src/scaling/transformer/data/": "works on NumPy arrays in memory",
     "src/scaling/transformer/inference/generation/choosing.py::_on_host": "brings the chosen tokens, once per step",
     "src/scaling/transformer/inference/generation/decider.py::understood": "reads the decisions, once per step",

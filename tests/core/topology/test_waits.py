@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
 from collections.abc import Mapping
 
 import pytest
 
 from scaling.core.topology.topology import Topology
-from scaling.core.topology.waits import Account, account_of, frames_of, judge
+from scaling.core.topology.waits import Account, account_of, calls_in, is_foreign_wait, judge, stack_of
+from scaling.core.waiting import Marks, marks_of_this_thread
 
 PATIENCE = 15.0
 
@@ -59,11 +59,13 @@ def test_who_has_not_waited_long_enough_is_let_be(accounts: Mapping[int, Account
     assert judge(accounts, PATIENCE) is None
 
 
-def test_a_stack_tells_waiting_from_working() -> None:
+def test_marks_and_a_stack_tell_waiting_from_working() -> None:
     ready, over = threading.Event(), threading.Event()
+    marks = list[Marks]()
 
     class Store:
         def get(self, key: str) -> bytes:
+            marks.append(marks_of_this_thread())
             ready.set()
             over.wait(60)
             return b"1"
@@ -75,11 +77,36 @@ def test_a_stack_tells_waiting_from_working() -> None:
     thread.start()
     try:
         assert ready.wait(60)
-        stack = list(frames_of(sys._current_frames()[thread.ident or 0]))
-        found = account_of(stack, step=None, still=2.0)
+        found = account_of(stack_of(thread.ident or 0), marks[0].innermost, step=None, still=2.0)
         assert (found.waits, found.votes, found.place) == (True, False, "topology.py, broadcast")
-        mine = account_of(list(frames_of(sys._getframe())), step=3, still=2.0)
-        assert (mine.waits, mine.phase) == (False, "the program")
+        mine = account_of(stack_of(threading.get_ident()), marks_of_this_thread().innermost, step=3, still=2.0)
+        assert (mine.waits, mine.phase, mine.place) == (False, "the program", "waits.py, stack_of")
     finally:
         over.set()
         thread.join()
+
+
+DUMP = """Thread 0x00000000000000ab (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 324 in wait
+  File "/any/scaling/core/waiting.py", line 68 in marked
+  File "/any/scaling/core/data/read_ahead.py", line ??? in __next__
+  File "/any/scaling/core/trainer/trainer.py", line 142 in step
+
+Current thread 0x00000000000000cd [any name] (most recent call first):
+  File "/any/torch/distributed/distributed_c10d.py", line 3 in barrier
+  File "/any/own program.py", line 4 in <module>
+  File "/any/scaling/core/trainer/trainer.py", line 142 in fit
+  ...
+"""
+
+
+def test_the_calls_of_a_thread_are_read_from_a_dump_of_all() -> None:
+    first, second = calls_in(DUMP, 0xAB), calls_in(DUMP, 0xCD)
+    assert [call.function for call in first] == ["wait", "__next__", "step"]
+    assert [call.function for call in second] == ["barrier", "<module>", "fit"]
+    assert calls_in(DUMP, 0xEF) == []
+    account = account_of(first, None, step=3, still=0.0)
+    assert (account.phase, account.place) == ("step 3, waiting for data", "read_ahead.py, __next__")
+    assert [is_foreign_wait(calls) for calls in (first, second, second[1:], [])] == [False, True, False, False]
+    assert account_of(second, None, step=None, still=0.0).waits
+    assert account_of([], None, step=None, still=0.0).place == "an unknown place"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -75,8 +77,40 @@ def test_a_rank_that_has_nothing_to_save_leaves_without_one_that_never_answers(
         assert looks * watching._pause == pytest.approx(watch._ANSWER_SECONDS + watch._LINGER_SECONDS, abs=0.5)
 
 
+def refuse(*arguments: object, **options: object) -> None:
+    raise AssertionError("looks at the calls of another thread")
+
+
+def test_nobody_looks_at_the_calls_of_another_thread_while_nothing_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that often has ended interpreters."""
+    monkeypatch.setattr(sys, "_current_frames", refuse)
+    monkeypatch.setattr(faulthandler, "dump_traceback", refuse)
+    failures: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    watching = watch.Watch(dist.HashStore(), rank=0, world_size=1, gate=Gate(), patience=60.0)
+    looks = mock.Mock(wraps=watching._clock.look)
+    monkeypatch.setattr(watching._clock, "look", looks)
+    watching._pause = 0.001
+    watching.start()
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        torch.manual_seed(1)
+        ops.all_reduce(torch.ones(1), None)
+        time.sleep(0.001)
+    assert all(thread.is_alive() for thread in watching._threads)
+    watching.stop()
+    assert looks.call_count > 20
+    assert not failures
+
+
 def collective(topology: Topology) -> None:
     ops.all_reduce(torch.ones(1), topology.world)
+
+
+def direct(topology: Topology) -> None:
+    """Do what a user's own program may: this library does not know of the call."""
+    time.sleep(PATIENCE / 3)
+    dist.barrier()
 
 
 def message(topology: Topology) -> None:
@@ -114,8 +148,9 @@ def wait_in(rank: int, world_size: int, folder: Path, does: tuple[Callable[[Topo
         ((message, asleep), "rank 1 is in the program (test_watch.py, asleep), for "),
         ((stopped, collective), "rank 0 does not react"),
         ((collective, message), "the ranks have waited for each other for 1.5 s"),
+        ((asleep, direct), "rank 0 is in the program (test_watch.py, asleep), for "),
     ],
-    ids=["stopped", "asleep", "stopped and serving the store", "each other"],
+    ids=["stopped", "asleep", "stopped and serving the store", "each other", "a call of the user's own"],
 )
 def test_who_keeps_the_others_waiting_is_named_to_all(
     does: tuple[Callable[[Topology], None], ...], named: str, tmp_path: Path

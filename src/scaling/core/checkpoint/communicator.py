@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, Final, Protocol, final
 
 from scaling.core.errors import ScalingError
+from scaling.core.waiting import votes
 
 CHUNK_BYTES: Final = 2**20
 """Largest value put into a store at once; TCPStore drops the connection above 8 MiB."""
@@ -135,6 +136,7 @@ class StoreCommunicator:
             self._store.set(f"{key}/{number}", text[start : start + CHUNK_BYTES])
         self._store.set(key, str(len(starts)))
 
+    @votes
     def _take(self, key: str, whom: str) -> Any:
         deadline = time.monotonic() + self._timeout.total_seconds()
         pause = _SHORTEST_PAUSE

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scaling.core.waiting import waits
+
 Group = dist.ProcessGroup | None
 Work = dist.Work
 
@@ -31,6 +33,7 @@ class _Several:
     def __init__(self, works: Sequence[Work | None]) -> None:
         self._works = works
 
+    @waits
     def wait(self) -> None:
         for work in self._works:
             if work is not None:
@@ -43,6 +46,7 @@ _MAX = dist.ReduceOp.MAX
 _SUM = dist.ReduceOp.SUM
 
 
+@waits
 def all_reduce(tensor: Tensor, group: Group, *, maximum: bool = False) -> Tensor:
     """Sum (or take the maximum of) `tensor` over the group, in place. Collective: all ranks of the group."""
     if group is not None:
@@ -50,11 +54,13 @@ def all_reduce(tensor: Tensor, group: Group, *, maximum: bool = False) -> Tensor
     return tensor
 
 
+@waits
 def all_reduce_start(tensor: Tensor, group: Group) -> Work | None:
     """Start summing `tensor` over the group in place; wait on the result before reading it."""
     return None if group is None else dist.all_reduce(tensor, group=group, async_op=True)
 
 
+@waits
 def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
     """Start summing the flat `tensor` over the group, each rank keeping its equal slice of the result in `output`.
 
@@ -69,12 +75,14 @@ def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGrou
     return work
 
 
+@waits
 def reduce_scatter(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Sum `tensor` over the group, each rank keeping its equal slice (along dimension 0) in `output`."""
     reduce_scatter_start(output, tensor, group).wait()
     return output
 
 
+@waits
 def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
     """Start joining every rank's flat `tensor` into `output`; `tensor` may be this rank's slice of `output`."""
     if _is_gloo(tensor) and _is_own_slice(tensor, output, group):
@@ -85,6 +93,7 @@ def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -
     return work
 
 
+@waits
 def all_gather(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Join every rank's `tensor` along dimension 0 into `output`."""
     all_gather_start(output, tensor, group).wait()
@@ -99,6 +108,7 @@ def _is_own_slice(part: Tensor, whole: Tensor, group: dist.ProcessGroup) -> bool
     return part.data_ptr() == whole.data_ptr() + group.rank() * part.numel() * part.element_size()
 
 
+@waits
 def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:
     """Overwrite `tensor` on every rank of the group with that of the group's rank `source`."""
     if group is not None:
@@ -106,6 +116,7 @@ def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:
     return tensor
 
 
+@waits
 def send_start(tensor: Tensor, group: Group, *, to: int) -> Work:
     """Start sending `tensor` to the group's rank `to`; the tensor must live until the work is done."""
     work = dist.isend(tensor, group=group, group_dst=to)
@@ -113,12 +124,14 @@ def send_start(tensor: Tensor, group: Group, *, to: int) -> Work:
     return work
 
 
+@waits
 def receive(tensor: Tensor, group: Group, *, source: int) -> Tensor:
     """Fill `tensor` with the next message from the group's rank `source`."""
     receive_start(tensor, group, source=source).wait()
     return tensor
 
 
+@waits
 def receive_start(tensor: Tensor, group: Group, *, source: int) -> Work:
     """Start filling `tensor` with the next message from the group's rank `source`."""
     work = dist.irecv(tensor, group=group, group_src=source)
@@ -138,6 +151,7 @@ def gather_slices(tensor: Tensor, group: dist.ProcessGroup, *, dim: int) -> Tens
     return joined.movedim(0, dim).flatten(dim, dim + 1)
 
 
+@waits
 def gather(tensor: Tensor, group: Group, *, to: int) -> Tensor | None:
     """Return every rank's equally large `tensor`, stacked by rank, on the group's rank `to`; None on the others.
 

@@ -15,6 +15,7 @@ from scaling.core.optimizer.flat_buffer import FlatBuffer, places
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import Placement
 from scaling.core.topology.topology import Topology
+from scaling.core.waiting import waits
 
 
 @final
@@ -91,6 +92,7 @@ class GradientSync:
         elif (work := ops.all_reduce_start(whole, group)) is not None:
             self._works.append(work)
 
+    @waits
     def finish(self) -> None:
         """Reduce what has not been yet and wait for everything. Collective: all ranks that share a parameter."""
         while self._next < len(self._buckets):
@@ -111,6 +113,7 @@ class GradientSync:
             return [slice(0, buckets[-1].stop)]
         return [bucket.slice_of(*self._position[number]) for bucket in buckets]
 
+    @waits
     def gather_weights(self) -> None:
         """Give all ranks along the batch axes the slices each of them updated. Collective: those ranks; all-gather."""
         works = []

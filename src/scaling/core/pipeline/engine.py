@@ -22,6 +22,7 @@ from scaling.core.pipeline.stage import Stage
 from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.topology.gate import Gate
 from scaling.core.topology.topology import Topology
+from scaling.core.waiting import waits
 
 Timer = Callable[[Action], contextlib.AbstractContextManager[None]]
 
@@ -263,6 +264,7 @@ class _Step:
             for tensor, gradient in zip(inputs, gradients, strict=True)
         ]
 
+    @waits
     def _receive_gradient(self, message: Message) -> None:
         group, peer = self.engine._gradient_links[message.source, message.target]
         left = self._left[message.micro_batch, message.target]

@@ -19,6 +19,7 @@ from torch import Tensor
 from scaling.core.collectives import ops, tree
 from scaling.core.collectives.ops import Group
 from scaling.core.errors import ScheduleError
+from scaling.core.waiting import waits
 
 Structure = Any
 
@@ -106,6 +107,7 @@ class Outbox:
         tensor = tensor.contiguous()
         self._flying.append((tensor, ops.send_start(tensor, group, to=to)))
 
+    @waits
     def wait(self) -> None:
         """Wait for all sends."""
         for _, work in self._flying:
@@ -147,6 +149,7 @@ class ActivationReceiver:
         self._group, self._peer = group, peer
         self._announced: dict[bool, tuple[Structure, tuple[Leaf, ...]]] = {}  # by whether gradients are enabled
 
+    @waits
     def receive(self, device: torch.device) -> Any:
         """Return the next message; tensors that needed a gradient where they came from need one here."""
         training = torch.is_grad_enabled()

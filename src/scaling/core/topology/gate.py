@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Final, final
 
 from scaling.core.errors import AskedToLeave
+from scaling.core.waiting import waits
 
 NUDGE: Final = signal.SIGURG
 """Interrupts what the training thread is blocked in, so that it looks at the gate; ignored where nobody handles it."""
@@ -81,12 +82,18 @@ class Gate:
             self.begun = unit
             return True
         with self._answer:
-            while self._is_held and self._last is None:
-                self._answer.wait()
+            if self._is_held and self._last is None:
+                self._wait_for_answer()
             if self._last is not None and unit > self._last:
                 return False
             self.begun = unit
             return True
+
+    @waits
+    def _wait_for_answer(self) -> None:
+        """Wait for how far all have promised to go. While holding `_answer`."""
+        while self._last is None:
+            self._answer.wait()
 
     def pass_through(self) -> None:
         """Begin a unit of its own, at a place where nothing has to be finished; `AskedToLeave` where it is left out."""

@@ -24,6 +24,7 @@ from scaling.core.topology.placement import Placement
 from scaling.core.topology.rendezvous import connect_store, leave_store
 from scaling.core.topology.rng import RngTracker
 from scaling.core.topology.watch import Watch
+from scaling.core.waiting import waits
 
 if TYPE_CHECKING:
     from scaling.core.topology.config import TopologyConfig
@@ -64,6 +65,7 @@ class Topology:
         return cls(Layout(), 0, torch.device(device))
 
     @classmethod
+    @waits
     def connect(
         cls, config: TopologyConfig, launch: LaunchContext | None = None, *, digest: str = "", run_name: str = "scaling"
     ) -> Self:
@@ -146,6 +148,7 @@ class Topology:
         """Return the key-value store all ranks of this attempt share; None for a process that works alone."""
         return self._store
 
+    @waits
     def subgroup(self, purpose: str, ranks: Sequence[int]) -> dist.ProcessGroup | None:
         """Return a group of the given global ranks, ordered by rank; None for a rank that stays alone.
 
@@ -196,6 +199,7 @@ class Topology:
         values = self.gather(purpose, value)
         return cast(T, self.broadcast(purpose, None if values is None else join(values)))
 
+    @waits
     def gather(self, purpose: str, value: Any) -> list[Any] | None:
         """Return what all ranks passed, in rank order, on rank 0, None on the others. Collective: all ranks."""
         if self._store is None:
@@ -207,6 +211,7 @@ class Topology:
         keys = [f"{prefix}/{rank}" for rank in range(1, self.layout.world_size)]
         return [value, *map(json.loads, self._store.multi_get(keys))]
 
+    @waits
     def broadcast(self, purpose: str, value: T) -> T:
         """Return what rank 0 passed, whatever the others pass. Collective: all ranks."""
         if self._store is None:

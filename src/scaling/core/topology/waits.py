@@ -1,32 +1,26 @@
-"""What a rank is doing, read from the stack of its training thread, and which ranks keep the others waiting."""
+"""What a rank is doing, read from marks and from the calls of its training thread; who keeps the others waiting."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import faulthandler
+import itertools
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Final
+from typing import Final, NamedTuple
 
 from scaling.core.topology.ranks import enumerate_ranks
+from scaling.core.waiting import Wait
 
 _CORE: Final = "scaling/core/"
 _TORCH: Final = "torch/distributed/"
+_MARKS: Final = "scaling/core/waiting.py"
+"""Stands around every marked call, and says nothing."""
 
-_COLLECTIVES: Final[Mapping[str, tuple[str, ...]]] = {
-    "collectives/ops.py": (),
-    "optimizer/grad_sync.py": ("finish", "gather_weights"),
-    "pipeline/engine.py": ("_receive_gradient",),
-    "pipeline/link.py": ("wait", "receive"),
-    "topology/gate.py": ("admits",),
-    "topology/topology.py": ("gather", "broadcast", "subgroup", "connect"),
-    "topology/rendezvous.py": ("leave_store",),
-    "trainer/trainer.py": ("_synchronise",),
-}
-"""Functions that wait for other ranks, by file; no names: all of a file."""
-
-_VOTES: Final[Mapping[str, tuple[str, ...]]] = {"checkpoint/communicator.py": ("_take",)}
-"""Functions that wait while others may have much to read or write."""
+_THREAD: Final = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+) ")
+_CALL: Final = re.compile(r'  File "(.*)", line \S+ in (.*)')
 
 _PHASES: Final = (
     ("trainer/trainer.py", "evaluate", "the evaluation after step {step}"),
@@ -46,6 +40,13 @@ VOTE_SECONDS: Final = 1800.0
 """How long a rank may read or write for a checkpoint while others wait for its word."""
 
 
+class Call(NamedTuple):
+    """A function that a thread is in."""
+
+    path: str
+    function: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Account:
     """What one rank says about itself."""
@@ -61,44 +62,53 @@ class Account:
     """Whether what it waits for may take as long as reading and writing a checkpoint does."""
 
 
-def frames_of(innermost: FrameType | None) -> Iterator[FrameType]:
-    """Yield the frames of a stack from the innermost on."""
-    while innermost is not None:
-        yield innermost
-        innermost = innermost.f_back
+def stack_of(thread: int) -> list[Call]:
+    """Return what a thread of this process is in, from the innermost call on; nothing where that is not known.
+
+    Read from the dump that is made for crashed interpreters: it makes no frame objects, which would be another
+    thread's. It ends after a hundred calls.
+    """
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return calls_in(file.read().decode(errors="replace"), thread)
 
 
-def waiting_frame(stack: Sequence[FrameType]) -> FrameType | None:
-    """Return the frame that waits for other ranks: it is the innermost of this library, or one of torch's."""
-    for frame in stack:
-        path = frame.f_code.co_filename.replace("\\", "/")
-        if _TORCH in path:
-            return frame
-        if _CORE in path:
-            name = frame.f_code.co_name
-            return frame if _is_listed(_COLLECTIVES, path, name) or _is_listed(_VOTES, path, name) else None
-    return None
+def calls_in(dump: str, thread: int) -> list[Call]:
+    """Return what a dump of `faulthandler` says about a thread, from the innermost call on."""
+    found: list[Call] = []
+    is_it = False
+    for line in dump.splitlines():
+        if head := _THREAD.match(line):
+            is_it = int(head[1], 16) == thread
+        elif is_it and (call := _CALL.match(line)):
+            path = call[1].replace("\\", "/")
+            if not path.endswith(_MARKS):
+                found.append(Call(path, call[2]))
+    return found
 
 
-def account_of(stack: Sequence[FrameType], *, step: int | None, still: float) -> Account:
-    """Describe a stack."""
-    own = [frame for frame in stack if _CORE in frame.f_code.co_filename]
-    calls = [(frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name) for frame in own]
+def is_foreign_wait(stack: Sequence[Call]) -> bool:
+    """Return whether a thread is in a call of torch.distributed which nothing of this library has made."""
+    return any(_TORCH in call.path for call in itertools.takewhile(lambda call: _CORE not in call.path, stack))
+
+
+def account_of(stack: Sequence[Call], wait: Wait | None, *, step: int | None, still: float) -> Account:
+    """Describe what a thread is in, and the innermost of its marked calls."""
+    own = [call for call in stack if _CORE in call.path]
     phase = next(
         (
             text.format(step=0 if step is None else step)
             for file, function, text in _PHASES
-            if any(path.endswith(_CORE + file) and name == function for path, name in calls)
+            if any(call.path.endswith(_CORE + file) and call.function == function for call in own)
         ),
         "the program",
     )
-    if any(f"{_CORE}{_READING}" in path for path, _ in calls[:4]):
+    if any(f"{_CORE}{_READING}" in call.path for call in own[:4]):
         phase += ", waiting for data"
-    innermost = (own or stack)[0].f_code
-    waits = waiting_frame(stack)
-    votes = waits is not None and any(_is_listed(_VOTES, path, name) for path, name in calls[:1])
-    place = f"{Path(innermost.co_filename).name}, {innermost.co_name}"
-    return Account(phase=phase, place=place, still=still, waits=waits is not None, votes=votes)
+    place = next((f"{Path(call.path).name}, {call.function}" for call in [*own, *stack]), "an unknown place")
+    waits = wait is not None or is_foreign_wait(stack)
+    return Account(phase=phase, place=place, still=still, waits=waits, votes=wait is not None and wait.votes)
 
 
 def judge(accounts: Mapping[int, Account | None], patience: float) -> str | None:
@@ -158,8 +168,3 @@ def _waiters(waiting: Mapping[int, Account]) -> str:
 
 def _whereabouts(account: Account) -> str:
     return f"{account.phase} ({account.place})"
-
-
-def _is_listed(functions: Mapping[str, tuple[str, ...]], path: str, name: str) -> bool:
-    names = next((names for file, names in functions.items() if path.endswith(_CORE + file)), None)
-    return names is not None and (not names or name in names)

@@ -1,8 +1,8 @@
 """Watch: two threads per rank, over which ranks agree on leaving and find out who keeps the others waiting.
 
 While nothing happens a rank asks the store ten times a second how many events there are, and nothing else: no
-collective, no wait for the device, no message of the training thread. An event is that a rank was asked to leave, that
-one has waited for too long and wants to know how the others are, or that a hang was found.
+collective, no wait for the device, no message of the training thread, no look at its calls. An event is that a rank was
+asked to leave, that one has waited for too long and wants to know how the others are, or that a hang was found.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from types import FrameType
 from typing import Any, Final, NoReturn, final
 
 import torch.distributed as dist
 
 from scaling.core.errors import AskedToLeave, ExitStatus, HangError
 from scaling.core.topology.gate import NUDGE, Gate
-from scaling.core.topology.waits import Account, account_of, frames_of, judge, waiting_frame
+from scaling.core.topology.stillness import Stillness, processor_clock
+from scaling.core.topology.waits import Account, account_of, is_foreign_wait, judge, stack_of
+from scaling.core.waiting import marks_of_this_thread
 
 _PAUSE: Final = 0.1
 _ANSWER_SECONDS: Final = 3.0
@@ -47,7 +47,10 @@ class Watch:
         """Whether a thread of the watch is about to end this process."""
         self._over = threading.Event()
         self._pause = _PAUSE + world_size / 4000  # thousands of ranks share one store
-        self._clock = _Stillness()
+        self._marks = marks_of_this_thread()
+        self._clock = Stillness(
+            self._marks, processor_clock(self._thread), patience=patience, is_foreign=self._is_in_foreign_wait
+        )
         self._silence = 0.0
         """Seconds since the store has answered, not counting those in which this process was stopped."""
         self._seen = 0
@@ -83,18 +86,19 @@ class Watch:
             passed = min(now - before, 1.0)  # the process was stopped, not waiting, where it took longer
             before = now
             self._silence += passed
-            self._clock.look(self._stack(), self._gate.begun, passed)
+            self._clock.look(self._gate.begun, passed)
             if self._clock.waited >= self._patience and self._silence >= self._patience:
                 self.is_ending = True  # rank 0, or the launcher, serves the store: without it there is nobody to ask
                 found = {0: None, self._rank: self._account()} if self._rank else {}
                 lost = "; the store over which the ranks would ask each other does not answer either"
                 self._end(HangError((judge(found, self._patience) or "no rank can be asked how it is") + lost))
 
-    def _stack(self) -> list[FrameType]:
-        return list(frames_of(sys._current_frames().get(self._thread)))
+    def _is_in_foreign_wait(self) -> bool:
+        return is_foreign_wait(stack_of(self._thread))
 
     def _account(self) -> Account:
-        return account_of(self._stack(), step=self._gate.step, still=self._clock.still)
+        wait = self._marks.innermost
+        return account_of(stack_of(self._thread), wait, step=self._gate.step, still=self._clock.still)
 
     def _exchange(self) -> None:
         try:
@@ -198,28 +202,3 @@ class _Leaving:
         self.is_known = False
         self.last: int | None = None
         self.seconds = 0.0
-
-
-@final
-class _Stillness:
-    """For how long the training thread has not moved, and for how long it has waited in one call."""
-
-    def __init__(self) -> None:
-        self.still = 0.0
-        self.waited = 0.0
-        self.since_question = 0.0
-        self._former: tuple[object, ...] = ()
-
-    def look(self, stack: Sequence[FrameType], begun: int, passed: float) -> None:
-        """Compare the stack with the one before, `passed` seconds ago.
-
-        A call that waits is the same as long as its frame is the same object, which is kept for that; it may look at
-        the store again and again.
-        """
-        waits = waiting_frame(stack)
-        here = (waits, begun) if waits is not None else (None, begun, *((f.f_code, f.f_lasti) for f in stack))
-        same = len(here) == len(self._former) and all(a is b or a == b for a, b in zip(here, self._former, strict=True))
-        self.still = self.still + passed if same else 0.0
-        self.waited = self.still if waits is not None else 0.0
-        self.since_question += passed
-        self._former = here

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, final
 
 import torch
+from torch import Tensor
 
 from scaling.core.checkpoint.base import BASE, BaseReference
 from scaling.core.checkpoint.checkpointer import Checkpointer
@@ -31,6 +32,7 @@ from scaling.core.trainer.preemption import Preemption
 from scaling.core.trainer.start import Start
 from scaling.core.trainer.state import Metrics, NoMetrics, RunIdentity, TrainState, due
 from scaling.core.training.learner import Learner
+from scaling.core.waiting import waits
 
 _log = logging.getLogger(__name__)
 
@@ -306,12 +308,17 @@ class Trainer:
             found.update({"training/loss_scale": report.loss_scale, "training/overflow": report.overflow})
         return found
 
+    @waits
+    def _maxima(self, values: Tensor) -> list[float]:
+        """Return the maxima over all ranks, for which the host waits."""
+        maxima: list[float] = ops.all_reduce(values, self._topology.world, maximum=True).tolist()
+        return maxima
+
     def _synchronise(self, preemption: Preemption) -> None:
         """Wait for the device, agree on what only the host knows, and write the metrics: the only wait of the loop."""
         local = [float(preemption()), float(self._peak_memory())]
         agreed = torch.tensor(local, dtype=torch.float64, device=self._topology.device)
-        agreed = torch.cat([agreed, self._finite.streaks])
-        stop, peak, gradients, losses = ops.all_reduce(agreed, self._topology.world, maximum=True).tolist()
+        stop, peak, gradients, losses = self._maxima(torch.cat([agreed, self._finite.streaks]))
         now = time.perf_counter()
         duration = (now - self._clock) / self._steps_since_log
         samples = self.learner.samples_per_step / duration
