@@ -19,7 +19,6 @@ WAITS_FOR_RANKS = {
     "src/scaling/core/pipeline/link.py": "Outbox.wait ActivationReceiver.receive",
     "src/scaling/core/topology/gate.py": "Gate._wait_for_answer",
     "src/scaling/core/topology/topology.py": "Topology.gather Topology.broadcast Topology.subgroup Topology.connect",
-    "src/scaling/core/topology/rendezvous.py": "leave_store",
     "src/scaling/core/trainer/trainer.py": "Trainer._maxima",
     "src/scaling/core/checkpoint/communicator.py": "StoreCommunicator._take",
 }

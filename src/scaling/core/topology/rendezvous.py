@@ -32,7 +32,6 @@ from scaling.core.errors import ConfigError, HangError, LayoutError, ScalingErro
 from scaling.core.topology.base_store import LOOPBACK, open_base_store, poll_until, serve_this_machine
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.ranks import enumerate_ranks
-from scaling.core.waiting import waits
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +112,6 @@ def connect_store(launch: LaunchContext, *, digest: str, run_name: str, timeout:
     return store
 
 
-@waits
 def leave_store(store: dist.Store, *, world_size: int, timeout: timedelta = timedelta(seconds=60)) -> bool:
     """Wait until every rank is through with `store`; return False where some did not come. Collective: all ranks.
 
