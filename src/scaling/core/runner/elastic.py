@@ -5,31 +5,60 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest, Std
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from scaling.core.errors import ScalingError
+from scaling.core.errors import LayoutError, ScalingError
+from scaling.core.runner.node_output import NodeOutput
 from scaling.core.runner.outcome import ProcessEnd
 from scaling.core.runner.report import Report
 from scaling.core.runner.supervisor import POLL_SECONDS, Processes, Supervisor
-from scaling.core.topology.base_store import LOOPBACK, serve_this_machine
+from scaling.core.topology.base_store import LOOPBACK, open_base_store, serve_this_machine
+from scaling.core.topology.launch import LaunchContext
+
+_MEETING_SECONDS: Final = 120.0
+"""How long the machines of a run may take until all of them have started their agents."""
+_LEAVING_SECONDS: Final = 3.0
+"""How long an agent that has started nothing may hold up a machine that is asked to leave."""
+_BARRIER_SECONDS: Final = 30.0
+"""How long an agent whose processes are all done waits for the others, one of which serves the store."""
 
 
-class OneMachine(RendezvousHandler):
-    """The rendezvous of an agent that has no other agents to wait for: it is complete as it begins."""
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where this machine stands among those of a run, and where they meet."""
 
-    def __init__(self, run_id: str, port: int) -> None:
+    run_id: str
+    index: int
+    machines: int
+    first_rank: int
+    address: str
+    port: int
+
+
+class FixedRendezvous(RendezvousHandler):
+    """The rendezvous of agents whose number and order are settled beforehand: it is complete once they have a store.
+
+    The first machine serves the store, where the others and all processes meet. A machine alone serves one for itself.
+    """
+
+    def __init__(self, run_id: str, port: int, *, site: Site | None, is_over: Callable[[], bool]) -> None:
         self._run_id = run_id
-        self._store = serve_this_machine(port, setting="runner.master_port")
+        self._site = site
+        self._is_over = is_over
+        self._store = serve_this_machine(port, setting="runner.master_port") if site is None else None
         self._is_closed = False
 
     @property
@@ -46,10 +75,28 @@ class OneMachine(RendezvousHandler):
         return self._run_id
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return the store, and that this agent is the only one."""
-        return RendezvousInfo(
-            dist.PrefixStore(self._run_id, self._store), 0, 1, RendezvousStoreInfo(LOOPBACK, self._store.port)
+        """Return the store, the number of this agent and how many there are."""
+        if self._store is not None:
+            place = RendezvousStoreInfo(LOOPBACK, self._store.port)
+            return RendezvousInfo(dist.PrefixStore(self._run_id, self._store), 0, 1, place)
+        assert self._site is not None
+        store = self._meet(self._site)
+        place = RendezvousStoreInfo(self._site.address, self._site.port)
+        return RendezvousInfo(dist.PrefixStore(self._run_id, store), self._site.index, self._site.machines, place)
+
+    def _meet(self, site: Site) -> dist.Store:
+        launch = LaunchContext(
+            rank=site.index, world_size=site.machines, master_addr=site.address, master_port=site.port
         )
+        deadline = time.monotonic() + _MEETING_SECONDS
+        while True:
+            try:
+                return open_base_store(launch, min(deadline, time.monotonic() + 2.0))
+            except LayoutError as error:
+                raise LayoutError(str(error).replace("MASTER_PORT", "runner.master_port")) from error
+            except ScalingError:
+                if time.monotonic() >= deadline or self._is_over():
+                    raise
 
     def is_closed(self) -> bool:
         """Return whether the run is over."""
@@ -69,16 +116,46 @@ class OneMachine(RendezvousHandler):
         return True
 
 
+class PipedOutput(DefaultLogsSpecs):
+    """Lets the processes write into pipes that a `NodeOutput` reads."""
+
+    def __init__(self, folder: str, output: NodeOutput, *, first_rank: int) -> None:
+        super().__init__(log_dir=folder, redirects=Std.ALL)
+        self._output = output
+        self._first_rank = first_rank
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """Return where each process writes: pipes in place of the files."""
+        destination = super().reify(envs)
+        for to, paths in ((1, destination.stdouts), (2, destination.stderrs)):
+            for local_rank, path in paths.items():
+                self._output.attach(path, rank=self._first_rank + local_rank, to=to)
+        return destination
+
+
 def run_processes(
-    command: Sequence[str], supervisor: Supervisor, *, processes: int, master_port: int | None
+    command: Sequence[str],
+    supervisor: Supervisor,
+    *,
+    processes: int,
+    master_port: int | None,
+    site: Site | None = None,
+    output: NodeOutput | None = None,
 ) -> list[ProcessEnd]:
     """Run `command` in as many processes, watched by `supervisor`, until all have ended; return how.
+
+    They are all there is, or, with a `site`, those of one machine of several. What they print goes to where this
+    process prints, or through `output`. Empty where it is asked to
+    leave before anything was started.
 
     The agent works in a thread, so that the main thread is there for signals: the agent itself would answer the first
     one by a deadline of 30 seconds, however long saving takes, and report whatever happens as a failure.
     """
-    run_id = f"scaling-{uuid.uuid4()}"
-    rendezvous = OneMachine(run_id, master_port or 0)
+    run_id = f"scaling-{uuid.uuid4()}" if site is None else site.run_id
+    first_rank = 0 if site is None else site.first_rank
+    rendezvous = FixedRendezvous(
+        run_id, master_port or 0, site=site, is_over=lambda: supervisor.asked is not None or supervisor.forced
+    )
     with tempfile.TemporaryDirectory(prefix="scaling_run_") as folder, _quiet_agent():
         agent = LocalElasticAgent(
             WorkerSpec(
@@ -91,7 +168,10 @@ def run_processes(
                 monitor_interval=POLL_SECONDS,
                 local_addr=LOOPBACK,
             ),
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            logs_specs=DefaultLogsSpecs(log_dir=folder)
+            if output is None
+            else PipedOutput(folder, output, first_rank=first_rank),
+            exit_barrier_timeout=_BARRIER_SECONDS,
         )
         results: list[RunResult] = []
         errors: list[Exception] = []
@@ -111,17 +191,27 @@ def run_processes(
         thread = threading.Thread(target=run, name="scaling-agent", daemon=True)
         supervisor.crew = Processes(started)
         thread.start()
+        idle = 0.0
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             supervisor.check()
+            if site is not None and (supervisor.asked is not None or supervisor.forced) and not started():
+                idle += POLL_SECONDS
+                if idle > _LEAVING_SECONDS or supervisor.forced:  # it waits for machines that do not come
+                    return []
         rendezvous.shutdown()
         if not results:
+            if supervisor.asked is not None and not started():
+                return []
+            if isinstance(errors[0], ScalingError):
+                raise errors[0]
             raise ScalingError(f"the {processes} processes could not be started: {errors}") from errors[0]
-        return [_end(rank, results[0], supervisor, Path(folder)) for rank in range(processes)]
+        ranks = range(first_rank, first_rank + processes)
+        return [_end(rank, rank - first_rank, results[0], supervisor, Path(folder)) for rank in ranks]
 
 
-def _end(rank: int, result: RunResult, supervisor: Supervisor, folder: Path) -> ProcessEnd:
-    report = next((Report.read(path) for path in folder.glob(f"*/attempt_0/{rank}/error.json")), None)
+def _end(rank: int, local_rank: int, result: RunResult, supervisor: Supervisor, folder: Path) -> ProcessEnd:
+    report = next((Report.read(path) for path in folder.glob(f"*/attempt_0/{local_rank}/error.json")), None)
     failure = result.failures.get(rank)
     if failure is None:  # it ended with 0, but may have left word that it was asked to leave
         return ProcessEnd(rank=rank, exit_code=0 if report is None else report.status, report=report)

@@ -60,6 +60,11 @@ def process_defaults(environ: Mapping[str, str], processes: int, *, gpus: Sequen
     return {name: value for name, value in defaults.items() if name not in environ}
 
 
+def script_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what lets a script import from the folder that the command was given in, as a module may."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), environ.get("PYTHONPATH")]))}
+
+
 def _deepspeed_lines(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -17,7 +17,7 @@ from scaling.core.config.config_file import handed_on
 from scaling.core.errors import AskedToLeave, ExitStatus, StorageError
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner.config import RunnerConfig
-from scaling.core.runner.environment import process_defaults
+from scaling.core.runner.environment import process_defaults, script_variables
 from scaling.core.runner.hosts import read_hosts
 from scaling.core.runner.outcome import Outcome, ProcessEnd, outcome
 from scaling.core.runner.process import ERROR_FILE_VARIABLE
@@ -162,8 +162,8 @@ def _environment(processes: int, *, gpus: Sequence[int] | None, script: bool) ->
     """Set what the processes inherit; apart from the runner's own variable, only where the user has not set it."""
     values = process_defaults(os.environ, processes, gpus=gpus)
     values[RUNNER_VARIABLE] = str(os.getpid())
-    if script:  # it may import from the folder that the command was given in, as a module may
-        values["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    if script:
+        values |= script_variables(os.environ)
     with _variables(values):
         yield
 
