@@ -113,7 +113,9 @@ class Node:
         return line.decode().rstrip("\n")
 
     def finish(self, seconds: float = 60.0) -> tuple[list[str], NodeReport, int]:
-        out, _ = self.process.communicate(timeout=seconds)
+        assert self.process.stdout is not None
+        out: bytes = self.process.stdout.read()  # not by `communicate`, which would end the lifeline
+        self.process.wait(seconds)
         *lines, last = out.decode().splitlines()
         report = NodeReport.from_line(last, run_id=RUN)
         assert report is not None, last
@@ -183,7 +185,6 @@ def test_processes_are_asked_to_leave_by_a_word_or_the_end_of_the_lifeline(
     pids = [int(node.line().split()[1]) for _ in range(2)]
     if word is None:
         node.stdin.close()
-        node.process.stdin = None
     else:
         node.say(word)
     lines, report, status = node.finish()
@@ -202,7 +203,6 @@ def test_the_end_of_the_lifeline_does_not_hurry_those_who_are_leaving(
     assert node.line() == "asked by SIGTERM"
     time.sleep(0.7)  # longer than signals that are one request are apart
     node.stdin.close()
-    node.process.stdin = None
     _, report, status = node.finish()
     assert (status, [end.exit_code for end in report.ends]) == (75, [75])
 
@@ -228,7 +228,6 @@ def test_a_machine_leaves_that_waits_for_others_in_vain(tmp_path: Path, start: C
     node = start(Order(plan=planned(tmp_path, OBEY, [1, 1])), 1)
     time.sleep(3.0)
     node.stdin.close()
-    node.process.stdin = None
     _, report, status = node.finish(20)
     assert (status, report.ends, report.problem) == (75, (), None)
 
