@@ -14,6 +14,7 @@ from scaling.core.optimizer.config import AdamWConfig, OptimizerConfig
 from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.main import runner_main
+from scaling.core.runner.plan import HostNeeds
 from scaling.core.runner.process import run_process
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.launch import LaunchContext
@@ -37,17 +38,21 @@ class RunConfig(BaseConfig):
     """Timeline of a few steps."""
 
 
+_DRY_RUN = "--dry-run"
+
 Config = TypeVar("Config", bound=RunConfig)
 
 
 def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
     """Start `module` in the processes that the configuration named on the command line asks for; end as they end.
 
-    The command line is CONFIG [KEY=VALUE ...]. `module` ends in `run_training_process` with the same class.
+    The command line is CONFIG [KEY=VALUE ...] [--dry-run]; the last prints what would be started. `module` ends in `run_training_process` with the same class.
     """
 
     def start() -> int:
         path, overrides = command_line()
+        dry_run = _DRY_RUN in overrides
+        overrides = [override for override in overrides if override != _DRY_RUN]
         text = read_config(path)
         config = config_class.from_str(text, overrides, source=path)
         if LaunchContext.from_environment().rank == 0:
@@ -61,9 +66,17 @@ def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
             overrides=overrides,
             processes=config.topology.world_size,
             log_dir=config.logger.log_dir,
+            needs=HostNeeds(folders=needed_folders(config), device=config.topology.device.value),
+            dry_run=dry_run,
         )
 
     run_process(start)
+
+
+def needed_folders(config: RunConfig) -> tuple[tuple[str, str], ...]:
+    """Return setting and path of the folders that must be the same folder on all machines of a run."""
+    folders = {"logger.log_dir": config.logger.log_dir, "trainer.save_dir": config.trainer.save_dir}
+    return tuple((setting, str(path)) for setting, path in folders.items() if path is not None)
 
 
 def run_training_process(config_class: type[Config], train: Callable[[Config, LaunchContext], ExitStatus]) -> NoReturn:

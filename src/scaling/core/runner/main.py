@@ -1,30 +1,32 @@
-"""runner_main and run_program: start the processes of a run, wait for them, and say how it ended."""
+"""runner_main: start the processes of a run where its configuration says, wait for them, and say how it ended."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import runpy
+import secrets
 import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from scaling.core.config.config_file import handed_on
-from scaling.core.errors import AskedToLeave, ExitStatus, StorageError
-from scaling.core.logging.run_state import RunPhase, RunState
-from scaling.core.runner.config import RunnerConfig
-from scaling.core.runner.environment import process_defaults, script_variables
-from scaling.core.runner.hosts import read_hosts
-from scaling.core.runner.outcome import Outcome, ProcessEnd, outcome
-from scaling.core.runner.process import ERROR_FILE_VARIABLE
-from scaling.core.runner.report import Report
-from scaling.core.runner.supervisor import POLL_SECONDS, Processes, Supervisor
-from scaling.core.storage.lock import locked
-from scaling.core.topology.launch import CONFIG_COPY_VARIABLE, RUNNER_VARIABLE, LaunchContext
+from scaling.core.errors import ConfigError, ExitStatus, Problem
+from scaling.core.runner.attempts import run_attempts
+from scaling.core.runner.config import RunnerConfig, RunnerType
+from scaling.core.runner.dry_run import describe_local, describe_plan
+from scaling.core.runner.hosts import Host, read_hosts
+from scaling.core.runner.local import LocalJob, environment_variables
+from scaling.core.runner.plan import DEFAULT_PORT, HostNeeds, LaunchPlan, launch_plan
+from scaling.core.runner.remote import RemoteJob, transport_of
+from scaling.core.topology.launch import CONFIG_COPY_VARIABLE, LaunchContext
+
+_NOTHING: Final = HostNeeds()
 
 
 def runner_main(
@@ -36,96 +38,117 @@ def runner_main(
     overrides: Sequence[str] = (),
     processes: int,
     log_dir: Path | None = None,
+    needs: HostNeeds = _NOTHING,
+    dry_run: bool = False,
 ) -> int:
-    """Run `module_or_script CONFIG [KEY=VALUE ...]` in `processes` processes of this machine; return the exit status.
+    """Run `module_or_script CONFIG [KEY=VALUE ...]` in `processes` processes; return the exit status.
 
+    Where they run, `config` says: on this machine, on others, as a job of Slurm; for Kubernetes a manifest is written.
     The processes resolve the configuration themselves, from the same overrides and `config_text`: what was read of
-    the file, and checked, before (`read_config` finds it for them). None: they read the file. What a person reads when
-    one fails is printed here, once: the first cause, which is also written to `run_state.json` in `log_dir`. Signals
-    are passed on; no process is left behind. Inside torchrun or srun nothing is started: the work is done in this
-    process.
+    the file, and checked, before (`read_config` finds it for them). None, or where it cannot travel: they read the
+    file. What a person reads when one fails is printed here, once: the first cause, which is also written to
+    `run_state.json` in `log_dir`. Where `config` allows restarts, the whole run is started again after a failure; what
+    became of each attempt is written to `run.json`. Signals are passed on; no process is left behind, on any machine.
+    Inside torchrun or srun nothing is started: the work is done in this process.
+
+    `needs` is what other machines must have; they are looked at before anything starts. `dry_run` prints what would be
+    started, and starts nothing.
+
+    Raises:
+        ConfigError: The machines do not fit the number of processes, or cannot do the work. Nothing was started.
     """
     target = str(config.script or module_or_script)
     arguments = [str(config_path), *overrides]
-    with _config_for_processes(config_path, config_text):
-        return _run(config, target, arguments, processes=processes, log_dir=log_dir)
+    if LaunchContext.from_environment().launched and not dry_run:
+        with _config_for_processes(config_path, config_text):
+            return _run_here(target, arguments)
+    script = _is_script(target)
+    program = [target, *arguments] if script else ["-m", target, *arguments]
+    match config.runner_type:
+        case RunnerType.SLURM:
+            run_job: Callable[..., int] = importlib.import_module("scaling.core.runner.slurm").run_job
+            return run_job(config, program, processes=processes, log_dir=log_dir, dry_run=dry_run)
+        case RunnerType.KUBERNETES:
+            write: Callable[..., int] = importlib.import_module("scaling.core.runner.kubernetes").write_manifest
+            text = Path(config_path).read_text(encoding="utf-8") if config_text is None else config_text
+            return write(
+                config,
+                program,
+                processes=processes,
+                config_path=config_path,
+                config_text=text,
+                log_dir=log_dir,
+                dry_run=dry_run,
+            )
+    hosts = _hosts(config, processes)
+    _require_ports(config, remote=hosts is not None)
+    if hosts is None:
+        named = read_hosts(config.hosts, config.hostsfile, default_slots=config.default_gpu_count)
+        gpus = named[0].gpus if named else None
+        job = LocalJob(program=program, processes=processes, gpus=gpus, master_port=config.master_port, script=script)
+        if dry_run:
+            sys.stdout.write(f"{describe_local(program, processes=processes, gpus=gpus)}\n")
+            return ExitStatus.DONE
+        with _config_for_processes(config_path, config_text):
+            return run_attempts(job, max_restarts=config.max_restarts, log_dir=log_dir)
+    transport = transport_of(config)
+    plan = launch_plan(
+        config,
+        hosts,
+        program,
+        run_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}",
+        processes=processes,
+        config_path=config_path,
+        needs=needs,
+    )
+    if transport.needs_file or config_text is None:  # the configuration does not travel
+        plan = _with_file(plan, str(config_path))
+    if dry_run:
+        sys.stdout.write(f"{describe_plan(plan, transport)}\n")
+        return ExitStatus.DONE
+    remote = RemoteJob(plan, transport, config, config_text=config_text)
+    return run_attempts(remote, max_restarts=config.max_restarts, log_dir=log_dir)
 
 
-def _run(config: RunnerConfig, target: str, arguments: Sequence[str], *, processes: int, log_dir: Path | None) -> int:
-    """Run `target` in this process where a launcher has started it, else in processes."""
-    if LaunchContext.from_environment().launched:
-        return _run_here(target, arguments)
-    program = [target, *arguments] if _is_script(target) else ["-m", target, *arguments]
-    named = read_hosts(config.hosts, config.hostsfile, default_slots=config.default_gpu_count)
-    gpus = named[0].gpus if named else None
-    with _environment(processes, gpus=gpus, script=_is_script(target)), Supervisor() as supervisor:
-        result = _supervised(program, supervisor, processes=processes, master_port=config.master_port)
-    if log_dir is not None:
-        _record(result, log_dir, asked=supervisor.asked)
-    return result.status
+def _hosts(config: RunnerConfig, processes: int) -> list[Host] | None:
+    """Return the machines to be reached by a transport; None where this one runs everything by itself.
 
-
-def run_program(
-    module: str, arguments: Sequence[str], *, processes: int, variables: Mapping[str, str] | None = None
-) -> int:
-    """Run `python -m MODULE ARGUMENTS` in `processes` processes of this machine; return the exit status.
-
-    For what has nothing to save: asked to leave, all processes end at once, and the status is 128 and the number of the
-    signal, as that of other programs. 141 where whoever read the output has closed it, without a word. Else a failure
-    is told as `runner_main` tells it. Each process finds `variables` in its environment; it ends in `run_process`, and
-    leaves SIGTERM as it is. Not for a process that a launcher has started (`LaunchContext.launched`).
+    `ConfigError` where other machines are named and nothing says how they are reached.
     """
-    with (
-        _environment(processes, gpus=None, script=False),
-        _variables(variables or {}),
-        Supervisor(may_save=False) as supervisor,
-    ):
-        result = _supervised(["-m", module, *arguments], supervisor, processes=processes, master_port=None)
-    if result.status == ExitStatus.PREEMPTED and supervisor.asked is not None:
-        return 128 + supervisor.asked
-    return result.status
+    hosts = read_hosts(config.hosts, config.hostsfile, default_slots=config.default_gpu_count)
+    if config.runner_type is RunnerType.PDSH_DOCKER:
+        return hosts or [Host("localhost", processes)]
+    others = [host.name for host in hosts if not host.is_here]
+    if config.runner_type is not RunnerType.LOCAL:
+        return hosts if others or len(hosts) > 1 else None
+    if others:
+        raise ConfigError(
+            Problem(
+                "runner.runner_type",
+                f"is local, which starts processes on this machine alone, but {', '.join(others)} "
+                f"{'is' if len(others) == 1 else 'are'} named; set runner.runner_type to ssh or pdsh, or start "
+                "torchrun on each (docs/launching.md)",
+            )
+        )
+    return None
 
 
-def _supervised(program: Sequence[str], supervisor: Supervisor, *, processes: int, master_port: int | None) -> Outcome:
-    """Run what Python is given in processes, and print how they ended."""
-    command = [sys.executable, "-u", *program]
-    if processes == 1:
-        ends = _run_one(command, supervisor)
-    else:
-        ends = _run_several(command, supervisor, processes=processes, master_port=master_port)
-    result = outcome(ends, asked=supervisor.asked, forced=supervisor.forced)
-    _tell(result, processes=processes)
-    return result
+def _require_ports(config: RunnerConfig, *, remote: bool) -> None:
+    """Every attempt has a port."""
+    first = config.master_port or (DEFAULT_PORT if remote else None)
+    if first is not None and first + config.max_restarts > 65535:
+        raise ConfigError(
+            Problem(
+                "runner.master_port",
+                f"is {first}, and each of max_restarts ({config.max_restarts}) attempts needs the next one, but ports "
+                f"end at 65535; set it to at most {max(1, 65535 - config.max_restarts)}, or lower max_restarts",
+            )
+        )
 
 
-def _run_one(command: Sequence[str], supervisor: Supervisor) -> list[ProcessEnd]:
-    """Run `command` in one process of its own, without an agent."""
-    with tempfile.TemporaryDirectory(prefix="scaling_run_") as folder:
-        error_file = Path(folder) / "error.json"
-        environment = os.environ | {ERROR_FILE_VARIABLE: str(error_file)}
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        supervisor.crew = Processes(lambda: {process.pid: process.returncode})
-        while process.poll() is None:
-            supervisor.check()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
-        report = Report.read(error_file)
-        said = report.status if report is not None else 0
-        return [ProcessEnd(rank=0, exit_code=process.returncode or said, report=report)]
-
-
-def _run_several(
-    command: Sequence[str], supervisor: Supervisor, *, processes: int, master_port: int | None
-) -> list[ProcessEnd]:
-    """Run `command` in processes of an agent; in none where the run is asked to leave before."""
-    run_processes: Callable[..., list[ProcessEnd]]
-    try:
-        with supervisor.interruption():
-            # Imported here, because it imports torch, which takes seconds and which the other case can do without.
-            run_processes = importlib.import_module("scaling.core.runner.elastic").run_processes
-    except AskedToLeave:
-        return []
-    return run_processes(command, supervisor, processes=processes, master_port=master_port)
+def _with_file(plan: LaunchPlan, path: str) -> LaunchPlan:
+    files = tuple(dict.fromkeys((path, *plan.needs.files)))
+    return dataclasses.replace(plan, needs=dataclasses.replace(plan.needs, files=files))
 
 
 def _run_here(target: str, arguments: Sequence[str]) -> int:
@@ -158,71 +181,10 @@ def _is_script(target: str) -> bool:
 
 
 @contextlib.contextmanager
-def _environment(processes: int, *, gpus: Sequence[int] | None, script: bool) -> Iterator[None]:
-    """Set what the processes inherit; apart from the runner's own variable, only where the user has not set it."""
-    values = process_defaults(os.environ, processes, gpus=gpus)
-    values[RUNNER_VARIABLE] = str(os.getpid())
-    if script:
-        values |= script_variables(os.environ)
-    with _variables(values):
-        yield
-
-
-@contextlib.contextmanager
 def _config_for_processes(path: Path | str, text: str | None) -> Iterator[None]:
     """Let the processes find the configuration as it was read: never on their command lines, which all users see."""
     if text is None:
         yield
         return
-    with handed_on(path, text) as copy, _variables({CONFIG_COPY_VARIABLE: str(copy)}):
+    with handed_on(path, text) as copy, environment_variables({CONFIG_COPY_VARIABLE: str(copy)}):
         yield
-
-
-@contextlib.contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    former = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _tell(result: Outcome, *, processes: int) -> None:
-    """Print the first cause."""
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h")  # a progress display that was killed has left the cursor hidden
-    if result.cause is not None:
-        sys.stderr.write(f"{result.explain()}\n")
-        if not result.is_shared:
-            others = "process was" if processes == 2 else f"{processes - 1} processes were"
-            sys.stderr.write(f"The other {others} stopped.\n")
-    sys.stderr.flush()
-
-
-def _record(result: Outcome, log_dir: Path, *, asked: signal.Signals | None) -> None:
-    """Write to run_state.json what processes that were killed could not, or knew only the consequences of.
-
-    Not where another run is at work in the same folder: this one was refused, or failed before it could be, and the
-    file says how the other stands.
-    """
-    if result.status == ExitStatus.DONE:
-        return
-    known = RunState.read(log_dir)
-    if result.status == ExitStatus.PREEMPTED:
-        if known is not None and known.state is RunPhase.PREEMPTED:
-            return
-        phase, reason = RunPhase.PREEMPTED, f"{asked.name if asked else 'asked to leave'} before training began"
-    else:
-        cause = result.cause
-        reason = f"rank {cause.rank}: {cause.summary}" if cause is not None else "ended at once on a second signal"
-        phase = RunPhase.FAILED
-    step = 0 if known is None else known.step
-    with contextlib.suppress(OSError, StorageError):
-        log_dir.mkdir(parents=True, exist_ok=True)
-        with locked(log_dir, setting="logger.log_dir", patience=0.0):
-            RunState(state=phase, step=step, reason=reason, exit_status=int(result.status)).write(log_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,15 @@ from scaling.core.runner.report import Report
 
 OUTPUT_CLOSED: Final = 128 + signal.SIGPIPE
 """Status of a process, as of one ended by the signal, whose output nobody reads any more: that of `... | head`."""
+
+CLEARLY_EARLIER_SECONDS: Final = 2.0
+"""A failure of a rank comes before the loss of another host only if it came so much earlier: clocks of hosts may
+differ by as much, and the client of a host that is killed ends within a second of it."""
+
+_LOST_PEER: Final = re.compile(
+    r"connection|\bpeer\b|timed? ?out|gloo|nccl|socket|broken pipe|unreachable|no route", re.IGNORECASE
+)
+"""Words with which libraries say that another process does not answer any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +53,24 @@ class ProcessEnd:
         return cls(**{**values, "report": report, "last_lines": tuple(values["last_lines"])})
 
     @property
+    def ranks(self) -> Sequence[int]:
+        """Return the ranks that this is about."""
+        return (self.rank,)
+
+    @property
+    def who(self) -> str:
+        """Return what a reader calls the process."""
+        return f"rank {self.rank}" if self.host is None else f"rank {self.rank} on {self.host}"
+
+    @property
     def ended_by(self) -> int | None:
         """Return the number of the signal that ended the process, if one did."""
         return -self.exit_code if self.exit_code < 0 else None
+
+    @property
+    def status(self) -> int:
+        """Return the exit status as a shell has it: 128 and the number of a signal."""
+        return self.exit_code if self.ended_by is None else 128 + self.ended_by
 
     @property
     def summary(self) -> str:
@@ -72,51 +97,136 @@ class ProcessEnd:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostLoss:
+    """A machine that went away without a word about its processes, or that could not do its part."""
+
+    host: str
+    ranks: tuple[int, ...]
+    why: str
+    """What the client that held the connection to it had to say, in words."""
+    time: float = float("inf")
+    """When it was noticed, in seconds since the epoch."""
+    report: Report | None = None
+    """Why the machine itself says that it could not do its part; None: it is gone."""
+    last_lines: tuple[str, ...] = ()
+    """The end of what its processes printed."""
+
+    @property
+    def who(self) -> str:
+        """Return what a reader calls the machine."""
+        if self.report is not None:
+            return f"host {self.host}"
+        some = "rank" if len(self.ranks) == 1 else "ranks"
+        return f"host {self.host} ({some} {_listed(self.ranks)}) is gone"
+
+    @property
+    def status(self) -> int:
+        """Return the exit status that it stands for."""
+        return ExitStatus.FAILURE.value if self.report is None else self.report.status
+
+    @property
+    def summary(self) -> str:
+        """Return why, without a traceback."""
+        return self.why if self.report is None else self.report.message
+
+    @property
+    def order(self) -> tuple[float, float, int]:
+        """Sort what machines say among what processes say."""
+        return (self.time if self.report is None else self.report.time, self.time, min(self.ranks, default=0))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What the run ends with."""
 
     status: int
-    cause: ProcessEnd | None = None
-    """The process whose failure was the first; None where nothing failed."""
+    cause: ProcessEnd | HostLoss | None = None
+    """The process or machine whose failure was the first; None where nothing failed."""
     is_shared: bool = False
     """Whether every process says the same, as when a file that all of them read is wrong."""
+
+    @property
+    def reason(self) -> str:
+        """Return the first cause, with who it is about and without a traceback; empty where nothing failed."""
+        return "" if self.cause is None else f"{self.cause.who}: {self.cause.summary}"
+
+    @property
+    def trace(self) -> str:
+        """Return the traceback of the first cause; empty where there is none, or the error is of the user's making."""
+        return self.cause.report.trace if self.cause is not None and self.cause.report is not None else ""
+
+    @property
+    def last_lines(self) -> str:
+        """Return what was printed last by whoever ended without a word, indented; empty where nothing was."""
+        if self.cause is None or self.cause.report is not None or not self.cause.last_lines:
+            return ""
+        return "\n".join(["its last lines:", *(f"    {line}" for line in self.cause.last_lines)])
 
     def explain(self) -> str:
         """Return what the user reads: the first cause, with its traceback unless it is of the user's own making."""
         if self.cause is None:
             return ""
-        trace = self.cause.report.trace if self.cause.report is not None else ""
-        who = "" if self.is_shared else f"rank {self.cause.rank}: "
-        return f"{trace}error: {who}{self.cause.summary}"
+        text = f"{self.trace}error: {self.cause.summary if self.is_shared else self.reason}"
+        return f"{text}\n{self.last_lines}" if self.last_lines else text
 
 
-def outcome(ends: Sequence[ProcessEnd], *, asked: signal.Signals | None = None, forced: bool = False) -> Outcome:
-    """Return what a run of processes that ended like this ends with.
+def outcome(
+    ends: Sequence[ProcessEnd],
+    losses: Sequence[HostLoss] = (),
+    *,
+    asked: signal.Signals | None = None,
+    forced: bool = False,
+) -> Outcome:
+    """Return what a run of processes that ended like this, on machines of which some were lost, ends with.
 
     `asked` is the signal by which the runner was asked to leave, `forced` whether a second one made it leave at once.
     A process that was asked before it could listen dies of the signal: then there was nothing to save, and the run may
     be started again like one that saved. What others report after that is a consequence. A run that was asked before
-    there were processes, without `ends`, may be started again too.
+    there were processes, without `ends`, may be started again too. That a machine is gone comes before what the others
+    make of it.
     """
     failed = [end for end in ends if end.exit_code != 0]
-    if asked is not None and forced and failed:
+    if asked is not None and forced and (failed or losses):
         return Outcome(status=128 + asked)
     left = [end for end in failed if end.exit_code == ExitStatus.PREEMPTED]
     causes = [end for end in failed if end not in left and not _was_stopped(end)]
     if asked is not None:
         asked_at = min((end.time for end in failed if _was_stopped(end) and not end.stopped), default=float("inf"))
         causes = [end for end in causes if end.report is None or end.report.time <= asked_at]
-    if causes:
-        cause = min(causes, key=lambda end: end.order)
-        if _could_not_write(cause):
+    if cause := _first(causes, losses):
+        if isinstance(cause, ProcessEnd) and _could_not_write(cause):
             return Outcome(status=OUTPUT_CLOSED)
-        is_shared = len({end.summary for end in ends}) == 1
-        return Outcome(status=_status(cause), cause=cause, is_shared=is_shared)
+        is_shared = not losses and len({end.summary for end in ends}) == 1
+        return Outcome(status=cause.status, cause=cause, is_shared=is_shared)
     if left or (asked is not None and (failed or not ends)):
         return Outcome(status=ExitStatus.PREEMPTED)
     if failed:
-        return Outcome(status=_status(failed[0]), cause=failed[0], is_shared=len(ends) == 1)
+        return Outcome(status=failed[0].status, cause=failed[0], is_shared=len(ends) == 1)
     return Outcome(status=ExitStatus.DONE)
+
+
+def _first(causes: Sequence[ProcessEnd], losses: Sequence[HostLoss]) -> ProcessEnd | HostLoss | None:
+    """Return the first cause; None where there is none."""
+    gone = [loss for loss in losses if loss.report is None]
+    said: list[ProcessEnd | HostLoss] = [*causes, *(loss for loss in losses if loss.report is not None)]
+    if gone:
+        first = min(gone, key=lambda loss: loss.order)
+        said = [one for one in said if _is_before(one, first)] or [first]
+    return min(said, key=lambda one: one.order, default=None)
+
+
+def _is_before(other: ProcessEnd | HostLoss, loss: HostLoss) -> bool:
+    """Return whether a failure is the cause, or has another, although a machine was lost as well.
+
+    A machine that is cut off is noticed after many seconds, by when the others may have told of it in their own way:
+    what sounds like that, or is a hang, comes after the loss whenever it was said.
+    """
+    if other.report is None:
+        is_abort = isinstance(other, ProcessEnd) and other.ended_by == signal.SIGABRT
+        return not is_abort and other.time < loss.time - CLEARLY_EARLIER_SECONDS
+    if other.report.status == ExitStatus.HANG or _LOST_PEER.search(other.report.message):
+        return False
+    return other.report.time < loss.time - CLEARLY_EARLIER_SECONDS
 
 
 def _was_stopped(end: ProcessEnd) -> bool:
@@ -134,5 +244,6 @@ def _name(number: int) -> str:
         return f"signal {number}"
 
 
-def _status(end: ProcessEnd) -> int:
-    return end.exit_code if end.ended_by is None else 128 + end.ended_by
+def _listed(ranks: Sequence[int]) -> str:
+    """Return ranks for a reader: all of a few, the first and last of many, which are in a row."""
+    return ", ".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]} to {ranks[-1]}"

@@ -14,6 +14,8 @@ CONFIG_COPY_VARIABLE: Final = "SCALING_CONFIG_COPY"
 """Set by the runner for the processes it starts: where it keeps the configuration as it has read and checked it."""
 RUNNER_VARIABLE: Final = "SCALING_RUNNER_PID"
 """Set by the runner for the processes it starts: it prints the first cause itself, and they end when it is gone."""
+ATTEMPT_VARIABLE: Final = "SCALING_ATTEMPT"
+"""Set by the runner for the processes it starts: how often it has started the whole run again before."""
 _SLURM_MASTER = (
     'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500 before srun'
 )
@@ -38,6 +40,8 @@ class LaunchContext:
     """What the launcher calls this job; tells two jobs of one configuration apart. None where it gives no name."""
     restart_count: int = 0
     """How often this machine's agent restarted its processes. Differs between machines, so it identifies nothing."""
+    attempt: int = 0
+    """How often the runner has started the whole run again before; the same for all processes."""
     launched: bool = False
     """True where a launcher started this process, whatever the number of processes: there is nothing left to start."""
     config_copy: Path | None = None
@@ -81,7 +85,7 @@ class LaunchContext:
         if _is_srun_task(environ):
             names = {"rank": "SLURM_PROCID", "world_size": "SLURM_NTASKS", "local_rank": "SLURM_LOCALID"}
             return cls._from_names(environ, **names)
-        return cls(config_copy=_config_copy(environ))
+        return cls(attempt=_number(environ, ATTEMPT_VARIABLE, default=0), config_copy=_config_copy(environ))
 
     @classmethod
     def _from_names(cls, environ: Mapping[str, str], *, rank: str, world_size: str, local_rank: str) -> LaunchContext:
@@ -97,6 +101,7 @@ class LaunchContext:
             one_machine=_number(environ, "LOCAL_WORLD_SIZE", default=0) == size,
             job_id=_job_id(environ),
             restart_count=_number(environ, "TORCHELASTIC_RESTART_COUNT", default=0),
+            attempt=_number(environ, ATTEMPT_VARIABLE, default=0),
             launched=True,
             config_copy=_config_copy(environ),
         )

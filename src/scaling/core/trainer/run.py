@@ -19,6 +19,7 @@ from scaling.core.logging.run_state import RunStateRecorder
 from scaling.core.logging.sinks import open_sinks
 from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.storage.lock import locked
+from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology, first_given
 from scaling.core.trainer.builtin_hooks import builtin_hooks
@@ -83,6 +84,7 @@ def run_training(
             layout=sizes,
             data_fingerprint=identity.fingerprints.get("data"),
             rank=topology.rank,
+            attempt=LaunchContext.from_environment().attempt,
         )
 
         def open_metrics(resumed_step: int) -> MetricWriter:

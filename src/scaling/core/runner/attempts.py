@@ -1,0 +1,181 @@
+"""Attempts: a run is started again as a whole after it has failed, and what became of each attempt is written down."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from scaling.core.errors import AskedToLeave, ExitStatus, ScalingError, StorageError
+from scaling.core.logging.provenance import write_attempts
+from scaling.core.logging.run_state import RunPhase, RunState
+from scaling.core.runner.outcome import Outcome
+from scaling.core.runner.supervisor import Supervisor
+from scaling.core.storage.lock import locked
+
+RESTARTED: Final = (ExitStatus.FAILURE, ExitStatus.HANG, ExitStatus.STORAGE)
+"""What a run is started again after, beside processes that a signal has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What became of one start of all processes."""
+
+    attempt: int
+    """Counted from 0."""
+    started: str
+    ended: str
+    status: int
+    reason: str | None
+    """The first cause, without traceback; None where nothing failed."""
+    host: str | None
+    """The machine of the first cause, where there are several."""
+
+
+class Job(Protocol):
+    """What can be started again as a whole."""
+
+    @property
+    def processes(self) -> int:
+        """Return the number of processes, on all machines."""
+
+    def supervisor(self) -> Supervisor:
+        """Return who is to watch an attempt."""
+
+    def prepare(self, attempt: int) -> None:
+        """Make sure that an attempt can start; may be broken off by `AskedToLeave`. An error ends the run."""
+
+    def run(self, attempt: int, supervisor: Supervisor) -> Outcome:
+        """Run all processes of an attempt to their end; return how they ended."""
+
+
+def restarts(status: int, attempt: int, max_restarts: int) -> bool:
+    """Return whether a run is started again after `attempt`, counted from 0, has ended with `status`.
+
+    After an unexpected error (1), a hang (70), a storage error (74) and the end by a signal (128 and its number). Not
+    when it is done, for what the user has to mend (2) or decide (65), when it was asked to leave (75), or when nobody
+    reads its output any more (141).
+    """
+    if attempt >= max_restarts:
+        return False
+    return status in RESTARTED or (status > 128 and status != 128 + signal.SIGPIPE)
+
+
+def run_attempts(job: Job, *, max_restarts: int, log_dir: Path | None) -> int:
+    """Run `job` until it needs no further attempt or has had them all; tell its user, and return its exit status.
+
+    A signal before the first attempt, between two, or in one ends the run: with 75 unless the attempt ended otherwise.
+    """
+    attempts: list[Attempt] = []
+    attempt = 0
+    result: Outcome | None = None
+    supervisor: Supervisor | None = None
+    with Supervisor() as outer:
+        while True:
+            try:
+                with outer.interruption():
+                    job.prepare(attempt)
+            except AskedToLeave:
+                when = "between two attempts" if attempts else "before training began"
+                _record(Outcome(status=ExitStatus.PREEMPTED), log_dir, asked=outer.asked, when=when)
+                return ExitStatus.PREEMPTED
+            except ScalingError as error:
+                if result is None:
+                    raise
+                sys.stderr.write(f"error: {error}\n")
+                break
+            started = _now()
+            with job.supervisor() as supervisor:
+                supervisor.asked = supervisor.asked or outer.asked  # within the moment between the two
+                result = job.run(attempt, supervisor)
+            attempts.append(_described(result, attempt, started, asked=supervisor.asked))
+            _record_attempts(log_dir, attempts)
+            if supervisor.asked is not None or not restarts(result.status, attempt, max_restarts):
+                tell(result, processes=job.processes)
+                break
+            _tell_of_restart(result, attempt, max_restarts)
+            attempt += 1
+    assert result is not None
+    assert supervisor is not None
+    _record(result, log_dir, asked=supervisor.asked)
+    return result.status
+
+
+def tell(result: Outcome, *, processes: int) -> None:
+    """Print the first cause."""
+    with contextlib.suppress(OSError):  # the terminal is gone
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h")  # a progress display that was killed has left the cursor hidden
+        if result.cause is not None:
+            sys.stderr.write(f"{result.explain()}\n")
+            others = processes - len(result.cause.ranks)
+            if not result.is_shared and others > 0:
+                who = "process was" if others == 1 else f"{others} processes were"
+                sys.stderr.write(f"The other {who} stopped.\n")
+        sys.stderr.flush()
+
+
+def _tell_of_restart(result: Outcome, attempt: int, max_restarts: int) -> None:
+    """Print why an attempt ended, and that another one follows."""
+    ended = f"attempt {attempt + 1} of {max_restarts + 1} ended: {result.reason or f'status {result.status}'}"
+    lines = f"{result.last_lines}\n" if result.last_lines else ""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{result.trace}{ended}; starting again from the newest checkpoint\n{lines}")
+        sys.stderr.flush()
+
+
+def _described(result: Outcome, attempt: int, started: str, *, asked: signal.Signals | None) -> Attempt:
+    reason = result.reason or None
+    if reason is None and result.status != ExitStatus.DONE and asked is not None:
+        reason = asked.name
+    return Attempt(
+        attempt=attempt,
+        started=started,
+        ended=_now(),
+        status=int(result.status),
+        reason=reason,
+        host=None if result.cause is None else result.cause.host,
+    )
+
+
+def _record_attempts(log_dir: Path | None, attempts: list[Attempt]) -> None:
+    """Write the attempts of this command to run.json, not where another run is at work in the same folder."""
+    if log_dir is None:
+        return
+    values: list[dict[str, Any]] = [asdict(attempt) for attempt in attempts]
+    with contextlib.suppress(OSError, StorageError):
+        log_dir.mkdir(parents=True, exist_ok=True)
+        with locked(log_dir, setting="logger.log_dir", patience=0.0):
+            write_attempts(log_dir, values)
+
+
+def _record(
+    result: Outcome, log_dir: Path | None, *, asked: signal.Signals | None, when: str = "before training began"
+) -> None:
+    """Write to run_state.json what processes that were killed could not, or knew only the consequences of.
+
+    Not where another run is at work in the same folder: this one was refused, or failed before it could be, and the
+    file says how the other stands.
+    """
+    if result.status == ExitStatus.DONE or log_dir is None:
+        return
+    known = RunState.read(log_dir)
+    if result.status == ExitStatus.PREEMPTED:
+        if known is not None and known.state is RunPhase.PREEMPTED:
+            return
+        phase, reason = RunPhase.PREEMPTED, f"{asked.name if asked else 'asked to leave'} {when}"
+    else:
+        phase, reason = RunPhase.FAILED, result.reason or "ended at once on a second signal"
+    step = 0 if known is None else known.step
+    with contextlib.suppress(OSError, StorageError):
+        log_dir.mkdir(parents=True, exist_ok=True)
+        with locked(log_dir, setting="logger.log_dir", patience=0.0):
+            RunState(state=phase, step=step, reason=reason, exit_status=int(result.status)).write(log_dir)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,40 @@
+"""Run a command that must not outlive whoever started it: it is killed at the end of this process's standard input.
+
+pdsh takes no standard input of its own, so nothing else tells it that the runner is gone. Not every system can have a
+process signalled when its parent dies. Started as a file, by an interpreter that needs nothing of this library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+
+def keep(argv: Sequence[str]) -> int:
+    """Run `argv`, without standard input, and return its status; 127 where it cannot be started."""
+    with contextlib.suppress(OSError):  # whoever leads a session already need not
+        os.setsid()
+    try:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        sys.stderr.write(f"{argv[0]} cannot be started: {error.strerror}\n")
+        return 127
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _end_with_input() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)  # the command, and this process
+
+
+if __name__ == "__main__":
+    sys.exit(keep(sys.argv[1:]))
