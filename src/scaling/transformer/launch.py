@@ -60,7 +60,7 @@ def host_needs(config: TransformerConfig) -> HostNeeds:
     """
     return HostNeeds(
         files=tuple(map(str, _files(config))),
-        folders=needed_folders(config),
+        folders=needed_folders(config.logger, config.trainer),
         device=config.topology.device.value,
     )
 

@@ -46,7 +46,8 @@ Config = TypeVar("Config", bound=RunConfig)
 def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
     """Start `module` in the processes that the configuration named on the command line asks for; end as they end.
 
-    The command line is CONFIG [KEY=VALUE ...] [--dry-run]; the last prints what would be started. `module` ends in `run_training_process` with the same class.
+    The command line is CONFIG [KEY=VALUE ...] [--dry-run]; the last prints what would be started. `module` ends in
+    `run_training_process` with the same class.
     """
 
     def start() -> int:
@@ -66,16 +67,16 @@ def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
             overrides=overrides,
             processes=config.topology.world_size,
             log_dir=config.logger.log_dir,
-            needs=HostNeeds(folders=needed_folders(config), device=config.topology.device.value),
+            needs=HostNeeds(folders=needed_folders(config.logger, config.trainer), device=config.topology.device.value),
             dry_run=dry_run,
         )
 
     run_process(start)
 
 
-def needed_folders(config: RunConfig) -> tuple[tuple[str, str], ...]:
+def needed_folders(logger: LoggerConfig, trainer: TrainerConfig) -> tuple[tuple[str, str], ...]:
     """Return setting and path of the folders that must be the same folder on all machines of a run."""
-    folders = {"logger.log_dir": config.logger.log_dir, "trainer.save_dir": config.trainer.save_dir}
+    folders = {"logger.log_dir": logger.log_dir, "trainer.save_dir": trainer.save_dir}
     return tuple((setting, str(path)) for setting, path in folders.items() if path is not None)
 
 
