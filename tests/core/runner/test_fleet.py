@@ -71,7 +71,9 @@ class Played:
         commands = []
         for index in indices:
             behaviour = self._behaviours[min(index, len(self._behaviours) - 1)]
-            commands.append((sys.executable, str(NODE), str(index), plan.run_id, verb.value, str(self._folder), behaviour))
+            commands.append(
+                (sys.executable, str(NODE), str(index), plan.run_id, verb.value, str(self._folder), behaviour)
+            )
         if self._together and verb is Verb.RUN:
             names = [plan.hosts[index].name for index in indices]
             script = Path(__file__).with_name("playing_pdsh.py")
@@ -174,9 +176,7 @@ def test_a_machine_that_is_gone_is_the_cause_and_is_cleared(folder: Path) -> Non
     result = run(transport, grace=0.1)
     assert isinstance(result.cause, HostLoss)
     assert (result.status, result.cause.host, result.cause.ranks) == (1, "h1", (2, 3))
-    assert result.reason == (
-        "host h1 (ranks 2, 3) is gone: status 137: client_loop: send disconnect: Broken pipe"
-    )
+    assert result.reason == ("host h1 (ranks 2, 3) is gone: status 137: client_loop: send disconnect: Broken pipe")
     assert "working" in result.last_lines
     assert (folder / "clear_1").exists()
     assert not (folder / "clear_0").exists()  # it has said how its processes ended
@@ -277,7 +277,9 @@ def test_an_order_file_is_for_its_user_alone_without_secrets_and_goes_away(tmp_p
         assert path.stat().st_mode & 0o777 == 0o600
         assert Order.from_json(path.read_text()) == Order(plan=plan, attempt=2)
     assert list(tmp_path.iterdir()) == []
-    logs = LaunchPlan.from_dict({**plan.as_dict(), "needs": HostNeeds(folders=(("logger.log_dir", "runs/a"),)).__dict__})
+    logs = LaunchPlan.from_dict(
+        {**plan.as_dict(), "needs": HostNeeds(folders=(("logger.log_dir", "runs/a"),)).__dict__}
+    )
     with order_file(Order(plan=logs)) as path:
         assert path.parent == tmp_path / "runs" / "a"
 

@@ -15,7 +15,7 @@ from typing import final
 
 from scaling.core.errors import AskedToLeave, ExitStatus
 from scaling.core.runner.attempts import tell
-from scaling.core.runner.environment import process_defaults
+from scaling.core.runner.environment import process_defaults, script_variables
 from scaling.core.runner.outcome import Outcome, ProcessEnd, outcome
 from scaling.core.runner.process import ERROR_FILE_VARIABLE
 from scaling.core.runner.report import Report
@@ -82,8 +82,8 @@ def process_environment(processes: int, *, gpus: Sequence[int] | None, script: b
     """Set what the processes inherit; apart from the runner's own variable, only where the user has not set it."""
     values = process_defaults(os.environ, processes, gpus=gpus)
     values[RUNNER_VARIABLE] = str(os.getpid())
-    if script:  # it may import from the folder that the command was given in, as a module may
-        values["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    if script:
+        values |= script_variables(os.environ)
     with environment_variables(values):
         yield
 

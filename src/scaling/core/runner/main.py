@@ -23,7 +23,8 @@ from scaling.core.runner.dry_run import describe_local, describe_plan
 from scaling.core.runner.hosts import Host, read_hosts
 from scaling.core.runner.local import LocalJob, environment_variables
 from scaling.core.runner.plan import DEFAULT_PORT, HostNeeds, LaunchPlan, launch_plan
-from scaling.core.runner.remote import RemoteJob, transport_of
+from scaling.core.runner.remote import RemoteJob
+from scaling.core.runner.transports import transport_of
 from scaling.core.topology.launch import CONFIG_COPY_VARIABLE, LaunchContext
 
 _NOTHING: Final = HostNeeds()

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 from scaling.core.errors import ConfigError
 from scaling.core.runner.config import RunnerConfig
@@ -19,10 +19,10 @@ from scaling.core.runner.order_file import order_file
 from scaling.core.runner.outcome import Outcome
 from scaling.core.runner.plan import HostPlan, LaunchPlan, Order
 from scaling.core.runner.supervisor import Supervisor
+from scaling.core.runner.transports import require_programs
 from scaling.core.runner.transports.client import Transport
+from scaling.core.runner.transports.failures import explain
 from scaling.core.topology.launch import ATTEMPT_VARIABLE
-
-_TRANSPORTS: Final = "scaling.core.runner.transports"
 
 
 @final
@@ -53,6 +53,7 @@ class RemoteJob:
 
     def prepare(self, attempt: int) -> None:
         """Kill what the attempt before has left, and look at all machines; `ConfigError` with all that is wrong."""
+        require_programs(self._config, alone=all(host.name == "localhost" for host in self._plan.hosts))
         if attempt:
             clear(self._plan, self._transport)
         plan = dataclasses.replace(self._plan, master_port=self._plan.port(attempt))
@@ -80,8 +81,7 @@ class RemoteJob:
             return fleet.run(supervisor)
 
     def _explain(self, lines: Sequence[str], status: int, host: HostPlan) -> str:
-        explain: Callable[..., str] = importlib.import_module(f"{_TRANSPORTS}.failures").explain
-        return explain(lines, status, host=host, config=self._config)
+        return explain(lines, status, host=host, transport=self._transport)
 
 
 def plan_of_attempt(plan: LaunchPlan, attempt: int, own: Mapping[int, Mapping[str, str]]) -> LaunchPlan:
@@ -90,9 +90,3 @@ def plan_of_attempt(plan: LaunchPlan, attempt: int, own: Mapping[int, Mapping[st
         dataclasses.replace(host, environment={**host.environment, **own.get(host.index, {})}) for host in plan.hosts
     )
     return dataclasses.replace(plan, hosts=hosts, environment={**plan.environment, ATTEMPT_VARIABLE: str(attempt)})
-
-
-def transport_of(config: RunnerConfig) -> Transport:
-    """Return the way in which a configuration reaches its machines."""
-    found: Transport = importlib.import_module(_TRANSPORTS).transport_of(config)
-    return found
