@@ -1,0 +1,227 @@
+"""What is wrong with the machines of a run, judged from what each of them said. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from scaling.core.errors import ConfigError
+from scaling.core.runner.look import HostFacts
+from scaling.core.runner.plan import LaunchPlan
+
+CLOCK_SECONDS: Final = 2.0
+"""By how much clocks may differ: what happened first on which machine is told by them."""
+_WIDTH: Final = 118
+_INTERFACE_VARIABLE: Final = "GLOO_SOCKET_IFNAME"
+
+
+@dataclass(frozen=True)
+class HostProblem:
+    """One thing that is wrong on one machine."""
+
+    host: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What looking at all machines has brought to light."""
+
+    problems: tuple[HostProblem, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What is put right for this run, and the user had better put right for good."""
+    environment: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    """Variables for single machines, by number."""
+    offsets: Mapping[int, float] = field(default_factory=dict)
+    """Seconds by which the clock of a machine is ahead of the runner's, as far as can be told, by number."""
+
+    def table(self) -> str:
+        """Return all problems in lines of their own; what several machines share is said once."""
+        hosts: dict[str, list[str]] = {}
+        for problem in self.problems:
+            hosts.setdefault(problem.message, []).append(problem.host)
+        names = {message: ", ".join(dict.fromkeys(shared)) for message, shared in hosts.items()}
+        width = min(24, max(map(len, names.values()), default=0))
+        count = "1 problem" if len(names) == 1 else f"{len(names)} problems"
+        lines = [f"{count} with the machines of the run; nothing was started:"]
+        for message, name in names.items():
+            head = f"  {name:<{width}}  "
+            if len(name) > width:
+                lines.append(f"  {name}")
+                head = " " * (width + 4)
+            lines += textwrap.wrap(
+                message,
+                _WIDTH,
+                initial_indent=head,
+                subsequent_indent=" " * (width + 4),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        return "\n".join(lines)
+
+    def error(self) -> ConfigError | None:
+        """Return the error that names every problem; None where there is none."""
+        return ConfigError(self.table()) if self.problems else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """What the runner knows of itself, with which the machines are compared."""
+
+    versions: Mapping[str, str | None]
+    files: Mapping[str, str | None]
+    token: str
+    """What it has left in the folders that all machines share."""
+    folder_problems: Mapping[str, str] = field(default_factory=dict)
+    """Why it could not, by folder."""
+    asked: float = 0.0
+    answered: Mapping[int, float] = field(default_factory=dict)
+    """When it asked, and when each machine had answered, in seconds since the epoch by its own clock."""
+
+
+def inspect(facts: Mapping[int, HostFacts], failures: Mapping[int, str], plan: LaunchPlan, here: Here) -> Findings:
+    """Judge the machines of a plan; `failures` says, by number, why one could not be asked."""
+    problems = [
+        HostProblem("here", f"{setting} ({path}) cannot be written: {here.folder_problems[path]}; set another folder")
+        for setting, path in plan.needs.folders
+        if path in here.folder_problems
+    ]
+    problems += [
+        HostProblem("here", f"{path} cannot be read; correct the path")
+        for path, found in here.files.items()
+        if not found
+    ]
+    notes: list[str] = []
+    environment: dict[int, Mapping[str, str]] = {}
+    for host in plan.hosts:
+        if host.index in failures:
+            problems.append(HostProblem(host.name, failures[host.index]))
+        elif (found := facts.get(host.index)) is None:
+            problems.append(HostProblem(host.name, "it said nothing about itself; try the command by hand"))
+        else:
+            problems += [HostProblem(host.name, message) for message in _problems(found, plan, here)]
+            if (note := _loopback_note(found, plan)) is not None:
+                notes.append(note)
+                if found.interface is not None:
+                    environment[host.index] = {_INTERFACE_VARIABLE: found.interface}
+    problems += _together(facts, plan)
+    return Findings(
+        problems=tuple(problems),
+        notes=tuple(notes),
+        environment=environment,
+        offsets={index: found.time - _middle(found, here) for index, found in facts.items()},
+    )
+
+
+def _problems(found: HostFacts, plan: LaunchPlan, here: Here) -> Iterator[str]:
+    """Yield what is wrong with one machine by itself."""
+    for name, version in here.versions.items():
+        theirs = found.versions.get(name)
+        if theirs is None and version is not None:
+            yield f"{name} is not installed for its interpreter; install {name} {version}, as here"
+        elif theirs != version:
+            yield f"it has {name} {theirs}, but here is {version}; install the same on all machines"
+    for path, digest in here.files.items():
+        theirs = found.files.get(path)
+        if theirs is None:
+            yield f"{path} cannot be read there; put it at the same path on all machines, or on storage that they share"
+        elif digest is not None and theirs != digest:
+            yield f"{path} is not the same file there as here; copy it again, or keep it on storage that all machines share"
+    for setting, path in plan.needs.folders:
+        if path in here.folder_problems:
+            continue
+        if found.tokens.get(path) != here.token:
+            yield f"{setting} ({path}) is not the same folder there as here; it has to be on storage that all machines share"
+        elif path in found.unwritable:
+            yield f"{setting} ({path}) cannot be written to there; correct its permissions"
+    yield from _gpu_problems(found, plan)
+    if found.port_problem is not None:
+        yield (
+            f"the processes cannot meet at its port {plan.port(0)} ({found.port_problem}): another run or program holds "
+            "it; set runner.master_port to a free port"
+        )
+    sent, received = here.asked, here.answered.get(found.index, here.asked)
+    off = max(sent - found.time, found.time - received)
+    if off > CLOCK_SECONDS:
+        yield (
+            f"its clock is {off:.0f} s {'ahead of' if found.time > received else 'behind'} the one here; set both right "
+            "(NTP): logs and first causes are told by them"
+        )
+    if found.index and found.master_address is not None and _is_loopback(found.master_address):
+        yield (
+            f"the name of the first machine, {plan.master_addr}, leads to {found.master_address} there, which is itself; "
+            "correct its /etc/hosts, or set runner.master_addr to an address"
+        )
+    elif found.index and found.master_address is None:
+        yield (
+            f"the name of the first machine, {plan.master_addr}, is unknown there; set runner.master_addr to an address "
+            "that all machines know"
+        )
+
+
+def _gpu_problems(found: HostFacts, plan: LaunchPlan) -> Iterator[str]:
+    host = plan.hosts[found.index]
+    if plan.needs.device == "cpu" or (plan.needs.device == "auto" and not found.gpus and host.gpus is None):
+        return
+    have = f"it has {len(found.gpus)} GPU{'' if len(found.gpus) == 1 else 's'}"
+    if host.gpus is not None:
+        if missing := [number for number in host.gpus if number not in found.gpus]:
+            yield f"{have}, but slots name GPU {', '.join(map(str, missing))}; correct runner.hosts"
+    elif len(found.gpus) < host.processes:
+        yield f"{have}, but {host.processes} slots; correct runner.hosts, or set topology.device to cpu"
+
+
+def _together(facts: Mapping[int, HostFacts], plan: LaunchPlan) -> Iterator[HostProblem]:
+    """Yield what is wrong with machines beside each other."""
+    machines: dict[str, list[str]] = {}
+    for index in sorted(facts):
+        machines.setdefault(facts[index].identity or str(index), []).append(plan.hosts[index].name)
+    for names in machines.values():
+        if len(names) > 1:
+            yield HostProblem(
+                ", ".join(names), "are names of one machine; give it one line in runner.hosts, with all its slots"
+            )
+    if plan.needs.device == "auto":
+        without = [plan.hosts[index].name for index in sorted(facts) if not facts[index].gpus]
+        if without and len(without) < len(facts):
+            for name in without:
+                yield HostProblem(
+                    name, "it has no GPU, but others have some; leave it out, or set topology.device to cpu"
+                )
+
+
+def _loopback_note(found: HostFacts, plan: LaunchPlan) -> str | None:
+    """Return what to say of a machine whose own name does not lead to an address at which others reach it."""
+    if len(plan.hosts) == 1 or _INTERFACE_VARIABLE in plan.environment:
+        return None
+    if found.own_address is not None and not _is_loopback(found.own_address):
+        return None
+    leads = "is unknown there" if found.own_address is None else f"leads to {found.own_address} there"
+    what = f"the name of {found.hostname} {leads}, at which gloo would offer itself to the others in vain"
+    if found.interface is None:
+        return f"{what}; if the processes cannot connect, set {_INTERFACE_VARIABLE} to the interface that others reach"
+    peer = plan.master_addr if found.index else plan.hosts[1].name
+    return (
+        f"{what}: {_INTERFACE_VARIABLE}={found.interface}, which leads to {peer}, is set for it in this run. Better: give "
+        "it its address in its /etc/hosts"
+    )
+
+
+def _middle(found: HostFacts, here: Here) -> float:
+    """Return when a machine looked at its clock, by the clock of the runner: halfway, if nothing tells better."""
+    return (here.asked + here.answered.get(found.index, here.asked)) / 2
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def hosts_of(problems: Sequence[HostProblem]) -> set[str]:
+    """Return the names of the machines that have problems."""
+    return {problem.host for problem in problems}

@@ -1,0 +1,211 @@
+"""What a machine has, as far as a run may fail for the lack of it. Found in well under a second, without torch."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from scaling.core.runner.plan import LaunchPlan
+
+TOKEN_FILE: Final = ".scaling_look_{run_id}"
+"""What the runner leaves in a folder, and others find there if theirs is the same folder."""
+
+_MARK: Final = "scaling_host_facts"
+_WHOLE_BYTES: Final = 16 << 20
+_SAMPLES, _SAMPLE_BYTES, _EDGE_BYTES = 64, 4096, 1 << 16
+_ADDRESS_OF_INTERFACE: Final = 0x8915  # SIOCGIFADDR
+_GPU_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """What one machine says about itself."""
+
+    index: int
+    """Its number in the plan."""
+    hostname: str = ""
+    identity: str = ""
+    """The same for two names of one machine. Parts of a machine that have a network of their own are machines, too."""
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    """Python, scaling and torch; None for what is not installed."""
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    """Digest of each file; None where it cannot be read."""
+    tokens: Mapping[str, str | None] = field(default_factory=dict)
+    """What the runner's token file says in each folder; None where it is not there."""
+    unwritable: tuple[str, ...] = ()
+    """Folders that cannot be written to."""
+    gpus: tuple[int, ...] = ()
+    """Numbers of its GPUs."""
+    port_problem: str | None = None
+    """Why the port of the meeting place cannot be had, where it would be served here."""
+    time: float = 0.0
+    """Seconds since the epoch, by its clock."""
+    own_address: str | None = None
+    """What its own name leads to; None: nothing."""
+    master_address: str | None = None
+    """What the name of the meeting place leads to; None: nothing."""
+    interface: str | None = None
+    """The interface over which the first machine is reached, for that one the second."""
+
+    def to_line(self, run_id: str) -> str:
+        """Return the facts as a line of JSON."""
+        return json.dumps({_MARK: asdict(self), "run_id": run_id})
+
+    @classmethod
+    def from_line(cls, line: str, *, run_id: str) -> HostFacts | None:
+        """Return the facts in a line of this run; None where it is something else."""
+        if _MARK not in line:
+            return None
+        try:
+            said = json.loads(line)
+            values: dict[str, Any] = said[_MARK]
+            tuples = {name: tuple(values[name]) for name in ("unwritable", "gpus")}
+            return cls(**{**values, **tuples}) if said["run_id"] == run_id else None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def look(plan: LaunchPlan, index: int, *, port: int | None = None) -> HostFacts:
+    """Return the facts of this machine, which is number `index` of the plan.
+
+    `port` is that of the meeting place (None: of the first attempt), which the first machine serves.
+    """
+    port = plan.port(0) if port is None else port
+    hostname = socket.gethostname()
+    others = [host.name.rpartition("@")[2] for host in plan.hosts]
+    peer = plan.master_addr if index else (others[1] if len(others) > 1 else None)
+    folders = {path for _, path in plan.needs.folders}
+    return HostFacts(
+        index=index,
+        hostname=hostname,
+        identity=_identity(),
+        versions=versions(),
+        files={path: sampled_digest(path) for path in plan.needs.files},
+        tokens={path: _token(path, plan.run_id) for path in folders},
+        unwritable=tuple(sorted(path for path in folders if Path(path).is_dir() and not os.access(path, os.W_OK))),
+        gpus=tuple(gpu_numbers()),
+        port_problem=None if index else _port_problem(port),
+        time=time.time(),
+        own_address=_address(hostname),
+        master_address=_address(plan.master_addr),
+        interface=None if peer is None else interface_to(peer),
+    )
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of what has to be the same on all machines."""
+    found: dict[str, str | None] = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    for package in ("scaling", "torch"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def sampled_digest(path: Path | str) -> str | None:
+    """Return a digest of a file: of all of it up to 16 MiB, else of its size, both ends and 64 places between.
+
+    So terabytes cost as little as megabytes; that two files of one size differ only between the places goes unseen.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
+            if size <= _WHOLE_BYTES:
+                digest.update(file.read())
+            else:
+                pieces = [(0, _EDGE_BYTES), (size - _EDGE_BYTES, _EDGE_BYTES)]
+                pieces += [(number * size // _SAMPLES, _SAMPLE_BYTES) for number in range(1, _SAMPLES)]
+                for start, count in pieces:
+                    file.seek(start)
+                    digest.update(file.read(count))
+            return digest.hexdigest()
+    except OSError:
+        return None
+
+
+def gpu_numbers() -> Sequence[int]:
+    """Return the numbers of this machine's GPUs, by the driver's files or its program."""
+    listed = Path("/proc/driver/nvidia/gpus")
+    if listed.is_dir():
+        return range(len(list(listed.iterdir())))
+    try:
+        said = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_GPU_SECONDS, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return range(sum(line.startswith("GPU ") for line in said.splitlines()))
+
+
+def interface_to(host: str) -> str | None:
+    """Return the name of the interface over which a machine is reached, without a packet being sent; None: unknown."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))
+            address = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                request = struct.pack("256s", name.encode()[:15])
+                try:
+                    answer = fcntl.ioctl(probe.fileno(), _ADDRESS_OF_INTERFACE, request)
+                except OSError:  # it has no address
+                    continue
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    except OSError:
+        pass
+    return None
+
+
+def _identity() -> str:
+    """Return what two names of one machine have in common, and parts of it with a network of their own do not."""
+    parts = []
+    for path in ("/proc/sys/kernel/random/boot_id", "/etc/machine-id"):
+        try:
+            parts.append(Path(path).read_text(encoding="ascii").strip())
+            break
+        except OSError:
+            continue
+    try:
+        parts.append(str(os.stat("/proc/self/ns/net").st_ino))
+    except OSError:
+        parts.append(socket.gethostname())
+    return "/".join(parts)
+
+
+def _token(folder: str, run_id: str) -> str | None:
+    try:
+        return (Path(folder) / TOKEN_FILE.format(run_id=run_id)).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _port_problem(port: int) -> str | None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+            probe.listen(1)
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
+def _address(name: str) -> str | None:
+    try:
+        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return None
