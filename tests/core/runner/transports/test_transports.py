@@ -71,13 +71,13 @@ def test_ssh_reaches_each_machine_by_itself_and_takes_the_order(verb: Verb) -> N
 
 
 def test_pdsh_reaches_all_machines_at_once_and_passes_no_input_on() -> None:
-    (found,) = clients(runner("pdsh", ssh_config="/my ssh"), Verb.RUN)
+    (found,) = clients(runner("pdsh", ssh_config="/100%n"), Verb.RUN)
     remote = (
         f"cd '/work dir' && exec env SCALING_NODE=run-1/%n {NODE} run --index %n --run run-1 --order /shared/order.json"
     )
     assert found.argv == ("pdsh", "-R", "ssh", "-S", "-t", "5", "-f", "32", "-w", "a,me@b", remote)
     assert (found.hosts, found.takes_input, found.names_lines) == ((0, 1), False, True)
-    assert found.environment == {"PDSH_SSH_ARGS_APPEND": f"-F '/my ssh' {OPTIONS}"}
+    assert found.environment == {"PDSH_SSH_ARGS_APPEND": f"-F /100%%n {OPTIONS}"}
 
 
 def test_some_machines_are_reached_by_their_number_in_the_plan() -> None:
@@ -164,6 +164,18 @@ def test_a_percent_sign_in_a_path_is_no_escape_of_pdsh() -> None:
     plan = planned(HOSTS, directory="/100%n")
     (found,) = clients(runner("pdsh"), Verb.RUN, plan)
     assert found.argv[-1].startswith("cd /100%%n && exec env SCALING_NODE=run-1/%n ")
+
+
+def test_what_pdsh_cannot_pass_on_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"runner\.ssh_config.*'/my ssh', but pdsh can pass on no path with a space"):
+        clients(runner("pdsh", ssh_config="/my ssh"), Verb.LOOK)
+    with pytest.raises(ConfigError, match=r"runner\.hosts.*'me@db8::1', but pdsh takes no user with an IPv6 address"):
+        clients(runner("pdsh"), Verb.LOOK, planned([Host("a", 1), Host("me@db8::1", 1)]))
+
+
+def test_pdsh_takes_the_beginning_of_an_address_for_no_way_of_reaching_it() -> None:
+    (found,) = clients(runner("pdsh"), Verb.LOOK, planned([Host("a", 1), Host("2001:db8::1", 1)]))
+    assert found.argv[-2] == "a,ssh:2001:db8::1"
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ file, and the lifeline is pdsh itself.
 
 from __future__ import annotations
 
-import shlex
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaling.core.errors import ConfigError, Problem
 from scaling.core.runner.plan import HostPlan, LaunchPlan
 from scaling.core.runner.transports.client import Client, Verb, chosen, remote_command
 from scaling.core.runner.transports.ssh import by_ssh, ssh_options
@@ -63,14 +64,42 @@ def pdsh_clients(
 
 
 def _client(hosts: Sequence[HostPlan], command: str, config: Path | None) -> Client:
-    names = ",".join(host.name for host in hosts)
+    names = ",".join(map(_named, hosts))
     return Client(
         argv=("pdsh", "-R", "ssh", "-S", "-t", "5", "-f", str(max(32, len(hosts))), "-w", names, command),
         hosts=tuple(host.index for host in hosts),
         takes_input=False,
         names_lines=True,
-        environment={"PDSH_SSH_ARGS_APPEND": shlex.join(ssh_options(config))},
+        environment={"PDSH_SSH_ARGS_APPEND": _ssh_arguments(config)},
     )
+
+
+def _named(host: HostPlan) -> str:
+    """Return a machine as pdsh takes it: what stands before a colon is the way to reach it, be it of an address."""
+    if ":" not in host.name:
+        return host.name
+    if "@" in host.name:
+        raise ConfigError(
+            Problem(
+                "runner.hosts",
+                f"names {host.name!r}, but pdsh takes no user with an IPv6 address; set User in the ssh configuration, "
+                "or set runner.runner_type to ssh",
+            )
+        )
+    return f"ssh:{host.name}"
+
+
+def _ssh_arguments(config: Path | None) -> str:
+    """Return the options of ssh as pdsh takes them: it splits at spaces, knows no quotes, and replaces escapes."""
+    if config is not None and re.search(r"\s", str(config)):
+        raise ConfigError(
+            Problem(
+                "runner.ssh_config",
+                f"is {str(config)!r}, but pdsh can pass on no path with a space; rename it, or set runner.runner_type "
+                "to ssh",
+            )
+        )
+    return " ".join(ssh_options(config)).replace("%", "%%")
 
 
 def _escaped(command: Callable[[HostPlan, str], str], host: HostPlan, index: str) -> str:
