@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,7 +36,7 @@ class Findings:
     environment: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     """Variables for single machines, by number."""
     offsets: Mapping[int, float] = field(default_factory=dict)
-    """Seconds by which the clock of a machine is ahead of the runner's, as far as can be told, by number."""
+    """Seconds by which the clock of a machine is surely ahead of the runner's, by number."""
 
     def table(self) -> str:
         """Return all problems in lines of their own; what several machines share is said once."""
@@ -112,7 +112,7 @@ def inspect(facts: Mapping[int, HostFacts], failures: Mapping[int, str], plan: L
         problems=tuple(problems),
         notes=tuple(notes),
         environment=environment,
-        offsets={index: found.time - _middle(found, here) for index, found in facts.items()},
+        offsets={index: _offset(found, here) for index, found in facts.items()},
     )
 
 
@@ -129,36 +129,35 @@ def _problems(found: HostFacts, plan: LaunchPlan, here: Here) -> Iterator[str]:
         if theirs is None:
             yield f"{path} cannot be read there; put it at the same path on all machines, or on storage that they share"
         elif digest is not None and theirs != digest:
-            yield f"{path} is not the same file there as here; copy it again, or keep it on storage that all machines share"
+            yield f"{path} is not the same file there as here; copy it again, or keep it on storage that all share"
     for setting, path in plan.needs.folders:
         if path in here.folder_problems:
             continue
         if found.tokens.get(path) != here.token:
-            yield f"{setting} ({path}) is not the same folder there as here; it has to be on storage that all machines share"
+            yield f"{setting} ({path}) is not the same folder there as here; put it on storage that all machines share"
         elif path in found.unwritable:
             yield f"{setting} ({path}) cannot be written to there; correct its permissions"
     yield from _gpu_problems(found, plan)
     if found.port_problem is not None:
         yield (
-            f"the processes cannot meet at its port {plan.port(0)} ({found.port_problem}): another run or program holds "
-            "it; set runner.master_port to a free port"
+            f"the processes cannot meet at its port {plan.port(0)} ({found.port_problem}): another run or program "
+            "holds it; set runner.master_port to a free port"
         )
-    sent, received = here.asked, here.answered.get(found.index, here.asked)
-    off = max(sent - found.time, found.time - received)
-    if off > CLOCK_SECONDS:
+    off = _offset(found, here)
+    if abs(off) > CLOCK_SECONDS:
         yield (
-            f"its clock is {off:.0f} s {'ahead of' if found.time > received else 'behind'} the one here; set both right "
-            "(NTP): logs and first causes are told by them"
+            f"its clock is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the one here; set both "
+            "right (NTP): logs and first causes are told by them"
         )
     if found.index and found.master_address is not None and _is_loopback(found.master_address):
         yield (
-            f"the name of the first machine, {plan.master_addr}, leads to {found.master_address} there, which is itself; "
-            "correct its /etc/hosts, or set runner.master_addr to an address"
+            f"the name of the first machine, {plan.master_addr}, leads to {found.master_address} there, which is "
+            "itself; correct its /etc/hosts, or set runner.master_addr to an address"
         )
     elif found.index and found.master_address is None:
         yield (
-            f"the name of the first machine, {plan.master_addr}, is unknown there; set runner.master_addr to an address "
-            "that all machines know"
+            f"the name of the first machine, {plan.master_addr}, is unknown there; set runner.master_addr to an "
+            "address that all machines know"
         )
 
 
@@ -205,14 +204,15 @@ def _loopback_note(found: HostFacts, plan: LaunchPlan) -> str | None:
         return f"{what}; if the processes cannot connect, set {_INTERFACE_VARIABLE} to the interface that others reach"
     peer = plan.master_addr if found.index else plan.hosts[1].name
     return (
-        f"{what}: {_INTERFACE_VARIABLE}={found.interface}, which leads to {peer}, is set for it in this run. Better: give "
-        "it its address in its /etc/hosts"
+        f"{what}: {_INTERFACE_VARIABLE}={found.interface}, which leads to {peer}, is set for it in this run. Better: "
+        "give it its address in its /etc/hosts"
     )
 
 
-def _middle(found: HostFacts, here: Here) -> float:
-    """Return when a machine looked at its clock, by the clock of the runner: halfway, if nothing tells better."""
-    return (here.asked + here.answered.get(found.index, here.asked)) / 2
+def _offset(found: HostFacts, here: Here) -> float:
+    """Return by how many seconds a clock is ahead of the one here at least; 0 where it may be right."""
+    received = here.answered.get(found.index, here.asked)
+    return min(0.0, found.time - here.asked) or max(0.0, found.time - received)
 
 
 def _is_loopback(address: str) -> bool:
@@ -220,8 +220,3 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
         return False
-
-
-def hosts_of(problems: Sequence[HostProblem]) -> set[str]:
-    """Return the names of the machines that have problems."""
-    return {problem.host for problem in problems}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from scaling.core.runner.client_process import run_clients
-from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.fleet import names_of
 from scaling.core.runner.inspection import Findings, Here, inspect
 from scaling.core.runner.look import TOKEN_FILE, HostFacts, sampled_digest, versions
@@ -27,7 +26,6 @@ LOOK_SECONDS: Final = 12.0
 def look_everywhere(
     plan: LaunchPlan,
     transport: Transport,
-    config: RunnerConfig,
     *,
     config_text: str | None,
     seconds: float = LOOK_SECONDS,

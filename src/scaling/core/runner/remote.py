@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-from scaling.core.errors import ConfigError
 from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.environment import forwarded
 from scaling.core.runner.fleet import FLEET_GRACE_SECONDS, Fleet, clear
+from scaling.core.runner.looking import look_everywhere
 from scaling.core.runner.order_file import order_file
 from scaling.core.runner.outcome import Outcome
 from scaling.core.runner.plan import HostPlan, LaunchPlan, Order
@@ -40,6 +39,7 @@ class RemoteJob:
         self._transport = transport
         self._config = config
         self._config_text = None if transport.needs_file else config_text
+        self._offsets: Mapping[int, float] = {}
         self._own: Mapping[int, Mapping[str, str]] = {}  # variables of single machines, as the look at them has shown
 
     @property
@@ -57,13 +57,12 @@ class RemoteJob:
         if attempt:
             clear(self._plan, self._transport)
         plan = dataclasses.replace(self._plan, master_port=self._plan.port(attempt))
-        look: Callable[..., Any] = importlib.import_module("scaling.core.runner.looking").look_everywhere
-        findings = look(plan, self._transport, self._config, config_text=self._config_text)
-        if findings.problems:
-            raise ConfigError(findings.table())
+        findings = look_everywhere(plan, self._transport, config_text=self._config_text)
+        if (error := findings.error()) is not None:
+            raise error
         for note in findings.notes if not attempt else ():
             sys.stderr.write(f"note: {note}\n")
-        self._own = findings.environment
+        self._own, self._offsets = findings.environment, findings.offsets
 
     def run(self, attempt: int, supervisor: Supervisor) -> Outcome:
         """Run all machines of an attempt to their end; return how they ended."""
@@ -77,7 +76,7 @@ class RemoteJob:
             path: Path | None = None
             if self._transport.needs_file:
                 path = kept.enter_context(order_file(order))
-            fleet = Fleet(order, self._transport, explain=self._explain, order_file=path)
+            fleet = Fleet(order, self._transport, explain=self._explain, order_file=path, offsets=self._offsets)
             return fleet.run(supervisor)
 
     def _explain(self, lines: Sequence[str], status: int, host: HostPlan) -> str:
