@@ -90,7 +90,7 @@ def look(plan: LaunchPlan, index: int, *, port: int | None = None) -> HostFacts:
     return HostFacts(
         index=index,
         hostname=hostname,
-        identity=_identity(),
+        identity=identity(),
         versions=versions(),
         files={path: sampled_digest(path) for path in plan.needs.files},
         tokens={path: _token(path, plan.run_id) for path in folders},
@@ -170,17 +170,17 @@ def interface_to(host: str) -> str | None:
     return None
 
 
-def _identity() -> str:
+def identity(proc: Path = Path("/proc")) -> str:
     """Return what two names of one machine have in common, and parts of it with a network of their own do not."""
     parts = []
-    for path in ("/proc/sys/kernel/random/boot_id", "/etc/machine-id"):
+    for path in (proc / "sys/kernel/random/boot_id", Path("/etc/machine-id")):
         try:
-            parts.append(Path(path).read_text(encoding="ascii").strip())
+            parts.append(path.read_text(encoding="ascii").strip())
             break
         except OSError:
             continue
     try:
-        parts.append(str(os.stat("/proc/self/ns/net").st_ino))
+        parts.append(str(os.stat(proc / "self/ns/net").st_ino))
     except OSError:
         parts.append(socket.gethostname())
     return "/".join(parts)

@@ -1,0 +1,107 @@
+"""What a machine says about itself."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from scaling.core.runner.look import TOKEN_FILE, HostFacts, identity, interface_to, look, sampled_digest, versions
+from scaling.core.runner.plan import HostNeeds, HostPlan, LaunchPlan
+
+
+def planned(tmp_path: Path, port: int = 29500) -> LaunchPlan:
+    return LaunchPlan(
+        run_id="run-1",
+        hosts=(
+            HostPlan(name="localhost", index=0, first_rank=0, processes=1),
+            HostPlan(name="me@localhost", index=1, first_rank=1, processes=1),
+        ),
+        master_addr="localhost",
+        master_port=port,
+        program=("-m", "train"),
+        interpreter=sys.executable,
+        directory=str(tmp_path),
+        config_path="config.yml",
+        needs=HostNeeds(
+            files=(str(tmp_path / "there"), str(tmp_path / "not there")),
+            folders=(("logger.log_dir", str(tmp_path)), ("trainer.save_dir", str(tmp_path / "none"))),
+        ),
+    )
+
+
+def test_the_facts_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("a: 1")
+    (tmp_path / TOKEN_FILE.format(run_id="run-1")).write_text("token")
+    found = look(planned(tmp_path), 1)
+    assert found.hostname == socket.gethostname()
+    assert found.versions == versions()
+    assert found.versions["torch"] is not None
+    assert found.files == {
+        str(tmp_path / "there"): hashlib.sha256(b"4a: 1").hexdigest(),
+        str(tmp_path / "not there"): None,
+    }
+    assert found.tokens == {str(tmp_path): "token", str(tmp_path / "none"): None}
+    assert found.master_address in ("127.0.0.1", "::1")
+    assert found.port_problem is None
+    line = found.to_line("run-1")
+    assert HostFacts.from_line(line, run_id="run-1") == found
+    assert HostFacts.from_line(line, run_id="run-2") is None
+    assert HostFacts.from_line("scaling_host_facts", run_id="run-1") is None
+    assert look(planned(tmp_path), 0).identity == found.identity
+
+
+def test_a_port_that_is_taken_is_seen_where_it_would_be_served(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        plan = planned(tmp_path, taken.getsockname()[1])
+        assert look(plan, 0).port_problem == "Address already in use"
+        assert look(plan, 1).port_problem is None
+    assert look(plan, 0).port_problem is None
+
+
+def test_large_files_are_known_by_samples(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # takes no room, and no time to be read in places
+    first = sampled_digest(path)
+    for place in (0, (1 << 40) - 1, (1 << 40) * 7 // 64):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+        changed = sampled_digest(path)
+        assert changed != first
+        first = changed
+    with path.open("r+b") as file:
+        file.truncate((1 << 40) - 4096)
+    assert sampled_digest(path) != first
+    assert sampled_digest(tmp_path) is None
+
+
+def test_two_networks_of_one_machine_are_two_machines(tmp_path: Path) -> None:
+    boot, network = tmp_path / "sys/kernel/random/boot_id", tmp_path / "self/ns/net"
+    for path in (boot, network):
+        path.parent.mkdir(parents=True)
+    boot.write_text("boot\n")
+    network.touch()
+    first = identity(tmp_path)
+    assert identity(tmp_path) == first
+    network.rename(tmp_path / "former")
+    network.touch()
+    assert identity(tmp_path) != first
+    boot.write_text("other boot\n")
+    (tmp_path / "former").rename(network)
+    assert identity(tmp_path) != first
+
+
+def test_the_interface_to_a_machine_is_named() -> None:
+    assert interface_to("127.0.0.1") == "lo"
+    assert interface_to("no.such.name.invalid") is None
+
+
+def test_a_name_that_leads_nowhere_is_none(tmp_path: Path) -> None:
+    plan = replace(planned(tmp_path), master_addr="no.such.name.invalid")
+    assert look(plan, 1).master_address is None
