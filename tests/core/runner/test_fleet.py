@@ -202,14 +202,18 @@ def test_a_second_signal_ends_all(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("scaling.core.runner.supervisor._SECOND_REQUEST_SECONDS", 0.0)
     monkeypatch.setattr(module, "_END_SECONDS", 0.2)
 
-    def work() -> None:
-        wait_until(lambda: len(list(folder.glob("pid_*"))) == 2, "not all machines have started")
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+    with Supervisor(grace=60) as supervisor:
 
-    thread = in_the_meantime(work)
-    assert run(Played(folder, "stubborn")).status in (128 + signal.SIGTERM, 75)
-    thread.join()
+        def work() -> None:
+            wait_until(lambda: len(list(folder.glob("pid_*"))) == 2, "not all machines have started")
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: supervisor.asked is not None, "the signal was not taken")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        thread = in_the_meantime(work)
+        result = Fleet(Order(plan=plan_of(2)), Played(folder, "stubborn"), explain=explain).run(supervisor)
+        thread.join()
+    assert (result.status, result.cause) == (128 + signal.SIGTERM, None)
 
 
 def test_without_standard_input_another_client_asks_all_machines_at_once(folder: Path) -> None:
@@ -217,12 +221,12 @@ def test_without_standard_input_another_client_asks_all_machines_at_once(folder:
     fleet = Fleet(Order(plan=plan_of(2)), transport, explain=explain)
     thread = signal_once_ready(folder, 2, signal.SIGUSR1)
     with Supervisor(grace=60) as supervisor:
-        killer = in_the_meantime(
-            lambda: (
-                wait_until(lambda: (folder / "ask_1").exists(), "nobody asked"),
-                supervisor.__setattr__("forced", True),
-            )[0]
-        )
+
+        def force() -> None:
+            wait_until(lambda: (folder / "ask_1").exists(), "nobody asked")
+            supervisor.forced = True
+
+        killer = in_the_meantime(force)
         fleet.run(supervisor)
     thread.join()
     killer.join()

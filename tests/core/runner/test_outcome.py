@@ -6,13 +6,17 @@ import signal
 
 import pytest
 
-from scaling.core.runner.outcome import ProcessEnd, outcome
+from scaling.core.runner.outcome import HostLoss, ProcessEnd, outcome
 from scaling.core.runner.report import Report
 
 
 def end(rank: int, code: int, *, said: str | None = None, at: float = 10.0, stopped: bool = False) -> ProcessEnd:
     report = None if said is None else Report(message=said, status=code, time=at)
     return ProcessEnd(rank=rank, exit_code=code, report=report, time=at + 0.1, stopped=stopped)
+
+
+def gone(host: str = "h2", *ranks: int, at: float = 10.0) -> HostLoss:
+    return HostLoss(host=host, ranks=ranks or (2, 3), why="Connection refused", time=at)
 
 
 def test_all_done_is_done() -> None:
@@ -100,3 +104,57 @@ def test_output_that_nobody_reads_any_more_is_no_failure_to_explain(code: int) -
 
 def test_signals_without_a_name_are_named_by_number() -> None:
     assert "signal 40" in outcome([end(0, -40)]).explain()
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "at"),
+    [
+        (1, "RuntimeError: Connection closed by peer", 5.0),
+        (1, "DistBackendError: NCCL error: remote process exited", 5.0),
+        (70, "rank 0 waits for ranks 2 and 3", 1.0),
+        (1, "ValueError: anything", 9.0),
+        (1, "ValueError: anything", 11.0),
+        (-signal.SIGABRT, None, 1.0),
+        (-signal.SIGKILL, None, 9.0),
+    ],
+)
+def test_that_a_host_is_gone_comes_before_what_the_others_make_of_it(code: int, said: str | None, at: float) -> None:
+    result = outcome([end(0, code, said=said, at=at), end(1, -15)], [gone()])
+    assert (result.status, result.explain()) == (1, "error: host h2 (ranks 2, 3) is gone: Connection refused")
+
+
+@pytest.mark.parametrize(("code", "said"), [(1, "ValueError: x"), (65, "bad data"), (-signal.SIGSEGV, None)])
+def test_a_failure_well_before_a_host_is_gone_is_the_cause(code: int, said: str | None) -> None:
+    result = outcome([end(0, code, said=said, at=7.0), end(1, -15)], [gone()])
+    assert result.cause is not None
+    assert result.cause.ranks == (0,)
+
+
+def test_the_first_of_several_hosts_is_named_and_its_single_rank_in_the_singular() -> None:
+    result = outcome([], [gone("h2", at=12), gone("h3", 4, at=11)])
+    assert result.reason == "host h3 (rank 4) is gone: Connection refused"
+    many = outcome([], [gone("h4", *range(8, 16))])
+    assert many.reason == "host h4 (ranks 8 to 15) is gone: Connection refused"
+
+
+def test_a_host_that_was_lost_while_it_was_asked_to_leave_has_not_saved() -> None:
+    assert outcome([end(0, 75)], [gone()], asked=signal.SIGTERM).status == 1
+    assert outcome([end(0, 75)], [gone()], asked=signal.SIGTERM, forced=True).status == 128 + signal.SIGTERM
+
+
+def test_what_a_host_cannot_do_is_a_failure_like_that_of_a_rank() -> None:
+    said = Report(message="the port is taken", status=2, time=10.0)
+    refused = HostLoss(host="h1", ranks=(0, 1), why="", time=10.5, report=said)
+    assert outcome([], [refused]).explain() == "error: host h1: the port is taken"
+    assert outcome([end(2, 1, said="nobody comes", at=11)], [refused]).status == 2
+    assert outcome([end(2, 65, said="bad data", at=9)], [refused]).status == 65
+
+
+def test_the_host_of_a_rank_is_named_and_the_last_lines_of_who_said_nothing() -> None:
+    silent = ProcessEnd(rank=5, exit_code=3, host="h2", last_lines=("one", "two"))
+    text = outcome([silent]).explain()
+    assert text.startswith("error: the process ended with status 3")  # all say the same: there is one
+    assert text.endswith("\nits last lines:\n    one\n    two")
+    assert outcome([silent, end(0, 0)]).reason.startswith("rank 5 on h2: the process ended with status 3")
+    spoke = ProcessEnd(rank=5, exit_code=1, report=Report(message="x"), last_lines=("one",))
+    assert "one" not in outcome([spoke]).explain()
