@@ -15,14 +15,16 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from typer.testing import CliRunner
 
+from scaling.cli.main import app
 from scaling.core import ConfigError, ExitStatus, LaunchContext, Topology
 from scaling.core.config.config_file import handed_on
 from scaling.core.topology.launch import CONFIG_COPY_VARIABLE
 from scaling.transformer import launch
 from scaling.transformer import train as training
 from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.launch import launch_training
+from scaling.transformer.launch import host_needs, launch_training
 from tests.distributed import free_port
 from tests.processes import wait_until
 from tests.transformer.small import (
@@ -288,6 +290,40 @@ def test_what_is_probably_not_meant_is_said_by_the_first_process(
     with pytest.raises(ConfigError, match="names no data"):
         launch_training(config, ["data.data_prefixes=null"])
     assert capsys.readouterr().err == ""
+
+
+def test_a_dry_run_builds_no_data_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **named: pytest.fail("a process was started"))
+    settings = {"data.corpus": "python_stdlib", "data.corpus_dir": str(tmp_path / "corpus"), **TWO}
+    config = write_config(tmp_path / "config.yml", settings)
+    ended = CliRunner().invoke(app, ["train", "--dry-run", str(config), "trainer.seed=2"])
+    assert ended.exit_code == 0, ended.output
+    assert "2 processes on this machine:\n" in ended.stdout
+    assert f"-m scaling.transformer.train {config} trainer.seed=2\n" in ended.stdout
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_for_kubernetes_files_of_this_machine_are_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"data.data_prefixes": ["/volume/tokens"], "transformer_architecture.vocab_size": 9}
+    kubernetes = {"runner.runner_type": "kubernetes", "runner.kubernetes.image": "image"}
+    monkeypatch.setattr(launch, "runner_main", lambda *arguments, **named: 0)
+    config = write_config(tmp_path / "config.yml", {**settings, **kubernetes})
+    assert launch_training(config)[1] == 0
+    with pytest.raises(ConfigError, match=r"there is no \.bin and no \.idx file"):
+        launch_training(write_config(tmp_path / "config.yml", settings))
+
+
+def test_every_host_needs_tokenizer_data_and_the_folders_of_the_run(data: Path, tmp_path: Path) -> None:
+    settings = settings_of(data, tmp_path, {"trainer.save_dir": str(tmp_path / "saved")})
+    config = TransformerConfig.from_dict(nested(settings))
+    needs = host_needs(config)
+    prefix = config.data.data_prefixes[0] if config.data.data_prefixes else Path()
+    assert set(needs.files) >= {f"{prefix}.bin", f"{prefix}.idx", f"{prefix}.meta.json"}
+    assert all(Path(file).is_file() for file in needs.files)
+    assert ("trainer.save_dir", str(tmp_path / "saved")) in needs.folders
+    assert needs.device == config.topology.device.value
 
 
 def test_the_attention_kernels_are_told_at_the_start() -> None:

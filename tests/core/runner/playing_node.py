@@ -1,7 +1,7 @@
 """Plays the node of a machine behind a client: `INDEX RUN_ID VERB FOLDER BEHAVIOUR`, by what the fleet sends it.
 
 With VERB run it reads its order first where it is given input. Behaviours: done, fail:MESSAGE, problem:MESSAGE,
-die (without a word), killed_rank, listen (leave when asked), stubborn (only the end of its client ends it),
+die (without a word), killed_rank, listen (leave when asked), stubborn (only the end of its client ends it), endless (print for ever),
 lines:COUNT (print so many on both outputs), beats:COUNT (be done after so many), tell (keep the order).
 """
 
@@ -79,6 +79,10 @@ def run(index: int, run_id: str, folder: Path, behaviour: str) -> int:
                     break
             print(report(index=index, run_id=run_id, codes=[75, 75]), flush=True)
             return 75
+        case "endless":
+            while True:
+                print("more", flush=True)
+                time.sleep(0.01)
         case "stubborn":
             print("ready", flush=True)
             time.sleep(NEVER)

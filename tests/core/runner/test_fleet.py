@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -291,3 +292,58 @@ def test_an_order_file_is_for_its_user_alone_without_secrets_and_goes_away(tmp_p
 def test_pdsh_may_leave_out_the_user_and_the_domain() -> None:
     plan = plan_of(3, names=("me@a.example.org", "b", "10.0.0.3"))
     assert names_of(plan) == {"a.example.org": 0, "a": 0, "b": 1, "10.0.0.3": 2}
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from scaling.core.runner.fleet import Fleet
+from scaling.core.runner.plan import Order
+from scaling.core.runner.supervisor import Supervisor
+from tests.core.runner.test_fleet import Played, explain, plan_of
+folder, behaviour, together = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "together"
+played = Played(folder, behaviour, together=together, stdin_follows=not together)
+with Supervisor(grace=60) as supervisor:
+    sys.exit(Fleet(Order(plan=plan_of(2)), played, explain=explain).run(supervisor).status)
+"""
+
+
+@pytest.fixture
+def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Run a fleet in a process of its own, which may be killed."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path("src").resolve()), str(Path.cwd())]))
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_it(behaviour: str, kind: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", PROGRAM, str(folder), behaviour, kind]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return started[-1]
+
+    yield start_it
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("kind", ["each", "together"])
+def test_when_the_runner_is_killed_every_machine_reads_the_end_of_its_input(
+    folder: Path, start: Callable[..., subprocess.Popen[bytes]], kind: str
+) -> None:
+    process = start("listen", kind)
+    wait_until(lambda: len(list(folder.glob("pid_*"))) == 2, "not all machines have started")
+    process.kill()
+    process.wait(60)
+    pids = [int(path.read_text()) for path in folder.glob("pid_*")]
+    wait_until(lambda: not any(map(is_running, pids)), "a machine goes on without its runner")
+
+
+def test_output_that_nobody_reads_ends_all_without_a_word(
+    folder: Path, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    process = start("endless", "each")
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""

@@ -33,7 +33,7 @@ def test_the_first_to_fail_is_the_cause() -> None:
 def test_who_ended_without_a_word_comes_before_who_had_something_to_say(code: int) -> None:
     result = outcome([end(0, 1, said="the connection was closed", at=10.0), end(1, code, at=10.5)])
     assert result.cause is not None
-    assert result.cause.rank == 1
+    assert result.cause.ranks == (1,)
     assert result.status == (code if code > 0 else 128 - code)
 
 
