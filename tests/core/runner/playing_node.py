@@ -1,7 +1,8 @@
 """Plays the node of a machine behind a client: `INDEX RUN_ID VERB FOLDER BEHAVIOUR`, by what the fleet sends it.
 
 With VERB run it reads its order first where it is given input. Behaviours: done, fail:MESSAGE, problem:MESSAGE,
-die (without a word), killed_rank, listen (leave when asked), stubborn (only the end of its client ends it), endless (print for ever),
+die (without a word), killed_rank, listen (leave when asked), stubborn (only the end of its client ends it),
+endless (print for ever),
 lines:COUNT (print so many on both outputs), beats:COUNT (be done after so many), tell (keep the order).
 """
 
