@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything else is imported: a signal that comes meanwhile has its meaning
+    from scaling.core.runner.early_signals import listen
+
+    listen()
+
 import contextlib
 import importlib
 import importlib.metadata

@@ -5,6 +5,13 @@ torchrun --nproc-per-node 4 -m scaling.transformer.train CONFIG [KEY=VALUE ...]
 
 from __future__ import annotations
 
+if (
+    __name__ == "__main__"
+):  # before torch is imported, which takes seconds: a signal that comes meanwhile has its meaning
+    from scaling.core.runner.early_signals import listen
+
+    listen()
+
 import logging
 import sys
 from collections.abc import Mapping, Sequence

@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "look":
                 return _look(options)
             case "ask":
-                ask_node(options.run, options.index, signal.Signals[f"SIG{options.signal}"])
+                if not ask_node(options.run, options.index, signal.Signals[f"SIG{options.signal}"]):
+                    sys.stderr.write(f"run {options.run} has no node {options.index} here; it has ended\n")
             case "clear":
                 if left := clear(options.run, options.index):
                     raise ScalingError(f"processes {', '.join(map(str, left))} of run {options.run} do not end")
@@ -73,9 +74,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _look(options: argparse.Namespace) -> int:
-    order = _order(options.order, Lifeline(sys.stdin.buffer, on_ask=print, on_end=lambda: None))
+    order = _order(options.order, Lifeline(sys.stdin.buffer, on_ask=lambda name: None, on_end=lambda: None))
     look = importlib.import_module("scaling.core.runner.look").look
-    print(look(order.plan, options.index, port=order.plan.port(order.attempt)).to_line(options.run), flush=True)
+    facts = look(order.plan, options.index, port=order.plan.port(order.attempt))
+    sys.stdout.write(f"{facts.to_line(options.run)}\n")
+    sys.stdout.flush()
     return ExitStatus.DONE
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from scaling.core.errors import AskedToLeave, ExitStatus, HangError
 from scaling.core.logging.setup import log_to_file
+from scaling.core.runner.early_signals import listen
 from scaling.core.runner.report import Report
 from scaling.core.topology.launch import RUNNER_VARIABLE
 
@@ -26,11 +27,13 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` as the whole work of this process, and end with the status that its outcome stands for.
 
     `main` returns an exit status or None for 0. An error raised on purpose ends with its `exit_status` and its message,
-    without traceback; any other exception with 1 and its traceback; Ctrl-C before anyone listens to it with 75. Under
-    the runner and under torchrun the message is left in the error file; the first process to fail, or the runner,
-    prints it. After a failure the process ends at once: what is left of a broken group could make it wait for ever.
+    without traceback; any other exception with 1 and its traceback; Ctrl-C, SIGTERM and SIGUSR1 before anyone listens
+    to them with 75. Under the runner and under torchrun the message is left in the error file; the first process to
+    fail, or the runner, prints it. After a failure the process ends at once: what is left of a broken group could make
+    it wait for ever.
     """
     faulthandler.enable()
+    listen()
     _end_with_runner()
     _listen_to_threads()
     try:
