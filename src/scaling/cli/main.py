@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before anything else is imported: a signal that comes meanwhile has its meaning
-    from scaling.core.runner.early_signals import listen
+    from scaling.core.runner.early_signals import listen_early
 
-    listen()
+    listen_early()
 
 import contextlib
 import importlib

@@ -8,9 +8,9 @@ from __future__ import annotations
 if (
     __name__ == "__main__"
 ):  # before torch is imported, which takes seconds: a signal that comes meanwhile has its meaning
-    from scaling.core.runner.early_signals import listen
+    from scaling.core import listen_early
 
-    listen()
+    listen_early()
 
 import logging
 import sys

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scaling.core.runner.config import RunnerConfig as RunnerConfig
     from scaling.core.runner.config import RunnerDockerConfig as RunnerDockerConfig
     from scaling.core.runner.config import RunnerType as RunnerType
+    from scaling.core.runner.early_signals import listen_early as listen_early
     from scaling.core.runner.local import run_program as run_program
     from scaling.core.runner.main import runner_main as runner_main
     from scaling.core.runner.plan import HostNeeds as HostNeeds

@@ -1,7 +1,7 @@
 """Signals that reach a program before anybody handles them: while it is imported, which torch alone makes take seconds.
 
 Python leaves SIGUSR1 and SIGTERM to their default action, which ends a process as if it had crashed. A program calls
-`listen` before it imports anything large; whoever handles signals later, as the trainer does, replaces this handler.
+`listen_early` before it imports anything large; whoever handles signals later, as the trainer does, replaces this handler.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PREEMPTED = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def listen() -> None:
+def listen_early() -> None:
     """End this process, if it is asked to leave, with the status that says so: there is nothing to save yet.
 
     Whoever handles these signals already goes on doing so. Only for programs: importing a library changes no handler.

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from scaling.core.errors import AskedToLeave, ExitStatus, HangError
 from scaling.core.logging.setup import log_to_file
-from scaling.core.runner.early_signals import listen
+from scaling.core.runner.early_signals import listen_early
 from scaling.core.runner.report import Report
 from scaling.core.topology.launch import RUNNER_VARIABLE
 
@@ -33,7 +33,7 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
     it wait for ever.
     """
     faulthandler.enable()
-    listen()
+    listen_early()
     _end_with_runner()
     _listen_to_threads()
     try:
