@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -30,8 +28,10 @@ class Found:
     notes: tuple[str, ...] = ()
     environment: Mapping[int, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
-    def table(self) -> str:
-        return "\n".join(self.problems)
+    offsets: Mapping[int, float] = dataclasses.field(default_factory=dict)
+
+    def error(self) -> ConfigError | None:
+        return ConfigError("\n".join(self.problems)) if self.problems else None
 
 
 @pytest.fixture
@@ -56,11 +56,9 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Look:
             seen.append(plan)
             return found
 
-        looking, failures = ModuleType("looking"), ModuleType("failures")
-        looking.__dict__["look_everywhere"] = look_everywhere
-        failures.__dict__["explain"] = lambda lines, status, **named: f"status {status}"
-        monkeypatch.setitem(sys.modules, "scaling.core.runner.looking", looking)
-        monkeypatch.setitem(sys.modules, f"{remote._TRANSPORTS}.failures", failures)
+        monkeypatch.setattr(remote, "look_everywhere", look_everywhere)
+        monkeypatch.setattr(remote, "explain", lambda lines, status, **named: f"status {status}")
+        monkeypatch.setattr(remote, "require_programs", lambda *arguments, **named: None)
         return seen
 
     return find

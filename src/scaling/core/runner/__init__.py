@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from scaling.core.runner.command import run_training_process as run_training_process
     from scaling.core.runner.config import RunnerConfig as RunnerConfig
     from scaling.core.runner.config import RunnerDockerConfig as RunnerDockerConfig
+    from scaling.core.runner.config import RunnerKubernetesConfig as RunnerKubernetesConfig
+    from scaling.core.runner.config import RunnerSlurmConfig as RunnerSlurmConfig
     from scaling.core.runner.config import RunnerType as RunnerType
     from scaling.core.runner.early_signals import listen_early as listen_early
     from scaling.core.runner.local import run_program as run_program
