@@ -90,6 +90,9 @@ class Played:
             for index, command in zip(indices, commands, strict=True)
         ]
 
+    def by_hand(self, host: HostPlan) -> str:
+        return f"play {host.name}"
+
 
 def explain(lines: Sequence[str], status: int, host: HostPlan) -> str:
     return f"status {status}: {lines[-1] if lines else 'nothing'}"
