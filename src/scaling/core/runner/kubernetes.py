@@ -371,9 +371,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     """Represent a text: several lines as a block, words as they are, what might be taken for a number in quotes."""
-    if "\n" in value:
-        style = "|"
-    else:
+    style: str | None = "|"
+    if "\n" not in value:
         style = None if len(value) > 1 and re.fullmatch(r"[A-Za-z_][-A-Za-z0-9_./]*", value) else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
