@@ -336,8 +336,8 @@ def _unnamed_secrets(settings: RunnerKubernetesConfig, secrets: Mapping[str, str
             Problem(
                 "runner.kubernetes.secrets",
                 f"lacks {name}, which runner.forward_environment passes on and which is never written to a manifest; "
-                f'make a Secret (kubectl create secret generic {secret} --from-literal=value="${name}") and add '
-                f"{{{name}: {secret}/value}}, or unset the variable",
+                f'make a Secret (printf %s "${name}" | kubectl create secret generic {secret} '
+                f"--from-file=value=/dev/stdin) and add {{{name}: {secret}/value}}, or unset the variable",
             )
         )
     return problems
