@@ -16,6 +16,8 @@ RUNNER_VARIABLE: Final = "SCALING_RUNNER_PID"
 """Set by the runner for the processes it starts: it prints the first cause itself, and they end when it is gone."""
 ATTEMPT_VARIABLE: Final = "SCALING_ATTEMPT"
 """Set by the runner for the processes it starts: how often it has started the whole run again before."""
+SRUN_VARIABLE: Final = "SCALING_SRUN"
+"""Set to the job's number by what this library has srun start: also a task that is the only one is then a rank."""
 _SLURM_MASTER = (
     'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500 before srun'
 )
@@ -116,8 +118,12 @@ def _is_srun_task(environ: Mapping[str, str]) -> bool:
     """Tell a task of srun from a program that merely runs inside a Slurm allocation.
 
     The shell of a batch job has SLURM_PROCID and SLURM_NTASKS too, without being one of several processes: only a step
-    number, or the user having named a meeting place, says so. One task alone is for the runner to multiply.
+    number, or the user having named a meeting place, says so. One task alone is for the runner to multiply, unless the
+    runner itself has had srun start it. (The variable names the job because a task may submit another one, which
+    inherits its environment.)
     """
+    if "SLURM_STEP_ID" in environ and environ.get(SRUN_VARIABLE, "") == environ.get("SLURM_JOB_ID"):
+        return True
     if "SLURM_PROCID" not in environ or _number(environ, "SLURM_NTASKS", default=1) < 2:
         return False
     if "MASTER_ADDR" in environ and "MASTER_PORT" in environ:

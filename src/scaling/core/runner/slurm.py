@@ -1,0 +1,202 @@
+"""Run a training through Slurm: submit a job, or start its tasks where there is an allocation already."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, final
+
+from scaling.core.errors import ConfigError, ExitStatus, ScalingError, StorageError
+from scaling.core.runner.config import RunnerConfig
+from scaling.core.runner.environment import process_defaults
+from scaling.core.runner.slurm_script import JOB_FILE, OTHERS_VARIABLES, SlurmPlan, job_script, slurm_plan
+from scaling.core.runner.supervisor import POLL_SECONDS, Processes, Supervisor
+from scaling.core.storage.writing import storage_errors, write_atomically
+from scaling.core.topology.launch import SRUN_VARIABLE
+
+_KILL_SECONDS: Final = 5.0
+"""How long srun may take to have its tasks killed."""
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def run_job(
+    config: RunnerConfig, program: Sequence[str], *, processes: int, log_dir: Path | None, dry_run: bool
+) -> int:
+    """Run what Python is given as `program` in `processes` tasks of Slurm; return the exit status.
+
+    Outside an allocation: submit a job and return 0 once Slurm has accepted it, 2 where it has not. Inside one: run the
+    tasks, pass signals on, and return as they end. With `dry_run` only print what would be submitted or started.
+    """
+    plan = slurm_plan(config, program, processes=processes, log_dir=log_dir)
+    if "SLURM_JOB_ID" in os.environ:
+        return _run_tasks(plan, os.environ, dry_run=dry_run)
+    if dry_run:
+        sys.stdout.write(job_script(plan))
+        return ExitStatus.DONE
+    return _submit(plan)
+
+
+def _submit(plan: SlurmPlan) -> int:
+    """Write the job script and hand it to sbatch."""
+    path = Path(plan.folder, JOB_FILE)
+    with storage_errors(f"writing the job script {str(path)!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, job_script(plan).encode(), durable=False)
+        path.chmod(0o700)
+    environment = _without(os.environ, OTHERS_VARIABLES)
+    answer = _output_of(["sbatch", "--parsable", str(path)], environment)
+    if answer is None:
+        sys.stderr.write(f"error: sbatch does not accept {path}; it says why above\n")
+        return ExitStatus.USER_INPUT
+    job = answer.strip().splitlines()[-1].partition(";")[0]  # behind the semicolon is the cluster, where it has a name
+    sys.stdout.write(submitted(plan, job))
+    return ExitStatus.DONE
+
+
+def submitted(plan: SlurmPlan, job: str) -> str:
+    """Return what the user reads about a job that Slurm has accepted."""
+    output = plan.output.replace("%j", job).replace("%%", "%")
+    machines = "1 machine" if plan.machines == 1 else f"{plan.machines} machines"
+    tasks = "1 task" if plan.tasks_per_machine == 1 else f"{plan.tasks_per_machine} tasks"
+    return f"""\
+Submitted job {job}: {machines}, {tasks} on each. The script is {os.path.join(plan.folder, JOB_FILE)}
+  where it stands          squeue -j {job}
+  what it prints           tail -F {output}
+  save, and queue again    scancel --signal=USR1 {job}
+  end for good             scancel {job}
+"""
+
+
+def _run_tasks(plan: SlurmPlan, environ: Mapping[str, str], *, dry_run: bool) -> int:
+    """Start the tasks on the machines of this allocation, and wait for them."""
+    granted = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES") or "1"
+    if int(granted) < plan.machines:
+        raise ConfigError(
+            f"topology.world_size ({plan.processes}) takes {plan.machines} machines of {plan.tasks_per_machine} "
+            f"processes, but this allocation (job {environ['SLURM_JOB_ID']}) has {granted}; ask Slurm for more, or "
+            "change the topology"
+        )
+    hosts = _hosts(environ)[: plan.machines]
+    command = [*plan.srun(), f"--nodelist={','.join(hosts)}"]
+    if "SLURM_STEP_ID" in environ:  # the shell of `srun --pty`, whose resources they share: else they would wait for it
+        command.append("--overlap")
+    command += plan.command()
+    if dry_run:
+        sys.stdout.write(f"{subprocess.list2cmdline(command)}\n")
+        return ExitStatus.DONE
+    with Supervisor() as supervisor:
+        step = _Step(command, task_environment(plan, environ, hosts[0]))
+        supervisor.crew = step
+        while step.process.poll() is None:
+            supervisor.check()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                step.process.wait(POLL_SECONDS)
+    return status_of_step(step.process.returncode, asked=supervisor.asked, forced=supervisor.forced)
+
+
+def task_environment(plan: SlurmPlan, environ: Mapping[str, str], first_host: str) -> dict[str, str]:
+    """Return the environment of srun, and so of its tasks, inside an allocation."""
+    environment = _without(environ, OTHERS_VARIABLES)
+    environment |= process_defaults(environment, plan.tasks_per_machine, gpus=None)
+    environment["MASTER_ADDR"] = plan.master_addr or first_host
+    restarts = int(environ.get("SLURM_RESTART_COUNT", "0"))
+    environment["MASTER_PORT"] = str(plan.port(int(environ["SLURM_JOB_ID"]), restarts))
+    environment[SRUN_VARIABLE] = environ["SLURM_JOB_ID"]
+    if "SLURM_CPUS_PER_TASK" in environ:  # srun no longer takes it over by itself
+        environment.setdefault("SRUN_CPUS_PER_TASK", environ["SLURM_CPUS_PER_TASK"])
+    if plan.is_script:  # it may import from the folder that the command was given in, as a module may
+        former = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [plan.directory, former]))
+    return environment
+
+
+def status_of_step(code: int, *, asked: signal.Signals | None, forced: bool) -> int:
+    """Return what the run ends with: a task that was asked before it could listen dies of that, with nothing to save.
+
+    `code` is srun's status, negative for the signal that ended it; `asked` is the signal that was passed on to it.
+    """
+    status = code if code >= 0 else 128 - code
+    if asked is not None and forced:
+        return 128 + asked
+    if asked is not None and status in (128 + signal.SIGTERM, 128 + signal.SIGUSR1):
+        return ExitStatus.PREEMPTED
+    return status
+
+
+@final
+class _Step:
+    """The tasks of one srun, as a crew of one member: srun itself, which passes signals on to all of them."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        try:
+            # preexec_fn is safe here: this process has no other threads
+            self.process = subprocess.Popen(
+                command, env=dict(environment), start_new_session=True, preexec_fn=_leave_with_parent
+            )
+        except FileNotFoundError:
+            raise _missing(command[0]) from None
+        self._local = Processes(lambda: {self.process.pid: self.process.returncode})
+
+    def ends(self) -> Mapping[int, int | None]:
+        """Return the exit code of srun, None while nobody has waited for it."""
+        return self._local.ends()
+
+    def has_ended(self, member: int) -> bool:
+        """Look whether srun has ended."""
+        return self._local.has_ended(member)
+
+    def ask(self, member: int, number: signal.Signals) -> None:
+        """Signal srun."""
+        self._local.ask(member, number)
+
+    def kill(self, member: int) -> None:
+        """Have srun kill its tasks. Killed itself, it would leave them running."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.process.poll() is None:
+                os.kill(member, signal.SIGQUIT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_KILL_SECONDS)
+        self._local.kill(member)
+
+
+def _leave_with_parent() -> None:
+    """Have the kernel send this process SIGTERM, which srun passes on, when the runner is gone: it may be killed."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+
+
+def _hosts(environ: Mapping[str, str]) -> list[str]:
+    """Return the names of the allocation's machines, in Slurm's order."""
+    names = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST") or ""
+    answer = _output_of(["scontrol", "show", "hostnames", names], environ)
+    if not answer:
+        raise ScalingError(f"scontrol cannot say which machines SLURM_JOB_NODELIST ({names!r}) names")
+    return answer.split()
+
+
+def _output_of(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """Return what a command of Slurm prints, None where it fails; what it says about that goes to our standard error."""
+    try:
+        done = subprocess.run(command, env=dict(environ), stdout=subprocess.PIPE, text=True, check=False)
+    except FileNotFoundError:
+        raise _missing(command[0]) from None
+    except OSError as error:
+        raise StorageError(f"{command[0]} cannot be run: {error}") from error
+    return done.stdout if done.returncode == 0 else None
+
+
+def _missing(name: str) -> ConfigError:
+    return ConfigError(
+        f"runner.runner_type is slurm, but there is no {name} on this machine's PATH; run the command on a machine of "
+        "the cluster, or load Slurm's module there"
+    )
+
+
+def _without(environ: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name not in names}

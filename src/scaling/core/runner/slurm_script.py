@@ -1,0 +1,226 @@
+"""SlurmPlan: what Slurm is asked for and what it starts, and the text of the job script. Computed without Slurm."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from scaling.core.errors import ConfigError, Problem
+from scaling.core.runner.config import RunnerConfig, RunnerSlurmConfig
+from scaling.core.runner.process import ERROR_FILE_VARIABLE
+from scaling.core.topology.launch import CONFIG_COPY_VARIABLE, RUNNER_VARIABLE, SRUN_VARIABLE
+
+JOB_FILE: Final = "job.sh"
+OTHERS_VARIABLES: Final = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_RESTART_COUNT",
+    ERROR_FILE_VARIABLE,
+    CONFIG_COPY_VARIABLE,
+    RUNNER_VARIABLE,
+)
+"""What another launcher, or this one on the machine of the submission, has said about other processes than the job's.
+The copy of the configuration, for one, is gone when the job starts: its tasks read the file."""
+
+_FIRST_PORT: Final = 20000
+_PORTS: Final = 12000
+"""Below 32768, from where Linux takes the ports of outgoing connections."""
+_PORTS_OF_JOB: Final = 11
+"""Attempts of a job before one meets at the port of its neighbour's first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmPlan:
+    """A run as Slurm starts it: one task of srun for each process, in equal numbers on all machines."""
+
+    machines: int
+    tasks_per_machine: int
+    program: tuple[str, ...]
+    """What Python is given: `-m`, a module and its arguments, or a script and its arguments."""
+    interpreter: str
+    directory: str
+    """The working directory, on every machine."""
+    folder: str
+    """Where the job script and the job's output go."""
+    options: RunnerSlurmConfig
+    max_restarts: int = 0
+    master_addr: str | None = None
+    """Address of the first machine; None: its name, as Slurm knows it."""
+    master_port: int | None = None
+    """None: one that follows from the job's number and attempt."""
+
+    @property
+    def processes(self) -> int:
+        """Return the number of processes on all machines."""
+        return self.machines * self.tasks_per_machine
+
+    @property
+    def is_script(self) -> bool:
+        """Return whether the program is a file, not a module."""
+        return self.program[0] != "-m"
+
+    def srun(self) -> list[str]:
+        """Return the command that starts the tasks, without which machines.
+
+        Lines carry no task's number: they look as they do on one machine, and each rank has a log of its own. One task
+        that failed ends the others; without the number for each machine, Slurm would fill the first one.
+        """
+        return [
+            "srun",
+            f"--nodes={self.machines}",
+            f"--ntasks={self.processes}",
+            f"--ntasks-per-node={self.tasks_per_machine}",
+            "--kill-on-bad-exit=1",
+            "--export=ALL",
+        ]
+
+    def command(self) -> list[str]:
+        """Return what each task runs."""
+        return [self.interpreter, "-u", *self.program]
+
+    def port(self, job: int, restarts: int) -> int:
+        """Return where the tasks of an attempt meet: not where those of the attempt before it, or of another job, do."""
+        return self.master_port or _FIRST_PORT + (job * _PORTS_OF_JOB + restarts) % _PORTS
+
+    @property
+    def output(self) -> str:
+        """Return the pattern for the file that takes what the job prints; `%j` is its number."""
+        return os.path.join(self.folder.replace("%", "%%"), "slurm-%j.out")
+
+
+def slurm_plan(
+    config: RunnerConfig,
+    program: Sequence[str],
+    *,
+    processes: int,
+    log_dir: Path | None,
+    directory: str | None = None,
+    interpreter: str | None = None,
+) -> SlurmPlan:
+    """Return how Slurm is to start `processes` processes. Pure, given the working directory and interpreter.
+
+    Raises:
+        ConfigError: The processes do not divide among machines, machines are named, or a path cannot be written into a
+            job script. Carries all of that.
+    """
+    directory = directory or os.getcwd()
+    folder = os.path.join(directory, log_dir) if log_dir is not None else directory
+    setting = "slurm.gpus" if config.slurm.gpus is not None else "default_gpu_count"
+    most = config.slurm.gpus or config.default_gpu_count
+    tasks = min(processes, most)
+    if problems := [*_problems(config, processes, most, setting), *_path_problems(directory, folder)]:
+        raise ConfigError(problems)
+    return SlurmPlan(
+        machines=processes // tasks,
+        tasks_per_machine=tasks,
+        program=tuple(program),
+        interpreter=interpreter or sys.executable,
+        directory=directory,
+        folder=folder,
+        options=config.slurm,
+        max_restarts=config.max_restarts,
+        master_addr=config.master_addr,
+        master_port=config.master_port,
+    )
+
+
+def _problems(config: RunnerConfig, processes: int, most: int, setting: str) -> Iterator[Problem]:
+    if processes % min(processes, most):
+        yield Problem(
+            "topology.world_size",
+            f"is {processes}, which does not divide among machines of {most} processes (runner.{setting}); every "
+            f"machine of a job gets the same number: make runner.{setting} a divisor of {processes}",
+        )
+    for name in ("hosts", "hostsfile"):
+        if getattr(config, name) is not None:
+            yield Problem(
+                f"runner.{name}",
+                "names machines, but Slurm chooses them; remove it, or ask for them by "
+                'runner.slurm.lines: ["--nodelist=NAMES"]',
+            )
+
+
+def _path_problems(directory: str, folder: str) -> Iterator[Problem]:
+    for what, path in (("the working directory", directory), ("logger.log_dir", folder)):
+        if "\n" in path:
+            yield Problem("", f"{what} is {path!r}; sbatch takes no path with a line break")
+
+
+def job_script(plan: SlurmPlan) -> str:
+    """Return the text of the script for sbatch. It holds no variable's value: Slurm hands the environment on itself."""
+    return "\n".join(["#!/bin/bash", *_options(plan), "", *_start(plan), "", *_end(plan), ""])
+
+
+def _options(plan: SlurmPlan) -> Iterator[str]:
+    options = plan.options
+    pairs: list[tuple[str, object]] = [
+        ("job-name", "scaling"),
+        ("nodes", plan.machines),
+        ("ntasks-per-node", plan.tasks_per_machine),
+        *((name, getattr(options, name)) for name in ("partition", "account", "qos", "time", "constraint")),
+        ("gpus-per-node", None if options.gpus is None else plan.tasks_per_machine),
+        ("signal", f"USR1@{options.signal_seconds}"),
+        ("output", plan.output),
+        ("open-mode", "append"),
+    ]
+    for name, value in pairs:
+        if value is not None:
+            yield f"#SBATCH --{name}={_escaped(str(value))}"
+    yield "#SBATCH --requeue"
+    for line in options.lines:  # as they are, and last: of two lines for one option, the later counts
+        yield f"#SBATCH {line}"
+
+
+def _escaped(text: str) -> str:
+    """Write a value as sbatch reads its lines: a backslash before whatever could mean something to it."""
+    return re.sub(r"([^\w./%=:,@+-])", r"\\\1", text)
+
+
+def _start(plan: SlurmPlan) -> Iterator[str]:
+    host = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+    port = f"$(({_FIRST_PORT} + (SLURM_JOB_ID * {_PORTS_OF_JOB} + ${{SLURM_RESTART_COUNT:-0}}) % {_PORTS}))"
+    yield "# This shell outlives what asks its tasks to leave, to see how they end. With handlers, which programs that it"
+    yield "# starts do not inherit: a signal that it ignored would be ignored by them too."
+    yield "trap : TERM USR1 INT HUP"
+    yield f"cd {shlex.quote(plan.directory)} || exit 2"
+    yield f"unset {' '.join(OTHERS_VARIABLES)}"
+    yield f"export MASTER_ADDR={host if plan.master_addr is None else shlex.quote(plan.master_addr)}"
+    yield f"export MASTER_PORT={port if plan.master_port is None else plan.master_port}"
+    yield f"cores=${{SLURM_CPUS_PER_TASK:-$((${{SLURM_CPUS_ON_NODE:-1}} / {plan.tasks_per_machine}))}}"
+    yield 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores : 1))}"'
+    yield 'export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"'
+    yield "# srun no longer takes the number of cores over from sbatch."
+    yield '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
+    if plan.is_script:  # it may import from the folder that the command was given in, as a module may
+        yield f'export PYTHONPATH={shlex.quote(plan.directory)}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+    yield ""
+    yield f'{SRUN_VARIABLE}="$SLURM_JOB_ID" {shlex.join(plan.srun())} \\'
+    yield f"  {shlex.join(plan.command())}"
+
+
+def _end(plan: SlurmPlan) -> Iterator[str]:
+    yield from f"""\
+status=$?
+again=
+case "$status" in
+  0 | 2 | 65) ;;           # done; an error of your own making; data refused
+  75 | 138 | 143) again=1 ;;  # asked to leave: saved, or ended by SIGUSR1 or SIGTERM before there was anything to save
+  1 | 70 | 74 | 12[89] | 1[3-9]? | 2??)  # a failure, a hang, a disk, a signal: runner.max_restarts times
+    # Slurm counts every start anew of the job, also those after it was asked to leave or lost a machine.
+    [ "${{SLURM_RESTART_COUNT:-0}}" -ge {plan.max_restarts} ] || again=1 ;;
+esac
+if [ -n "$again" ]; then
+  echo "slurm: the tasks ended with status $status; job $SLURM_JOB_ID is queued again" >&2
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status\"""".splitlines()
