@@ -181,7 +181,7 @@ def _hosts(environ: Mapping[str, str]) -> list[str]:
 
 
 def _output_of(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
-    """Return what a command of Slurm prints, None where it fails; what it says about that goes to our standard error."""
+    """Return what a command of Slurm prints, None where it fails: it says why on our standard error."""
     try:
         done = subprocess.run(command, env=dict(environ), stdout=subprocess.PIPE, text=True, check=False)
     except FileNotFoundError:

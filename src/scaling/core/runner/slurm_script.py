@@ -89,7 +89,7 @@ class SlurmPlan:
         return [self.interpreter, "-u", *self.program]
 
     def port(self, job: int, restarts: int) -> int:
-        """Return where the tasks of an attempt meet: not where those of the attempt before it, or of another job, do."""
+        """Return where the tasks of an attempt meet: not where those of the one before, or of another job, do."""
         return self.master_port or _FIRST_PORT + (job * _PORTS_OF_JOB + restarts) % _PORTS
 
     @property
@@ -189,8 +189,8 @@ def _escaped(text: str) -> str:
 def _start(plan: SlurmPlan) -> Iterator[str]:
     host = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     port = f"$(({_FIRST_PORT} + (SLURM_JOB_ID * {_PORTS_OF_JOB} + ${{SLURM_RESTART_COUNT:-0}}) % {_PORTS}))"
-    yield "# This shell outlives what asks its tasks to leave, to see how they end. With handlers, which programs that it"
-    yield "# starts do not inherit: a signal that it ignored would be ignored by them too."
+    yield "# This shell outlives what asks its tasks to leave, to see how they end. By handlers: what it starts does"
+    yield "# not inherit those, as it would inherit that a signal is ignored."
     yield "trap : TERM USR1 INT HUP"
     yield f"cd {shlex.quote(plan.directory)} || exit 2"
     yield f"unset {' '.join(OTHERS_VARIABLES)}"
