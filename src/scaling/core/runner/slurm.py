@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, final
 
-from scaling.core.errors import ConfigError, ExitStatus, ScalingError, StorageError
+from scaling.core.errors import ConfigError, ExitStatus, StorageError
 from scaling.core.runner.config import RunnerConfig
-from scaling.core.runner.environment import process_defaults
-from scaling.core.runner.slurm_script import JOB_FILE, OTHERS_VARIABLES, SlurmPlan, job_script, slurm_plan
+from scaling.core.runner.slurm_script import (
+    JOB_FILE,
+    OTHERS_VARIABLES,
+    SlurmPlan,
+    job_script,
+    slurm_plan,
+    start_script,
+    status_of_srun,
+)
 from scaling.core.runner.supervisor import POLL_SECONDS, Processes, Supervisor
 from scaling.core.storage.writing import storage_errors, write_atomically
-from scaling.core.topology.launch import SRUN_VARIABLE
 
 _KILL_SECONDS: Final = 5.0
 """How long srun may take to have its tasks killed."""
@@ -82,16 +89,14 @@ def _run_tasks(plan: SlurmPlan, environ: Mapping[str, str], *, dry_run: bool) ->
             f"processes, but this allocation (job {environ['SLURM_JOB_ID']}) has {granted}; ask Slurm for more, or "
             "change the topology"
         )
-    hosts = _hosts(environ)[: plan.machines]
-    command = [*plan.srun(), f"--nodelist={','.join(hosts)}"]
-    if "SLURM_STEP_ID" in environ:  # the shell of `srun --pty`, whose resources they share: else they would wait for it
-        command.append("--overlap")
-    command += plan.command()
+    script = start_script(plan)
     if dry_run:
-        sys.stdout.write(f"{subprocess.list2cmdline(command)}\n")
+        sys.stdout.write(script)
         return ExitStatus.DONE
+    if shutil.which("srun") is None:
+        raise _missing("srun")
     with Supervisor() as supervisor:
-        step = _Step(command, task_environment(plan, environ, hosts[0]))
+        step = _Step(["bash", "-c", script])
         supervisor.crew = step
         while step.process.poll() is None:
             supervisor.check()
@@ -100,28 +105,12 @@ def _run_tasks(plan: SlurmPlan, environ: Mapping[str, str], *, dry_run: bool) ->
     return status_of_step(step.process.returncode, asked=supervisor.asked, forced=supervisor.forced)
 
 
-def task_environment(plan: SlurmPlan, environ: Mapping[str, str], first_host: str) -> dict[str, str]:
-    """Return the environment of srun, and so of its tasks, inside an allocation."""
-    environment = _without(environ, OTHERS_VARIABLES)
-    environment |= process_defaults(environment, plan.tasks_per_machine, gpus=None)
-    environment["MASTER_ADDR"] = plan.master_addr or first_host
-    restarts = int(environ.get("SLURM_RESTART_COUNT", "0"))
-    environment["MASTER_PORT"] = str(plan.port(int(environ["SLURM_JOB_ID"]), restarts))
-    environment[SRUN_VARIABLE] = environ["SLURM_JOB_ID"]
-    if "SLURM_CPUS_PER_TASK" in environ:  # srun no longer takes it over by itself
-        environment.setdefault("SRUN_CPUS_PER_TASK", environ["SLURM_CPUS_PER_TASK"])
-    if plan.is_script:  # it may import from the folder that the command was given in, as a module may
-        former = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [plan.directory, former]))
-    return environment
-
-
 def status_of_step(code: int, *, asked: signal.Signals | None, forced: bool) -> int:
     """Return what the run ends with: a task that was asked before it could listen dies of that, with nothing to save.
 
     `code` is srun's status, negative for the signal that ended it; `asked` is the signal that was passed on to it.
     """
-    status = code if code >= 0 else 128 - code
+    status = status_of_srun(code) if code >= 0 else 128 - code
     if asked is not None and forced:
         return 128 + asked
     if asked is not None and status in (128 + signal.SIGTERM, 128 + signal.SIGUSR1):
@@ -133,14 +122,9 @@ def status_of_step(code: int, *, asked: signal.Signals | None, forced: bool) -> 
 class _Step:
     """The tasks of one srun, as a crew of one member: srun itself, which passes signals on to all of them."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        try:
-            # preexec_fn is safe here: this process has no other threads
-            self.process = subprocess.Popen(
-                command, env=dict(environment), start_new_session=True, preexec_fn=_leave_with_parent
-            )
-        except FileNotFoundError:
-            raise _missing(command[0]) from None
+    def __init__(self, command: Sequence[str]) -> None:
+        # preexec_fn is safe here: this process has no other threads.
+        self.process = subprocess.Popen(command, start_new_session=True, preexec_fn=_leave_with_parent)
         self._local = Processes(lambda: {self.process.pid: self.process.returncode})
 
     def ends(self) -> Mapping[int, int | None]:
@@ -169,15 +153,6 @@ def _leave_with_parent() -> None:
     """Have the kernel send this process SIGTERM, which srun passes on, when the runner is gone: it may be killed."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-
-
-def _hosts(environ: Mapping[str, str]) -> list[str]:
-    """Return the names of the allocation's machines, in Slurm's order."""
-    names = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST") or ""
-    answer = _output_of(["scontrol", "show", "hostnames", names], environ)
-    if not answer:
-        raise ScalingError(f"scontrol cannot say which machines SLURM_JOB_NODELIST ({names!r}) names")
-    return answer.split()
 
 
 def _output_of(command: Sequence[str], environ: Mapping[str, str]) -> str | None:

@@ -39,6 +39,22 @@ _PORTS_OF_JOB: Final = 11
 """Attempts of a job before one meets at the port of its neighbour's first."""
 
 
+_TOLD: Final = {1: 101, 70: 102, 74: 103, 2: 252, 65: 253, 138: 254}
+"""What a task tells srun of how it ended. srun returns the greatest status of all tasks, and once one has failed, asks
+the others to leave, which then save and end with 75: so what they were asked for must be greater than that, an error
+that comes again must be greater still, and SIGUSR1, which nobody sends but to ask, greatest."""
+_TASK: Final = "; ".join(
+    (
+        "trap : TERM USR1 INT HUP",  # it outlives what asks the program to leave
+        '"$@"',
+        "status=$?",
+        f"case $status in {' '.join(f'{status}) exit {told};;' for status, told in _TOLD.items())} esac",
+        "[ $status != 143 ] || exit 75",  # asked before it could listen: there was nothing to save
+        "exit $status",
+    )
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlurmPlan:
     """A run as Slurm starts it: one task of srun for each process, in equal numbers on all machines."""
@@ -84,13 +100,9 @@ class SlurmPlan:
             "--export=ALL",
         ]
 
-    def command(self) -> list[str]:
+    def task(self) -> list[str]:
         """Return what each task runs."""
-        return [self.interpreter, "-u", *self.program]
-
-    def port(self, job: int, restarts: int) -> int:
-        """Return where the tasks of an attempt meet: not where those of the one before, or of another job, do."""
-        return self.master_port or _FIRST_PORT + (job * _PORTS_OF_JOB + restarts) % _PORTS
+        return ["bash", "-c", _TASK, "task", self.interpreter, "-u", *self.program]
 
     @property
     def output(self) -> str:
@@ -156,9 +168,25 @@ def _path_problems(directory: str, folder: str) -> Iterator[Problem]:
             yield Problem("", f"{what} is {path!r}; sbatch takes no path with a line break")
 
 
+_TRAP: Final = """\
+# This shell outlives what asks its tasks to leave, to see how they end. By handlers: what it starts does not inherit
+# those, as it would inherit that a signal is ignored.
+trap : TERM USR1 INT HUP"""
+
+
 def job_script(plan: SlurmPlan) -> str:
     """Return the text of the script for sbatch. It holds no variable's value: Slurm hands the environment on itself."""
-    return "\n".join(["#!/bin/bash", *_options(plan), "", *_start(plan), "", *_end(plan), ""])
+    return "\n".join(["#!/bin/bash", *_options(plan), "", _TRAP, *_start(plan), "", *_end(plan), ""])
+
+
+def start_script(plan: SlurmPlan) -> str:
+    """Return the text for bash that starts the tasks in an allocation, and becomes srun."""
+    return "\n".join([*_start(plan, becomes="exec "), ""])
+
+
+def status_of_srun(code: int) -> int:
+    """Return the status that the tasks ended with, as told by that of srun."""
+    return next((status for status, told in _TOLD.items() if told == code), code)
 
 
 def _options(plan: SlurmPlan) -> Iterator[str]:
@@ -186,16 +214,13 @@ def _escaped(text: str) -> str:
     return re.sub(r"([^\w./%=:,@+-])", r"\\\1", text)
 
 
-def _start(plan: SlurmPlan) -> Iterator[str]:
-    host = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+def _start(plan: SlurmPlan, becomes: str = "") -> Iterator[str]:
     port = f"$(({_FIRST_PORT} + (SLURM_JOB_ID * {_PORTS_OF_JOB} + ${{SLURM_RESTART_COUNT:-0}}) % {_PORTS}))"
-    yield "# This shell outlives what asks its tasks to leave, to see how they end. By handlers: what it starts does"
-    yield "# not inherit those, as it would inherit that a signal is ignored."
-    yield "trap : TERM USR1 INT HUP"
     yield f"cd {shlex.quote(plan.directory)} || exit 2"
     yield f"unset {' '.join(OTHERS_VARIABLES)}"
-    yield f"export MASTER_ADDR={host if plan.master_addr is None else shlex.quote(plan.master_addr)}"
-    yield f"export MASTER_PORT={port if plan.master_port is None else plan.master_port}"
+    yield f'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n {plan.machines})'
+    address = "${hosts%%$'\\n'*}" if plan.master_addr is None else shlex.quote(plan.master_addr)
+    yield f"export MASTER_ADDR={address} MASTER_PORT={plan.master_port or port}"
     yield f"cores=${{SLURM_CPUS_PER_TASK:-$((${{SLURM_CPUS_ON_NODE:-1}} / {plan.tasks_per_machine}))}}"
     yield 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores : 1))}"'
     yield 'export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"'
@@ -203,23 +228,30 @@ def _start(plan: SlurmPlan) -> Iterator[str]:
     yield '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
     if plan.is_script:  # it may import from the folder that the command was given in, as a module may
         yield f'export PYTHONPATH={shlex.quote(plan.directory)}"${{PYTHONPATH:+:$PYTHONPATH}}"'
-    yield ""
-    yield f'{SRUN_VARIABLE}="$SLURM_JOB_ID" {shlex.join(plan.srun())} \\'
-    yield f"  {shlex.join(plan.command())}"
+    yield f'export {SRUN_VARIABLE}="$SLURM_JOB_ID"'
+    yield "# A step of its own, also in the shell of `srun --pty`, which would wait for itself without --overlap."
+    yield f"{becomes}{shlex.join(plan.srun())} --nodelist=\"${{hosts//$'\\n'/,}}\" ${{SLURM_STEP_ID:+--overlap}} \\"
+    yield f"  {shlex.join(plan.task())}"
 
 
 def _end(plan: SlurmPlan) -> Iterator[str]:
+    told = "\n".join(f"  {code}) status={status} ;;" for status, code in _TOLD.items())
     yield from f"""\
 status=$?
+case "$status" in
+{told}
+esac
 again=
 case "$status" in
-  0 | 2 | 65) ;;           # done; an error of your own making; data refused
+  0 | 2 | 65) ;;  # done; an error of your own making; data refused
   75 | 138 | 143) again=1 ;;  # asked to leave: saved, or ended by SIGUSR1 or SIGTERM before there was anything to save
-  1 | 70 | 74 | 12[89] | 1[3-9]? | 2??)  # a failure, a hang, a disk, a signal: runner.max_restarts times
+  1 | 70 | 74 | 129 | 1[3-9]? | 2??)  # a failure, a hang, a disk, a signal: runner.max_restarts times
     # Slurm counts every start anew of the job, also those after it was asked to leave or lost a machine.
     [ "${{SLURM_RESTART_COUNT:-0}}" -ge {plan.max_restarts} ] || again=1 ;;
 esac
-if [ -n "$again" ]; then
+# A job that Slurm itself is ending was cancelled, is out of time, or is queued again already: asked to, Slurm would
+# start even the cancelled one anew.
+if [ -n "$again" ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != COMPLETING ]; then
   echo "slurm: the tasks ended with status $status; job $SLURM_JOB_ID is queued again" >&2
   scontrol requeue "$SLURM_JOB_ID"
 fi
