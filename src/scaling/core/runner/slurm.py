@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -74,9 +75,9 @@ def submitted(plan: SlurmPlan, job: str) -> str:
     return f"""\
 Submitted job {job}: {machines}, {tasks} on each. The script is {os.path.join(plan.folder, JOB_FILE)}
   where it stands          squeue -j {job}
-  what it prints           tail -F {output}
+  what it prints           tail -F {shlex.quote(output)}
   save, and queue again    scancel --signal=USR1 {job}
-  end for good             scancel {job}
+  save, and end for good   scancel {job} (what is not saved within Slurm's KillWait is lost)
 """
 
 

@@ -43,14 +43,16 @@ _TOLD: Final = {1: 101, 70: 102, 74: 103, 2: 252, 65: 253, 138: 254}
 """What a task tells srun of how it ended. srun returns the greatest status of all tasks, and once one has failed, asks
 the others to leave, which then save and end with 75: so what they were asked for must be greater than that, an error
 that comes again must be greater still, and SIGUSR1, which nobody sends but to ask, greatest."""
-_TASK: Final = "; ".join(
+_TASK: Final = "\n".join(
     (
         "trap : TERM USR1 INT HUP",  # it outlives what asks the program to leave
         '"$@"',
         "status=$?",
-        f"case $status in {' '.join(f'{status}) exit {told};;' for status, told in _TOLD.items())} esac",
-        "[ $status != 143 ] || exit 75",  # asked before it could listen: there was nothing to save
-        "exit $status",
+        "case $status in",
+        *(f"{status}) exit {told};;" for status, told in _TOLD.items()),
+        "143) exit 75;;",  # asked before it could listen: there was nothing to save
+        "0 | 75 | 129 | 1[3-9]? | 2??) exit $status;; esac",
+        f"exit {_TOLD[1]}",
     )
 )
 
