@@ -92,6 +92,15 @@ def test_a_program_that_merely_runs_inside_an_allocation_is_on_its_own(environ: 
     assert not LaunchContext.from_environment(environ).launched
 
 
+def test_the_only_task_that_the_runner_has_srun_start_is_a_rank_and_starts_nothing() -> None:
+    task = SRUN | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SCALING_SRUN": "77"}
+    assert LaunchContext.from_environment(task).launched
+    assert LaunchContext.from_environment(without(task, "MASTER_ADDR", "MASTER_PORT")).launched
+    submitted_by_a_task = task | {"SLURM_JOB_ID": "78"}
+    assert not LaunchContext.from_environment(submitted_by_a_task).launched
+    assert not LaunchContext.from_environment(without(task, "SLURM_STEP_ID")).launched
+
+
 def test_srun_without_a_meeting_place_says_how_to_set_one() -> None:
     environ = without(SRUN, "MASTER_ADDR", "MASTER_PORT") | {"SLURM_STEP_NUM_TASKS": "8"}
     with pytest.raises(LayoutError, match=r"scontrol show hostnames"):
