@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -73,9 +74,7 @@ class Slurm:
         for name in ("state", *(f"spool.{host}" for host in self.hosts)):
             (self.folder / name).mkdir(exist_ok=True)
         hosts = ",".join(self.hosts)
-        text = _CONFIGURATION.format(
-            first=self.hosts[0], folder=self.folder, hosts=hosts, timeout=NODE_TIMEOUT_SECONDS
-        )
+        text = _CONFIGURATION.format(first=self.hosts[0], folder=self.folder, hosts=hosts, timeout=NODE_TIMEOUT_SECONDS)
         (self.folder / "slurm.conf").write_text(text)
         self._start_munge()
         self._start("slurmctld", self.hosts[0], ["slurmctld", "-f", self.environment["SLURM_CONF"]])
@@ -139,8 +138,9 @@ class Slurm:
 
     def _start(self, name: str, host: str, command: Sequence[str]) -> None:
         (self.folder / f"{name}.pid").unlink(missing_ok=True)
+        inside = ["nsenter", f"--net=/run/netns/{host}", "unshare", "--uts", "--mount", "sh", "-ec", _INSIDE, host]
         subprocess.run(
-            ["nsenter", f"--net=/run/netns/{host}", "unshare", "--uts", "--mount", "sh", "-ec", _INSIDE, host, *command],
+            [*inside, *command],
             env=os.environ | self.environment,
             stdout=subprocess.DEVNULL,
             check=True,
@@ -162,10 +162,8 @@ def _end(file: Path) -> None:
 
 
 def _kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _command_line(pid: int) -> bytes:
