@@ -137,8 +137,8 @@ class _Step:
         return self._local.has_ended(member)
 
     def ask(self, member: int, number: signal.Signals) -> None:
-        """Signal srun."""
-        self._local.ask(member, number)
+        """Have srun ask its tasks, by SIGUSR1 whatever `number`: at SIGTERM it kills them before they can save."""
+        self._local.ask(member, signal.SIGUSR1)
 
     def kill(self, member: int) -> None:
         """Have srun kill its tasks. Killed itself, it would leave them running."""
@@ -151,9 +151,9 @@ class _Step:
 
 
 def _leave_with_parent() -> None:
-    """Have the kernel send this process SIGTERM, which srun passes on, when the runner is gone: it may be killed."""
+    """Have the kernel send this process SIGUSR1, which srun passes on, when the runner is gone: it may be killed."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1), 0, 0, 0)
 
 
 def _output_of(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
