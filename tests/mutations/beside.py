@@ -79,7 +79,6 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/runner/client_process": ("core/runner/test_fleet",),
     "core/runner/command": ("core/runner/test_main",),
     "core/runner/config": ("core/runner/test_main", "transformer/config/test_problems"),
-    "core/runner/slurm_script": ("core/runner/test_slurm",),
     "core/runner/elastic": ("core/runner/test_main", "core/runner/test_torchrun"),
     "core/runner/gathering": ("core/runner/test_fleet",),
     "core/runner/local": ("core/runner/test_main", "core/runner/test_attempts"),
