@@ -1,4 +1,4 @@
-"""Docker: a daemon on each host, and an image that has nothing in it. Containers find this machine's folders mounted."""
+"""Docker: a daemon on each host, and an image that has nothing in it; containers get this machine's folders mounted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+
+from typing_extensions import Self
 
 from tests.cluster.hosts import Hosts, command_line
 from tests.processes import wait_until

@@ -1,4 +1,4 @@
-"""Hosts: machines on one machine. Each is a network namespace with a name, an address, /etc/hosts and an sshd of its own.
+"""Hosts: machines on one machine, each a network namespace with a name, an address, /etc/hosts and an sshd of its own.
 
 They share the file system, the processes' numbers and the clock. Needs root, and the programs of `requirements`.
 """
@@ -15,7 +15,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
+
+from typing_extensions import Self
 
 from tests.processes import wait_until
 
@@ -113,7 +115,7 @@ class Hosts:
         finally:
             self._started.remove(process)
         assert process.returncode == 0 or not check, f"{argv} ended with {process.returncode}:\n{output}\n{errors}"
-        return subprocess.CompletedProcess(list(argv), process.returncode, output, errors)
+        return subprocess.CompletedProcess([str(one) for one in argv], process.returncode, output, errors)
 
     def popen(
         self, host: str, argv: Sequence[object], *, cgroups: bool = False, **options: Any
