@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.cluster.docker import Docker
 from tests.cluster.hosts import Hosts, requirements
 from tests.cluster.runs import Cluster
+from tests.cluster.slurm import Slurm
 from tests.transformer.small import build_corpus
 
 HERE = Path(__file__).parent
@@ -46,6 +48,19 @@ def docker(hosts: Hosts) -> Iterator[Docker]:
     """Docker on both hosts."""
     with Docker(hosts, folder=hosts.folder / "docker") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def slurm(hosts: Hosts) -> Iterator[Slurm]:
+    """Slurm on both hosts."""
+    with tempfile.TemporaryDirectory(prefix="slurm_") as folder:  # a short path: sockets
+        made = Slurm(hosts.names, Path(folder), prefix=hosts.prefix)
+        try:
+            made.start()
+            hosts.keep()
+            yield made
+        finally:
+            made.stop()
 
 
 @pytest.fixture(scope="session")

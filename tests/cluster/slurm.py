@@ -45,8 +45,9 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 _INSIDE: Final = """\
 hostname "$0"
-mount --bind /etc/netns/"$0"/hosts /etc/hosts
-mount --bind /etc/netns/"$0"/nsswitch.conf /etc/nsswitch.conf
+mount --bind "$1/hosts" /etc/hosts
+mount --bind "$1/nsswitch.conf" /etc/nsswitch.conf
+shift
 exec "$@"
 """
 """Like `ip netns exec`, which mounts a /sys without the cgroups that slurmd looks for."""
@@ -55,13 +56,16 @@ exec "$@"
 class Slurm:
     """A cluster whose machines are the namespaces `hosts`: names that resolve in each of them, by /etc/netns/NAME.
 
+    `prefix` is what the names of the namespaces have before those of the hosts.
+
     Needs root, and Debian's slurm-wlm and munge. Its files, sockets and logs are in `folder`, a short path (a socket's
     has 108 characters at most). slurmctld runs in the first host. Two jobs of four tasks fit at a time.
     """
 
-    def __init__(self, hosts: Sequence[str], folder: Path) -> None:
+    def __init__(self, hosts: Sequence[str], folder: Path, *, prefix: str = "") -> None:
         self.hosts = tuple(hosts)
         self.folder = folder
+        self.prefix = prefix
 
     @property
     def environment(self) -> dict[str, str]:
@@ -96,7 +100,7 @@ class Slurm:
     def run(self, *command: str, host: str | None = None) -> str:
         """Run a command of Slurm in a host (the first one unless given); return what it prints, also where it fails."""
         done = subprocess.run(
-            ["ip", "netns", "exec", host or self.hosts[0], *command],
+            ["ip", "netns", "exec", self.prefix + (host or self.hosts[0]), *command],
             env=os.environ | self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -121,7 +125,7 @@ class Slurm:
             _end(file)
         for host in self.hosts:
             for pid in subprocess.run(
-                ["ip", "netns", "pids", host], stdout=subprocess.PIPE, text=True, check=False
+                ["ip", "netns", "pids", self.prefix + host], stdout=subprocess.PIPE, text=True, check=False
             ).stdout.split():
                 if b"slurmstepd" in _command_line(int(pid)):
                     _kill(int(pid))
@@ -138,9 +142,10 @@ class Slurm:
 
     def _start(self, name: str, host: str, command: Sequence[str]) -> None:
         (self.folder / f"{name}.pid").unlink(missing_ok=True)
-        inside = ["nsenter", f"--net=/run/netns/{host}", "unshare", "--uts", "--mount", "sh", "-ec", _INSIDE, host]
+        space = self.prefix + host
+        inside = ["unshare", "--uts", "--mount", "sh", "-ec", _INSIDE, host, f"/etc/netns/{space}", *command]
         subprocess.run(
-            [*inside, *command],
+            ["nsenter", f"--net=/run/netns/{space}", *inside],
             env=os.environ | self.environment,
             stdout=subprocess.DEVNULL,
             check=True,

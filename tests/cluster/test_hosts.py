@@ -10,6 +10,7 @@ import pytest
 
 from tests.cluster.docker import IMAGE, Docker
 from tests.cluster.hosts import Hosts
+from tests.cluster.slurm import Slurm
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.slow
@@ -72,3 +73,10 @@ def test_nothing_is_left_of_hosts(tmp_path: Path) -> None:
         assert sorted(Path("/run/netns").glob(f"{one.prefix}*"))
     assert sleeping.returncode == -signal.SIGKILL
     assert not [*Path("/run/netns").glob(f"{one.prefix}*"), *Path("/etc/netns").glob(f"{one.prefix}*")]
+
+
+def test_jobs_run_on_all_hosts(hosts: Hosts, slurm: Slurm) -> None:
+    job = ["srun", "-N2", "-n4", "--ntasks-per-node=2", "hostname"]
+    done = hosts.run("h1", job, env={**os.environ, **slurm.environment})
+    assert sorted(done.stdout.split()) == ["h1", "h1", "h2", "h2"]
+    hosts.wait_until_idle(10)
