@@ -60,9 +60,13 @@ class Run:
         found: dict[str, Any] = json.loads((self.log_dir / "run.json").read_text())
         return found
 
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl."""
+        return metrics(self.log_dir)
+
     def steps(self) -> list[int]:
         """Return the steps in metrics.jsonl, as they stand there."""
-        return [line["step"] for line in metrics(self.log_dir)] if (self.log_dir / "metrics.jsonl").exists() else []
+        return [line["step"] for line in self.lines()] if (self.log_dir / "metrics.jsonl").exists() else []
 
     def wait(self, seconds: float = 240) -> int:
         """Wait for its end; return its status."""
@@ -85,7 +89,7 @@ class Run:
         """Wait for its end, which must be a good one; return the lines of metrics.jsonl."""
         status = self.wait(seconds)
         assert status == 0, f"it ended with {status}:\n{self.output}"
-        return metrics(self.log_dir)
+        return self.lines()
 
 
 def losses(lines: Sequence[Mapping[str, Any]]) -> dict[int, float]:
@@ -113,7 +117,7 @@ class Cluster:
         return settings_of(self.corpus, folder / "log", ours, *changes)
 
     def runner(self, kind: str, processes: int, *, names: Sequence[str] | None = None, **more: Any) -> dict[str, Any]:
-        """Return the settings of a runner on all hosts, with as many processes on each."""
+        """Return the settings of a runner on all hosts, with as many processes on each; None as a value removes one."""
         slots = processes // len(self.hosts.names)
         given = {
             "runner_type": kind,

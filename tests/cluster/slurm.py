@@ -114,6 +114,15 @@ class Slurm:
         text = self.run("scontrol", "--oneliner", "show", "job", job)
         return next((word.partition("=")[2] for word in text.split() if word.startswith("JobState=")), "")
 
+    def only_job(self) -> str:
+        """Return the number of the job that waits or runs, of which there must be one."""
+        (job,) = self.run("squeue", "--noheader", "--format=%i").split()
+        return job
+
+    def said(self, folder: Path) -> str:
+        """Return what jobs have written into files of their output below a folder."""
+        return "\n".join(path.read_text() for path in sorted(folder.rglob("*.out")))
+
     def wait_for_state(self, job: str, *states: str, seconds: float = 120.0) -> str:
         """Wait until a job is in one of these states, and return which."""
         _wait(lambda: self.job_state(job) in states, f"job {job} to be {' or '.join(states)}", seconds)

@@ -1,0 +1,46 @@
+"""However a run over hosts is left, its ranks save, and nothing of it stays on any host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.docker import IMAGE, Docker
+from tests.cluster.runs import FOREVER, FOUR, TWO, Cluster, Run, close_terminal, kill, press_ctrl_c, terminate
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 10.0
+"""In which everything is gone once it has saved."""
+
+WAYS: dict[str, Callable[[Run], None]] = {
+    "killed": kill,
+    "terminated": terminate,
+    "ctrl-c": press_ctrl_c,
+    "terminal-closed": close_terminal,
+}
+
+
+@pytest.mark.parametrize("kind", ["ssh", "pdsh", "pdsh_docker"])
+@pytest.mark.parametrize("way", WAYS)
+def test_all_ranks_save_and_are_gone(cluster: Cluster, docker: Docker, tmp_path: Path, kind: str, way: str) -> None:
+    layout = FOUR if way == "killed" else TWO
+    image = {"docker_container": IMAGE, "docker_mounts": docker.mounts()}
+    more = {"docker_config": image} if kind == "pdsh_docker" else {}
+    runner = cluster.runner(kind, 4 if way == "killed" else 2, **more)
+    run = cluster.train(tmp_path, layout, FOREVER, runner, terminal=way in ("ctrl-c", "terminal-closed"))
+    run.wait_for_step(3)
+    WAYS[way](run)
+    wait_until((run.save_dir / "latest").exists, f"nothing was saved:\n{run.output}", seconds=2 * SECONDS)
+    cluster.hosts.wait_until_idle(SECONDS)
+    assert run.wait(SECONDS) == {"killed": -9}.get(way, 75), run.output
+    assert run.state["state"] == "pre-empted"
+    step = run.state["step"]
+    assert (run.save_dir / "latest").read_text() == f"global_step{step}"
+    assert run.steps() == list(range(1, step + 1))
+    assert "Traceback" not in run.output
+    assert docker.containers() == {}
+    assert list(cluster.hosts.tmp.iterdir()) == []
