@@ -1,4 +1,4 @@
-"""A host that goes away: the run is started again where it may be, and who reads the message learns which host it was."""
+"""A host that goes away: the run starts again where it may, and whoever reads the message learns which host it was."""
 
 from __future__ import annotations
 

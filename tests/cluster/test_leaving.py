@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ WAYS: dict[str, Callable[[Run], None]] = {
 def test_all_ranks_save_and_are_gone(cluster: Cluster, docker: Docker, tmp_path: Path, kind: str, way: str) -> None:
     layout = FOUR if way == "killed" else TWO
     image = {"docker_container": IMAGE, "docker_mounts": docker.mounts()}
-    more = {"docker_config": image} if kind == "pdsh_docker" else {}
+    more: dict[str, Any] = {"docker_config": image} if kind == "pdsh_docker" else {}
     runner = cluster.runner(kind, 4 if way == "killed" else 2, **more)
     run = cluster.train(tmp_path, layout, FOREVER, runner, terminal=way in ("ctrl-c", "terminal-closed"))
     run.wait_for_step(3)
