@@ -1,9 +1,10 @@
-"""What a user may get wrong about hosts: each as a change of the hosts and of the settings, and what the message says."""
+"""What a user may get wrong about hosts: each a change of the hosts and of the settings, and what the message says."""
 
 from __future__ import annotations
 
+import encodings.utf_8
 import re
-import site
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -174,8 +175,9 @@ def no_gpus(scene: Scene) -> Iterator[Changes]:
 @contextmanager
 def port_taken(scene: Scene) -> Iterator[Changes]:
     code = "import socket, sys; s = socket.create_server(('', 29500)); print('up', flush=True); sys.stdin.read()"
-    pipe = {"stdin": -1, "stdout": -1}
-    holder = scene.cluster.hosts.popen("h1", [sys.executable, "-c", code], **pipe)
+    command = [sys.executable, "-c", code]
+    holder = scene.cluster.hosts.popen("h1", command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
     assert holder.stdout.readline() == b"up\n"
     try:
         yield {}
@@ -188,8 +190,8 @@ def clock_behind(scene: Scene) -> Iterator[Changes]:
     # The kernel has one clock for all hosts, so it is the second one's Python that reads it wrongly.
     wrong = "\nimport time as _t\n_r, _n = _t.time, _t.time_ns\n_t.time = lambda: _r() - 60\n"
     wrong += "_t.time_ns = lambda: _n() - 60 * 10**9\n"
-    path = Path(site.__file__)
-    with scene.mounted(scene.copy(path, "site.py", lambda text: text + wrong), path):
+    path = Path(encodings.utf_8.__file__)  # which every Python reads when it starts
+    with scene.mounted(scene.copy(path, "utf_8.py", lambda text: text + wrong), path):
         yield {}
 
 
@@ -256,6 +258,6 @@ CASES: dict[str, Case] = {
 THREE: tuple[tuple[str, str, str], ...] = (
     ("own log_dir", "another corpus", "clock behind"),
     ("port taken", "another torch", "own save_dir"),
-    ("semicolon", "no GPUs", "own log_dir"),
+    ("no GPUs", "another scaling", "no corpus"),
 )
-"""Names of cases that are tried together. What the configuration alone shows comes before any host is asked."""
+"""Names of cases that are tried together. What the configuration alone shows is said before any host is asked."""

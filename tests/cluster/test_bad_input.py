@@ -62,6 +62,15 @@ def test_all_that_is_wrong_is_said_at_once(cluster: Cluster, tmp_path: Path, nam
     assert_says(refused(cluster, tmp_path, *names), *names)
 
 
+def test_all_malformed_lines_are_said_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    lines = ["h1; touch owned", "$(touch owned)", "h2 slots=0,0"]
+    run = cluster.train(tmp_path, TWO, cluster.runner("pdsh", 2), {"runner.hosts": lines})
+    assert run.wait(SECONDS) == 2
+    for index, line in enumerate(lines):
+        assert re.search(rf"hosts\.{index}.*{re.escape(line)}", run.output), run.output
+    assert not Path("owned").exists()
+
+
 def test_a_second_run_at_the_same_port_is_refused_and_the_first_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     first = cluster.train(tmp_path / "first", TWO, FOREVER, cluster.runner("ssh", 2))
     first.wait_for_step(3)

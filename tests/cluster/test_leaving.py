@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.docker import IMAGE, Docker
-from tests.cluster.runs import FOREVER, FOUR, TWO, Cluster, Run, close_terminal, kill, press_ctrl_c, terminate
+from tests.cluster.runs import FOREVER, TWO, Cluster, Run, close_terminal, kill, press_ctrl_c, terminate
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.slow
@@ -28,11 +28,10 @@ WAYS: dict[str, Callable[[Run], None]] = {
 @pytest.mark.parametrize("kind", ["ssh", "pdsh", "pdsh_docker"])
 @pytest.mark.parametrize("way", WAYS)
 def test_all_ranks_save_and_are_gone(cluster: Cluster, docker: Docker, tmp_path: Path, kind: str, way: str) -> None:
-    layout = FOUR if way == "killed" else TWO
     image = {"docker_container": IMAGE, "docker_mounts": docker.mounts()}
     more: dict[str, Any] = {"docker_config": image} if kind == "pdsh_docker" else {}
-    runner = cluster.runner(kind, 4 if way == "killed" else 2, **more)
-    run = cluster.train(tmp_path, layout, FOREVER, runner, terminal=way in ("ctrl-c", "terminal-closed"))
+    runner = cluster.runner(kind, 2, **more)
+    run = cluster.train(tmp_path, TWO, FOREVER, runner, terminal=way in ("ctrl-c", "terminal-closed"))
     run.wait_for_step(3)
     WAYS[way](run)
     wait_until((run.save_dir / "latest").exists, f"nothing was saved:\n{run.output}", seconds=2 * SECONDS)
