@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,28 @@ class Run:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not end within {seconds} s:\n{self.output}") from None
 
-    def wait_for_step(self, step: int, seconds: float = 120, *, of_job: bool = False) -> None:
-        """Wait until a step is in metrics.jsonl; the process may end before only where it has submitted a job."""
+    def wait_until(self, condition: Callable[[], bool], what: str, *, seconds: float, may_end: bool = False) -> None:
+        """Wait for what is to come of it; unless `may_end`, its process must outlive it."""
 
         def has_come() -> bool:
-            assert of_job or self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.output}"
-            path = self.log_dir / "metrics.jsonl"
+            assert may_end or condition() or self.process.poll() is None, (
+                f"{what} did not come; it ended with {self.process.returncode}:\n{self.output}"
+            )
+            return condition()
+
+        try:
+            wait_until(has_come, "", seconds=seconds)
+        except AssertionError as error:
+            raise error if str(error) else AssertionError(f"{what} did not come:\n{self.output}") from None
+
+    def wait_for_step(self, step: int, seconds: float = 120, *, may_end: bool = False) -> None:
+        """Wait until a step is in metrics.jsonl."""
+        path = self.log_dir / "metrics.jsonl"
+
+        def has_come() -> bool:
             return path.exists() and path.read_bytes().count(b"\n") >= step
 
-        wait_until(has_come, f"step {step} did not come", seconds=seconds)
+        self.wait_until(has_come, f"step {step}", seconds=seconds, may_end=may_end)
 
     def finish(self, seconds: float = 240) -> list[dict[str, Any]]:
         """Wait for its end, which must be a good one; return the lines of metrics.jsonl."""

@@ -12,7 +12,6 @@ from tests.cluster.docker import IMAGE, Docker
 from tests.cluster.runs import EIGHT, Cluster, losses
 from tests.cluster.slurm import Slurm
 from tests.cluster.watching import Watch, files_with
-from tests.processes import wait_until
 from tests.transformer.small import write_config
 
 pytestmark = pytest.mark.slow
@@ -50,7 +49,7 @@ def test_a_run_over_hosts_is_that_of_one_machine(
         runner = cluster.runner(kind, 8, **more, **FORWARDED)
         run = cluster.train(tmp_path, EIGHT, SHORT, runner, variables={SECRET_NAME: SECRET})
         if kind == "ssh":
-            wait_until(lambda: ranks_with_secret(cluster, "h2") == 4, "the secret did not arrive", seconds=60)
+            run.wait_until(lambda: ranks_with_secret(cluster, "h2") == 4, "the secret of h2's ranks", seconds=60)
         lines = run.finish()
     assert losses(lines) == undisturbed, run.output
     hosts.wait_until_idle(10)

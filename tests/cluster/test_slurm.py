@@ -50,7 +50,7 @@ def test_a_job_that_is_asked_to_leave_goes_on_later(
     cluster: Cluster, slurm: Slurm, undisturbed: dict[int, float], tmp_path: Path, command: list[str]
 ) -> None:
     run, job = submit(cluster, slurm, tmp_path)
-    run.wait_for_step(DISTURBED_AT, of_job=True)
+    run.wait_for_step(DISTURBED_AT, may_end=True)
     slurm.run(*command, job)
     assert_completed(cluster, slurm, run, job, undisturbed)
 
@@ -67,7 +67,7 @@ def test_a_job_outlives_one_of_its_hosts(
     hosts: Hosts, cluster: Cluster, slurm: Slurm, undisturbed: dict[int, float], tmp_path: Path
 ) -> None:
     run, job = submit(cluster, slurm, tmp_path)
-    run.wait_for_step(DISTURBED_AT, of_job=True)
+    run.wait_for_step(DISTURBED_AT, may_end=True)
     hosts.kill("h2", services=True)
     slurm.wait_for_state(job, "PENDING", seconds=60)
     slurm.start_host("h2")
