@@ -145,10 +145,18 @@ class Hosts:
         found = {name: [command_line(pid) for pid in self.pids(name)] for name in self.names}
         return {name: lines for name, lines in found.items() if lines}
 
-    def wait_until_idle(self, seconds: float) -> None:
-        """Wait until nothing runs on any host; an assertion names what still does after `seconds`."""
+    def wait_until_idle(self, seconds: float, *, sessions: bool = False) -> None:
+        """Wait until nothing runs on any host; an assertion names what still does after `seconds`.
+
+        `sessions`: what sshd runs for its sessions may stay.
+        """
+
+        def is_idle() -> bool:
+            lines = [command_line(pid) for name in self.names for pid in self.pids(name)]
+            return all(sessions and line.startswith("sshd: ") for line in lines)
+
         try:
-            wait_until(lambda: not any(self.pids(name) for name in self.names), "", seconds=seconds)
+            wait_until(is_idle, "", seconds=seconds)
         except AssertionError:
             raise AssertionError(f"after {seconds} s there is still {self.everywhere()}") from None
 
