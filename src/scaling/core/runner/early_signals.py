@@ -1,7 +1,7 @@
 """Signals that reach a program before anybody handles them: while it is imported, which torch alone makes take seconds.
 
 Python leaves SIGUSR1 and SIGTERM to their default action, which ends a process as if it had crashed. A program calls
-`listen_early` before it imports anything large; whoever handles signals later, as the trainer does, replaces this handler.
+`listen_early` before it imports anything large; whoever handles signals later replaces this handler.
 """
 
 from __future__ import annotations
