@@ -200,6 +200,8 @@ def run_processes(
                 if idle > _LEAVING_SECONDS or supervisor.forced:  # it waits for machines that do not come
                     return []
         rendezvous.shutdown()
+        final = started()
+        supervisor.crew = Processes(lambda: final)  # else it would keep the agent, and the agent the port
         if not results:
             if supervisor.asked is not None and not started():
                 return []
