@@ -94,13 +94,18 @@ class ClientProcess:
             return None
         return code if code >= 0 else 128 - code
 
-    def finish(self) -> None:
-        """Kill the client if it runs, and wait until nothing of it is left here."""
+    def finish(self, *, deadline: float | None = None) -> None:
+        """Kill the client if it runs, and wait until nothing of it is left here.
+
+        What it has left in the background may keep its output open: that is waited for until `deadline`, by the
+        monotonic clock, or for a second.
+        """
         self.close()
         self.kill()
         self._process.wait()
+        deadline = time.monotonic() + _READ_ON_SECONDS if deadline is None else deadline
         for thread in (*self._readers, self._writer):
-            thread.join(_READ_ON_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _is_read_long_enough(self) -> bool:
         return self._ended_at is not None and time.monotonic() - self._ended_at > _READ_ON_SECONDS
@@ -131,14 +136,17 @@ def run_clients(
     deadline = time.monotonic() + seconds
     try:
         running.extend(ClientProcess(client, on_line, lines=lines) for client in clients)
-        while any(process.status is None for process in running) and time.monotonic() < deadline:
+        # a list: asking each for its status is what starts the time for which it is read on
+        while None in [process.status for process in running] and time.monotonic() < deadline:
             time.sleep(0.02)
         return [process.status for process in running]
     finally:
         for process in running:
             process.kill()
+            process.close()
+        deadline = time.monotonic() + _READ_ON_SECONDS  # one for all: there may be a thousand
         for process in running:
-            process.finish()
+            process.finish(deadline=deadline)
 
 
 def _start(work: Callable[[IO[bytes], bool], None], stream: IO[bytes], flag: bool) -> threading.Thread:
