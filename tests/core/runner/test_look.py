@@ -5,9 +5,15 @@ from __future__ import annotations
 import hashlib
 import socket
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from scaling.core.runner import look as look_module
 from scaling.core.runner.look import TOKEN_FILE, HostFacts, identity, interface_to, look, sampled_digest, versions
 from scaling.core.runner.plan import HostNeeds, HostPlan, LaunchPlan
 
@@ -100,6 +106,32 @@ def test_two_networks_of_one_machine_are_two_machines(tmp_path: Path) -> None:
 def test_the_interface_to_a_machine_is_named() -> None:
     assert interface_to("127.0.0.1") == "lo"
     assert interface_to("no.such.name.invalid") is None
+
+
+def test_the_interface_to_an_address_of_the_sixth_version_is_by_the_kernels_table(tmp_path: Path) -> None:
+    table = tmp_path / "if_inet6"
+    table.write_text(
+        "00000000000000000000000000000001 01 80 10 80       lo\nfd000000000000000000000000000002 02 40 00 80     eth0\n"
+    )
+    assert look_module._interface_with_v6("fd00::2", table) == "eth0"
+    assert look_module._interface_with_v6("::1", table) == "lo"
+    assert look_module._interface_with_v6("fd00::3", table) is None
+
+
+def test_name_servers_that_do_not_answer_hold_up_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def wait(*_: Any, **__: Any) -> Any:
+        answered.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(look_module, "_NAME_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    begun = time.monotonic()
+    found = look(planned(tmp_path), 1)
+    answered.set()
+    assert time.monotonic() - begun < 5.0
+    assert (found.own_address, found.master_address, found.interface) == (None, None, None)
 
 
 def test_a_name_that_leads_nowhere_is_none(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
-"""What a machine has, as far as a run may fail for the lack of it. Found in well under a second, without torch."""
+"""What a machine has, as far as a run may fail for the lack of it. Standard library alone.
+
+Found in well under a second, unless its name servers or the driver of its GPUs do not answer.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -11,8 +15,9 @@ import platform
 import socket
 import struct
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +32,7 @@ _WHOLE_BYTES: Final = 16 << 20
 _SAMPLES, _SAMPLE_BYTES, _EDGE_BYTES = 64, 4096, 1 << 16
 _ADDRESS_OF_INTERFACE: Final = 0x8915  # SIOCGIFADDR
 _GPU_SECONDS: Final = 3.0
+_NAME_SECONDS: Final = 6.0  # a resolver asks its first server for 5 s before it asks the second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,8 @@ def look(plan: LaunchPlan, index: int, *, port: int | None = None) -> HostFacts:
     hostname = socket.gethostname()
     others = [host.name.rpartition("@")[2] for host in plan.hosts]
     peer = plan.master_addr if index else (others[1] if len(others) > 1 else None)
+    addresses = _addresses({hostname, plan.master_addr} | ({peer} if peer else set()))
+    way = None if peer is None else addresses[peer]
     folders = {path for _, path in plan.needs.folders}
     return HostFacts(
         index=index,
@@ -98,9 +106,9 @@ def look(plan: LaunchPlan, index: int, *, port: int | None = None) -> HostFacts:
         gpus=tuple(gpu_numbers()),
         port_problem=None if index else _port_problem(port),
         time=time.time(),
-        own_address=_address(hostname),
-        master_address=_address(plan.master_addr),
-        interface=None if peer is None else interface_to(peer),
+        own_address=addresses[hostname],
+        master_address=addresses[plan.master_addr],
+        interface=None if way is None else interface_to(way),
     )
 
 
@@ -151,23 +159,37 @@ def gpu_numbers() -> Sequence[int]:
     return range(sum(line.startswith("GPU ") for line in said.splitlines()))
 
 
-def interface_to(host: str) -> str | None:
-    """Return the name of the interface over which a machine is reached, without a packet being sent; None: unknown."""
+def interface_to(address: str) -> str | None:
+    """Return the name of the interface over which an address is reached, without a packet being sent; None: unknown."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))
-            address = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                request = struct.pack("256s", name.encode()[:15])
-                try:
-                    answer = fcntl.ioctl(probe.fileno(), _ADDRESS_OF_INTERFACE, request)
-                except OSError:  # it has no address
-                    continue
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
+        family, _, _, _, target = socket.getaddrinfo(
+            address, 9, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        )[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)
+            own = str(probe.getsockname()[0]).partition("%")[0]
+            return _interface_with(own, probe) if family == socket.AF_INET else _interface_with_v6(own)
     except OSError:
-        pass
+        return None
+
+
+def _interface_with(address: str, probe: socket.socket) -> str | None:
+    for _, name in socket.if_nameindex():
+        request = struct.pack("256s", name.encode()[:15])
+        try:
+            answer = fcntl.ioctl(probe.fileno(), _ADDRESS_OF_INTERFACE, request)
+        except OSError:  # it has no address
+            continue
+        if socket.inet_ntoa(answer[20:24]) == address:
+            return name
     return None
+
+
+def _interface_with_v6(address: str, table: Path = Path("/proc/net/if_inet6")) -> str | None:
+    """Return it by the kernel's table, whose lines are address, number, prefix, scope, flags and name."""
+    digits = socket.inet_pton(socket.AF_INET6, address).hex()
+    lines = (line.split() for line in table.read_text(encoding="ascii").splitlines())
+    return next((fields[5] for fields in lines if fields[0] == digits), None)
 
 
 def identity(proc: Path = Path("/proc")) -> str:
@@ -204,8 +226,18 @@ def _port_problem(port: int) -> str | None:
     return None
 
 
-def _address(name: str) -> str | None:
-    try:
-        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError:
-        return None
+def _addresses(names: Iterable[str]) -> dict[str, str | None]:
+    """Return what names lead to, asked for at the same time; None: nothing, or nothing in time."""
+    found: dict[str, str | None] = dict.fromkeys(names)
+
+    def ask(name: str) -> None:
+        with contextlib.suppress(OSError, UnicodeError):
+            found[name] = str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+
+    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in found]
+    deadline = time.monotonic() + _NAME_SECONDS
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(found)
