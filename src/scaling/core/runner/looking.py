@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import threading
 import time
@@ -10,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from scaling.core.errors import StorageError
 from scaling.core.runner.client_process import run_clients
 from scaling.core.runner.fleet import names_of
-from scaling.core.runner.inspection import Findings, Here, inspect
+from scaling.core.runner.inspection import Findings, Here, HostProblem, inspect
 from scaling.core.runner.look import TOKEN_FILE, HostFacts, sampled_digest, versions
 from scaling.core.runner.order_file import order_file
 from scaling.core.runner.plan import LaunchPlan, Order
@@ -21,6 +23,8 @@ from scaling.core.runner.transports.failures import explain
 
 LOOK_SECONDS: Final = 12.0
 """How long all machines together may take to answer."""
+_OF_PDSH: Final = re.compile(r"pdsh@[^:]*: (?P<what>.*)")
+_ENDED: Final = re.compile(r"(?P<host>[^:]+): \S+ exited with exit code \d+")
 
 
 def look_everywhere(
@@ -38,7 +42,10 @@ def look_everywhere(
     token = secrets.token_hex(16)
     with _tokens(plan, token) as folder_problems, contextlib.ExitStack() as kept:
         order = Order(plan=plan, config_text=config_text)
-        path = kept.enter_context(order_file(order)) if transport.needs_file else None
+        try:
+            path = kept.enter_context(order_file(order)) if transport.needs_file else None
+        except StorageError as error:  # no machine can be asked anything
+            return Findings(problems=(HostProblem("here", str(error)),))
         clients = transport.clients(plan, Verb.LOOK, order_file=path)
         asked = time.time()
         statuses = run_clients(clients, seconds=seconds, lines=[order.to_json()], on_line=answers.take)
@@ -52,18 +59,22 @@ def look_everywhere(
         asked=asked,
         answered=answers.times,
     )
-    return inspect(answers.facts, answers.failures, plan, here)
+    return inspect(dict(answers.facts), answers.failures, plan, here)  # a late line may still come
 
 
 class _Answers:
-    """What the machines have said, on standard output as facts, on standard error as reasons why they cannot."""
+    """What the machines have said, on standard output as facts, on standard error as reasons why they cannot.
+
+    Whatever else is on standard output is the talk of a login shell.
+    """
 
     def __init__(self, plan: LaunchPlan, transport: Transport) -> None:
         self._plan, self._transport = plan, transport
         self._by_name = names_of(plan)
         self._lock = threading.Lock()
         self._errors: dict[int, list[str]] = {host.index: [] for host in plan.hosts}
-        self._unnamed: list[str] = []
+        self._unnamed: list[str] = []  # by pdsh itself
+        self._ended: set[int] = set()  # by the word of pdsh
         self.facts: dict[int, HostFacts] = {}
         self.times: dict[int, float] = {}
         self.failures: dict[int, str] = {}
@@ -78,21 +89,32 @@ class _Answers:
             if not is_error and (facts := HostFacts.from_line(text, run_id=self._plan.run_id)) is not None:
                 self.times.setdefault(facts.index, time.time())
                 self.facts[facts.index] = facts
+            elif not is_error:
+                return
             elif index is not None:
                 self._errors[index].append(text)
             else:
-                self._unnamed.append(text)
+                self._take_unnamed(line)
+
+    def _take_unnamed(self, line: str) -> None:
+        text = of_pdsh["what"] if (of_pdsh := _OF_PDSH.match(line)) else line
+        if (ended := _ENDED.fullmatch(text)) and ended["host"] in self._by_name:
+            self._ended.add(self._by_name[ended["host"]])
+        else:
+            self._unnamed.append(text)
 
     def end(self, client: Client, status: int | None, seconds: float) -> None:
         """Say for each machine of a client that has ended, or was ended, why it has said nothing."""
         for index in client.hosts:
             host = self._plan.hosts[index]
-            said = self._errors[index] or ([] if client.names_lines else self._unnamed)
+            said = self._errors[index] or (self._unnamed if client.names_lines else [])
             if index in self.facts:
                 continue
-            if not said and status is None:
+            if status is None and index not in self._ended:
+                last = next((line.strip() for line in reversed(self._errors[index]) if line.strip()), None)
                 self.failures[index] = (
-                    f"it did not answer within {seconds:.0f} s (try: {self._transport.by_hand(host)})"
+                    f"it did not answer within {seconds:.0f} s{'' if last is None else f'; it last said: {last}'} "
+                    f"(try: {self._transport.by_hand(host)})"
                 )
             else:
                 self.failures[index] = explain(
