@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -139,9 +141,10 @@ def _problems(found: HostFacts, plan: LaunchPlan, here: Here) -> Iterator[str]:
             yield f"{setting} ({path}) cannot be written to there; correct its permissions"
     yield from _gpu_problems(found, plan)
     if found.port_problem is not None:
+        held = ": another run or program holds it" if found.port_problem == os.strerror(errno.EADDRINUSE) else ""
         yield (
-            f"the processes cannot meet at its port {plan.port(0)} ({found.port_problem}): another run or program "
-            "holds it; set runner.master_port to a free port"
+            f"the processes cannot meet at its port {plan.port(0)} ({found.port_problem}){held}; set "
+            "runner.master_port to a free port above 1023"
         )
     off = _offset(found, here)
     if abs(off) > CLOCK_SECONDS:
