@@ -272,7 +272,6 @@ class Hosts:
     def _configure_sshd(self, name: str) -> None:
         variables = {"TMPDIR": str(self.tmp), **self._variables[name]}
         options = {
-            "ListenAddress": self.address(name),
             "HostKey": self.folder / f"{name}.key",
             "PidFile": self.folder / f"{name}.pid",
             "AuthorizedKeysFile": self.folder / "authorized_keys",

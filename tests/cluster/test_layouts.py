@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 SHORT = {"trainer.train_iterations": 10, "trainer.save_interval": 5}
 SECRET = "canary-4711-secret"
 SECRET_NAME = "CANARY_TOKEN"
-FORWARDED = {"forward_environment": ["OMP_*", "CANARY_*"]}
+FORWARDED = {"forward_environment": ["OMP_*", "PYTHON*", "CANARY_*"]}
 
 
 @pytest.fixture(scope="module")
