@@ -8,14 +8,14 @@
 # A host is a network namespace: it has a name, an address, a file /etc/hosts and an sshd of its own. The files and the
 # processors are the machine's, so the folder that a cluster has to share is simply there. Needs the packages
 # openssh-server and iproute2 (Debian, Ubuntu: apt-get install openssh-server iproute2; for runner_type pdsh also pdsh).
-# Everything is kept in FOLDER, /tmp/two_hosts unless you set it. After a restart of the
+# Everything is kept in FOLDER, /tmp/two_hosts unless you set it; a second pair needs another NAME too. After a restart of the
 # machine nothing is left but that folder.
 set -euo pipefail
 
 folder=${FOLDER:-/tmp/two_hosts}
 hosts=(alpha beta)
 addresses=(10.90.0.1 10.90.0.2)
-space=two-hosts- # what the names of the network namespaces begin with
+space=${NAME:-two-hosts}- # what the names of the network namespaces begin with
 switch=${space}switch # the network between them
 
 fail() {

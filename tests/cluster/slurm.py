@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 START_SECONDS: Final = 30.0
-NODE_TIMEOUT_SECONDS: Final = 15
+NODE_TIMEOUT_SECONDS: Final = 8
 """After which Slurm takes a host that does not answer for lost."""
 
 _CONFIGURATION: Final = """\

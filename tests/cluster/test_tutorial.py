@@ -20,10 +20,15 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     call(tmp_path / "hosts", "down")
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Return variables by which the script makes hosts beside those that somebody may have made with it."""
+    return {**os.environ, "FOLDER": str(folder), "NAME": f"tutorial-{os.getpid()}"}
+
+
 def call(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", SCRIPT, *map(str, arguments)],
-        env={**os.environ, "FOLDER": str(folder)},
+        env=environment(folder),
         capture_output=True,
         text=True,
         timeout=60,
@@ -39,7 +44,7 @@ def test_the_hosts_of_the_tutorial_reach_each_other_and_are_gone_afterwards(fold
     again = call(folder, "up")
     assert again.returncode == 2
     assert "they are up already" in again.stderr
-    with subprocess.Popen(["bash", SCRIPT, "run", "beta", "sleep", "1000"], env={**os.environ, "FOLDER": str(folder)}):
+    with subprocess.Popen(["bash", SCRIPT, "run", "beta", "sleep", "1000"], env=environment(folder)):
         assert call(folder, "down").returncode == 0
     assert not folder.exists()
     assert "there is no host alpha" in call(folder, "run", "alpha", "true").stderr
