@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,7 @@ def cluster(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
 
 @pytest.fixture(autouse=True)
 def nothing_runs_on(request: pytest.FixtureRequest) -> Iterator[None]:
-    """End what a test that failed has left on the hosts."""
+    """Remove what a test has left on the hosts: one that failed, or one that has killed what would have cleaned up."""
     yield
     if "hosts" in request.fixturenames:
         made: Hosts = request.getfixturevalue("hosts")
@@ -79,3 +80,5 @@ def nothing_runs_on(request: pytest.FixtureRequest) -> Iterator[None]:
             made.mend(name)
             made.kill(name)
             made.set_hosts_file(name)
+        for path in made.tmp.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -191,11 +191,23 @@ class Hosts:
         )
 
     def set_variables(self, host: str, variables: Mapping[str, str]) -> None:
-        """Change what sessions of ssh find in their environment, in addition to TMPDIR."""
-        self._variables[host].update(variables)
+        """Set what sessions of ssh find in their environment beside TMPDIR, all of it."""
+        self._variables[host] = dict(variables)
         self._configure_sshd(host)
         self._sshd[host].send_signal(signal.SIGHUP)  # it starts itself anew, with the same number
         self._wait_for_sshd(host)
+
+    @contextlib.contextmanager
+    def more_variables(self, variables: Mapping[str, str]) -> Iterator[None]:
+        """Let sessions of ssh find further variables, on all hosts."""
+        former = {host: self._variables[host] for host in self.names}
+        try:
+            for host in self.names:
+                self.set_variables(host, {**former[host], **variables})
+            yield
+        finally:
+            for host in self.names:
+                self.set_variables(host, former[host])
 
     @contextlib.contextmanager
     def mounted(self, host: str, source: Path, target: Path) -> Iterator[None]:

@@ -51,8 +51,7 @@ def test_hosts_may_differ_in_files_and_variables(hosts: Hosts, tmp_path: Path) -
     here.write_text("here")
     other.write_text("other")
     read = ["ssh", "-F", hosts.ssh_config, "h2", f"cat {here}; echo $PLANET"]
-    with hosts.mounted("h2", other, here):
-        hosts.set_variables("h2", {"PLANET": "Mars"})
+    with hosts.mounted("h2", other, here), hosts.more_variables({"PLANET": "Mars"}):
         assert hosts.run("h1", read).stdout == "otherMars\n"
         assert here.read_text() == "here"
     hosts.set_hosts_file("h1", "127.0.1.1 h1\n")
