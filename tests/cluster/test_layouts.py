@@ -27,7 +27,15 @@ WANDB = {"logger.use_wandb": True} if find_spec("wandb") else {}
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    return cluster.undisturbed(tmp_path_factory.mktemp("layouts"), EIGHT, SHORT)
+    """Return the losses of the run on one machine, which keeps the secret too."""
+    folder = tmp_path_factory.mktemp("layouts")
+    with Watch(SECRET) as watch:
+        run = cluster.train(folder, EIGHT, SHORT, WANDB, variables=WITH_SECRET)
+        lines = run.finish()
+    assert watch.seen == set()
+    assert files_with(SECRET, [folder, cluster.hosts.tmp]) == []
+    assert (run.log_dir / "wandb").exists() == bool(WANDB)
+    return losses(lines)
 
 
 def of_kind(kind: str, request: pytest.FixtureRequest) -> dict[str, Any]:
