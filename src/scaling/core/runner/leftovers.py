@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from scaling.core.errors import ScalingError
 from scaling.core.runner.environment import NODE_VARIABLE
 
 _PROC: Final = Path("/proc")
+_FOLDER: Final = "scaling_node_{run_id}_{index}_"
 
 
 def ask_node(run_id: str, index: int, number: signal.Signals) -> int:
@@ -28,8 +31,24 @@ def ask_node(run_id: str, index: int, number: signal.Signals) -> int:
     return found
 
 
+@contextlib.contextmanager
+def temporary_folder(run_id: str, index: int) -> Iterator[None]:
+    """Let this process make its temporary files where `clear` finds them, should it be killed; else remove them."""
+    former = tempfile.tempdir
+    folder = tempfile.mkdtemp(prefix=_FOLDER.format(run_id=run_id, index=index))  # for this user only
+    tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = former
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def clear(run_id: str, index: int, *, seconds: float = 5.0) -> list[int]:
-    """Kill everything of a run on this machine but this process and its parents; return what would not die."""
+    """Kill everything of a run on this machine but this process and its parents; return what would not die.
+
+    Temporary files of its node go, too.
+    """
     spared = set(_ancestors(os.getpid()))
     deadline = time.monotonic() + seconds
     while left := [pid for pid in _of_run(run_id, index) if pid not in spared]:
@@ -39,6 +58,8 @@ def clear(run_id: str, index: int, *, seconds: float = 5.0) -> list[int]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
+    for folder in Path(tempfile.gettempdir()).glob(_FOLDER.format(run_id=run_id, index=index) + "*"):
+        shutil.rmtree(folder, ignore_errors=True)
     return []
 
 

@@ -28,7 +28,7 @@ from typing import NoReturn
 from scaling.core.config.config_file import handed_on
 from scaling.core.errors import ConfigError, ExitStatus, ScalingError, StorageError
 from scaling.core.runner.environment import process_defaults, script_variables
-from scaling.core.runner.leftovers import ask_node, clear
+from scaling.core.runner.leftovers import ask_node, clear, temporary_folder
 from scaling.core.runner.lifeline import Lifeline
 from scaling.core.runner.node_output import NodeOutput
 from scaling.core.runner.node_report import NodeReport
@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace) -> NoReturn:
     output = NodeOutput()
     try:
         order = _order(options.order, lifeline)
-        with supervisor:
+        with temporary_folder(options.run, options.index), supervisor:
             if not options.no_lifeline:
                 lifeline.start()
             ends = _processes(order, options.index, supervisor, output)
