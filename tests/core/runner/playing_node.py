@@ -1,8 +1,8 @@
 """Plays the node of a machine behind a client: `INDEX RUN_ID VERB FOLDER BEHAVIOUR`, by what the fleet sends it.
 
 With VERB run it reads its order first where it is given input. Behaviours: done, fail:MESSAGE, problem:MESSAGE,
-die (without a word), killed_rank, listen (leave when asked), stubborn (only the end of its client ends it),
-endless (print for ever),
+die (without a word), killed_rank, listen (leave when asked), early (the same, without a report),
+stubborn (only the end of its client ends it), endless (print for ever),
 lines:COUNT (print so many on both outputs), beats:COUNT (be done after so many), tell (keep the order).
 """
 
@@ -79,6 +79,9 @@ def run(index: int, run_id: str, folder: Path, behaviour: str) -> int:
                     (folder / f"asked_{index}").write_text(str(message.get("ask", "end")))
                     break
             print(report(index=index, run_id=run_id, codes=[75, 75]), flush=True)
+            return 75
+        case "early":
+            next(said_by_the_runner())
             return 75
         case "endless":
             while True:

@@ -202,6 +202,12 @@ def test_a_signal_asks_all_machines_to_leave_over_their_standard_input(folder: P
     assert [(folder / f"asked_{index}").read_text() for index in range(2)] == [asked, asked]
 
 
+def test_a_machine_that_is_asked_while_it_starts_is_not_lost(folder: Path) -> None:
+    thread = signal_once_ready(folder, 2, signal.SIGTERM)
+    assert run(Played(folder, "early")) == Outcome(status=75)
+    thread.join()
+
+
 def test_a_second_signal_ends_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scaling.core.runner.supervisor._SECOND_REQUEST_SECONDS", 0.0)
     monkeypatch.setattr(module, "_END_SECONDS", 0.2)

@@ -124,12 +124,22 @@ class Fleet:
     def _status(self, index: int) -> int | None:
         report = self._reports.get(index)
         if report is None:
+            if self._left_at_once(index):
+                return ExitStatus.PREEMPTED
             return ExitStatus.FAILURE if index in self._cleared or self._is_lost(index) else None
         if report.problem is not None:
             return report.problem.status
         if not report.ends:
             return ExitStatus.PREEMPTED
         return outcome(report.ends, asked=self._asked.get(index)).status
+
+    def _left_at_once(self, index: int) -> bool:
+        """Return whether a machine was asked while its node was still starting, and ended without a report."""
+        return index in self._asked and self._client_status(index) == ExitStatus.PREEMPTED
+
+    def _client_status(self, index: int) -> int | None:
+        """Return what the client of a machine ended with, or, where it serves several, what it said of this one."""
+        return self._noticed[index][1] if index in self._noticed else self._clients[index].status
 
     def _is_lost(self, index: int) -> bool:
         if index in self._noticed and time.monotonic() - self._noticed[index][0] > _LATE_REPORT_SECONDS:
@@ -186,7 +196,7 @@ class Fleet:
                     ProcessEnd(rank=rank, exit_code=-signal.SIGKILL, stopped=True, host=_short(host))
                     for rank in host.ranks
                 ]
-            else:
+            elif not self._left_at_once(host.index):
                 losses.append(self._loss(host, noticed))
         return outcome(ends, losses, asked=supervisor.asked, forced=supervisor.forced)
 
@@ -202,9 +212,7 @@ class Fleet:
         return dataclasses.replace(report, time=report.time - self._offsets.get(host.index, 0.0))
 
     def _loss(self, host: HostPlan, noticed: float) -> HostLoss:
-        status = self._clients[host.index].status
-        if host.index in self._noticed:
-            status = self._noticed[host.index][1]
+        status = self._client_status(host.index)
         said = self._errors[host.index]
         return HostLoss(
             host=_short(host),

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from scaling.core.errors import ConfigError, Problem
-from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.environment import forwarded
 from scaling.core.runner.hosts import Host
+
+if TYPE_CHECKING:  # a node reads a plan, and needs no configuration for it, whose import takes half a second
+    from scaling.core.runner.config import RunnerConfig
 
 DEFAULT_PORT: Final = 29500
 
