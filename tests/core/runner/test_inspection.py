@@ -83,6 +83,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "python": (with_version(1, Python="3.12"), "it has Python 3.12, but here is 3.11"),
     "different": (changed(0, files={"config.yml": "other"}), "config.yml is not the same file there as here"),
     "unknown": (changed(2, master_address=None), "the name of the first machine, h1, is unknown there"),
+    "source": (changed(1, source="other"), "its scaling is of other source files than that of"),
     "unreadable": (changed(1, files={"config.yml": None}), "config.yml cannot be read there"),
     "folder": (
         changed(1, tokens={"runs": None, "saved": "token"}),

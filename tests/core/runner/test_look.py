@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from scaling.core.runner import look as look_module
-from scaling.core.runner.look import TOKEN_FILE, HostFacts, identity, interface_to, look, sampled_digest, versions
+from scaling.core.runner.look import (
+    TOKEN_FILE,
+    HostFacts,
+    identity,
+    interface_to,
+    look,
+    sampled_digest,
+    source_digest,
+    versions,
+)
 from scaling.core.runner.plan import HostNeeds, HostPlan, LaunchPlan
 
 
@@ -101,6 +110,19 @@ def test_two_networks_of_one_machine_are_two_machines(tmp_path: Path) -> None:
     boot.write_text("other boot\n")
     (tmp_path / "former").rename(network)
     assert identity(tmp_path) != first
+
+
+def test_source_is_known_by_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "data").write_text("1")
+    first = source_digest(tmp_path)
+    (tmp_path / "data").write_text("2")
+    assert source_digest(tmp_path) == first
+    (tmp_path / "a.py").write_text("2")
+    changed = source_digest(tmp_path)
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert len({first, changed, source_digest(tmp_path)}) == 3
+    assert source_digest() == source_digest()
 
 
 def test_the_interface_to_a_machine_is_named() -> None:

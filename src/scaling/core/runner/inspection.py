@@ -173,7 +173,8 @@ def _gpu_problems(found: HostFacts, plan: LaunchPlan) -> Iterator[str]:
         if missing := [number for number in host.gpus if number not in found.gpus]:
             yield f"{have}, but slots name GPU {', '.join(map(str, missing))}; correct runner.hosts"
     elif len(found.gpus) < host.processes:
-        yield f"{have}, but {host.processes} slots; correct runner.hosts, or set topology.device to cpu"
+        slots = "1 slot" if host.processes == 1 else f"{host.processes} slots"
+        yield f"{have}, but {slots}; correct runner.hosts, or set topology.device to cpu"
 
 
 def _together(facts: Mapping[int, HostFacts], plan: LaunchPlan) -> Iterator[HostProblem]:
@@ -185,6 +186,14 @@ def _together(facts: Mapping[int, HostFacts], plan: LaunchPlan) -> Iterator[Host
         if len(names) > 1:
             yield HostProblem(
                 ", ".join(names), "are names of one machine; give it one line in runner.hosts, with all its slots"
+            )
+    first = min(facts, default=0)
+    for index in sorted(facts):
+        if facts[index].source != facts[first].source:
+            yield HostProblem(
+                plan.hosts[index].name,
+                f"its scaling is of other source files than that of {plan.hosts[first].name}, although they have one "
+                "version; install the same, or keep it on storage that all machines share",
             )
     if plan.needs.device == "auto":
         without = [plan.hosts[index].name for index in sorted(facts) if not facts[index].gpus]

@@ -46,6 +46,8 @@ class HostFacts:
     """The same for two names of one machine. Parts of a machine that have a network of their own are machines, too."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
     """Python, scaling and torch; None for what is not installed."""
+    source: str = ""
+    """Digest of the library's source, which one version may have several of while it is worked on."""
     files: Mapping[str, str | None] = field(default_factory=dict)
     """Digest of each file; None where it cannot be read."""
     tokens: Mapping[str, str | None] = field(default_factory=dict)
@@ -100,6 +102,7 @@ def look(plan: LaunchPlan, index: int, *, port: int | None = None) -> HostFacts:
         hostname=hostname,
         identity=identity(),
         versions=versions(),
+        source=source_digest(),
         files={path: sampled_digest(path) for path in plan.needs.files},
         tokens={path: _token(path, plan.run_id) for path in folders},
         unwritable=tuple(sorted(path for path in folders if Path(path).is_dir() and not os.access(path, os.W_OK))),
@@ -121,6 +124,16 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def source_digest(package: Path | None = None) -> str:
+    """Return a digest of all source files of this library, or of another package, by their names and contents."""
+    package = Path(__file__).parents[2] if package is None else package
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def sampled_digest(path: Path | str) -> str | None:
