@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -92,7 +91,8 @@ class Node:
 
     def __init__(self, order: Order, index: int, **more: Any) -> None:
         arguments = ["run", "--index", str(index), "--run", RUN]
-        environment = {**os.environ, NODE_VARIABLE: f"{RUN}/{index}"}
+        folder = order.plan.directory
+        environment = {**os.environ, NODE_VARIABLE: f"{RUN}/{index}", "TMPDIR": folder}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             [*NODE, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, env=environment, start_new_session=True, **more
@@ -270,9 +270,10 @@ def test_asking_and_clearing_find_the_processes_of_this_machine_alone(
         verb = [*NODE, "ask", "--index", "0", "--run", RUN, "--signal", "USR1"]
         subprocess.run(verb, env={**os.environ, NODE_VARIABLE: f"{RUN}/0"}, check=True)
         assert first.line() == "asked by SIGUSR1"
-        folders = list(Path(tempfile.gettempdir()).glob(f"scaling_node_{RUN}_0_*"))
+        folders = list(tmp_path.glob(f"scaling_node_{RUN}_0_*"))
         assert len(folders) == 1
-        subprocess.run([*NODE, "clear", "--index", "0", "--run", RUN], check=True)
+        here = {**os.environ, "TMPDIR": str(tmp_path)}
+        subprocess.run([*NODE, "clear", "--index", "0", "--run", RUN], env=here, check=True)
         assert not folders[0].exists()
         first.process.wait(10)
         wait_until(lambda: not is_running(pid), "something was left")

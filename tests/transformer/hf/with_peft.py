@@ -145,8 +145,9 @@ def our_steps(
 ) -> Steps:
     """Train the same adapter of ours on the same model."""
     config = config_json(name)
-    architecture = architecture_of(config, **NOT_THE_MODEL, **methods)
-    base = our_tensors(their_tensors(name, family_of(config)), family_of(config).tensors(base_plan_of(architecture)))
+    architecture = architecture_of(config, **{**NOT_THE_MODEL, "precision": "float64"}, **methods)
+    stored = our_tensors(their_tensors(name, family_of(config)), family_of(config).tensors(base_plan_of(architecture)))
+    base = {key: tensor.double() for key, tensor in stored.items()}
     batch = micro_batch(*with_placeholders(rows, prompt))
     if prompt:
         weights = batch.targets.loss_weights.clone()
