@@ -30,6 +30,11 @@ CLEAR_SECONDS: Final = 6.0
 _END_SECONDS: Final = 2.0
 """How long a machine that is told to end at once may take to say how its processes ended."""
 _LAST_LINES: Final = 20
+_LEFT_EARLY: Final = (ExitStatus.PREEMPTED, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+"""What a node ends with that is asked before it has read its order, or before Python listens."""
+_ASK_SECONDS: Final = 30.0
+"""For how long a machine is asked again to leave that has no node yet."""
+_ASK_AGAIN_SECONDS: Final = 0.5
 _SHOWN_LINES: Final = 5
 _LATE_REPORT_SECONDS: Final = 1.0
 """pdsh tells on standard error that it lost a machine, whose last lines may still be on their way."""
@@ -135,7 +140,7 @@ class Fleet:
 
     def _left_at_once(self, index: int) -> bool:
         """Return whether a machine was asked while its node was still starting, and ended without a report."""
-        return index in self._asked and self._client_status(index) == ExitStatus.PREEMPTED
+        return index in self._asked and self._client_status(index) in _LEFT_EARLY
 
     def _client_status(self, index: int) -> int | None:
         """Return what the client of a machine ended with, or, where it serves several, what it said of this one."""
@@ -223,11 +228,21 @@ class Fleet:
         )
 
     def _ask_all(self, members: Sequence[int]) -> None:
-        """Ask machines to leave through clients of their own."""
-        for number in sorted({self._asked[member] for member in members}):
-            only = [member for member in members if self._asked[member] is number and member not in self._reports]
-            word = number.name.removeprefix("SIG")
-            self._reach(Verb.ASK, only, signal_word=word)
+        """Ask machines to leave through clients of their own, again where the node has not started yet."""
+        pending, deadline = list(members), time.monotonic() + _ASK_SECONDS
+        while pending:
+            said: list[str] = []
+            reached: set[int] = set()
+            for number in sorted({self._asked[member] for member in pending}):
+                only = [member for member in pending if self._asked[member] is number]
+                reached |= self._reach(Verb.ASK, only, signal_word=number.name.removeprefix("SIG"), said=said)
+            pending = [member for member in pending if member not in reached and self._status(member) is None]
+            if pending and time.monotonic() > deadline:
+                for line in said:
+                    self._output.show(line, is_error=True)
+                return
+            if pending:
+                time.sleep(_ASK_AGAIN_SECONDS)
 
     def _end_all(self, members: Sequence[int]) -> None:
         """End machines: by word where they listen, then whatever is left of the run on them."""
@@ -249,19 +264,25 @@ class Fleet:
                 process.close()
                 process.kill()
 
-    def _reach(self, verb: Verb, only: Sequence[int], *, signal_word: str | None = None) -> None:
-        """Run the clients of another verb; a machine that cannot be reached says why."""
-        if only:
-            clients = self._transport.clients(
-                self._plan, verb, order_file=self._order_file, signal=signal_word, only=sorted(only)
-            )
-            on_line = self._take_from_ask if verb is Verb.ASK else _ignore
-            run_clients(clients, seconds=CLEAR_SECONDS, on_line=on_line)
+    def _reach(
+        self, verb: Verb, only: Sequence[int], *, signal_word: str | None = None, said: list[str] | None = None
+    ) -> set[int]:
+        """Run the clients of another verb; return which machines have done it. What keeps one goes to `said`."""
+        if not only:
+            return set()
+        clients = self._transport.clients(
+            self._plan, verb, order_file=self._order_file, signal=signal_word, only=sorted(only)
+        )
 
-    def _take_from_ask(self, client: Client, line: str, is_error: bool) -> None:
-        if is_error and line:
-            name = "" if client.names_lines else f"{_short(self._plan.hosts[client.hosts[0]])}: "
-            self._output.show(f"{name}{line}", is_error=True)
+        def take(client: Client, line: str, is_error: bool) -> None:
+            if is_error and line and said is not None:
+                name = "" if client.names_lines else f"{_short(self._plan.hosts[client.hosts[0]])}: "
+                said.append(f"{name}{line}")
+
+        statuses = run_clients(clients, seconds=CLEAR_SECONDS, on_line=take)
+        return {
+            index for client, status in zip(clients, statuses, strict=True) if status == 0 for index in client.hosts
+        }
 
     def _close(self, started: Sequence[ClientProcess]) -> None:
         for index in self._clients:
@@ -302,7 +323,3 @@ def names_of(plan: LaunchPlan) -> dict[str, int]:
 def _short(host: HostPlan) -> str:
     """Return a machine's name without the user's."""
     return host.name.rpartition("@")[2]
-
-
-def _ignore(client: Client, line: str, is_error: bool) -> None:
-    pass

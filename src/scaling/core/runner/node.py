@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "ask":
                 if not ask_node(options.run, options.index, signal.Signals[f"SIG{options.signal}"]):
                     sys.stderr.write(f"run {options.run} has no node {options.index} here; it has ended\n")
+                    return ExitStatus.FAILURE
             case "clear":
                 if left := clear(options.run, options.index):
                     raise ScalingError(f"processes {', '.join(map(str, left))} of run {options.run} do not end")
@@ -97,14 +98,18 @@ def _run(options: argparse.Namespace) -> NoReturn:
     """Run the processes of this machine, say how they ended, and end: without waiting for what hangs."""
     supervisor = Supervisor(may_save=False)  # the runner has told the user what an answer to a signal means
 
+    def ask(name: str) -> None:
+        if supervisor.asked is None:  # the end of the input, after a signal, is no second request
+            os.kill(os.getpid(), signal.Signals[name])
+
     def end() -> None:
         supervisor.forced = True
 
-    lifeline = Lifeline(sys.stdin.buffer, on_ask=lambda name: os.kill(os.getpid(), signal.Signals[name]), on_end=end)
+    lifeline = Lifeline(sys.stdin.buffer, on_ask=ask, on_end=end)
     output = NodeOutput()
     try:
         order = _order(options.order, lifeline)
-        with temporary_folder(options.run, options.index), supervisor:
+        with supervisor, temporary_folder(options.run, options.index):
             if not options.no_lifeline:
                 lifeline.start()
             ends = _processes(order, options.index, supervisor, output)
@@ -160,7 +165,9 @@ def _processes(order: Order, index: int, supervisor: Supervisor, output: NodeOut
             output=output,
         )
     output.drain()
-    return [replace(end, host=host.name, last_lines=output.last_lines(end.rank)) for end in ends]
+    return [
+        replace(end, host=host.name, last_lines=output.last_lines(end.rank) if end.exit_code else ()) for end in ends
+    ]
 
 
 if __name__ == "__main__":

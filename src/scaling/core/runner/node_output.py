@@ -14,6 +14,8 @@ from typing import Final, final
 
 LAST_LINES: Final = 20
 _BUFFER_BYTES: Final = 1 << 20
+_KEPT_BYTES: Final = 500
+"""What is remembered of a line: all lines of all ranks travel in one line."""
 _READ_BYTES: Final = 1 << 16
 _STDOUT, _STDERR = 1, 2
 
@@ -105,7 +107,7 @@ class _Stream:
     def lines(self, data: bytes) -> Iterator[bytes]:
         *whole, self._partial = (self._partial + data).split(b"\n")
         for line in whole:
-            self._kept.append(line.decode(errors="replace"))
+            self._kept.append(line[-_KEPT_BYTES:].decode(errors="replace"))
             yield line + b"\n"
         if len(self._partial) > _BUFFER_BYTES:  # it is no text
             yield self.rest()
@@ -113,7 +115,7 @@ class _Stream:
     def rest(self) -> bytes:
         line, self._partial = self._partial, b""
         if line:
-            self._kept.append(line.decode(errors="replace"))
+            self._kept.append(line[-_KEPT_BYTES:].decode(errors="replace"))
         return line and line + b"\n"
 
     def close(self) -> None:

@@ -112,7 +112,7 @@ def status_of_step(code: int, *, asked: signal.Signals | None, forced: bool) -> 
     `code` is srun's status, negative for the signal that ended it; `asked` is the signal that was passed on to it.
     """
     status = status_of_srun(code) if code >= 0 else 128 - code
-    if asked is not None and forced:
+    if asked is not None and forced and status:
         return 128 + asked
     if asked is not None and status in (128 + signal.SIGTERM, 128 + signal.SIGUSR1):
         return ExitStatus.PREEMPTED

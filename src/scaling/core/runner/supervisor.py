@@ -112,6 +112,8 @@ class Supervisor:
         """Let the first signal break off what is done inside, by `AskedToLeave`: there are no processes yet."""
         self._is_interruptible = True
         try:
+            if self.asked is not None:
+                raise AskedToLeave(self.asked.name)
             yield
         finally:
             self._is_interruptible = False
