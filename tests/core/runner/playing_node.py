@@ -70,6 +70,7 @@ def run(index: int, run_id: str, folder: Path, behaviour: str) -> int:
             return 1
         case "die":
             print("working", flush=True)
+            print("ConnectionRefusedError: Connection refused", file=sys.stderr, flush=True)
             print("client_loop: send disconnect: Broken pipe", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         case "listen":

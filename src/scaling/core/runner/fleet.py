@@ -40,6 +40,9 @@ _LATE_REPORT_SECONDS: Final = 1.0
 """pdsh tells on standard error that it lost a machine, whose last lines may still be on their way."""
 _PDSH_LOST: Final = re.compile(r"pdsh@[^:]*: (?P<host>[^:]+): ssh exited with exit code (?P<code>\d+)")
 
+_CONNECTION: Final = re.compile(r"^(ssh: |client_loop|Timeout, server|packet_write|Connection (to|closed|reset))")
+"""What ssh says when it loses a connection that it had."""
+
 Explain = Callable[[Sequence[str], int, HostPlan], str]
 """Returns, in words, why a client that printed these lines and ended with this status lost a machine."""
 
@@ -75,6 +78,7 @@ class Fleet:
         self._asked: dict[int, signal.Signals] = {}
         self._ending: set[int] = set()
         self._cleared: set[int] = set()
+        self._at_work: set[int] = set()  # machines whose processes have printed something
         self._lines = {host.index: deque[str](maxlen=_LAST_LINES) for host in self._plan.hosts}
         self._errors = {host.index: deque[str](maxlen=_LAST_LINES) for host in self._plan.hosts}
         self._output = Output()
@@ -171,6 +175,8 @@ class Fleet:
             return
         if index is not None:
             self._lines[index].append(text)
+            if not is_error:
+                self._at_work.add(index)
             if is_error:
                 self._errors[index].append(text)
         shown = line if client.names_lines or index is None else f"{_short(self._plan.hosts[index])}: {line}"
@@ -218,11 +224,13 @@ class Fleet:
 
     def _loss(self, host: HostPlan, noticed: float) -> HostLoss:
         status = self._client_status(host.index)
-        said = self._errors[host.index]
+        said = list(self._errors[host.index])
+        if host.index in self._at_work:  # the rest may be what its processes have printed
+            said = [line for line in said if _CONNECTION.search(line)]
         return HostLoss(
             host=_short(host),
             ranks=tuple(host.ranks),
-            why=self._explain(list(said), ExitStatus.FAILURE if status is None else status, host),
+            why=self._explain(said, ExitStatus.FAILURE if status is None else status, host),
             time=noticed,
             last_lines=tuple(self._lines[host.index])[-_SHOWN_LINES:],
         )
