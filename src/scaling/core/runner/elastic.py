@@ -145,8 +145,8 @@ def run_processes(
     """Run `command` in as many processes, watched by `supervisor`, until all have ended; return how.
 
     They are all there is, or, with a `site`, those of one machine of several. What they print goes to where this
-    process prints, or through `output`. Empty where it is asked to
-    leave before anything was started.
+    process prints, or through `output`. Empty
+    where it is asked to leave before anything was started.
 
     The agent works in a thread, so that the main thread is there for signals: the agent itself would answer the first
     one by a deadline of 30 seconds, however long saving takes, and report whatever happens as a failure.

@@ -10,8 +10,6 @@ from typing import Any, BinaryIO, Final, final
 
 from scaling.core.errors import ConfigError
 
-BEAT_SECONDS: Final = 5.0
-"""How often a runner says that it is there."""
 SILENCE_SECONDS: Final = 120.0
 """How long a node waits for the next such word, once it has heard one: a computer that sleeps says nothing."""
 _LOOK_SECONDS: Final = 1.0
