@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 
 from scaling.core import LaunchContext, Recipe, Session, Topology, TopologyConfig
+from scaling.core.pipeline import compiled
 from scaling.core.verify.deviation import Deviation, HeldBoxes, distances, incomplete, relative_difference, shapes
 from scaling.core.verify.session import StepNumbers
 from scaling.core.verify.shared_tensors import SharedTensors
@@ -45,6 +48,16 @@ class Run:
     """Tensors of which this rank holds bits that are not what they were at first."""
 
 
+class Refused(logging.Logger):
+    """Takes a layer that is not compiled, although that was asked for, as a failure."""
+
+    def __init__(self) -> None:
+        super().__init__("refused")
+
+    def warning(self, message: object, *values: object, **options: object) -> None:
+        raise AssertionError(str(message) % values)
+
+
 def train(rank: int, world_size: int, port: int, jobs: bytes, directory: str) -> list[Run]:
     """Train in each layout of a world, one after another. `port` is that of a store which somebody else serves."""
     runs = []
@@ -59,7 +72,7 @@ def train(rank: int, world_size: int, port: int, jobs: bytes, directory: str) ->
             job_id=job.name,
             launched=True,
         )
-        with Topology.connect(job.topology, launch) as topology:
+        with Topology.connect(job.topology, launch) as topology, mock.patch.object(compiled, "_log", Refused()):
             runs.append(_run(job, topology, Path(directory)))
     return runs
 
@@ -68,6 +81,7 @@ def _run(job: Job, topology: Topology, directory: Path) -> Run:
     session = Session(job.recipe, job.topology, topology)
     session.write("weights", directory / f"initial {job.name}")
     run = Run(session.held_boxes(), [], None)
+    assert session.learner.module.compiling.on == (job.topology.compile.value == "on"), session.learner.module.compiling
     first = {tensor.key: [values.clone() for _, values in tensor.parts] for tensor in session.tensors("weights")}
     reference = directory / "reference"
     for step in range(1, job.steps + 1):

@@ -129,6 +129,8 @@ def _introduce(config: TransformerConfig, learner: Learner, training: TextMixtur
     _log.info("%s", _told_of_training(config))
     plan = plan_of(config.transformer_architecture)
     _log.info("attention: %s", told(plan, topology.device.type, find_kernels(topology.device)))
+    if config.topology.compile.value != "auto" or topology.device.type != "cpu":
+        _log.info("compile: %s", learner.module.compiling)
     for line in told_data(training):
         _log.info("data: %s", line)
 

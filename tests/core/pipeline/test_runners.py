@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from scaling.core.errors import ConfigError
 from scaling.core.nn.parameter import meta
 from scaling.core.pipeline import module
+from scaling.core.pipeline.compiled import Run
 from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.module import ParallelModule
-from scaling.core.pipeline.runners import Run, Runners, runners_of
+from scaling.core.pipeline.runners import Runners, runners_of
 from scaling.core.topology.config import TopologyConfig
 from scaling.core.topology.topology import Topology
 from tests.core.pipeline.test_engine import batches, loss_of
@@ -71,8 +72,8 @@ def test_a_runner_leaves_names_initial_bits_and_losses_as_they_are(runners: Runn
     assert losses(run) == losses(plain)
 
 
-def wrapping(config: TopologyConfig, topology: Topology) -> Runners:
-    own = runners_of(config, topology)
+def wrapping(config: TopologyConfig, topology: Topology, *, compile_layers: bool) -> Runners:
+    own = runners_of(config, topology, compile_layers=compile_layers)
     return Runners((Wrapped, *own.layer), stage=(Wrapped,), differentiated=(*own.differentiated, Wrapped))
 
 

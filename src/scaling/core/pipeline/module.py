@@ -15,6 +15,7 @@ from scaling.core.data.types import MicroBatch
 from scaling.core.nn.parameter import ParameterMeta, meta
 from scaling.core.pipeline.actions import Action
 from scaling.core.pipeline.build import build_stages
+from scaling.core.pipeline.compiled import CompileChoice, compile_choice, compiler_problem
 from scaling.core.pipeline.end import Collector, LossEnd
 from scaling.core.pipeline.engine import PipelineEngine
 from scaling.core.pipeline.layer_spec import LayerSpec, check_ties
@@ -48,6 +49,18 @@ def schedule_of(config: TopologyConfig) -> Schedule:
             return Interleaved1F1B(config.pipe_chunks_per_rank)
 
 
+def _agreed(choice: CompileChoice, topology: Topology) -> CompileChoice:
+    """Return the choice that all ranks can follow. Collective where layers are to be compiled: all ranks."""
+    if not choice.on:
+        return choice
+    problems = topology.agree("compiler", compiler_problem(topology.device), _first_problem)
+    return choice if problems is None else CompileChoice(False, f"the compiler does not work: {problems}")
+
+
+def _first_problem(problems: Sequence[str | None]) -> str | None:
+    return next((f"on rank {rank}, {problem}" for rank, problem in enumerate(problems) if problem is not None), None)
+
+
 @final
 class ParallelModule(nn.Module):
     """A model given as a list of layers, cut over the pipe axis; each layer cuts itself over the model axis.
@@ -71,7 +84,9 @@ class ParallelModule(nn.Module):
         )
         topology.rng.seed(seed)
         stages = build_stages(specs, self.partition, stage_map, topology=topology, seed=seed)
-        runners = runners_of(config, topology)
+        self.compiling = _agreed(compile_choice(config, topology.device), topology)
+        """Whether layers are compiled, and why: the same on all ranks."""
+        runners = runners_of(config, topology, compile_layers=self.compiling.on)
         for stage in stages.values():
             stage.run_with(runners)
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
 
 from scaling.core.nn.recompute import recomputed
+from scaling.core.pipeline.compiled import Run, compiled
 from scaling.core.topology.config import ActivationCheckpointingType, TopologyConfig
 from scaling.core.topology.topology import Topology
-
-Run = Callable[[Any], Any]
-"""Computes the output of a layer or a stage from its input."""
 
 Runner = Callable[[Run], Run]
 """Takes what runs a layer (the layer itself, or the next inner runner's), and returns what runs it in another way."""
@@ -34,19 +31,20 @@ class Runners:
     """Around those layers of a stage together that have a backward pass; without gradients around all of them."""
 
 
-def runners_of(config: TopologyConfig, topology: Topology) -> Runners:
-    """Return the runners a configuration asks for."""
+def runners_of(config: TopologyConfig, topology: Topology, *, compile_layers: bool = False) -> Runners:
+    """Return the runners a configuration asks for, around compiled layers or around layers as they are."""
+    innermost: tuple[Runner, ...] = (compiled,) if compile_layers else ()
 
     def recomputing(run: Run) -> Run:
         return partial(recomputed, run, topology=topology)
 
     match config.activation_checkpointing_type:
         case ActivationCheckpointingType.DISABLED:
-            return Runners()
+            return Runners(layer=innermost)
         case ActivationCheckpointingType.EVERY_LAYER:
-            return Runners(layer=(recomputing,))
+            return Runners(layer=(*innermost, recomputing))
         case ActivationCheckpointingType.EVERY_PIPE_STAGE:
-            return Runners(differentiated=(recomputing,))
+            return Runners(layer=innermost, differentiated=(recomputing,))
 
 
 def surround(run: Run, runners: Sequence[Runner]) -> Run:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from scaling.core.collectives import tree
 from scaling.core.errors import LayoutError
-from scaling.core.pipeline.runners import Run, Runners, surround
+from scaling.core.pipeline.compiled import Run
+from scaling.core.pipeline.runners import Runners, surround
 
 
 @final

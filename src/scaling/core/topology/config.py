@@ -49,6 +49,14 @@ class ActivationCheckpointingType(str, Enum):
     EVERY_PIPE_STAGE = "every_pipe_stage"
 
 
+class Compile(str, Enum):
+    """Whether layers are compiled."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 DATA_PARALLEL_SIZE = "data_parallel_size"
 PARALLEL_SIZES = ("model_parallel_size", "pipe_parallel_size", DATA_PARALLEL_SIZE)
 BATCH_SIZES = ("micro_batch_size", "gradient_accumulation_steps")
@@ -96,6 +104,9 @@ class TopologyConfig(BaseConfig):
     """Stages on each pipeline rank: at least 2 with interleaved_1f1b, else 1."""
     activation_checkpointing_type: ActivationCheckpointingType = ActivationCheckpointingType.DISABLED
     """Recompute activations in the backward pass to save memory: disabled, every_layer or every_pipe_stage."""
+    compile: Compile = Compile.AUTO
+    """Compile each layer's training step with PyTorch's compiler, which fuses what stands between matrix products. The
+    first step takes up to a minute longer. auto: on GPUs; on: on a CPU too; off."""
     sequence_parallel: bool = False
     """Split the activations between tensor-parallel layers along the sequence. Nothing to split with
     model_parallel_size 1."""

@@ -41,7 +41,7 @@ def evaluation_settings(
                 **architecture.as_dict(),
                 "vocab_file": None if vocab_file is None else str(vocab_file),
             },
-            "topology": layout.as_dict(),
+            "topology": {**layout.as_dict(), "compile": "off"},
             "trainer": {"seed": settings.get("trainer", {}).get("seed", 0)},
             "training": _chosen(settings.get("training", {}), ("loss_function_config",)),
             "data": data_settings(settings.get("data", {}), prefix),

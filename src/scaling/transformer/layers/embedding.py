@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from torch import nn
 
@@ -14,6 +14,9 @@ from scaling.transformer.layers.residual import Scale
 @final
 class EmbeddingInput(nn.Module):
     """Look up the tokens' embeddings, scale them, add learned positions, and drop some of their features."""
+
+    compiles: ClassVar[bool] = False
+    """It is a lookup; its parts of the vocabulary and its prompts are what a compiler would stumble over."""
 
     def __init__(
         self,

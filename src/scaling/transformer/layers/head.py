@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -168,6 +168,9 @@ def _output(
 class TransformerLMHead(nn.Module):
     """A head with a matrix of its own."""
 
+    compiles: ClassVar[bool] = False
+    """There is nothing to fuse: the products are made by the loss."""
+
     def __init__(
         self, linear: VocabParallelEmbedding, logit_bias: LogitBias | None = None, logits: LogitRange | None = None
     ) -> None:
@@ -184,6 +187,9 @@ class TransformerLMHead(nn.Module):
 @final
 class TransformerLMHeadTied(nn.Module):
     """A head whose matrix is the embedding's, which the first layer shares under the tie `embedding_tying`."""
+
+    compiles: ClassVar[bool] = False
+    """There is nothing to fuse: the products are made by the loss."""
 
     def __init__(
         self, embedding: VocabParallelEmbedding, logit_bias: LogitBias | None = None, logits: LogitRange | None = None
