@@ -91,23 +91,29 @@ def plan_whole(sizes: Sequence[int], *, bucket_size: int, parts: int) -> tuple[l
     """
     placements: list[Placement] = []
     buckets: list[Bucket] = []
-    start = 0
+    start = total = largest = 0
     held: list[int] = []
     for number, size in enumerate(sizes):
         held.append(_aligned(size))
+        total, largest = total + held[-1], max(largest, held[-1])
         more = number < len(sizes) - 1
-        if more and sum(held) < bucket_size:
+        if more and (total < bucket_size or _too_padded(largest, parts, total)):
             continue
         length, dealt = _deal(held, parts)
-        if more and length * parts - sum(held) > length * parts * MOST_PADDING:
+        if more and _too_padded(length, parts, total):
             continue
         for part, offset in dealt:
             position = start + part * length + offset
             placements.append(Placement(position, position + sizes[len(placements)], len(buckets)))
         buckets.append(Bucket(start, start + length * parts))
-        start = buckets[-1].stop
+        start, total, largest = buckets[-1].stop, 0, 0
         held = []
     return placements, buckets
+
+
+def _too_padded(length: int, parts: int, total: int) -> bool:
+    """Whether `parts` slices of `length`, or any longer ones, that hold `total` elements are padding for too much."""
+    return length * parts - total > length * parts * MOST_PADDING
 
 
 def _deal(sizes: Sequence[int], parts: int) -> tuple[int, list[tuple[int, int]]]:

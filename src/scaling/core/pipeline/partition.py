@@ -71,22 +71,26 @@ def _balanced(costs: Sequence[float], stages: int) -> list[int]:
     before = list(accumulate((int(cost * scale) for cost in exact), initial=0))
     layers = len(costs)
     limit = _smallest_limit(before, stages)
+    ahead, behind = _furthest(before, stages, limit), _furthest(_mirrored(before), stages, limit)
 
     # squares[first]: the least sum of squares of layers first.. cut into the stages done so far, from the last one on.
-    squares: list[int | None] = [None] * layers + [0]
-    cuts: list[list[int]] = []
-    for _ in range(stages):
-        best: list[int | None] = [None] * (layers + 1)
-        cut = [0] * (layers + 1)
-        for first in range(layers):
+    # A start whose layers before it do not fit into the stages left is passed over: of layers that cost about the same
+    # few starts remain, and the time no longer grows as stages times layers.
+    none = before[-1] ** 2 + 1  # above any sum of squares
+    squares = [none] * layers + [0]
+    cuts: list[dict[int, int]] = []
+    for done in range(1, stages + 1):
+        left = stages - done
+        best, cut = [none] * (layers + 1), {}
+        for first in range(max(layers - behind[done], left), min(ahead[left], layers - done) + 1):
+            least, start = none - 1, before[first]
             for stop in range(first + 1, layers + 1):
-                cost = before[stop] - before[first]
+                cost = before[stop] - start
                 if cost > limit:
                     break
-                rest = squares[stop]
-                so_far = best[first]
-                if rest is not None and (so_far is None or cost * cost + rest <= so_far):
-                    best[first], cut[first] = cost * cost + rest, stop
+                if (found := cost * cost + squares[stop]) <= least:
+                    least, cut[first] = found, stop
+            best[first] = least if first in cut else none
         squares = best
         cuts.append(cut)
 
@@ -94,6 +98,22 @@ def _balanced(costs: Sequence[float], stages: int) -> list[int]:
     for cut in reversed(cuts):
         boundaries.append(cut[boundaries[-1]])
     return boundaries
+
+
+def _furthest(before: Sequence[int], stages: int, limit: int) -> list[int]:
+    """Return for 0 to `stages` stages how many of the first layers they hold at most, none costing above `limit`."""
+    layers, reached = len(before) - 1, [0]
+    for _ in range(stages):
+        stop = reached[-1]
+        while stop < layers and before[stop + 1] - before[reached[-1]] <= limit:
+            stop += 1
+        reached.append(stop)
+    return reached
+
+
+def _mirrored(before: Sequence[int]) -> list[int]:
+    """Return the sums of the costs counted from the last layer on."""
+    return [before[-1] - cost for cost in reversed(before)]
 
 
 def _smallest_limit(before: Sequence[int], stages: int) -> int:
