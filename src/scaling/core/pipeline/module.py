@@ -137,7 +137,7 @@ class ParallelModule(nn.Module):
         it. Gradients are those of the *sum* of all losses times `gradient_scale`; the optimizer divides by the weight
         of the whole batch. Collective: all ranks.
         """
-        self.train()
+        self._become(training=True)
         scale = self._one if gradient_scale is None else gradient_scale
         end = LossEnd(loss_function, scale, self.topology)
         self._engine.run(self._actions, batches, end)
@@ -151,7 +151,7 @@ class ParallelModule(nn.Module):
 
         Collective: all ranks.
         """
-        self.train(dropout)
+        self._become(training=dropout)
         end = LossEnd(loss_function, self._one, self.topology)
         self._engine.run(self._forward_actions, batches, end)
         return self._accepted(end.total, "eval")
@@ -165,8 +165,7 @@ class ParallelModule(nn.Module):
         for `train_step`; targets are not looked at. Shapes may differ from call to call, not within one. Collective:
         all ranks of the pipe and model axes.
         """
-        if self.training:
-            self.eval()
+        self._become(training=False)
         end = Collector()
         self._engine.forget_shapes()
         self._engine.run(self._forward_actions, batches, end)
@@ -226,6 +225,11 @@ class ParallelModule(nn.Module):
         """Whether this rank writes a tensor: one of those that hold it, another one for each name."""
         topology = self.topology
         return placements.stands_for(topology.layout, topology.coordinate, spread=zlib.crc32(key.encode()))
+
+    def _become(self, *, training: bool) -> None:
+        """Switch all modules where the mode changes: going through the tree costs more than a small layer's forward."""
+        if self.training != training:
+            self.train(training)
 
     def _lower(self, schedule: Schedule, micro_batches: int) -> tuple[Action, ...]:
         return lower(schedule, self.topology.index(Axis.PIPE), self.topology.size(Axis.PIPE), micro_batches)
