@@ -2,9 +2,9 @@
 
     python3 benchmarks/overhead.py [KEY=VALUE ...] [--steps 1] [--rounds 400] [--json FILE]
 
-Engine: steps of the library against a bare loop over the same layers (called one after another, loss, backward, clipping
-and AdamW of torch, fused), in one process, some steps of each in turn. The model is one that takes about 20 ms a step on
-a core; KEY=VALUE changes it. Reported are ratios pair by pair, of processor seconds and of wall time.
+Engine: steps of the library against a bare loop over the same layers (called one after another, loss, backward,
+clipping and AdamW of torch, fused), in one process, in turn. The model is one that takes about 20 ms a step on a core;
+KEY=VALUE changes it. Reported are ratios pair by pair, of processor seconds and of wall time.
 
 Calls: Python functions entered, and tensors allocated, for each further micro-batch and for each optimizer step; and
 the blocks of Python's heap that a step leaves behind.
@@ -77,7 +77,7 @@ def bare_step(recipe: Recipe, config: TransformerConfig, topology: Topology) -> 
     parts = config.topology.gradient_accumulation_steps
 
     def step() -> float:
-        total = 0.0
+        total = torch.zeros(())
         for _ in range(parts):
             x = batch.inputs
             for layer in layers:

@@ -1,31 +1,37 @@
 """Measure training steps of a configuration in a layout, against a bare PyTorch loop of the same model.
 
-    python3 benchmarks/train_step.py [KEY=VALUE ...] [--config FILE] [--steps 5] [--rounds 5] [--no-bare]
-                                     [--before DIR] [--json FILE]
+    python3 benchmarks/train_step.py [KEY=VALUE ...] [--config FILE] [--steps 5] [--rounds 7] [--budget 20]
+                                     [--no-bare] [--before DIR] [--json FILE]
 
 All sides live at once, each in processes of its own, and take turns: a round is some steps of each, so that a machine
 whose speed drifts treats them alike. Reported are medians over the rounds, and the median of the ratios round by round:
 on a shared machine only the ratio means anything. The bare side takes part where the layout is data parallel only
 (DistributedDataParallel for several processes). `--before` is the folder of another checkout of this repository, such
 as a worktree of the commit before, whose steps are another side.
+
+One more side runs the matrix products of a step and nothing else (`roofline.py`): `fraction_of_roofline` is its time
+divided by that of a step. After the rounds, `--budget` further steps are taken apart (`budget.py`); 0: none.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from bare_loop import BareModel
+from budget import budget as measured_budget
+from budget import summary
 from reporting import begin, parser, publish
+from roofline import only_products, products_of
 from sides import HERE, Side
 from torch import Tensor
 
 from scaling.core import Axis, BaseDataset, LaunchContext, Learner, Loading, MicroBatch, Topology
+from scaling.core.trainer.hardware import peak_flops
 from scaling.transformer import TransformerConfig
 from scaling.transformer.config.model_plan import plan_of
 from scaling.transformer.flops import flops_per_token
@@ -78,21 +84,26 @@ class OneMicroBatch(BaseDataset[Any]):
         return "one micro-batch"
 
 
+def learner_of(config: TransformerConfig, launch: LaunchContext) -> tuple[Learner, torch.device]:
+    """Return one rank's part of the training that is measured."""
+    topology = Topology.connect(config.topology, launch)
+    recipe = recipe_of(config, OneMicroBatch(config, topology.device))
+    return Learner(recipe, config.topology, topology, loading=Loading(pin_memory=False)), topology.device
+
+
 def scaling_side(config: TransformerConfig, launch: LaunchContext) -> tuple[Callable[[], float], torch.device]:
     """Return a function that runs one step of the library and returns its loss.
 
     Name and signature stay: `--before` of a later checkout calls it in this one.
     """
-    topology = Topology.connect(config.topology, launch)
-    recipe = recipe_of(config, OneMicroBatch(config, topology.device))
-    learner = Learner(recipe, config.topology, topology, loading=Loading(pin_memory=False))
+    learner, device = learner_of(config, launch)
     steps = itertools.count(1)
 
     def step() -> float:
         loss, _ = learner.step(next(steps))
         return float(loss.loss)
 
-    return step, topology.device
+    return step, device
 
 
 def bare_side(config: TransformerConfig, launch: LaunchContext) -> tuple[Callable[[], float], torch.device]:
@@ -139,23 +150,30 @@ def bare_side(config: TransformerConfig, launch: LaunchContext) -> tuple[Callabl
     return step, device
 
 
-def matrix_rate(dtype: torch.dtype) -> float:
-    """Return the operations per second of a large matrix product on all of this machine."""
-    cuda = torch.cuda.is_available()
-    size = 8192 if cuda else 1024
-    a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
-    best = float("inf")
-    for _ in range(10):
-        begin = time.perf_counter()
-        a @ a
-        if cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * size**3 / best
+def products_side(config: TransformerConfig, launch: LaunchContext) -> tuple[Callable[[], float], torch.device]:
+    """Return a function that runs the matrix products of one step at their shapes, and nothing else: the roofline."""
+    cuda = torch.cuda.is_available() and config.topology.device.value != "cpu"
+    device = torch.device("cuda", launch.local_rank) if cuda else torch.device("cpu")
+    architecture = config.transformer_architecture
+    products = products_of(plan_of(architecture), config.topology, causal=architecture.causal)
+    return only_products(products, architecture.precision.dtype, device), device
+
+
+def utilisation(config: TransformerConfig, tokens_per_second: float) -> dict[str, float]:
+    """Return the share of the GPUs' peak rate that a training uses; nothing on a CPU or a GPU that is not known.
+
+    Attention counted in full, which is the convention of the field, and without what a causal mask hides.
+    """
+    if not torch.cuda.is_available() or (peak := peak_flops(torch.device("cuda"))) is None:
+        return {}
+    whole = plan_of(config.transformer_architecture).multiply_adds
+    rate = tokens_per_second / config.topology.world_size / peak
+    full = flops_per_token(config.transformer_architecture)
+    return {"mfu": full * rate, "mfu_causal_attention": (full - 6 * whole.scores / 2) * rate}
 
 
 def main() -> None:
-    arguments = parser(__doc__, steps=5, rounds=5)
+    arguments = parser(__doc__, steps=5, rounds=7, budget=20)
     arguments.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments.add_argument("--config", type=Path)
     arguments.add_argument("--no-bare", action="store_true")
@@ -168,9 +186,6 @@ def main() -> None:
     )
     topology = config.topology
     data_only = topology.world_size == topology.data_parallel_size
-    rate = matrix_rate(
-        torch.float32 if config.transformer_architecture.precision.value == "float32" else torch.bfloat16
-    )
 
     def side(name: str, checkout: Path, builder: str) -> Side:
         return Side(
@@ -183,7 +198,7 @@ def main() -> None:
             world_size=topology.world_size,
         )
 
-    sides = [side("scaling", HERE, "scaling_side")]
+    sides = [side("scaling", HERE, "scaling_side"), side("products", HERE, "products_side")]
     if options.before is not None:
         sides.append(side("before", options.before, "scaling_side"))
     if data_only and not options.no_bare:
@@ -195,17 +210,19 @@ def main() -> None:
     results = {side.name: side.finish() for side in sides}
 
     tokens_per_step = topology.global_batch_size * config.transformer_architecture.sequence_length
-    operations = flops_per_token(config.transformer_architecture) * tokens_per_step
     report = begin() | {
         "layout": {axis.value: topology.layout.size(axis) for axis in Axis},
-        "matrix_product_flops_per_second": rate,
+        "seconds_of_the_products_of_a_step": statistics.median(products := seconds.pop("products")),
     }
     for name in seconds:
         median = statistics.median(seconds[name])
         report[name] = {
             "seconds_per_step": median,
             "tokens_per_second": tokens_per_step / median,
-            "fraction_of_matrix_product_rate": operations / median / rate,
+            "fraction_of_roofline": statistics.median(
+                least / step for least, step in zip(products, seconds[name], strict=True)
+            ),
+            **utilisation(config, tokens_per_step / median),
             "peak_memory_bytes_per_process": max(result.peak_memory_bytes for result in results[name]),
             "loss": results[name][0].loss,
         }
@@ -215,6 +232,10 @@ def main() -> None:
         report[f"speed_relative_to_{name}"] = statistics.median(ratios)
         report[f"speed_relative_to_{name}_by_round"] = ratios
         report[f"memory_relative_to_{name}"] = memory[0] / memory[1]
+    if options.budget:
+        path = options.config and str(options.config)
+        ranks = measured_budget(path, DEFAULT, options.overrides, world=topology.world_size, steps=options.budget)
+        report["budget"] = summary(ranks)
     publish(report, options.json)
 
 
