@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from scaling.core import Learner, TopologyConfig
+from scaling.core import ExitStatus, Learner, RunIdentity, StepReport, TrainerHook, TrainerView, run_training
 from scaling.core.pipeline import host_memory
 from scaling.core.pipeline.host_memory import HostMemory, resident_bytes
 from scaling.core.topology.topology import Topology
@@ -16,47 +16,64 @@ from scaling.transformer import TransformerConfig
 from scaling.transformer.recipe import recipe_of
 from scaling.transformer.verify.synthetic import synthetic_text
 from tests.distributed import run_distributed
+from tests.transformer.small import nested
 
-LAYOUTS: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {
     "1x1x1": {},
-    "1x1x2": {"model_parallel_size": 2},
-    "1x2x1": {"data_parallel_size": 2},
-    "2x1x1": {"pipe_parallel_size": 2, "gradient_accumulation_steps": 2},
-    "1x1x2, sequence parallel": {"model_parallel_size": 2, "sequence_parallel": True},
+    "1x1x2": {"topology.model_parallel_size": 2},
+    "1x2x1": {"topology.data_parallel_size": 2},
+    "2x1x1": {"topology.pipe_parallel_size": 2, "topology.gradient_accumulation_steps": 2},
+    "1x1x2, sequence parallel": {"topology.model_parallel_size": 2, "topology.sequence_parallel": True},
+    "1x1x2, recomputed": {"topology.model_parallel_size": 2, "topology.activation_checkpointing_type": "every_layer"},
+    "1x1x2, validated": {"topology.model_parallel_size": 2, "trainer.eval_interval": 50},
 }
 """Pipe x data x model."""
 
 # Blocks from the size at which glibc begins to map them, of many sizes: logits of a large vocabulary, packed documents.
-MODEL = {"vocab_size": 4096, "hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "sequence_length": 64}
+SETTINGS: dict[str, Any] = {
+    "topology.device": "cpu",
+    "topology.global_batch_size": 4,
+    "topology.gradient_accumulation_steps": 1,
+    **{f"topology.{axis}_parallel_size": 1 for axis in ("model", "pipe", "data")},
+    "transformer_architecture.vocab_size": 4096,
+    "transformer_architecture.hidden_size": 32,
+    "transformer_architecture.num_layers": 1,
+    "transformer_architecture.num_attention_heads": 2,
+    "transformer_architecture.sequence_length": 64,
+    "trainer.train_iterations": 400,
+    "trainer.save_interval": None,
+    "trainer.eval_iterations": 4,
+    "trainer.log_interval": 10,
+}
 
 
-def grow(rank: int, world_size: int, layout: dict[str, Any]) -> tuple[int, int]:
-    """Return the resident memory after 40 and after 400 steps."""
-    sizes = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 1, **layout}
-    config = TransformerConfig.from_dict(
-        {
-            "topology": {"gradient_accumulation_steps": 1, "global_batch_size": 4, "device": "cpu", **sizes},
-            "transformer_architecture": MODEL,
-            "learning_rate_scheduler": {"learning_rate": 0.001},
-        },
-        quiet=True,
-    )
-    topology_config: TopologyConfig = config.topology
-    with Topology.connect(topology_config) as topology:
-        learner = Learner(recipe_of(config, synthetic_text(config, 1000)), topology_config, topology)
-        for step in range(1, 401):
-            learner.step(step)
-            if step == 40:
-                first = resident_bytes()
-        learner.close()
-        return first, resident_bytes()
+class Watch(TrainerHook):
+    """Keeps how much memory is resident after each step."""
+
+    def __init__(self) -> None:
+        self.resident: list[int] = []
+
+    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
+        self.resident.append(resident_bytes())
+
+
+def resident_after_steps(rank: int, world_size: int, case: dict[str, Any]) -> tuple[int, int]:
+    """Train with the trainer, and return the resident memory after 40 and after 400 steps."""
+    config = TransformerConfig.from_dict(nested({**SETTINGS, **case}), quiet=True)
+    watch = Watch()
+    with Topology.connect(config.topology) as topology:
+        recipe = recipe_of(config, synthetic_text(config, 1000), synthetic_text(config, 100))
+        learner = Learner(recipe, config.topology, topology)
+        status = run_training(config, learner, RunIdentity(config), hooks=[watch])
+    assert status == ExitStatus.DONE
+    return watch.resident[39], watch.resident[399]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_resident_memory_at_step_400_is_that_at_step_40(layout: str) -> None:
-    world_size = 1 if layout == "1x1x1" else 2
-    for first, last in run_distributed(grow, world_size, LAYOUTS[layout], timeout=250):
+@pytest.mark.parametrize("case", CASES)
+def test_resident_memory_at_step_400_is_that_at_step_40(case: str) -> None:
+    world_size = 1 if case == "1x1x1" else 2
+    for first, last in run_distributed(resident_after_steps, world_size, CASES[case], timeout=250):
         assert last <= 1.03 * first, f"{first / 2**20:.0f} MiB at step 40, {last / 2**20:.0f} MiB at step 400"
 
 
