@@ -79,16 +79,23 @@ def test_resident_memory_at_step_400_is_that_at_step_40(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("resident", "trims"),
-    [([100] * 40, 1), ([100, 100, 103, 100, 101, 102], 2)],
-    ids=["nothing to give back", "grown by more than 2 %"],
+    [
+        ([100] * 40, []),
+        ([100, 103, 103, 100, 101, 102], []),
+        ([100, 101, 102, 103, 104, 105, 100, 101], [5]),
+        ([100, 101, 102, 102, 102, 102, 103, 100, 150, 150, 150, 150, 150], [7, 12]),
+    ],
+    ids=["nothing to give back", "too early", "grown by more than 2 %", "grown later, and again"],
 )
-def test_memory_is_given_back_where_there_is_some(resident: list[int], trims: int) -> None:
-    memory = HostMemory(torch.device("cpu"))
-    with mock.patch.object(memory, "_trim") as trim, mock.patch.object(host_memory, "PASSES", 1):
-        for size in resident:
+def test_memory_is_given_back_where_passes_hold_ever_more(resident: list[int], trims: list[int]) -> None:
+    memory, found = HostMemory(torch.device("cpu")), []
+    with mock.patch.object(memory, "_trim") as trim:
+        for number, size in enumerate(resident, start=1):
             with mock.patch.object(host_memory, "resident_bytes", return_value=size):
                 memory.after_pass()
-    assert trim.call_count == trims
+            found += [number] * trim.call_count
+            trim.reset_mock()
+    assert found == trims
 
 
 def test_a_gpus_host_is_left_alone() -> None:

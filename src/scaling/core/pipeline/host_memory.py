@@ -3,7 +3,8 @@
 Blocks of changing size fragment glibc's heap, and its thresholds for giving memory back adapt upwards: a training whose
 tensors are all freed grew by megabytes with each step. A small fixed threshold would stop that, but each large tensor
 would then be mapped and cleared anew, at 1.4 times the time of a step. So both thresholds are fixed high, and free
-pages inside the heap are given back every few passes, where there is something to give.
+pages inside the heap are given back as soon as passes hold more than the first one after the last time did. What each
+pass takes again is no growth: giving that back would cost more than it saves.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ MMAP_THRESHOLD: Final = 32 * 2**20
 """Bytes from which a block is mapped by itself; glibc's own limit of what it would adapt to."""
 TRIM_THRESHOLD: Final = 64 * 2**20
 """Free bytes at the end of the heap that are kept."""
-PASSES: Final = 20
-"""Passes between two looks at the resident memory."""
+PASSES: Final = 5
+"""Passes between two trims, at least."""
 GROWTH: Final = 1.02
-"""How much more than after the last trim is left alone."""
+"""How much more than in the first pass after the last trim is left alone."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
@@ -39,7 +40,9 @@ class HostMemory:
         libc = ctypes.CDLL(None) if device.type == "cpu" and os.name == "posix" else None
         self._trim: Callable[[int], Any] | None = getattr(libc, "malloc_trim", None)  # glibc's alone
         self._passes = 0
-        self._least = float("inf")
+        """Since the last trim."""
+        self._usual = 0
+        """What was resident after the first of them."""
         tuned = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in _SET_BY_USER)
         if self._trim is not None and libc is not None and not tuned:
             libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
@@ -50,9 +53,11 @@ class HostMemory:
         if self._trim is None:
             return
         self._passes += 1
-        if (self._passes % PASSES == 0 and resident_bytes() > GROWTH * self._least) or self._passes == PASSES:
+        if self._passes == 1:
+            self._usual = resident_bytes()
+        elif self._passes >= PASSES and resident_bytes() > GROWTH * self._usual:
             self._trim(0)
-            self._least = min(self._least, resident_bytes())
+            self._passes = 0
 
 
 def resident_bytes() -> int:
