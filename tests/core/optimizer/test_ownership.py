@@ -51,6 +51,7 @@ class WholeMatrices:
     """A rule of whose parameters none is cut by the slices of a bucket."""
 
     slots = ("momentum",)
+    bfloat16_slots = ()
     whole_matrices = True
 
     def update(self, shards: Sequence[FlatShard], pace: Pace) -> None:

@@ -56,6 +56,7 @@ class Orthogonal:
     """Momentum of whole matrices, orthogonalised: what a matrix cut in two gives is not what its halves give."""
 
     slots: ClassVar[tuple[str, ...]] = ("momentum",)
+    bfloat16_slots: ClassVar[tuple[str, ...]] = ()
     whole_matrices: ClassVar[bool] = True
 
     beta: float = 0.9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal, final
+from typing import Annotated, ClassVar, Final, Literal, final
 
 from pydantic import Field
 
@@ -14,6 +14,12 @@ from scaling.core.config.family import ConfigFamily
 from scaling.core.config.fields import NoEffect, OnResume, Unavailable
 from scaling.core.errors import Problem
 from scaling.core.optimizer.rule import AdamW, UpdateRule
+
+
+MOST_BFLOAT16_BETA: Final = 1 - 2.0**-7
+"""Above it a running mean in bfloat16 stands still too often. Half a unit in the last place is up to 2^-8 of a value, so
+a value decays only where 1 - beta is more; at twice that, a mean is within a half of what it should follow even where its
+gradients never change."""
 
 
 class LossScalerConfig(BaseConfig):
@@ -62,6 +68,10 @@ class OptimizerConfig(ConfigFamily):
     """Shard master weights and moments over the data-parallel ranks (ZeRO stage 1): less memory, the same result."""
     zero_save_static: Annotated[bool, NoEffect("every checkpoint loads in every layout")] = False
     """Formerly: save each rank's shard as it is."""
+    grad_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which gradients are summed over micro-batches and ranks, and sent. bfloat16 saves 2 bytes a parameter and
+    halves what is sent, but rounds each sum to 8 bits; norm and update are float32. Gradients of float64 weights are
+    float64."""
     debug_log: Annotated[bool, Unavailable()] = False
     """Log norms of every parameter and its gradient."""
 
@@ -81,15 +91,36 @@ class _AdamWConstants(BaseConfig):
     """Decay of the running mean of squared gradients."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment, so that a weight without a gradient is not divided by zero."""
+    exp_avg_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the running mean of gradients is kept. bfloat16 saves 2 bytes a parameter; updates are computed in
+    float32. Float64 weights have float64 moments."""
+    exp_avg_sq_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the running mean of squared gradients is kept, as for exp_avg_dtype. bfloat16 needs a beta2 of at
+    most 0.992."""
 
 
 @final
 class AdamWConfig(OptimizerConfig, _AdamWConstants):
     """AdamW on float32 master weights, on request sharded over the data-parallel ranks (ZeRO stage 1)."""
 
+    def problems(self) -> Iterator[Problem]:
+        """Check that moments move in the type in which they are kept."""
+        for name, dtype, beta, value in (
+            ("exp_avg_dtype", self.exp_avg_dtype, "beta1", self.beta1),
+            ("exp_avg_sq_dtype", self.exp_avg_sq_dtype, "beta2", self.beta2),
+        ):
+            if dtype == "bfloat16" and value > MOST_BFLOAT16_BETA:
+                yield Problem(
+                    name,
+                    f"is bfloat16, in which a mean with {beta} {value:g} hardly moves: steps of less than 2^-8 of it are "
+                    f"rounded away; set it to float32, or {beta} to {MOST_BFLOAT16_BETA:.3f} or less",
+                )
+
     def rule(self) -> UpdateRule:
         """Return AdamW with these constants."""
-        return AdamW(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
+        kept = {"exp_avg": self.exp_avg_dtype, "exp_avg_sq": self.exp_avg_sq_dtype}
+        narrow = tuple(slot for slot, dtype in kept.items() if dtype == "bfloat16")
+        return AdamW(beta1=self.beta1, beta2=self.beta2, eps=self.eps, bfloat16_slots=narrow)
 
 
 def vanishing_constants(config: OptimizerConfig, *, precision: str) -> Iterator[Problem]:

@@ -135,9 +135,14 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which gradients are summed and weights are updated: never less than float32."""
+def master_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which weights of a type are updated: never less than float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def gradient_dtype(dtype: torch.dtype, asked: torch.dtype = torch.float32) -> torch.dtype:
+    """Return the type in which gradients of weights of a type are summed and sent: float64 stays, else as asked."""
+    return torch.float64 if dtype == torch.float64 else asked
 
 
 @final
@@ -145,7 +150,7 @@ class FlatBuffer:
     """Parameters of one kind, their gradients, and where each lies.
 
     Taking parameters into a buffer moves their values there; `parameter.data` and `parameter.grad` are views from then
-    on, and backward passes add to the gradient in float32 whatever the parameter's type.
+    on, and backward passes add to the gradient in `grad_dtype` (float64 for float64) whatever the parameter's type.
     """
 
     def __init__(
@@ -156,6 +161,7 @@ class FlatBuffer:
         bucket_size: int,
         parts: int,
         whole: bool = False,
+        grad_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.kind = kind
         self.parameters = tuple(parameters)
@@ -165,7 +171,7 @@ class FlatBuffer:
         device = parameters[0][0].device
         total = self.buckets[-1].stop
         self.weights = torch.zeros(total, dtype=kind.dtype, device=device)
-        self.gradients = torch.zeros(total, dtype=gradient_dtype(kind.dtype), device=device)
+        self.gradients = torch.zeros(total, dtype=gradient_dtype(kind.dtype, grad_dtype), device=device)
         for (parameter, _), place in zip(self.parameters, self.placements, strict=True):
             view = self.weights[place.start : place.stop].view(parameter.shape)
             view.copy_(parameter.detach())
@@ -194,12 +200,23 @@ class FlatBuffer:
                 yield piece, found
 
 
+def left_out(ranges: Iterable[slice], length: int) -> list[slice]:
+    """Return the ranges between these, which are in order and do not overlap, within a length. Pure."""
+    found, position = [], 0
+    for one in (*ranges, slice(length, length)):
+        if position < one.start:
+            found.append(slice(position, one.start))
+        position = one.stop
+    return found
+
+
 def build_buffers(
     groups: Sequence[Sequence[tuple[nn.Parameter, ParameterMeta]]],
     layout: Layout,
     *,
     bucket_size: int,
     whole: Container[int] = (),
+    grad_dtype: torch.dtype = torch.float32,
 ) -> list[FlatBuffer]:
     """Return the buffers of all groups: parameters sorted by kind, within a kind from the last layer to the first.
 
@@ -223,6 +240,7 @@ def build_buffers(
             bucket_size=bucket_size,
             parts=prod(map(layout.size, kind.placements.batch_axes(layout))),
             whole=kind.group in whole,
+            grad_dtype=grad_dtype,
         )
         for kind, parameters in by_kind.items()
     ]

@@ -15,13 +15,14 @@ from scaling.core.boxes import GlobalTensor
 from scaling.core.errors import CheckpointError, ConfigError
 from scaling.core.optimizer.clip import squared_norm
 from scaling.core.optimizer.config import OptimizerConfig, vanishing_constants
-from scaling.core.optimizer.flat_buffer import BufferKind, build_buffers
+from scaling.core.optimizer.flat_buffer import BufferKind, build_buffers, left_out
 from scaling.core.optimizer.grad_sync import GradientSync
 from scaling.core.optimizer.groups import ParameterGroup
 from scaling.core.optimizer.loss_scaler import LossScaler, scaler_state_problems
 from scaling.core.optimizer.lr_schedule import LearningRateScheduler
 from scaling.core.optimizer.rule import Pace
 from scaling.core.optimizer.shard import FlatShard, make_shard
+from scaling.core.optimizer.update import ChunkedUpdate, scratch_for
 from scaling.core.storage.json_values import is_count
 from scaling.core.topology.placement import Placements
 from scaling.core.topology.topology import Topology
@@ -91,6 +92,7 @@ class Optimizer:
             topology.layout,
             bucket_size=config.allreduce_bucket_size,
             whole=[number for number, rule in enumerate(self._rules) if config.zero and rule.whole_matrices],
+            grad_dtype=getattr(torch, config.grad_dtype),
         )
         uses = module.uses()
         self._sync = GradientSync(
@@ -117,9 +119,19 @@ class Optimizer:
         self._counted = [
             shard for shard in self._shards if shard.placements.stands_for(topology.layout, topology.coordinate)
         ]
-        self._alike: dict[BufferKind, list[FlatShard]] = {}
+        alike: dict[BufferKind, list[FlatShard]] = {}
         for shard in self._shards:
-            self._alike.setdefault(shard.buffer.kind, []).append(shard)
+            alike.setdefault(shard.buffer.kind, []).append(shard)
+        scratch = scratch_for(self._shards)
+        self._updaters = {
+            kind: ChunkedUpdate(shards, self._rules[kind.group], scratch) for kind, shards in alike.items()
+        }
+        self._of_others = [
+            buffer.gradients[left]
+            for number, buffer in enumerate(self._buffers)
+            for left in left_out(self._sync.owned(number), len(buffer.gradients))
+        ]
+        """Gradients that other data ranks update; what this rank updates is cleared with the update."""
         self._updates = torch.zeros((), dtype=torch.float64, device=topology.device)
         """Updates so far, also of ranks that have nothing to train: a checkpoint stores what rank 0 counts."""
 
@@ -158,26 +170,20 @@ class Optimizer:
         if self.groups:
             self._update(coefficient, overflow, rates)
         self._sync.gather_weights()
-        for buffer in self._buffers:
-            buffer.gradients.zero_()
+        if self._of_others:
+            torch._foreach_zero_(self._of_others)
         scale = self.loss_scaler.scale
         self.loss_scaler.update(overflow)
         return StepReport(norm, overflow, scale, rates)
 
     def _update(self, coefficient: Tensor, overflow: Tensor, rates: Mapping[str, float]) -> None:
-        for dtype in {shard.master.dtype for shard in self._shards}:
-            gradients = [shard.gradients for shard in self._shards if shard.master.dtype == dtype]
-            torch._foreach_mul_(gradients, coefficient.to(dtype))
         updates, skip = (self._updates + 1).to(torch.float32), overflow.to(torch.float32)
-        for kind, shards in self._alike.items():
+        for kind, updater in self._updaters.items():
             group = self.groups[kind.group]
             # lr_scale changes the learning rate and leaves the decay as it is.
             rate, decay = rates[group.name] * kind.lr_scale, group.decay_coefficient / kind.lr_scale
-            self._rules[kind.group].update(shards, Pace(rate, decay, updates, skip))
+            updater.update(coefficient, Pace(rate, decay, updates, skip))
         self._updates += 1 - overflow
-        for shard in self._shards:
-            if shard.separate:
-                shard.weights.copy_(shard.master)
 
     def refresh(self) -> None:
         """Take the weights as they are now as the masters (after loading weights without optimizer state)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, final
 
@@ -41,6 +41,11 @@ class UpdateRule(Protocol):
         ...
 
     @property
+    def bfloat16_slots(self) -> Container[str]:
+        """Return which of its slots are kept in bfloat16, rounded to nearest; beside float64 weights none is."""
+        ...
+
+    @property
     def whole_matrices(self) -> bool:
         """Return whether it needs whole parameters, in `FlatShard.matrices`, or takes any range of a buffer.
 
@@ -51,8 +56,15 @@ class UpdateRule(Protocol):
     def update(self, shards: Sequence[FlatShard], pace: Pace) -> None:
         """Update `master` and `slots` of the shards, which are of one group and type, by their summed `gradients`.
 
-        Called once a step for every kind of buffers, on all ranks of the axes that cut its parameters alike, and with
-        `pace.skip` too: weights and slots must then stay as they are, bit for bit, although gradients may be nan.
+        A rule that takes any range is called for one range after another, as many times a step as the sizes of this
+        rank's shards make it, so it does not communicate. All it sees is of the master's type; gradients and slots that
+        are stored in less were converted before and are rounded again afterwards.
+
+        A rule of whole matrices is called once a step for every kind of buffers, on all ranks of the axes that cut its
+        parameters alike, and sees gradients and slots as they are stored.
+
+        Both are called with `pace.skip` too: weights and slots must then stay as they are, bit for bit, although
+        gradients may be nan.
         """
         ...
 
@@ -65,6 +77,7 @@ class AdamW:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    bfloat16_slots: tuple[str, ...] = ()
 
     slots: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     """The running means of gradients and of their squares."""

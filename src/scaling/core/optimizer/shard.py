@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from scaling.core.collectives import ops
 from scaling.core.nn.parameter import Piece
-from scaling.core.optimizer.flat_buffer import FlatBuffer, gradient_dtype
+from scaling.core.optimizer.flat_buffer import FlatBuffer, master_dtype
 from scaling.core.optimizer.rule import UpdateRule
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import Placements
@@ -68,7 +68,7 @@ class FlatShard:
     master: Tensor
     """The weights that are updated, in at least float32: `weights` themselves, or their copies."""
     slots: Mapping[str, Tensor]
-    """The rule's state, of the master's type."""
+    """The rule's state, of the master's type, or bfloat16 where the rule says so."""
     matrices: tuple[Matrix, ...]
     """The named tensors that lie in the range, where the rule asks for whole ones."""
 
@@ -82,17 +82,38 @@ class FlatShard:
         """Return whether the master is a copy."""
         return self.master is not self.weights
 
+    def part(self, start: int, stop: int) -> FlatShard:
+        """Return a range of it, counted from its own start, without matrices; all vectors are views."""
+        weights = self.weights[start:stop]
+        return replace(
+            self,
+            owned=slice(self.owned.start + start, self.owned.start + stop),
+            weights=weights,
+            gradients=self.gradients[start:stop],
+            master=self.master[start:stop] if self.separate else weights,
+            slots={name: slot[start:stop] for name, slot in self.slots.items()},
+            matrices=(),
+        )
+
 
 def make_shard(
     buffer: FlatBuffer, owned: slice, rule: UpdateRule, placements: Placements, topology: Topology
 ) -> FlatShard:
     """Return a shard whose slots are zero."""
     weights, gradients = buffer.weights[owned], buffer.gradients[owned]
-    master = weights.to(gradient_dtype(weights.dtype))
-    slots = {slot: torch.zeros_like(master) for slot in rule.slots}
+    master = weights.to(master_dtype(weights.dtype))
+    slots = {
+        slot: torch.zeros_like(master, dtype=slot_dtype(master.dtype, bfloat16=slot in rule.bfloat16_slots))
+        for slot in rule.slots
+    }
     vectors = {"master": master, "gradients": gradients, **slots}
     matrices = tuple(_matrices(buffer, owned, vectors, topology)) if rule.whole_matrices else ()
     return FlatShard(buffer, owned, placements, weights, gradients, master, slots, matrices)
+
+
+def slot_dtype(master: torch.dtype, *, bfloat16: bool) -> torch.dtype:
+    """Return the type in which a slot is kept beside a master of a type: float64 stays float64. Pure."""
+    return torch.bfloat16 if bfloat16 and master != torch.float64 else master
 
 
 def _matrices(buffer: FlatBuffer, owned: slice, vectors: Mapping[str, Tensor], topology: Topology) -> Iterator[Matrix]:
