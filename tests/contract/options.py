@@ -110,4 +110,9 @@ OPTION_LAYOUTS = (
     LayoutCase(2, 1, 2, 12),
     LayoutCase(2, 1, 2, 6, {**SP, **LAYERS}, SMALL_BUCKETS),
     LayoutCase(1, 1, 4, 24, SP),
+    # Which float64 weights leave in float64; tests/contract/test_precision.py has the layouts in less.
+    LayoutCase(
+        *(1, 2, 1, 4),
+        optimizer={"grad_dtype": "bfloat16", "exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"},
+    ),
 )

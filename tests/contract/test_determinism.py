@@ -10,7 +10,12 @@ from tests.contract.layouts import LAYERS, SMALL_BUCKETS, SP, LayoutCase, interl
 from tests.contract.models import config_of, recipe
 from tests.contract.runs import Job, follow
 
-CASES = [LayoutCase(1, 2, 2, 6, SP, SMALL_BUCKETS), LayoutCase(2, 2, 1, 6, {**interleaved(2), **LAYERS})]
+LESS_MEMORY = {"grad_dtype": "bfloat16", "exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"}
+CASES = [
+    LayoutCase(1, 2, 2, 6, SP, SMALL_BUCKETS),
+    LayoutCase(2, 2, 1, 6, {**interleaved(2), **LAYERS}),
+    LayoutCase(1, 2, 2, 6, SP, {**SMALL_BUCKETS, **LESS_MEMORY}),
+]
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,27 @@ BUGS = (
         PIPE,
     ),
     Bug(
+        "what a data rank has added up for the shards of others stays for the next step",
+        "scaling.core.optimizer.optimizer:Optimizer.step",
+        [("torch._foreach_zero_(self._of_others)", "pass")],
+        "llama",
+        SHARDED,
+    ),
+    Bug(
+        "gradients of a step are not cleared",
+        "scaling.core.optimizer.update:ChunkedUpdate.update",
+        [("torch._foreach_zero_(chunk.summed)", "pass")],
+        "llama",
+        DATA,
+    ),
+    Bug(
+        "gradients are clipped in the first chunk only",
+        "scaling.core.optimizer.update:ChunkedUpdate.update",
+        [("torch._foreach_mul_(chunk.scaled, factor)", "torch._foreach_mul_(self._chunks[0].scaled[:1], factor)")],
+        "llama",
+        SHARDED,
+    ),
+    Bug(
         "weight decay of one group is applied to all, biases and norms too",
         "scaling.core.optimizer.optimizer:Optimizer._update",
         [("group.decay_coefficient", "max(each.decay_coefficient for each in self.groups)")],

@@ -62,6 +62,24 @@ def test_float32_weights_become_the_masters_of_half_precision(data: Path, tmp_pa
             assert torch.equal(after[name], before[name].bfloat16()), name
 
 
+@pytest.mark.parametrize("narrow", ["before", "after"])
+def test_moments_go_on_in_another_type(data: Path, tmp_path: Path, narrow: str) -> None:
+    """They are converted, and the change is named."""
+    cut = {**layout(2, 1, 1), **ZERO}
+    bfloat16 = {"optimizer.exp_avg_dtype": "bfloat16", "optimizer.exp_avg_sq_dtype": "bfloat16"}
+    settings = {name: {**precision("float32"), **(bfloat16 if name == narrow else {})} for name in ("before", "after")}
+    before, after = converted(data, tmp_path, {**settings["before"], **cut}, settings["after"])
+    moments = [name for name in before if name.startswith("optimizer.exp_avg")]
+    assert moments
+    for name in before:
+        is_narrow = torch.bfloat16 if name in moments else torch.float32
+        assert (before if narrow == "before" else after)[name].dtype == is_narrow
+        assert torch.equal(after[name], before[name].to(after[name].dtype)), name
+    log = (tmp_path / "after" / "rank_0.log").read_text()
+    for setting in bfloat16:
+        assert f"resuming with another setting: {setting}" in log
+
+
 def test_new_parameters_leave_the_masters_of_the_others_exact(data: Path, tmp_path: Path) -> None:
     new = {
         "transformer_architecture.key_query_norm": True,

@@ -37,6 +37,7 @@ from scaling.core import (
     read_config,
     run_process,
     run_training,
+    slot_bytes,
     storage_errors,
 )
 from scaling.transformer.config.choices import Precision
@@ -137,15 +138,13 @@ def _introduce(config: TransformerConfig, learner: Learner, training: TextMixtur
 
 def _told_of_training(config: TransformerConfig) -> str:
     """Say which part of the parameters is trained, and what the optimizer keeps of it on all ranks together."""
-    architecture, slots = config.transformer_architecture, len(config.optimizer.rule().slots)
+    architecture, rule = config.transformer_architecture, config.optimizer.rule()
     trained = list(trained_parameters(config.training_groups, architecture))
     count, whole = sum(prod(parameter.shape) for parameter in trained), plan_of(architecture).num_parameters
     base = {parameter.name for parameter in base_plan_of(architecture).parameters()}
-    own, wide = Precision(architecture.precision).dtype, torch.float64
-    kept = sum(
-        prod(parameter.shape) * (8 if own is wide else 4) * (slots + (parameter.name in base and own.itemsize < 4))
-        for parameter in trained
-    )
+    own = Precision(architecture.precision).dtype
+    slots, copy = slot_bytes(rule, own), 4 if own.itemsize < 4 else 0
+    kept = sum(prod(parameter.shape) * (slots + copy * (parameter.name in base)) for parameter in trained)
     share = 100 * count / max(1, whole)
     return (
         f"{count:,} of {whole:,} parameters are trained ({share:.3g} %), in {len(trained):,} tensors; the optimizer "

@@ -101,6 +101,11 @@ PROBLEMS = [
         "1e-8, say",
     ),
     (
+        "optimizer: {exp_avg_dtype: bfloat16, exp_avg_sq_dtype: bfloat16, beta2: 0.999}",
+        "optimizer.exp_avg_sq_dtype: is bfloat16, in which a mean with beta2 0.999 hardly moves, because steps of less "
+        "than 2^-8 of it are rounded away; set it to float32, or beta2 to 0.992 or less",
+    ),
+    (
         "{optimizer: {loss_scaler: {enable: false}}, transformer_architecture: {precision: float16}}",
         "optimizer.loss_scaler.enable: is false, but float16 gradients vanish without loss scaling; remove it, or set "
         "transformer_architecture.precision to bfloat16",

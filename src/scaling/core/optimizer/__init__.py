@@ -30,5 +30,6 @@ if TYPE_CHECKING:
     from scaling.core.optimizer.rule import UpdateRule as UpdateRule
     from scaling.core.optimizer.shard import FlatShard as FlatShard
     from scaling.core.optimizer.shard import Matrix as Matrix
+    from scaling.core.optimizer.shard import slot_bytes as slot_bytes
 
 load_on_use(__name__)

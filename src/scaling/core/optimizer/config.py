@@ -15,11 +15,10 @@ from scaling.core.config.fields import NoEffect, OnResume, Unavailable
 from scaling.core.errors import Problem
 from scaling.core.optimizer.rule import AdamW, UpdateRule
 
-
 MOST_BFLOAT16_BETA: Final = 1 - 2.0**-7
-"""Above it a running mean in bfloat16 stands still too often. Half a unit in the last place is up to 2^-8 of a value, so
-a value decays only where 1 - beta is more; at twice that, a mean is within a half of what it should follow even where its
-gradients never change."""
+"""Above it a running mean in bfloat16 stands still too often. Half a unit in the last place is up to 2^-8 of a value,
+so a value decays only where 1 - beta is more; at twice that, a mean comes within a half of what it follows even where
+that never changes."""
 
 
 class LossScalerConfig(BaseConfig):
@@ -112,8 +111,8 @@ class AdamWConfig(OptimizerConfig, _AdamWConstants):
             if dtype == "bfloat16" and value > MOST_BFLOAT16_BETA:
                 yield Problem(
                     name,
-                    f"is bfloat16, in which a mean with {beta} {value:g} hardly moves: steps of less than 2^-8 of it are "
-                    f"rounded away; set it to float32, or {beta} to {MOST_BFLOAT16_BETA:.3f} or less",
+                    f"is bfloat16, in which a mean with {beta} {value:g} hardly moves, because steps of less than 2^-8 "
+                    f"of it are rounded away; set it to float32, or {beta} to {MOST_BFLOAT16_BETA:.3f} or less",
                 )
 
     def rule(self) -> UpdateRule:

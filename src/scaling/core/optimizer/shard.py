@@ -116,6 +116,12 @@ def slot_dtype(master: torch.dtype, *, bfloat16: bool) -> torch.dtype:
     return torch.bfloat16 if bfloat16 and master != torch.float64 else master
 
 
+def slot_bytes(rule: UpdateRule, weights: torch.dtype) -> int:
+    """Return the bytes that a rule's slots take for each weight of a type. Pure."""
+    master = master_dtype(weights)
+    return sum(slot_dtype(master, bfloat16=slot in rule.bfloat16_slots).itemsize for slot in rule.slots)
+
+
 def _matrices(buffer: FlatBuffer, owned: slice, vectors: Mapping[str, Tensor], topology: Topology) -> Iterator[Matrix]:
     """Yield the tensors of the parameters in a range, none of which lies in it by half."""
     placements, layout = buffer.kind.placements, topology.layout

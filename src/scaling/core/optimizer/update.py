@@ -13,7 +13,8 @@ from scaling.core.optimizer.rule import Pace, UpdateRule
 from scaling.core.optimizer.shard import FlatShard
 
 CPU_CHUNK: Final = 2**19
-"""Elements at a time on a CPU: 8 MiB of weights, gradients and two moments. Smaller ones wait for threads more often."""
+"""Elements at a time on a CPU: 8 MiB of weights, gradients and two moments. Threads wait for each other at the end of
+each operation, so smaller chunks cost more than they save."""
 SCRATCH_CHUNK: Final = 2**24
 """Elements at a time elsewhere, where something is converted: 64 MiB of each, some hundred launches for a billion."""
 
@@ -65,7 +66,7 @@ class ChunkedUpdate:
 
     On a CPU gradients then travel between memory and caches once instead of four times. What is kept in less than
     float32 is converted chunk by chunk in scratch memory that all chunks use, so nothing is held twice. Chunks change
-    no bit, since every weight is updated by itself. Rules of whole matrices have all shards at once, as they are stored.
+    no bit, since every weight is updated by itself. Rules of whole matrices get all shards at once, as they are stored.
     """
 
     def __init__(self, shards: Sequence[FlatShard], rule: UpdateRule, scratch: Tensor) -> None:

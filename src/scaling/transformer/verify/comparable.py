@@ -14,7 +14,8 @@ def comparable(config: TransformerConfig) -> TransformerConfig:
 
     Learning rates are constant: without warm-up, the first steps move the weights. `optimizer.eps` is above the
     rounding: AdamW would scale a gradient that is nothing but rounding up to a step of the learning rate, and some are
-    (the bias of the keys, which the softmax does not feel).
+    (the bias of the keys, which the softmax does not feel). Gradients and moments are not rounded to bfloat16: a last
+    bit of float32 can decide to which neighbour, and 2^-8 lie between two.
     """
     groups = [
         group.model_copy(
@@ -28,5 +29,8 @@ def comparable(config: TransformerConfig) -> TransformerConfig:
     ]
     optimizer = config.optimizer
     if isinstance(optimizer, AdamWConfig):
-        optimizer = optimizer.model_copy(update={"eps": max(optimizer.eps, LEAST_EPS)})
+        eps = max(optimizer.eps, LEAST_EPS)
+        optimizer = optimizer.model_copy(
+            update={"eps": eps, "exp_avg_dtype": "float32", "exp_avg_sq_dtype": "float32", "grad_dtype": "float32"}
+        )
     return config.model_copy(update={"training_groups": groups, "optimizer": optimizer})
