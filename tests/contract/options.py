@@ -112,7 +112,7 @@ OPTION_LAYOUTS = (
     LayoutCase(1, 1, 4, 24, SP),
     # Which float64 weights leave in float64; tests/contract/test_precision.py has the layouts in less.
     LayoutCase(
-        *(1, 2, 1, 4),
+        *(1, 2, 2, 12),
         optimizer={"grad_dtype": "bfloat16", "exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"},
     ),
 )

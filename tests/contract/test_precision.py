@@ -72,8 +72,8 @@ def test_float32_agrees_to_its_rounding(model: str, steps: int, tmp_path: Path) 
 BFLOAT16 = {"loss": 2.0**-9, "evaluation loss": 2.0**-9, "gradient norm": 2.0**-6, "first gradients": 2.0**-3}
 
 
-# Gradients in bfloat16 are rounded once for each micro-batch that is added and each rank: at most some 24 + 4 times here.
-# Moments are rounded once a step. In float32, whose own rounding is far below, these are all the roundings there are.
+# Gradients in bfloat16 are rounded once for each micro-batch that is added and for each rank, at most 28 times here;
+# moments are rounded once a step. In float32, whose own rounding is far below, there are no other roundings.
 LESS_MEMORY = {"grad_dtype": "bfloat16", "exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"}
 
 

@@ -55,7 +55,7 @@ def test_norms_of_several_types_and_of_nothing() -> None:
     assert not squared_norm([torch.tensor([1.0, torch.nan])], topology).isfinite()
 
 
-@pytest.mark.parametrize("length", [1, 4095, 4096, 4097, 3_000_011])
+@pytest.mark.parametrize("length", [1, 1023, 1024, 1025, 3_000_011])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_norm_of_a_vector_is_exact_to_rounding_however_long_it_is(length: int, dtype: torch.dtype) -> None:
     """PyTorch's own is 2e-4 short for 3 million elements in float32 on a CPU, and more for more."""

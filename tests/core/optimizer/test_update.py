@@ -99,8 +99,17 @@ def test_moments_in_bfloat16_are_those_of_float32_rounded_after_each_update(narr
     for step in (1, 2, 3):
         gradient = random(len(weight), seed=10 * step).float() * 0.3
         torch._fused_adamw_(
-            *([weight], [gradient], [kept["exp_avg"]], [kept["exp_avg_sq"]], [], [torch.tensor(float(step))]),
-            **{"lr": 0.01, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1, "eps": 1e-8},
+            [weight],
+            [gradient],
+            [kept["exp_avg"]],
+            [kept["exp_avg_sq"]],
+            [],
+            [torch.tensor(float(step))],
+            lr=0.01,
+            beta1=0.9,
+            beta2=0.95,
+            weight_decay=0.1,
+            eps=1e-8,
             amsgrad=False,
             maximize=False,
         )
@@ -168,9 +177,10 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(dtype: torch.dtype) -> 
         found = {part.key: torch.from_numpy(part.values) for part in parts_of(optimizer.global_tensors())}
         return {key: value for key, value in found.items() if "exp_avg." in key}
 
+    less: dict[str, Any] = {"grad_dtype": "bfloat16"}
     scaler = {"initial_scale": 256.0}
     (module, optimizer), (plain, its) = (
-        make(dtype=dtype, beta1=0.0, loss_scaler=scaler, **options) for options in ({"grad_dtype": "bfloat16"}, {})
+        make(dtype=dtype, beta1=0.0, loss_scaler=scaler, **options) for options in (less, {})
     )
     report = optimizer.step(1, weight=train_step(module, optimizer, 1, dtype=dtype).weight)
     expected = its.step(1, weight=train_step(plain, its, 1, dtype=dtype).weight)

@@ -45,18 +45,18 @@ class _Chunk:
 
     seen: Sequence[FlatShard]
     """As the rule sees them: what is stored in less than the master's type is in the scratch memory."""
-    scaled: Sequence[Tensor]
+    scaled: list[Tensor]
     """Their gradients."""
-    stored: Sequence[Tensor]
+    stored: list[Tensor]
     """What is converted into `wide`: gradients and slots."""
-    wide: Sequence[Tensor]
-    stored_slots: Sequence[Tensor]
+    wide: list[Tensor]
+    stored_slots: list[Tensor]
     """What is converted back from `wide_slots`."""
-    wide_slots: Sequence[Tensor]
-    weights: Sequence[Tensor]
+    wide_slots: list[Tensor]
+    weights: list[Tensor]
     """The weights of which `masters` are the masters."""
-    masters: Sequence[Tensor]
-    summed: Sequence[Tensor]
+    masters: list[Tensor]
+    summed: list[Tensor]
     """Gradients in the flat buffers, to be cleared."""
 
 
