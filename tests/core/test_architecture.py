@@ -295,6 +295,7 @@ def test_every_file_keeps_the_rule(rule: Rule) -> None:
 
 MAY_BUILD_AN_OPTIMIZER: dict[str, str] = {
     "src/scaling/core/training/learner.py": "the one place in which a recipe becomes what is trained",
+    "benchmarks/optimizer.py": "measures the optimizer alone, on parameters of no model",
     "tests/core/optimizer/test_optimizer.py": "has a group without parameters, which no recipe makes",
 }
 

@@ -23,8 +23,6 @@ from scaling.core.optimizer.flat_buffer import (
     FlatBuffer,
     build_buffers,
     gradient_dtype,
-    left_out,
-    master_dtype,
     places,
     plan,
     plan_whole,
@@ -62,24 +60,6 @@ def test_plans_place_every_parameter_once_and_cut_buckets_evenly(
         assert held[-1].start - bucket.start < bucket_size or len(held) == 1
         padding = bucket.stop - bucket.start - sum(place.stop - place.start for place in held)
         assert padding < ALIGNMENT * (len(held) + parts)
-
-
-@given(bounds=st.lists(st.integers(0, 50), max_size=10), length=st.integers(50, 60))
-def test_what_is_left_out_are_the_other_elements_in_order(bounds: list[int], length: int) -> None:
-    ordered = sorted(bounds)
-    ranges = [slice(start, stop) for start, stop in zip(ordered[::2], ordered[1::2], strict=False)]
-    inside = {index for one in ranges for index in range(one.start, one.stop)}
-    left = left_out(ranges, length)
-    assert all(one.start < one.stop for one in left)
-    assert [index for one in left for index in range(one.start, one.stop)] == sorted({*range(length)} - inside)
-
-
-@pytest.mark.parametrize("asked", [torch.float32, torch.bfloat16])
-def test_gradients_are_of_the_type_asked_for_and_double_ones_stay_double(asked: torch.dtype) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        double = dtype == torch.float64
-        assert gradient_dtype(dtype, asked) == (torch.float64 if double else asked)
-        assert master_dtype(dtype) == (torch.float64 if double else torch.float32)
 
 
 @settings(max_examples=200)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scaling.core.nn.parameter import meta
 from scaling.core.optimizer import update
-from scaling.core.optimizer.flat_buffer import build_buffers
+from scaling.core.optimizer.flat_buffer import build_buffers, gradient_dtype, left_out, master_dtype
 from scaling.core.optimizer.optimizer import Optimizer
 from scaling.core.optimizer.rule import AdamW, Pace
 from scaling.core.optimizer.shard import FlatShard, make_shard, slot_bytes
@@ -44,6 +44,24 @@ def test_chunks_cover_everything_once_in_order_and_are_full(lengths: list[int], 
     sizes = [sum(stop - start for _, start, stop in chunk) for chunk in chunks]
     assert sizes[:-1] == [most] * (len(sizes) - 1)
     assert all(0 < size <= most for size in sizes)
+
+
+@given(bounds=st.lists(st.integers(0, 50), max_size=10), length=st.integers(50, 60))
+def test_what_is_left_out_are_the_other_elements_in_order(bounds: list[int], length: int) -> None:
+    ordered = sorted(bounds)
+    ranges = [slice(start, stop) for start, stop in zip(ordered[::2], ordered[1::2], strict=False)]
+    inside = {index for one in ranges for index in range(one.start, one.stop)}
+    left = left_out(ranges, length)
+    assert all(one.start < one.stop for one in left)
+    assert [index for one in left for index in range(one.start, one.stop)] == sorted({*range(length)} - inside)
+
+
+@pytest.mark.parametrize("asked", [torch.float32, torch.bfloat16])
+def test_gradients_are_of_the_type_asked_for_and_double_ones_stay_double(asked: torch.dtype) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        double = dtype == torch.float64
+        assert gradient_dtype(dtype, asked) == (torch.float64 if double else asked)
+        assert master_dtype(dtype) == (torch.float64 if double else torch.float32)
 
 
 def shards_of(lengths: list[int], rule: AdamW, grad_dtype: torch.dtype) -> list[FlatShard]:
