@@ -20,7 +20,10 @@ class CrossEntropyLoss:
     With `z_loss` each token adds z_loss * (log Z)^2 to what is trained, Z the sum of its exponentiated logits
     (arXiv:2204.02311, section 5), and the metric `z_loss` is their mean. It is there only where gradients are wanted:
     an evaluation's loss is the cross entropy, and so is its perplexity. `chunk_size`: the logits of no more tokens of a
-    micro-batch exist at a time; None: of all.
+    micro-batch exist at a time (of twice as many over several model ranks); None: as many as are fast.
+
+    Gradients are made while these logits exist, and kept until the micro-batch's backward pass: one as large as the
+    head's matrix, in at least float32.
     """
 
     def __init__(self, *, z_loss: float = 0.0, chunk_size: int | None = None) -> None:
@@ -29,14 +32,9 @@ class CrossEntropyLoss:
 
     def __call__(self, output: HeadOutput, targets: TextTargets) -> LossOutput:
         """Return the loss of b sequences of s tokens. Collective over the model axis."""
-        losses, log_normalisers = output.token_losses(
-            targets.token_ids,
-            chunk_size=self._chunk_size,
-            normalisers=self._z_loss > 0 and torch.is_grad_enabled(),
+        z_loss = self._z_loss if torch.is_grad_enabled() else 0.0
+        loss, penalty = output.loss_sum(
+            targets.token_ids, targets.loss_weights, z_loss=z_loss, chunk_size=self._chunk_size
         )
-        weights = targets.loss_weights.to(losses.dtype)
-        loss = (losses * weights).sum()
-        if log_normalisers is None:
-            return LossOutput(loss, weights.sum())
-        z_loss = self._z_loss * (log_normalisers.square() * weights).sum()
-        return LossOutput(loss + z_loss, weights.sum(), {"z_loss": z_loss.detach()})
+        weight = targets.loss_weights.to(loss.dtype).sum()
+        return LossOutput(loss, weight, {"z_loss": penalty} if z_loss else {})

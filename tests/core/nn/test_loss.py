@@ -21,7 +21,7 @@ from scaling.core.nn.init import Constant
 from scaling.core.nn.linear import linear
 from scaling.core.nn.loss import (
     LogitTerm,
-    _Gradients,
+    ProductGradients,
     linear_cross_entropy,
     linear_logits,
     vocab_parallel_cross_entropy,
@@ -327,7 +327,7 @@ def test_half_precision_is_summed_over_chunks_in_float32() -> None:
 
 def test_a_product_of_half_precision_is_added_to_float32_a_few_rows_at_a_time() -> None:
     hidden, weight = (random(*shape, seed=1, dtype=torch.bfloat16) for shape in ((6, 4), (10, 4)))
-    gradients = _Gradients(hidden, weight, True, True)
+    gradients = ProductGradients(hidden, weight, True, True)
     gradients._operands, gradients._weight = torch.bfloat16, weight  # as on a GPU
     of_logits = random(6, 10, seed=2, dtype=torch.bfloat16)
     with mock.patch("scaling.core.nn.loss._ROWS", 4):

@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     from scaling.core.nn.loss import linear_cross_entropy as linear_cross_entropy
     from scaling.core.nn.loss import linear_logits as linear_logits
     from scaling.core.nn.loss import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy
+    from scaling.core.nn.loss_sum import LossSum as LossSum
+    from scaling.core.nn.loss_sum import linear_cross_entropy_sum as linear_cross_entropy_sum
+    from scaling.core.nn.loss_sum import tokens_per_chunk as tokens_per_chunk
     from scaling.core.nn.mlp import ParallelMLP as ParallelMLP
     from scaling.core.nn.mlp import ParallelSwiGLUMLP as ParallelSwiGLUMLP
     from scaling.core.nn.norm import LayerNorm as LayerNorm

@@ -180,9 +180,9 @@ def linear_cross_entropy(
     communicates nothing: the gradient of `hidden`, and of the hidden states of `terms`, is this rank's term of a sum,
     which `enter_model_parallel` takes. What needs no gradient costs no product.
 
-    Chunks are multiplied again in the backward pass. Gradients made in the forward pass would take as many products
-    over ranks, where none is known before the sums over the whole vocabulary are (alone, three instead of four), and
-    each micro-batch in flight would keep one of the weight.
+    Chunks are multiplied again in the backward pass, which alone says by what the gradient of a position
+    is multiplied.
+    `linear_cross_entropy_sum` is told in advance, and does without.
     """
     if chunk_size is not None:
         function: Any = _LinearCrossEntropy.apply
@@ -191,7 +191,7 @@ def linear_cross_entropy(
             for term in (LogitTerm(hidden, weight), *terms)
             for operand in (term.hidden.reshape(targets.numel(), term.hidden.shape[-1]), term.weight)
         ]
-        how = _How(scale, cap, group, offset, chunk_size)
+        how = LogitChunks(scale, cap, group, offset, chunk_size)
         found = _counted(function(targets.reshape(-1), how, bias, *operands), targets)
         return found if normalisers else TokenLosses(found.losses, None)
     logits = linear_logits(hidden, weight, bias, terms=terms, scale=scale, cap=cap)
@@ -200,7 +200,9 @@ def linear_cross_entropy(
     return TokenLosses(vocab_parallel_cross_entropy(logits, targets, group=group, offset=offset), None)
 
 
-class _How(NamedTuple):
+class LogitChunks(NamedTuple):
+    """How logits are made of products, and of how many positions at a time."""
+
     scale: float
     cap: float | None
     group: Group
@@ -208,15 +210,17 @@ class _How(NamedTuple):
     chunk_size: int
 
     def logits(self, terms: Sequence[LogitTerm], chunk: slice, bias: Tensor | None) -> Tensor:
+        """Return the logits [n, v] of a chunk of the positions."""
         (hidden, weight), *others = (LogitTerm(term.hidden[chunk], term.weight) for term in terms)
         return linear_logits(hidden, weight, bias, terms=others, scale=self.scale, cap=self.cap)
 
     def chunks(self, positions: int) -> Iterator[slice]:
+        """Return the chunks of so many positions."""
         for start in range(0, positions, self.chunk_size):
             yield slice(start, start + self.chunk_size)
 
 
-def _paired(operands: Sequence[Tensor]) -> list[LogitTerm]:
+def paired_operands(operands: Sequence[Tensor]) -> list[LogitTerm]:
     """Return the products, the head's own first, of which autograd knows the operands in one row."""
     return [LogitTerm(*pair) for pair in zip(operands[::2], operands[1::2], strict=True)]
 
@@ -226,9 +230,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, targets_N: Tensor, how: _How, bias_v: Tensor | None, *operands: Tensor
+        ctx: Any, targets_N: Tensor, how: LogitChunks, bias_v: Tensor | None, *operands: Tensor
     ) -> tuple[Tensor, Tensor]:
-        terms = _paired(operands)
+        terms = paired_operands(operands)
         hidden_NH, weight_vH = terms[0]
         positions, local = hidden_NH.shape[0], weight_vH.shape[0]
         here_N, index_N1 = places(targets_N, how.offset, local)
@@ -252,14 +256,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, grad_normaliser_N: Tensor) -> tuple[Tensor | None, ...]:
         targets_N, highest_N, total_N, bias_v, *operands = ctx.saved_tensors
-        terms = _paired(operands)
+        terms = paired_operands(operands)
         positions, local = targets_N.shape[0], terms[0].weight.shape[0]
-        how: _How = ctx.how
+        how: LogitChunks = ctx.how
         here_N, index_N1 = places(targets_N, how.offset, local)
         factor_N = (grad_N + grad_normaliser_N) / total_N
         _, _, bias_wanted, *wanted = ctx.needs_input_grad
         of_bias_v = torch.zeros_like(bias_v, dtype=total_N.dtype) if bias_wanted else None
-        sums = [_Gradients(*term, wanted[2 * place], wanted[2 * place + 1]) for place, term in enumerate(terms)]
+        sums = [ProductGradients(*term, wanted[2 * place], wanted[2 * place + 1]) for place, term in enumerate(terms)]
         for chunk in how.chunks(positions) if local else ():
             logits_nv = how.logits(terms, chunk, bias_v)
             grad_nv = logits_nv if how.cap is None else logits_nv.clone()  # the slope of the cap needs them once more
@@ -278,7 +282,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return None, None, of_bias, *(gradient for gradients in sums for gradient in gradients.rounded())
 
 
-class _Gradients:
+class ProductGradients:
     """Sums over chunks, in at least float32, of those gradients of a product that are wanted.
 
     Each is added where it stands. A product of half precision would need a second whole copy for that, and is made of
@@ -291,7 +295,7 @@ class _Gradients:
         # On a CPU half precision is multiplied in float32, as `linear` does.
         self._operands = wide if hidden_NH.device.type == "cpu" else weight_vH.dtype
         self._weight = weight_vH.to(self._operands) if hidden_wanted else None
-        self._of_hidden = torch.zeros_like(hidden_NH) if hidden_wanted else None
+        self._of_hidden = torch.zeros_like(hidden_NH, dtype=wide) if hidden_wanted else None
         self._of_weight = torch.zeros_like(weight_vH, dtype=wide) if weight_wanted else None
 
     def add(self, chunk: slice, grad_nv: Tensor) -> None:
@@ -300,7 +304,10 @@ class _Gradients:
             return
         grad_nv = grad_nv.to(self._operands)
         if self._of_hidden is not None and self._weight is not None:
-            self._of_hidden[chunk] = grad_nv @ self._weight
+            if self._operands == self._of_hidden.dtype:
+                torch.mm(grad_nv, self._weight, out=self._of_hidden[chunk])
+            else:
+                self._of_hidden[chunk] = grad_nv @ self._weight
         if self._of_weight is None:
             return
         hidden_nH = self._hidden[chunk].to(self._operands)
@@ -310,6 +317,14 @@ class _Gradients:
         for rows_rH, grad_nr in zip(self._of_weight.split(_ROWS), grad_nv.split(_ROWS, dim=1), strict=True):
             rows_rH += grad_nr.T @ hidden_nH
 
+    def sums(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of hidden states and weight as they were summed."""
+        return self._of_hidden, self._of_weight
+
     def rounded(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of hidden states and weight in the types of these."""
-        return self._of_hidden, None if self._of_weight is None else self._of_weight.to(self._dtype)
+        of_hidden, of_weight = self.sums()
+        return (
+            None if of_hidden is None else of_hidden.to(self._hidden.dtype),
+            None if of_weight is None else of_weight.to(self._dtype),
+        )

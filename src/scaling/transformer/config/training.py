@@ -35,8 +35,10 @@ class CrossEntropyLossConfig(LossFunctionConfig):
     """Added to the loss in training: this times the square of log Z of each token, Z the sum of its exponentiated
     logits, which keeps logits from drifting; 1e-4 is usual. 0: off."""
     chunk_size: Annotated[int | None, OnResume.RUNTIME] = Field(default=None, ge=1)
-    """Tokens of a micro-batch whose logits exist at a time: less memory, and one more product with the head's matrix in
-    the backward pass. null: all at once."""
+    """Tokens of a micro-batch whose logits exist at a time; over several model ranks those of twice as many. Gradients
+    are made in the same pass: one as large as the head's matrix, in at least float32, is kept for each micro-batch that
+    awaits its backward pass (one under 1F1B, all of a step where all forward passes come first). null: as many as are
+    fast: those with 16 MiB of float32 logits on a CPU, but at least 128; with 512 MiB on a GPU, but at least 1024."""
 
 
 class ContrastiveLossConfig(LossFunctionConfig):

@@ -12,6 +12,7 @@ from scaling.core import (
     Constant,
     LayerNorm,
     LogitTerm,
+    LossSum,
     Place,
     RMSNorm,
     TokenLosses,
@@ -20,10 +21,12 @@ from scaling.core import (
     all_gather_vocabulary,
     enter_model_parallel,
     linear_cross_entropy,
+    linear_cross_entropy_sum,
     linear_logits,
     linear_token_scores,
     new_parameter,
     padded_shard,
+    tokens_per_chunk,
     without_padding,
 )
 from scaling.transformer.io import TransformerIO
@@ -65,6 +68,8 @@ class HeadOutput:
     """Scaled logits x become cap * tanh(x / cap). None: they stay."""
     offset: int = 0
     """The first token of this rank's part of the vocabulary."""
+    part: int | None = None
+    """Size of the largest part of the vocabulary that a model rank has. None: of this one."""
     place: Place = field(default_factory=Place)
     """Over whose model axis the vocabulary is cut."""
 
@@ -90,6 +95,31 @@ class HeadOutput:
             offset=self.offset,
             chunk_size=chunk_size,
             normalisers=normalisers,
+        )
+
+    def loss_sum(
+        self, targets: Tensor, weights: Tensor, *, z_loss: float = 0.0, chunk_size: int | None = None
+    ) -> LossSum:
+        """Return the sum of the tokens' losses times `weights` [b, s], as `linear_cross_entropy_sum` does.
+
+        `chunk_size` None: as many tokens at a time as are fast (`tokens_per_chunk`). Collective over the model axis.
+        """
+        if chunk_size is None:
+            part = self.weight.shape[0] if self.part is None else self.part
+            chunk_size = tokens_per_chunk(targets.numel(), part, self.hidden.device)
+        return linear_cross_entropy_sum(
+            self.hidden,
+            self.weight,
+            targets,
+            weights,
+            z_loss=z_loss,
+            bias=self.bias,
+            terms=self.terms,
+            scale=self.scale,
+            cap=self.cap,
+            group=self.place.group,
+            offset=self.offset,
+            chunk_size=chunk_size,
         )
 
     def all_logits(self, vocabulary: int) -> Tensor:
@@ -160,6 +190,7 @@ def _output(
         scale=logits.scale,
         cap=logits.cap,
         offset=table.shard.offset,
+        part=table.shard.local_length,
         place=table.place,
     )
 
