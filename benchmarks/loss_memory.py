@@ -3,7 +3,7 @@
     python3 benchmarks/loss_memory.py [--vocabulary 131072] [--tokens 2048] [--hidden 256] [--ranks 1] [--chunk 0]
         [--rounds 3] [--json FILE]
 
-`whole` are whole logits, `again` chunks of the logits that are multiplied again in the backward pass, `same_pass` chunks
+`whole` are whole logits, `again` chunks of logits that are multiplied again in the backward pass, `same_pass` chunks
 with gradients made beside them, which is what training does. `--chunk 0`: as many tokens as training takes. `--ranks 2`
 cuts the vocabulary over two processes.
 

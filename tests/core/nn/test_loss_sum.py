@@ -65,7 +65,8 @@ class Head(nn.Module):
 
 def dense_sum(weights: dense.Weights, x: Tensor, targets: Tensor, scale: float, cap: float | None) -> Tensor:
     losses, log_z = dense_losses(weights, x, targets, scale, cap)
-    return ((losses + Z_LOSS * log_z.square()) * WEIGHTS).sum().unsqueeze(0)
+    total: Tensor = ((losses + Z_LOSS * log_z.square()) * WEIGHTS).sum()
+    return total.unsqueeze(0)
 
 
 def compare_heads(rank: int, world_size: int) -> None:
