@@ -12,8 +12,9 @@ import torch
 from scaling.core.boxes import Box, GlobalTensor
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.checkpoint.communicator import Communicator
-from scaling.core.checkpoint.files import byte_view
+from scaling.core.checkpoint.files import TensorFile, byte_view
 from scaling.core.checkpoint.folders import Retention
+from scaling.core.checkpoint.manifest import Part
 from scaling.core.errors import CheckpointError, ConfigError, StorageError
 from tests.core.checkpoint.virtual import (
     Cut,
@@ -273,3 +274,45 @@ def test_loading_needs_little_memory_beyond_the_model(tmp_path: Path) -> None:
     ((shard, peak),) = run_distributed(peak_while_loading, 1, tmp_path)
     assert peak <= 1.25 * shard
     assert peak <= 40 * 2**20
+
+
+def test_a_part_that_cannot_be_read_is_reported_and_no_thread_reads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are closed when loading ends: a thread that still read would read what else has that descriptor."""
+    names = [f"w{index}" for index in range(40)]
+    stored = Checkpointer(tmp_path).save(1, [one(name, torch.ones(4)) for name in names], {})
+    assert stored is not None
+    found = Checkpointer(None).find(stored).require()
+    read, read_part = [], TensorFile.read_part
+
+    def broken(file: TensorFile, part: Part, box: Box, into: torch.Tensor) -> None:
+        if part.key == "w1":
+            raise OSError(5, "Input/output error")
+        read_part(file, part, box, into)
+        read.append(part.key)
+
+    monkeypatch.setattr(TensorFile, "read_part", broken)
+    with pytest.raises(StorageError, match="Input/output error"):
+        Checkpointer(None).load(found, [one(name, torch.zeros(4)) for name in names])
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+    assert "w1" not in read
+
+
+def test_memory_of_every_kind_is_filled_in_one_load(tmp_path: Path) -> None:
+    """Threads read into some of it, the calling thread converts or scatters the rest."""
+    tensors = {f"w{index}": torch.randn(24, 6) for index in range(12)}
+    Checkpointer(tmp_path).save(1, [one(name, tensor) for name, tensor in tensors.items()], {})
+    kinds = [
+        torch.zeros(24, 6),
+        torch.zeros(24, 6, dtype=torch.float64),
+        torch.zeros(24, 12)[:, ::2],
+        torch.nn.Parameter(torch.zeros(24, 6)),
+    ]
+    found = {name: kinds[index % len(kinds)].clone() for index, name in enumerate(tensors)}
+    found |= {name: torch.zeros(24, 12)[:, ::2] for index, name in enumerate(tensors) if index % len(kinds) == 2}
+    with torch.inference_mode():
+        found["w1"] = torch.zeros(24, 6, dtype=torch.float64)
+        Checkpointer(None).load(tmp_path, [one(name, tensor) for name, tensor in found.items()])
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name].float(), tensor), name

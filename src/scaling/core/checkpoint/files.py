@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,8 +128,8 @@ def byte_view(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-class Scratch:
-    """A buffer that is kept from one read to the next: large blocks that come and go would fragment the heap."""
+class Scratch(threading.local):
+    """A buffer for each thread, kept between its reads: large blocks that come and go would fragment the heap."""
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
@@ -149,7 +150,6 @@ class TensorFile:
 
     def __init__(self, folder: Path, name: str, entry: FileEntry | None, *, scratch: Scratch | None = None) -> None:
         self.path = folder / name
-        self.bytes_read = 0
         self._scratch = Scratch() if scratch is None else scratch
         self._file = open_regular(self.path)
         try:
@@ -194,6 +194,11 @@ class TensorFile:
         """Copy `box` of a part, in its own coordinates, as `read_into` does; the part may be one of a pack."""
         self._read_slot(self.slot_of(part), box, into)
 
+    def fills(self, part: Part, box: Box, into: Tensor) -> bool:
+        """Return whether `read_part` reads straight into this memory; it may then be called from any thread."""
+        slot = self.slot_of(part)
+        return box.shape[1:] == slot.shape[1:] and _takes_bytes(into, TORCH_TYPES[slot.dtype])
+
     def slot_of(self, part: Part) -> Slot:
         """Return where the values of a part are."""
         slot = self.slots[part.key]
@@ -227,7 +232,7 @@ class TensorFile:
 
     def _read_rows(self, start: int, row_shape: tuple[int, ...], into: Tensor, dtype: torch.dtype) -> None:
         """Read consecutive whole rows."""
-        if into.is_contiguous() and into.device.type == "cpu" and into.dtype == dtype:
+        if _takes_bytes(into, dtype):
             self._fill(start, into)
             return
         row = prod(row_shape) * dtype.itemsize
@@ -251,10 +256,14 @@ class TensorFile:
 
     def _fill(self, start: int, tensor: Tensor) -> None:
         view = byte_view(tensor)
-        self._file.seek(start)
         while len(view):
-            count = self._file.readinto(view)
+            count = os.preadv(self._file.fileno(), [view], start)
             if not count:
                 raise CheckpointError(f"{self.path} ends before byte {start + len(view)}")
-            self.bytes_read += count
+            start += count
             view = view[count:]
+
+
+def _takes_bytes(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether stored bytes of this type can be read into a tensor's memory as they are."""
+    return tensor.is_contiguous() and tensor.device.type == "cpu" and tensor.dtype == dtype

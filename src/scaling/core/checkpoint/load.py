@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,9 @@ from scaling.core.checkpoint.files import TORCH_TYPES, Scratch, TensorFile
 from scaling.core.checkpoint.folders import OPTIMIZER_PREFIX
 from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
 from scaling.core.errors import ConfigError
+
+READERS: Final = 4
+"""Threads that read a file into memory: one copies more slowly than the page cache or a good disk gives."""
 
 _SLOT: Final = re.compile(re.escape(OPTIMIZER_PREFIX) + r"[^.]+\.")
 
@@ -115,20 +119,38 @@ def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> 
     return Match(reads, missing, absent, mismatched, frozenset(found))
 
 
-def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> int:
-    """Copy the planned boxes, file by file in the order of the data; return the number of bytes read."""
+def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> None:
+    """Copy the planned boxes, file by file in the order of the data.
+
+    Threads read what goes into memory as it is stored. What is converted, strided or on a device is copied by the
+    calling thread alone, whose streams and modes of autograd the others do not have.
+    """
     by_file: dict[str, list[Read]] = defaultdict(list)
     for read in reads:
         by_file[read.part.file].append(read)
-    total = 0
     scratch = Scratch()
     with torch.no_grad():
         for name, planned in sorted(by_file.items()):
             with TensorFile(folder, name, manifest.files[name], scratch=scratch) as file:
-                for read in sorted(planned, key=lambda read: file.slot_of(read.part).start):
-                    file.read_part(read.part, read.box, read.into)
-                total += file.bytes_read
-    return total
+                _read_all(file, sorted(planned, key=lambda read: file.slot_of(read.part).start))
+
+
+def _read_all(file: TensorFile, reads: Sequence[Read]) -> None:
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+    try:
+        filled = [file.fills(read.part, read.box, read.into) for read in reads]
+        started = [
+            pool.submit(file.read_part, read.part, read.box, read.into)
+            for read, direct in zip(reads, filled, strict=True)
+            if direct
+        ]
+        for read, direct in zip(reads, filled, strict=True):
+            if not direct:
+                file.read_part(read.part, read.box, read.into)
+        for future in started:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # no thread reads any longer when the file is closed
 
 
 def report_of(matched: Match, manifest: Manifest) -> dict[str, Any]:
