@@ -19,7 +19,7 @@ import pytest
 
 from scaling.cli.leaving import PATIENCE_SECONDS
 from scaling.cli.main import main
-from scaling.core.runner.outcome import OUTPUT_CLOSED
+from scaling.core.errors import OUTPUT_CLOSED
 from scaling.transformer import Sampling, TransformerInferenceModule
 from scaling.transformer.data.records.formats import RecordFormat
 from scaling.transformer.data.records.record import Record

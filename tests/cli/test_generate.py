@@ -21,7 +21,7 @@ from scaling.cli import generate as generating
 from scaling.cli.main import main
 from scaling.cli.prompt_file import Request
 from scaling.cli.ranks import Here
-from scaling.core.runner.outcome import OUTPUT_CLOSED
+from scaling.core.errors import OUTPUT_CLOSED
 from scaling.transformer.data.end_token import END_OF_TEXT
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files

@@ -21,17 +21,34 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(leaving.value.code or 0)
 
 
-def test_help_names_every_sub_command_without_importing_torch() -> None:
+NEEDED_FOR_HELP = {
+    "scaling",
+    "scaling.cli",
+    "scaling.cli.leaving",
+    "scaling.cli.main",
+    "scaling.cli.many_values",
+    "scaling.core",
+    "scaling.core.errors",
+    "scaling.core.lazy",
+    "scaling.core.topology",
+    "scaling.core.topology.launch",
+}
+HEAVY = {"torch", "numpy", "tokenizers", "transformers", "pydantic", "yaml", "multiprocessing", "importlib.metadata"}
+
+
+def test_help_names_every_sub_command_and_imports_hardly_anything() -> None:
     program = (
         "import sys; sys.argv = ['scaling', '--help']\n"
         "from scaling.cli.main import main\n"
         "try:\n    main()\n"
-        "finally:\n    print('heavy:', sorted({'torch', 'numpy', 'tokenizers'} & set(sys.modules)))"
+        f"finally:\n    print('heavy:', sorted({HEAVY} & set(sys.modules)))\n"
+        f"    print('ours:', sorted({{name for name in sys.modules if name.startswith('scaling')}} - {NEEDED_FOR_HELP}))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], env=command_environment(), capture_output=True, text=True, check=True
     )
     assert "heavy: []" in ended.stdout
+    assert "ours: []" in ended.stdout
     for name, command in SUB_COMMANDS.items():
         assert name in ended.stdout
         assert command.help in " ".join(ended.stdout.replace("│", " ").split())

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from scaling.cli.ranks import Ranks
-from scaling.core.errors import ConfigError
-from scaling.core.runner.outcome import OUTPUT_CLOSED
+from scaling.core.errors import OUTPUT_CLOSED, ConfigError
 from tests.processes import descendants, is_running, wait_until
 
 SOON = 4.0

@@ -9,12 +9,12 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing import active_children
 from types import FrameType
+from typing import Any
 
-from scaling.core.runner.outcome import OUTPUT_CLOSED
+from scaling.core.errors import OUTPUT_CLOSED
 
 STANDARD_OUTPUT = 1
 
@@ -22,8 +22,13 @@ PATIENCE_SECONDS = 1.0
 """How long cleaning up may take. A library that computes hears of no signal: one that trains a tokenizer, say."""
 
 
+def _workers() -> Iterable[Any]:
+    """Return the processes that this one has started as workers. Imports nothing: a signal may come at any time."""
+    return getattr(sys.modules.get("multiprocessing"), "active_children", list)()
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
-    for worker in active_children():  # those of a pool finish what they are at otherwise
+    for worker in _workers():  # those of a pool finish what they are at otherwise
         worker.terminate()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -95,7 +100,7 @@ def _insist(reader: int) -> None:
             if signal.getsignal(number) is _leave:
                 time.sleep(PATIENCE_SECONDS)
                 if signal.getsignal(number) is _leave:  # the block is not over
-                    for worker in active_children():
+                    for worker in _workers():
                         worker.kill()
                     os._exit(128 + number)
     os.close(reader)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ExitStatus(IntEnum):
@@ -18,6 +19,10 @@ class ExitStatus(IntEnum):
     HANG = 70
     STORAGE = 74
     PREEMPTED = 75
+
+
+OUTPUT_CLOSED: Final = 128 + signal.SIGPIPE
+"""Status of a process, as of one ended by the signal, whose output nobody reads any more: that of `... | head`."""
 
 
 class ScalingError(Exception):

@@ -59,8 +59,14 @@ def test_any_box_is_read_into_any_kind_of_memory(
 
 def test_only_the_wanted_slices_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(64, 65536)
-    read, preadv = [], os.preadv
-    monkeypatch.setattr(os, "preadv", lambda *arguments: read.append(preadv(*arguments)) or read[-1])
+    read: list[int] = []
+    preadv = os.preadv
+
+    def noted(descriptor: int, buffers: list[memoryview], start: int) -> int:
+        read.append(preadv(descriptor, buffers, start))
+        return read[-1]
+
+    monkeypatch.setattr(os, "preadv", noted)
     with stored(tmp_path, tensor) as file:
         rows, columns = torch.empty(8, 65536), torch.empty(64, 1024)
         file.read_into("w", Box((8, 0), (8, 65536)), rows)

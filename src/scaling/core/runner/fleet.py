@@ -12,11 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, final
 
-from scaling.core.errors import ExitStatus
+from scaling.core.errors import OUTPUT_CLOSED, ExitStatus
 from scaling.core.runner.client_process import ClientProcess, run_clients
 from scaling.core.runner.gathering import Gathering
 from scaling.core.runner.node_report import NodeReport
-from scaling.core.runner.outcome import OUTPUT_CLOSED, HostLoss, Outcome, ProcessEnd, outcome
+from scaling.core.runner.outcome import HostLoss, Outcome, ProcessEnd, outcome
 from scaling.core.runner.output import Output
 from scaling.core.runner.plan import HostPlan, LaunchPlan, Order
 from scaling.core.runner.report import Report

@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from scaling.core.errors import ExitStatus
+from scaling.core.errors import OUTPUT_CLOSED, ExitStatus
 from scaling.core.runner.report import Report
-
-OUTPUT_CLOSED: Final = 128 + signal.SIGPIPE
-"""Status of a process, as of one ended by the signal, whose output nobody reads any more: that of `... | head`."""
 
 CLEARLY_EARLIER_SECONDS: Final = 2.0
 """A failure of a rank comes before the loss of another host only if it came so much earlier: clocks of hosts may
