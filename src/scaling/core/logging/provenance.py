@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ import torch
 
 from scaling.core.config.base import BaseConfig
 from scaling.core.errors import StorageError
+from scaling.core.logging.run_file import ATTEMPTS, RUN_FILE, read_run_file
 from scaling.core.storage.writing import write_json
 
-RUN_FILE = "run.json"
 CONFIG_FILE = "config.yml"
 _PACKAGES = ("scaling", "torch", "numpy", "safetensors", "tokenizers", "pydantic")
-_ATTEMPTS = "attempts"
 _GIT_SECONDS = 10
 """How long one question to git may hold up the start of a run."""
 
@@ -47,25 +45,11 @@ def write_run_files(
         log_dir.mkdir(parents=True, exist_ok=True)
         config.save(log_dir / CONFIG_FILE)
         description = describe_run(layout=layout, data_fingerprint=data_fingerprint)
-        former = _read_run_file(log_dir).get(_ATTEMPTS) if attempt else None
-        attempts = {} if former is None else {_ATTEMPTS: former}
+        former = read_run_file(log_dir).get(ATTEMPTS) if attempt else None
+        attempts = {} if former is None else {ATTEMPTS: former}
         write_json(log_dir / RUN_FILE, description | {"config_digest": config.digest()} | attempts)
     except OSError as error:
         raise StorageError(f"{log_dir} cannot be written ({error}); set logger.log_dir to another folder") from error
-
-
-def write_attempts(log_dir: Path, attempts: Sequence[Mapping[str, Any]]) -> None:
-    """Write what became of all attempts of a command to `run.json`, in place of those of a command before."""
-    write_json(log_dir / RUN_FILE, _read_run_file(log_dir) | {_ATTEMPTS: list(attempts)})
-
-
-def _read_run_file(log_dir: Path) -> dict[str, Any]:
-    """Return what `run.json` says; nothing where there is none or it cannot be understood."""
-    try:
-        values = json.loads((log_dir / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def describe_run(*, layout: Mapping[str, int], data_fingerprint: str | None) -> dict[str, Any]:

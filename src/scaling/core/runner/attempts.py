@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from scaling.core.errors import AskedToLeave, ExitStatus, ScalingError, StorageError
-from scaling.core.logging.provenance import write_attempts
+from scaling.core.logging.run_file import write_attempts
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner.outcome import Outcome
 from scaling.core.runner.supervisor import Supervisor
