@@ -1,4 +1,4 @@
-"""The file run.json, as a run's processes and the one that starts them both write it. Without torch: that one has none."""
+"""The file run.json, which a run's processes write, and the one that starts them, without torch."""
 
 from __future__ import annotations
 
