@@ -15,6 +15,7 @@ from scaling.core.collectives.ops import Group
 from scaling.core.data.types import MicroBatch
 from scaling.core.errors import AskedToLeave, ScheduleError
 from scaling.core.pipeline.actions import Action, Backward, BackwardInput, BackwardWeight, Forward, Message, Recv, Send
+from scaling.core.pipeline.backward import backward
 from scaling.core.pipeline.end import End
 from scaling.core.pipeline.host_memory import HostMemory
 from scaling.core.pipeline.link import ActivationReceiver, ActivationSender, Outbox
@@ -162,7 +163,7 @@ class _Step:
             case BackwardInput(micro_batch, stage):
                 self._backward_input(micro_batch, stage)
             case BackwardWeight(micro_batch, stage):
-                torch.autograd.backward(*self._undone.pop((micro_batch, stage)))
+                backward(*self._undone.pop((micro_batch, stage)))
             case Recv(payload="activation"):
                 device = self.engine.topology.device
                 self._inputs[action.micro_batch, action.target] = self.engine._receivers[action.source].receive(device)
@@ -238,7 +239,7 @@ class _Step:
         return [loss], [gradient]
 
     def _backward(self, micro_batch: int, stage: int) -> None:
-        torch.autograd.backward(*self._start(micro_batch, stage))
+        backward(*self._start(micro_batch, stage))
         if stage > 0:
             needing = self._entered.pop((micro_batch, stage))
             self._hand_on(micro_batch, stage, needing, [tensor.grad for tensor in needing])
