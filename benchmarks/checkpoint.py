@@ -1,4 +1,4 @@
-"""Measure saving and loading checkpoints, against torch.distributed.checkpoint with the same tensors.
+"""Measure saving and loading checkpoints, against torch.distributed.checkpoint, torch.load and a plain file copy.
 
     python3 benchmarks/checkpoint.py [--ranks 2] [--tensors 48] [--rows 1024] [--columns 1024] [--rounds 5]
                                      [--dir DIR] [--json FILE]
@@ -6,8 +6,11 @@
 Every tensor is float32 and cut along its rows over the ranks. The two sides take turns in the same processes: each
 round saves and loads once with either, in alternating order, so that a machine whose speed drifts treats them alike.
 Both force their files to the disk. Only this library verifies what it reads: its loading includes a digest of every
-byte. Reported are medians of the slowest rank, and the median of the ratios round by round: on a shared machine only
-the ratio means anything. What is read back is compared with what was saved.
+byte. The same bytes are also copied from file to file (`plain copy`, forced to the disk as well), and read by
+`torch.load` with `weights_only`: into new memory, as it does; copied into the tensors that a training has; and mapped,
+which reads nothing before the copy. All files are in the page cache. Reported are medians of the slowest rank, and the
+median of the ratios round by round: on a shared machine only the ratios mean anything. Processor seconds are those of
+all ranks. What is read back is compared with what was saved.
 """
 
 from __future__ import annotations
@@ -35,7 +38,17 @@ from torch.distributed.tensor import DTensor, Shard
 
 from scaling.core import Box, Checkpointer, GlobalTensor, StoreCommunicator
 
-ACTIONS = ("scaling save", "scaling load", "scaling asynchronous save", "torch save", "torch load")
+DISTRIBUTED = "torch.distributed.checkpoint"
+LOADS = ("torch.load", "torch.load and copy", "torch.load mapped and copy")
+ACTIONS = (
+    "scaling save",
+    "scaling load",
+    "scaling asynchronous save",
+    f"{DISTRIBUTED} save",
+    f"{DISTRIBUTED} load",
+    "plain copy",
+    *LOADS,
+)
 
 
 def local_rows(rows: int, rank: int, ranks: int) -> range:
@@ -76,15 +89,33 @@ def actions_of(rank: int, options: argparse.Namespace, store: dist.Store) -> dic
         blocking.load(folder / "scaling", parts(into))
 
     def torch_load() -> None:
-        dcp.load(sharded(into), checkpoint_id=folder / "torch")
+        dcp.load(sharded(into), checkpoint_id=folder / DISTRIBUTED)
+
+    pickled = folder / f"{rank}.pt"
+    torch.save(values, pickled)
+
+    def plain_copy() -> None:
+        target = pickled.with_suffix(".copy")
+        shutil.copyfile(pickled, target)
+        with target.open("rb") as copied:
+            os.fsync(copied.fileno())
+
+    def copied(*, mmap: bool) -> None:
+        found = torch.load(pickled, weights_only=True, mmap=mmap)
+        for name, tensor in into.items():
+            tensor.copy_(found[name])
 
     return {
         "scaling save": lambda: blocking.save(1, parts(values), {}) and None,
         "scaling load": scaling_load,
         "scaling asynchronous save": lambda: background.save(1, parts(values), {}) and None,
         "wait": lambda: background.wait() and None,
-        "torch save": lambda: dcp.save(sharded(values), checkpoint_id=folder / "torch") and None,
-        "torch load": torch_load,
+        f"{DISTRIBUTED} save": lambda: dcp.save(sharded(values), checkpoint_id=folder / DISTRIBUTED) and None,
+        f"{DISTRIBUTED} load": torch_load,
+        "plain copy": plain_copy,
+        "torch.load": lambda: torch.load(pickled, weights_only=True) and None,
+        "torch.load and copy": lambda: copied(mmap=False),
+        "torch.load mapped and copy": lambda: copied(mmap=True),
         "forget": lambda: [tensor.zero_() for tensor in into.values()] and None,
         "check": check,
     }
@@ -97,14 +128,14 @@ def worker(rank: int, options: argparse.Namespace, port: int, pipe: Connection) 
     actions = actions_of(rank, options, dist.PrefixStore("benchmark", store))
     pipe.send("ready")
     for name in iter(pipe.recv, ""):
-        begin = time.perf_counter()
+        begin, worked = time.perf_counter(), time.process_time()
         actions[name]()
-        pipe.send(time.perf_counter() - begin)
+        pipe.send((time.perf_counter() - begin, time.process_time() - worked))
     dist.destroy_process_group()
 
 
-def measure(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the seconds of the slowest rank for each action, round by round."""
+def measure(options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
+    """Return the seconds of the slowest rank and the processor seconds of all, for each action, round by round."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -117,10 +148,11 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     for pipe in pipes:
         assert pipe.recv() == "ready"
 
-    def ask(name: str) -> float:
+    def ask(name: str) -> tuple[float, float]:
         for pipe in pipes:
             pipe.send(name)
-        return max(pipe.recv() for pipe in pipes)
+        answers = [pipe.recv() for pipe in pipes]
+        return max(took for took, _ in answers), sum(worked for _, worked in answers)
 
     def turn(side: str) -> None:
         shutil.rmtree(Path(options.dir, side), ignore_errors=True)
@@ -129,10 +161,16 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
         seconds[f"{side} load"].append(ask(f"{side} load"))
         ask("check")
 
-    seconds: dict[str, list[float]] = {name: [] for name in ACTIONS}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ACTIONS}
     for number in range(options.rounds + 1):  # the first one warms up
-        for side in ("scaling", "torch") if number % 2 == 0 else ("torch", "scaling"):
+        sides = ["scaling", DISTRIBUTED]
+        for side in sides if number % 2 == 0 else reversed(sides):
             turn(side)
+        for name in ("plain copy", *LOADS):
+            seconds[name].append(ask(name))
+            if name.endswith("and copy"):
+                ask("check")
+            ask("forget")
         shutil.rmtree(Path(options.dir, "asynchronous"), ignore_errors=True)
         seconds["scaling asynchronous save"].append(ask("scaling asynchronous save"))
         ask("wait")
@@ -152,11 +190,19 @@ def main() -> None:
     size = options.tensors * options.rows * options.columns * 4
     report |= {"bytes": size, "ranks": options.ranks}
     for name, values in seconds.items():
-        median = statistics.median(values)
-        report[name] = {"seconds": median, "bytes_per_second": size / median}
-    for what in ("save", "load"):
-        ratios = [b / a for a, b in zip(seconds[f"scaling {what}"], seconds[f"torch {what}"], strict=True)]
-        report[f"{what}_speed_relative_to_torch"] = statistics.median(ratios)
+        median = statistics.median(took for took, _ in values)
+        report[name] = {
+            "seconds": median,
+            "processor_seconds": statistics.median(worked for _, worked in values),
+            "gigabytes_per_second": size / median / 1e9,
+        }
+    others = {"save": (f"{DISTRIBUTED} save", "plain copy"), "load": (f"{DISTRIBUTED} load", *LOADS)}
+    for what, names in others.items():
+        for name in names:
+            pairs = zip(seconds[f"scaling {what}"], seconds[name], strict=True)
+            report[f"{what}_speed_relative_to_{name.removesuffix(f' {what}').replace(' ', '_')}"] = statistics.median(
+                other / ours for (ours, _), (other, _) in pairs
+            )
     publish(report, options.json)
 
 
