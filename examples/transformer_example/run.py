@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from scaling import transformer
 from scaling.core import ConfigError, ExitStatus, ScalingError, run_process
+from scaling.transformer import launch_training
 
 PROGRAM = "examples.transformer_example.run"
 PROMPTS = ("def ", "import ", "The following")
@@ -21,7 +21,7 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         raise ConfigError(f"name a configuration: python3 -m {PROGRAM} CONFIG [KEY=VALUE ...]")
     config_path, *overrides = sys.argv[1:]
-    config, status = transformer.launch_training(Path(config_path), overrides)
+    config, status = launch_training(Path(config_path), overrides)
     save_dir = config.trainer.save_dir
     if status != ExitStatus.DONE or save_dir is None or int(os.environ.get("RANK", "0")) != 0:
         return status
@@ -35,7 +35,9 @@ def main() -> int:
 
 def show(save_dir: Path) -> None:
     """Let the model continue a few prompts."""
-    model = transformer.TransformerInferenceModule.from_checkpoint(save_dir)
+    from scaling.transformer import Sampling, TransformerInferenceModule  # they take torch, which starting does not
+
+    model = TransformerInferenceModule.from_checkpoint(save_dir)
     if model.tokenizer is None:
         print(
             "\nThe model was trained without a tokenizer (transformer_architecture.vocab_file); it continues no text."
@@ -45,9 +47,7 @@ def show(save_dir: Path) -> None:
     print("\nThe model continues:")
     for prompt in PROMPTS:
         print(f"\n  {prompt}", end="")
-        text = model.stream_text(
-            prompt, max_tokens=48, sampling=transformer.Sampling(temperature=0.7, top_p=0.9), seed=1
-        )
+        text = model.stream_text(prompt, max_tokens=48, sampling=Sampling(temperature=0.7, top_p=0.9), seed=1)
         for piece in text:
             print(piece.replace("\n", "\n  "), end="", flush=True)
         print()

@@ -31,4 +31,4 @@ def backward(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     if len(outputs) == 1 and outputs[0].ndim == 0:
         torch.autograd.backward(outputs[0] * gradients[0])  # a loss: its gradient is 1 times the given one
     elif outputs:
-        torch.autograd.backward(_Begin.apply(gradients, *outputs))  # type: ignore[no-untyped-call]  # torch has no types
+        torch.autograd.backward(_Begin.apply(gradients, *outputs))  # type: ignore[no-untyped-call]  # no types
