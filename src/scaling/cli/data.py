@@ -27,6 +27,7 @@ from scaling.core.runner.cores import available_cores
 from scaling.core.storage.writing import require_writable
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.data.consumed import consumed_before
+from scaling.transformer.data.encoders import Engine
 from scaling.transformer.data.left_out import LeftOut
 from scaling.transformer.data.lengths import LONGEST, lengths_of
 from scaling.transformer.data.load import load_datasets
@@ -113,6 +114,10 @@ def tokenize(
     ] = False,
     max_bad: MaxBad = 0,
     max_document_bytes: MaxDocumentBytes = MAX_DOCUMENT_BYTES,
+    engine: Annotated[
+        Engine,
+        typer.Option(help="What encodes. auto: gigatoken where it is installed and gives the tokens of tokenizers."),
+    ] = Engine.AUTO,
     format_name: Format = None,
     chat_template: Template = None,
     train_on: Learnt = None,
@@ -129,6 +134,7 @@ def tokenize(
             "--field": field != "text",
             "--no-append-eod": no_append_eod,
             "--workers": workers,
+            "--engine": engine is not Engine.AUTO,
             "--max-document-bytes": max_document_bytes != MAX_DOCUMENT_BYTES,
         }
     )
@@ -144,11 +150,13 @@ def tokenize(
         eod_token=eod_token,
         max_bad=max_bad,
         max_document_bytes=max_document_bytes,
+        engine=engine,
     )
     with ConsoleProgress() as progress:
         result = tokenize_files(inputs, output, options, workers=workers or available_cores(), progress=progress)
     end = "" if result.eod_token is None else f", each document ending with {result.eod_token}"
     typer.echo(f"{output}: {result.documents} documents, {result.tokens} tokens{end}")
+    typer.echo(result.engine)
     if result.reused_chunks:
         typer.echo(f"went on after {result.reused_chunks} chunks that an earlier run had done")
     _say_left_out(result.left_out)

@@ -99,6 +99,34 @@ class MemoryMapDatasetBuilder:
         self.token_count += array.size
         self.max_token = max(self.max_token, largest)
 
+    def add_documents(self, tokens: Integers, lengths: NDArray[np.int64]) -> None:
+        """Append documents whose tokens lie one behind the other; those without tokens are counted and left out.
+
+        Raises:
+            DataError: A token cannot be stored; no document is added then.
+            StorageError: The files cannot be written.
+        """
+        if self._weights is not None or int(lengths.sum()) != tokens.size:
+            raise ValueError("documents have no weights, and the sum of their lengths is the number of tokens")
+        sizes = lengths[lengths > 0]
+        self.dropped_documents += lengths.size - sizes.size
+        if sizes.size == 0:
+            return
+        largest = int(tokens.max())
+        if int(tokens.min()) < 0 or largest > int(np.iinfo(self.dtype).max):
+            for document in np.split(tokens, np.cumsum(sizes)[:-1]):  # to name the one
+                self._check_range(int(document.min()), int(document.max()))
+                self.document_count += 1
+        if self.token_count + tokens.size > np.iinfo(self.index_dtype).max:
+            raise DataError(f"an index of {self.index_dtype.name} cannot address more tokens; build with int64")
+        starts = np.cumsum(sizes) - sizes + self.token_count
+        with _storing(self.prefix):
+            self._tokens.write(np.ascontiguousarray(tokens, dtype=self.dtype))
+            self._index.write(np.stack([starts, sizes], axis=1).astype(self.index_dtype))
+        self.document_count += sizes.size
+        self.token_count += tokens.size
+        self.max_token = max(self.max_token, largest)
+
     def finalize(self) -> None:
         """Make the memory map appear under its name, safe on disk. A failure discards it."""
         if not self._is_open:

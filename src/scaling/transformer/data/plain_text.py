@@ -26,14 +26,15 @@ class PlainText:
         self._serialized = serialized
         self._ends = {number for end in ends if (number := backend.token_to_id(end)) is not None}
         added = backend.get_added_tokens_decoder()
-        self._special = self._ends | {number for number, token in added.items() if token.special}
+        self.special = frozenset(self._ends | {number for number, token in added.items() if token.special})
+        """The tokens that are kept from texts."""
         self._spelled: dict[int, list[int]] = {}
 
     def keep(self, ids: list[int]) -> list[int]:
         """Return the tokens of a text without special ones: each becomes the tokens of its letters."""
-        if self._special.isdisjoint(ids):
+        if self.special.isdisjoint(ids):
             return ids
-        special = self._special - self._unknown
+        special = self.special - self._unknown
         return [letter for number in ids for letter in (self._letters(number) if number in special else (number,))]
 
     @cached_property
@@ -47,7 +48,7 @@ class PlainText:
         if number not in self._spelled:
             name: str = self._backend.id_to_token(number) or ""
             spelled = [token for letter in name for token in self._letter(letter)]
-            if not self._special.isdisjoint(set(spelled) - self._unknown):
+            if not self.special.isdisjoint(set(spelled) - self._unknown):
                 if number in self._ends:
                     raise DataError(
                         f"a document spells {name!r}, which ends documents, and the tokenizer has no other tokens to "

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scaling.core import DataError, storage_errors, write_atomically
 from scaling.transformer.data.chunks import Chunk
+from scaling.transformer.data.encoders import Encoded, Encoder, Engine
+from scaling.transformer.data.engine import encoder_of
 from scaling.transformer.data.readers import MAX_DOCUMENT_BYTES, BadRecord, PieceReader
 from scaling.transformer.data.tokenizer import Tokenizer
 
@@ -38,6 +39,8 @@ class TokenizeOptions:
     """Bad records that are skipped before the data is refused."""
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     """Longest document, in bytes; a longer one is a bad record."""
+    engine: Engine = Engine.AUTO
+    """What encodes; `tokenize_files` chooses."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class Shard:
         bad = tuple(BadRecord(**{**record, "path": Path(record["path"])}) for record in content.pop("bad"))
         return replace(ShardReport(**content, bad=bad), lines=tuple(content["lines"]))
 
-    def documents(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-        """Yield the tokens of each document, none for an empty one."""
+    def documents(self, dtype: np.dtype[Any]) -> Encoded:
+        """Return the tokens of the documents, some of which may be empty."""
         with storage_errors(f"reading tokens below {self.directory}"):
             lengths = np.fromfile(self._path(".lengths"), np.int64)
             size = self._path(".tokens").stat().st_size
@@ -86,10 +89,7 @@ class Shard:
                     f"documents, so it was changed after it was written; remove {self.directory} and start again"
                 )
             tokens = np.memmap(self._path(".tokens"), dtype=dtype, mode="r") if size else np.empty(0, dtype)
-        stop = 0
-        for length in lengths.tolist():
-            start, stop = stop, stop + length
-            yield tokens[start:stop]
+        return Encoded(tokens, lengths)
 
     def write(self, chunk: Chunk, options: TokenizeOptions, dtype: np.dtype[Any]) -> ShardReport:
         """Tokenize a chunk; nothing counts as written unless all of it was.
@@ -104,10 +104,9 @@ class Shard:
             own[".tokens"].open("wb") as tokens_file,
             own[".lengths"].open("wb") as lengths_file,
         ):
-            for batch in _batches(chunk, options, counts):
-                lengths_file.write(np.asarray([len(ids) for ids in batch], np.int64).tobytes())
-                for ids in batch:
-                    tokens_file.write(np.asarray(ids, dtype).tobytes())
+            for batch in _batches(chunk, options, counts, dtype):
+                lengths_file.write(batch.lengths.data)
+                tokens_file.write(batch.tokens.data)
                 counts.add(batch)
             for handle in (tokens_file, lengths_file):  # before the report that vouches for them
                 handle.flush()
@@ -138,23 +137,22 @@ class _Counts:
         self.lines: list[int] = []
         self.bad: list[BadRecord] = []
 
-    def add(self, batch: list[list[int]]) -> None:
-        sizes = [len(ids) for ids in batch if ids]
-        self.documents += len(sizes)
-        self.tokens += sum(sizes)
-        self.empty += len(batch) - len(sizes)
+    def add(self, batch: Encoded) -> None:
+        documents = int(np.count_nonzero(batch.lengths))
+        self.documents += documents
+        self.tokens += batch.tokens.size
+        self.empty += batch.lengths.size - documents
 
 
-def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts) -> Iterator[list[list[int]]]:
+def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts, dtype: np.dtype[Any]) -> Iterator[Encoded]:
     """Yield the token ids of the chunk's documents, some at a time; stop where too many records are bad."""
-    tokenizer = _load(options.tokenizer, options.eod_token)
-    end = [tokenizer.eos_token_id] if options.append_eod else []
+    encoder, eos_token_id = _load(options.tokenizer, options.eod_token, options.engine, options.append_eod)
     waiting: list[str] = []
     characters = 0
 
-    def tokenize() -> list[list[int]]:
+    def tokenize() -> Encoded:
         nonlocal characters
-        batch = [ids + end if ids else [] for ids in tokenizer.encode_batch(waiting)]
+        batch = encoder.encode(waiting).ended(eos_token_id, dtype)
         waiting.clear()
         characters = 0
         return batch
@@ -176,5 +174,6 @@ def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts) -> Iterato
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path, eod_token: str | None) -> Tokenizer:
-    return Tokenizer.from_file(path, plain_text=True, end_token=eod_token)
+def _load(path: Path, eod_token: str | None, engine: Engine, append_eod: bool) -> tuple[Encoder, int | None]:
+    tokenizer = Tokenizer.from_file(path, plain_text=True, end_token=eod_token)
+    return encoder_of(engine, tokenizer), tokenizer.eos_token_id if append_eod else None

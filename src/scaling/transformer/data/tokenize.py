@@ -34,6 +34,7 @@ from scaling.core import (
     write_atomically,
 )
 from scaling.transformer.data.chunks import Chunk, plan_chunks
+from scaling.transformer.data.engine import choose_engine, sample_of
 from scaling.transformer.data.left_out import SKIPPED_SUFFIX, LeftOut
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.readers import BadRecord, find_inputs
@@ -62,6 +63,8 @@ class TokenizeResult:
     """The token that each document ends with, if any."""
     left_out: tuple[LeftOut, ...] = ()
     """Files in folders that look like text and were not read."""
+    engine: str = ""
+    """What encoded, and why."""
 
 
 def tokenize_files(
@@ -95,22 +98,29 @@ def tokenize_files(
         options = replace(options, eod_token=tokenizer.eos_token)
     dtype = token_dtype(tokenizer.vocab_size)
     chunk_bytes = chunk_bytes or max(CHUNK_BYTES, sum(status.st_size for _, status in files) // CHUNKS)
-    chunks = plan_chunks([(path, status.st_size) for path, status in files], chunk_bytes)
+    sizes = [(path, status.st_size) for path, status in files]
+    chunks = plan_chunks(sizes, chunk_bytes)
     directory = _file(output, ".partial")
     # The builder comes first: it refuses an output that exists, or that another process is at work on.
     with MemoryMapDatasetBuilder(output, dtype, tokenizer_sha256=tokenizer.sha256, eod_token_id=end) as builder:
+        choice = choose_engine(
+            options.engine,
+            tokenizer,
+            lambda: sample_of(sizes, field=options.field, max_document_bytes=options.max_document_bytes),
+        )
+        options = replace(options, engine=choice.engine)
         _prepare(directory, _plan_digest(files, options, tokenizer, chunk_bytes))
         result = _tokenize_chunks(chunks, directory, options, dtype, workers, progress)
         for chunk in chunks:
-            for tokens in Shard(directory, chunk.index).documents(dtype):
-                builder.add(tokens)
+            documents = Shard(directory, chunk.index).documents(dtype)
+            builder.add_documents(documents.tokens, documents.lengths)
             progress("writing", chunk.index + 1, len(chunks))
         if result.bad:
             lines = "".join(json.dumps({**vars(record), "path": str(record.path)}) + "\n" for record in result.bad)
             with storage_errors("writing the list of skipped records"):
                 write_atomically(_file(output, SKIPPED_SUFFIX), lines.encode())
     shutil.rmtree(directory, ignore_errors=True)
-    return replace(result, left_out=tuple(left_out))
+    return replace(result, left_out=tuple(left_out), engine=str(choice))
 
 
 def _file(output: Path, suffix: str) -> Path:

@@ -177,7 +177,11 @@ class Tokenizer:
         """
         number = None if self.eos_token is None else self.token_id(self.eos_token)
         if number is None:
-            has = f"its special tokens are {listed(self._added)}" if self._added else "it has no special tokens"
+            has = (
+                f"its special tokens are {listed(self.added_tokens)}"
+                if self.added_tokens
+                else "it has no special tokens"
+            )
             raise DataError(
                 f"{self._name} has no end-of-document token of a usual name (such as {', '.join(END_TOKENS[:4])}), and "
                 f"no file beside it names one; {has}. Name it with --eod-token when you tokenize: the data then tell "
@@ -186,10 +190,15 @@ class Tokenizer:
         return number
 
     @property
-    def _added(self) -> list[str]:
+    def added_tokens(self) -> list[str]:
         """The names of the tokens that were added to the model's own, the special ones first."""
         added = self._backend.get_added_tokens_decoder().values()
         return [token.content for token in sorted(added, key=lambda token: not token.special)]
+
+    @property
+    def kept_from_texts(self) -> frozenset[int]:
+        """The tokens that no text may become, where the names of special tokens stand for their letters; else none."""
+        return frozenset() if self._plain is None else self._plain.special
 
     @cached_property
     def _special_names(self) -> frozenset[str]:
@@ -198,7 +207,7 @@ class Tokenizer:
 
     def _special(self, token: str, *, source: str) -> str:
         """Return a token that may end documents; a word that texts consist of may not, where there are others."""
-        added, exists = self._added, self.token_id(token) is not None
+        added, exists = self.added_tokens, self.token_id(token) is not None
         if not exists or (added and token not in (*added, *END_TOKENS)):
             raise no_such_token(self._name, token, added, ordinary=exists, source=source)
         return token
@@ -206,7 +215,7 @@ class Tokenizer:
     @cached_property
     def opening(self) -> tuple[int, ...]:
         """The special tokens that the tokenizer itself puts in front of each text, often none or one."""
-        added = set(self._added)
+        added = set(self.added_tokens)
         letters = (token for token in self._backend.get_vocab() if token not in added)
         for text in ("a", "0", " ", *islice(letters, _TRIED)):
             try:
