@@ -1,20 +1,25 @@
 """Measure how long training data take to open, to mix, to resume in the middle of, and to read.
 
     python3 benchmarks/data.py [--documents 10000000] [--samples 1000000000] [--sources 4] [--length 2048]
-                               [--step 1000000] [--dir DIR] [--json FILE]
+                               [--step 1000000] [--text_mb 32] [--dir DIR] [--json FILE]
 
 The data sets are memory maps of so many documents in all, with a full index (16 bytes a document) and tokens that take
 no place on the disk (sparse files of zeros), so that a mixture of 10^9 samples fits a laptop. Reported are seconds, and
 the memory that each part adds (anonymous memory: pages of the files themselves are the kernel's to keep or drop); then,
 on a small data set with real tokens, samples a second of one process that reads and collates, against one that only
-slices as many rows out of a NumPy memory map.
+slices as many rows out of a NumPy memory map. Last, the text of Python's standard library and of the installed packages,
+`--text_mb` of it, is tokenized by one process, by `tokenizers` and by gigatoken in turn: MB a second of processor time,
+from JSON lines to the finished memory map, the check of gigatoken included, and the
+ratio pair by pair.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import statistics
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,8 +41,12 @@ from scaling.core import (
 )
 from scaling.core.data.memory_map_meta import MemoryMapMeta
 from scaling.transformer.data.batch import TextCollator
+from scaling.transformer.data.encoders import Engine
 from scaling.transformer.data.packing import Packing
+from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.text_dataset import TextDataset
+from scaling.transformer.data.tokenize import tokenize_files
+from scaling.transformer.data.tokenizer import train_tokenizer
 
 BLOCK = 1 << 20
 SMALL = 1 << 24
@@ -108,8 +117,49 @@ def slices_per_second(prefix: Path, length: int) -> float:
     return READ * MICRO_BATCH / (time.perf_counter() - begin)
 
 
+def texts_of(size: int) -> list[str]:
+    """Return sources and documentation that this Python has, about `size` bytes, none of them twice."""
+    texts: dict[str, None] = {}
+    left = size
+    for root in (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"]):
+        for path in sorted(Path(root).rglob("*.py")):
+            text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+            if text not in texts:
+                texts[text] = None
+                left -= len(text)
+            if left <= 0:
+                return list(texts)
+    return list(texts)
+
+
+def tokenization(folder: Path, megabytes: int, rounds: int) -> dict[str, Any]:
+    """Tokenize the same file by one library and the other, in turn, and compare what they write."""
+    texts, file = texts_of(megabytes * 10**6), folder / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    train_tokenizer(texts[:: max(1, len(texts) // 500)], 32000).save(folder / "tokenizer.json")
+    size, os.environ["TOKENIZERS_PARALLELISM"] = file.stat().st_size / 1e6, "false"
+    rates: dict[Engine, list[float]] = {Engine.TOKENIZERS: [], Engine.GIGATOKEN: []}
+    for number in range(rounds):
+        written = []
+        for engine, found in rates.items():
+            output = folder / f"{engine.value}_{number}"
+            begin = time.process_time()
+            tokenize_files([file], output, TokenizeOptions(folder / "tokenizer.json", engine=engine))
+            found.append(size / (time.process_time() - begin))
+            written.append([Path(f"{output}{suffix}").read_bytes() for suffix in (".bin", ".idx", ".meta.json")])
+        assert written[0] == written[1], "the files differ"
+    ratios = [fast / slow for slow, fast in zip(*rates.values(), strict=True)]
+    return {
+        "text_megabytes": size,
+        "megabytes_per_core_second": {engine.value: statistics.median(found) for engine, found in rates.items()},
+        "gigatoken_relative_to_tokenizers": statistics.median(ratios),
+    }
+
+
 def main() -> None:
-    arguments = parser(__doc__, documents=10**7, samples=10**9, sources=4, length=2048, step=10**6, rounds=5)
+    arguments = parser(
+        __doc__, documents=10**7, samples=10**9, sources=4, length=2048, step=10**6, rounds=5, text_mb=32
+    )
     arguments.add_argument("--dir", type=Path, help="where to make the files; default: a temporary folder")
     options = arguments.parse_args()
     report = begin()
@@ -137,6 +187,7 @@ def main() -> None:
         pairs = [
             (samples_per_second(reading), slices_per_second(small, options.length)) for _ in range(options.rounds + 1)
         ][1:]  # the first one warms up
+        report["tokenization"] = tokenization(Path(folder), options.text_mb, max(1, options.rounds // 2))
     report |= {
         "documents": sum(len(one) for one in documents),
         "samples": sum(len(one) for one in datasets),

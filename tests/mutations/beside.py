@@ -112,6 +112,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "transformer/config/data": ("transformer/config/test_problems", "transformer/config/test_root"),
     "transformer/config/former": ("transformer/config/test_problems", "transformer/config/test_root"),
     "transformer/config/training": ("transformer/config/test_root", "transformer/config/test_problems"),
+    "transformer/data/encoders": ("transformer/data/test_engine",),
     "transformer/data/end_token": ("transformer/data/test_tokenizer",),
     "transformer/data/left_out": ("transformer/data/test_readers",),
     "transformer/data/plain_text": ("transformer/data/test_tokenizer",),

@@ -169,7 +169,7 @@ def test_a_worker_of_a_killed_run_that_is_still_at_work_does_no_harm(
     monkeypatch.setattr(shards, "PieceReader", interrupt)
     monkeypatch.setattr(os, "fsync", late)
     shard.write(chunk, options, dtype)
-    (tokens,) = shard.documents(dtype)
+    tokens = shard.documents(dtype).tokens
     assert Tokenizer.from_file(tokenizer_file).decode(tokens.tolist()) == "some text"
 
 
@@ -179,7 +179,7 @@ def test_a_shard_that_was_changed_is_noticed(tmp_path: Path, tokenizer_file: Pat
     shard.write(Chunk(0, (Piece(tmp_path / "a.txt"),), 9), TokenizeOptions(tokenizer_file), dtype)
     os.truncate(tmp_path / "chunk-000000.tokens", 3)
     with pytest.raises(DataError, match=r"chunk-000000\.tokens has 3 bytes, not the \d+ of its documents"):
-        list(shard.documents(dtype))
+        shard.documents(dtype)
 
 
 def test_tokens_are_stored_in_the_smallest_type_that_holds_them_all() -> None:

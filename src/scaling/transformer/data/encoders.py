@@ -1,4 +1,4 @@
-"""Encode many texts at once, by `tokenizers` or by `gigatoken`, into one array of tokens and the length of each text."""
+"""Encode many texts at once, by `tokenizers` or by gigatoken, into one array of tokens and the length of each text."""
 
 from __future__ import annotations
 

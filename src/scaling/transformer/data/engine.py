@@ -1,4 +1,4 @@
-"""Choose what turns text into tokens: gigatoken where it is shown to give the tokens of `tokenizers`, else the latter."""
+"""Choose what turns text into tokens: gigatoken where it gives the tokens of `tokenizers`, else the latter."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ ODD: Final = (
         "e\u0301 \u00e9 \ufb01 \u1e9e \u01c5",
         "\u65e5\u672c\u8a9e\u306e\u6587 \ud55c\uad6d\uc5b4 \u4e2d\u6587\u3002\u3000",
     ),
-    *(
-        "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1 \u0939\u093f\u0928\u094d\u0926\u0940 \u0e44\u0e17\u0e22",
-    ),
+    *("\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1 \u0939\u093f\u0928\u094d \u0e44\u0e17\u0e22",),
     *("\U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467\u2764\ufe0f \U0001d4d0\U00020bb7", "\u2028a\u0085b\u200bc"),
     *("\ufeffa\ufffd\uffff\u0378 \x01\x02\x7f", "".join(f"a{chr(number)}b " for number in range(1, 0xD800, 7))),
 )
