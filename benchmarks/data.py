@@ -7,8 +7,8 @@ The data sets are memory maps of so many documents in all, with a full index (16
 no place on the disk (sparse files of zeros), so that a mixture of 10^9 samples fits a laptop. Reported are seconds, and
 the memory that each part adds (anonymous memory: pages of the files themselves are the kernel's to keep or drop); then,
 on a small data set with real tokens, samples a second of one process that reads and collates, against one that only
-slices as many rows out of a NumPy memory map. Last, the text of Python's standard library and of the installed packages,
-`--text_mb` of it, is tokenized by one process, by `tokenizers` and by gigatoken in turn: MB a second of processor time,
+slices as many rows out of a NumPy memory map. Last, the text of Python's standard library and of
+the installed packages, `--text_mb` of it, is tokenized by one process, by `tokenizers` and by gigatoken in turn: MB a second of processor time,
 from JSON lines to the finished memory map, the check of gigatoken included, and the
 ratio pair by pair.
 """
@@ -170,10 +170,12 @@ def main() -> None:
             make_source(prefix, options.documents // options.sources, tokens, number, sparse=True)
         small = Path(folder, "small")
         make_source(small, SMALL // 1000, SMALL, 0, sparse=False)
-        collator = TextCollator(vocab_size=65536, eod_token_id=1)
+        collator = TextCollator(vocab_size=65536)
 
         def dataset(documents: TokenDocuments) -> TextDataset:
-            return TextDataset(documents, Packing(options.length), collator=collator, name=str(documents.prefix))
+            return TextDataset(
+                documents, Packing(options.length), collator=collator, name=str(documents.prefix), eod_token_id=1
+            )
 
         with measured(report, "open"):
             documents = [open_documents(prefix) for prefix in prefixes]
