@@ -4,13 +4,13 @@
                                [--step 1000000] [--text_mb 32] [--dir DIR] [--json FILE]
 
 The data sets are memory maps of so many documents in all, with a full index (16 bytes a document) and tokens that take
-no place on the disk (sparse files of zeros), so that a mixture of 10^9 samples fits a laptop. Reported are seconds, and
-the memory that each part adds (anonymous memory: pages of the files themselves are the kernel's to keep or drop); then,
-on a small data set with real tokens, samples a second of one process that reads and collates, against one that only
-slices as many rows out of a NumPy memory map. Last, the text of Python's standard library and of
-the installed packages, `--text_mb` of it, is tokenized by one process, by `tokenizers` and by gigatoken in turn: MB a second of processor time,
-from JSON lines to the finished memory map, the check of gigatoken included, and the
-ratio pair by pair.
+no place on the disk (sparse files of zeros), so that a mixture of 10^9 samples fits a laptop. Reported are seconds,
+and the memory that each part adds (anonymous memory: pages of the files themselves are the kernel's to keep or drop);
+then, on a small data set with real tokens, samples a second of one process that reads and collates, against one that
+only slices as many rows out of a NumPy memory map. Last, the text of Python's standard library and of the installed
+packages, `--text_mb` of it, is tokenized by one process, by `tokenizers` and by gigatoken in turn: MB a second of
+processor time, from JSON lines to the finished memory map, the check of gigatoken included, and the ratio pair by
+pair.
 """
 
 from __future__ import annotations

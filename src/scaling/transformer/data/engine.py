@@ -20,7 +20,7 @@ from scaling.transformer.data.tokenizer import Tokenizer
 
 EXTRA: Final = "fast_tokenization"
 PLACES: Final = 64
-CHARACTERS: Final = 1 << 14
+CHARACTERS: Final = 1 << 12
 """A sample of the input: so many places, evenly spread over its bytes, and at each about so many characters."""
 RECORDS: Final = 256
 """Most records that are read at one place: some may be bad, or empty."""
