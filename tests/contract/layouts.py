@@ -41,6 +41,7 @@ class LayoutCase:
 SP = {"sequence_parallel": True}
 GPIPE = {"pipe_schedule": "gpipe"}
 LAYERS = {"activation_checkpointing_type": "every_layer"}
+SELECTIVE = {"activation_checkpointing_type": "selective"}
 STAGES = {"activation_checkpointing_type": "every_pipe_stage"}
 BALANCED = {"pipe_partition_method": "balanced"}
 ZERO = {"zero": True}
@@ -61,6 +62,7 @@ LAYOUTS: Mapping[str, tuple[LayoutCase, ...]] = {
         Case(1, 1, 1, 1),
         Case(1, 1, 1, 3, LAYERS),
         Case(1, 1, 1, 8, STAGES, ZERO),
+        Case(1, 1, 2, 12, {**SP, **SELECTIVE}),
         Case(1, 2, 1, 4),
         Case(1, 2, 1, 3, {}, ZERO),
         Case(1, 1, 2, 12),
@@ -85,6 +87,8 @@ LAYOUTS: Mapping[str, tuple[LayoutCase, ...]] = {
     ),
     "gpt": (  # embedding, 2 blocks, norm, head; dropout
         Case(1, 1, 1, 2, LAYERS),
+        Case(1, 1, 1, 3, SELECTIVE),
+        Case(2, 1, 2, 6, {**SELECTIVE, **SP}, ZERO),
         Case(1, 2, 1, 6, STAGES, ZERO),
         Case(1, 1, 2, 24),
         Case(1, 1, 2, 12, SP),

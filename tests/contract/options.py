@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.contract.layouts import LAYERS, SMALL_BUCKETS, SP, LayoutCase
+from tests.contract.layouts import LAYERS, SELECTIVE, SMALL_BUCKETS, SP, LayoutCase
 
 _SIZES = {"hidden_size": 32, "num_attention_heads": 8, "sequence_length": 16, "precision": "float64", "num_layers": 2}
 
@@ -115,4 +115,5 @@ OPTION_LAYOUTS = (
         *(1, 2, 2, 12),
         optimizer={"grad_dtype": "bfloat16", "exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"},
     ),
+    LayoutCase(1, 1, 2, 12, SELECTIVE),
 )

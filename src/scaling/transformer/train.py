@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from scaling.core import (
+    ActivationCheckpointingType,
     Axis,
     BaseDataset,
     ChangeRules,
@@ -34,6 +35,7 @@ from scaling.core import (
     Topology,
     configure_logging,
     find_kernels,
+    kept_by_selective,
     read_config,
     run_process,
     run_training,
@@ -132,6 +134,8 @@ def _introduce(config: TransformerConfig, learner: Learner, training: TextMixtur
     _log.info("attention: %s", told(plan, topology.device.type, find_kernels(topology.device)))
     if config.topology.compile.value != "auto" or topology.device.type != "cpu":
         _log.info("compile: %s", learner.module.compiling)
+    if config.topology.activation_checkpointing_type is ActivationCheckpointingType.SELECTIVE:
+        _log.info("activation checkpointing: %s", kept_by_selective())
     for line in told_data(training):
         _log.info("data: %s", line)
 

@@ -172,7 +172,7 @@ def test_stages_that_train_nothing_change_no_number_and_get_no_message_they_do_n
         check([seen[case] for seen in by_rank], trained, stages, pipe, way)
 
 
-@pytest.mark.parametrize("recompute", ["every_layer", "every_pipe_stage"])
+@pytest.mark.parametrize("recompute", ["selective", "every_layer", "every_pipe_stage"])
 def test_one_process_runs_nothing_again_before_the_first_layer_that_is_trained(recompute: str) -> None:
     way: dict[str, Any] = {"activation_checkpointing_type": recompute}
     for trained in TRAINED:

@@ -110,7 +110,14 @@ def dropping(recompute: str, *, per_rank: bool) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    ("recompute", "per_rank"), [("every_layer", False), ("every_layer", True), ("every_pipe_stage", True)]
+    ("recompute", "per_rank"),
+    [
+        ("selective", False),
+        ("selective", True),
+        ("every_layer", False),
+        ("every_layer", True),
+        ("every_pipe_stage", True),
+    ],
 )
 def test_recomputation_changes_no_bit_with_dropout_of_either_kind(recompute: str, per_rank: bool) -> None:
     kept, again = dropping("disabled", per_rank=per_rank), dropping(recompute, per_rank=per_rank)

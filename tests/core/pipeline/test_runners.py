@@ -82,7 +82,7 @@ def train_wrapped(rank: int, world_size: int, layout: dict[str, Any]) -> History
         return train(rank, world_size, Model(dropout=0.2), layout, {}, 2)
 
 
-@pytest.mark.parametrize("recompute", ["every_layer", "every_pipe_stage"])
+@pytest.mark.parametrize("recompute", ["selective", "every_layer", "every_pipe_stage"])
 def test_a_runner_changes_no_bit_in_any_layout_beside_other_runners(recompute: str) -> None:
     layout = {"pipe": 2, "model": 2, "sequence_parallel": True, "activation_checkpointing_type": recompute}
     found = outcome_of(run_distributed(train_wrapped, 4, layout))
@@ -119,7 +119,8 @@ def test_runners_stand_around_each_other_in_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "counts"), [("disabled", (0, 0)), ("every_layer", (1, 0)), ("every_pipe_stage", (0, 1))]
+    ("name", "counts"),
+    [("disabled", (0, 0)), ("selective", (1, 0)), ("every_layer", (1, 0)), ("every_pipe_stage", (0, 1))],
 )
 def test_the_configuration_names_the_runners(name: str, counts: tuple[int, int]) -> None:
     runners = runners_of(topology_config(activation_checkpointing_type=name), Topology.single())

@@ -36,7 +36,7 @@ class Counted(nn.Module):
         return result
 
 
-@pytest.mark.parametrize("recompute", ["disabled", "every_layer", "every_pipe_stage"])
+@pytest.mark.parametrize("recompute", ["disabled", "selective", "every_layer", "every_pipe_stage"])
 def test_a_stage_runs_its_layers_one_after_another_and_again_where_asked(recompute: str) -> None:
     layers = [Counted() for _ in range(3)]
     stage = stage_of(*layers, recompute=recompute)
@@ -59,7 +59,7 @@ class Forgetful(nn.Module):
         x + 1
 
 
-@pytest.mark.parametrize("recompute", ["disabled", "every_layer", "every_pipe_stage"])
+@pytest.mark.parametrize("recompute", ["disabled", "selective", "every_layer", "every_pipe_stage"])
 def test_a_layer_that_returns_nothing_is_named(recompute: str) -> None:
     stage = stage_of(nn.Linear(4, 4), Forgetful(), nn.Linear(4, 4), recompute=recompute)
     with pytest.raises(LayoutError, match=r"layer 1 \(Forgetful\) returned None; let its forward return"):
@@ -67,7 +67,7 @@ def test_a_layer_that_returns_nothing_is_named(recompute: str) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
-@pytest.mark.parametrize("recompute", ["disabled", "every_layer", "every_pipe_stage"])
+@pytest.mark.parametrize("recompute", ["disabled", "selective", "every_layer", "every_pipe_stage"])
 def test_an_error_says_in_which_layer_and_what_it_was_given(recompute: str) -> None:
     stage = stage_of(nn.Linear(4, 4), nn.Linear(5, 5), nn.Linear(4, 4), recompute=recompute)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:

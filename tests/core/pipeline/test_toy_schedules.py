@@ -57,7 +57,7 @@ def test_stages_may_live_anywhere_beside_other_axes() -> None:
     check(VGPipe(), UNTIED, {**layout, "activation_checkpointing_type": "every_pipe_stage"}, zero=True)
 
 
-@pytest.mark.parametrize("recompute", ["disabled", "every_layer", "every_pipe_stage"])
+@pytest.mark.parametrize("recompute", ["disabled", "selective", "every_layer", "every_pipe_stage"])
 def test_a_backward_pass_may_come_in_two_halves(recompute: str) -> None:
     check(ZeroBubble(), TIED, {"pipe": 4, "activation_checkpointing_type": recompute})
 

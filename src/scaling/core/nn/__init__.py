@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from scaling.core.nn.rotary_scaling import Unscaled as Unscaled
     from scaling.core.nn.rotary_scaling import YarnScaling as YarnScaling
     from scaling.core.nn.scores import Scores as Scores
+    from scaling.core.nn.selective import kept_by_selective as kept_by_selective
     from scaling.core.nn.shard import Heads as Heads
     from scaling.core.nn.shard import Shard as Shard
     from scaling.core.nn.shard import even_shard as even_shard

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -12,24 +13,31 @@ from torch.utils.checkpoint import checkpoint
 
 from scaling.core.collectives import tree
 from scaling.core.errors import ScheduleError
+from scaling.core.nn.selective import FirstRun, Policy, selective_contexts
 from scaling.core.topology.topology import Topology
 
 
-def recomputed(function: Callable[[Any], Any], x: Any, topology: Topology) -> Any:
+def recomputed(function: Callable[[Any], Any], x: Any, topology: Topology, *, selective: Policy | None = None) -> Any:
     """Return `function(x)`, keeping for the backward pass, where there will be one, only `x`.
 
     The random streams are replayed for the second run and then go on as if it had not happened; keyed dropout needs no
     such care. Collectives inside `function` run twice: on all ranks of their group alike. `ScheduleError` if `function`
     changes `x`, since the second run would then start from something else.
+
+    With `selective` the results of some operations, all collectives among them, are kept as well, and not computed
+    again.
     """
     if not torch.is_grad_enabled():
         return function(x)
 
-    def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        return contextlib.nullcontext(), topology.rng.replaying(topology.rng.state())
-
+    run: Callable[[Any], Any] = function
+    first: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    second: contextlib.AbstractContextManager[Any] = topology.rng.replaying(topology.rng.state())
+    if selective is not None:
+        noting, handing_out = selective_contexts(selective)
+        run, first, second = partial(_parted, function, noting), noting, _Both(second, handing_out)
     kept = [(path, tensor, tensor._version) for path, tensor in tree.flatten(x)]
-    y = checkpoint(function, x, use_reentrant=False, context_fn=contexts)
+    y = checkpoint(run, x, use_reentrant=False, context_fn=lambda: (first, second))
     for path, tensor, version in kept:
         if tensor._version != version:
             layer = type(function).__name__ if isinstance(function, nn.Module) else "the pipeline stage"
@@ -39,3 +47,27 @@ def recomputed(function: Callable[[Any], Any], x: Any, topology: Topology) -> An
                 "topology.activation_checkpointing_type to disabled"
             )
     return y
+
+
+def _parted(function: Callable[[Any], Any], noting: FirstRun, x: Any) -> Any:
+    y = function(x)
+    noting.part_from(tensor for _, tensor in tree.flatten(y))
+    return y
+
+
+@final
+class _Both(contextlib.AbstractContextManager[None]):
+    """Two contexts, the second within the first; may be entered again, if both may."""
+
+    def __init__(
+        self, outer: contextlib.AbstractContextManager[Any], inner: contextlib.AbstractContextManager[Any]
+    ) -> None:
+        self._outer, self._inner = outer, inner
+
+    def __enter__(self) -> None:
+        self._outer.__enter__()
+        self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._inner.__exit__(*error)
+        self._outer.__exit__(*error)

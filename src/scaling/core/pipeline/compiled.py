@@ -16,7 +16,7 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 
-from scaling.core.topology.config import Compile, TopologyConfig
+from scaling.core.topology.config import ActivationCheckpointingType, Compile, TopologyConfig
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class CompileChoice:
 
 def compile_choice(config: TopologyConfig, device: torch.device) -> CompileChoice:
     """Return whether a configuration wants layers compiled on a type of device. Pure: the same on all ranks."""
+    if config.activation_checkpointing_type is ActivationCheckpointingType.SELECTIVE:
+        return CompileChoice(False, "selective checkpointing looks at single operations")
     match config.compile:
         case Compile.OFF:
             return CompileChoice(False, "topology.compile is off")

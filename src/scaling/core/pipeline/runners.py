@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 
 from scaling.core.nn.recompute import recomputed
+from scaling.core.nn.selective import Policy
 from scaling.core.pipeline.compiled import Run, compiled
 from scaling.core.topology.config import ActivationCheckpointingType, TopologyConfig
 from scaling.core.topology.topology import Topology
@@ -43,6 +44,9 @@ def runners_of(config: TopologyConfig, topology: Topology, *, compile_layers: bo
             return Runners(layer=innermost)
         case ActivationCheckpointingType.EVERY_LAYER:
             return Runners(layer=(*innermost, recomputing))
+        case ActivationCheckpointingType.SELECTIVE:
+            policy = Policy()
+            return Runners(layer=(lambda run: partial(recomputed, run, topology=topology, selective=policy),))
         case ActivationCheckpointingType.EVERY_PIPE_STAGE:
             return Runners(layer=innermost, differentiated=(recomputing,))
 

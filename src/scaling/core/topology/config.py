@@ -45,6 +45,7 @@ class ActivationCheckpointingType(str, Enum):
     """What is recomputed in the backward pass instead of being kept."""
 
     DISABLED = "disabled"
+    SELECTIVE = "selective"
     EVERY_LAYER = "every_layer"
     EVERY_PIPE_STAGE = "every_pipe_stage"
 
@@ -103,10 +104,12 @@ class TopologyConfig(BaseConfig):
     pipe_chunks_per_rank: int = Field(default=1, ge=1)
     """Stages on each pipeline rank: at least 2 with interleaved_1f1b, else 1."""
     activation_checkpointing_type: ActivationCheckpointingType = ActivationCheckpointingType.DISABLED
-    """Recompute activations in the backward pass to save memory: disabled, every_layer or every_pipe_stage."""
+    """Recompute activations in the backward pass to save memory: disabled; selective, what is cheap (norms, activation
+    functions, dropout); every_layer; every_pipe_stage."""
     compile: Compile = Compile.AUTO
     """Compile each layer's training step with PyTorch's compiler, which fuses what stands between matrix products. The
-    first step takes up to a minute longer. auto: on GPUs; on: on a CPU too; off."""
+    first step takes up to a minute longer. auto: on GPUs; on: on a CPU too; off. Selective checkpointing looks at
+    single operations, so nothing is compiled with it."""
     sequence_parallel: bool = False
     """Split the activations between tensor-parallel layers along the sequence. Nothing to split with
     model_parallel_size 1."""

@@ -1,0 +1,283 @@
+"""Selective activation checkpointing: results that are dear are kept, and handed out when a segment is run again.
+
+Which ones are dear is a table (`KEPT`). All others are computed again: norms, activation functions, rotations, scaling,
+masks of dropout. The idea is that of arXiv:2205.05198 section 5, by operation rather than by part of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scaling.core.errors import ScheduleError
+
+
+class Kind(str, Enum):
+    """Why the results of an operation are kept."""
+
+    PRODUCT = "products"
+    FUSED = "fused attention"
+    COLLECTIVE = "collectives"
+
+
+KEPT: Mapping[str, Kind] = MappingProxyType(
+    {
+        **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear"), Kind.PRODUCT),
+        **dict.fromkeys(("aten::_scaled_mm", "aten::_int_mm", "aten::convolution"), Kind.PRODUCT),
+        "aten::_scaled_dot_product_flash_attention_for_cpu": Kind.FUSED,
+        "aten::_scaled_dot_product_flash_attention": Kind.FUSED,
+        "aten::_scaled_dot_product_efficient_attention": Kind.FUSED,
+        "aten::_scaled_dot_product_cudnn_attention": Kind.FUSED,
+        "aten::_scaled_dot_product_fused_attention_overrideable": Kind.FUSED,
+        "flash_attn::_flash_attn_forward": Kind.FUSED,
+        "flash_attn::_flash_attn_varlen_forward": Kind.FUSED,
+        "torch_attn::_varlen_attn": Kind.FUSED,
+        "flex_attention": Kind.FUSED,
+        "c10d::*": Kind.COLLECTIVE,
+    }
+)
+"""What selective checkpointing keeps, by the name of the operation; a star stands for all of a namespace."""
+
+_HANDED_ON = frozenset({"aten::add", "aten::sub", "aten::clone", "aten::copy_", "aten::_to_copy", "aten::cat"})
+"""Operations whose backward pass needs none of the tensors they read: by themselves they make no result needed."""
+
+
+def kept_by_selective() -> str:
+    """Return what selective activation checkpointing keeps and what not, in one line."""
+    kinds = {kind: [name for name, of in KEPT.items() if of is kind] for kind in Kind}
+    kept = "; ".join(f"{kind.value}: {', '.join(_short(names))}" for kind, names in kinds.items())
+    return f"selective, which keeps {kept}; all else is computed again"
+
+
+def _short(names: Iterable[str]) -> list[str]:
+    return [name.split("::")[-1].removeprefix("_") if not name.endswith("*") else "all" for name in names]
+
+
+@dataclass
+class _Result:
+    """What one operation of the first run returned, as long as it is to be kept."""
+
+    function: Any
+    kind: Kind
+    value: Any
+    needed: bool
+    """Whether something read it that may keep what it reads, so that the second run has to have it."""
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How an operation is treated."""
+
+    kind: Kind | None
+    """Why it is kept. None: it is not."""
+    view: bool
+    """Its result is a view of what it reads."""
+    handed_on: bool
+    written: tuple[int, ...]
+    """Arguments that it changes."""
+    dropout: int | None = None
+    """The argument with the probability of a dropout within. None: there is none."""
+
+    def keeps(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> Kind | None:
+        """Return why this call is kept. None where it draws random numbers, which the second run has to draw again."""
+        if self.dropout is not None:
+            probability = args[self.dropout] if len(args) > self.dropout else keywords.get("dropout_p", 0.0)
+            return None if probability else self.kind
+        return self.kind
+
+
+@final
+@dataclass
+class Policy:
+    """Decides for each operation, and remembers what it decided. One serves all layers of a model."""
+
+    kept: Mapping[str, Kind] = field(default_factory=lambda: KEPT)
+    _manners: dict[Any, _Manner] = field(default_factory=dict)
+
+    def of(self, function: Any) -> _Manner:
+        """Return how an operation is treated."""
+        manner = self._manners.get(function)
+        if manner is None:
+            manner = self._manners[function] = self._decided(function)
+        return manner
+
+    def _decided(self, function: Any) -> _Manner:
+        schema = getattr(function, "_schema", None)
+        if schema is None:  # an operation of higher order, which is its name
+            return _Manner(self.kept.get(str(function)), view=False, handed_on=False, written=())
+        kind = self.kept.get(schema.name) or self.kept.get(schema.name.split("::")[0] + "::*")
+        names = [argument.name for argument in schema.arguments]
+        aliases = [argument.alias_info for argument in schema.arguments]
+        writes = [number for number, alias in enumerate(aliases) if alias is not None and alias.is_write]
+        if kind is Kind.COLLECTIVE:  # whose schemas don't say that they write to their first argument
+            writes = [0] if names[0].endswith(("tensor", "tensors")) else []
+        shares = any(given.alias_info and not given.alias_info.is_write for given in schema.returns)
+        return _Manner(
+            kind,
+            view=shares or schema.name in ("aten::_unsafe_view", "aten::detach"),
+            handed_on=schema.name in _HANDED_ON,
+            written=tuple(writes),
+            dropout=names.index("dropout_p") if "dropout_p" in names else None,
+        )
+
+
+@final
+class FirstRun(TorchDispatchMode):
+    """Notes the results that are kept, in order, and at the end lets go of those that the second run won't need.
+
+    A product that has only been added to something, or summed over ranks, is in no tensor of the backward pass: the
+    last one of a layer, and the partial ones under tensor parallelism. Should the second run come to it, it computes it
+    again. Collectives are always kept: all ranks of a group have to agree on running one again.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, policy: Policy, results: list[_Result]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types there
+        self._policy = policy
+        self._results = results
+        self._origins: dict[int, tuple[_Result, ...]] = {}
+        """Results that a tensor is, or is a sum of, by its storage."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """A compiled part is run again as a whole."""
+        return True
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch has no types there
+        self._origins = {}
+        for result in self._results:
+            if not result.needed:
+                result.value = None
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        keywords = kwargs or {}
+        manner = self._policy.of(function)
+        if manner.view:
+            return function(*args, **keywords)
+        kind = manner.keeps(args, keywords)
+        read = {}
+        for tensor in _tensors(args):
+            read.update({id(result): result for result in self._origins.get(_place(tensor), ())})
+        if kind is not Kind.COLLECTIVE and not manner.handed_on:
+            for result in read.values():
+                result.needed = True
+        written = [tensor for number in manner.written if number < len(args) for tensor in _tensors(args[number])]
+        self.part_from(written, by_collective=kind is Kind.COLLECTIVE)
+        out = function(*args, **keywords)
+        made = written if kind is Kind.COLLECTIVE else list(_tensors(out))
+        if kind is not None:
+            value = (out, [tensor.detach() for tensor in written]) if kind is Kind.COLLECTIVE else _detached(out)
+            result = _Result(function, kind, value, needed=kind is not Kind.PRODUCT)
+            self._results.append(result)
+            found: tuple[_Result, ...] = (result,)
+        else:
+            found = tuple(read.values()) if manner.handed_on else ()
+        for tensor in made:
+            if found:
+                self._origins[_place(tensor)] = found
+            else:
+                self._origins.pop(_place(tensor), None)
+        return out
+
+    def part_from(self, tensors: Iterable[Tensor], *, by_collective: bool = False) -> None:
+        """Keep a copy of needed results that are about to be changed, or may be where they leave the segment.
+
+        A partial product that a sum over ranks replaces is let go: the sum is kept.
+        """
+        for tensor in tensors:
+            place = _place(tensor)
+            for result in self._origins.get(place, ()):
+                if result.kind is Kind.PRODUCT and (by_collective or not result.needed):
+                    result.value = None
+                else:
+                    result.value = _copied(result.value, place)
+
+
+@final
+class SecondRun(TorchDispatchMode):
+    """Hands out what the first run kept, in its order. May be entered again: a backward pass in two halves does."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, policy: Policy, results: list[_Result]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types there
+        self._policy = policy
+        self._results = results
+        self._next: Iterator[_Result] = iter(())
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """A compiled part is run again as a whole."""
+        return True
+
+    def __enter__(self) -> SecondRun:
+        self._next = iter(self._results)
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch has no types there
+        return self
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        keywords = kwargs or {}
+        if self._policy.of(function).keeps(args, keywords) is None:
+            return function(*args, **keywords)
+        result = next(self._next, None)
+        if result is None or result.function is not function:
+            had = "nothing" if result is None else str(result.function)
+            raise ScheduleError(
+                f"a layer that is run again for the backward pass computes {function} where it computed {had} the "
+                "first time; let it do the same whenever its input is the same, or set "
+                "topology.activation_checkpointing_type to disabled"
+            )
+        if result.value is None:
+            return function(*args, **keywords)
+        if result.kind is not Kind.COLLECTIVE:
+            return _detached(result.value)
+        out, values = result.value
+        for tensor, value in zip(_tensors(args[0]), values, strict=False):
+            tensor.copy_(value)
+        return out if isinstance(out, Tensor) or not isinstance(out, tuple) else (args[0], *out[1:])
+
+
+def selective_contexts(policy: Policy) -> tuple[FirstRun, SecondRun]:
+    """Return what a segment is to run in the first time, and again."""
+    results: list[_Result] = []
+    return FirstRun(policy, results), SecondRun(policy, results)
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    return type(value)(_mapped(change, item) for item in value) if isinstance(value, (tuple, list)) else value
+
+
+def _detached(value: Any) -> Any:
+    # Without the graph, which holds the segment, which holds the results.
+    return _mapped(torch.detach, value)
+
+
+def _copied(value: Any, place: int) -> Any:
+    return _mapped(lambda tensor: tensor.clone() if _place(tensor) == place else tensor, value)
