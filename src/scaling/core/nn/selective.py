@@ -117,7 +117,7 @@ class Policy:
         aliases = [argument.alias_info for argument in schema.arguments]
         writes = [number for number, alias in enumerate(aliases) if alias is not None and alias.is_write]
         if kind is Kind.COLLECTIVE:  # whose schemas don't say that they write to their first argument
-            writes = [0] if names[0].endswith(("tensor", "tensors")) else []
+            writes = [0]
         shares = any(given.alias_info and not given.alias_info.is_write for given in schema.returns)
         return _Manner(
             kind,
