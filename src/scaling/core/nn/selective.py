@@ -156,7 +156,7 @@ class FirstRun(TorchDispatchMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch has no types there
         self._origins = {}
         for result in self._results:
-            if not result.needed:
+            if not result.needed and result.kind is Kind.PRODUCT:
                 result.value = None
 
     def __torch_dispatch__(
@@ -166,6 +166,10 @@ class FirstRun(TorchDispatchMode):
         manner = self._policy.of(function)
         if manner.view:
             return function(*args, **keywords)
+        if function is torch.ops.aten.copy_.default:
+            into = self._origins.get(_place(args[0]), ())
+            if into and all(result.kind is Kind.COLLECTIVE and not result.needed for result in into):
+                return function(*args, **keywords)  # gloo fills what it was given when it is waited for
         kind = manner.keeps(args, keywords)
         read = {}
         for tensor in _tensors(args):
@@ -173,13 +177,15 @@ class FirstRun(TorchDispatchMode):
         if kind is not Kind.COLLECTIVE and not manner.handed_on:
             for result in read.values():
                 result.needed = True
+        for result in read.values():
+            result.needed |= result.kind is Kind.COLLECTIVE
         written = [tensor for number in manner.written if number < len(args) for tensor in _tensors(args[number])]
         self.part_from(written, by_collective=kind is Kind.COLLECTIVE)
         out = function(*args, **keywords)
         made = written if kind is Kind.COLLECTIVE else list(_tensors(out))
         if kind is not None:
             value = (out, [tensor.detach() for tensor in written]) if kind is Kind.COLLECTIVE else _detached(out)
-            result = _Result(function, kind, value, needed=kind is not Kind.PRODUCT)
+            result = _Result(function, kind, value, needed=kind is Kind.FUSED)
             self._results.append(result)
             found: tuple[_Result, ...] = (result,)
         else:
