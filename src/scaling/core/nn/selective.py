@@ -184,7 +184,11 @@ class FirstRun(TorchDispatchMode):
         out = function(*args, **keywords)
         made = written if kind is Kind.COLLECTIVE else list(_tensors(out))
         if kind is not None:
-            value = (out, [tensor.detach() for tensor in written]) if kind is Kind.COLLECTIVE else _detached(out)
+            value = (
+                (isinstance(out, tuple), [tensor.detach() for tensor in written])
+                if kind is Kind.COLLECTIVE
+                else _detached(out)
+            )
             result = _Result(function, kind, value, needed=kind is Kind.FUSED)
             self._results.append(result)
             found: tuple[_Result, ...] = (result,)
@@ -251,12 +255,12 @@ class SecondRun(TorchDispatchMode):
             return function(*args, **keywords)
         if result.kind is not Kind.COLLECTIVE:
             return _detached(result.value)
-        out, values = result.value
+        with_tensors, values = result.value
         for tensor, value in zip(_tensors(args[0]), values, strict=True):
             tensor.copy_(value)
         # The work of the first run is not waited for again: gloo's would copy its buffers, which others have by now.
         work = FakeWork().boxed()
-        return (args[0], work) if isinstance(out, tuple) else work
+        return (args[0], work) if with_tensors else work
 
 
 def selective_contexts(policy: Policy) -> tuple[FirstRun, SecondRun]:
