@@ -326,7 +326,7 @@ def test_every_host_needs_tokenizer_data_and_the_folders_of_the_run(data: Path, 
     assert needs.device == config.topology.device.value
 
 
-def test_the_attention_kernels_are_told_at_the_start() -> None:
+def test_the_kernels_are_told_at_the_start() -> None:
     settings = {"transformer_architecture.dropout_attention_probs": 0.1, "transformer_architecture.vocab_size": 9}
     learner = mock.Mock(topology=Topology.single())
     learner.module.parameters.return_value = []
@@ -334,7 +334,7 @@ def test_the_attention_kernels_are_told_at_the_start() -> None:
         training._introduce(TransformerConfig.from_dict(nested(settings)), learner, mock.Mock())
     message, *arguments = log.info.call_args.args
     told = "spelled-out while probabilities are dropped, else scaled-dot-product (PyTorch)"
-    assert message % tuple(arguments) == f"attention: {told}"
+    assert message % tuple(arguments) == f"kernels: attention {told}; linear layers float32"
 
 
 def test_what_was_checked_is_trained_although_it_came_through_a_pipe(

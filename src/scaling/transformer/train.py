@@ -52,7 +52,7 @@ from scaling.transformer.data.load import told as told_data
 from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
 from scaling.transformer.hf.companions import companions_of_tokenizer
-from scaling.transformer.layers.kernels import told
+from scaling.transformer.layers.kernels import told_of_kernels
 from scaling.transformer.recipe import recipe_of
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def _introduce(config: TransformerConfig, learner: Learner, training: TextMixtur
     )
     _log.info("%s", _told_of_training(config))
     plan = plan_of(config.transformer_architecture)
-    _log.info("attention: %s", told(plan, topology.device.type, find_kernels(topology.device)))
+    _log.info("%s", told_of_kernels(plan, topology.device.type, find_kernels(topology.device)))
     if config.topology.compile.value != "auto" or topology.device.type != "cpu":
         _log.info("compile: %s", learner.module.compiling)
     if config.topology.activation_checkpointing_type is ActivationCheckpointingType.SELECTIVE:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from scaling.core.nn.cached_attention import KeyValueCache as KeyValueCache
     from scaling.core.nn.cached_attention import KeyValueCaches as KeyValueCaches
     from scaling.core.nn.cached_attention import Past as Past
-    from scaling.core.nn.config import FP8DType as FP8DType
     from scaling.core.nn.config import FP8LinearConfig as FP8LinearConfig
     from scaling.core.nn.config import FP8MatmulConfig as FP8MatmulConfig
     from scaling.core.nn.config import LayerNormConfig as LayerNormConfig
@@ -44,6 +43,12 @@ if TYPE_CHECKING:
     from scaling.core.nn.embedding import TableEdit as TableEdit
     from scaling.core.nn.embedding import VocabParallelEmbedding as VocabParallelEmbedding
     from scaling.core.nn.embedding import without_padding as without_padding
+    from scaling.core.nn.float8 import Float8Product as Float8Product
+    from scaling.core.nn.float8 import find_float8_obstacle as find_float8_obstacle
+    from scaling.core.nn.float8_recipe import FLOAT8_MULTIPLE as FLOAT8_MULTIPLE
+    from scaling.core.nn.float8_recipe import Float8Recipe as Float8Recipe
+    from scaling.core.nn.float8_recipe import FP8DType as FP8DType
+    from scaling.core.nn.float8_recipe import float8_obstacle as float8_obstacle
     from scaling.core.nn.init import Constant as Constant
     from scaling.core.nn.init import Normal as Normal
     from scaling.core.nn.init import Uniform as Uniform

@@ -11,6 +11,7 @@ from pydantic import Field
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.fields import NoEffect, OnResume
 from scaling.core.errors import Problem
+from scaling.core.nn.float8_recipe import Float8Recipe, FP8DType, Operands
 
 
 class NormType(str, Enum):
@@ -77,13 +78,6 @@ class RelativePositionEmbeddingType(str, Enum):
     ROTARY_COMPLEX = "rotary_complex"
 
 
-class FP8DType(str, Enum):
-    """The 8-bit floating-point types."""
-
-    E4M3 = "e4m3"
-    E5M2 = "e5m2"
-
-
 class FP8MatmulConfig(BaseConfig):
     """Types of the two factors of a matrix product."""
 
@@ -99,15 +93,46 @@ class FP8MatmulConfig(BaseConfig):
                 "right_dtype", "is e5m2 like left_dtype, which no hardware multiplies; set one of them to e4m3"
             )
 
+    @property
+    def operands(self) -> Operands:
+        """Return the two."""
+        return Operands(self.left_dtype, self.right_dtype)
+
 
 class FP8LinearConfig(BaseConfig):
-    """Types of the three matrix products of a linear layer. null: that product stays in the layer's precision."""
+    """8-bit products of a linear layer. The three are told apart; null: that one stays in the layer's precision."""
 
+    granularity: Literal["tensor", "row"] = "tensor"
+    """What has a scale of its own. tensor: each factor, the fastest; row: each row of what is multiplied (each token,
+    each feature), which keeps more digits of what is small beside others."""
     dtypes_forward: FP8MatmulConfig | None = Field(default_factory=FP8MatmulConfig)
-    """Output: input times weight."""
+    """Output: input times weight. null: in the layer's precision."""
     dtypes_grad_input: FP8MatmulConfig | None = FP8MatmulConfig(left_dtype=FP8DType.E5M2)
-    """Gradient of the input: output gradient times weight."""
+    """Gradient of the input: output gradient times weight. null: in the layer's precision."""
     dtypes_grad_weight: FP8MatmulConfig | None = FP8MatmulConfig(right_dtype=FP8DType.E5M2)
-    """Gradient of the weight: input times output gradient."""
+    """Gradient of the weight: input times output gradient. null: in the layer's precision."""
     load_in_fp8: Annotated[bool, NoEffect("weights are stored in the precision of the model")] = False
     """Formerly: keep the weight itself in fp8."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check that kernels for rows have the products."""
+        if self.granularity != "row":
+            return
+        for name in ("dtypes_forward", "dtypes_grad_input", "dtypes_grad_weight"):
+            found: FP8MatmulConfig | None = getattr(self, name)
+            field = "left_dtype" if name == "dtypes_grad_weight" else "right_dtype"  # multiplied by the gradient's rows
+            if found is not None and getattr(found, field) is FP8DType.E5M2:
+                yield Problem(
+                    f"{name}.{field}", "is e5m2, but with granularity row this factor has to be e4m3; set it to that"
+                )
+
+    @property
+    def recipe(self) -> Float8Recipe:
+        """Return what the layers are told."""
+        forward, grad_input, grad_weight = (
+            None if found is None else found.operands
+            for found in (self.dtypes_forward, self.dtypes_grad_input, self.dtypes_grad_weight)
+        )
+        return Float8Recipe(
+            per_row=self.granularity == "row", forward=forward, grad_input=grad_input, grad_weight=grad_weight
+        )

@@ -37,6 +37,7 @@ from scaling.transformer.config.choices import (
     Precision,
 )
 from scaling.transformer.config.finetuning import MethodsConfig
+from scaling.transformer.config.float8 import Float8ArchitectureConfig
 from scaling.transformer.config.former import FormerArchitectureConfig
 
 MOST_LAYERS_IN_A_PATTERN = 100_000
@@ -53,7 +54,7 @@ class InitializationConfig(BaseConfig):
     """Standard deviation. null: sqrt(2 / (5 hidden_size))."""
 
 
-class ArchitectureConfig(MethodsConfig):
+class ArchitectureConfig(Float8ArchitectureConfig, MethodsConfig):
     """What this version builds: all settings of `TransformerArchitectureConfig` that do something."""
 
     on_resume = OnResume.IDENTITY

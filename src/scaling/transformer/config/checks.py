@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from math import gcd
 
-from scaling.core import LearningRateSchedulerConfig, OptimizerConfig, Problem, TopologyConfig, vanishing_constants
+from scaling.core import (
+    FLOAT8_MULTIPLE,
+    Device,
+    LearningRateSchedulerConfig,
+    OptimizerConfig,
+    Problem,
+    TopologyConfig,
+    vanishing_constants,
+)
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.choices import NormPlacement, Precision
 from scaling.transformer.config.data import DataConfig
@@ -13,6 +21,8 @@ from scaling.transformer.config.methods import method_problems
 from scaling.transformer.config.model_plan import base_plan_of, plan_of
 from scaling.transformer.config.record_checks import soft_prompt_has_its_places
 from scaling.transformer.config.training import ContrastiveLossConfig, TrainingConfig, TrainingGroupConfig
+from scaling.transformer.plan.attention import AttentionPlan
+from scaling.transformer.plan.parts import FeedForwardPlan, PartPlan
 
 
 def methods_fit_the_model(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
@@ -64,6 +74,31 @@ def sequence_is_divisible(
             "transformer_architecture.sequence_length",
             f"is {length}, but must be divisible by topology.model_parallel_size ({parts}) with "
             f"topology.sequence_parallel; the nearest that is: {max(1, round(length / parts)) * parts}",
+        )
+
+
+def float8_sizes_are_multiples(
+    transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
+) -> Iterator[Problem]:
+    """Kernels for 8-bit products want sizes that are multiples of 16; what a CPU emulates may have any."""
+    plan = plan_of(transformer_architecture)
+    float8, multiple = plan.arithmetic.float8, FLOAT8_MULTIPLE
+    if topology.device is Device.CPU or not float8.recipes:
+        return
+    parts: list[PartPlan] = [*plan.parts(AttentionPlan), *plan.parts(FeedForwardPlan)]
+    odd = list(dict.fromkeys(float8.odd_sizes(parts, topology.model_parallel_size, multiple)))
+    if odd:
+        yield Problem(
+            "transformer_architecture",
+            f"has fp8_config sections, but each process has {' and '.join(odd)}, which must be multiples of "
+            f"{multiple}; change them or topology.model_parallel_size, or remove the sections of these layers",
+        )
+    tokens = topology.micro_batch_size * plan.sequence
+    if tokens % multiple and any(recipe.grad_weight is not None for recipe in float8.recipes):
+        yield Problem(
+            "topology.micro_batch_size",
+            f"is {topology.micro_batch_size}, which makes micro-batches of {tokens} tokens, but 8-bit gradients of "
+            f"weights need a multiple of {multiple}; change it, or set dtypes_grad_weight of the fp8_config to null",
         )
 
 
@@ -169,6 +204,7 @@ CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     methods_fit_the_model,
     widths_are_divisible,
     sequence_is_divisible,
+    float8_sizes_are_multiples,
     stages_have_layers,
     float16_is_scaled,
     constants_do_not_vanish,

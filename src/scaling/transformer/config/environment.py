@@ -17,11 +17,13 @@ from scaling.core import (
     RunnerConfig,
     RunnerType,
     TopologyConfig,
+    float8_obstacle,
     run_checks,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
 from scaling.transformer.config.checks import CHECKS
 from scaling.transformer.config.data import DataConfig
+from scaling.transformer.config.float8 import FLOAT8_SECTIONS
 from scaling.transformer.config.methods import token_problems
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.config.start import START_CHECKS
@@ -136,6 +138,23 @@ def packages_are_installed(logger: LoggerConfig) -> Iterator[Problem]:
             )
 
 
+def float8_has_its_package(
+    transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
+) -> Iterator[Problem]:
+    """8-bit products on a GPU go through torchao, for a model in bfloat16. What GPU it is, the start of a run tells."""
+    given = [name for name in FLOAT8_SECTIONS if getattr(transformer_architecture, name) is not None]
+    if not given or topology.device is not Device.CUDA:
+        return
+    obstacle = float8_obstacle(
+        device="cuda",
+        capability=None,
+        has_torchao=find_spec("torchao") is not None,
+        precision=transformer_architecture.precision.value,
+    )
+    if obstacle is not None:
+        yield Problem(f"transformer_architecture.{given[0]}", f"is given, but {obstacle}")
+
+
 def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Problem]:
     """Each process that the runner starts here has a GPU where GPUs are asked for."""
     gpus = visible_gpus()
@@ -155,6 +174,7 @@ ENVIRONMENT_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
     machines_and_script_exist,
     *START_CHECKS,
     packages_are_installed,
+    float8_has_its_package,
     gpus_suffice,
 )
 

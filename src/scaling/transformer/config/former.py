@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scaling.core import BaseConfig, FP8LinearConfig, NoEffect, Unavailable
+from scaling.core import BaseConfig, NoEffect, Unavailable
 
 
 class PoolingMethod(str, Enum):
@@ -58,16 +58,6 @@ class FormerArchitectureConfig(BaseConfig):
 
     attention_use_matmul: Annotated[bool, NoEffect("attention uses PyTorch's fused kernels")] = False
     """Formerly: which product computes attention scores."""
-    fp8_config_attention: Annotated[FP8LinearConfig | None, Unavailable()] = None
-    """8-bit query, key and value products."""
-    fp8_config_attention_dense_out: Annotated[FP8LinearConfig | None, Unavailable()] = None
-    """8-bit attention output product."""
-    fp8_config_mlp: Annotated[FP8LinearConfig | None, Unavailable()] = None
-    """8-bit first MLP products."""
-    fp8_config_mlp_dense_out: Annotated[FP8LinearConfig | None, Unavailable()] = None
-    """8-bit last MLP product."""
-    fp8_config_lm_head: Annotated[FP8LinearConfig | None, Unavailable()] = None
-    """8-bit language model head."""
     image_encoder: Annotated[bool, Unavailable()] = False
     """Accept images."""
     dropout_image_encoder: Annotated[float, NoEffect("images are not available in this version")] = Field(

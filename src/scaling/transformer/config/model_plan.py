@@ -54,6 +54,7 @@ def base_plan_of(architecture: ArchitectureConfig) -> ModelPlan:
             kernel=architecture.masked_softmax.kernel.value,
             deterministic=architecture.masked_softmax.deterministic_flash_attn_bwd,
             dropout_stream=architecture.dropout_stream.value,
+            float8=architecture.float8_plan,
         ),
     )
 

@@ -49,6 +49,8 @@ def open_model(
     if adapter is not None:
         elsewhere = None if base is None else folder_meant(base)
         architecture, whole = adapter.base_architecture, adapter.find_base(elsewhere, remedy=_BASE_REMEDY)
+    # What a scale for a whole operand rounds away depends on the texts beside one's own.
+    architecture = architecture.without_float8()
     if precision is not None:
         architecture = architecture.at_precision(precision)
     if sequence_length is not None:

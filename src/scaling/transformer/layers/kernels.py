@@ -68,6 +68,15 @@ def _choice(part: AttentionPlan, arithmetic: Arithmetic, device: str, found: Col
     return Choice(training, otherwise)
 
 
+def told_of_linears(plan: ModelPlan, device: str) -> str:
+    """Return what multiplies in the linear layers, in a line."""
+    arithmetic = plan.arithmetic
+    if not arithmetic.float8.recipes:
+        return arithmetic.precision
+    how = "torchao" if device == "cuda" else "emulated, which is slow"
+    return f"{arithmetic.float8} ({how}); others {arithmetic.precision}"
+
+
 def told(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) -> str:
     """Return the choice in a line: by numbers of layers where they differ."""
     chosen = choices(plan, device, found)
@@ -80,3 +89,8 @@ def told(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) -> st
     if len(layers) == 1:
         return next(iter(layers))
     return ", ".join(f"{name} in {count} {'layer' if count == 1 else 'layers'}" for name, count in layers.items())
+
+
+def told_of_kernels(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) -> str:
+    """Return, in the line by which a training begins, what has been chosen for this device: nothing is else tried."""
+    return f"kernels: attention {told(plan, device, found)}; linear layers {told_of_linears(plan, device)}"

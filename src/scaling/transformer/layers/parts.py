@@ -14,7 +14,10 @@ from scaling.core import (
     AttentionCore,
     AttentionCoreMaker,
     ColumnParallelLinear,
+    ConfigError,
     Dropout,
+    Float8Product,
+    Float8Recipe,
     Heads,
     KeyQueryNorm,
     LayerNorm,
@@ -35,6 +38,7 @@ from scaling.core import (
     Topology,
     VocabParallelEmbedding,
     attention_projections,
+    find_float8_obstacle,
     find_kernels,
 )
 from scaling.transformer.config.choices import Precision
@@ -81,8 +85,11 @@ class PartMaker:
         self.seed = seed
         self.place = Place(topology, Precision(plan.arithmetic.precision).dtype, topology.sequence_parallel)
         device = topology.device
+        if plan.arithmetic.float8.recipes and (obstacle := find_float8_obstacle(device, self.place.dtype)):
+            raise ConfigError(f"transformer_architecture has an fp8_config, but {obstacle}")
         self._kernels = choices(plan, device.type, find_kernels(device))
         self._make_core = AttentionCoreMaker(deterministic=plan.arithmetic.deterministic)
+        self._float8 = plan.arithmetic.float8
         self._rotations: dict[RotationPlan, RotaryEmbedding] = {}
 
     def __call__(self, part: PartPlan, layer: int) -> nn.Module:
@@ -124,17 +131,20 @@ class PartMaker:
 
     def _attention(self, part: AttentionPlan, layer: int) -> ParallelSelfAttention:
         heads, kv_heads = (Heads(count, part.head_size) for count in (part.heads, part.kv_heads))
+        projections = attention_projections(
+            part.hidden,
+            {"query": heads, "key": kv_heads, "value": kv_heads},
+            place=self.place,
+            bias=part.projection_bias,
+            initializer=Normal(part.projection_std),
+            fused=part.fused,
+        )
+        for projection in projections.values():
+            self._round(projection, self._float8.attention)
         attention = ParallelSelfAttention(
-            attention_projections(
-                part.hidden,
-                {"query": heads, "key": kv_heads, "value": kv_heads},
-                place=self.place,
-                bias=part.projection_bias,
-                initializer=Normal(part.projection_std),
-                fused=part.fused,
-            ),
+            projections,
             self._core(part, layer, heads),
-            self._out(part.dense),
+            self._out(part.dense, self._float8.attention_out),
             head_dim=part.head_size,
             rotary=None if part.rotation is None else self._rotary(part.rotation),
         )
@@ -172,22 +182,31 @@ class PartMaker:
         return self._rotations[part]
 
     def _feed_forward(self, part: FeedForwardPlan) -> ParallelMLP | ParallelSwiGLUMLP:
-        ways_in = {linear.name: self._in(linear) for linear in part.inputs}
-        activation, out = ACTIVATIONS[part.activation], self._out(part.output)
+        ways_in = {linear.name: self._in(linear, self._float8.mlp) for linear in part.inputs}
+        activation, out = ACTIVATIONS[part.activation], self._out(part.output, self._float8.mlp_out)
         if part.gated:
             return ParallelSwiGLUMLP(ways_in, out, activation=activation)
         (way_in,) = ways_in.values()
         return ParallelMLP(way_in, out, activation=activation)
 
-    def _in(self, part: LinearPlan) -> ColumnParallelLinear:
-        return ColumnParallelLinear(
+    def _in(self, part: LinearPlan, float8: Float8Recipe | None) -> ColumnParallelLinear:
+        layer = ColumnParallelLinear(
             part.inputs, part.outputs, place=self.place, bias=part.bias, initializer=Normal(part.std)
         )
+        self._round(layer, float8)
+        return layer
 
-    def _out(self, part: LinearPlan) -> RowParallelLinear:
-        return RowParallelLinear(
+    def _out(self, part: LinearPlan, float8: Float8Recipe | None) -> RowParallelLinear:
+        layer = RowParallelLinear(
             part.inputs, part.outputs, place=self.place, bias=part.bias, initializer=Normal(part.std)
         )
+        self._round(layer, float8)
+        return layer
+
+    def _round(self, layer: ColumnParallelLinear | RowParallelLinear, float8: Float8Recipe | None) -> None:
+        """Let the layer multiply in 8 bits where there is a recipe."""
+        if float8 is not None:
+            layer.product = Float8Product(float8, self.place, inputs_cut=isinstance(layer, RowParallelLinear))
 
 
 def unbuilt(plan: ModelPlan) -> Iterator[str]:

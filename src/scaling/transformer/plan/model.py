@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.edits import EditPlan
+from scaling.transformer.plan.float8 import NO_FLOAT8, Float8Plan
 from scaling.transformer.plan.parameters import ParameterPlan
 from scaling.transformer.plan.parts import FeedForwardPlan, MultiplyAdds, PartPlan
 
@@ -61,6 +62,8 @@ class Arithmetic:
     """The backward pass of flash attention gives the same bits each time."""
     dropout_stream: Literal["layout_invariant", "per_rank"] = "layout_invariant"
     """Whether masks are the same in every layout, or drawn faster."""
+    float8: Float8Plan = NO_FLOAT8
+    """Which products are in 8 bits."""
 
 
 @dataclass(frozen=True)
