@@ -9,6 +9,16 @@ from tests.contract.layouts import LAYERS, SELECTIVE, SMALL_BUCKETS, SP, LayoutC
 
 _SIZES = {"hidden_size": 32, "num_attention_heads": 8, "sequence_length": 16, "precision": "float64", "num_layers": 2}
 
+FLOAT8_SECTIONS = (
+    "fp8_config_attention",
+    "fp8_config_attention_dense_out",
+    "fp8_config_mlp",
+    "fp8_config_mlp_dense_out",
+)
+FLOAT8_BY_ROWS: Mapping[str, Any] = {
+    name: {"granularity": "row", "dtypes_grad_weight": None} for name in FLOAT8_SECTIONS
+}
+
 OPTION_MODELS: dict[str, Mapping[str, Any]] = {
     # Norms around both branches, capped scores and logits, windows in every other layer, heads of a size of their own.
     "sandwich": {
@@ -89,6 +99,17 @@ OPTION_MODELS: dict[str, Mapping[str, Any]] = {
         "logit_scale": 0.25,
         "lm_head_bias": True,
         "weight_tying": True,
+    },
+    # Products in 8 bits, with scales that no layout changes: of rows, and none over the tokens of a micro-batch.
+    "float8": {
+        **_SIZES,
+        "vocab_size": 50,
+        "attention_qkv_in_one": True,
+        "mlp_type": "swiglu",
+        "mlp_factor": 2.0,
+        "norm_type": "rms",
+        "weight_tying": False,
+        **FLOAT8_BY_ROWS,
     },
     # Norms behind the sums, learned positions, norms without weights.
     "after sum": {

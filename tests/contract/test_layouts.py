@@ -64,7 +64,10 @@ def test_layouts_are_the_same_training_run(
 
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(model, marks=() if model in ("sandwich", "post") else pytest.mark.slow) for model in OPTION_MODELS],
+    [
+        pytest.param(model, marks=() if model in ("sandwich", "post", "float8") else pytest.mark.slow)
+        for model in OPTION_MODELS
+    ],
 )
 def test_every_option_of_the_architecture_is_the_same_run_in_every_layout(
     model: str, reference: Callable[[str, int], Reference]

@@ -26,6 +26,8 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/config/config_file": ("core/config/test_base",),
     "core/config/explain": ("core/config/test_base", "transformer/config/test_problems"),
     "core/config/fields": ("core/config/test_base", "core/config/test_template_text"),
+    "core/nn/float8_recipe": ("core/nn/test_float8",),
+    "transformer/config/float8": ("transformer/plan/test_float8", "transformer/config/test_problems"),
     "core/config/reading": ("core/config/test_base", "transformer/config/test_first_version"),
     "core/config/patterns": ("core/optimizer/test_groups", "transformer/config/test_problems"),
     "core/config/plain_words": ("core/config/test_base",),

@@ -387,4 +387,18 @@ BUGS = (
         "gpt",
         TENSOR,
     ),
+    Bug(
+        "scales of 8-bit numbers are found on each rank alone",
+        "scaling.core.nn.float8:Float8Product.agreed",
+        [("self.group is None or not cut", "True")],
+        "float8",
+        TENSOR,
+    ),
+    Bug(
+        "scales of the inputs of row-parallel layers are taken for whole",
+        "scaling.core.nn.float8:_Float8Linear.forward",
+        [("(largest(x_NI, dim), product.inputs_cut)", "(largest(x_NI, dim), False)")],
+        "float8",
+        SEQUENCE,
+    ),
 )

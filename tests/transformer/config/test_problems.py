@@ -51,6 +51,19 @@ PROBLEMS = [
     *FINETUNING_PROBLEMS,
     *RUNNER_PROBLEMS,
     (
+        "{topology: {model_parallel_size: 2, pipe_parallel_size: 1, data_parallel_size: 1}, transformer_architecture: "
+        "{hidden_size: 96, num_attention_heads: 12, attention_num_kv_heads: 2, mlp_factor: 1.0, sequence_length: 16, "
+        "fp8_config_attention: {}, fp8_config_mlp_dense_out: {}}}",
+        "transformer_architecture: has fp8_config sections, but each process has 8 outputs of key and 8 outputs of "
+        "value, which must be multiples of 16; change them or topology.model_parallel_size, or remove the sections of "
+        "these layers",
+    ),
+    (
+        "transformer_architecture: {hidden_size: 96, num_attention_heads: 6, sequence_length: 15, fp8_config_mlp: {}}",
+        "topology.micro_batch_size: is 2, which makes micro-batches of 30 tokens, but 8-bit gradients of weights need "
+        "a multiple of 16; change it, or set dtypes_grad_weight of the fp8_config to null",
+    ),
+    (
         "transformer_architecture: {dropout_after_mlp: 1.5}",
         "transformer_architecture.dropout_after_mlp: must be a number of at least 0 and of at most 1, not 1.5",
     ),
@@ -286,6 +299,11 @@ OTHER_SECTIONS: list[tuple[type[BaseConfig], str, str]] = [
         nn.FP8MatmulConfig,
         "{left_dtype: e5m2, right_dtype: e5m2}",
         "right_dtype: is e5m2 like left_dtype, which no hardware multiplies; set one of them to e4m3",
+    ),
+    (
+        nn.FP8LinearConfig,
+        "{granularity: row, dtypes_grad_weight: {left_dtype: e5m2}}",
+        "dtypes_grad_weight.left_dtype: is e5m2, but with granularity row this factor has to be e4m3; set it to that",
     ),
 ]
 

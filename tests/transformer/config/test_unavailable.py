@@ -9,11 +9,6 @@ from scaling.transformer.config.root import TransformerConfig
 
 UNAVAILABLE = [
     "trainer.tensor_statistics_recorder_config={interval: 1}",
-    "transformer_architecture.fp8_config_attention={}",
-    "transformer_architecture.fp8_config_attention_dense_out={}",
-    "transformer_architecture.fp8_config_mlp={}",
-    "transformer_architecture.fp8_config_mlp_dense_out={}",
-    "transformer_architecture.fp8_config_lm_head={}",
     "transformer_architecture.image_encoder=true",
     "transformer_architecture.embedding_head_config={name: a, proj_layers: [1]}",
     "transformer_architecture.umup.enable=true",
@@ -28,6 +23,13 @@ def test_a_feature_this_version_does_not_have_is_refused_instead_of_ignored(over
         TransformerConfig.from_dict({}, [override])
     path = override.partition("=")[0]
     assert str(raised.value) == f"{path}: is not available in this version; remove it"
+
+
+def test_the_head_is_not_in_8_bits() -> None:
+    with pytest.raises(
+        ConfigError, match=r"not available in this version; remove it: the head is computed in the precision of the"
+    ):
+        TransformerConfig.from_dict({}, ["transformer_architecture.fp8_config_lm_head={}"])
 
 
 def test_what_another_command_does_is_named() -> None:
