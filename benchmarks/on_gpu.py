@@ -52,8 +52,8 @@ PIECES = {
     "float8": Piece("llama_8b_8_layers", ("scaling", "float8"), 300, 200, ("topology.gradient_accumulation_steps=1",)),
 }
 TOY = {
-    "toy": Piece("toy", ("scaling", "transformers"), 5, 60),
-    "float8": Piece("toy", ("scaling", "float8"), 10, 60),
+    "toy": Piece("toy", ("scaling", "transformers"), 5, 240),
+    "float8": Piece("toy", ("scaling", "float8"), 10, 240),
 }
 TESTS_SECONDS = 90.0
 

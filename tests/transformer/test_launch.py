@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from scaling.cli.main import app
@@ -335,6 +336,15 @@ def test_the_kernels_are_told_at_the_start() -> None:
     message, *arguments = log.info.call_args.args
     told = "spelled-out while probabilities are dropped, else scaled-dot-product (PyTorch)"
     assert message % tuple(arguments) == f"kernels: attention {told}; linear layers float32"
+
+
+def test_a_process_keeps_to_its_numa_node_before_it_reads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = mock.Mock(side_effect=ConfigError("this machine has one NUMA node"))
+    monkeypatch.setattr(training, "bind_to_numa_node", bound)
+    config = TransformerConfig.from_dict({"runner": {"numa_binding": True}, "topology": {"device": "cpu"}})
+    with pytest.raises(ConfigError, match="one NUMA node"):
+        training.train(config, LaunchContext(local_rank=1))
+    bound.assert_called_once_with(1, torch.device("cpu"))
 
 
 def test_what_was_checked_is_trained_although_it_came_through_a_pipe(

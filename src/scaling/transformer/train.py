@@ -33,6 +33,8 @@ from scaling.core import (
     RunIdentity,
     StorageError,
     Topology,
+    bind_to_numa_node,
+    choose_device,
     configure_logging,
     find_kernels,
     kept_by_selective,
@@ -82,8 +84,13 @@ DECIDED_BY: Mapping[str, Sequence[str]] = {
 
 def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
     """Train as `config` says, as one of the processes of `launch`, and return what to end with."""
+    node = None
+    if config.runner.numa_binding:  # before there is much memory
+        node = bind_to_numa_node(launch.local_rank, choose_device(config.topology.device, launch.local_rank))
     config = prepare_data(config)
     configure_logging(config.logger, rank=launch.rank, world_size=launch.world_size)
+    if node is not None:
+        _log.info("process %d keeps to NUMA node %d", launch.rank, node)
     if config.training.use_deterministic_torch_algorithms:
         torch.use_deterministic_algorithms(True)
     with Topology.connect(config.topology, launch, digest=config.digest()) as topology:

@@ -43,5 +43,8 @@ def test_a_name_that_sounds_secret_is_kept_apart(tmp_path: Path, name: str) -> N
 def test_defaults_give_way_to_what_the_user_has_set() -> None:
     assert process_defaults({}, 2, gpus=(3, 5))["CUDA_VISIBLE_DEVICES"] == "3,5"
     given = {"CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "7", "TORCH_CPP_LOG_LEVEL": "INFO", "OMP_WAIT_POLICY": "A"}
+    given["PYTORCH_CUDA_ALLOC_CONF"] = "backend:native"
     assert process_defaults(given, 2, gpus=(3, 5)) == {}
+    assert process_defaults({}, 2, gpus=None)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_ALLOC_CONF" not in process_defaults({"PYTORCH_ALLOC_CONF": ""}, 2, gpus=None)
     assert "CUDA_VISIBLE_DEVICES" not in process_defaults({}, 2, gpus=None)

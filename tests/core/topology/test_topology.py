@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from itertools import product
+from types import SimpleNamespace
 from typing import Any, Literal
 from unittest import mock
 
@@ -283,3 +284,18 @@ def test_the_device_is_what_the_configuration_says_where_it_exists(monkeypatch: 
     assert choose_device("auto", 5) == torch.device("cpu")
     with pytest.raises(LayoutError, match=r"topology.device is cuda, but torch sees no GPU"):
         choose_device("cuda", 0)
+
+
+def test_on_a_gpu_links_of_the_pipeline_have_streams_of_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    nccl, make = SimpleNamespace(Options=lambda **options: options), mock.Mock()
+    make.return_value.size.return_value = 2
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", nccl, raising=False)
+    monkeypatch.setattr(dist, "new_group", make)
+    for device, expected in (("cuda", {"is_high_priority_stream": True}), ("cpu", None)):
+        make.reset_mock()
+        topology = Topology(Layout(pipe=2, model=2), 0, torch.device("cpu"))
+        topology.device, topology._store = torch.device(device), mock.Mock()
+        topology.link("activations", descending=False)
+        topology.link("gradients", descending=True)
+        topology.group(Axis.MODEL)
+        assert [call.kwargs["pg_options"] for call in make.call_args_list] == [expected, expected, None]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scaling.core.runner.early_signals import listen_early as listen_early
     from scaling.core.runner.local import run_program as run_program
     from scaling.core.runner.main import runner_main as runner_main
+    from scaling.core.runner.numa import bind_to_numa_node as bind_to_numa_node
     from scaling.core.runner.plan import HostNeeds as HostNeeds
     from scaling.core.runner.process import run_process as run_process
 

@@ -155,6 +155,9 @@ class RunnerConfig(BaseConfig):
     your own making (status 2), refused data (65), or when it was asked to leave (75)."""
     ssh_config: Path | None = None
     """Configuration of ssh, for keys, ports and jump hosts. null: your own, ~/.ssh/config."""
+    numa_binding: bool = False
+    """Keep each process on the cores, and so in the memory, of one NUMA node: that of its GPU, without GPUs the nodes
+    in turn. Refused on a machine with one node."""
     forward_environment: list[str] = Field(default_factory=lambda: [*FORWARDED])
     """Variables that processes on other machines get from here, as patterns. What has KEY, TOKEN, SECRET or PASSWORD
     in its name is never written anywhere: it goes over ssh's standard input, or is taken from the machine's own."""

@@ -52,6 +52,9 @@ def process_defaults(environ: Mapping[str, str], processes: int, *, gpus: Sequen
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # warnings of gloo and the store are dozens of lines each
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from those that work
     }
+    if "PYTORCH_CUDA_ALLOC_CONF" not in environ:  # the former name
+        # Segments that grow leave no holes where blocks of changing size come and go. It is for GPUs alone.
+        defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if gpus is not None:
         defaults["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     cores = available_cores()

@@ -226,6 +226,8 @@ def _start(plan: SlurmPlan, becomes: str = "") -> Iterator[str]:
     yield f"cores=${{SLURM_CPUS_PER_TASK:-$((${{SLURM_CPUS_ON_NODE:-1}} / {plan.tasks_per_machine}))}}"
     yield 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores : 1))}"'
     yield 'export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"'
+    segments = '"${PYTORCH_ALLOC_CONF-expandable_segments:True}"'
+    yield f'[ -n "$PYTORCH_CUDA_ALLOC_CONF" ] || export PYTORCH_ALLOC_CONF={segments}'
     yield "# srun no longer takes the number of cores over from sbatch."
     yield '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
     if plan.is_script:  # it may import from the folder that the command was given in, as a module may

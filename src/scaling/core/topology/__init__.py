@@ -22,5 +22,6 @@ if TYPE_CHECKING:
     from scaling.core.topology.placement import Placement as Placement
     from scaling.core.topology.rng import derive_seed as derive_seed
     from scaling.core.topology.topology import Topology as Topology
+    from scaling.core.topology.topology import choose_device as choose_device
 
 load_on_use(__name__)

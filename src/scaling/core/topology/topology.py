@@ -149,18 +149,23 @@ class Topology:
         return self._store
 
     @waits
-    def subgroup(self, purpose: str, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+    def subgroup(self, purpose: str, ranks: Sequence[int], *, urgent: bool = False) -> dist.ProcessGroup | None:
         """Return a group of the given global ranks, ordered by rank; None for a rank that stays alone.
 
         Collective: *all* ranks, in one order of purposes, each with the ranks it belongs to (only itself, if to none).
         A group is made once per purpose: NCCL serialises what shares a group, so independent streams of messages name
         different purposes. Only the members wait for each other; but torch derives a group's name from the number of
         groups its rank has made, which is why a rank that stays alone makes one too.
+
+        On a GPU the kernels of an `urgent` group go before others that wait for a free processor: what it sends is
+        small, and somebody stands still until it is there.
         """
         if self._store is None:
             return None
         if purpose not in self._groups:
-            self._groups[purpose] = dist.new_group(sorted(ranks), use_local_synchronization=True)
+            self._groups[purpose] = dist.new_group(
+                sorted(ranks), pg_options=_options(self.device, urgent=urgent), use_local_synchronization=True
+            )
         group = self._groups[purpose]
         return group if group.size() > 1 else None
 
@@ -172,7 +177,8 @@ class Topology:
         flow one way, in one order on both ends, and no send can stand in the way of a receive. Collective: all ranks.
         """
         ranks = self.layout.group(Axis.PIPE, self.rank)
-        return self.subgroup(f"{payload} descending" if descending else payload, ranks) if len(ranks) > 1 else None
+        purpose = f"{payload} descending" if descending else payload
+        return self.subgroup(purpose, ranks, urgent=True) if len(ranks) > 1 else None
 
     def holders_group(self, axis: Axis, placement: Placement) -> dist.ProcessGroup | None:
         """Return the group of this rank and those along `axis` that hold the same values by `placement`.
@@ -269,6 +275,14 @@ class Topology:
         if kind is not None and self._watch is not None:
             self._watch.let_it_end()
         self.close()
+
+
+def _options(device: torch.device, *, urgent: bool) -> Any:
+    """Return what a new group is told: on a GPU, whether its stream has priority."""
+    if device.type != "cuda" or not urgent:
+        return None
+    options: Any = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    return options
 
 
 def first_given(values: Sequence[T | None]) -> T | None:
