@@ -26,7 +26,7 @@ from scaling.core.config.plain_words import first_of
 from scaling.transformer import TransformerConfig, layer_specs, load_datasets, prepare_data
 from scaling.transformer.data.source import missing_files
 from scaling.transformer.recipe import LayerFunction, recipe_of
-from scaling.transformer.verify.comparable import comparable
+from scaling.transformer.verify.comparable import comparable, tolerance_of
 from scaling.transformer.verify.shrink import PROCESSES, differences, shrunk
 from scaling.transformer.verify.synthetic import synthetic_text
 
@@ -112,6 +112,7 @@ def verify(
         reference,
         steps=steps,
         precision=precision.value,
+        tolerance=tolerance_of(used, precision.value),
         timeout=timeout,
         progress=lambda message: typer.echo(f"  {message}", err=True),
     )

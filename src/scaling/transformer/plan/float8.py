@@ -31,6 +31,11 @@ class Float8Plan:
         found = (self.attention, self.attention_out, self.mlp, self.mlp_out)
         return list(dict.fromkeys(recipe for recipe in found if recipe is not None))
 
+    @property
+    def scales_micro_batches(self) -> bool:
+        """Return whether some scale is found over a whole micro-batch, so that its size decides what it is."""
+        return any(not recipe.per_row or recipe.grad_weight is not None for recipe in self.recipes)
+
     def linears(self, parts: Iterable[PartPlan]) -> Iterator[tuple[LinearPlan, Float8Recipe]]:
         """Yield the layers of some parts that are in 8 bits."""
         for part in parts:

@@ -1,4 +1,4 @@
-"""A configuration whose first steps move the weights, and by more than rounding does."""
+"""A configuration whose first steps move the weights, by more than rounding does, and how far layouts may be apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from scaling.transformer.config.root import TransformerConfig
 
 LEAST_EPS = 1e-3
 """In float32, gradients agree to some 1e-6 of the largest; weights then agree to 1e-5 at usual learning rates."""
+
+FLOAT8_TOLERANCE = 4e-6
+"""2^-18: how far numbers may round apart, relative to the largest, where layouts have 8-bit scales of their own."""
+
+
+def tolerance_of(config: TransformerConfig, precision: str) -> float | None:
+    """Return the relative difference that is allowed; None: the usual one of that precision."""
+    coarse = precision == "float64" and config.transformer_architecture.float8_plan.scales_micro_batches
+    return FLOAT8_TOLERANCE if coarse else None
 
 
 def comparable(config: TransformerConfig) -> TransformerConfig:
