@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.contract.layouts import LAYERS, SP, LayoutCase, interleaved
-from tests.contract.test_layouts import FEW, Reference, assert_same, job, reference
+from tests.contract.runs import Reference
+from tests.contract.test_layouts import FEW, assert_same, job, reference
 
 __all__ = ["reference"]  # a fixture
 
