@@ -13,7 +13,6 @@ from scaling.core import ConfigError, ExitStatus, ScalingError, run_process
 from scaling.transformer import launch_training
 
 PROGRAM = "examples.transformer_example.run"
-PROMPTS = ("def ", "import ", "The following")
 
 
 def main() -> int:
@@ -25,32 +24,14 @@ def main() -> int:
     save_dir = config.trainer.save_dir
     if status != ExitStatus.DONE or save_dir is None or int(os.environ.get("RANK", "0")) != 0:
         return status
+    from examples.transformer_example.show import show  # takes torch, which starting a training does not
+
     try:
         show(save_dir)
     except ScalingError as error:  # the training has ended well all the same
         print(f"\nThe model was trained and saved, but continues no text here: {error}")
     print(f"\nNext:\n{next_commands(config_path, save_dir)}")
     return ExitStatus.DONE
-
-
-def show(save_dir: Path) -> None:
-    """Let the model continue a few prompts."""
-    from scaling.transformer import Sampling, TransformerInferenceModule  # they take torch, which starting does not
-
-    model = TransformerInferenceModule.from_checkpoint(save_dir)
-    if model.tokenizer is None:
-        print(
-            "\nThe model was trained without a tokenizer (transformer_architecture.vocab_file); it continues no text."
-            f"\nTo generate, copy the tokenizer of the token data to {save_dir}/vocab.json."
-        )
-        return
-    print("\nThe model continues:")
-    for prompt in PROMPTS:
-        print(f"\n  {prompt}", end="")
-        text = model.stream_text(prompt, max_tokens=48, sampling=Sampling(temperature=0.7, top_p=0.9), seed=1)
-        for piece in text:
-            print(piece.replace("\n", "\n  "), end="", flush=True)
-        print()
 
 
 def next_commands(config_path: str, save_dir: Path) -> str:
