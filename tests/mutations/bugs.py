@@ -90,19 +90,14 @@ BUGS = (
     Bug(
         "the loss is a mean of the micro-batches' means",
         "scaling.transformer.losses:CrossEntropyLoss.__call__",
-        [
-            (
-                "LossOutput(loss, weights.sum())",
-                "LossOutput(loss / weights.sum().clamp_min(1), weights.new_ones(()))",
-            )
-        ],
+        [("LossOutput(loss, weight,", "LossOutput(loss / weight.clamp_min(1), weight.new_ones(()),")],
         "llama",
         DATA,
     ),
     Bug(
         "padding counts as tokens",
         "scaling.transformer.losses:CrossEntropyLoss.__call__",
-        [("weights.sum())", "float(weights.numel()))")],
+        [("LossOutput(loss, weight,", "LossOutput(loss, float(targets.loss_weights.numel()),")],
         "llama",
         DATA,
     ),

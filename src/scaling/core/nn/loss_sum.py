@@ -136,7 +136,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         *operands: Tensor,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(operands[0].dtype, torch.float32)
-        work = _Work(targets_N, weights_N.to(wide), how, z_loss, bias_v, paired_operands(operands))
+        work = _Work(_Wanted(targets_N, weights_N.to(wide), z_loss), how, bias_v, paired_operands(operands))
         work.want(*ctx.needs_input_grad[4:])
         ahead = 0 if how.group is None else 1
         started: list[_Chunk] = []
@@ -177,19 +177,26 @@ class _Chunk(NamedTuple):
     arriving: ops.Pending | None
 
 
+class _Wanted(NamedTuple):
+    """What is summed over positions."""
+
+    targets_N: Tensor
+    weights_N: Tensor
+    z_loss: float
+
+
 @final
 class _Work:
     """Makes the losses of all positions, and the gradients of what they are made of, chunk by chunk."""
 
     def __init__(
         self,
-        targets_N: Tensor,
-        weights_N: Tensor,
+        wanted: _Wanted,
         how: LogitChunks,
-        z_loss: float,
         bias_v: Tensor | None,
         terms: Sequence[LogitTerm],
     ) -> None:
+        targets_N, weights_N, z_loss = wanted
         self.weights_N = weights_N
         self.losses_N, self.log_normalisers_N = torch.empty_like(weights_N), torch.empty_like(weights_N)
         self._how, self._z_loss, self._bias_v, self._terms = how, z_loss, bias_v, terms
