@@ -14,7 +14,7 @@ import statistics
 from typing import Any
 
 from reporting import begin, parser, publish
-from sides import HERE, Side
+from sides import HERE, Side, configured
 
 from scaling.transformer import TransformerConfig
 from scaling.transformer.config.presets import preset
@@ -44,12 +44,14 @@ def main() -> None:
     sides = [
         Side(
             name,
-            checkout=str(HERE),
-            builder="scaling_side",
-            config=None,
-            defaults=config,
-            overrides=options.overrides,
-            world_size=topology.world_size,
+            configured(
+                HERE,
+                "scaling_side",
+                config=None,
+                defaults=config,
+                overrides=options.overrides,
+                world_size=topology.world_size,
+            ),
         )
         for name, config in (("full", whole), ("lora", added))
     ]

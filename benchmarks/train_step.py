@@ -27,7 +27,7 @@ from budget import budget as measured_budget
 from budget import summary
 from reporting import begin, parser, publish
 from roofline import only_products, products_of
-from sides import HERE, Side
+from sides import HERE, Side, configured
 from torch import Tensor
 
 from scaling.core import Axis, BaseDataset, LaunchContext, Learner, Loading, MicroBatch, Topology
@@ -188,15 +188,15 @@ def main() -> None:
     data_only = topology.world_size == topology.data_parallel_size
 
     def side(name: str, checkout: Path, builder: str) -> Side:
-        return Side(
-            name,
-            checkout=str(checkout),
-            builder=builder,
+        work = configured(
+            checkout,
+            builder,
             config=options.config and str(options.config),
             defaults=DEFAULT,
             overrides=options.overrides,
             world_size=topology.world_size,
         )
+        return Side(name, work)
 
     sides = [side("scaling", HERE, "scaling_side"), side("products", HERE, "products_side")]
     if options.before is not None:
