@@ -6,6 +6,7 @@ of this library can be compared, and this library with another. As a program thi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -164,6 +165,8 @@ class Side:
                 rank = waiting.pop(stream)
                 lines[rank] = stream.readline()
                 if not lines[rank]:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self.processes[rank].wait(10)  # it closes its answers before it says what it died of
                     self._fail("ended")
         return [json.loads(line) for line in lines]
 
