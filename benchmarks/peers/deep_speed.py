@@ -90,9 +90,7 @@ def pipeline(place: Any, **job: Any) -> tuple[Step, torch.device]:
         *(LayerSpec(pytorch_layers.Block, plan) for _ in range(plan.layers)),
         LayerSpec(Head, plan),
     ]
-    model = PipelineModule(
-        layers, num_stages=place.world_size, loss_fn=cross_entropy, partition_method="type:Block"
-    )
+    model = PipelineModule(layers, num_stages=place.world_size, loss_fn=cross_entropy, partition_method="type:Block")
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=fused_adamw(model.parameters()), config=settings(plan, place)
     )

@@ -123,9 +123,7 @@ def by_trainer(place: Any, **job: Any) -> tuple[Step, torch.device]:
             return loss
 
     # Each rank is to see the same rows: the batches of two ranks are drawn from one stream, a batch for each in turn.
-    trainer = Watched(
-        llama(plan), arguments, train_dataset=Rows(ids), callbacks=[Turns(begin.acquire, end.release)]
-    )
+    trainer = Watched(llama(plan), arguments, train_dataset=Rows(ids), callbacks=[Turns(begin.acquire, end.release)])
 
     def train() -> None:
         try:

@@ -1,4 +1,4 @@
-"""LitGPT: its GPT class, compiled as a whole, in PyTorch's DistributedDataParallel where there are several processes."""
+"""LitGPT: its GPT class, compiled as a whole, in DistributedDataParallel where there are several processes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Megatron-core: its GPTModel with the layers that need no Transformer Engine, made to run on a CPU.
 
 It is written for CUDA and asks for the current device and for `device="cuda"` in many places; here both mean the CPU.
-Its optimizers check for CUDA tensors, so the step is PyTorch's fused AdamW, with gradients clipped over the ranks.
+Its norm without Transformer Engine or Apex refuses sequence parallelism, which is therefore not compared. Its
+optimizers check for CUDA tensors, so the step is PyTorch's fused AdamW, with gradients clipped over the ranks.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def stand_in_for_cuda() -> None:
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
 
 
-def step(place: Any, *, sequence_parallel: bool = False, **job: Any) -> tuple[Step, torch.device]:
+def step(place: Any, **job: Any) -> tuple[Step, torch.device]:
     stand_in_for_cuda()
     warnings.filterwarnings("ignore")
     from megatron.core import parallel_state
@@ -68,7 +69,6 @@ def step(place: Any, *, sequence_parallel: bool = False, **job: Any) -> tuple[St
         num_attention_heads=plan.heads,
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipe,
-        sequence_parallel=sequence_parallel,
         pipeline_dtype=torch.float32,
         params_dtype=torch.float32,
         use_cpu_initialization=True,
@@ -98,7 +98,6 @@ def step(place: Any, *, sequence_parallel: bool = False, **job: Any) -> tuple[St
     parameters = list(model.parameters())
     if plan.layout == "data":
         model = DistributedDataParallel(config, DistributedDataParallelConfig(overlap_grad_reduce=True), model)
-    if plan.layout == "data" or sequence_parallel:
         config.finalize_model_grads_func = finalize_model_grads
     optimizer = fused_adamw(parameters)
     ids, targets = tokens(plan, place.world_size)
@@ -133,7 +132,9 @@ def step(place: Any, *, sequence_parallel: bool = False, **job: Any) -> tuple[St
             for parameter in parameters:
                 parameter.grad = parameter.main_grad
         if place.world_size > 1 and plan.layout != "data":
-            clip_across_ranks([p.grad for p in split if p.grad is not None], [p.grad for p in alike if p.grad is not None])
+            clip_across_ranks(
+                [p.grad for p in split if p.grad is not None], [p.grad for p in alike if p.grad is not None]
+            )
         else:
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

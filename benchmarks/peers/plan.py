@@ -43,9 +43,7 @@ PEERS = (
     Peer("deepspeed_zero", "deep_speed.sharded", ("data",), "deepspeed"),
     Peer("deepspeed_pipeline", "deep_speed.pipeline", ("pipe",), "deepspeed"),
     Peer("megatron_core", "megatron_lm.step", LAYOUTS, "megatron-core"),
-    Peer("megatron_core_sequence_parallel", "megatron_lm.step", ("tensor",), "megatron-core",
-         {"sequence_parallel": True}),
-)  # fmt: skip
+)
 
 
 def chosen(layout: str, names: str | None) -> list[Peer]:

@@ -1,16 +1,31 @@
 """torchtitan: its Llama 3 model with its compilation and parallelize function.
 
 Its own configurations take attention from CUDA kernels; the layer for `scaled_dot_product_attention`, which it has as
-well, runs on a CPU. With one process its model and per-block compilation are used, without FSDP around them.
+well, runs on a CPU. With one process its model and per-block compilation are used, without FSDP around them. Its
+kernels for experts need Triton, which has no CPU build; the module of these has a stand-in, for no expert is used.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import types
 from typing import Any
 
 import torch
-from peers.common import CPU, Job, Step, clip_across_ranks, fused_adamw, tokens, training
+
+
+class NoKernels(types.ModuleType):
+    """Has whatever is imported from it."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+sys.modules["torchtitan.distributed.minimal_async_ep"] = NoKernels("torchtitan.distributed.minimal_async_ep")
+
 from torch import Tensor
 from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.config import CompileConfig, ParallelismConfig, TrainingConfig
@@ -21,6 +36,8 @@ from torchtitan.models import llama3
 from torchtitan.models.common import CosSinRoPE, Embedding, Linear, RMSNorm
 from torchtitan.models.common.attention import ScaledDotProductAttention
 from torchtitan.models.llama3.sharding import set_llama3_sharding_config
+
+from peers.common import CPU, Job, Step, fused_adamw, tokens, training
 
 BACKEND = "partial_dtensor"
 
