@@ -41,7 +41,9 @@ class Work:
     builder: str
     """`module.function`, or a function of this file.
 
-    It is called with the place and the arguments, and returns a step and the device it runs on. A step returns its loss, of a process that knows it, as a number.
+    It is called with the place and the arguments, and returns a
+    step and the device it runs on. A step
+    returns its loss, of a process that knows it, as a number.
     """
     arguments: Mapping[str, Any]
     world_size: int = 1
@@ -97,7 +99,7 @@ class Side:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.said = tempfile.TemporaryFile("w+") if patience is not None else None
+        self.said = tempfile.TemporaryFile("w+") if patience is not None else None  # noqa: SIM115 - as long as the side
         self.turns: list[list[Turn]] = []
         self.processes = []
         for rank in range(work.world_size):

@@ -38,7 +38,7 @@ def test_each_layout_has_plain_pytorch_and_other_libraries(module: ModuleType) -
 def test_peers_are_chosen_by_the_beginning_of_their_names(module: ModuleType) -> None:
     names = [peer.name for peer in module.chosen("pipe", "deepspeed,pytorch")]
     assert names == ["pytorch_pipelining_eager", "pytorch_pipelining_compiled", "deepspeed_pipeline"]
-    with pytest.raises(SystemExit, match="litgpt.*does not run in the layout pipe"):
+    with pytest.raises(SystemExit, match=r"litgpt.*does not run in the layout pipe"):
         module.chosen("pipe", "litgpt")
 
 
