@@ -41,9 +41,8 @@ class Work:
     builder: str
     """`module.function`, or a function of this file.
 
-    It is called with the place and the arguments, and returns a
-    step and the device it runs on. A step
-    returns its loss, of a process that knows it, as a number.
+    It is called with the place and the arguments, and returns a step and the device it runs on. A step
+    returns its loss as a number, and 0 in a process that does not know it.
     """
     arguments: Mapping[str, Any]
     world_size: int = 1
