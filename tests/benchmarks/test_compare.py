@@ -91,8 +91,8 @@ def test_a_run_compares_ours_with_plain_pytorch_and_reports_a_peer_that_fails(tm
     script, report = BENCHMARKS / "compare.py", tmp_path / "report.json"
     broken = tmp_path / "environments"
     broken.write_text("a file where a folder is needed")
-    command: list[str | Path] = [sys.executable, script, "--size", "toy", "--rounds", "2", "--steps", "1",
-                                "--environments", broken, "--peers", "pytorch_eager,litgpt", "--json", report]  # fmt: skip
+    command: list[str | Path] = [sys.executable, script, "--size", "toy", "--rounds", "2", "--steps", "1"]
+    command += ["--environments", broken, "--peers", "pytorch_eager,litgpt", "--json", report]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = json.loads(report.read_text())
     assert list(found["sides"]) == ["scaling", "pytorch_eager"]
