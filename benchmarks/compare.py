@@ -22,9 +22,7 @@ from peers.plan import LAYOUTS, MODELS, Peer, chosen, job, ours, world_size
 from reporting import begin, parser, publish
 from sides import HERE, Side, SideEnded, Work, configured
 
-from scaling.core import TopologyConfig
-
-OURS: dict[str, Any] = {"topology": {"compile": "on"} if "compile" in TopologyConfig.model_fields else {}}
+OURS: dict[str, Any] = {"topology": {"compile": "on"}}
 """The levers of our side, beside the defaults."""
 PATIENCE = 240.0
 """Seconds that a side may take to start, or for a turn: a peer that waits for itself is a peer that fails."""

@@ -136,5 +136,5 @@ OPTION_LAYOUTS = (
         *(1, 2, 2, 12),
         optimizer={"grad_dtype": "bfloat16", "exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"},
     ),
-    LayoutCase(1, 1, 2, 12, SELECTIVE),
+    LayoutCase(2, 1, 2, 12, {**SP, **SELECTIVE}),
 )
