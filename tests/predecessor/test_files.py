@@ -76,7 +76,8 @@ def former_paths(section: type[BaseConfig]) -> Iterator[str]:
 
 def test_the_files_name_every_setting_that_only_the_predecessor_had() -> None:
     values, _ = parse_yaml(read_config(FOLDER / "transformer_0.2.yml"), source=None)
-    shared = {path for path in former_paths(TransformerConfig) if not path.startswith("data.validation_blended")}
+    elsewhere = ("data.validation_blended", "transformer_architecture.fp8_config")  # null in that file
+    shared = {path for path in former_paths(TransformerConfig) if not path.startswith(elsewhere)}
     assert shared <= {*paths(values)}
 
 

@@ -101,7 +101,8 @@ def test_savings_of_memory_and_time_change_no_number(
 
 @pytest.mark.parametrize("model", [ANOTHER_MODEL, DROPOUT], ids=["another-model", "dropout"])
 def test_other_models_train_alike_too(data: Path, tmp_path: Path, model: Mapping[str, Any]) -> None:
-    steps = {"trainer.train_iterations": 4}
+    # In float32 AdamW turns rounding of gradients near zero into whole steps, in different ways.
+    steps = {"trainer.train_iterations": 4, "transformer_architecture.precision": "float64"}
     everything = {**layout(1, 2, 2), **SEQUENCE_PARALLEL, **RECOMPUTED}
     whole = train_small(data, tmp_path / "whole", model, steps)
     assert_alike(train_small(data, tmp_path / "cut", model, steps, everything), whole)

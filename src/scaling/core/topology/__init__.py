@@ -8,6 +8,7 @@ from scaling.core.lazy import load_on_use
 
 if TYPE_CHECKING:
     from scaling.core.topology.config import ActivationCheckpointingType as ActivationCheckpointingType
+    from scaling.core.topology.config import Compile as Compile
     from scaling.core.topology.config import Device as Device
     from scaling.core.topology.config import PipePartitionMethod as PipePartitionMethod
     from scaling.core.topology.config import PipeSchedule as PipeSchedule
