@@ -295,8 +295,10 @@ class ProductGradients:
         # On a CPU half precision is multiplied in float32, as `linear` does.
         self._operands = wide if hidden_NH.device.type == "cpu" else weight_vH.dtype
         self._weight = weight_vH.to(self._operands) if hidden_wanted else None
-        self._of_hidden = torch.zeros_like(hidden_NH, dtype=wide) if hidden_wanted else None
-        self._of_weight = torch.zeros_like(weight_vH, dtype=wide) if weight_wanted else None
+        self._of_hidden = torch.empty_like(hidden_NH, dtype=wide) if hidden_wanted else None
+        self._of_weight = torch.empty_like(weight_vH, dtype=wide) if weight_wanted else None
+        self._begun = False
+        """Whether the sums hold anything: the first chunk is written, not added, which saves a pass over a large weight."""
 
     def add(self, chunk: slice, grad_nv: Tensor) -> None:
         """Add what the gradient of a chunk's products gives."""
@@ -308,17 +310,25 @@ class ProductGradients:
                 torch.mm(grad_nv, self._weight, out=self._of_hidden[chunk])
             else:
                 self._of_hidden[chunk] = grad_nv @ self._weight
+        begun, self._begun = self._begun, True
         if self._of_weight is None:
             return
         hidden_nH = self._hidden[chunk].to(self._operands)
         if self._operands == self._of_weight.dtype:
-            self._of_weight.addmm_(grad_nv.T, hidden_nH)
+            self._of_weight.addmm_(grad_nv.T, hidden_nH, beta=1.0 if begun else 0.0)
             return
         for rows_rH, grad_nr in zip(self._of_weight.split(_ROWS), grad_nv.split(_ROWS, dim=1), strict=True):
-            rows_rH += grad_nr.T @ hidden_nH
+            if begun:
+                rows_rH += grad_nr.T @ hidden_nH
+            else:
+                rows_rH.copy_(grad_nr.T @ hidden_nH)
 
     def sums(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of hidden states and weight as they were summed."""
+        """Return the gradients of hidden states and weight as they were summed: zero without any chunk."""
+        if not self._begun:
+            for gradient in (self._of_hidden, self._of_weight):
+                if gradient is not None:
+                    gradient.zero_()
         return self._of_hidden, self._of_weight
 
     def rounded(self) -> tuple[Tensor | None, Tensor | None]:
