@@ -16,6 +16,7 @@ from tests.contract.runs import Job, Reference, Run
 from tests.mutations.bugs import BUGS, Bug
 from tests.mutations.finetuning_bugs import FINETUNING_BUGS
 from tests.mutations.mutate import mutated
+from tests.mutations.speed_bugs import SPEED_BUGS
 from tests.mutations.worlds import Trial, run_trials, symptoms
 
 
@@ -59,14 +60,14 @@ def runs_alone(bugs: Sequence[Bug], directories: pytest.TempPathFactory) -> dict
     return found
 
 
-@pytest.mark.parametrize("bug", [*BUGS, *FINETUNING_BUGS], ids=name_of)
+@pytest.mark.parametrize("bug", [*BUGS, *SPEED_BUGS, *FINETUNING_BUGS], ids=name_of)
 def test_the_bug_fits_the_code(bug: Bug) -> None:
     with mutated(bug.target, bug.edits):
         pass
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bugs", [BUGS, FINETUNING_BUGS], ids=["training", "fine-tuning"])
+@pytest.mark.parametrize("bugs", [(*BUGS, *SPEED_BUGS), FINETUNING_BUGS], ids=["training", "fine-tuning"])
 def test_every_bug_is_caught(
     bugs: Sequence[Bug], tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -298,7 +298,7 @@ class ProductGradients:
         self._of_hidden = torch.empty_like(hidden_NH, dtype=wide) if hidden_wanted else None
         self._of_weight = torch.empty_like(weight_vH, dtype=wide) if weight_wanted else None
         self._begun = False
-        """Whether the sums hold anything: the first chunk is written, not added, which saves a pass over a large weight."""
+        """Whether the sums hold anything. The first chunk is written, not added: a pass over a large weight less."""
 
     def add(self, chunk: slice, grad_nv: Tensor) -> None:
         """Add what the gradient of a chunk's products gives."""
