@@ -20,6 +20,7 @@ ON = {"compile": "on"}
     ("model", "case"),
     [
         ("llama", LayoutCase(1, 1, 1, 8, ON)),
+        ("llama", LayoutCase(2, 1, 1, 3, {**ON, **LAYERS})),
         ("gpt", LayoutCase(2, 1, 1, 3, {**ON, **interleaved(2), **LAYERS})),
         ("sandwich", LayoutCase(1, 1, 2, 12, {**ON, **SP})),
     ],

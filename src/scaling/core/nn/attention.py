@@ -6,9 +6,9 @@ features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import cast, final
+from typing import Any, cast, final
 
 from torch import Tensor, nn
 
@@ -68,6 +68,7 @@ class ParallelSelfAttention(Joins):
         self.norm_key: nn.Module | None = None
         self._norm: KeyQueryNorm | None = None
         self._limit: float | None = None
+        self._uncompiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     def with_key_query_norm(self, norm: KeyQueryNorm) -> ParallelSelfAttention:
         """Normalise queries and keys before they are rotated. `norm` may communicate (see there)."""
@@ -78,6 +79,14 @@ class ParallelSelfAttention(Joins):
         """Clip queries, keys and values to [-limit, limit] right behind their projections (OLMo, arXiv:2402.00838)."""
         self._limit = limit
         return self
+
+    def leave_uncompiled(self, disable: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Let angles and masks, which layers of a micro-batch share, be kept outside of compiled code.
+
+        What is compiled must be a function of its input: a layer that is run again finds another micro-batch's there.
+        """
+        angles = None if self.rotary is None else self.rotary.angles
+        self._uncompiled = disable(angles or _no_angles), disable(self.core)
 
     def join(self) -> None:
         """Compute queries, keys and values in one product, where no gradient is wanted."""
@@ -108,7 +117,8 @@ class ParallelSelfAttention(Joins):
         if self._norm is not None:
             q_BSHD, k_BSKD = self._norm(q_BSHD, k_BSKD)
         if self.rotary is not None:
-            angles = self.rotary.angles(position_ids, q_BSHD.dtype)
+            angles_of = self.rotary.angles if self._uncompiled is None else self._uncompiled[0]
+            angles = angles_of(position_ids, q_BSHD.dtype)
             if together is not None and self._limit is None and self._norm is None:  # as they stand beside each other
                 heads = [q_BSHD.shape[2], k_BSKD.shape[2]]
                 q_and_k = together.unflatten(-1, (-1, self.head_dim))[:, :, : sum(heads)]
@@ -116,10 +126,15 @@ class ParallelSelfAttention(Joins):
             else:
                 q_BSHD, k_BSKD = self.rotary(q_BSHD, angles), self.rotary(k_BSKD, angles)
         if past is None:
-            out_BSHD = self.core(q_BSHD, k_BSKD, v_BSKD, document_ids, samples)
+            core = self.core if self._uncompiled is None else self._uncompiled[1]
+            out_BSHD = core(q_BSHD, k_BSKD, v_BSKD, document_ids, samples)
         else:
             out_BSHD = past(self, q_BSHD, k_BSKD, v_BSKD)
         return self.dense(out_BSHD.flatten(2))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+
+
+def _no_angles(*_: Any) -> None:
+    """Stand in for the angles of a layer without a rotation, which nobody asks for."""
 
 
 def attention_projections(

@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final, runtime_checkable
 
 import torch
 from torch import nn
@@ -80,6 +80,14 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+@runtime_checkable
+class PartlyUncompiled(Protocol):
+    """A module that keeps something between its calls, and so must leave some of them out of compiled code."""
+
+    def leave_uncompiled(self, disable: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Call from now on what `disable` makes of these functions."""
+
+
 @final
 class Compiled:
     """Runs a layer compiled where there will be a backward pass, and as it is otherwise.
@@ -96,6 +104,9 @@ class Compiled:
         functorch.force_non_lazy_backward_lowering = True  # so that a failure comes now, where it can be met
         for category, message in _FALSE_ALARMS:
             warnings.filterwarnings("ignore", message, category)
+        for part in layer.modules():
+            if isinstance(part, PartlyUncompiled):
+                part.leave_uncompiled(torch.compiler.disable)
         self._layer = layer
         self._compiled: Run | None = torch.compile(layer, dynamic=False)
 
