@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scaling.core.boxes import Former
 from scaling.core.errors import LayoutError
-from scaling.core.nn.attention_core import AttentionCore
+from scaling.core.nn.attention_core import AttentionCore, ScaledDotProduct
 from scaling.core.nn.cached_attention import Past
 from scaling.core.nn.joined import JoinedLayers, Joins
 from scaling.core.nn.key_query_norm import KeyQueryNorm
@@ -68,7 +68,7 @@ class ParallelSelfAttention(Joins):
         self.norm_key: nn.Module | None = None
         self._norm: KeyQueryNorm | None = None
         self._limit: float | None = None
-        self._uncompiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._uncompiled_core: Callable[..., Any] | None = None
 
     def with_key_query_norm(self, norm: KeyQueryNorm) -> ParallelSelfAttention:
         """Normalise queries and keys before they are rotated. `norm` may communicate (see there)."""
@@ -81,12 +81,12 @@ class ParallelSelfAttention(Joins):
         return self
 
     def leave_uncompiled(self, disable: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Let angles and masks, which layers of a micro-batch share, be kept outside of compiled code.
-
-        What is compiled must be a function of its input: a layer that is run again finds another micro-batch's there.
+        """Be a function of the input, as compiled code has to be: a layer that is run again finds another micro-batch's
+        angles and masks where layers keep them. So angles are made anew, and masks outside of compiled code.
         """
-        angles = None if self.rotary is None else self.rotary.angles
-        self._uncompiled = disable(angles or _no_angles), disable(self.core)
+        if self.rotary is not None:
+            self.rotary.keep_on(self.dense.weight.device)
+        self._uncompiled_core = disable(self.core)
 
     def join(self) -> None:
         """Compute queries, keys and values in one product, where no gradient is wanted."""
@@ -117,7 +117,8 @@ class ParallelSelfAttention(Joins):
         if self._norm is not None:
             q_BSHD, k_BSKD = self._norm(q_BSHD, k_BSKD)
         if self.rotary is not None:
-            angles_of = self.rotary.angles if self._uncompiled is None else self._uncompiled[0]
+            made_anew = self._uncompiled_core is not None
+            angles_of = self.rotary.new_angles if made_anew else self.rotary.angles
             angles = angles_of(position_ids, q_BSHD.dtype)
             if together is not None and self._limit is None and self._norm is None:  # as they stand beside each other
                 heads = [q_BSHD.shape[2], k_BSKD.shape[2]]
@@ -126,15 +127,12 @@ class ParallelSelfAttention(Joins):
             else:
                 q_BSHD, k_BSKD = self.rotary(q_BSHD, angles), self.rotary(k_BSKD, angles)
         if past is None:
-            core = self.core if self._uncompiled is None else self._uncompiled[1]
+            masked = document_ids is not None or not isinstance(self.core, ScaledDotProduct) or self.core.masks.window
+            core = self._uncompiled_core if masked and self._uncompiled_core is not None else self.core
             out_BSHD = core(q_BSHD, k_BSKD, v_BSKD, document_ids, samples)
         else:
             out_BSHD = past(self, q_BSHD, k_BSKD, v_BSKD)
         return self.dense(out_BSHD.flatten(2))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
-
-
-def _no_angles(*_: Any) -> None:
-    """Stand in for the angles of a layer without a rotation, which nobody asks for."""
 
 
 def attention_projections(

@@ -59,11 +59,19 @@ class RotaryEmbedding:
         """
         wide = dtype if dtype == torch.float64 else torch.float32
         if self._angles is None or self._of is None or self._of[0]() is not position_ids or self._of[1] != wide:
-            angles = position_ids.float().unsqueeze(-1) * self._frequencies_on(position_ids.device)
-            angles = angles.to(wide).unsqueeze(2)
-            self._angles = angles.cos() * self._factor, angles.sin() * self._factor
+            self._angles = self.new_angles(position_ids, dtype)
             self._of = weakref.ref(position_ids), wide
         return self._angles
+
+    def new_angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the same, made anew: a function of its input, as compiled code has to be."""
+        angles = position_ids.float().unsqueeze(-1) * self._frequencies_on(position_ids.device)
+        angles = angles.to(dtype if dtype == torch.float64 else torch.float32).unsqueeze(2)
+        return angles.cos() * self._factor, angles.sin() * self._factor
+
+    def keep_on(self, device: torch.device) -> None:
+        """Have what angles are made of on a device from now on."""
+        self._frequencies_on(device)
 
     def _frequencies_on(self, device: torch.device) -> Tensor:
         if device not in self._frequencies:
