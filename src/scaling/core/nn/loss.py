@@ -17,7 +17,7 @@ from scaling.core.collectives import ops
 from scaling.core.collectives.ops import Group
 from scaling.core.nn.linear import linear
 
-_IGNORED = -100  # what torch.nn.functional.cross_entropy ignores
+IGNORED = -100  # what torch.nn.functional.cross_entropy ignores
 _HALF = (torch.bfloat16, torch.float16)
 _ROWS = 8192
 """Rows of a half-precision weight whose gradient is multiplied at a time, before it is added in float32."""
@@ -108,7 +108,7 @@ def _of_logits(logits: Tensor, targets: Tensor, group: Group, offset: int) -> To
 
 
 def _counted(found: tuple[Tensor, Tensor], targets: Tensor) -> TokenLosses:
-    losses, normalisers = (each.view(targets.shape).masked_fill(targets == _IGNORED, 0.0) for each in found)
+    losses, normalisers = (each.view(targets.shape).masked_fill(targets == IGNORED, 0.0) for each in found)
     return TokenLosses(losses, normalisers)
 
 
@@ -180,17 +180,12 @@ def linear_cross_entropy(
     communicates nothing: the gradient of `hidden`, and of the hidden states of `terms`, is this rank's term of a sum,
     which `enter_model_parallel` takes. What needs no gradient costs no product.
 
-    Chunks are multiplied again in the backward pass, which alone says by what the gradient of a position
-    is multiplied.
+    Chunks are multiplied again in the backward pass, which alone says by what the gradient of a position is multiplied.
     `linear_cross_entropy_sum` is told in advance, and does without.
     """
     if chunk_size is not None:
         function: Any = _LinearCrossEntropy.apply
-        operands = [
-            operand
-            for term in (LogitTerm(hidden, weight), *terms)
-            for operand in (term.hidden.reshape(targets.numel(), term.hidden.shape[-1]), term.weight)
-        ]
+        operands = operands_in_a_row((LogitTerm(hidden, weight), *terms), positions=targets.numel())
         how = LogitChunks(scale, cap, group, offset, chunk_size)
         found = _counted(function(targets.reshape(-1), how, bias, *operands), targets)
         return found if normalisers else TokenLosses(found.losses, None)
@@ -218,6 +213,13 @@ class LogitChunks(NamedTuple):
         """Return the chunks of so many positions."""
         for start in range(0, positions, self.chunk_size):
             yield slice(start, start + self.chunk_size)
+
+
+def operands_in_a_row(terms: Sequence[LogitTerm], *, positions: int) -> list[Tensor]:
+    """Return the operands of products as autograd takes them, hidden states [positions, features]."""
+    return [
+        operand for term in terms for operand in (term.hidden.reshape(positions, term.hidden.shape[-1]), term.weight)
+    ]
 
 
 def paired_operands(operands: Sequence[Tensor]) -> list[LogitTerm]:

@@ -16,15 +16,16 @@ from torch.autograd.function import once_differentiable
 from scaling.core.collectives import ops
 from scaling.core.collectives.ops import Group
 from scaling.core.nn.loss import (
+    IGNORED,
     LogitChunks,
     LogitTerm,
     ProductGradients,
     linear_cross_entropy,
+    operands_in_a_row,
     paired_operands,
     places,
 )
 
-_IGNORED = -100  # what torch.nn.functional.cross_entropy ignores
 _CPU_BYTES, _CPU_TOKENS = 2**24, 128
 """Bytes of the logits of a chunk on a CPU, which stay in its cache; but no fewer tokens than that, or reading and
 writing the gradient of the weight for each chunk takes longer than the products."""
@@ -86,7 +87,7 @@ def linear_cross_entropy_sum(
     under way while the next chunk is multiplied, so that the logits of two exist; else what `linear_cross_entropy`
     communicates. Backward communicates nothing: gradients of hidden states are this rank's term of a sum.
     """
-    flat = weights.detach().reshape(-1).masked_fill(targets.reshape(-1) == _IGNORED, 0.0)
+    flat = weights.detach().reshape(-1).masked_fill(targets.reshape(-1) == IGNORED, 0.0)
     operands = [hidden, weight, *(operand for term in terms for operand in term), *([] if bias is None else [bias])]
     if not torch.is_grad_enabled() or not any(operand.requires_grad for operand in operands):
         found = linear_cross_entropy(
@@ -104,11 +105,7 @@ def linear_cross_entropy_sum(
         )
         flat = flat.to(found.losses.dtype)
         return _summed(found.losses.reshape(-1), found.log_normalisers, flat, z_loss)
-    products = [
-        operand
-        for term in (LogitTerm(hidden, weight), *terms)
-        for operand in (term.hidden.reshape(targets.numel(), term.hidden.shape[-1]), term.weight)
-    ]
+    products = operands_in_a_row((LogitTerm(hidden, weight), *terms), positions=targets.numel())
     how = LogitChunks(scale, cap, group, offset, chunk_size)
     function: Any = _LinearCrossEntropySum.apply
     return LossSum(*function(targets.reshape(-1), flat, how, z_loss, bias, *products))
@@ -201,7 +198,7 @@ class _Work:
         self.losses_N, self.log_normalisers_N = torch.empty_like(weights_N), torch.empty_like(weights_N)
         self._how, self._z_loss, self._bias_v, self._terms = how, z_loss, bias_v, terms
         self._local = terms[0].weight.shape[0]
-        self._ignored_N = targets_N == _IGNORED
+        self._ignored_N = targets_N == IGNORED
         self._here_N, self._index_N1 = places(targets_N, how.offset, self._local)
         half = any(term.weight.dtype == torch.float16 for term in terms) and weights_N.device.type != "cpu"
         self.lift = _LIFT if half else 1.0
