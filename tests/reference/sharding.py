@@ -26,6 +26,9 @@ Dense = Callable[[Weights, Tensor], Tensor]
 SUM, SCATTER, GATHER = "allreduce_", "_reduce_scatter_base_", "_allgather_base_"
 """Messages, by their name in torch: the sum to all ranks, and its two halves under sequence parallelism."""
 
+IN_SHARED_MEMORY = {"all_reduce_": SUM, "reduce_scatter_": SCATTER, "all_gather_": GATHER}
+"""The same between ranks of one machine."""
+
 
 class Messages(TorchDispatchMode):
     """Writes down the collectives that this rank takes part in, those of backward passes too."""
@@ -37,6 +40,9 @@ class Messages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             self.names.append(func._schema.name.removeprefix("c10d::"))
+        elif func.namespace == "scaling":
+            name = func._schema.name.removeprefix("scaling::")
+            self.names.append(IN_SHARED_MEMORY.get(name, name))
         return func(*args, **(kwargs or {}))
 
 

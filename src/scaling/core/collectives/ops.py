@@ -2,6 +2,9 @@
 
 Naming follows the effect, and each function states what travels. Versions of torch differ in names:
 `reduce_scatter_tensor` and `all_gather_into_tensor` became `reduce_scatter_single` and `all_gather_single` in 2.13.
+
+On a CPU, ranks of one machine go through memory that they share (`shared_memory.py`), where that changes no bit: sums of
+more than two ranks depend on the order of the ranks, and gloo, over which other machines are reached, has its own.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scaling.core.collectives.shared_memory import SharedMemories, SharedMemory
 from scaling.core.waiting import waits
 
 Group = dist.ProcessGroup | None
@@ -44,20 +48,37 @@ _reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", Non
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _MAX = dist.ReduceOp.MAX
 _SUM = dist.ReduceOp.SUM
+shared = SharedMemories()
+"""Which groups have shared memory: `Topology` opens it for its own."""
+
+
+def _memory(tensor: Tensor, group: dist.ProcessGroup, *, sums: bool = False) -> SharedMemory | None:
+    if tensor.device.type != "cpu" or (sums and group.size() > 2):
+        return None
+    return shared.of(group)
 
 
 @waits
 def all_reduce(tensor: Tensor, group: Group, *, maximum: bool = False) -> Tensor:
     """Sum (or take the maximum of) `tensor` over the group, in place. Collective: all ranks of the group."""
-    if group is not None:
+    if group is None:
+        return tensor
+    if memory := _memory(tensor, group, sums=not maximum):
+        memory.now().all_reduce(tensor, maximum=maximum)
+    else:
         dist.all_reduce(tensor, op=_MAX if maximum else _SUM, group=group)
     return tensor
 
 
 @waits
-def all_reduce_start(tensor: Tensor, group: Group) -> Work | None:
+def all_reduce_start(tensor: Tensor, group: Group) -> Pending | None:
     """Start summing `tensor` over the group in place; wait on the result before reading it."""
-    return None if group is None else dist.all_reduce(tensor, group=group, async_op=True)
+    if group is None:
+        return None
+    if memory := _memory(tensor, group, sums=True):
+        return memory.later(lambda: memory.all_reduce(tensor))
+    work: Work = dist.all_reduce(tensor, group=group, async_op=True)
+    return work
 
 
 @waits
@@ -66,6 +87,8 @@ def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGrou
 
     `output` may be that slice of `tensor`; the rest of `tensor` is undefined afterwards.
     """
+    if memory := _memory(tensor, group, sums=True):
+        return memory.later(lambda: memory.reduce_scatter(output, tensor))
     if group.size() == 2 and _is_gloo(tensor) and _is_own_slice(output, tensor, group):
         # Gloo's reduce-scatter takes 2.6 times as long as one reduction to each of two ranks (4 MB, two cores); with
         # more ranks they are level, and their sums would no longer be those of all_reduce bit for bit.
@@ -78,13 +101,18 @@ def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGrou
 @waits
 def reduce_scatter(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Sum `tensor` over the group, each rank keeping its equal slice (along dimension 0) in `output`."""
-    reduce_scatter_start(output, tensor, group).wait()
+    if memory := _memory(tensor, group, sums=True):
+        memory.now().reduce_scatter(output, tensor)
+    else:
+        _reduce_scatter(output, tensor, group=group)
     return output
 
 
 @waits
 def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
     """Start joining every rank's flat `tensor` into `output`; `tensor` may be this rank's slice of `output`."""
+    if memory := _memory(tensor, group):
+        return memory.later(lambda: memory.all_gather(output, tensor))
     if _is_gloo(tensor) and _is_own_slice(tensor, output, group):
         # Gloo's all-gather takes about twice as long as one broadcast from each rank (4 MB, 2 and 4 ranks).
         slices = enumerate(output.chunk(group.size()))
@@ -96,7 +124,10 @@ def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -
 @waits
 def all_gather(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Join every rank's `tensor` along dimension 0 into `output`."""
-    all_gather_start(output, tensor, group).wait()
+    if memory := _memory(tensor, group):
+        memory.now().all_gather(output, tensor)
+    else:
+        _all_gather(output, tensor, group=group)
     return output
 
 
@@ -111,7 +142,11 @@ def _is_own_slice(part: Tensor, whole: Tensor, group: dist.ProcessGroup) -> bool
 @waits
 def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:
     """Overwrite `tensor` on every rank of the group with that of the group's rank `source`."""
-    if group is not None:
+    if group is None:
+        return tensor
+    if memory := _memory(tensor, group):
+        memory.now().broadcast(tensor, source)
+    else:
         dist.broadcast(tensor, group=group, group_src=source)
     return tensor
 

@@ -42,6 +42,7 @@ KEPT: Mapping[str, Kind] = MappingProxyType(
         "torch_attn::_varlen_attn": Kind.FUSED,
         "flex_attention": Kind.FUSED,
         "c10d::*": Kind.COLLECTIVE,
+        "scaling::*": Kind.COLLECTIVE,
     }
 )
 """What selective checkpointing keeps, by the name of the operation; a star stands for all of a namespace."""
@@ -58,7 +59,8 @@ def kept_by_selective() -> str:
 
 
 def _short(names: Iterable[str]) -> list[str]:
-    return [name.split("::")[-1].removeprefix("_") if not name.endswith("*") else "all" for name in names]
+    short = (name.split("::")[-1].removeprefix("_") if not name.endswith("*") else "all" for name in names)
+    return list(dict.fromkeys(short))
 
 
 @dataclass
@@ -258,6 +260,8 @@ class SecondRun(TorchDispatchMode):
         with_tensors, values = result.value
         for tensor, value in zip(_tensors(args[0]), values, strict=True):
             tensor.copy_(value)
+        if not function._schema.returns:
+            return None
         # The work of the first run is not waited for again: gloo's would copy its buffers, which others have by now.
         work = FakeWork().boxed()
         return (args[0], work) if with_tensors else work

@@ -113,6 +113,9 @@ class TopologyConfig(BaseConfig):
     sequence_parallel: bool = False
     """Split the activations between tensor-parallel layers along the sequence. Nothing to split with
     model_parallel_size 1."""
+    shared_memory: bool = True
+    """On a CPU, processes of one machine exchange tensors through memory that they share (Linux). false: through the
+    machine's loopback network, as processes of different machines do. The numbers are the same."""
     process_group_timeout_seconds: float = Field(default=1200.0, gt=0, le=1e9)
     """Seconds a process waits for the others in a collective before it gives up."""
     global_rank: Annotated[int | None, SetByLauncher()] = Field(default=None, ge=0)

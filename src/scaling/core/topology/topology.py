@@ -54,6 +54,7 @@ class Topology:
         self._store: dist.Store | None = None
         self._watch: Watch | None = None
         self._messages = 0
+        self._share_memory = False
         self.gate = Gate()
         """Lets the ranks stop after the same unit of work."""
         self.leaving = contextlib.ExitStack()
@@ -95,6 +96,8 @@ class Topology:
                 device_id=device if device.type == "cuda" else None,
             )
             topology._store = store
+            topology._share_memory = config.shared_memory
+            topology._open_memory(topology.world)
             for axis in Axis:
                 topology.group(axis)
         return topology
@@ -166,8 +169,15 @@ class Topology:
             self._groups[purpose] = dist.new_group(
                 sorted(ranks), pg_options=_options(self.device, urgent=urgent), use_local_synchronization=True
             )
+            if not urgent:
+                self._open_memory(self._groups[purpose])
         group = self._groups[purpose]
         return group if group.size() > 1 else None
+
+    def _open_memory(self, group: dist.ProcessGroup | None) -> None:
+        """Let a group of this run exchange tensors through shared memory, where it can. Collective: its ranks."""
+        if group is not None and self._share_memory and self.device.type == "cpu":
+            ops.shared.open(group)
 
     def link(self, payload: str, *, descending: bool) -> dist.ProcessGroup | None:
         """Return the group of this pipe column for what crosses the boundaries between stages, its ranks in pipe order.
@@ -253,6 +263,9 @@ class Topology:
 
     def close(self) -> None:
         """Destroy the process groups. Safe to call twice."""
+        for group in (self.world, *self._groups.values()):
+            if group is not None:
+                ops.shared.close(group)
         self._groups.clear()
         self._axis_groups.clear()
         if self._watch is not None:
