@@ -44,6 +44,7 @@ LAYERS = {"activation_checkpointing_type": "every_layer"}
 SELECTIVE = {"activation_checkpointing_type": "selective"}
 STAGES = {"activation_checkpointing_type": "every_pipe_stage"}
 BALANCED = {"pipe_partition_method": "balanced"}
+NETWORK = {"shared_memory": False}
 ZERO = {"zero": True}
 SMALL_BUCKETS = {"zero": True, "allreduce_bucket_size": 500}
 
@@ -63,7 +64,7 @@ LAYOUTS: Mapping[str, tuple[LayoutCase, ...]] = {
         Case(1, 1, 1, 3, LAYERS),
         Case(1, 1, 1, 8, STAGES, ZERO),
         Case(1, 1, 2, 12, {**SP, **SELECTIVE}),
-        Case(1, 2, 1, 4),
+        Case(1, 2, 1, 4, NETWORK),
         Case(1, 2, 1, 3, {}, ZERO),
         Case(1, 1, 2, 12),
         Case(1, 1, 2, 12, {**SP, **LAYERS}),
@@ -77,7 +78,7 @@ LAYOUTS: Mapping[str, tuple[LayoutCase, ...]] = {
         Case(4, 1, 1, 4, STAGES),
         Case(2, 2, 1, 3, interleaved(2), ZERO),
         Case(2, 1, 2, 12, SP),
-        Case(1, 2, 2, 12, SP, SMALL_BUCKETS),
+        Case(1, 2, 2, 12, {**SP, **NETWORK}, SMALL_BUCKETS),
         Case(6, 1, 1, 4),
         Case(2, 3, 1, 2, cut(0, 5, 6), ZERO),
         Case(1, 1, 8, 24),
@@ -90,9 +91,9 @@ LAYOUTS: Mapping[str, tuple[LayoutCase, ...]] = {
         Case(1, 1, 1, 3, SELECTIVE),
         Case(2, 1, 2, 6, {**SELECTIVE, **SP}, ZERO),
         Case(1, 2, 1, 6, STAGES, ZERO),
-        Case(1, 1, 2, 24),
+        Case(1, 1, 2, 24, NETWORK),
         Case(1, 1, 2, 12, SP),
-        Case(2, 1, 1, 4, BALANCED),
+        Case(2, 1, 1, 4, {**BALANCED, **NETWORK}),
         Case(2, 1, 1, 3, interleaved(2)),
         Case(3, 1, 1, 6, GPIPE),
         Case(1, 2, 2, 12, SP, ZERO),
@@ -102,7 +103,7 @@ LAYOUTS: Mapping[str, tuple[LayoutCase, ...]] = {
         Case(5, 1, 1, 8),
         Case(2, 1, 4, 12, SP),
         Case(4, 2, 1, 3, {}, ZERO),
-        Case(2, 2, 2, 6, {**SP, **STAGES}, SMALL_BUCKETS),
+        Case(2, 2, 2, 6, {**SP, **STAGES, **NETWORK}, SMALL_BUCKETS),
     ),
     "mqa": (  # embedding, 1 block, norm, head; dropout
         Case(1, 1, 1, 4, STAGES),

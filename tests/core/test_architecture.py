@@ -42,7 +42,7 @@ MAY_NAME_TORCH_DISTRIBUTED = {
 
 MAY_WAIT_FOR_THE_DEVICE = {
     "src/scaling/core/data/": "works on NumPy arrays in memory",
-    "src/scaling/core/collectives/shared_memory.py::_open": "is about memory of the host, once per group",
+    "src/scaling/core/collectives/shared_memory.py::open_memory": "is about memory of the host, once per group",
     "src/scaling/core/checkpoint/": "copies to the host to write files",
     "src/scaling/core/logging/": "fetches metrics, once per log interval",
     "src/scaling/core/profiler/": "reads timers after the profiled steps",

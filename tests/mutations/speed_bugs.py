@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.contract.layouts import SELECTIVE, SP, LayoutCase
+from tests.contract.layouts import SELECTIVE, SP, ZERO, LayoutCase
 from tests.mutations.bugs import Bug
 
 SPEED_BUGS = (
@@ -12,6 +12,34 @@ SPEED_BUGS = (
         [("tensor.copy_(value)", "tensor.zero_()")],
         "llama",
         LayoutCase(1, 1, 2, 12, {**SP, **SELECTIVE}),
+    ),
+    Bug(
+        "a rank adds up another one's slice in shared memory",
+        "scaling.core.collectives.exchanges:Exchanges._reduce_scatter",
+        [("slots[0][self.rank], slots[1][self.rank]", "slots[0][0], slots[1][0]")],
+        "llama",
+        LayoutCase(1, 2, 1, 3, {}, ZERO),
+    ),
+    Bug(
+        "ranks keep what they had of the others when they gather in shared memory",
+        "scaling.core.collectives.exchanges:Exchanges._all_gather",
+        [("parts[other].copy_(slots[other])", "pass")],
+        "llama",
+        LayoutCase(1, 2, 1, 3, {}, ZERO),
+    ),
+    Bug(
+        "a sum in shared memory has this rank's part twice",
+        "scaling.core.collectives.exchanges:Exchanges._all_reduce",
+        [("join(slots[0], slots[1], out=part)", "join(slots[self.rank], slots[self.rank], out=part)")],
+        "llama",
+        LayoutCase(1, 1, 2, 12),
+    ),
+    Bug(
+        "a message in shared memory is that of the first buffer",
+        "scaling.core.collectives.mailboxes:_Received.receive",
+        [("into.copy_(self._buffers[number][:size])", "into.copy_(next(iter(self._buffers.values()))[:size])")],
+        "llama",
+        LayoutCase(2, 1, 1, 3),
     ),
     Bug(
         "products that are kept are handed out changed",

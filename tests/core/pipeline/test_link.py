@@ -167,7 +167,7 @@ def count_messages(rank: int, world_size: int) -> list[int]:
         real = ops.send_start
         sends: list[Tensor] = []
 
-        def counted(tensor: Tensor, group: Group, *, to: int) -> ops.Work:
+        def counted(tensor: Tensor, group: Group, *, to: int) -> ops.Work | None:
             sends.append(tensor)
             return real(tensor, group, to=to)
 

@@ -3,20 +3,21 @@
 Naming follows the effect, and each function states what travels. Versions of torch differ in names:
 `reduce_scatter_tensor` and `all_gather_into_tensor` became `reduce_scatter_single` and `all_gather_single` in 2.13.
 
-On a CPU, ranks of one machine go through memory that they share (`shared_memory.py`), where that changes no bit: sums of
-more than two ranks depend on the order of the ranks, and gloo, over which other machines are reached, has its own.
+On a CPU, ranks of one machine go through memory that they share (`exchanges.py`, `mailboxes.py`) where that changes no
+bit: sums of more than two ranks depend on their order, and gloo, over which other machines are reached, has its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scaling.core.collectives.shared_memory import SharedMemories, SharedMemory
+from scaling.core.collectives.exchanges import Exchanges
+from scaling.core.collectives.mailboxes import Mailboxes
 from scaling.core.waiting import waits
 
 Group = dist.ProcessGroup | None
@@ -48,14 +49,42 @@ _reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", Non
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _MAX = dist.ReduceOp.MAX
 _SUM = dist.ReduceOp.SUM
-shared = SharedMemories()
-"""Which groups have shared memory: `Topology` opens it for its own."""
 
 
-def _memory(tensor: Tensor, group: dist.ProcessGroup, *, sums: bool = False) -> SharedMemory | None:
+@final
+class SharedGroups:
+    """What groups whose ranks share memory have beside torch's group, whose object takes no attributes."""
+
+    def __init__(self) -> None:
+        self.exchanges: dict[dist.ProcessGroup, Exchanges] = {}
+        self.mailboxes: dict[dist.ProcessGroup, Mailboxes] = {}
+
+    def open(self, group: dist.ProcessGroup) -> None:
+        """Let a group's collectives use shared memory from now on, where all its ranks can. Collective: the group."""
+        if (exchanges := Exchanges.open(group)) is not None:
+            self.exchanges[group] = exchanges
+
+    def open_messages(self, group: dist.ProcessGroup) -> None:
+        """Let messages within a group use shared memory from now on, where all ranks can. Collective: the group."""
+        if (mailboxes := Mailboxes.open(group)) is not None:
+            self.mailboxes[group] = mailboxes
+
+    def close(self, group: dist.ProcessGroup) -> None:
+        """Give up a group's memory."""
+        if (exchanges := self.exchanges.pop(group, None)) is not None:
+            exchanges.memory.close()
+        if (mailboxes := self.mailboxes.pop(group, None)) is not None:
+            mailboxes.close()
+
+
+shared = SharedGroups()
+"""Of this process. `Topology` opens and closes it for its own groups."""
+
+
+def _memory(tensor: Tensor, group: dist.ProcessGroup, *, sums: bool = False) -> Exchanges | None:
     if tensor.device.type != "cpu" or (sums and group.size() > 2):
         return None
-    return shared.of(group)
+    return shared.exchanges.get(group)
 
 
 @waits
@@ -152,8 +181,11 @@ def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:
 
 
 @waits
-def send_start(tensor: Tensor, group: Group, *, to: int) -> Work:
-    """Start sending `tensor` to the group's rank `to`; the tensor must live until the work is done."""
+def send_start(tensor: Tensor, group: Group, *, to: int) -> Work | None:
+    """Start sending `tensor` to the group's rank `to`; it must live until the work is done. None: it is."""
+    if group is not None and (mailboxes := shared.mailboxes.get(group)) is not None:
+        mailboxes.send(tensor, to)
+        return None
     work = dist.isend(tensor, group=group, group_dst=to)
     assert work is not None  # None only on ranks outside the group, which never call this
     return work
@@ -167,8 +199,10 @@ def receive(tensor: Tensor, group: Group, *, source: int) -> Tensor:
 
 
 @waits
-def receive_start(tensor: Tensor, group: Group, *, source: int) -> Work:
+def receive_start(tensor: Tensor, group: Group, *, source: int) -> Pending:
     """Start filling `tensor` with the next message from the group's rank `source`."""
+    if group is not None and (mailboxes := shared.mailboxes.get(group)) is not None:
+        return mailboxes.receive_later(tensor, source)
     work = dist.irecv(tensor, group=group, group_src=source)
     assert work is not None
     return work

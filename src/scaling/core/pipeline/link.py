@@ -105,7 +105,8 @@ class Outbox:
         """Start sending; forget sends that are done."""
         self._flying = [(kept, work) for kept, work in self._flying if not work.is_completed()]
         tensor = tensor.contiguous()
-        self._flying.append((tensor, ops.send_start(tensor, group, to=to)))
+        if (work := ops.send_start(tensor, group, to=to)) is not None:
+            self._flying.append((tensor, work))
 
     @waits
     def wait(self) -> None:

@@ -169,15 +169,14 @@ class Topology:
             self._groups[purpose] = dist.new_group(
                 sorted(ranks), pg_options=_options(self.device, urgent=urgent), use_local_synchronization=True
             )
-            if not urgent:
-                self._open_memory(self._groups[purpose])
+            self._open_memory(self._groups[purpose], messages=urgent)
         group = self._groups[purpose]
         return group if group.size() > 1 else None
 
-    def _open_memory(self, group: dist.ProcessGroup | None) -> None:
-        """Let a group of this run exchange tensors through shared memory, where it can. Collective: its ranks."""
+    def _open_memory(self, group: dist.ProcessGroup | None, *, messages: bool = False) -> None:
+        """Let a group use shared memory, where it can, for collectives or for messages. Collective: its ranks."""
         if group is not None and self._share_memory and self.device.type == "cpu":
-            ops.shared.open(group)
+            (ops.shared.open_messages if messages else ops.shared.open)(group)
 
     def link(self, payload: str, *, descending: bool) -> dist.ProcessGroup | None:
         """Return the group of this pipe column for what crosses the boundaries between stages, its ranks in pipe order.
