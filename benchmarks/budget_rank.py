@@ -20,6 +20,7 @@ from train_step import learner_of
 
 from scaling.core import LaunchContext, Learner, MicroBatch, waiting
 from scaling.core.collectives import ops
+from scaling.core.collectives.exchanges import Exchanges
 from scaling.core.pipeline.actions import Action, Compute, Forward
 from scaling.core.pipeline.link import Outbox
 from scaling.core.pipeline.loss import StepLoss
@@ -91,7 +92,11 @@ class Instruments:
         ]
         patches += [
             mock.patch.object(owner, name, self.collective(getattr(owner, name)))
-            for owner, names in ((dist, COLLECTIVES), (ops, ("_reduce_scatter", "_all_gather")))
+            for owner, names in (
+                (dist, COLLECTIVES),
+                (ops, ("_reduce_scatter", "_all_gather")),
+                (Exchanges, ("all_reduce", "reduce_scatter", "all_gather", "broadcast")),
+            )
             for name in names
             if hasattr(owner, name)
         ]

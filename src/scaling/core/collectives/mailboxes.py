@@ -1,8 +1,8 @@
 """Messages between processes of one machine, through memory that they share instead of its loopback network.
 
-A sender has buffers, each a file in memory that the receiver maps when it first meets it. It copies a message into a free
-one, writes into the mailbox which one it is, and goes on at once; with none free it makes another. The receiver copies
-the message out and gives the buffer back.
+A sender has buffers, each a file in memory that the receiver maps when it first meets it. It copies a message into a
+free one, writes into the mailbox which one it is, and goes on at once; with none free it makes another. The receiver
+copies the message out and gives the buffer back.
 """
 
 from __future__ import annotations
