@@ -6,7 +6,7 @@ import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -57,6 +57,7 @@ class Choice:
 
     engine: Engine
     reason: str
+    encoder: Encoder = field(compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"encoded by {self.engine.value}: {self.reason}"
@@ -83,25 +84,26 @@ def choose_engine(
         DataError: gigatoken is asked for, and is not installed, cannot read the tokenizer or gives other tokens.
     """
     if asked is Engine.TOKENIZERS:
-        return Choice(Engine.TOKENIZERS, "as asked for")
+        return Choice(Engine.TOKENIZERS, "as asked for", SlowEncoder(tokenizer))
     if importlib.util.find_spec("gigatoken") is None:
         against = f"gigatoken, which is much faster, is not installed (pip install 'scaling[{EXTRA}]')"
     else:
         name = f"gigatoken {version('gigatoken')}"
         texts = [*sample(), *ODD, *_with_added(tokenizer)]
-        found = _difference(name, tokenizer, texts, fast)
-        if found is None:
-            return Choice(Engine.GIGATOKEN, f"{name} gives the tokens of tokenizers for a sample of {len(texts)} texts")
+        found = _checked(name, tokenizer, texts, fast)
+        if not isinstance(found, str):
+            reason = f"{name} gives the tokens of tokenizers for a sample of {len(texts)} texts"
+            return Choice(Engine.GIGATOKEN, reason, found)
         against = found
     if asked is Engine.GIGATOKEN:
         raise DataError(f"--engine gigatoken: {against}; choose --engine auto or tokenizers")
-    return Choice(Engine.TOKENIZERS, against)
+    return Choice(Engine.TOKENIZERS, against, SlowEncoder(tokenizer))
 
 
-def _difference(
+def _checked(
     name: str, tokenizer: Tokenizer, texts: Sequence[str], fast: Callable[[Tokenizer], Encoder]
-) -> str | None:
-    """Return what speaks against gigatoken, None for nothing."""
+) -> Encoder | str:
+    """Return an encoder by gigatoken, or what speaks against it."""
     batches = [texts[start : start + PLACES] for start in range(0, len(texts), PLACES)]
     slow = SlowEncoder(tokenizer)
     expected = [slow.encode(batch) for batch in batches]  # a text that this refuses is refused whoever encodes
@@ -120,7 +122,7 @@ def _difference(
         text = next((text for text, one, two in pairs if not np.array_equal(one, two)), batch[-1])
         shown = json.dumps(text[:_SHOWN], ensure_ascii=True) + ("..." if len(text) > _SHOWN else "")
         return f"{name} gives other tokens than tokenizers for {shown}"
-    return None
+    return encoder
 
 
 def _with_added(tokenizer: Tokenizer) -> list[str]:

@@ -44,6 +44,14 @@ class TokenizeOptions:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """What encodes, and the token behind each document, if any."""
+
+    encoder: Encoder
+    end: int | None
+
+
+@dataclass(frozen=True)
 class ShardReport:
     """What became of a chunk."""
 
@@ -91,8 +99,12 @@ class Shard:
             tokens = np.memmap(self._path(".tokens"), dtype=dtype, mode="r") if size else np.empty(0, dtype)
         return Encoded(tokens, lengths)
 
-    def write(self, chunk: Chunk, options: TokenizeOptions, dtype: np.dtype[Any]) -> ShardReport:
+    def write(
+        self, chunk: Chunk, options: TokenizeOptions, dtype: np.dtype[Any], loaded: Loaded | None = None
+    ) -> ShardReport:
         """Tokenize a chunk; nothing counts as written unless all of it was.
+
+        `loaded` is what the options ask for; without it, that is loaded, once in a process.
 
         A worker of a run that was killed may for a moment still be at the same chunk. So each process writes files of
         its own, and renames them; both write the same.
@@ -104,7 +116,7 @@ class Shard:
             own[".tokens"].open("wb") as tokens_file,
             own[".lengths"].open("wb") as lengths_file,
         ):
-            for batch in _batches(chunk, options, counts, dtype):
+            for batch in _batches(chunk, options, counts, dtype, loaded or _load(options)):
                 lengths_file.write(batch.lengths.data)
                 tokens_file.write(batch.tokens.data)
                 counts.add(batch)
@@ -144,15 +156,16 @@ class _Counts:
         self.empty += batch.lengths.size - documents
 
 
-def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts, dtype: np.dtype[Any]) -> Iterator[Encoded]:
+def _batches(
+    chunk: Chunk, options: TokenizeOptions, counts: _Counts, dtype: np.dtype[Any], loaded: Loaded
+) -> Iterator[Encoded]:
     """Yield the token ids of the chunk's documents, some at a time; stop where too many records are bad."""
-    encoder, eos_token_id = _load(options.tokenizer, options.eod_token, options.engine, options.append_eod)
     waiting: list[str] = []
     characters = 0
 
     def tokenize() -> Encoded:
         nonlocal characters
-        batch = encoder.encode(waiting).ended(eos_token_id, dtype)
+        batch = loaded.encoder.encode(waiting).ended(loaded.end, dtype)
         waiting.clear()
         characters = 0
         return batch
@@ -174,6 +187,6 @@ def _batches(chunk: Chunk, options: TokenizeOptions, counts: _Counts, dtype: np.
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path, eod_token: str | None, engine: Engine, append_eod: bool) -> tuple[Encoder, int | None]:
-    tokenizer = Tokenizer.from_file(path, plain_text=True, end_token=eod_token)
-    return encoder_of(engine, tokenizer), tokenizer.eos_token_id if append_eod else None
+def _load(options: TokenizeOptions) -> Loaded:
+    tokenizer = Tokenizer.from_file(options.tokenizer, plain_text=True, end_token=options.eod_token)
+    return Loaded(encoder_of(options.engine, tokenizer), tokenizer.eos_token_id if options.append_eod else None)

@@ -38,7 +38,7 @@ from scaling.transformer.data.engine import choose_engine, sample_of
 from scaling.transformer.data.left_out import SKIPPED_SUFFIX, LeftOut
 from scaling.transformer.data.progress import ProgressCallback, silent
 from scaling.transformer.data.readers import BadRecord, find_inputs
-from scaling.transformer.data.shards import Shard, ShardReport, TokenizeOptions, token_dtype
+from scaling.transformer.data.shards import Loaded, Shard, ShardReport, TokenizeOptions, token_dtype
 from scaling.transformer.data.tokenizer import Tokenizer
 
 CHUNK_BYTES = 8 << 20
@@ -96,6 +96,8 @@ def tokenize_files(
     end = tokenizer.eos_token_id if options.append_eod else None
     if end is not None:  # found out here, once for all workers and for what they have to go on with
         options = replace(options, eod_token=tokenizer.eos_token)
+        if end not in tokenizer.kept_from_texts:  # named by another file: from now on no text may spell it either
+            tokenizer = Tokenizer.from_file(options.tokenizer, plain_text=True, end_token=options.eod_token)
     dtype = token_dtype(tokenizer.vocab_size)
     chunk_bytes = chunk_bytes or max(CHUNK_BYTES, sum(status.st_size for _, status in files) // CHUNKS)
     sizes = [(path, status.st_size) for path, status in files]
@@ -110,7 +112,9 @@ def tokenize_files(
         )
         options = replace(options, engine=choice.engine)
         _prepare(directory, _plan_digest(files, options, tokenizer, chunk_bytes))
-        result = _tokenize_chunks(chunks, directory, options, dtype, workers, progress)
+        result = _tokenize_chunks(
+            chunks, _Work(directory, options, dtype, workers, Loaded(choice.encoder, end)), progress
+        )
         for chunk in chunks:
             documents = Shard(directory, chunk.index).documents(dtype)
             builder.add_documents(documents.tokens, documents.lengths)
@@ -146,27 +150,35 @@ def _prepare(directory: Path, plan: str) -> None:
         write_atomically(marker, plan.encode())
 
 
-def _tokenize_chunks(
-    chunks: Sequence[Chunk],
-    directory: Path,
-    options: TokenizeOptions,
-    dtype: np.dtype[Any],
-    workers: int,
-    progress: ProgressCallback,
-) -> TokenizeResult:
-    finished = {chunk.index: report for chunk in chunks if (report := Shard(directory, chunk.index).report())}
+@dataclass(frozen=True)
+class _Work:
+    """How chunks become shards."""
+
+    directory: Path
+    options: TokenizeOptions
+    dtype: np.dtype[Any]
+    workers: int
+    loaded: Loaded
+    """For chunks that this process tokenizes."""
+
+    def shard(self, chunk: Chunk) -> Shard:
+        return Shard(self.directory, chunk.index)
+
+
+def _tokenize_chunks(chunks: Sequence[Chunk], work: _Work, progress: ProgressCallback) -> TokenizeResult:
+    finished = {chunk.index: report for chunk in chunks if (report := work.shard(chunk).report())}
     missing = [chunk for chunk in chunks if chunk.index not in finished]
     reports: list[ShardReport] = []
     bad: list[BadRecord] = []
     lines_before: Counter[Path] = Counter()
     done, total = 0, sum(chunk.size for chunk in chunks)
     progress("tokenizing", done, total)
-    with closing(_make_shards(missing, directory, options, dtype, workers)) as made:
+    with closing(_make_shards(missing, work)) as made:
         for chunk in chunks:
             report = finished.get(chunk.index) or next(made)
             reports.append(report)
             bad += [replace(record, line=record.line + lines_before[record.path]) for record in report.bad]
-            check_budget(bad, options.max_bad)
+            check_budget(bad, work.options.max_bad)
             for piece, lines in zip(chunk.pieces, report.lines, strict=True):
                 lines_before[piece.path] += lines
             done += chunk.size
@@ -177,7 +189,7 @@ def _tokenize_chunks(
         empty=sum(report.empty for report in reports),
         bad=tuple(bad),
         reused_chunks=len(finished),
-        eod_token=options.eod_token,
+        eod_token=work.options.eod_token,
     )
 
 
@@ -198,23 +210,21 @@ def check_budget(bad: Sequence[BadRecord], max_bad: int) -> None:
     )
 
 
-def _make_shards(
-    chunks: Sequence[Chunk], directory: Path, options: TokenizeOptions, dtype: np.dtype[Any], workers: int
-) -> Generator[ShardReport, None, None]:
+def _make_shards(chunks: Sequence[Chunk], work: _Work) -> Generator[ShardReport, None, None]:
     """Yield the report of each chunk in order, having tokenized some chunks ahead of it in worker processes."""
-    if workers == 1 or len(chunks) <= 1:
+    if work.workers == 1 or len(chunks) <= 1:
         for chunk in chunks:
-            yield Shard(directory, chunk.index).write(chunk, options, dtype)
+            yield work.shard(chunk).write(chunk, work.options, work.dtype, work.loaded)
         return
     pool = ProcessPoolExecutor(
-        min(workers, len(chunks)), mp_context=get_context("forkserver"), initializer=_start_worker
+        min(work.workers, len(chunks)), mp_context=get_context("forkserver"), initializer=_start_worker
     )
     waiting: deque[Future[ShardReport]] = deque()
     upcoming = iter(chunks)
     try:
         while True:
-            for chunk in islice(upcoming, 2 * workers - len(waiting)):
-                waiting.append(pool.submit(Shard(directory, chunk.index).write, chunk, options, dtype))
+            for chunk in islice(upcoming, 2 * work.workers - len(waiting)):
+                waiting.append(pool.submit(work.shard(chunk).write, chunk, work.options, work.dtype))
             if not waiting:
                 return
             yield waiting.popleft().result()
