@@ -24,6 +24,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 NEEDED_FOR_HELP = {
     "scaling",
     "scaling.cli",
+    "scaling.cli.imported",
     "scaling.cli.leaving",
     "scaling.cli.main",
     "scaling.cli.many_values",

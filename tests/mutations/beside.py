@@ -8,10 +8,13 @@ DEFAULTS = "tests/test_defaults.py"
 """Beside every default, wherever it is."""
 
 BESIDE: dict[str, tuple[str, ...]] = {
+    "cli/consumed_text": ("cli/test_data",),
+    "cli/imported": ("cli/test_main", "cli/test_data"),
     "cli/many_values": ("cli/test_verify_layout",),
     "cli/model_options": ("cli/test_generate", "cli/test_chat"),
     "cli/places": ("cli/test_checkpoint", "cli/test_generate"),
     "cli/predecessor_settings": ("cli/test_import", "cli/test_import_published"),
+    "cli/record_options": ("cli/test_records",),
     "cli/train": ("transformer/test_launch",),
     "core/checkpoint/disk": ("core/checkpoint/test_verify", "core/checkpoint/test_save"),
     "core/checkpoint/elsewhere": ("transformer/config/test_start",),

@@ -1,4 +1,8 @@
-"""`scaling data`: make token data sets and tokenizers, look into them, and show what a training step consumes."""
+"""`scaling data`: make token data sets and tokenizers, look into them, and show what a training step consumes.
+
+What reads configurations and makes records is imported by the commands that use it: that takes longer than to tokenize
+20 MB of text.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +14,23 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from scaling.cli.records import (
-    Format,
-    Learnt,
-    Long,
-    MaxLength,
-    RecordOptions,
-    Template,
-    say_kind,
-)
+from scaling.cli.imported import imported
+from scaling.cli.record_options import Format, Learnt, Long, MaxLength, RecordOptions, Template
 from scaling.cli.token_text import token_text, weighed_text
 from scaling.core.data.formats import open_documents
 from scaling.core.data.memory_map import MemoryMapDocuments
 from scaling.core.errors import DataError
 from scaling.core.runner.cores import available_cores
 from scaling.core.storage.writing import require_writable
-from scaling.transformer.config.root import TransformerConfig
-from scaling.transformer.data.consumed import consumed_before
 from scaling.transformer.data.encoders import Engine
 from scaling.transformer.data.left_out import LeftOut
 from scaling.transformer.data.lengths import LONGEST, lengths_of
-from scaling.transformer.data.load import load_datasets
-from scaling.transformer.data.prepare import prepare_data
 from scaling.transformer.data.progress import ConsoleProgress
 from scaling.transformer.data.readers import MAX_DOCUMENT_BYTES, find_inputs, names_text
 from scaling.transformer.data.sampling import sample_texts
 from scaling.transformer.data.shards import TokenizeOptions
 from scaling.transformer.data.tokenize import tokenize_files
 from scaling.transformer.data.tokenizer import Tokenizer, train_tokenizer
-from scaling.transformer.data.trace import ConsumedSample, samples_of_step
 
 app = typer.Typer(
     name="data", help="Make token data sets, look into them, and show what a step consumes.", no_args_is_help=True
@@ -139,7 +131,8 @@ def tokenize(
         }
     )
     if format_name is not None:
-        report = records.write(inputs, output, tokenizer, eod_token=eod_token, max_bad=max_bad)
+        write_records = imported("scaling.cli.records:write_records")
+        report = write_records(records, inputs, output, tokenizer, eod_token=eod_token, max_bad=max_bad)
         first, *others = report.lines()
         typer.echo("\n".join([f"{output}: {first}", *others]))
         return
@@ -257,7 +250,7 @@ def inspect(
         named = "" if decoder is None else f" {token_text(np.array([meta.eod_token_id]), decoder)}"
         typer.echo(f"end token    {meta.eod_token_id}{named}")
     if isinstance(documents, MemoryMapDocuments):
-        say_kind(documents)
+        imported("scaling.cli.records:say_kind")(documents)
     if recorded is not None:
         typer.echo(f"tokenizer    SHA-256 {recorded}")
     typer.echo(f"fingerprint  {documents.fingerprint()}")
@@ -300,35 +293,8 @@ def show(
     If the batch size was changed on resume, the metrics in logger.log_dir and
     the checkpoints in trainer.save_dir tell where the step begins.
     """
-    loaded = TransformerConfig.from_yaml(config, overrides or (), quiet=True)
-    with ConsoleProgress() as progress:
-        prepared = prepare_data(loaded, progress=progress)
-    train, _ = load_datasets(prepared)
-    if consumed_samples is None:
-        beginning = consumed_before(prepared, step)
-        consumed_samples = beginning.consumed_samples
-        if beginning.assumption is not None:
-            typer.echo(f"note: this assumes {beginning.assumption}", err=True)
-    vocab_file = prepared.transformer_architecture.vocab_file
-    decoder = None if vocab_file is None else Tokenizer.from_file(vocab_file)
-    for consumed in samples_of_step(prepared, train, step, consumed_samples=consumed_samples):
-        _show(consumed, decoder)
-
-
-def _show(consumed: ConsumedSample, decoder: Tokenizer | None) -> None:
-    sample = consumed.sample
-    typer.echo(
-        f"=== sample {consumed.position} (micro-batch {consumed.micro_batch}, data-parallel rank "
-        f"{consumed.data_parallel_rank}): sequence {consumed.index} of {sample.source}"
-    )
-    weights = np.concatenate([np.zeros(1, np.float32), sample.weights])
-    for (number, start, stop), first in sample.pieces():
-        typer.echo(f"--- {sample.unit} {number}, tokens {start} to {stop - 1}")
-        place = slice(first, first + stop - start)
-        if sample.unit == "record":
-            typer.echo(weighed_text(sample.tokens[place], weights[place], decoder))
-        else:
-            typer.echo(token_text(sample.tokens[place], decoder))
+    say_step = imported("scaling.cli.consumed_text:say_step")
+    say_step(config, overrides or (), step=step, consumed_samples=consumed_samples)
 
 
 def histogram(by_bits: Sequence[int]) -> list[str]:

@@ -8,7 +8,6 @@ if __name__ == "__main__":  # before anything else is imported: a signal that co
     listen_early()
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from scaling.cli.imported import imported
 from scaling.cli.leaving import leaving_soon
 from scaling.cli.many_values import taking_many
 from scaling.core.errors import ScalingError
@@ -35,8 +35,7 @@ class SubCommand:
 
     def load(self, name: str) -> Any:
         """Import the sub-command and return it as the command `name`."""
-        module, _, attribute = self.home.partition(":")
-        found = getattr(importlib.import_module(module), attribute)
+        found = imported(self.home)
         holder = typer.Typer(add_completion=False)
         if isinstance(found, typer.Typer):
             holder.add_typer(found, name=name)
