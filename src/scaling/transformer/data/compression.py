@@ -19,6 +19,9 @@ DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 COMPRESSED_BYTES_AT_ONCE = 1 << 10
 """Few: what they decompress to is held in memory, 32 MB where every block of 4 bytes stands for 128 KiB of one byte."""
 
+READ_BYTES = 1 << 18
+"""Read at once from a plain file: lines are longer than Python's own buffer, and cost some calls of the system each."""
+
 
 def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading, through gzip or Zstandard where its name ends in .gz or .zst.
@@ -39,7 +42,7 @@ def open_binary(path: Path) -> IO[bytes]:
                 ) from error
             return cast("IO[bytes]", io.BufferedReader(_ZstandardStream(path, zstandard)))
         case _:
-            return path.open("rb")
+            return path.open("rb", buffering=READ_BYTES)
 
 
 class _ZstandardStream(io.RawIOBase):

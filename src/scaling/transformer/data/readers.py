@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar, final
 
+from pydantic_core import from_json
+
 from scaling.core import DataError, StorageError, storage_errors
 from scaling.transformer.data.compression import DAMAGE, open_binary
 from scaling.transformer.data.left_out import LeftOut, own_file, packed_file
@@ -253,7 +255,7 @@ class PieceReader:
             self.lines += 1
             if not whole:
                 yield self._bad(_too_long(self._limit), offset=offset)
-            elif line.strip():
+            elif not line.isspace():
                 yield read(line, offset)
             offset += size
 
@@ -270,6 +272,12 @@ class PieceReader:
             return self._bad(f"not JSON that can be read ({error})", offset=offset)
 
     def _json_document(self, line: bytes, offset: int) -> str | BadRecord:
+        try:  # three times as fast as the standard library; what it refuses, that one may accept, or say why not
+            text = from_json(line, allow_inf_nan=False, cache_strings="keys")[self._field]
+        except (ValueError, LookupError, TypeError):
+            text = None
+        if type(text) is str and "\0" not in text:  # it has no halves of surrogate pairs: Rust's strings have none
+            return text
         record = self._json_value(line, offset)
         if isinstance(record, BadRecord):
             return record
