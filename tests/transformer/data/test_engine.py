@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,107 @@ def test_texts_about_which_the_two_may_differ_are_encoded_alike(tokenizer: Token
     fast, slow = FastEncoder(tokenizer).encode(TEXTS), SlowEncoder(tokenizer).encode(TEXTS)
     assert fast.lengths.tolist() == slow.lengths.tolist()
     assert fast.tokens.tolist() == slow.tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [[], [""], ["", ""], ["a", "", " b ", "c\n"], ["a\0b", "c"], ["\0"], [NEW, "a", "<|endoftext|>"], ["a" * 5000, ""]],
+)
+@pytest.mark.parametrize("added", [0, 6])
+def test_joined_and_apart_short_texts_have_the_tokens_of_tokenizers(
+    tokenizer: Tokenizer, texts: list[str], added: int
+) -> None:
+    content = json.loads(tokenizer.to_str())
+    rules = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    for number in range(added):  # special ones that gigatoken does not get leave gaps between the numbers
+        token = {"id": tokenizer.vocab_size + number, "content": f"<x{number}>", "special": number % 2 == 0, **rules}
+        content["added_tokens"].append(token)
+    other = Tokenizer.from_str(json.dumps(content), plain_text=True)
+    fast, slow = FastEncoder(other), SlowEncoder(other)
+    batch = [*texts, *(f"b<x{number}> c" for number in range(added))]
+    for joins in (True, False):
+        fast._joins = joins
+        assert fast.encode(batch).tokens.tolist() == slow.encode(batch).tokens.tolist()
+        assert fast.encode(batch).lengths.tolist() == slow.encode(batch).lengths.tolist()
+
+
+@pytest.mark.parametrize("drawn", ["short", "long " * 1000])
+def test_texts_are_tried_joined_and_apart_whatever_the_sample_is_like(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, drawn: str
+) -> None:
+    for way in ("_joined", "_apart"):
+        with monkeypatch.context() as patched:
+            right = getattr(FastEncoder, way)
+
+            def wrong(encoder: FastEncoder, texts: Sequence[str], right: Any = right) -> Encoded:
+                encoded: Encoded = right(encoder, texts)
+                return encoded if tuple(texts) == encoders.PROBE else Encoded(encoded.tokens[::-1], encoded.lengths)
+
+            patched.setattr(FastEncoder, way, wrong)
+            assert choose_engine(Engine.AUTO, tokenizer, lambda: [drawn] * 100).engine is Engine.TOKENIZERS
+
+
+def test_texts_whose_tokens_change_where_others_precede_are_encoded_apart(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FastEncoder._joined
+    monkeypatch.setattr(FastEncoder, "_joined", lambda encoder, texts: right(encoder, [*texts[:-2], "b", texts[-1]]))
+    choice = choose_engine(Engine.AUTO, tokenizer, lambda: TEXTS)
+    assert choice.engine is Engine.GIGATOKEN
+
+
+def test_no_character_of_the_sweep_is_left_to_tokenizers() -> None:
+    text = engine._characters()
+    assert len(text) > 10000
+    assert encoders._disputed(["plain", text]) == set()
+
+
+def test_one_process_encodes_with_what_was_checked(
+    tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[FastEncoder] = []
+    make = FastEncoder.__init__
+
+    def counted(encoder: FastEncoder, tokenizer: Tokenizer) -> None:
+        made.append(encoder)
+        make(encoder, tokenizer)
+
+    monkeypatch.setattr(FastEncoder, "__init__", counted)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    rules = TokenizeOptions(tokenizer_file, engine=Engine.GIGATOKEN)
+    tokenize_files([tmp_path / "texts.jsonl"], tmp_path / "out", rules, chunk_bytes=5000)
+    assert len(made) == 1
+
+
+def test_an_end_token_that_another_file_names_is_kept_from_texts_for_any_number_of_workers(
+    tmp_path: Path, tokenizer_file: Path
+) -> None:
+    """It is an ordinary word of the vocabulary, and no usual name, so that the tokenizer's file alone does not tell."""
+    content = json.loads(tokenizer_file.read_text())
+    content["added_tokens"][0]["content"] = "<pad>"
+    content["model"]["vocab"]["<pad>"] = content["model"]["vocab"].pop("<|endoftext|>")
+    number = max(content["model"]["vocab"].values()) + 1
+    rules = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content["added_tokens"].append({"id": number, "content": "[STOP]", "special": False, **rules})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "[STOP]"}))
+    texts = ["a [STOP] b", *TEXTS] * 3
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    written = []
+    for engine_name in (Engine.TOKENIZERS, Engine.GIGATOKEN):
+        for workers in (1, 2):
+            output = tmp_path / f"{engine_name.value}{workers}"
+            result = tokenize_files(
+                [tmp_path / "texts.jsonl"],
+                output,
+                TokenizeOptions(tmp_path / "tokenizer.json", engine=engine_name),
+                workers=workers,
+                chunk_bytes=20000,
+            )
+            tokens = np.fromfile(f"{output}.bin", "<u2")
+            assert int((tokens == number).sum()) == result.documents
+            written.append(tokens.tolist())
+    assert all(tokens == written[0] for tokens in written)
 
 
 @pytest.mark.parametrize(("text", "disputed"), [("a\u00e9\u65e5\U0001f642", False), (NEW, True), ("\u0378", True)])

@@ -154,6 +154,12 @@ def _disputed(texts: Sequence[str]) -> set[int]:
     return {number for number in others if _any_disputed(texts[number])}
 
 
+def undisputed(text: str) -> str:
+    """Return the characters of a text about which all editions of Unicode agree."""
+    numbers = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    return numbers[~_table()[numbers]].tobytes().decode("utf-32-le")
+
+
 def _any_disputed(text: str) -> bool:
     return bool(_table()[np.frombuffer(text.encode("utf-32-le"), np.uint32)].any())
 

@@ -14,14 +14,16 @@ from typing import Final
 import numpy as np
 
 from scaling.core import DataError
-from scaling.transformer.data.encoders import Encoder, Engine, FastEncoder, SlowEncoder
+from scaling.transformer.data.encoders import Encoder, Engine, FastEncoder, SlowEncoder, undisputed
 from scaling.transformer.data.readers import BadRecord, Piece, PieceReader, splittable
 from scaling.transformer.data.tokenizer import Tokenizer
 
 EXTRA: Final = "fast_tokenization"
 PLACES: Final = 64
-CHARACTERS: Final = 1 << 12
+CHARACTERS: Final = 1 << 11
 """A sample of the input: so many places, evenly spread over its bytes, and at each about so many characters."""
+BEGINNING: Final = 200
+"""Of each text its beginning is tried too, so many characters."""
 RECORDS: Final = 256
 """Most records that are read at one place: some may be bad, or empty."""
 _SHOWN: Final = 40
@@ -46,9 +48,11 @@ ODD: Final = (
     ),
     *("\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1 \u0939\u093f\u0928\u094d \u0e44\u0e17\u0e22",),
     *("\U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467\u2764\ufe0f \U0001d4d0\U00020bb7", "\u2028a\u0085b\u200bc"),
-    *("\ufeffa\ufffd\uffff\u0378 \x01\x02\x7f", "".join(f"a{chr(number)}b " for number in range(1, 0xD800, 7))),
+    *("\ufeffa\ufffd \x01\x02\x7f", "\uffff\u0378"),
 )
 """Texts with what tokenizers stumble over."""
+STEP: Final = 13
+"""Of so many characters of the basic plane one is tried, in a word."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,14 @@ def choose_engine(
         against = f"gigatoken, which is much faster, is not installed (pip install 'scaling[{EXTRA}]')"
     else:
         name = f"gigatoken {version('gigatoken')}"
-        texts = [*sample(), *ODD, *_with_added(tokenizer)]
-        found = _checked(name, tokenizer, texts, fast)
+        odd, others = [*ODD, _characters()], [*sample(), *_with_added(tokenizer)]
+        batches = [odd, *(others[start : start + PLACES] for start in range(0, len(others), PLACES))]
+        # Short texts are encoded in another way than long ones, so both ways are tried whatever the sample is like.
+        batches.append([text[:BEGINNING] for text in odd + others])
+        found = _checked(name, tokenizer, batches, fast)
         if not isinstance(found, str):
-            reason = f"{name} gives the tokens of tokenizers for a sample of {len(texts)} texts"
+            number = len(odd) + len(others)
+            reason = f"{name} gives the tokens of tokenizers for a sample of {number} texts"
             return Choice(Engine.GIGATOKEN, reason, found)
         against = found
     if asked is Engine.GIGATOKEN:
@@ -101,10 +109,9 @@ def choose_engine(
 
 
 def _checked(
-    name: str, tokenizer: Tokenizer, texts: Sequence[str], fast: Callable[[Tokenizer], Encoder]
+    name: str, tokenizer: Tokenizer, batches: Sequence[Sequence[str]], fast: Callable[[Tokenizer], Encoder]
 ) -> Encoder | str:
     """Return an encoder by gigatoken, or what speaks against it."""
-    batches = [texts[start : start + PLACES] for start in range(0, len(texts), PLACES)]
     slow = SlowEncoder(tokenizer)
     expected = [slow.encode(batch) for batch in batches]  # a text that this refuses is refused whoever encodes
     try:
@@ -123,6 +130,11 @@ def _checked(
         shown = json.dumps(text[:_SHOWN], ensure_ascii=True) + ("..." if len(text) > _SHOWN else "")
         return f"{name} gives other tokens than tokenizers for {shown}"
     return encoder
+
+
+def _characters() -> str:
+    """Return a text of words with characters from everywhere; one left to `tokenizers` would have it all left to it."""
+    return "".join(f"a{character}b " for character in undisputed("".join(map(chr, range(1, 0xD800, STEP)))))
 
 
 def _with_added(tokenizer: Tokenizer) -> list[str]:
