@@ -27,6 +27,8 @@ class Job:
     """Of one step, of all ranks."""
     micro_batches: int
     """Of one step."""
+    first_blocks: int
+    """On the first of two stages."""
     vocabulary: int
     hidden: int
     layers: int

@@ -88,13 +88,13 @@ def tensor_parallel(place: Any, *, compiled: bool, **job: Any) -> tuple[Step, to
 
 
 def pipeline(place: Any, *, compiled: bool, **job: Any) -> tuple[Step, torch.device]:
-    """The 1F1B schedule of torch.distributed.pipelining, each stage with half of the layers."""
+    """The 1F1B schedule of torch.distributed.pipelining, in the better of the cuts into two stages."""
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
     plan = Job(**job)
     connect(place)
     torch.manual_seed(1)
-    part: nn.Module = pytorch_layers.Decoder(plan).part(place.rank, place.world_size)
+    part: nn.Module = pytorch_layers.Decoder(plan).part(place.rank, plan.first_blocks)
     parameters = list(part.parameters())
     last = place.rank == place.world_size - 1
     if compiled:

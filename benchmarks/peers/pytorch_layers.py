@@ -59,12 +59,11 @@ class Decoder(nn.Module):
             x = block(x)
         return x if self.norm is None or self.head is None else self.head(self.norm(x))
 
-    def part(self, stage: int, stages: int) -> Decoder:
-        """Return this, with the layers of one stage."""
-        layers = len(self.blocks) // stages
-        self.blocks = self.blocks[stage * layers : (stage + 1) * layers]
-        if stage > 0:
+    def part(self, stage: int, first: int) -> Decoder:
+        """Return this, with the layers of the first or the second of two stages: `first` blocks are on the first."""
+        self.blocks = self.blocks[first:] if stage else self.blocks[:first]
+        if stage:
             self.embedding = None
-        if stage < stages - 1:
+        else:
             self.norm = self.head = None
         return self

@@ -44,6 +44,7 @@ LAYERS = {"activation_checkpointing_type": "every_layer"}
 SELECTIVE = {"activation_checkpointing_type": "selective"}
 STAGES = {"activation_checkpointing_type": "every_pipe_stage"}
 BALANCED = {"pipe_partition_method": "balanced"}
+SIMULATED = {"pipe_partition_method": "simulated"}
 NETWORK = {"shared_memory": False}
 ZERO = {"zero": True}
 SMALL_BUCKETS = {"zero": True, "allreduce_bucket_size": 500}
@@ -94,7 +95,7 @@ LAYOUTS: Mapping[str, tuple[LayoutCase, ...]] = {
         Case(1, 1, 2, 24, NETWORK),
         Case(1, 1, 2, 12, SP),
         Case(2, 1, 1, 4, {**BALANCED, **NETWORK}),
-        Case(2, 1, 1, 3, interleaved(2)),
+        Case(2, 1, 1, 3, {**interleaved(2), **SIMULATED}),
         Case(3, 1, 1, 6, GPIPE),
         Case(1, 2, 2, 12, SP, ZERO),
         Case(2, 1, 2, 6, {**LAYERS, **GPIPE}),

@@ -24,7 +24,8 @@ from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.partition import partition
 from scaling.core.pipeline.runners import runners_of
 from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
-from scaling.core.topology.config import TopologyConfig
+from scaling.core.pipeline.shortest_pass import shortest_pass
+from scaling.core.topology.config import PipePartitionMethod, TopologyConfig
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import USUAL, Placements
 from scaling.core.topology.topology import Topology, first_given
@@ -47,6 +48,19 @@ def schedule_of(config: TopologyConfig) -> Schedule:
             return OneFOneB()
         case _:
             return Interleaved1F1B(config.pipe_chunks_per_rank)
+
+
+def _partition(
+    costs: Sequence[float], config: TopologyConfig, schedule: Schedule, stages: int
+) -> tuple[range, ...]:
+    """Return the layers of each stage."""
+    overwrite = config.pipe_partition_overwrite
+    if config.pipe_partition_method is not PipePartitionMethod.SIMULATED or overwrite is not None:
+        uniform = config.pipe_partition_method is PipePartitionMethod.UNIFORM
+        return partition(costs, stages, "uniform" if uniform else "balanced", overwrite)
+    ranks, micro_batches = config.pipe_parallel_size, config.gradient_accumulation_steps
+    balanced = partition(costs, stages, "balanced")
+    return shortest_pass(costs, balanced, schedule, ranks=ranks, micro_batches=micro_batches)
 
 
 def _agreed(choice: CompileChoice, topology: Topology) -> CompileChoice:
@@ -76,12 +90,7 @@ class ParallelModule(nn.Module):
         self.micro_batches = config.gradient_accumulation_steps
         self.schedule = schedule_of(config)
         stage_map = self.schedule.stages.over(topology.size(Axis.PIPE))
-        self.partition = partition(
-            [spec.cost for spec in specs],
-            len(stage_map),
-            config.pipe_partition_method.value,
-            config.pipe_partition_overwrite,
-        )
+        self.partition = _partition([spec.cost for spec in specs], config, self.schedule, len(stage_map))
         topology.rng.seed(seed)
         stages = build_stages(specs, self.partition, stage_map, topology=topology, seed=seed)
         self.compiling = _agreed(compile_choice(config, topology.device), topology)

@@ -31,6 +31,7 @@ class PipePartitionMethod(str, Enum):
 
     UNIFORM = "uniform"
     BALANCED = "balanced"
+    SIMULATED = "simulated"
 
 
 class PipeSchedule(str, Enum):
@@ -94,7 +95,8 @@ class TopologyConfig(BaseConfig):
     """auto: GPUs where this machine has them, else CPU."""
     pipe_partition_method: PipePartitionMethod = PipePartitionMethod.UNIFORM
     """uniform: the same number of layers for each stage; balanced: about the same cost, for a
-    transformer the multiply-adds of its matrix products."""
+    transformer the multiply-adds of its matrix products; simulated: boundaries moved from there as long as a pass gets
+    shorter in virtual time."""
     pipe_partition_overwrite: list[int] | None = None
     """Boundaries of the stages instead of a method: [0, ..., number of layers], one more than there are stages.
     null: off."""
