@@ -16,7 +16,12 @@ from scaling.core.pipeline.schedules import GPipe, Interleaved1F1B, OneFOneB, Sc
 from scaling.core.pipeline.shortest_pass import shortest_pass
 from scaling.core.pipeline.simulate import simulate
 
-SCHEDULES: list[tuple[Schedule, int]] = [(GPipe(), 1), (OneFOneB(), 1), (Interleaved1F1B(2), 2), (Interleaved1F1B(3), 3)]
+SCHEDULES: tuple[tuple[Schedule, int], ...] = (
+    (GPipe(), 1),
+    (OneFOneB(), 1),
+    (Interleaved1F1B(2), 2),
+    (Interleaved1F1B(3), 3),
+)
 
 
 def length(costs: list[float], cut: tuple[range, ...], schedule: Schedule, ranks: int, micro_batches: int) -> float:

@@ -50,9 +50,7 @@ def schedule_of(config: TopologyConfig) -> Schedule:
             return Interleaved1F1B(config.pipe_chunks_per_rank)
 
 
-def _partition(
-    costs: Sequence[float], config: TopologyConfig, schedule: Schedule, stages: int
-) -> tuple[range, ...]:
+def _partition(costs: Sequence[float], config: TopologyConfig, schedule: Schedule, stages: int) -> tuple[range, ...]:
     """Return the layers of each stage."""
     overwrite = config.pipe_partition_overwrite
     if config.pipe_partition_method is not PipePartitionMethod.SIMULATED or overwrite is not None:

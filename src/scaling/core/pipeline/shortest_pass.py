@@ -7,7 +7,7 @@ short first stage lets the other ranks begin sooner.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final
 
 from scaling.core.pipeline.actions import Action, Backward, Compute
@@ -54,7 +54,7 @@ def shortest_pass(
             if (time := pass_of(moved)) < best * (1 - 1e-9):
                 best, found = time, moved
         if found is None:
-            return tuple(range(start, stop) for start, stop in zip(boundaries, boundaries[1:], strict=False))
+            return tuple(range(start, stop) for start, stop in pairwise(boundaries))
         boundaries = found
 
 
@@ -67,5 +67,5 @@ def _moves(boundaries: Sequence[int]) -> Iterator[list[int]]:
                 moved = list(boundaries)
                 for number in range(first, first + count):
                     moved[number] += by
-                if all(start < stop for start, stop in zip(moved, moved[1:], strict=False)):
+                if all(start < stop for start, stop in pairwise(moved)):
                     yield moved
