@@ -87,6 +87,7 @@ def kinds_of_checkpointing() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "compare_small": lambda: compared("small"),
+    "compare_large": lambda: compared("large"),
     "memory": memory,
     "recompute": kinds_of_checkpointing,
 }

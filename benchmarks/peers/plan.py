@@ -74,19 +74,15 @@ def job(layout: str, size: str) -> dict[str, Any]:
     }
 
 
-INTERLEAVED: dict[str, Any] = {"pipe_schedule": "interleaved_1f1b", "pipe_chunks_per_rank": 2}
+INTERLEAVED = {
+    "pipe_schedule": "interleaved_1f1b",
+    "pipe_chunks_per_rank": 2,
+    "pipe_partition_method": "simulated",
+}
 """Two stages on each rank halve the time that ranks wait; torch.distributed.pipelining stays at 1F1B, as the others."""
 
-CUTS: dict[str, list[int]] = {"small": [0, 2, 3, 6, 7], "large": [0, 3, 5, 7, 9]}
-"""Where our stages begin: of all cuts the one whose pass the simulator finds shortest, given measured layers."""
-
 FIRST_BLOCKS = {"small": 3, "large": 4}
-"""Blocks on the first stage of torch.distributed.pipelining, found alike: the head weighs as much as some blocks."""
-
-
-def cut(size: str) -> dict[str, Any]:
-    """Return where our stages begin, as settings."""
-    return {"pipe_partition_overwrite": CUTS[size]} if size in CUTS else {"pipe_partition_method": "balanced"}
+"""Blocks on the first stage of torch.distributed.pipelining, by the simulator: the head weighs as much as some."""
 
 
 def ours(layout: str, size: str, overrides: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -98,7 +94,7 @@ def ours(layout: str, size: str, overrides: dict[str, Any]) -> dict[str, dict[st
         "pipe_parallel_size": 2 if layout == "pipe" else 1,
         "global_batch_size": plan["sequences"],
         "gradient_accumulation_steps": plan["micro_batches"],
-        **(INTERLEAVED | cut(size) if layout == "pipe" else {}),
+        **(INTERLEAVED if layout == "pipe" else {}),
         **overrides.get("topology", {}),
     }
     config: dict[str, Any] = {
