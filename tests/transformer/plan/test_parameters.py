@@ -18,8 +18,7 @@ from scaling.core.nn.init import Constant, Normal, Uniform
 from scaling.core.nn.parameter import Piece, meta
 from scaling.core.nn.shard import Heads
 from scaling.core.pipeline.build import describe_layers
-from scaling.core.pipeline.module import schedule_of
-from scaling.core.pipeline.partition import partition
+from scaling.core.pipeline.module import partition_of, schedule_of
 from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import Placement
@@ -52,12 +51,7 @@ def stage_map_of(topology: TopologyConfig) -> StageMap:
 
 
 def stages_of(plan: ModelPlan, topology: TopologyConfig) -> tuple[range, ...]:
-    return partition(
-        plan.costs,
-        len(stage_map_of(topology)),
-        topology.pipe_partition_method.value,
-        topology.pipe_partition_overwrite,
-    )
+    return partition_of(plan.costs, topology)
 
 
 def planned(plan: ModelPlan, layers: range, topology: TopologyConfig, rank: int) -> Held:
