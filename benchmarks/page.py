@@ -18,6 +18,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PARTS = ("data", "forward", "backward", "loss", "communication", "pipeline", "optimizer", "rest")
 LAYOUTS = {"one": "one process", "data": "data 2", "tensor": "tensor 2", "pipe": "pipe 2, 4 micro-batches"}
 
 
@@ -62,6 +63,31 @@ def compared(size: str) -> str:
     )
 
 
+def budgets() -> str:
+    """Return the parts of a step, of each rank, and the share of it that its matrix products alone would take."""
+
+    def lines(name: str, kept: str) -> Iterator[tuple[str, ...]]:
+        if (found := result(f"cpu-budget_{kept}")) is None:
+            return
+        ranks = found["budget"]["by_rank"]
+        for number, parts in enumerate(ranks):
+            yield (
+                name if len(ranks) == 1 else f"{name}, rank {number}",
+                f"{found['scaling']['fraction_of_roofline']:.2f}",
+                f"{1000 * sum(parts.values()):,.0f}",
+                *(f"{100 * parts[part] / sum(parts.values()):.1f}" for part in PARTS),
+            )
+
+    return rows(
+        *(
+            lines(f"{name}, {size}", f"{layout}_{size}")
+            for size in ("small", "large")
+            for layout, name in LAYOUTS.items()
+        ),
+        head=("run", "of the roofline", "ms a step", *(f"{part}, %" for part in PARTS)),
+    )
+
+
 def memory() -> str:
     """Return resident memory at two steps, by case."""
     found = result("cpu-memory")
@@ -88,6 +114,7 @@ def kinds_of_checkpointing() -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "compare_small": lambda: compared("small"),
     "compare_large": lambda: compared("large"),
+    "budgets": budgets,
     "memory": memory,
     "recompute": kinds_of_checkpointing,
 }

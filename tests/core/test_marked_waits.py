@@ -14,7 +14,8 @@ WAITS_FOR_RANKS = {
         "_Several.wait all_reduce all_reduce_start reduce_scatter_start reduce_scatter all_gather_start all_gather "
         "broadcast send_start receive receive_start gather"
     ),
-    "src/scaling/core/collectives/shared_memory.py": "Later.wait open_memory",
+    "src/scaling/core/collectives/shared_memory.py": "DeferredCall.wait open_memory",
+    "src/scaling/core/collectives/exchanges.py": "_all_reduce _reduce_scatter _all_gather _broadcast",
     "src/scaling/core/optimizer/grad_sync.py": "GradientSync.finish GradientSync.gather_weights",
     "src/scaling/core/pipeline/engine.py": "_Step._receive_gradient",
     "src/scaling/core/pipeline/link.py": "Outbox.wait ActivationReceiver.receive",

@@ -40,8 +40,8 @@ class Messages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             self.names.append(func._schema.name.removeprefix("c10d::"))
-        elif func.namespace == "scaling":
-            name = func._schema.name.removeprefix("scaling::")
+        elif func.namespace == "scaling_shared_memory":
+            name = func._schema.name.removeprefix("scaling_shared_memory::")
             self.names.append(IN_SHARED_MEMORY.get(name, name))
         return func(*args, **(kwargs or {}))
 

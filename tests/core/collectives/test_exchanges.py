@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from scaling.core import waiting
 from scaling.core.collectives import ops
 from scaling.core.collectives.exchanges import SLOT_BYTES, Exchanges
 from scaling.core.errors import LayoutError
@@ -157,3 +161,68 @@ def test_ranks_that_do_not_communicate_alike_are_told_of_it(how: str, said: tupl
     for rank, message in enumerate(messages):
         assert f"rank {rank} of it is in {said[rank]}, rank {1 - rank} in {said[1 - rank]}" in message
         assert "let all of them call the same functions in the same order" in message
+
+
+class Seen(TorchDispatchMode):
+    """Writes down the operations that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def start_before_a_mode(rank: int, world_size: int) -> tuple[list[str], list[str]]:
+    with connected(model=world_size) as topology:
+        group = model_group(topology)
+        x, y = torch.ones(2), torch.ones(3)
+        before = ops.all_reduce_start(x, group)
+        assert before is not None
+        with Seen() as first:
+            ops.all_reduce(y, group)
+        with Seen() as second:
+            within = ops.all_reduce_start(y, group)
+            assert within is not None
+            within.wait()
+        assert float(x[0]) == 2.0
+        return first.names, second.names
+
+
+def test_what_was_started_before_a_mode_is_not_taken_for_what_runs_within() -> None:
+    for first, second in run_distributed(start_before_a_mode, 2):
+        assert first == ["scaling_shared_memory::all_reduce_"]  # that of y alone
+        assert second == ["scaling_shared_memory::all_reduce_"]
+
+
+def fail_once(rank: int, world_size: int) -> None:
+    with connected(model=world_size) as topology:
+        work = ops.all_reduce_start(torch.ones(3 + rank), model_group(topology))
+        assert work is not None
+        for _ in range(2):
+            with pytest.raises(LayoutError):
+                work.wait()
+
+
+def test_a_call_that_failed_fails_for_everybody_who_waits() -> None:
+    run_distributed(fail_once, 2)
+
+
+def look_at_marks(rank: int, world_size: int) -> bool:
+    with connected(model=world_size) as topology:
+        group, marks, seen = model_group(topology), waiting.marks_of_this_thread(), []
+        real = Exchanges._all_reduce
+
+        def looking(self: Exchanges, x: Tensor, maximum: bool) -> None:
+            seen.append(marks.innermost is not None)
+            real(self, x, maximum)
+
+        with mock.patch.object(Exchanges, "_all_reduce", looking):
+            ops.shared.exchanges[group].all_reduce(torch.ones(2))  # as compiled code calls it
+        return all(seen) and len(seen) == 1
+
+
+def test_a_collective_of_compiled_code_is_marked_as_waiting() -> None:
+    assert run_distributed(look_at_marks, 2) == [True, True]

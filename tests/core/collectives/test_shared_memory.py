@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from scaling.core.collectives import ops, shared_memory
 from scaling.core.topology.layout import Axis
@@ -32,6 +34,23 @@ def test_a_rank_whose_process_has_ended_is_not_waited_for() -> None:
     assert gone.exit_code == 3
     assert left.is_consequence
     assert "the process of rank 1 of a group of 2 has ended" in str(left.error)
+
+
+def close_and_stay(rank: int, world_size: int) -> None:
+    with connected(model=world_size) as topology:
+        group = model_group(topology)
+        ops.all_reduce(torch.ones(3), group)
+        if rank == 1:
+            ops.shared.close(group)
+            topology.agree("the other rank has noticed", None, len)  # and so its process lives
+            return
+        with pytest.raises(dist.DistNetworkError, match="the process of rank 1 of a group of 2 has ended"):
+            ops.all_reduce(torch.ones(3), group)
+        topology.agree("the other rank has noticed", None, len)
+
+
+def test_a_rank_that_has_closed_the_memory_is_not_waited_for() -> None:
+    run_distributed(close_and_stay, 2)
 
 
 def leave_nothing(rank: int, world_size: int) -> None:
@@ -58,21 +77,28 @@ def test_a_closed_topology_keeps_no_memory_and_no_descriptor() -> None:
 
 
 def go_without(rank: int, world_size: int, how: str) -> None:
-    def elsewhere(*_: object) -> None:
-        return None
-
-    patch = mock.patch.object(shared_memory, "map_file", elsewhere) if how == "another machine" and rank == 1 else None
-    if patch is not None:
-        patch.start()
-    with connected(model=world_size, shared_memory=how != "not wanted") as topology:
+    with ExitStack() as stack:
+        if how == "another machine" and rank == 1:
+            stack.enter_context(mock.patch.object(shared_memory, "map_file", return_value=None))
+        if how == "no such files":
+            stack.enter_context(mock.patch.object(shared_memory, "_memory_file", side_effect=AttributeError))
+        topology = stack.enter_context(connected(model=world_size, shared_memory=how != "not wanted"))
         group = model_group(topology)
         assert not ops.shared.exchanges
         assert float(ops.all_reduce(torch.tensor(float(rank)), group)) == sum(range(world_size))
 
 
-@pytest.mark.parametrize("how", ["another machine", "not wanted"])
+@pytest.mark.parametrize("how", ["another machine", "no such files", "not wanted"])
 def test_all_ranks_go_through_the_network_where_one_has_to(how: str) -> None:
     run_distributed(go_without, 3, how)
+
+
+def test_a_python_built_for_older_systems_has_such_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    own = shared_memory.create_file(7, 4096)
+    assert own is not None
+    assert shared_memory.map_file(os.getpid(), own, 7, 4096) is not None
+    os.close(own)
 
 
 def test_a_file_of_another_machine_is_not_taken_for_the_groups() -> None:

@@ -186,7 +186,7 @@ def summed_in(topology: Topology, rank: int) -> tuple[int, int, bool]:
         with Counting() as counting:
             y = again(function, x, topology) if selective else function(x)
             backward(y.sum())
-        counts.append(sum(name.startswith(("c10d::", "scaling::")) for name in counting.calls))
+        counts.append(sum(name.startswith(("c10d::", "scaling_shared_memory::")) for name in counting.calls))
         found.append((y.detach(), gradient_of(x)))
     return counts[0], counts[1], all(torch.equal(*pair) for pair in zip(*found, strict=True))
 

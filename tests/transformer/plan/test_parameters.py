@@ -51,7 +51,7 @@ def stage_map_of(topology: TopologyConfig) -> StageMap:
 
 
 def stages_of(plan: ModelPlan, topology: TopologyConfig) -> tuple[range, ...]:
-    return partition_of(plan.costs, topology)
+    return partition_of(plan.costs, topology, schedule_of(topology), ranks=topology.pipe_parallel_size)
 
 
 def planned(plan: ModelPlan, layers: range, topology: TopologyConfig, rank: int) -> Held:

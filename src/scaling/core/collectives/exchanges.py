@@ -1,8 +1,8 @@
 """Collectives between processes of one machine, through memory that they share instead of its loopback network.
 
-Every collective is a row of exchanges. In one, each rank writes up to a mebibyte into a slot of its own, tells the
-others, waits until all have told, and reads theirs. Each rank has two slots and uses them in turn: who has told of an
-exchange has read all of the one before, whose slots may be written again.
+Every collective is a row of exchanges. In one, each rank writes up to a mebibyte into a slot of its own, posts a
+semaphore for each other rank, waits for theirs, and reads their slots. Each rank has two slots, used in turn: who
+has posted in an exchange has read all of the one before, whose slots may be written again.
 
 Two processes sum 1 MiB in 0.2 ms where gloo takes 1.4, and one number in 40 microseconds instead of 300.
 """
@@ -26,11 +26,12 @@ from scaling.core.collectives.shared_memory import (
     MOST_RANKS,
     PREAMBLE_BYTES,
     SEMAPHORE_BYTES,
-    Calls,
+    CallQueue,
     SharedMemory,
     open_memory,
 )
 from scaling.core.errors import LayoutError
+from scaling.core.waiting import waits
 
 SLOT_BYTES: Final = 2**20
 
@@ -38,9 +39,9 @@ _LABEL: Final = struct.Struct("qqq")
 _LABEL_BYTES: Final = 64
 _SLOTS_FROM: Final = -(-(PREAMBLE_BYTES + MOST_RANKS**2 * SEMAPHORE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 
-_numbers = itertools.count()
-_by_number: WeakValueDictionary[int, Exchanges] = WeakValueDictionary()
-"""For operations, which take numbers: each collective is one, so that the modes of dispatch see it as one."""
+_handles = itertools.count()
+_by_handle: WeakValueDictionary[int, Exchanges] = WeakValueDictionary()
+"""Operations take tensors and numbers. Each collective is one, so that modes of dispatch see it as a whole."""
 
 
 class Collective(IntEnum):
@@ -62,10 +63,10 @@ class Exchanges:
     def __init__(self, memory: SharedMemory) -> None:
         self.rank, self.size = rank, size = memory.rank, memory.size
         self.memory = memory
-        self.number = next(_numbers)
-        _by_number[self.number] = self
-        self._tell = [memory.semaphore(_semaphore(size, rank, other)) for other in memory.others]
-        self._told = [(other, memory.semaphore(_semaphore(size, other, rank))) for other in memory.others]
+        self.handle = next(_handles)
+        _by_handle[self.handle] = self
+        self._post = [memory.semaphore(_semaphore(size, rank, other)) for other in memory.others]
+        self._wait = [(other, memory.semaphore(_semaphore(size, other, rank))) for other in memory.others]
         self._labels = [[_slot(one, turn) for turn in range(2)] for one in range(size)]
         """Where each rank's labels are, by turn. Each stands before its slot."""
         self._slots = [
@@ -73,8 +74,8 @@ class Exchanges:
             for of in self._labels
         ]
         self._exchanges = 0
-        self._calls = Calls()
-        self.later = self._calls.later
+        self._calls = CallQueue()
+        self.defer = self._calls.defer
 
     @classmethod
     def open(cls, group: dist.ProcessGroup) -> Self | None:
@@ -87,24 +88,24 @@ class Exchanges:
 
     def now(self) -> Self:
         """Return itself, after all calls that wait have been made."""
-        self._calls.settle()
+        self._calls.run_until()
         return self
 
     def all_reduce(self, x: Tensor, *, maximum: bool = False) -> None:
         """Sum `x` (or take the maximum), in place and in the order of the ranks."""
-        torch.ops.scaling.all_reduce_.default(x, self.number, maximum)
+        torch.ops.scaling_shared_memory.all_reduce_.default(x, self.handle, maximum)
 
     def reduce_scatter(self, output: Tensor, x: Tensor) -> None:
         """Sum `x` in the order of the ranks, each keeping its equal slice in `output`, which may be a part of `x`."""
-        torch.ops.scaling.reduce_scatter_.default(output, x, self.number)
+        torch.ops.scaling_shared_memory.reduce_scatter_.default(output, x, self.handle)
 
     def all_gather(self, output: Tensor, x: Tensor) -> None:
         """Join the `x` of all ranks in `output`, of which it may be this rank's part."""
-        torch.ops.scaling.all_gather_.default(output, x, self.number)
+        torch.ops.scaling_shared_memory.all_gather_.default(output, x, self.handle)
 
     def broadcast(self, x: Tensor, source: int) -> None:
         """Overwrite `x` with that of rank `source`."""
-        torch.ops.scaling.broadcast_.default(x, self.number, source)
+        torch.ops.scaling_shared_memory.broadcast_.default(x, self.handle, source)
 
     def _all_reduce(self, x: Tensor, maximum: bool) -> None:
         flat, join = x.reshape(-1), torch.maximum if maximum else torch.add
@@ -145,7 +146,7 @@ class Exchanges:
             x.copy_(flat.view_as(x))
 
     def _exchange(self, what: Collective, whole: Tensor, part: Tensor, *, gives: bool = True) -> list[Tensor]:
-        """Return by rank, flat, what all gave: this rank `part`, where it `gives`. Good until the exchange after next.
+        """Return by rank, flat, what all gave: this rank `part`, where it `gives`. Good until the next exchange.
 
         `part` belongs to `whole`, whose size all ranks compare.
         """
@@ -158,9 +159,9 @@ class Exchanges:
         label = (what, self._exchanges, whole.numel() * whole.element_size())
         memory = self.memory
         _LABEL.pack_into(memory.memory, self._labels[self.rank][turn], *label)
-        for semaphore in self._tell:
-            memory.tell(semaphore)
-        for other, semaphore in self._told:
+        for semaphore in self._post:
+            memory.post(semaphore)
+        for other, semaphore in self._wait:
             memory.wait_for(other, semaphore)
             if (theirs := _LABEL.unpack_from(memory.memory, self._labels[other][turn])) != label:
                 raise LayoutError(
@@ -195,27 +196,32 @@ def _said(label: tuple[int, int, int]) -> str:
     return f"{names.get(what, what)} of {size} bytes (exchange {exchange})"
 
 
-def _all_reduce(x: Tensor, memory: int, maximum: bool) -> None:
-    _by_number[memory]._all_reduce(x.detach(), maximum)
+@waits
+def _all_reduce(x: Tensor, handle: int, maximum: bool) -> None:
+    _by_handle[handle]._all_reduce(x.detach(), maximum)
 
 
-def _reduce_scatter(output: Tensor, x: Tensor, memory: int) -> None:
-    _by_number[memory]._reduce_scatter(output.detach(), x.detach())
+@waits
+def _reduce_scatter(output: Tensor, x: Tensor, handle: int) -> None:
+    _by_handle[handle]._reduce_scatter(output.detach(), x.detach())
 
 
-def _all_gather(output: Tensor, x: Tensor, memory: int) -> None:
-    _by_number[memory]._all_gather(output.detach(), x.detach())
+@waits
+def _all_gather(output: Tensor, x: Tensor, handle: int) -> None:
+    _by_handle[handle]._all_gather(output.detach(), x.detach())
 
 
-def _broadcast(x: Tensor, memory: int, source: int) -> None:
-    _by_number[memory]._broadcast(x.detach(), source)
+@waits
+def _broadcast(x: Tensor, handle: int, source: int) -> None:
+    _by_handle[handle]._broadcast(x.detach(), source)
 
 
-_operations = torch.library.Library("scaling", "FRAGMENT")
+# The marks are on the operations too: compiled code calls these, without what stands around them elsewhere.
+_operations = torch.library.Library("scaling_shared_memory", "FRAGMENT")
 for _schema, _operation in (
     ("all_reduce_(Tensor(a!) x, int memory, bool maximum) -> ()", _all_reduce),
-    ("reduce_scatter_(Tensor(a!) output, Tensor x, int memory) -> ()", _reduce_scatter),
-    ("all_gather_(Tensor(a!) output, Tensor x, int memory) -> ()", _all_gather),
+    ("reduce_scatter_(Tensor(a!) output, Tensor x, int handle) -> ()", _reduce_scatter),
+    ("all_gather_(Tensor(a!) output, Tensor x, int handle) -> ()", _all_gather),
     ("broadcast_(Tensor(a!) x, int memory, int source) -> ()", _broadcast),
 ):
     _operations.define(_schema)

@@ -1,8 +1,8 @@
 """Messages between processes of one machine, through memory that they share instead of its loopback network.
 
-A sender has buffers, each a file in memory that the receiver maps when it first meets it. It copies a message into a
-free one, writes into the mailbox which one it is, and goes on at once; with none free it makes another. The receiver
-copies the message out and gives the buffer back.
+A sender has buffers in files in memory that the receiver maps when it first meets them. It copies a message into a free
+one, writes into the mailbox which one it is, and goes on at once; with none free it makes more. The receiver copies the
+message out and gives the buffer back.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from scaling.core.collectives.shared_memory import (
     MOST_RANKS,
     PREAMBLE_BYTES,
     SEMAPHORE_BYTES,
-    Calls,
-    Later,
+    CallQueue,
+    DeferredCall,
     SharedMemory,
     as_bytes,
     create_file,
@@ -36,31 +36,54 @@ from scaling.core.collectives.shared_memory import (
 from scaling.core.errors import ScheduleError, StorageError
 
 MOST_MESSAGES: Final = 256
-"""How many may be sent and not received; then the sender waits. Each may have a buffer, and so an open file."""
+"""How many may be sent and not received; then the sender waits."""
 
-_LETTER: Final = struct.Struct("qqqqq")
-"""The buffer's number, its descriptor in the sender's process, what its file begins with, its bytes, the message's."""
-_LETTER_BYTES: Final = 64
-_NUMBER_BYTES: Final = 64  # what a buffer's file begins with
+_BUFFERS: Final = 16
+"""In one file: memory that nobody has touched takes none, files are few to a process."""
+
+_READY: Final = 4
+"""Free buffers of a size that keep their memory."""
+
+_ENTRY: Final = struct.Struct("qqqqqq")
+"""The file's number, its descriptor in the sender's process, what it begins with and its bytes; where in it the message
+begins, and its bytes."""
+_ENTRY_BYTES: Final = 64
 
 
 @final
-@dataclass
+class _File:
+    """Memory of some buffers of one size, behind a page with the number that the file begins with."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self.number, self.token = number, secrets.randbits(62)
+        self.bytes = mmap.PAGESIZE + _BUFFERS * size
+        self.descriptor = create_file(self.token, self.bytes)
+        """Open until the receiver has the memory. None: closed, or there is no such file."""
+        self.memory = (
+            None if self.descriptor is None else map_file(os.getpid(), self.descriptor, self.token, self.bytes)
+        )
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+@final
+@dataclass(frozen=True)
 class _Buffer:
-    number: int
-    token: int
-    descriptor: int | None
-    """Open until the receiver has the memory."""
+    file: _File
+    start: int
     content: Tensor
 
     @property
     def size(self) -> int:
         return self.content.numel()
 
-    def close(self) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
+    def discard(self) -> None:
+        """Give the memory back; the buffer stays."""
+        if self.file.memory is not None and hasattr(mmap, "MADV_REMOVE"):
+            self.file.memory.madvise(mmap.MADV_REMOVE, self.start, self.size)
 
 
 @final
@@ -85,10 +108,10 @@ class Mailboxes:
         """Hand `x` over to rank `to`; it may be changed at once."""
         self._to[to].send(x)
 
-    def receive_later(self, x: Tensor, source: int) -> Later:
+    def receive_later(self, x: Tensor, source: int) -> DeferredCall:
         """Return a call that fills `x` with the next message from rank `source`."""
         box = self._from[source]
-        return box.calls.later(lambda: box.receive(x))
+        return box.calls.defer(lambda: box.receive(x))
 
     def close(self) -> None:
         """Give up the buffers."""
@@ -106,57 +129,62 @@ class _Sent:
     def __init__(self, memory: SharedMemory, other: int) -> None:
         self._memory, self._other = memory, other
         self._there, self._back = _semaphores(memory, memory.rank, other)
-        self._letters = _mailbox(memory.size, memory.rank * memory.size + other)
-        self._count = self._made = 0
-        """Messages and buffers so far."""
+        self._entries = _mailbox(memory.size, memory.rank * memory.size + other)
+        self._count = 0
+        """Messages so far."""
+        self.files = 0
         self._away: deque[_Buffer] = deque()
         """Sent and not given back, in order."""
-        self._free: list[_Buffer] = []
+        self._free: dict[int, list[_Buffer]] = {}
+        """By size. What was given back last is taken first."""
 
     def send(self, x: Tensor) -> None:
         message = as_bytes(x.contiguous())
         size = message.numel()
-        while self._away and self._memory.is_told(self._back):
+        while self._away and self._memory.try_wait(self._back):
             self._take_back()
         while len(self._away) == MOST_MESSAGES or (buffer := self._found(size)) is None:
             if not self._away:
                 raise StorageError(
-                    f"there is no memory for a message of {size} bytes between two processes of this machine; give it "
-                    "more, or set topology.shared_memory to false"
+                    f"there is no memory, or no file descriptor (ulimit -n), for a message of {size} bytes between two "
+                    "processes of this machine; give it more, or set topology.shared_memory to false"
                 )
             self._memory.wait_for(self._other, self._back)
             self._take_back()
         buffer.content[:size].copy_(message)
-        at = self._letters + self._count % MOST_MESSAGES * _LETTER_BYTES
-        where = -1 if buffer.descriptor is None else buffer.descriptor
-        _LETTER.pack_into(self._memory.memory, at, buffer.number, where, buffer.token, buffer.size, size)
+        file, at = buffer.file, self._entries + self._count % MOST_MESSAGES * _ENTRY_BYTES
+        where = -1 if file.descriptor is None else file.descriptor
+        _ENTRY.pack_into(self._memory.memory, at, file.number, where, file.token, file.bytes, buffer.start, size)
         self._count += 1
         self._away.append(buffer)
-        self._memory.tell(self._there)
+        self._memory.post(self._there)
 
     def _take_back(self) -> None:
         buffer = self._away.popleft()
-        buffer.close()
-        self._free.append(buffer)
+        buffer.file.close()
+        free = self._free.setdefault(buffer.size, [])
+        if len(free) >= _READY:
+            buffer.discard()
+        free.append(buffer)
 
     def _found(self, size: int) -> _Buffer | None:
-        """Return the smallest free buffer that is large enough, or a new one; None where there is no memory for it."""
-        fitting = [number for number, buffer in enumerate(self._free) if buffer.size >= size]
-        if fitting:
-            return self._free.pop(min(fitting, key=lambda number: self._free[number].size))
-        length = -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
-        token = secrets.randbits(62)
-        if (descriptor := create_file(token, _NUMBER_BYTES + length)) is None:
-            return None
-        if (memory := map_file(os.getpid(), descriptor, token, _NUMBER_BYTES + length)) is None:
-            os.close(descriptor)
-            return None
-        self._made += 1
-        return _Buffer(self._made, token, descriptor, torch.frombuffer(memory, dtype=torch.uint8)[_NUMBER_BYTES:])
+        """Return a free buffer, of the next power of two; None where there is no memory for more of them."""
+        size = max(mmap.PAGESIZE, 1 << max(size - 1, 0).bit_length())
+        free = self._free.setdefault(size, [])
+        if not free:
+            file = _File(self.files, size)
+            if file.memory is None:
+                file.close()
+                return None
+            self.files += 1
+            everything = torch.frombuffer(file.memory, dtype=torch.uint8)
+            starts = range(mmap.PAGESIZE, file.bytes, size)
+            free += [_Buffer(file, start, everything[start : start + size]) for start in reversed(starts)]
+        return free.pop()
 
     def close(self) -> None:
         for buffer in self._away:
-            buffer.close()
+            buffer.file.close()
 
 
 @final
@@ -164,18 +192,18 @@ class _Received:
     """The mailbox from another rank to this one."""
 
     def __init__(self, memory: SharedMemory, other: int) -> None:
-        self.calls = Calls()
+        self.calls = CallQueue()
         self._memory, self._other = memory, other
         self._there, self._back = _semaphores(memory, other, memory.rank)
-        self._letters = _mailbox(memory.size, other * memory.size + memory.rank)
+        self._entries = _mailbox(memory.size, other * memory.size + memory.rank)
         self._count = 0
-        self._buffers: dict[int, Tensor] = {}
+        self._files: dict[int, Tensor] = {}
 
     def receive(self, x: Tensor) -> None:
         memory = self._memory
         memory.wait_for(self._other, self._there)
-        at = self._letters + self._count % MOST_MESSAGES * _LETTER_BYTES
-        number, descriptor, token, length, size = _LETTER.unpack_from(memory.memory, at)
+        at = self._entries + self._count % MOST_MESSAGES * _ENTRY_BYTES
+        number, descriptor, token, length, start, size = _ENTRY.unpack_from(memory.memory, at)
         self._count += 1
         into = as_bytes(x)
         if size != into.numel():
@@ -183,15 +211,16 @@ class _Received:
                 f"rank {self._other} of a group sent a message of {size} bytes where rank {memory.rank} expects one of "
                 f"{into.numel()}; let both follow one schedule, with one shape of micro-batches"
             )
-        if number not in self._buffers:
-            mapped = map_file(memory.pids[self._other], descriptor, token, _NUMBER_BYTES + length)
+        if number not in self._files:
+            mapped = map_file(memory.pids[self._other], descriptor, token, length)
             if mapped is None:
                 raise dist.DistNetworkError(
-                    f"Connection closed: rank {self._other} of a group of {memory.size} has given up its messages"
+                    f"a message of rank {self._other} of a group of {memory.size} cannot be opened: its process has "
+                    "ended, or this one has too many files open (ulimit -n)"
                 )
-            self._buffers[number] = torch.frombuffer(mapped, dtype=torch.uint8)[_NUMBER_BYTES:]
-        into.copy_(self._buffers[number][:size])
-        memory.tell(self._back)
+            self._files[number] = torch.frombuffer(mapped, dtype=torch.uint8)
+        into.copy_(self._files[number][start : start + size])
+        memory.post(self._back)
 
 
 def _semaphores(memory: SharedMemory, source: int, target: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
@@ -201,6 +230,6 @@ def _semaphores(memory: SharedMemory, source: int, target: int) -> tuple[ctypes.
 
 
 def _mailbox(ranks: int, number: int) -> int:
-    """Return where the letters of a mailbox begin: number `source * ranks + target`; after the last one, the end."""
+    """Return where the entries of a mailbox begin: number `source * ranks + target`; after the last one, the end."""
     begin = -(-(PREAMBLE_BYTES + 2 * ranks**2 * SEMAPHORE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
-    return begin + number * MOST_MESSAGES * _LETTER_BYTES
+    return begin + number * MOST_MESSAGES * _ENTRY_BYTES

@@ -5,6 +5,8 @@ Naming follows the effect, and each function states what travels. Versions of to
 
 On a CPU, ranks of one machine go through memory that they share (`exchanges.py`, `mailboxes.py`) where that changes no
 bit: sums of more than two ranks depend on their order, and gloo, over which other machines are reached, has its own.
+There, what is started runs when somebody waits for it or for something later of the group: ranks have to wait in one
+order, as they have to call.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ shared = SharedGroups()
 """Of this process. `Topology` opens and closes it for its own groups."""
 
 
-def _memory(tensor: Tensor, group: dist.ProcessGroup, *, sums: bool = False) -> Exchanges | None:
+def _exchanges(tensor: Tensor, group: dist.ProcessGroup, *, sums: bool = False) -> Exchanges | None:
     if tensor.device.type != "cpu" or (sums and group.size() > 2):
         return None
     return shared.exchanges.get(group)
@@ -92,8 +94,8 @@ def all_reduce(tensor: Tensor, group: Group, *, maximum: bool = False) -> Tensor
     """Sum (or take the maximum of) `tensor` over the group, in place. Collective: all ranks of the group."""
     if group is None:
         return tensor
-    if memory := _memory(tensor, group, sums=not maximum):
-        memory.now().all_reduce(tensor, maximum=maximum)
+    if exchanges := _exchanges(tensor, group, sums=not maximum):
+        exchanges.now().all_reduce(tensor, maximum=maximum)
     else:
         dist.all_reduce(tensor, op=_MAX if maximum else _SUM, group=group)
     return tensor
@@ -104,8 +106,8 @@ def all_reduce_start(tensor: Tensor, group: Group) -> Pending | None:
     """Start summing `tensor` over the group in place; wait on the result before reading it."""
     if group is None:
         return None
-    if memory := _memory(tensor, group, sums=True):
-        return memory.later(lambda: memory.all_reduce(tensor))
+    if exchanges := _exchanges(tensor, group, sums=True):
+        return exchanges.defer(lambda: exchanges.all_reduce(tensor))
     work: Work = dist.all_reduce(tensor, group=group, async_op=True)
     return work
 
@@ -116,8 +118,8 @@ def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGrou
 
     `output` may be that slice of `tensor`; the rest of `tensor` is undefined afterwards.
     """
-    if memory := _memory(tensor, group, sums=True):
-        return memory.later(lambda: memory.reduce_scatter(output, tensor))
+    if exchanges := _exchanges(tensor, group, sums=True):
+        return exchanges.defer(lambda: exchanges.reduce_scatter(output, tensor))
     if group.size() == 2 and _is_gloo(tensor) and _is_own_slice(output, tensor, group):
         # Gloo's reduce-scatter takes 2.6 times as long as one reduction to each of two ranks (4 MB, two cores); with
         # more ranks they are level, and their sums would no longer be those of all_reduce bit for bit.
@@ -130,8 +132,8 @@ def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGrou
 @waits
 def reduce_scatter(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Sum `tensor` over the group, each rank keeping its equal slice (along dimension 0) in `output`."""
-    if memory := _memory(tensor, group, sums=True):
-        memory.now().reduce_scatter(output, tensor)
+    if exchanges := _exchanges(tensor, group, sums=True):
+        exchanges.now().reduce_scatter(output, tensor)
     else:
         _reduce_scatter(output, tensor, group=group)
     return output
@@ -140,8 +142,8 @@ def reduce_scatter(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> 
 @waits
 def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
     """Start joining every rank's flat `tensor` into `output`; `tensor` may be this rank's slice of `output`."""
-    if memory := _memory(tensor, group):
-        return memory.later(lambda: memory.all_gather(output, tensor))
+    if exchanges := _exchanges(tensor, group):
+        return exchanges.defer(lambda: exchanges.all_gather(output, tensor))
     if _is_gloo(tensor) and _is_own_slice(tensor, output, group):
         # Gloo's all-gather takes about twice as long as one broadcast from each rank (4 MB, 2 and 4 ranks).
         slices = enumerate(output.chunk(group.size()))
@@ -153,8 +155,8 @@ def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -
 @waits
 def all_gather(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Join every rank's `tensor` along dimension 0 into `output`."""
-    if memory := _memory(tensor, group):
-        memory.now().all_gather(output, tensor)
+    if exchanges := _exchanges(tensor, group):
+        exchanges.now().all_gather(output, tensor)
     else:
         _all_gather(output, tensor, group=group)
     return output
@@ -173,8 +175,8 @@ def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:
     """Overwrite `tensor` on every rank of the group with that of the group's rank `source`."""
     if group is None:
         return tensor
-    if memory := _memory(tensor, group):
-        memory.now().broadcast(tensor, source)
+    if exchanges := _exchanges(tensor, group):
+        exchanges.now().broadcast(tensor, source)
     else:
         dist.broadcast(tensor, group=group, group_src=source)
     return tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import mmap
@@ -19,6 +18,7 @@ from typing import Final, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 from scaling.core.waiting import waits
 
@@ -35,6 +35,10 @@ _NUMBER: Final = struct.Struct("q")
 _PREAMBLE: Final = struct.Struct(f"q{MOST_RANKS}q")
 """A number that only these ranks know, and their process IDs."""
 PREAMBLE_BYTES: Final = 128
+
+
+_GONE: Final = -1
+"""What a rank that has closed the memory writes in place of its process ID."""
 
 
 class _Deadline(ctypes.Structure):
@@ -56,6 +60,7 @@ class SharedMemory:
         self._library = ctypes.CDLL(None, use_errno=True)
         self._lives: dict[int, int] = {}
         """A file descriptor that becomes readable when the process ends, by rank of the others."""
+        self._ended: set[int] = set()
 
     def semaphore(self, offset: int) -> ctypes.c_void_p:
         """Return the semaphore at an offset into the memory."""
@@ -69,42 +74,59 @@ class SharedMemory:
     def watch(self) -> None:
         """Find out from now on when the process of another rank ends. All have written their process IDs."""
         self.pids = list(_PREAMBLE.unpack_from(self.memory)[1 : 1 + self.size])
-        with contextlib.suppress(OSError, AttributeError):  # an old kernel or Python: then only the run's watch does
-            self._lives = {other: os.pidfd_open(self.pids[other]) for other in self.others}
+        for other in self.others:
+            try:
+                self._lives[other] = os.pidfd_open(self.pids[other])
+            except ProcessLookupError:
+                self._ended.add(other)
+            except (OSError, AttributeError):  # an old kernel or Python: the watch of the run will notice
+                continue
 
     def close(self) -> None:
-        """Stop watching the others. The memory goes with the last tensor that is a view of it."""
+        """Let nobody wait for this rank any more. The memory goes with the last tensor that is a view of it."""
+        _NUMBER.pack_into(self.memory, _NUMBER.size * (1 + self.rank), _GONE)
         for descriptor in self._lives.values():
             os.close(descriptor)
         self._lives = {}
 
-    def tell(self, semaphore: ctypes.c_void_p) -> None:
+    def post(self, semaphore: ctypes.c_void_p) -> None:
         """Let whoever waits for a semaphore go on: what was written before is there."""
         self._library.sem_post(semaphore)
 
-    def is_told(self, semaphore: ctypes.c_void_p) -> bool:
-        """Return whether somebody has told, and take that as heard."""
+    def try_wait(self, semaphore: ctypes.c_void_p) -> bool:
+        """Return whether a semaphore has been posted, and take that back."""
         return bool(self._library.sem_trywait(semaphore) == 0)
 
     def wait_for(self, other: int, semaphore: ctypes.c_void_p) -> None:
-        """Wait until rank `other` tells. `DistNetworkError` where its process has ended."""
-        look = self._library.sem_trywait
+        """Wait until rank `other` posts. `DistNetworkError` where its process has ended or it has closed the memory."""
+        try_wait = self._library.sem_trywait
         for _ in range(_SPINS):
-            if look(semaphore) == 0:
+            if try_wait(semaphore) == 0:
                 return
-        while True:
-            whole, part = divmod(time.time() + _PATIENCE, 1)
-            deadline = _Deadline(int(whole), int(part * 1e9))
-            if self._library.sem_timedwait(semaphore, ctypes.byref(deadline)) == 0:
-                return
-            if ctypes.get_errno() == errno.ETIMEDOUT and self._has_ended(other):
-                if look(semaphore) == 0:  # its last word
+        while not self._slept(semaphore):
+            if self._has_ended(other):
+                if try_wait(semaphore) == 0:  # posted before the end
                     return
                 raise dist.DistNetworkError(
                     f"Connection closed: the process of rank {other} of a group of {self.size} has ended"
                 )
 
+    def _slept(self, semaphore: ctypes.c_void_p) -> bool:
+        """Wait for a semaphore, not for ever, and return whether it has been posted."""
+        clockwait = getattr(self._library, "sem_clockwait", None)  # glibc 2.30
+        whole, part = divmod((time.monotonic() if clockwait else time.time()) + _PATIENCE, 1)
+        deadline = ctypes.byref(_Deadline(int(whole), int(part * 1e9)))
+        if clockwait is not None:
+            result = clockwait(semaphore, time.CLOCK_MONOTONIC, deadline)
+        else:
+            result = self._library.sem_timedwait(semaphore, deadline)
+        if result != 0 and (number := ctypes.get_errno()) not in (errno.ETIMEDOUT, errno.EINTR):
+            raise OSError(number, os.strerror(number))
+        return bool(result == 0)
+
     def _has_ended(self, rank: int) -> bool:
+        if rank in self._ended or _NUMBER.unpack_from(self.memory, _NUMBER.size * (1 + rank))[0] == _GONE:
+            return True
         if rank not in self._lives:
             return False
         poll = select.poll()
@@ -146,11 +168,24 @@ def create_file(token: int, size: int) -> int | None:
     if sys.platform != "linux":
         return None
     try:
-        descriptor = os.memfd_create("scaling", os.MFD_CLOEXEC)
+        if os.readlink("/proc/self") != str(os.getpid()):  # of another namespace: others would look in a wrong place
+            return None
+        descriptor = _memory_file()
         os.ftruncate(descriptor, size)
         os.pwrite(descriptor, _NUMBER.pack(token), 0)
-    except OSError:
+    except (OSError, AttributeError):
         return None
+    return descriptor
+
+
+def _memory_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("scaling", os.MFD_CLOEXEC)
+    descriptor: int = ctypes.CDLL(None, use_errno=True).memfd_create(
+        b"scaling", 1
+    )  # Python was built for older systems
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), "memfd_create")
     return descriptor
 
 
@@ -159,7 +194,9 @@ def map_file(pid: int, descriptor: int, token: int, size: int) -> mmap.mmap | No
     if descriptor < 0 or sys.platform != "linux":
         return None
     try:
-        opened = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        # Of another machine the number may stand for a terminal or a pipe.
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+        opened = os.open(f"/proc/{pid}/fd/{descriptor}", flags)
     except OSError:  # another machine's, or another container's
         return None
     try:
@@ -173,45 +210,58 @@ def map_file(pid: int, descriptor: int, token: int, size: int) -> mmap.mmap | No
 
 
 @final
-class Calls:
-    """Calls that are made in the order in which they were asked for, at the latest when somebody waits for one."""
+class CallQueue:
+    """Calls that run in the order in which they were asked for, and not before somebody waits for one."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Later] = deque()
+        self._waiting: deque[DeferredCall] = deque()
 
-    def later(self, act: Callable[[], None]) -> Later:
+    def defer(self, call: Callable[[], None]) -> DeferredCall:
         """Ask for a call."""
-        self._waiting.append(made := Later(act, self))
+        self._waiting.append(made := DeferredCall(call, self))
         return made
 
-    def settle(self, until: Later | None = None) -> None:
-        """Make the calls that wait: all, or those up to one."""
-        while self._waiting and (until is None or not until.is_completed()):
-            self._waiting.popleft().act()
+    def run_until(self, last: DeferredCall | None = None) -> None:
+        """Run the calls that wait: all, or those up to one."""
+        while self._waiting and (last is None or not last.is_completed()):
+            self._waiting.popleft().run()
 
 
 @final
-class Later:
-    """A call that is made when somebody waits for it."""
+class DeferredCall:
+    """A call that runs when somebody waits for it or for a later one."""
 
-    def __init__(self, act: Callable[[], None], calls: Calls) -> None:
-        self._act: Callable[[], None] | None = act
-        self._calls = calls
+    def __init__(self, call: Callable[[], None], queue: CallQueue) -> None:
+        self._call: Callable[[], None] | None = call
+        self._queue = queue
+        self._error: BaseException | None = None
+        self._modes = _get_current_dispatch_mode_stack()
 
     def is_completed(self) -> bool:
-        """Return whether it has been made."""
-        return self._act is None
+        """Return whether it has run."""
+        return self._call is None
 
-    def act(self) -> None:
-        """Make it, once."""
-        act, self._act = self._act, None
-        if act is not None:
-            act()
+    def run(self) -> None:
+        """Run it, once. Modes of dispatch that were entered since it was asked for do not see it: it is not theirs."""
+        call, self._call = self._call, None
+        if call is None:
+            return
+        try:
+            if self._modes == _get_current_dispatch_mode_stack():
+                call()
+            else:
+                with _disable_current_modes():
+                    call()
+        except BaseException as error:
+            self._error = error
+            raise
 
     @waits
     def wait(self) -> None:
-        """Make it, after all that was asked for before it."""
-        self._calls.settle(self)
+        """Run it, after all that was asked for before it."""
+        self._queue.run_until(self)
+        if self._error is not None:
+            raise self._error
 
 
 def as_bytes(x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ KEPT: Mapping[str, Kind] = MappingProxyType(
         "torch_attn::_varlen_attn": Kind.FUSED,
         "flex_attention": Kind.FUSED,
         "c10d::*": Kind.COLLECTIVE,
-        "scaling::*": Kind.COLLECTIVE,
+        "scaling_shared_memory::*": Kind.COLLECTIVE,
     }
 )
 """What selective checkpointing keeps, by the name of the operation; a star stands for all of a namespace."""

@@ -50,16 +50,17 @@ def schedule_of(config: TopologyConfig) -> Schedule:
             return Interleaved1F1B(config.pipe_chunks_per_rank)
 
 
-def partition_of(costs: Sequence[float], config: TopologyConfig) -> tuple[range, ...]:
-    """Return the layers of each stage that a configuration asks for. Pure: the same on all ranks."""
-    schedule, overwrite = schedule_of(config), config.pipe_partition_overwrite
+def partition_of(
+    costs: Sequence[float], config: TopologyConfig, schedule: Schedule, *, ranks: int
+) -> tuple[range, ...]:
+    """Return the layers of each stage of a schedule over so many pipe ranks. Pure: the same on all ranks."""
+    stages, overwrite = len(schedule.stages.over(ranks)), config.pipe_partition_overwrite
     if config.pipe_partition_method is PipePartitionMethod.UNIFORM or overwrite is not None:
-        return partition(costs, config.pipe_stages, "uniform", overwrite)
-    balanced = partition(costs, config.pipe_stages, "balanced")
+        return partition(costs, stages, "uniform", overwrite)
+    balanced = partition(costs, stages, "balanced")
     if config.pipe_partition_method is PipePartitionMethod.BALANCED:
         return balanced
-    ranks, micro_batches = config.pipe_parallel_size, config.gradient_accumulation_steps
-    return shortest_pass(costs, balanced, schedule, ranks=ranks, micro_batches=micro_batches)
+    return shortest_pass(costs, balanced, schedule, ranks=ranks, micro_batches=config.gradient_accumulation_steps)
 
 
 def _agreed(choice: CompileChoice, topology: Topology) -> CompileChoice:
@@ -89,7 +90,9 @@ class ParallelModule(nn.Module):
         self.micro_batches = config.gradient_accumulation_steps
         self.schedule = schedule_of(config)
         stage_map = self.schedule.stages.over(topology.size(Axis.PIPE))
-        self.partition = partition_of([spec.cost for spec in specs], config)
+        self.partition = partition_of(
+            [spec.cost for spec in specs], config, self.schedule, ranks=topology.size(Axis.PIPE)
+        )
         topology.rng.seed(seed)
         stages = build_stages(specs, self.partition, stage_map, topology=topology, seed=seed)
         self.compiling = _agreed(compile_choice(config, topology.device), topology)
