@@ -80,6 +80,8 @@ def go_without(rank: int, world_size: int, how: str) -> None:
     with ExitStack() as stack:
         if how == "another machine" and rank == 1:
             stack.enter_context(mock.patch.object(shared_memory, "map_file", return_value=None))
+        if how == "another network":
+            stack.enter_context(mock.patch.object(shared_memory, "network", return_value=rank))
         if how == "no such files":
             stack.enter_context(mock.patch.object(shared_memory, "_memory_file", side_effect=AttributeError))
         topology = stack.enter_context(connected(model=world_size, shared_memory=how != "not wanted"))
@@ -88,7 +90,7 @@ def go_without(rank: int, world_size: int, how: str) -> None:
         assert float(ops.all_reduce(torch.tensor(float(rank)), group)) == sum(range(world_size))
 
 
-@pytest.mark.parametrize("how", ["another machine", "no such files", "not wanted"])
+@pytest.mark.parametrize("how", ["another machine", "another network", "no such files", "not wanted"])
 def test_all_ranks_go_through_the_network_where_one_has_to(how: str) -> None:
     run_distributed(go_without, 3, how)
 

@@ -92,7 +92,7 @@ class Exchanges:
         return self
 
     def all_reduce(self, x: Tensor, *, maximum: bool = False) -> None:
-        """Sum `x` (or take the maximum), in place and in the order of the ranks."""
+        """Sum `x` in place and in the order of the ranks, or take the maximum, which keeps NaN as gloo's may not."""
         torch.ops.scaling_shared_memory.all_reduce_.default(x, self.handle, maximum)
 
     def reduce_scatter(self, output: Tensor, x: Tensor) -> None:

@@ -139,16 +139,17 @@ def open_memory(group: dist.ProcessGroup, size: int, *, semaphores: tuple[int, i
     """Return `size` bytes that all ranks of a group have; None, on all of them, where one cannot have it.
 
     Rank 0 makes a file without a name, with semaphores (offset, count) in it, and says where others find it; they tell
-    it from another machine's by a number at its beginning. Collective: the group, over whatever it goes through else.
+    it from another machine's by a number at its beginning. Ranks in different network namespaces are different hosts,
+    whatever else they share. Collective: the group, over whatever it goes through else.
     """
     rank = group.rank()
     token = secrets.randbits(62)
     own = create_file(token, size) if rank == 0 else None
-    place = torch.tensor([os.getpid(), -1 if own is None else own, token], dtype=torch.int64)
+    place = torch.tensor([os.getpid(), -1 if own is None else own, token, network()], dtype=torch.int64)
     dist.broadcast(place, group_src=0, group=group)
-    pid, descriptor, token = map(int, place.tolist())
+    pid, descriptor, token, others = map(int, place.tolist())
     found = None
-    if (memory := map_file(pid, descriptor, token, size)) is not None:
+    if others == network() and (memory := map_file(pid, descriptor, token, size)) is not None:
         found = SharedMemory(memory, rank, group.size())
         _NUMBER.pack_into(memory, _NUMBER.size * (1 + rank), os.getpid())
         if rank == 0:
@@ -161,6 +162,14 @@ def open_memory(group: dist.ProcessGroup, size: int, *, semaphores: tuple[int, i
         return None
     found.watch()
     return found
+
+
+def network() -> int:
+    """Return the number of this process's network namespace; 0 where there is no such thing."""
+    try:
+        return os.stat("/proc/self/ns/net").st_ino
+    except OSError:
+        return 0
 
 
 def create_file(token: int, size: int) -> int | None:
