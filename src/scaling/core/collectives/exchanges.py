@@ -81,8 +81,6 @@ class Exchanges:
     def open(cls, group: dist.ProcessGroup) -> Self | None:
         """Return this rank's part; None, on all ranks, where one cannot take part. Collective: the group."""
         size = group.size()
-        if not 1 < size <= MOST_RANKS:
-            return None
         memory = open_memory(group, _slot(size, 0), semaphores=(PREAMBLE_BYTES, size**2))
         return None if memory is None else cls(memory)
 
@@ -219,10 +217,10 @@ def _broadcast(x: Tensor, handle: int, source: int) -> None:
 # The marks are on the operations too: compiled code calls these, without what stands around them elsewhere.
 _operations = torch.library.Library("scaling_shared_memory", "FRAGMENT")
 for _schema, _operation in (
-    ("all_reduce_(Tensor(a!) x, int memory, bool maximum) -> ()", _all_reduce),
+    ("all_reduce_(Tensor(a!) x, int handle, bool maximum) -> ()", _all_reduce),
     ("reduce_scatter_(Tensor(a!) output, Tensor x, int handle) -> ()", _reduce_scatter),
     ("all_gather_(Tensor(a!) output, Tensor x, int handle) -> ()", _all_gather),
-    ("broadcast_(Tensor(a!) x, int memory, int source) -> ()", _broadcast),
+    ("broadcast_(Tensor(a!) x, int handle, int source) -> ()", _broadcast),
 ):
     _operations.define(_schema)
     _operations.impl(_schema.split("(")[0], _operation, "CPU")

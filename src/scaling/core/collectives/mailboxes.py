@@ -22,7 +22,6 @@ from torch import Tensor
 from typing_extensions import Self
 
 from scaling.core.collectives.shared_memory import (
-    MOST_RANKS,
     PREAMBLE_BYTES,
     SEMAPHORE_BYTES,
     CallQueue,
@@ -99,8 +98,6 @@ class Mailboxes:
     def open(cls, group: dist.ProcessGroup) -> Self | None:
         """Return this rank's mailboxes; None, on all ranks, where one cannot have them. Collective: the group."""
         size = group.size()
-        if not 1 < size <= MOST_RANKS:
-            return None
         memory = open_memory(group, _mailbox(size, size**2), semaphores=(PREAMBLE_BYTES, 2 * size**2))
         return None if memory is None else cls(memory)
 

@@ -136,12 +136,14 @@ class SharedMemory:
 
 @waits
 def open_memory(group: dist.ProcessGroup, size: int, *, semaphores: tuple[int, int]) -> SharedMemory | None:
-    """Return `size` bytes that all ranks of a group have; None, on all of them, where one cannot have it.
+    """Return `size` bytes that all ranks of a group of 2 to 8 have; None, on all of them, where one cannot have it.
 
     Rank 0 makes a file without a name, with semaphores (offset, count) in it, and says where others find it; they tell
     it from another machine's by a number at its beginning. Ranks in different network namespaces are different hosts,
     whatever else they share. Collective: the group, over whatever it goes through else.
     """
+    if not 1 < group.size() <= MOST_RANKS:
+        return None
     rank = group.rank()
     token = secrets.randbits(62)
     own = create_file(token, size) if rank == 0 else None
@@ -190,9 +192,8 @@ def create_file(token: int, size: int) -> int | None:
 def _memory_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("scaling", os.MFD_CLOEXEC)
-    descriptor: int = ctypes.CDLL(None, use_errno=True).memfd_create(
-        b"scaling", 1
-    )  # Python was built for older systems
+    library = ctypes.CDLL(None, use_errno=True)  # Python was built for older systems
+    descriptor: int = library.memfd_create(b"scaling", 1)
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), "memfd_create")
     return descriptor
