@@ -27,7 +27,7 @@ LAYERS: Sequence[Sequence[str]] = (
     ("logging",),
     ("topology",),
     ("nn", "data", "checkpoint", "profiler"),
-    ("finetuning", "pipeline", "optimizer"),
+    ("finetuning", "pipeline", "optimizer", "statistics"),
     ("training",),
     ("trainer",),
     ("runner", "verify"),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from scaling.core.pipeline import *
     from scaling.core.profiler import *
     from scaling.core.runner import *
+    from scaling.core.statistics import *
     from scaling.core.storage import *
     from scaling.core.topology import *
     from scaling.core.trainer import *

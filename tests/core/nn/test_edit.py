@@ -109,7 +109,7 @@ class Entered(nn.Module):
         self.place = place
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer.project(enter_model_parallel(x, self.place))
+        return self.layer(enter_model_parallel(x, self.place), entered=True)
 
 
 def low_rank(weights: Weights, x: Tensor) -> Tensor:

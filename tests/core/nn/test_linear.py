@@ -91,7 +91,7 @@ class SharedInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = enter_model_parallel(x, self.place)
-        partial = linear(self.left.project(x) * self.right.project(x), self.back)
+        partial = linear(self.left(x, entered=True) * self.right(x, entered=True), self.back)
         return leave_model_parallel(partial, self.place)
 
 

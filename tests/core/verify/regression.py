@@ -88,7 +88,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        raised = self.up.project(normed) if self.forgetful else self.up(normed)
+        raised = self.up(normed, entered=True) if self.forgetful else self.up(normed)
         moved: Tensor = x + self.down(F.gelu(raised))
         return moved
 

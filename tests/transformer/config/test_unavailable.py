@@ -8,7 +8,6 @@ from scaling.core.errors import ConfigError
 from scaling.transformer.config.root import TransformerConfig
 
 UNAVAILABLE = [
-    "trainer.tensor_statistics_recorder_config={interval: 1}",
     "transformer_architecture.image_encoder=true",
     "transformer_architecture.embedding_head_config={name: a, proj_layers: [1]}",
     "transformer_architecture.umup.enable=true",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -33,6 +33,20 @@ def flatten(tree: Any, path: str = "") -> list[Leaf]:
         f"{path or 'the value'} is a {type(tree).__name__}; layers may exchange tensors, and tuples, lists, dicts and "
         "dataclasses of them (numbers and strings may ride along as constants)"
     )
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of any value in a fixed order; what is no tree by its type holds none."""
+    match value:
+        case Tensor():
+            yield value
+        case tuple() | list():
+            for item in value:
+                yield from tensors_of(item)
+        case dict():
+            yield from tensors_of(list(value.values()))
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            yield from tensors_of([getattr(value, item.name) for item in fields(value)])
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

@@ -68,6 +68,12 @@ class MetricWriter:
         for group in tensors.values():
             self._on_device.append(_OnDevice(step, tuple(group), torch.stack(list(group.values()))))
 
+    def add_vector(self, step: int, names: Sequence[str], values: Tensor) -> None:
+        """Add metrics of `step` that lie in one vector [len(names)], of which nobody changes an element any more."""
+        if self._sinks:
+            self._rows.setdefault(step, {}).update(dict.fromkeys(names, float("nan")))  # holds the places in the row
+            self._on_device.append(_OnDevice(step, tuple(names), values))
+
     def flush(self) -> Mapping[int, Mapping[str, float]]:
         """Write everything that was added since the last flush, and return it by step. Waits for the device, once."""
         rows, self._rows = self._rows, {}

@@ -77,6 +77,9 @@ if TYPE_CHECKING:
     from scaling.core.nn.mlp import ParallelSwiGLUMLP as ParallelSwiGLUMLP
     from scaling.core.nn.norm import LayerNorm as LayerNorm
     from scaling.core.nn.norm import RMSNorm as RMSNorm
+    from scaling.core.nn.outputs import DescribesOutputs as DescribesOutputs
+    from scaling.core.nn.outputs import Output as Output
+    from scaling.core.nn.outputs import placement_of as placement_of
     from scaling.core.nn.parameter import Initializer as Initializer
     from scaling.core.nn.parameter import ParameterMeta as ParameterMeta
     from scaling.core.nn.parameter import Piece as Piece

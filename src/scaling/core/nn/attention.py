@@ -6,7 +6,7 @@ features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast, final
 
@@ -19,6 +19,7 @@ from scaling.core.nn.cached_attention import Past
 from scaling.core.nn.joined import JoinedLayers, Joins
 from scaling.core.nn.key_query_norm import KeyQueryNorm
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear, project_all
+from scaling.core.nn.outputs import Output, placement_of
 from scaling.core.nn.parameter import Initializer, meta, update_meta
 from scaling.core.nn.place import Place, enter_model_parallel
 from scaling.core.nn.rotary import RotaryEmbedding
@@ -87,6 +88,17 @@ class ParallelSelfAttention(Joins):
         if self.rotary is not None:
             self.rotary.keep_on(self.dense.weight.device)
         self._uncompiled_core = disable(self.core)
+
+    def described_outputs(self) -> Mapping[str, Sequence[Output]]:
+        """Return what is within: heads of this rank, or neighbours of it."""
+        of_heads = [
+            Output(placement_of(shard))
+            for name in self._projections
+            for _, shard in cast(ColumnParallelLinear, self._modules[name]).outputs.values()
+        ]
+        queries, keys, _ = of_heads
+        # Rotations are of queries and of keys in one module.
+        return {"norm_query": [queries], "norm_key": [keys], "core": [queries], "rotary": []}
 
     def join(self) -> None:
         """Compute queries, keys and values in one product, where no gradient is wanted."""

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from scaling.core.collectives.autograd import copy_to_model
 from scaling.core.nn.edit import Edit
 from scaling.core.nn.init import Constant, xavier_normal
+from scaling.core.nn.outputs import Output, placement_of
 from scaling.core.nn.parameter import Initializer, fused_parameter, new_parameter
 from scaling.core.nn.place import Place, leave_model_parallel
 from scaling.core.nn.shard import Heads, even_shard
@@ -187,17 +188,18 @@ class ColumnParallelLinear(_Edited):
             else None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the local output features."""
-        return self.project(copy_to_model(x, self.place.group))
-
-    def project(self, entered: Tensor) -> Tensor:
-        """Return the local output features of an input that has been through `enter_model_parallel` already."""
+    def forward(self, x: Tensor, *, entered: bool = False) -> Tensor:
+        """Return the local output features of an input, or of one that has `entered`: see `enter_model_parallel`."""
         edits = self._active()
-        y = self._partial(entered, self.bias, edits)
+        y = self._partial(x if entered else copy_to_model(x, self.place.group), self.bias, edits)
         for edit in edits:
             y = edit.after(y)
         return y
+
+    def described_outputs(self) -> Mapping[str, Sequence[Output]]:
+        """Return each output by its name."""
+        parts = self.outputs.items()
+        return {"": [Output(placement_of(shard), label, shard.length) for label, (_, shard) in parts]}
 
 
 def project_all(owner: nn.Module, names: Iterable[str], entered: Tensor) -> list[Tensor]:
@@ -205,7 +207,7 @@ def project_all(owner: nn.Module, names: Iterable[str], entered: Tensor) -> list
     outputs: list[Tensor] = []
     for name in names:
         layer = cast(ColumnParallelLinear, owner._modules[name])
-        joined = layer.project(entered)
+        joined: Tensor = layer(entered, entered=True)
         outputs += [joined] if len(layer.output_sizes) == 1 else joined.split_with_sizes(layer.output_sizes, dim=-1)
     return outputs
 

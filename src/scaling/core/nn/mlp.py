@@ -35,7 +35,7 @@ class ParallelMLP(Joins):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, shaped as its input [b, s, features]."""
         entered = enter_model_parallel(x, self.dense_in.place)
-        return self.dense_out(self.activation(self.dense_in.project(entered)))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+        return self.dense_out(self.activation(self.dense_in(entered, entered=True)))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
 
 
 @final

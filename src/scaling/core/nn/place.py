@@ -43,8 +43,8 @@ class Place:
 def enter_model_parallel(x: Tensor, place: Place) -> Tensor:
     """Hand an activation to sharded computation: gather its sequence slices, or use the replicated tensor as it is.
 
-    Column-parallel layers that share an input enter once and `project` each, so that their input gradients are summed
-    over the model axis in one message. Backward: reduce-scatter, or all-reduce, of the gradient.
+    Column-parallel layers that share an input enter once, and each is told that it has `entered`, so that their input
+    gradients are summed over the model axis in one message. Backward: reduce-scatter, or all-reduce, of the gradient.
     """
     return gather_sequence(x, place.group) if place.sequence_parallel else copy_to_model(x, place.group)
 

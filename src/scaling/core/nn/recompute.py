@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from scaling.core.collectives import tree
@@ -52,21 +51,8 @@ def recomputed(function: Callable[[Any], Any], x: Any, topology: Topology, *, se
 
 def _parted(function: Callable[[Any], Any], noting: FirstRun, x: Any) -> Any:
     y = function(x)
-    noting.part_from(_leaves(y))
+    noting.part_from(tree.tensors_of(y))  # that of the last layer need not be a tree
     return y
-
-
-def _leaves(y: Any) -> Iterator[Tensor]:
-    """Yield the tensors of an output; that of the last layer need not be a tree."""
-    if isinstance(y, Tensor):
-        yield y
-    elif isinstance(y, (tuple, list)):
-        for item in y:
-            yield from _leaves(item)
-    elif isinstance(y, dict):
-        yield from _leaves(list(y.values()))
-    elif is_dataclass(y) and not isinstance(y, type):
-        yield from _leaves([getattr(y, item.name) for item in fields(y)])
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import zlib
 from collections.abc import Container, Iterator, Sequence
@@ -98,6 +99,7 @@ class ParallelModule(nn.Module):
         self.compiling = _agreed(compile_choice(config, topology.device), topology)
         """Whether layers are compiled, and why: the same on all ranks."""
         runners = runners_of(config, topology, compile_layers=self.compiling.on)
+        self._uncompiled = runners_of(config, topology)
         for stage in stages.values():
             stage.run_with(runners)
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
@@ -106,6 +108,14 @@ class ParallelModule(nn.Module):
         self._one = torch.ones((), dtype=torch.float64, device=topology.device)
         self._actions = self._lower(self.schedule, self.micro_batches)
         self._forward_actions = self._lower(ForwardOnly(self.schedule.stages), self.micro_batches)
+
+    @contextlib.contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Run layers as they are within the context, for whoever looks at the modules within."""
+        with contextlib.ExitStack() as stages:
+            for stage in self._engine.stages.values() if self.compiling.on else ():
+                stages.enter_context(stage.running_with(self._uncompiled))
+            yield
 
     @property
     def engine(self) -> PipelineEngine:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, final
@@ -15,6 +17,17 @@ from scaling.core.collectives import tree
 from scaling.core.errors import LayoutError
 from scaling.core.pipeline.compiled import Run
 from scaling.core.pipeline.runners import Runners, surround
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """What runs the parts of a stage. Here, since a runner may return a module, which must not join the module tree."""
+
+    layers: tuple[Run, ...]
+    """Each layer."""
+    layers_from: tuple[Run, ...]
+    """All layers from the first, the second and so on, those with a backward pass; or from the first only."""
+    whole: Run
 
 
 @final
@@ -29,23 +42,35 @@ class Stage(nn.Module):
 
     def run_with(self, runners: Runners) -> None:
         """Let runners stand around the layers and the stage from now on, instead of those before."""
-        # In tuples, since a runner may return a module, which as an attribute would join the module tree.
-        self._runs: tuple[Run, ...] = tuple(surround(layer, runners.layer) for layer in self.layers)
-        firsts = range(len(self._runs)) if runners.differentiated else range(1)
-        self._runs_from: tuple[Run, ...] = tuple(
-            surround(partial(self._run_layers, first, len(self._runs)), runners.differentiated) for first in firsts
+        layers = tuple(surround(layer, runners.layer) for layer in self.layers)
+        firsts = range(len(layers)) if runners.differentiated else range(1)
+        differentiated = (partial(self._run_layers, first, len(layers)) for first in firsts)
+        self._runs = _Runs(
+            layers=layers,
+            layers_from=tuple(surround(run, runners.differentiated) for run in differentiated),
+            whole=surround(self._run_all, runners.stage),
         )
-        self._whole: tuple[Run] = (surround(self._run_all, runners.stage),)
+
+    @contextlib.contextmanager
+    def running_with(self, runners: Runners) -> Iterator[None]:
+        """Let other runners stand around the layers and the stage within the context."""
+        before = self._runs
+        self.run_with(runners)
+        try:
+            yield
+        finally:
+            self._runs = before
 
     def forward(self, x: Any) -> Any:
         """Run all layers."""
-        return self._whole[0](x)
+        return self._runs.whole(x)
 
     def _run_all(self, x: Any) -> Any:
-        first = self._first_differentiated(x) if len(self._runs_from) > 1 and torch.is_grad_enabled() else 0
+        runs = self._runs.layers_from
+        first = self._first_differentiated(x) if len(runs) > 1 and torch.is_grad_enabled() else 0
         if first:
             x = self._run_layers(0, first, x)
-        return self._runs_from[first](x) if first < len(self._runs_from) else x
+        return runs[first](x) if first < len(runs) else x
 
     def _first_differentiated(self, x: Any) -> int:
         """Return the first layer that has a backward pass (its number within the stage), or the number of layers."""
@@ -57,7 +82,7 @@ class Stage(nn.Module):
     def _run_layers(self, first: int, stop: int, x: Any) -> Any:
         index, layer, given = self.indices.start, None, x
         try:
-            layers = zip(self.indices, self.layers, self._runs, strict=True)
+            layers = zip(self.indices, self.layers, self._runs.layers, strict=True)
             for index, layer, run in islice(layers, first, stop):
                 given = x
                 x = run(x)

@@ -9,9 +9,18 @@ from scaling.core.logging.run_state import RunStateRecorder
 from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.topology.topology import Topology
+from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.hooks import TrainerHook, TrainerView
 from scaling.core.trainer.profiling import ProfilingHook
 from scaling.core.trainer.state import due
+from scaling.core.trainer.statistics import StatisticsHook
+from scaling.core.training.learner import Learner
+
+
+def statistics_hooks(config: TrainerConfig, learner: Learner) -> list[TrainerHook]:
+    """Return what records statistics of tensors, where that is asked for. Collective: all ranks."""
+    statistics = config.tensor_statistics_recorder_config
+    return [] if statistics is None else [StatisticsHook(statistics, learner)]
 
 
 def builtin_hooks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from scaling.core.config.base import BaseConfig
 from scaling.core.config.fields import NoEffect, OnResume, Unavailable
 from scaling.core.config.patterns import pattern_problems
 from scaling.core.errors import Problem
+from scaling.core.statistics.config import TensorStatisticsRecorderConfig
 from scaling.core.training.loading import Loading
 
 
@@ -88,8 +89,9 @@ class TrainerConfig(BaseConfig):
         ),
     ] = False
     """Merge LoRA weights into the base weights after loading."""
-    tensor_statistics_recorder_config: Annotated[dict[str, Any] | None, Unavailable()] = None
-    """Record statistics of activations, weights and gradients."""
+    tensor_statistics_recorder_config: TensorStatisticsRecorderConfig | None = None
+    """Statistics of activations, weights and gradients, written with the metrics as statistics/NAME/STATISTIC. null:
+    none are recorded; {}: the usual ones, every 100 steps."""
     separate_file_for_parameters: Annotated[
         list[str] | None, NoEffect("checkpoints hold named tensors, of which any part can be loaded by itself")
     ] = None

@@ -22,7 +22,7 @@ from scaling.core.storage.lock import locked
 from scaling.core.topology.launch import LaunchContext
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.topology import Topology, first_given
-from scaling.core.trainer.builtin_hooks import builtin_hooks
+from scaling.core.trainer.builtin_hooks import builtin_hooks, statistics_hooks
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.state import RunIdentity
@@ -118,7 +118,11 @@ def run_training(
             identity=identity,
             checkpointer=checkpointer,
             open_metrics=open_metrics,
-            hooks=[*hooks, *builtin_hooks(config.profiler, config.logger, recorder, topology)],
+            hooks=[
+                *hooks,
+                *statistics_hooks(config.trainer, learner),
+                *builtin_hooks(config.profiler, config.logger, recorder, topology),
+            ],
         )
         trainer.fit()
         if trainer.preempted is None:

@@ -85,6 +85,10 @@ class Metrics(Protocol):
         """Keep the metrics of a step; device scalars are not read yet."""
         ...
 
+    def add_vector(self, step: int, names: Sequence[str], values: torch.Tensor) -> None:
+        """Keep metrics of a step that lie in one vector [len(names)], which is not read yet."""
+        ...
+
     def flush(self) -> Mapping[int, Mapping[str, float]]:
         """Read what is on the device in one transfer, write everything kept, and return it by step."""
         ...
@@ -99,6 +103,9 @@ class NoMetrics:
     """Stands for the metrics until they are opened: takes everything and keeps nothing."""
 
     def add(self, step: int, metrics: Mapping[str, float | torch.Tensor]) -> None:
+        """Keep nothing."""
+
+    def add_vector(self, step: int, names: Sequence[str], values: torch.Tensor) -> None:
         """Keep nothing."""
 
     def flush(self) -> Mapping[int, Mapping[str, float]]:

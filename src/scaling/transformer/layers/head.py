@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
@@ -13,6 +14,7 @@ from scaling.core import (
     LayerNorm,
     LogitTerm,
     LossSum,
+    Output,
     Place,
     RMSNorm,
     TokenLosses,
@@ -214,6 +216,10 @@ class TransformerLMHead(nn.Module):
         """Return what the logits are made of."""
         return _output(x, self.linear, self.logit_bias, self.logits)
 
+    def described_outputs(self) -> Mapping[str, Sequence[Output]]:
+        """Return nothing: there are no logits before the loss makes them."""
+        return {"": []}
+
 
 @final
 class TransformerLMHeadTied(nn.Module):
@@ -233,3 +239,7 @@ class TransformerLMHeadTied(nn.Module):
     def forward(self, x: TransformerIO) -> HeadOutput:
         """Return what the logits are made of."""
         return _output(x, self.embedding, self.logit_bias, self.logits)
+
+    def described_outputs(self) -> Mapping[str, Sequence[Output]]:
+        """Return nothing: there are no logits before the loss makes them."""
+        return {"": []}

@@ -1,0 +1,171 @@
+"""See what modules return, and its gradient, in the forward and backward passes of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from scaling.core.collectives import ops, tree
+from scaling.core.nn.edit import Edit
+from scaling.core.nn.outputs import DescribesOutputs, Output
+from scaling.core.statistics.names import ACTIVATION_GRADIENTS, ACTIVATIONS
+from scaling.core.topology.layout import Axis
+from scaling.core.topology.placement import CUT, SAME, Placement
+from scaling.core.topology.topology import Topology
+
+Record = Callable[[str, Tensor], None]
+"""Takes a name, and values of this tensor that no other rank records."""
+
+_CONTAINERS: Final = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A module whose outputs are looked at."""
+
+    module: nn.Module
+    names: tuple[str, ...]
+    """A name for each output that is described: the module's, or one beside it."""
+    outputs: tuple[Output, ...]
+
+
+def watched_modules(layers: Iterable[tuple[int, nn.Module]], *, usual: Placement, with_type: bool) -> list[Watched]:
+    """Return what is looked at in some layers, given with their numbers in the model. Pure.
+
+    `usual` is how activations lie between layers on the model axis.
+    """
+    found = []
+    for number, layer in layers:
+        stem = f"layers.{number}" + (f".{type(layer).__name__}" if with_type else "")
+        for path, module, outputs in _described(layer, "", {"": (Output(usual),)}):
+            name = f"{stem}.{path}" if path else stem
+            around = name.rpartition(".")[0] if path else name
+            names = tuple(f"{around}.{one.label}" if one.label else name for one in outputs)
+            found.append(Watched(module, names, tuple(outputs)))
+    return found
+
+
+def _described(
+    module: nn.Module, path: str, known: Mapping[str, Sequence[Output]]
+) -> Iterator[tuple[str, nn.Module, Sequence[Output]]]:
+    """Yield (path, module, outputs) of a module and all within it, except those that nothing is recorded of.
+
+    `known` says for the start of a path what holds below it; the longest one counts.
+    """
+    if isinstance(module, DescribesOutputs):
+        prefix = f"{path}." if path else ""
+        own = module.described_outputs()
+        known = {**known, **{(prefix + name if name else path): outputs for name, outputs in own.items()}}
+    outputs = known[max((start for start in known if _is_below(path, start)), key=len)]
+    if outputs and not isinstance(module, _CONTAINERS):
+        yield path, module, outputs
+    for name, child in module.named_children():
+        if not isinstance(child, Edit):  # acts within its layer's own product
+            yield from _described(child, f"{path}.{name}" if path else name, known)
+
+
+def _is_below(path: str, start: str) -> bool:
+    return not start or path == start or path.startswith(f"{start}.")
+
+
+def usual_placement(topology: Topology) -> Placement:
+    """Return how activations lie between layers on the model axis."""
+    return CUT if topology.sequence_parallel else SAME
+
+
+@final
+class ActivationWatch:
+    """Hands the outputs of modules and their gradients to `record`, each value on one rank of those that hold it.
+
+    Only between `open` and `close` is anything attached to the modules. What is computed again for the backward pass
+    was seen the first time; several tensors that a module returns count together. Gradients that ranks know in parts
+    are summed over these ranks first. Making one is collective: all ranks (groups are made).
+    """
+
+    def __init__(self, watched: Sequence[Watched], topology: Topology, *, names: Iterable[str], record: Record) -> None:
+        self._names = frozenset(names)
+        self._watched = [one for one in watched if not self._names.isdisjoint(names_of(one))]
+        self._topology = topology
+        self._record = record
+        self._handles: list[RemovableHandle] = []
+        self._groups = _groups(watched, topology)
+
+    def open(self) -> None:
+        """Look from now on."""
+        for one in self._watched:
+            self._handles.append(one.module.register_forward_hook(partial(self._returned, one)))
+
+    def close(self) -> None:
+        """Look no more. Safe to call twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _returned(self, watched: Watched, module: nn.Module, given: Any, returned: Any) -> None:
+        if not torch.is_grad_enabled() or _in_backward_pass():
+            return
+        for tensor in tree.tensors_of(returned):
+            if tensor.is_floating_point():
+                self._take(ACTIVATIONS, watched, tensor.detach())
+                if tensor.requires_grad:
+                    tensor.register_hook(_Once(partial(self._take, ACTIVATION_GRADIENTS, watched)))
+
+    def _take(self, kind: str, watched: Watched, tensor: Tensor) -> None:
+        names, outputs = watched.names, watched.outputs
+        sizes = [tensor.shape[-1] if one.features is None else one.features for one in outputs]
+        parts = tensor.split_with_sizes(sizes, dim=-1) if len(outputs) > 1 else [tensor]
+        for name, output, part in zip(names, outputs, parts, strict=True):
+            if kind + name not in self._names:
+                continue
+            if kind == ACTIVATION_GRADIENTS and output.placement.gradient_in_parts:
+                part = ops.all_reduce(part.clone(), self._groups[output.placement.copies])
+            if self._counts(output.placement):
+                self._record(kind + name, part)
+
+    def _counts(self, placement: Placement) -> bool:
+        index, size = self._topology.index(Axis.MODEL), self._topology.size(Axis.MODEL)
+        return index == placement.holders(index, size)[0]
+
+
+@final
+class _Once:
+    """A hook on a gradient that acts the first time: a backward pass in two halves comes to it twice."""
+
+    def __init__(self, act: Callable[[Tensor], None]) -> None:
+        self._act: Callable[[Tensor], None] | None = act
+
+    def __call__(self, gradient: Tensor) -> None:
+        act, self._act = self._act, None
+        if act is not None:
+            act(gradient.detach())
+
+
+def names_of(watched: Watched) -> list[str]:
+    """Return the names of what a module returns, and of the gradients of that."""
+    return [kind + name for kind in (ACTIVATIONS, ACTIVATION_GRADIENTS) for name in watched.names]
+
+
+def _groups(watched: Iterable[Watched], topology: Topology) -> dict[int | None, ops.Group]:
+    """Return the group of the ranks that share some activations, by how many they are. Collective: all ranks."""
+    placements = [output.placement for one in watched for output in one.outputs]
+    mine = sorted({one.copies for one in placements if one.gradient_in_parts and one.copies is not None})
+    everyone: list[int] = topology.agree("shared activations", mine, _sorted_union)
+    return {
+        copies: topology.holders_group(Axis.MODEL, Placement(copies=copies, gradient_in_parts=True))
+        for copies in everyone
+    }
+
+
+def _sorted_union(of_ranks: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(set().union(*of_ranks))
+
+
+def _in_backward_pass() -> bool:
+    """Return whether this thread runs a backward pass, in which modules run only to be computed again."""
+    return torch._C._current_graph_task_id() != -1

@@ -1,0 +1,52 @@
+"""Statistics that follow from the order of a tensor's elements, and so need all of them in one place. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from scaling.core.statistics.config import Statistic
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """The number that a share of all elements is no larger than, between two elements interpolated linearly."""
+
+    share: float
+    absolute: bool = False
+    """Of the absolute values."""
+
+
+_SHARES = {"1": 0.01, "10": 0.1, "25": 0.25, "75": 0.75, "90": 0.9, "99": 0.99}
+
+QUANTILES: Mapping[Statistic, Quantile] = MappingProxyType(
+    {
+        Statistic.MEDIAN: Quantile(0.5),
+        Statistic.ABS_MEDIAN: Quantile(0.5, absolute=True),
+        Statistic.MAX_SPARSITY: Quantile(0.5, absolute=True),
+        **{Statistic(f"quantile_{name}"): Quantile(share) for name, share in _SHARES.items()},
+        **{Statistic(f"abs_quantile_{name}"): Quantile(share, absolute=True) for name, share in _SHARES.items()},
+    }
+)
+"""What each of the statistics looks up among the ordered elements."""
+
+
+@torch.no_grad()
+def ordered_statistics(x: Tensor, statistics: tuple[Statistic, ...]) -> Tensor:
+    """Return these statistics of a vector of at least one element, float64 [len(statistics)], on its device."""
+    orders = {quantile.absolute for quantile in map(QUANTILES.__getitem__, statistics)}
+    wide = x.to(torch.float64)
+    ordered = {absolute: (wide.abs() if absolute else wide).sort().values for absolute in orders}
+    found = []
+    for statistic in statistics:
+        quantile = QUANTILES[statistic]
+        values = ordered[quantile.absolute]
+        at = quantile.share * (len(values) - 1)
+        low = values[int(at)]
+        value = low + (at - int(at)) * (values[min(int(at) + 1, len(values) - 1)] - low)
+        found.append((values[-1] - value) / value if statistic is Statistic.MAX_SPARSITY else value)
+    return torch.stack(found)

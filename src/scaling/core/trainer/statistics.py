@@ -1,0 +1,145 @@
+"""Record statistics of activations, weights and gradients in the steps that a configuration asks for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final, final
+
+from torch import Tensor
+
+from scaling.core.boxes import GlobalTensor
+from scaling.core.optimizer.optimizer import StepReport
+from scaling.core.statistics.activations import ActivationWatch, names_of, usual_placement, watched_modules
+from scaling.core.statistics.config import TensorStatisticsRecorderConfig
+from scaling.core.statistics.names import (
+    ACTIVATION_GRADIENTS,
+    ACTIVATIONS,
+    PARAMETER_GRADIENTS,
+    PARAMETERS,
+    chosen,
+    joined_names,
+)
+from scaling.core.statistics.recorder import TensorStatisticsRecorder
+from scaling.core.topology.layout import Axis
+from scaling.core.trainer.hooks import TrainerHook, TrainerView
+from scaling.core.trainer.state import due
+from scaling.core.training.learner import Learner
+
+METRIC: Final = "statistics/"
+"""What the names of the metrics begin with."""
+_OF_MODULES: Final = (ACTIVATIONS, ACTIVATION_GRADIENTS)
+
+
+@final
+class StatisticsHook(TrainerHook):
+    """Records in every step that is a multiple of `interval`; in all others it asks for the step's number.
+
+    Weights are those that the step starts from, gradients those of the mean loss before they are clipped, all
+    micro-batches and ranks together. In a recorded step layers run uncompiled. Making one is collective: all ranks;
+    `ConfigError` where a pattern fits nothing.
+    """
+
+    def __init__(self, config: TensorStatisticsRecorderConfig, learner: Learner) -> None:
+        self._interval = config.interval
+        self._learner = learner
+        self._watched = watched_modules(
+            learner.module.layers(), usual=usual_placement(learner.topology), with_type=config.include_module_type
+        )
+        names: list[str] = learner.topology.agree("names of statistics", self._names(), joined_names)
+        self._recorder = TensorStatisticsRecorder(chosen(names, config), learner.topology)
+        self._watch = self._watching()
+        self._settled = False
+        self._factor: Tensor | None = None
+        self._step = contextlib.ExitStack()
+
+    def before_step(self, trainer: TrainerView) -> None:
+        """Record the weights of a step that is due, and look at what its modules return."""
+        if not due(trainer.state.step + 1, self._interval):
+            return
+        for tensor in self._learner.module.global_tensors():
+            self._record(PARAMETERS, tensor)
+        self._step.enter_context(self._learner.module.uncompiled())
+        self._step.enter_context(self._observing())
+        self._watch.open()
+        self._step.callback(self._watch.close)
+
+    def after_step(self, trainer: TrainerView, report: StepReport) -> None:
+        """Merge what all ranks recorded, and hand it to the metrics."""
+        if self._factor is None:
+            return
+        factor, self._factor = self._factor, None
+        self._step.close()
+        if not self._settled:
+            self._settle()
+        values = self._recorder.merged(factor)
+        trainer.metrics.add_vector(trainer.state.step, [METRIC + name for name in self._recorder.names], values)
+
+    def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
+        """Leave the model as it was."""
+        self._step.close()
+
+    def _names(self) -> list[str]:
+        """Return the names of what could be recorded of this rank's layers; one rank of those with the same tells."""
+        topology, module = self._learner.topology, self._learner.module
+        if topology.index(*(axis for axis in Axis if axis is not Axis.PIPE)):
+            return []
+        trained = self._learner.trained
+        parameters = list(module.parameters_with_meta())
+        return [
+            *(PARAMETERS + piece.key for _, description in parameters for piece in description.pieces),
+            *(
+                PARAMETER_GRADIENTS + piece.key
+                for parameter, description in parameters
+                if parameter in trained
+                for piece in description.pieces
+            ),
+            *(name for watched in self._watched for name in names_of(watched)),
+        ]
+
+    def _watching(self) -> ActivationWatch:
+        return ActivationWatch(
+            self._watched, self._learner.topology, names=self._recorder.statistics, record=self._take
+        )
+
+    def _take(self, name: str, part: Tensor) -> None:
+        self._recorder.record(name, part)
+
+    def _record(self, kind: str, tensor: GlobalTensor) -> None:
+        if tensor.owned:
+            for _, values in tensor.parts:
+                self._recorder.record(kind + tensor.key, values)
+
+    @contextlib.contextmanager
+    def _observing(self) -> Iterator[None]:
+        """Look at the gradients of weights within the context, after whoever looked before."""
+        optimizer = self._learner.optimizer
+        before = optimizer.observer
+
+        def observe(gradients: Iterator[GlobalTensor], factor: Tensor) -> None:
+            held = list(gradients)
+            if before is not None:
+                before(iter(held), factor)
+            for tensor in held:
+                self._record(PARAMETER_GRADIENTS, tensor)
+            self._factor = factor
+
+        optimizer.observer = observe
+        try:
+            yield
+        finally:
+            optimizer.observer = before
+
+    def _settle(self) -> None:
+        """Drop what no module returned in the first recorded step, such as gradients where nothing is trained.
+
+        Collective: all ranks, over the store.
+        """
+        topology, recorder = self._learner.topology, self._recorder
+        others = topology.index(*(axis for axis in Axis if axis is not Axis.PIPE))
+        mine = [] if others else [name for name in recorder.seen if name.startswith(_OF_MODULES)]
+        seen = set(topology.agree("recorded activations", mine, joined_names))
+        kept = [name for name in recorder.statistics if name in seen or not name.startswith(_OF_MODULES)]
+        self._recorder = recorder.narrowed(kept)
+        self._watch = self._watching()
+        self._settled = True
