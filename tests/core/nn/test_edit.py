@@ -109,7 +109,8 @@ class Entered(nn.Module):
         self.place = place
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(enter_model_parallel(x, self.place), entered=True)
+        projected: Tensor = self.layer(enter_model_parallel(x, self.place), entered=True)
+        return projected
 
 
 def low_rank(weights: Weights, x: Tensor) -> Tensor:

@@ -96,6 +96,10 @@ class Metrics:
         """Keep the metrics of a step."""
         self.waiting.append((step, metrics))
 
+    def add_vector(self, step: int, names: Sequence[str], values: Tensor) -> None:
+        """Keep metrics of a step that lie in one vector."""
+        self.add(step, dict(zip(names, values.unbind(), strict=True)))
+
     def flush(self) -> dict[int, dict[str, float]]:
         """Read what waits."""
         written: dict[int, dict[str, float]] = {}

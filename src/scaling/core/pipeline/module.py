@@ -99,7 +99,7 @@ class ParallelModule(nn.Module):
         self.compiling = _agreed(compile_choice(config, topology.device), topology)
         """Whether layers are compiled, and why: the same on all ranks."""
         runners = runners_of(config, topology, compile_layers=self.compiling.on)
-        self._uncompiled = runners_of(config, topology)
+        self._uncompiled = runners_of(config, topology, compile_layers=False)
         for stage in stages.values():
             stage.run_with(runners)
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -21,15 +22,15 @@ class Quantile:
     """Of the absolute values."""
 
 
-_SHARES = {"1": 0.01, "10": 0.1, "25": 0.25, "75": 0.75, "90": 0.9, "99": 0.99}
+_PERCENT: Final = (1, 10, 25, 75, 90, 99)
 
 QUANTILES: Mapping[Statistic, Quantile] = MappingProxyType(
     {
         Statistic.MEDIAN: Quantile(0.5),
         Statistic.ABS_MEDIAN: Quantile(0.5, absolute=True),
         Statistic.MAX_SPARSITY: Quantile(0.5, absolute=True),
-        **{Statistic(f"quantile_{name}"): Quantile(share) for name, share in _SHARES.items()},
-        **{Statistic(f"abs_quantile_{name}"): Quantile(share, absolute=True) for name, share in _SHARES.items()},
+        **{Statistic(f"quantile_{percent}"): Quantile(percent / 100) for percent in _PERCENT},
+        **{Statistic(f"abs_quantile_{percent}"): Quantile(percent / 100, absolute=True) for percent in _PERCENT},
     }
 )
 """What each of the statistics looks up among the ordered elements."""

@@ -1,0 +1,20 @@
+"""Bugs that a test function notices, whatever it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.mutations.mutate import Edit
+
+
+@dataclass(frozen=True)
+class CheckedBug:
+    """What goes wrong, in which function, and a check that must not pass then."""
+
+    name: str
+    target: str
+    edits: Sequence[Edit]
+    check: Callable[[int, int], object]
+    """Takes rank and world size, as what `run_distributed` runs; it passes without the bug."""
+    ranks: int
