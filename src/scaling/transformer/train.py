@@ -13,6 +13,7 @@ if (
     listen_early()
 
 import logging
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -109,7 +110,17 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
                 free_on_base(config.transformer_architecture),
             ),
             once_resumed=partial(_keep_tokenizer, config, topology),
+            next_commands=_next_commands(config),
         )
+
+
+def _next_commands(config: TransformerConfig) -> list[str]:
+    """Return what to try with what the training leaves behind."""
+    save_dir, log_dir = config.trainer.save_dir, config.logger.log_dir
+    commands = [] if log_dir is None else [f"scaling report {shlex.quote(str(log_dir))}"]
+    if save_dir is not None and config.transformer_architecture.vocab_file is not None:
+        commands.append(f"scaling generate {shlex.quote(str(save_dir))} --prompt TEXT")
+    return commands
 
 
 def fingerprints_of(config: TransformerConfig, training: BaseDataset[Any]) -> dict[str, str]:

@@ -174,7 +174,9 @@ def make_trainer(
         config,
         Learner(recipe, batch, topology, loading=config.loading),
         identity=identity or RunIdentity(AdamWConfig()),
-        checkpointer=Checkpointer(config.save_dir, communicator=communicator_of(topology)),
+        checkpointer=Checkpointer(
+            config.save_dir, communicator=communicator_of(topology), asynchronous=config.save_async
+        ),
         open_metrics=metrics.open,
         hooks=hooks,
     )

@@ -64,23 +64,19 @@ def test_all_ranks_say_the_same() -> None:
     assert messages[0] == messages[1]
 
 
-def test_a_run_whose_last_step_was_not_finite_does_not_end_well(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_whose_last_step_was_not_finite_does_not_end_well(tmp_path: Path) -> None:
     trainer, _ = make_trainer(training=Points(8, poison=3), save_dir=tmp_path, train_iterations=2, log_interval=1)
     with pytest.raises(DataRefusedError, match="the gradients were not finite in step 2, and the run has ended"):
         trainer.fit()
     assert (tmp_path / "latest").read_text() == "global_step2"  # with the weights of the last step that was finite
-    assert caplog.text.count("the gradients were not finite") == 2
 
 
 @pytest.mark.parametrize(("streaks", "what"), [((2.0, 0.0), "the gradients were"), ((0.0, 1.0), "the loss was")])
-def test_either_of_gradients_and_loss_is_said_and_forgotten_after_a_good_step(
-    streaks: tuple[float, float], what: str, caplog: pytest.LogCaptureFixture
+def test_either_of_gradients_and_loss_is_kept_for_the_end_and_forgotten_after_a_good_step(
+    streaks: tuple[float, float], what: str
 ) -> None:
     watch = make_trainer()[0]._finite
     watch.judge(*streaks, step=7)
-    assert caplog.messages == [f"{what} not finite in step 7"]
     with pytest.raises(DataRefusedError, match=f"^{what} not finite in step 7, and the run has ended with that"):
         watch.require_good_end(7)
     watch.judge(0.0, 0.0, step=8)
@@ -95,10 +91,10 @@ class BadLoss(TrainerHook):
             trainer._finite.streaks += torch.tensor([0.0, 1.0])
 
 
-def test_a_loss_that_is_not_finite_is_not_taken_for_gradients(caplog: pytest.LogCaptureFixture) -> None:
-    make_trainer(hooks=[BadLoss()], train_iterations=2, log_interval=1)[0].fit()
-    assert "the loss was not finite in step 1" in caplog.text
-    assert "the gradients were" not in caplog.text
+def test_a_loss_that_is_not_finite_is_not_taken_for_gradients() -> None:
+    trainer, _ = make_trainer(hooks=[BadLoss()], train_iterations=1, log_interval=1)
+    with pytest.raises(DataRefusedError, match=r"^the loss was not finite in step 1, and"):
+        trainer.fit()
 
 
 def test_an_evaluation_that_is_not_finite_is_said_and_does_not_end_well(caplog: pytest.LogCaptureFixture) -> None:

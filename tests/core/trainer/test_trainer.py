@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -232,16 +233,31 @@ def test_a_run_that_ends_says_what_is_saved(saves: bool, tmp_path: Path, caplog:
     make_trainer(train_iterations=9, log_interval=2, hooks=[Signals(3, signal.SIGTERM)], **options)[0].fit()
     told = [record.getMessage() for record in caplog.records]
     if saves:
-        assert told == [
-            "asked to leave (SIGTERM) after step 3: saving",
-            f"saved {tmp_path / 'global_step3'}; the same command goes on from there",
-        ]
+        assert told[0] == "asked to leave (SIGTERM) after step 3: saving"
+        assert re.fullmatch(rf"step 3/9 checkpoint seconds [0-9.]+ path {tmp_path / 'global_step3'}", told[1])
+        assert len(told) == 2
     else:
         assert told == ["asked to leave (SIGTERM) after step 3: nothing is saved, trainer.save_dir is null"]
-    if saves:
-        caplog.clear()
-        make_trainer(train_iterations=6, log_interval=2, **options)[0].fit()
-        assert caplog.records[-1].getMessage() == f"saved {tmp_path / 'global_step6'}"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_each_checkpoint_is_told_of_with_the_time_it_took(
+    asynchronous: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    make_trainer(train_iterations=6, save_dir=tmp_path, save_interval=2, save_async=asynchronous)[0].fit()
+    told = [message for message in caplog.messages if "checkpoint" in message]
+    assert [message.partition(" seconds ")[0] for message in told] == [
+        f"step {step}/6 checkpoint" for step in (2, 4, 6)
+    ]
+
+
+def test_the_share_of_time_in_which_the_slowest_rank_waits_for_data_is_measured() -> None:
+    trainer, metrics = make_trainer(train_iterations=6, log_interval=2)
+    trainer.fit()
+    waits = metrics.series("training/data_wait_fraction")
+    assert list(waits) == [2, 4, 6]
+    assert all(0 < share <= 1 for share in waits.values())
 
 
 def leave_together(rank: int, world_size: int, directory: Path) -> tuple[int, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator
 from typing import Any, final
 
@@ -57,6 +58,7 @@ class DataLoader(Iterator[MicroBatch]):
         )
         self._copy = DeviceCopy(device, pin_memory=pin_memory)
         self._next: MicroBatch | None = None
+        self._waited = 0.0
         self.seek(consumed_samples)
 
     @property
@@ -79,7 +81,17 @@ class DataLoader(Iterator[MicroBatch]):
     def wait(self) -> None:
         """Wait until the next micro-batch is there."""
         if self._next is None:
+            began = time.perf_counter()
             self._next = self._copy(next(self._batches))
+            self._waited += time.perf_counter() - began
+
+    def take_waited(self) -> float:
+        """Return the seconds for which the host waited for micro-batches since the last call.
+
+        Where there are no workers, the host reads the samples itself: that is waiting, too.
+        """
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def __next__(self) -> MicroBatch:
         self.wait()

@@ -63,6 +63,10 @@ class LoggerConfig(BaseConfig):
     """Project the run belongs to."""
     wandb_group: str | None = None
     """Group the run belongs to. null: none."""
+    use_trackio: bool = False
+    """Rank 0 keeps metrics with trackio, in a database on its machine; needs `pip install scaling[trackio]`."""
+    trackio_project: str = "scaling"
+    """Project the run belongs to: `trackio show --project NAME` opens it."""
     wandb_api_key: Annotated[
         str | None,
         NoEffect("keys in files end up in logs and checkpoints; remove it, and export WANDB_API_KEY instead"),

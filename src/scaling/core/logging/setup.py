@@ -10,8 +10,9 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from scaling.core.errors import StorageError
+from scaling.core.errors import ConfigError, StorageError
 from scaling.core.logging.config import LoggerConfig
+from scaling.core.logging.packages import missing_logger_packages
 
 logger = logging.getLogger("scaling")
 """The library's log, for a program that has no logger of its own. `configure_logging` says where its lines go."""
@@ -33,7 +34,12 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
     That goes for this library and for the program and its packages. Other installed packages and Python's own modules
     log warnings and worse only. A program that gave the root logger a handler for the terminal shows its lines itself.
     A warning that comes again word for word is said once, and in the end how often it came.
+
+    Raises:
+        ConfigError: A package is not installed that a sink of this rank's metrics needs.
     """
+    if missing := list(missing_logger_packages(config, rank)):
+        raise ConfigError(missing)
     close_logging()
     level = config.log_level.value.upper()
     prefix = f"rank {rank}" if world_size > 1 else "run"

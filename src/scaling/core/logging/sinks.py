@@ -1,4 +1,4 @@
-"""Where metrics go besides the terminal: a file of JSON lines, TensorBoard, Weights & Biases."""
+"""Where metrics go: a file of JSON lines, TensorBoard, trackers of experiments, the terminal."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import contextlib
 import itertools
 import json
 import os
-import socket
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaling.core.errors import ConfigError, Problem, StorageError
-from scaling.core.logging.config import LoggerConfig, TensorboardRanksConfig
+from scaling.core.errors import ConfigError, StorageError
+from scaling.core.logging.config import LoggerConfig
 from scaling.core.logging.console import ConsoleSink
 from scaling.core.logging.metrics import MetricSink
 from scaling.core.logging.metrics_files import METRICS_FILE, previous_file, repeated_file
+from scaling.core.logging.packages import is_chosen, missing_package
+from scaling.core.logging.trackers import open_trackio, open_wandb
 
 
 def open_sinks(
@@ -31,7 +31,7 @@ def open_sinks(
     """Return the sinks of this rank. `positions` are its indices on the pipe, data and model axes.
 
     `resumed_step` is the last step whose metrics are kept from an earlier start of the run, 0 for a new run.
-    `run_config` is what Weights & Biases stores as the configuration.
+    `run_config` is what a tracker stores as the configuration.
     """
     sinks: list[MetricSink] = []
     with contextlib.ExitStack() as opened:
@@ -42,12 +42,16 @@ def open_sinks(
 
         if config.log_dir is not None and rank == 0:
             add(JsonLinesSink(config.log_dir / METRICS_FILE, resumed_step=resumed_step))
-        to_tensorboard = config.use_tensorboard and _is_chosen(config.tensorboard_ranks, rank, positions)
+        to_tensorboard = config.use_tensorboard and is_chosen(config.tensorboard_ranks, rank, positions)
         if config.log_dir is not None and to_tensorboard:
             add(TensorBoardSink(config.log_dir / "tensorboard", rank=rank, resumed_step=resumed_step))
-        if config.use_wandb and _is_chosen(config.wandb_ranks, rank, positions):
-            add(WandbSink(config, rank=rank, resumed_step=resumed_step, run_config=run_config or {}))
-        if _is_chosen(config.metrics_ranks, rank, positions):
+        for is_wanted, open_tracker in (
+            (config.use_wandb and is_chosen(config.wandb_ranks, rank, positions), open_wandb),
+            (config.use_trackio and rank == 0, open_trackio),
+        ):
+            if is_wanted:
+                add(open_tracker(config, rank=rank, resumed_step=resumed_step, run_config=run_config or {}))
+        if prints_metrics(config, rank):
             add(ConsoleSink(total_steps=total_steps, first_step=resumed_step, may_draw=rank == 0))
         opened.pop_all()
     return sinks
@@ -97,7 +101,7 @@ class TensorBoardSink:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise _missing("use_tensorboard", "tensorboard") from error
+            raise ConfigError(missing_package("use_tensorboard")) from error
         path = folder if rank == 0 else folder / f"rank_{rank}"
         purge = resumed_step + 1 if resumed_step > 0 else None
         self._writer = SummaryWriter(str(path), purge_step=purge)
@@ -112,65 +116,9 @@ class TensorBoardSink:
         self._writer.close()
 
 
-class WandbSink:
-    """Metrics for Weights & Biases. A run that goes on is the same run there; the key comes from the environment."""
-
-    def __init__(self, config: LoggerConfig, *, rank: int, resumed_step: int, run_config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing("use_wandb", "wandb") from error
-        folder = config.log_dir or Path(tempfile.mkdtemp(prefix="scaling_wandb_"))
-        folder.mkdir(parents=True, exist_ok=True)
-        identity = folder / f"wandb_run_{rank}"
-        known = identity.read_text(encoding="utf-8").strip() if resumed_step > 0 and identity.exists() else None
-        try:
-            self._run = wandb.init(
-                entity=config.wandb_team,
-                project=config.wandb_project,
-                group=config.wandb_group,
-                name=f"{socket.gethostname()}-{rank}",
-                id=known,
-                resume="allow" if known else None,
-                dir=str(folder),
-                config=dict(run_config),
-                settings=wandb.Settings(base_url=config.wandb_host),
-            )
-        except wandb.errors.Error as error:
-            raise ConfigError(
-                Problem(
-                    "logger.use_wandb",
-                    f"is true, but Weights & Biases cannot be used ({error}); export WANDB_API_KEY or "
-                    "WANDB_MODE=offline, or set it to false",
-                )
-            ) from error
-        identity.write_text(self._run.id, encoding="utf-8")
-        # A metric of our own as the axis: the built-in step only goes up, and drops what is trained again on resume.
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send the metrics of one step."""
-        self._run.log({"step": step, **metrics})
-
-    def close(self) -> None:
-        """Wait until everything is sent."""
-        self._run.finish()
-
-
-def _is_chosen(ranks: Sequence[int] | TensorboardRanksConfig | None, rank: int, positions: Mapping[str, int]) -> bool:
-    match ranks:
-        case None:
-            return rank == 0
-        case TensorboardRanksConfig():
-            wanted = {
-                "pipe": ranks.pipe_parallel_rank,
-                "data": ranks.data_parallel_rank,
-                "model": ranks.model_parallel_rank,
-            }
-            return all(index is None or positions[axis] == index for axis, index in wanted.items())
-        case _:
-            return rank in ranks
+def prints_metrics(config: LoggerConfig, rank: int) -> bool:
+    """Return whether a rank shows metrics."""
+    return is_chosen(config.metrics_ranks, rank)
 
 
 def _free_name(path: Path) -> Path:
@@ -204,12 +152,3 @@ def _step_of(line: bytes) -> float:
     except (ValueError, KeyError, TypeError):
         return float("inf")
     return step if isinstance(step, int) else float("inf")
-
-
-def _missing(field: str, package: str) -> ConfigError:
-    return ConfigError(
-        Problem(
-            f"logger.{field}",
-            f"is true, but the package {package} is not installed; `pip install {package}` or set it to false",
-        )
-    )

@@ -51,7 +51,10 @@ class FiniteWatch:
         self.streaks = (self.streaks + 1) * bad
 
     def judge(self, gradients: float, losses: float, *, step: int) -> None:
-        """Say what follows from the streaks, which have been read: a warning, or a `DataRefusedError` that ends all."""
+        """Raise a `DataRefusedError` where the streaks, which have been read, are too long.
+
+        The steps themselves are told of as events, by what their metrics tell.
+        """
         floor = ""
         if self._scaler.enabled:
             floor = f" although optimizer.loss_scaler.min_scale ({self._scaler.config.min_scale:g}) was reached"
@@ -67,7 +70,6 @@ class FiniteWatch:
         self._last_step = None
         if gradients or losses:
             self._last_step = f"{'the gradients were' if gradients else 'the loss was'} not finite in step {step}"
-            self._log_once(logging.WARNING, "%s", self._last_step)
 
     def judge_evaluation(self, loss: float, *, step: int) -> None:
         """Say what follows from the loss of an evaluation. Collective where it is not finite."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -37,3 +39,11 @@ def peak_flops(device: torch.device) -> float | None:
     name = torch.cuda.get_device_name(device)
     known = [key for key in _PEAK_TERAFLOPS if key in name]
     return _PEAK_TERAFLOPS[max(known, key=len)] * 1e12 if known else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes this process has had so far: on a GPU allocated by PyTorch, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,10 +14,12 @@ from scaling.core.checkpoint.communicator import Alone, Communicator, StoreCommu
 from scaling.core.checkpoint.folders import Retention
 from scaling.core.errors import ConfigError, ExitStatus, Problem, StorageError
 from scaling.core.logging.config import LoggerConfig
+from scaling.core.logging.events import EventLog
 from scaling.core.logging.metrics import MetricWriter
 from scaling.core.logging.provenance import write_run_files
-from scaling.core.logging.run_state import RunStateRecorder
-from scaling.core.logging.sinks import open_sinks
+from scaling.core.logging.run_state import RunPhase, RunStateRecorder
+from scaling.core.logging.sinks import open_sinks, prints_metrics
+from scaling.core.logging.summary import Summary
 from scaling.core.profiler.config import ProfilerConfig
 from scaling.core.storage.lock import locked
 from scaling.core.topology.launch import LaunchContext
@@ -26,8 +29,11 @@ from scaling.core.trainer.builtin_hooks import builtin_hooks, statistics_hooks
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.state import RunIdentity
+from scaling.core.trainer.telling import started
 from scaling.core.trainer.trainer import Trainer
 from scaling.core.training.learner import Learner
+
+_log = logging.getLogger(__name__)
 
 
 class RunSections(Protocol):
@@ -56,12 +62,14 @@ def run_training(
     *,
     hooks: Sequence[TrainerHook] = (),
     once_resumed: Callable[[], None] | None = None,
+    next_commands: Sequence[str] = (),
 ) -> ExitStatus:
     """Train to the end, or until asked to leave, and return what the process should end with. Collective: all ranks.
 
     Writes metrics, the resolved configuration, versions and the state of the run below `logger.log_dir`, checkpoints
     below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `once_resumed` is called before the first
-    step, when it is certain that the checkpoints in `save_dir` are this run's own.
+    step, when it is certain that the checkpoints in `save_dir` are this run's own. `next_commands` is what the
+    summary at the end of a finished training tells to try next, the most important first.
     """
     topology = learner.topology
     if learner.recipe.seed != config.trainer.seed:
@@ -76,7 +84,15 @@ def run_training(
     with (  # the locks first: a run that is refused must not write over the log of the one that it meets
         alone_in(folders, topology),
         RunStateRecorder(config.logger.log_dir, rank=topology.rank) as recorder,
+        EventLog(
+            config.logger.log_dir,
+            rank=topology.rank,
+            total_steps=config.trainer.train_iterations or 0,
+            prints_metrics=prints_metrics(config.logger, topology.rank),
+        ) as events,
     ):
+        attempt = LaunchContext.from_environment().attempt
+        summary = Summary()
         sizes = {axis.value: topology.size(axis) for axis in Axis}
         write_run_files(
             config.logger.log_dir,
@@ -84,12 +100,22 @@ def run_training(
             layout=sizes,
             data_fingerprint=identity.fingerprints.get("data"),
             rank=topology.rank,
-            attempt=LaunchContext.from_environment().attempt,
+            attempt=attempt,
         )
 
         def open_metrics(resumed_step: int) -> MetricWriter:
             if once_resumed is not None:
                 once_resumed()
+            events.tell(
+                started(
+                    resumed_step,
+                    attempt=attempt + 1,
+                    resumed_from=trainer.resumed_from,
+                    total_steps=trainer.target,
+                    world_size=topology.layout.world_size,
+                )
+            )
+            summary.begin(resumed_step)
             sinks = open_sinks(
                 config.logger,
                 rank=topology.rank,
@@ -98,7 +124,8 @@ def run_training(
                 total_steps=config.trainer.train_iterations or 0,
                 run_config=identity.config.as_dict(),
             )
-            return MetricWriter(sinks)
+            told = [summary, events] if topology.rank == 0 else [events]
+            return MetricWriter([*told, *sinks] if topology.rank == 0 or sinks else [])
 
         _require_writable(config.trainer.save_dir, topology)
         checkpointer = Checkpointer(
@@ -123,14 +150,37 @@ def run_training(
                 *statistics_hooks(config.trainer, learner),
                 *builtin_hooks(config.profiler, config.logger, recorder, topology),
             ],
+            events=events,
         )
         trainer.fit()
+        step, report = trainer.state.step, checkpointer.last_report
+        saved = None if report is None or report.step != step else report.path
+        if topology.rank == 0:
+            _sum_up(summary, trainer, saved, config.logger.log_dir, next_commands)
         if trainer.preempted is None:
-            recorder.finished(trainer.state.step)
+            events.end(step, RunPhase.FINISHED)
+            recorder.finished(step)
             return ExitStatus.DONE
-        saved = "saved" if config.trainer.save_dir is not None else "nothing saved: trainer.save_dir is null"
-        recorder.preempted(trainer.state.step, f"{trainer.preempted}, {saved}")
+        what = "saved" if config.trainer.save_dir is not None else "nothing saved: trainer.save_dir is null"
+        reason = f"{trainer.preempted}, {what}"
+        events.end(step, RunPhase.PREEMPTED, reason)
+        recorder.preempted(step, reason)
         return ExitStatus.PREEMPTED
+
+
+def _sum_up(
+    summary: Summary, trainer: Trainer, saved: Path | None, log_dir: Path | None, next_commands: Sequence[str]
+) -> None:
+    """Say how the training went, where it got further."""
+    if not summary.steps:
+        return
+    outcome = RunPhase.FINISHED
+    if trainer.preempted is not None:
+        outcome = RunPhase.PREEMPTED
+        next_commands = [] if saved is None else ["the same command goes on from there"]
+    lines = summary.lines(outcome=outcome.value, checkpoint=saved, log_dir=log_dir, next_commands=next_commands)
+    for line in lines:
+        _log.info("%s", line)
 
 
 def _require_writable(save_dir: Path | None, topology: Topology) -> None:

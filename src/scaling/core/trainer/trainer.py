@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, final
 
 import torch
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from scaling.core.checkpoint.base import BASE, BaseReference
 from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.checkpoint.save import SaveReport
 from scaling.core.collectives import ops
 from scaling.core.errors import AskedToLeave, ScalingError, StorageError
+from scaling.core.logging.events import EventLog
 from scaling.core.optimizer.lr_schedule import steps_at_zero
 from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.pipeline.loss import StepLoss
@@ -25,12 +26,13 @@ from scaling.core.storage.json_values import Json
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.finite import FiniteWatch
 from scaling.core.trainer.garbage import garbage_collected
-from scaling.core.trainer.hardware import peak_flops
+from scaling.core.trainer.hardware import peak_flops, peak_memory
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.origin import find_origin
 from scaling.core.trainer.preemption import Preemption
 from scaling.core.trainer.start import Start
 from scaling.core.trainer.state import Metrics, NoMetrics, RunIdentity, TrainState, due
+from scaling.core.trainer.telling import checkpoint_saved, leaving, save_failed
 from scaling.core.training.learner import Learner
 from scaling.core.waiting import waits
 
@@ -59,6 +61,7 @@ class Trainer:
         checkpointer: Checkpointer,
         open_metrics: Callable[[int], Metrics],
         hooks: Sequence[TrainerHook] = (),
+        events: EventLog | None = None,
     ) -> None:
         self.config = config
         self.learner = learner
@@ -67,9 +70,14 @@ class Trainer:
         self._open_metrics = open_metrics
         self.metrics: Metrics = NoMetrics()
         self.hooks = tuple(hooks)
+        if events is None:
+            events = EventLog(rank=learner.topology.rank, total_steps=config.train_iterations or 0)
+        self._events = events
         self.state = TrainState()
         self.preempted: str | None = None
         """Why training ended early: the signal's name; None when it ran to the end."""
+        self.resumed_from: Path | None = None
+        """The checkpoint that the run goes on from, or begins with; None where it begins with initial values."""
         self._topology = learner.topology
         self._finite = FiniteWatch(learner, patience=config.max_consecutive_nonfinite_steps, log_once=self._log_once)
         self._saved_step: int | None = None
@@ -103,6 +111,7 @@ class Trainer:
                 self._warn_of_rate_zero()
             started = self.state.step
             self.metrics = self._open_metrics(started)
+            self.learner.data.take_waited()  # for the first micro-batch, which is no part of a step
             self._clock = time.perf_counter()
             try:
                 gate.pass_through()  # from here on there is something to save
@@ -114,8 +123,7 @@ class Trainer:
             if self.config.final_save or self.preempted is not None:
                 self.save()
             with self._tolerating_failed_save(None):
-                self.checkpointer.wait()
-            self._name_last_checkpoint()
+                self._tell_of_save(self.checkpointer.wait())
             if self.preempted is None and self.state.step > started:
                 self._finite.require_good_end(self.state.step)
             if self.preempted is not None and self._topology.world is not None:
@@ -192,12 +200,14 @@ class Trainer:
             scalars[BASE] = None if self._base is None else self._base.as_dict()
         self._finite.require_weights(self.state.step)
         with self._tolerating_failed_save(_TRIED_AGAIN):
-            self.checkpointer.wait()  # for the one before, if it is written in the background
+            self._tell_of_save(self.checkpointer.wait())  # the one before, if it is written in the background
         folder = None
         with self._tolerating_failed_save(self._after_a_failed_save()):
             tensors, packed = self.learner.global_tensors(), self.learner.recipe.on_base
             folder = self.checkpointer.save(self.state.step, tensors, scalars, packed=packed)
             self._saved_step = self.state.step
+        if folder is not None:
+            self._tell_of_save(self.checkpointer.last_report)
         for hook in self.hooks:
             hook.after_save(self, folder)
         self._clock += time.perf_counter() - began
@@ -207,12 +217,10 @@ class Trainer:
         for hook in self.hooks:
             hook.after_log(self, written)
 
-    def _name_last_checkpoint(self) -> None:
-        """Name the checkpoint that the run ended with."""
-        report = self.checkpointer.last_report
-        if report is not None and report.path is not None and report.step == self.state.step:
-            how = "saved %s" if self.preempted is None else "saved %s; the same command goes on from there"
-            self._log_once(logging.INFO, how, report.path)
+    def _tell_of_save(self, report: SaveReport | None) -> None:
+        """Tell of a checkpoint that is complete."""
+        if report is not None and report.path is not None:
+            self._events.tell(checkpoint_saved(report))
 
     def _after_a_failed_save(self) -> str | None:
         """Say what follows if a save fails now; None where the run is over."""
@@ -234,8 +242,7 @@ class Trainer:
             if failures >= MAX_FAILED_SAVES:
                 limit = f"that was the last of {failures} saves in a row that failed, so the run ends"
                 raise StorageError(f"{error}; {limit}; {untouched}") from error
-            text = "a checkpoint was not written, training goes on: %s; %s; %s"
-            self._log_once(logging.ERROR, text, error, untouched, then)
+            self._events.tell(save_failed(self.state.step, error, then=f"{untouched}; {then}"))
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint of this run, or start from `load_dir`. Return whether there was one."""
@@ -254,6 +261,7 @@ class Trainer:
             log_once=self._log_once,
         )
         self._base = start.load(origin)
+        self.resumed_from = origin.stored.path
         if origin.with_context:
             scalars: Any = origin.stored.manifest.scalars
             self.state.restore(scalars["trainer"])
@@ -316,9 +324,9 @@ class Trainer:
 
     def _synchronise(self, preemption: Preemption) -> None:
         """Wait for the device, agree on what only the host knows, and write the metrics: the only wait of the loop."""
-        local = [float(preemption()), float(self._peak_memory())]
+        local = [float(preemption()), float(peak_memory(self._topology.device)), self.learner.data.take_waited()]
         agreed = torch.tensor(local, dtype=torch.float64, device=self._topology.device)
-        stop, peak, gradients, losses = self._maxima(torch.cat([agreed, self._finite.streaks]))
+        stop, peak, waited, gradients, losses = self._maxima(torch.cat([agreed, self._finite.streaks]))
         now = time.perf_counter()
         duration = (now - self._clock) / self._steps_since_log
         samples = self.learner.samples_per_step / duration
@@ -332,9 +340,14 @@ class Trainer:
         if flops is not None and peak_rate is not None:
             rate["training/mfu"] = samples * flops / (peak_rate * self._topology.layout.world_size)
         epochs = self.learner.data.epochs(self.state.consumed_samples)
-        self.metrics.add(
-            self.state.step, {"training/step_duration": duration, **rate, **epochs, "training/peak_memory_bytes": peak}
-        )
+        measured = {
+            "training/step_duration": duration,
+            **rate,
+            **epochs,
+            "training/peak_memory_bytes": peak,
+            "training/data_wait_fraction": min(1.0, waited / (duration * self._steps_since_log)),
+        }
+        self.metrics.add(self.state.step, measured)
         self._write_metrics()
         self._clock, self._steps_since_log = now, 0
         if stop:
@@ -345,21 +358,13 @@ class Trainer:
         """Take note that the ranks leave, and say it."""
         if self.preempted is None:
             self.preempted = reason or "a signal to another rank"
-            what = "saving" if self.config.save_dir is not None else "nothing is saved, trainer.save_dir is null"
-            self._log_once(
-                logging.WARNING, "asked to leave (%s) after step %d: %s", self.preempted, self.state.step, what
-            )
-
-    def _peak_memory(self) -> int:
-        if self._topology.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._topology.device)
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+            saves = self.config.save_dir is not None
+            self._events.tell(leaving(self.state.step, self.preempted, saves=saves))
 
     def _finish_saving(self) -> None:
         """Do not lose the checkpoint that is being written in the background to an error of the training."""
         try:
-            self.checkpointer.wait()
+            self._tell_of_save(self.checkpointer.wait())
         except ScalingError as error:
             _log.error("the last checkpoint was not written either: %s", error)
 

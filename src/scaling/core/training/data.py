@@ -68,6 +68,10 @@ class TrainingData:
         if self._loader is not None:
             self._loader.wait()
 
+    def take_waited(self) -> float:
+        """Return the seconds for which this rank waited for training micro-batches since the last call."""
+        return 0.0 if self._loader is None else self._loader.take_waited()
+
     def epochs(self, consumed_samples: int) -> dict[str, float]:
         """Return how often the training data have been gone through, as metrics; a mixture by its sources."""
         if not isinstance(self._training_set, BlendedDataset):

@@ -18,6 +18,7 @@ from scaling.core import (
     RunnerType,
     TopologyConfig,
     float8_obstacle,
+    missing_logger_packages,
     run_checks,
 )
 from scaling.transformer.config.architecture import TransformerArchitectureConfig
@@ -129,13 +130,7 @@ def machines_and_script_exist(runner: RunnerConfig) -> Iterator[Problem]:
 
 def packages_are_installed(logger: LoggerConfig) -> Iterator[Problem]:
     """The optional packages that metrics are sent with are there."""
-    for setting, package in (("use_tensorboard", "tensorboard"), ("use_wandb", "wandb")):
-        goes_nowhere = package == "tensorboard" and logger.log_dir is None
-        if getattr(logger, setting) and not goes_nowhere and find_spec(package) is None:
-            yield Problem(
-                f"logger.{setting}",
-                f"is true, but the package {package} is not installed; `pip install {package}` or set it to false",
-            )
+    yield from missing_logger_packages(logger)
 
 
 def float8_has_its_package(

@@ -1,0 +1,166 @@
+"""Events of a run: each is a line that stays in the log, and a JSON object in `events.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Final, final
+
+from typing_extensions import Self
+
+from scaling.core.logging.line import plain_number
+from scaling.core.logging.run_state import RunPhase, describe_error
+from scaling.core.storage.json_values import Json
+
+_log = logging.getLogger(__name__)
+
+EVENTS_FILE: Final = "events.jsonl"
+"""In `logger.log_dir`: a line for each event of all attempts, from rank 0."""
+
+_EVALUATION: Final = "evaluation/"
+
+
+class EventKind(str, Enum):
+    """What happened."""
+
+    STARTED = "started"
+    EVALUATION = "evaluation"
+    CHECKPOINT = "checkpoint"
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    SKIPPED = "skipped"
+    NONFINITE = "nonfinite"
+    LEAVING = "leaving"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened in a run, after `step`."""
+
+    kind: EventKind
+    step: int
+    fields: Mapping[str, Json] = field(default_factory=dict)
+    level: int = logging.INFO
+    said: str | None = None
+    """The line for people. None: the fields as `name value` pairs; empty: none, for another message says it."""
+
+    def line(self, total_steps: int) -> str:
+        """Return the line that stays in the log; empty for none."""
+        if self.said is not None:
+            return self.said
+        pairs = [
+            f"{name} {plain_number(value) if isinstance(value, float) else value}"
+            for name, value in self.fields.items()
+            if value is not None
+        ]
+        return " ".join([f"step {self.step}/{total_steps}", self.kind.value, *pairs])
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return the event as it is written."""
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        return {"time": now, "step": self.step, "event": self.kind.value, **self.fields}
+
+
+def events_of_metrics(step: int, metrics: Mapping[str, float]) -> Iterator[Event]:
+    """Yield what the metrics of a step tell: that its update was skipped, a loss that is not finite, an evaluation."""
+    norm, loss = metrics.get("training/global_grad_norm", 0.0), metrics.get("training/loss", 0.0)
+    if not math.isfinite(norm):
+        scale = metrics.get("training/loss_scale")
+        reason = "the gradients were not finite"
+        if scale is not None:  # is searched for in this way, and lowered now
+            reason = f"the gradients overflowed at a loss scale of {plain_number(scale)}"
+        level = logging.WARNING if scale is None else logging.INFO
+        yield Event(kind=EventKind.SKIPPED, step=step, fields={"reason": reason}, level=level)
+    if not math.isfinite(loss):
+        yield Event(kind=EventKind.NONFINITE, step=step, fields={"what": "the loss"}, level=logging.WARNING)
+    evaluation: dict[str, Json] = {
+        name.removeprefix(_EVALUATION): value for name, value in metrics.items() if name.startswith(_EVALUATION)
+    }
+    if evaluation:
+        yield Event(kind=EventKind.EVALUATION, step=step, fields=evaluation)
+
+
+@final
+class EventLog:
+    """Takes the events of a run: rank 0 says each in a line and appends it to `events.jsonl` in `log_dir`.
+
+    Other ranks, and rank 0 where it `prints_metrics` no more, keep still, but for evaluations on ranks that print
+    metrics. It is a sink of metrics too, for what these tell. A file that cannot be written costs the events, not the
+    run; that is said once. As a context manager it notes how the run ended: `end` says how it ended well, an exception
+    that it failed. Without `log_dir` nothing is written.
+    """
+
+    def __init__(
+        self, log_dir: Path | None = None, *, rank: int = 0, total_steps: int = 0, prints_metrics: bool = True
+    ) -> None:
+        self._path = log_dir / EVENTS_FILE if log_dir is not None and rank == 0 else None
+        self._is_first = rank == 0
+        self._prints_metrics = prints_metrics
+        self._total = total_steps
+        self._step = 0
+        self._is_open = self._is_broken = False
+
+    def tell(self, event: Event) -> None:
+        """Say what happened, and write it down."""
+        self._step = max(self._step, event.step)
+        is_shown = self._prints_metrics if event.kind is EventKind.EVALUATION else self._is_first
+        if is_shown and (line := event.line(self._total)):
+            _log.log(event.level, "%s", line)
+        if self._path is not None:
+            self._append(self._path, event)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tell what the metrics of a step tell."""
+        self._step = max(self._step, step)
+        for event in events_of_metrics(step, metrics):
+            self.tell(event)
+
+    def close(self) -> None:
+        """Do nothing: events come after the last metrics, too."""
+
+    def end(self, step: int, state: RunPhase, reason: str | None = None) -> None:
+        """Note how the run ended. What a person reads about it comes from elsewhere."""
+        self.tell(Event(kind=EventKind.ENDED, step=step, fields={"state": state.value, "reason": reason}, said=""))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        match error:
+            case None | SystemExit():
+                pass
+            case KeyboardInterrupt():
+                self.end(self._step, RunPhase.PREEMPTED, "SIGINT")
+            case _:
+                self.end(self._step, RunPhase.FAILED, describe_error(error))
+
+    def _append(self, path: Path, event: Event) -> None:
+        try:
+            if not self._is_open:
+                self._is_open = True
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _cut_unfinished(path)
+            with path.open("ab") as file:
+                file.write(json.dumps(event.as_dict()).encode() + b"\n")
+        except OSError as error:
+            if not self._is_broken:
+                self._is_broken = True
+                _log.warning("events are being lost: %s cannot be written (%s)", path, error)
+
+
+def _cut_unfinished(path: Path) -> None:
+    """Cut off a last line in the middle of which the process before was killed."""
+    if path.exists():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)

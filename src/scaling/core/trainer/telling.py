@@ -1,0 +1,54 @@
+"""The events that the trainer tells of, beside those that follow from metrics."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from scaling.core.checkpoint.save import SaveReport
+from scaling.core.errors import ScalingError
+from scaling.core.logging.events import Event, EventKind
+from scaling.core.storage.json_values import Json
+
+
+def started(step: int, *, attempt: int, resumed_from: Path | None, total_steps: int, world_size: int) -> Event:
+    """Return the event of a start. What it resumes from, the one that loads it says.
+
+    `attempt` counts the starts of the whole run from 1; `step` is the last one that is not trained again.
+    """
+    fields: dict[str, Json] = {
+        "attempt": attempt,
+        "resumed_from": None if resumed_from is None else str(resumed_from),
+        "total_steps": total_steps,
+        "world_size": world_size,
+    }
+    return Event(kind=EventKind.STARTED, step=step, fields=fields, said="")
+
+
+def checkpoint_saved(report: SaveReport) -> Event:
+    """Return the event of a checkpoint that is complete."""
+    fields: dict[str, Json] = {"seconds": round(report.seconds, 3), "path": str(report.path)}
+    return Event(kind=EventKind.CHECKPOINT, step=report.step, fields=fields)
+
+
+def save_failed(step: int, error: ScalingError, *, then: str) -> Event:
+    """Return the event of a save that failed while training goes on; `then` says what follows."""
+    return Event(
+        kind=EventKind.CHECKPOINT_FAILED,
+        step=step,
+        fields={"reason": str(error)},
+        level=logging.ERROR,
+        said=f"a checkpoint was not written, training goes on: {error}; {then}",
+    )
+
+
+def leaving(step: int, reason: str, *, saves: bool) -> Event:
+    """Return the event of a run that leaves before its end, for it was asked to."""
+    what = "saving" if saves else "nothing is saved, trainer.save_dir is null"
+    return Event(
+        kind=EventKind.LEAVING,
+        step=step,
+        fields={"reason": reason},
+        level=logging.WARNING,
+        said=f"asked to leave ({reason}) after step {step}: {what}",
+    )
