@@ -45,6 +45,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/data/worker": ("core/data/test_loader",),
     "core/errors": ("core/config/test_base", "core/runner/test_outcome", "cli/test_main"),
     "core/logging/metrics_files": ("core/logging/test_sinks", "transformer/data/test_readers"),
+    "core/trainer/telling": ("core/trainer/test_trainer", "core/trainer/test_saving", "core/trainer/test_run"),
     "core/logging/config": ("core/logging/test_setup", "transformer/config/test_problems"),
     "core/finetuning/added_bias": ("core/finetuning/test_layers",),
     "core/finetuning/bottleneck": ("core/finetuning/test_layers",),

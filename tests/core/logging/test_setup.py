@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -12,14 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from scaling.core.errors import StorageError
+from scaling.core.errors import ConfigError, StorageError
+from scaling.core.logging import packages
 from scaling.core.logging.config import LoggerConfig
 from scaling.core.logging.setup import LOGGERS, close_logging, configure_logging, log_to_file, logger
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.core.logging.terminals import Terminal
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +45,25 @@ def test_each_line_names_time_level_and_rank(capsys: pytest.CaptureFixture[str])
     log().info("ready")
     shown = capsys.readouterr().err
     assert shown.rstrip().endswith("[INFO] [rank 0] ready")
+
+
+def test_a_terminal_shows_the_time_and_what_is_unusual(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    for rank in (0, 3):
+        configure_logging(LoggerConfig(), rank=rank, world_size=4)
+        monkeypatch.setattr(sys, "stderr", stream := Terminal())
+        log().info("ready")
+        log().warning("trouble")
+        shown[rank] = [re.sub(r"\d\d:\d\d:\d\d|\x1b\[\d*m", "", line) for line in stream.getvalue().splitlines()]
+    assert shown == {0: [" ready", " [WARNING] trouble"], 3: [" [WARNING] [rank 3] trouble"]}
+
+
+def test_a_missing_package_ends_the_ranks_that_need_it_before_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "find_spec", {}.get)
+    config = LoggerConfig(use_wandb=True, wandb_ranks=[1])
+    configure_logging(config, rank=0)
+    with pytest.raises(ConfigError, match=r"^logger\.use_wandb: .*`pip install wandb`"):
+        configure_logging(config, rank=1)
 
 
 def test_other_ranks_show_warnings_only_but_write_all_to_their_file(

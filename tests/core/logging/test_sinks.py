@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -171,78 +171,16 @@ def test_ranks_are_chosen_by_position(tmp_path: Path, monkeypatch: pytest.Monkey
     assert writers[-1] == (str(tmp_path), 6)
 
 
-@pytest.mark.parametrize(("field", "module"), [("use_tensorboard", "torch.utils.tensorboard"), ("use_wandb", "wandb")])
+@pytest.mark.parametrize(
+    ("field", "module"),
+    [("use_tensorboard", "torch.utils.tensorboard"), ("use_wandb", "wandb"), ("use_trackio", "trackio")],
+)
 def test_a_missing_package_is_named_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     config = LoggerConfig.from_dict({"log_dir": str(tmp_path), field: True})
     with pytest.raises(ConfigError, match=rf"logger\.{field}.*pip install"):
-        sinks_of(config, 0)
-
-
-class Wandb(ModuleType):
-    """Stands in for the package: remembers what it was told."""
-
-    class Run:
-        def __init__(self, identity: str) -> None:
-            self.id = identity
-            self.logged: list[dict[str, float]] = []
-            self.axes: list[tuple[str, str | None]] = []
-            self.finished = False
-
-        def define_metric(self, name: str, step_metric: str | None = None) -> None:
-            self.axes.append((name, step_metric))
-
-        def log(self, row: dict[str, float]) -> None:
-            self.logged.append(row)
-
-        def finish(self) -> None:
-            self.finished = True
-
-    def __init__(self, *, error: bool = False) -> None:
-        super().__init__("wandb")
-        self.error = error
-        self.calls: list[dict[str, Any]] = []
-        self.runs: list[Wandb.Run] = []
-        self.errors = SimpleNamespace(Error=RuntimeError)
-        self.Settings = SimpleNamespace
-
-    def init(self, **arguments: Any) -> Run:
-        if self.error:
-            raise RuntimeError("no API key")
-        self.calls.append(arguments)
-        self.runs.append(self.Run(arguments["id"] or f"new{len(self.runs)}"))
-        return self.runs[-1]
-
-
-def test_a_resumed_run_is_the_same_run_at_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    config = LoggerConfig.from_dict({"log_dir": str(tmp_path), "use_wandb": True, "metrics_ranks": []})
-    for resumed_step in (0, 5, 0, 1):
-        sinks = open_sinks(
-            config,
-            rank=0,
-            positions=ORIGIN,
-            resumed_step=resumed_step,
-            total_steps=10,
-            run_config={"trainer": {"seed": 1}},
-        )
-        sinks[-1].write(resumed_step + 1, {"training/loss": 2.0})
-        for sink in sinks:
-            sink.close()
-    assert [run.id for run in wandb.runs] == ["new0", "new0", "new2", "new2"]
-    assert wandb.runs[0].logged == [{"step": 1, "training/loss": 2.0}]
-    assert ("*", "step") in wandb.runs[0].axes
-    assert all(run.finished for run in wandb.runs)
-    assert wandb.calls[0]["config"] == {"trainer": {"seed": 1}}
-
-
-def test_a_refusal_of_weights_and_biases_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", Wandb(error=True))
-    config = LoggerConfig.from_dict({"log_dir": str(tmp_path), "use_wandb": True})
-    with pytest.raises(ConfigError, match="WANDB_API_KEY"):
         sinks_of(config, 0)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from scaling.core.data.memory_map_builder import MemoryMapDatasetBuilder
 from scaling.core.errors import ConfigError
+from scaling.core.logging import packages
 from scaling.transformer.config import TransformerConfig, environment
 from scaling.transformer.config.environment import TransformerConfigHere, environment_problems, visible_gpus
 from scaling.transformer.data.tokenizer import tokenizer_digest, train_tokenizer
@@ -191,7 +192,7 @@ def test_missing_files_are_reported_with_the_problems_of_other_sections() -> Non
 
 
 def test_metrics_are_sent_only_by_packages_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "find_spec", {"wandb": object()}.get)
+    monkeypatch.setattr(packages, "find_spec", {"wandb": object()}.get)
     values = {"logger": {"log_dir": "x", "use_wandb": True, "use_tensorboard": True}}
     assert lacking(values) == [
         "logger.use_tensorboard: is true, but the package tensorboard is not installed; `pip install tensorboard` or "

@@ -45,11 +45,11 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
     prefix = f"rank {rank}" if world_size > 1 else "run"
     console = _ConsoleHandler()
     console.setLevel(level if rank == 0 else max(logging.WARNING, logging.getLevelName(level)))
-    console.setFormatter(_Formatter(prefix, colour=True))
+    console.setFormatter(_ConsoleFormatter(prefix, rank=rank))
     handlers: list[logging.Handler] = [console]
     if config.log_dir is not None:
         file = _RankFileHandler(config.log_dir / f"rank_{rank}.log")
-        file.setFormatter(_Formatter(prefix, colour=False))
+        file.setFormatter(_Formatter(prefix))
         handlers.append(file)
     for handler in handlers:
         handler.addFilter(_is_told)
@@ -149,13 +149,28 @@ def _tell_repeated(handler: logging.Handler) -> None:
 
 
 class _Formatter(logging.Formatter):
-    def __init__(self, prefix: str, *, colour: bool) -> None:
+    """Writes date, level and rank before each message."""
+
+    def __init__(self, prefix: str) -> None:
         super().__init__(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S", defaults={"rank": prefix})
-        self._colour = colour
+
+
+class _ConsoleFormatter(_Formatter):
+    """Is shorter, and coloured, on a terminal: there the day is known, and that rank 0 speaks is the rule."""
+
+    def __init__(self, prefix: str, *, rank: int) -> None:
+        super().__init__(prefix)
+        self._short = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        self._long = logging.Formatter(
+            "%(asctime)s [%(levelname)s]" + (f" [{prefix}]" if rank > 0 else "") + " %(message)s", datefmt="%H:%M:%S"
+        )
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        colour = _COLOURS.get(record.levelno) if self._colour and sys.stderr.isatty() else None
+        if not sys.stderr.isatty():
+            return super().format(record)
+        colour = _COLOURS.get(record.levelno)
+        formatter = self._short if record.levelno == logging.INFO else self._long
+        text = formatter.format(record)
         return text if colour is None else f"{colour}{text}\x1b[0m"
 
 
