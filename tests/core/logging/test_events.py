@@ -92,8 +92,8 @@ def test_rank_0_alone_tells_but_ranks_that_print_metrics_show_evaluations(
 @pytest.mark.parametrize(
     ("error", "ended"),
     [
-        (DataRefusedError("too much"), {"state": "failed", "reason": "too much"}),
-        (ValueError("no"), {"state": "failed", "reason": "ValueError: no"}),
+        (DataRefusedError("too much"), {"state": "failed", "reason": "rank 0: too much"}),
+        (ValueError("no"), {"state": "failed", "reason": "rank 0: ValueError: no"}),
         (KeyboardInterrupt(), {"state": "pre-empted", "reason": "SIGINT"}),
         (SystemExit(0), None),
         (None, {"state": "finished", "reason": None}),

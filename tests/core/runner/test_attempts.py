@@ -78,7 +78,10 @@ def test_a_run_is_started_again_until_it_is_done(tmp_path: Path, capfd: pytest.C
 
 def test_the_last_failure_is_told_in_full_and_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_attempts(Staged(LOST, LOST), max_restarts=1, log_dir=tmp_path) == 1
-    assert capfd.readouterr().err.endswith(f"\nerror: {NAMED}\nThe other 2 processes were stopped.\n")
+    assert capfd.readouterr().err.endswith(
+        f"\nThe other 2 processes were stopped.\nerror: {NAMED}\ntry: look at that machine, or leave it out of "
+        "runner.hosts; the same command goes on from the newest checkpoint, if there is one\n"
+    )
     state = RunState.read(tmp_path)
     assert state is not None
     assert (state.state, state.reason, state.exit_status) == (RunPhase.FAILED, NAMED, 1)

@@ -171,8 +171,10 @@ def test_what_a_machine_cannot_do_is_said_in_its_own_words(folder: Path) -> None
 def test_a_rank_that_ended_without_a_word_is_shown_with_its_last_lines(folder: Path) -> None:
     result = run(Played(folder, "killed_rank", "done"))
     assert result.status == 137
-    assert result.explain().startswith("error: rank 0 on h0: the process was ended by SIGKILL")
-    assert result.explain().endswith("\nits last lines:\n    the last word")
+    lines = result.explain(here="elsewhere").splitlines()
+    assert lines[:2] == ["its last lines:", "    the last word"]
+    assert lines[2].startswith("error: rank 0 on h0: the process was ended by SIGKILL")
+    assert lines[3].startswith("try: ")
 
 
 def test_a_machine_that_is_gone_is_the_cause_and_is_cleared(folder: Path) -> None:

@@ -123,12 +123,19 @@ def test_threads_are_bounded_where_not_all_cores_are_a_processes_own(
         assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
-def test_an_unexpected_error_shows_its_traceback_once(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_error_shows_its_traceback_once_and_last_what_to_try(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run("fail") == 1
     shown = capfd.readouterr().err
     assert shown.startswith("Traceback")
     assert shown.count("RuntimeError: unexpected") == 2  # the end of the traceback, and the summary
-    assert shown.endswith("error: RuntimeError: unexpected\n")
+    error, advice = shown.splitlines()[-2:]
+    assert error == "error: RuntimeError: unexpected"
+    assert advice == (
+        f"try: the traceback above names the line that failed; its log is {tmp_path / 'log' / 'rank_0.log'}; the same "
+        "command goes on from the newest checkpoint, if there is one"
+    )
     assert "run_process" not in shown
 
 
@@ -140,7 +147,10 @@ def test_one_failure_stops_all_and_is_what_the_user_reads(
     assert run("stubborn", "raise:DataError", "listen:600", processes=3) == 2
     assert time.monotonic() - started < 100
     assert_gone(tmp_path)
-    assert capfd.readouterr().err == "error: rank 1: this is a DataError\nThe other 2 processes were stopped.\n"
+    here = socket.gethostname()
+    assert capfd.readouterr().err == (
+        f"The other 2 processes were stopped.\nerror: rank 1 on {here}: this is a DataError\n"
+    )
     state = RunState.read(tmp_path / "log")
     assert state is not None
     assert (state.state, state.reason, state.exit_status) == (RunPhase.FAILED, "rank 1: this is a DataError", 2)
@@ -159,7 +169,10 @@ def test_a_run_that_fails_beside_another_one_leaves_its_state_alone(run: Run, tm
 def test_a_killed_process_is_the_cause_of_what_others_report(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("fail_without:1", "signal:9", processes=2) == 137
     shown = capfd.readouterr().err
-    assert shown.startswith("error: rank 1: the process was ended by SIGKILL")
+    assert shown.startswith("The other process was stopped.\n")
+    error, advice = shown.splitlines()[1:]
+    assert error.startswith(f"error: rank 1 on {socket.gethostname()}: the process was ended by SIGKILL")
+    assert advice.startswith("try: lower topology.micro_batch_size")
     assert "unexpected" not in shown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -120,7 +121,11 @@ def test_signals_without_a_name_are_named_by_number() -> None:
 )
 def test_that_a_host_is_gone_comes_before_what_the_others_make_of_it(code: int, said: str | None, at: float) -> None:
     result = outcome([end(0, code, said=said, at=at), end(1, -15)], [gone()])
-    assert (result.status, result.explain()) == (1, "error: host h2 (ranks 2, 3) is gone: Connection refused")
+    assert (result.status, result.explain()) == (
+        1,
+        "error: host h2 (ranks 2, 3) is gone: Connection refused\n"
+        "try: look at that machine, or leave it out of runner.hosts",
+    )
 
 
 @pytest.mark.parametrize(("code", "said"), [(1, "ValueError: x"), (65, "bad data"), (-signal.SIGSEGV, None)])
@@ -153,8 +158,19 @@ def test_what_a_host_cannot_do_is_a_failure_like_that_of_a_rank() -> None:
 def test_the_host_of_a_rank_is_named_and_the_last_lines_of_who_said_nothing() -> None:
     silent = ProcessEnd(rank=5, exit_code=3, host="h2", last_lines=("one", "two"))
     text = outcome([silent]).explain()
-    assert text.startswith("error: the process ended with status 3")  # all say the same: there is one
-    assert text.endswith("\nits last lines:\n    one\n    two")
+    assert text.startswith("its last lines:\n    one\n    two\nerror: the process ended with status 3")  # there is one
     assert outcome([silent, end(0, 0)]).reason.startswith("rank 5 on h2: the process ended with status 3")
     spoke = ProcessEnd(rank=5, exit_code=1, report=Report(message="x"), last_lines=("one",))
     assert "one" not in outcome([spoke]).explain()
+
+
+def test_what_a_user_reads_ends_with_who_failed_where_and_what_to_try() -> None:
+    report = Report(message="ValueError: x", trace="Traceback ...\n", remedy="look there")
+    result = outcome([ProcessEnd(rank=1, exit_code=1, report=report), end(0, 1, said="lost its peer", at=1e12)])
+    assert result.explain(processes=4, here="h0", log_dir=Path("runs")).splitlines() == [
+        "Traceback ...",
+        "The other 3 processes were stopped.",
+        "error: rank 1 on h0: ValueError: x",
+        "try: look there; its log is runs/rank_1.log; the same command goes on from the newest checkpoint, if there is "
+        "one",
+    ]

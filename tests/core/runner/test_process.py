@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,7 @@ def test_leaving_early_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_that_nobody_reads_for_says_itself_why_it_failed(tmp_path: Path) -> None:
     process = start(tmp_path, "raise:DataError", environment_of(2, 4, None))
-    assert process.communicate(timeout=120)[1] == "error: rank 2: this is a DataError\n"
+    assert process.communicate(timeout=120)[1] == f"error: rank 2 on {socket.gethostname()}: this is a DataError\n"
     assert process.returncode == DataError.exit_status
 
 
@@ -112,7 +113,10 @@ def test_who_speaks_for_all_is_not_stopped_before_it_has_spoken(tmp_path: Path) 
     done = subprocess.run(
         [sys.executable, script], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
-    assert (done.returncode, done.stderr) == (DataError.exit_status, "error: rank 0: this is why\n")
+    assert (done.returncode, done.stderr) == (
+        DataError.exit_status,
+        f"error: rank 0 on {socket.gethostname()}: this is why\n",
+    )
 
 
 def test_a_process_whose_runner_was_killed_before_it_began_leaves(tmp_path: Path) -> None:

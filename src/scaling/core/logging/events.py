@@ -142,7 +142,7 @@ class EventLog:
             case KeyboardInterrupt():
                 self.end(self._step, RunPhase.PREEMPTED, "SIGINT")
             case _:
-                self.end(self._step, RunPhase.FAILED, describe_error(error))
+                self.end(self._step, RunPhase.FAILED, f"rank 0: {describe_error(error)}")
 
     def _append(self, path: Path, event: Event) -> None:
         try:

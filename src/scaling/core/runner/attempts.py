@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from scaling.core.errors import AskedToLeave, ExitStatus, ScalingError, StorageError
+from scaling.core.logging.live_line import ERASE
 from scaling.core.logging.run_file import write_attempts
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner.outcome import Outcome
@@ -95,7 +97,7 @@ def run_attempts(job: Job, *, max_restarts: int, log_dir: Path | None) -> int:
             attempts.append(_described(result, attempt, started, asked=supervisor.asked))
             _record_attempts(log_dir, attempts)
             if supervisor.asked is not None or not restarts(result.status, attempt, max_restarts):
-                tell(result, processes=job.processes)
+                tell(result, processes=job.processes, log_dir=log_dir)
                 break
             _tell_of_restart(result, attempt, max_restarts)
             attempt += 1
@@ -105,18 +107,20 @@ def run_attempts(job: Job, *, max_restarts: int, log_dir: Path | None) -> int:
     return result.status
 
 
-def tell(result: Outcome, *, processes: int) -> None:
-    """Print the first cause."""
+def tell(result: Outcome, *, processes: int, log_dir: Path | None = None) -> None:
+    """Print the first cause, and nothing after it. `log_dir` is that of a training."""
     with contextlib.suppress(OSError):  # the terminal is gone
-        if sys.stderr.isatty():
-            sys.stderr.write("\x1b[?25h")  # a progress display that was killed has left the cursor hidden
+        _erase_live_line()
         if result.cause is not None:
-            sys.stderr.write(f"{result.explain()}\n")
-            others = processes - len(result.cause.ranks)
-            if not result.is_shared and others > 0:
-                who = "process was" if others == 1 else f"{others} processes were"
-                sys.stderr.write(f"The other {who} stopped.\n")
+            text = result.explain(processes=processes, here=socket.gethostname(), log_dir=log_dir)
+            sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+def _erase_live_line() -> None:
+    """Erase what a process that was killed has left at the bottom of the terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write(ERASE)
 
 
 def _tell_of_restart(result: Outcome, attempt: int, max_restarts: int) -> None:
@@ -124,6 +128,7 @@ def _tell_of_restart(result: Outcome, attempt: int, max_restarts: int) -> None:
     ended = f"attempt {attempt + 1} of {max_restarts + 1} ended: {result.reason or f'status {result.status}'}"
     lines = f"{result.last_lines}\n" if result.last_lines else ""
     with contextlib.suppress(OSError):
+        _erase_live_line()
         sys.stderr.write(f"{result.trace}{ended}; starting again from the newest checkpoint\n{lines}")
         sys.stderr.flush()
 

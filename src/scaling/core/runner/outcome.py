@@ -6,9 +6,11 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from scaling.core.errors import OUTPUT_CLOSED, ExitStatus
+from scaling.core.runner.remedies import REMEDY_OF_LOST_HOST, remedy_of_signal
 from scaling.core.runner.report import Report
 
 CLEARLY_EARLIER_SECONDS: Final = 2.0
@@ -82,6 +84,13 @@ class ProcessEnd:
         return text
 
     @property
+    def remedy(self) -> str:
+        """Return what to try; empty where the summary says it."""
+        if self.report is not None:
+            return self.report.remedy
+        return "" if self.ended_by is None else remedy_of_signal(self.ended_by)
+
+    @property
     def order(self) -> tuple[float, float, int]:
         """Sort ends by when they came about; the smallest is the first cause.
 
@@ -127,6 +136,11 @@ class HostLoss:
         return self.why if self.report is None else self.report.message
 
     @property
+    def remedy(self) -> str:
+        """Return what to try; empty where the summary says it."""
+        return REMEDY_OF_LOST_HOST if self.report is None else self.report.remedy
+
+    @property
     def order(self) -> tuple[float, float, int]:
         """Sort what machines say among what processes say."""
         return (self.time if self.report is None else self.report.time, self.time, min(self.ranks, default=0))
@@ -159,12 +173,32 @@ class Outcome:
             return ""
         return "\n".join(["its last lines:", *(f"    {line}" for line in self.cause.last_lines)])
 
-    def explain(self) -> str:
-        """Return what the user reads: the first cause, with its traceback unless it is of the user's own making."""
-        if self.cause is None:
+    def explain(self, *, processes: int = 1, here: str | None = None, log_dir: Path | None = None) -> str:
+        """Return what the user reads; last, who failed where and why, and what to try.
+
+        Before that comes what is long: the traceback, unless the error is of the user's own making, or what was printed
+        last. `processes` is how many there were, `here` this machine, where all of them ran if they name none, and
+        `log_dir` the folder of a training, which may be started again.
+        """
+        cause = self.cause
+        if cause is None:
             return ""
-        text = f"{self.trace}error: {self.cause.summary if self.is_shared else self.reason}"
-        return f"{text}\n{self.last_lines}" if self.last_lines else text
+        who = cause.who
+        if isinstance(cause, ProcessEnd) and cause.host is None and here is not None:
+            who = f"{who} on {here}"
+        before = self.trace
+        if self.last_lines:
+            before += f"{self.last_lines}\n"
+        others = processes - len(cause.ranks)
+        if not self.is_shared and others > 0:
+            before += f"The other {'process was' if others == 1 else f'{others} processes were'} stopped.\n"
+        text = f"{before}error: {cause.summary if self.is_shared else f'{who}: {cause.summary}'}"
+        advice = [cause.remedy] if cause.remedy else []
+        if advice and log_dir is not None:
+            if isinstance(cause, ProcessEnd):
+                advice.append(f"its log is {log_dir / f'rank_{cause.rank}.log'}")
+            advice.append("the same command goes on from the newest checkpoint, if there is one")
+        return "\ntry: ".join([text, "; ".join(advice)]) if advice else text
 
 
 def outcome(

@@ -7,6 +7,7 @@ import faulthandler
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -89,9 +90,9 @@ def _tell(report: Report) -> None:
             is_told = RUNNER_VARIABLE in os.environ or not _is_first(Path(path).parent.parent)
     if not is_told:
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        who = f"rank {os.environ.get('RANK')}: " if several else ""
+        who = f"rank {os.environ.get('RANK')} on {socket.gethostname()}: " if several else ""
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"{report.trace}error: {who}{report.message}\n")
+            sys.stderr.write(f"{report.explain(who)}\n")
 
 
 def _is_first(attempt: Path) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scaling.core.errors import ExitStatus, ScalingError
+from scaling.core.runner.remedies import remedy_of_error
 from scaling.core.storage.writing import write_atomically
 
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -26,6 +27,8 @@ class Report:
     """What the process ends with."""
     time: float = field(default_factory=time.time)
     """When it failed, in seconds since the epoch."""
+    remedy: str = ""
+    """What to try; empty where the message says it."""
 
     @classmethod
     def of(cls, error: BaseException) -> Report:
@@ -35,7 +38,12 @@ class Report:
         if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
             return cls(message=str(error), status=ExitStatus.STORAGE.value)
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        return cls(message=f"{type(error).__name__}: {error}", trace=trace)
+        return cls(message=f"{type(error).__name__}: {error}", trace=trace, remedy=remedy_of_error(error))
+
+    def explain(self, who: str) -> str:
+        """Return what a person reads: the traceback, if any, `who` failed and why, and last what to try."""
+        text = f"{self.trace}error: {who}{self.message}"
+        return f"{text}\ntry: {self.remedy}" if self.remedy else text
 
     def write(self, path: Path) -> None:
         """Write the error file. In one go: a reader takes a half-written one for a crash of its own."""
@@ -45,6 +53,7 @@ class Report:
             "time": self.time,
             "trace": self.trace,
             "status": self.status,
+            "remedy": self.remedy,
         }
         content = json.dumps({"message": {"message": self.message, "extraInfo": extra}})
         write_atomically(path, content.encode(), durable=False)
@@ -60,6 +69,7 @@ class Report:
                 trace=extra.get("trace", extra["py_callstack"]),
                 status=extra.get("status", ExitStatus.FAILURE.value),
                 time=float(extra.get("time", extra["timestamp"])),
+                remedy=extra.get("remedy", ""),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
