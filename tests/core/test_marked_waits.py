@@ -11,7 +11,7 @@ from tests.core.test_architecture import Source, allowed, calls_by_function, sou
 
 WAITS_FOR_RANKS = {
     "src/scaling/core/collectives/ops.py": (
-        "_Several.wait all_reduce all_reduce_start reduce_scatter_start reduce_scatter all_gather_start all_gather "
+        "Several.wait all_reduce all_reduce_start reduce_scatter_start reduce_scatter all_gather_start all_gather "
         "broadcast send_start receive receive_start gather"
     ),
     "src/scaling/core/collectives/shared_memory.py": "DeferredCall.wait open_memory",

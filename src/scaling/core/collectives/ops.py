@@ -34,17 +34,18 @@ class Pending(Protocol):
         ...
 
 
-class _Several:
+@final
+class Several:
     """Several works that are one to the caller."""
 
     def __init__(self, works: Sequence[Work | None]) -> None:
-        self._works = works
+        self.works = [work for work in works if work is not None]
 
     @waits
     def wait(self) -> None:
-        for work in self._works:
-            if work is not None:
-                work.wait()
+        """Wait until all are done."""
+        for work in self.works:
+            work.wait()
 
 
 _reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -124,7 +125,7 @@ def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGrou
         # Gloo's reduce-scatter takes 2.6 times as long as one reduction to each of two ranks (4 MB, two cores); with
         # more ranks they are level, and their sums would no longer be those of all_reduce bit for bit.
         slices = enumerate(tensor.chunk(2))
-        return _Several([dist.reduce(part, group_dst=rank, group=group, async_op=True) for rank, part in slices])
+        return Several([dist.reduce(part, group_dst=rank, group=group, async_op=True) for rank, part in slices])
     work: Work = _reduce_scatter(output, tensor, group=group, async_op=True)
     return work
 
@@ -147,7 +148,7 @@ def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -
     if _is_gloo(tensor) and _is_own_slice(tensor, output, group):
         # Gloo's all-gather takes about twice as long as one broadcast from each rank (4 MB, 2 and 4 ranks).
         slices = enumerate(output.chunk(group.size()))
-        return _Several([dist.broadcast(part, group_src=rank, group=group, async_op=True) for rank, part in slices])
+        return Several([dist.broadcast(part, group_src=rank, group=group, async_op=True) for rank, part in slices])
     work: Work = _all_gather(output, tensor, group=group, async_op=True)
     return work
 

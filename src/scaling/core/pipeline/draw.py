@@ -62,25 +62,36 @@ def chrome_trace(simulation: Simulation, *, microseconds: float = 1000.0) -> dic
         {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}"}}
         for rank in range(len(simulation.idle))
     ]
-    entries = [entry for event in simulation.events for entry in _entries(event, simulation.stages, microseconds)]
-    return {"traceEvents": rows + entries, "displayTimeUnit": "ms"}
+    return {"traceEvents": rows + trace_events(simulation, microseconds=microseconds), "displayTimeUnit": "ms"}
 
 
-def _entries(event: Event, stages: StageMap, microseconds: float) -> list[dict[str, Any]]:
-    """Return the trace entries of one event: its box, and for a message the end of an arrow."""
-    action = event.action
-    start, end = event.start * microseconds, event.end * microseconds
-    row = {"pid": 0, "tid": event.rank}
-    category = type(action).__name__.lower()
-    box = {"ph": "X", "name": label(action, stages), "cat": category, "ts": start, "dur": end - start, **row}
-    entries = [{**box, "args": asdict(action)}]
-    match action:
-        case Send(micro_batch, source, target) | Recv(micro_batch, source, target):
-            name = f"{action.payload} {micro_batch}:{source}>{target}"
-            arrow = {"name": action.payload, "cat": "message", "id": name, **row}
+def trace_events(
+    simulation: Simulation, *, microseconds: float, begin: float = 0.0, process: int = 0, step: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the boxes and arrows of a step that begins at `begin` (in microseconds), without names for the rows.
+
+    A `step` is noted with each box, and keeps the arrows of several steps of one trace apart.
+    """
+    noted = {} if step is None else {"step": step}
+    entries = []
+    for event in simulation.events:
+        row = {"pid": process, "tid": event.rank}
+        start, end = begin + event.start * microseconds, begin + event.end * microseconds
+        box = {"ph": "X", "name": label(event.action, simulation.stages), "cat": category(event.action), **row}
+        entries.append({**box, "ts": start, "dur": end - start, "args": {**noted, **asdict(event.action)}})
+        if isinstance(event.action, (Send, Recv)):
+            action = event.action
+            name = f"{action.payload} {action.micro_batch}:{action.source}>{action.target}"
+            which = name if step is None else f"step {step} {name}"
+            arrow = {"name": action.payload, "cat": "message", "id": which, **row}
             sends = isinstance(action, Send)
             entries.append(arrow | ({"ph": "s", "ts": start} if sends else {"ph": "f", "bp": "e", "ts": end}))
     return entries
+
+
+def category(action: Action) -> str:
+    """Return the kind of an action in a trace: forward, backward, backwardinput, backwardweight, send, recv."""
+    return type(action).__name__.lower()
 
 
 def _computes(event: Event) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
@@ -27,10 +27,12 @@ from scaling.core.waiting import waits
 
 Timer = Callable[[Action], contextlib.AbstractContextManager[None]]
 
+_NOTHING: Final = contextlib.nullcontext()
 
-def untimed(action: Action) -> contextlib.AbstractContextManager[None]:
+
+def untimed(*_: Action) -> contextlib.AbstractContextManager[None]:
     """Time nothing."""
-    return contextlib.nullcontext()
+    return _NOTHING
 
 
 @final
@@ -46,6 +48,9 @@ class PipelineEngine:
         self.last = stage_map.last
         self.topology = topology
         self.timer: Timer = untimed
+        """Around each action."""
+        self.data_timer: Callable[[], contextlib.AbstractContextManager[None]] = untimed
+        """Around each wait for a micro-batch."""
         self.gate: Gate | None = None
         """Says which micro-batches are still begun; None: all are."""
         self._latest: MicroBatch | None = None
@@ -182,12 +187,14 @@ class _Step:
         """Read up to a micro-batch, where this rank reads at all."""
         while self._readers and micro_batch >= len(self._reads):
             try:
-                self._put(next(self._batches))
+                with self.engine.data_timer():
+                    batch = next(self._batches)
             except StopIteration:
                 raise ScheduleError(
                     f"the data ended at micro-batch {len(self._reads)} of a step that needs more; a training iterator "
                     "must be endless, an evaluation must ask for as many micro-batches as there are"
                 ) from None
+            self._put(batch)
 
     def fill_in(self, micro_batch: int) -> None:
         """Do as if all up to a micro-batch had been read, with data of before."""

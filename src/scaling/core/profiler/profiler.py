@@ -2,89 +2,137 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final, final
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NamedTuple, final
 
 import torch
-
-_MICROSECONDS: Final = 1e6
 
 
 @dataclass(frozen=True)
 class Span:
-    """One thing that was done, in seconds of the wall clock."""
+    """One thing that was done, in seconds of the host's clock."""
 
     name: str
     category: str
     start: float
     duration: float
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known of it, as JSON."""
+    under_way: bool = False
+    """Whether the process did something else meanwhile: its spans do not lie within each other."""
 
-    def trace_event(self, *, process: int) -> dict[str, Any]:
-        """Return the span in the trace event format that Perfetto and chrome://tracing read."""
-        return {
-            "ph": "X",
-            "name": self.name,
-            "cat": self.category,
-            "pid": 0,
-            "tid": process,
-            "ts": self.start * _MICROSECONDS,
-            "dur": self.duration * _MICROSECONDS,
-        }
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    name: str
-    category: str
-    begin: Any
-    end: Any
+    @property
+    def end(self) -> float:
+        """Return when it was over."""
+        return self.start + self.duration
 
 
 @final
 class Profiler:
-    """Times stretches of code. On a GPU by events in its stream, read only when the spans are asked for."""
+    """Times stretches of code. On a GPU by events in the current stream, read only when the spans are asked for.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    Make it when recording begins: on a GPU that waits for the device, to know when its clock began. May be called in
+    any thread.
+    """
+
+    def __init__(self, device: torch.device, *, now: Callable[[], float] = time.perf_counter) -> None:
+        self._device, self._host_now = device, now
         self._recorded: list[_Recorded] = []
-        self._wall_zero = time.time()
-        self._zero = self._now()
+        self.common: Mapping[str, Any] = {}
+        """What is noted with everything recorded from now on."""
+        self._zero, self._zero_at, self.uncertainty = self._anchor()
 
-    def _now(self) -> Any:
+    def now(self) -> Any:
+        """Return a mark of this moment: in the work given to the device, where that is a GPU."""
         if self._device.type != "cuda":
-            return time.perf_counter()
+            return self._host_now()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    @contextlib.contextmanager
-    def record(self, name: str, category: str) -> Iterator[None]:
-        """Record what happens inside the context."""
-        begin = self._now()
-        try:
-            yield
-        finally:
-            self._recorded.append(_Recorded(name, category, begin, self._now()))
+    def record(self, name: str, category: str, **arguments: Any) -> AbstractContextManager[None]:
+        """Return a context; what happens inside it is recorded."""
+        return _Recording(self, name, category, arguments)
+
+    def add(
+        self,
+        name: str,
+        category: str,
+        begin: Any,
+        end: Any,
+        *,
+        arguments: Mapping[str, Any],
+        under_way: bool = False,
+    ) -> None:
+        """Record what happened between two marks."""
+        self._recorded.append(_Recorded(name, category, begin, end, {**self.common, **arguments}, under_way))
 
     def spans(self) -> list[Span]:
         """Return everything recorded, and forget it. On a GPU this waits for the device."""
         recorded, self._recorded = self._recorded, []
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        seconds = self._seconds()
         return [
-            Span(
-                one.name,
-                one.category,
-                self._wall_zero + self._seconds(self._zero, one.begin),
-                self._seconds(one.begin, one.end),
-            )
+            Span(one.name, one.category, begin, seconds(one.end) - begin, one.arguments, one.under_way)
             for one in recorded
+            for begin in [seconds(one.begin)]
         ]
 
-    def _seconds(self, begin: Any, end: Any) -> float:
-        if self._device.type == "cuda":
-            return float(begin.elapsed_time(end)) / 1e3
-        return float(end - begin)
+    def _anchor(self) -> tuple[Any, float, float]:
+        """Return a mark, the time of the host at it, and how far that may be off. On a GPU this waits for it."""
+        if self._device.type != "cuda":
+            return 0.0, 0.0, 0.0
+        torch.cuda.synchronize(self._device)
+        before, mark = self._host_now(), self.now()
+        torch.cuda.synchronize(self._device)
+        after = self._host_now()
+        return mark, (before + after) / 2, (after - before) / 2
+
+    def _seconds(self) -> Callable[[Any], float]:
+        """Return what turns marks into times of the host."""
+        if self._device.type != "cuda":
+            return float
+        last, last_at, uncertainty = self._anchor()
+        self.uncertainty = max(self.uncertainty, uncertainty)
+        length = self._zero.elapsed_time(last)
+        pace = (last_at - self._zero_at) / length if length > 0 else 1e-3  # seconds of the host in its milliseconds
+        return lambda mark: self._zero_at + pace * float(self._zero.elapsed_time(mark))
+
+
+class _Recorded(NamedTuple):
+    name: str
+    category: str
+    begin: Any
+    end: Any
+    arguments: Mapping[str, Any]
+    under_way: bool
+
+
+class _Recording:
+    """A stretch of code that is recorded."""
+
+    __slots__ = ("_arguments", "_begin", "_category", "_name", "_profiler")
+
+    def __init__(self, profiler: Profiler, name: str, category: str, arguments: Mapping[str, Any]) -> None:
+        self._profiler, self._name, self._category, self._arguments = profiler, name, category, arguments
+
+    def __enter__(self) -> None:
+        self._begin = self._profiler.now()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        end = self._profiler.now()
+        self._profiler.add(self._name, self._category, self._begin, end, arguments=self._arguments)
+
+
+def size_in_words(size: float) -> str:
+    """Return a number of bytes for people: `512 B`, `1.5 KiB`, `4 MiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"

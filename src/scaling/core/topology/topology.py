@@ -141,6 +141,17 @@ class Topology:
                 self._axis_groups[axes] = self.subgroup(purpose, ranks) if len(ranks) > 1 else None
         return self._axis_groups[axes]
 
+    def name_of(self, group: dist.ProcessGroup) -> str:
+        """Return what a group of this topology is for: its axes, such as `pipe data`; `world` for all ranks."""
+        if group is self.world:
+            return "world"
+        purpose = next((purpose for purpose, known in self._groups.items() if known is group), "unnamed")
+        return purpose.removeprefix("axis ")
+
+    def ranks_of(self, group: dist.ProcessGroup) -> list[int]:
+        """Return the global ranks of a group, in their order in it."""
+        return dist.get_process_group_ranks(group)
+
     @property
     def world(self) -> dist.ProcessGroup | None:
         """Return the group of all ranks; None for a process that works alone."""

@@ -1,80 +1,118 @@
-"""Record a timeline of a few steps: every pipeline action of every rank, beside each other in one file."""
+"""Record a timeline of a few steps: what every rank did, and what the schedule makes one expect, in one file."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-from functools import partial
 from pathlib import Path
 from typing import final
 
 from scaling.core.optimizer.optimizer import StepReport
-from scaling.core.pipeline.actions import Action
-from scaling.core.pipeline.draw import label
-from scaling.core.pipeline.engine import untimed
-from scaling.core.pipeline.stage_map import StageMap
+from scaling.core.pipeline.loss import StepLoss
+from scaling.core.profiler.clock import HostClock
 from scaling.core.profiler.config import ProfilerConfig
-from scaling.core.profiler.profiler import Profiler
 from scaling.core.storage.writing import write_atomically
 from scaling.core.topology.topology import Topology
 from scaling.core.trainer.hooks import TrainerHook, TrainerView
+from scaling.core.trainer.recording import Recording
 
 _log = logging.getLogger(__name__)
 
 
 @final
 class ProfilingHook(TrainerHook):
-    """Times the engine's actions from `profile_start_at_step` on and writes them as a trace when they are complete.
+    """Times what the ranks do from step `profile_start_at_step` on, and writes it as a trace (docs/profiling.md).
 
-    Open the file in Perfetto (ui.perfetto.dev) or chrome://tracing; the names are those of the planned timeline
-    (`scaling.core.pipeline.draw`). The ranks' spans travel to rank 0 over the store, once. All ranks take part.
+    The window ends when the step behind it begins, so that an evaluation and a save after its last step are in it, or
+    with the training. All ranks take part: at both ends they measure how far their clocks are apart, and at the last
+    one what they have recorded travels to rank 0. After an error nothing is written.
     """
 
-    def __init__(self, config: ProfilerConfig, topology: Topology, output: Path) -> None:
+    def __init__(
+        self, config: ProfilerConfig, topology: Topology, output: Path, *, clock: HostClock | None = None
+    ) -> None:
         first = max(1, config.profile_start_at_step)
         self._steps = range(first, first + config.profile_steps)
+        self._with_torch = config.torch_profiler
         self._topology = topology
         self._output = output
+        self._clock = clock or HostClock()
         self._done = 0
-        self._profiler = Profiler(topology.device)
+        self._recording: Recording | None = None
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Switch the timers on for the steps to record."""
+        """Begin to record, or end it."""
         self._done += 1
+        if self._done == 1:
+            self._warn_of_missed_steps(trainer)
         if self._done == self._steps.start:
-            engine = trainer.learner.module.engine
-            engine.timer = partial(self._timed, engine.stage_map)
+            self._recording = Recording(self._topology, trainer.learner, self._clock, with_torch=self._with_torch)
+        elif self._done == self._steps.stop:
+            self._write()
+        if self._recording is not None:
+            self._recording.profiler.common = {"step": trainer.state.step + 1}
 
     def after_step(self, trainer: TrainerView, report: StepReport) -> None:
-        """Switch the timers off after the last of them and write the file."""
-        if self._done == self._steps.stop - 1:
-            trainer.learner.module.engine.timer = untimed
-            self._write()
+        """Note that what follows is no part of the step."""
+        if self._recording is not None:
+            self._recording.steps += 1
+            self._recording.profiler.common = {"after_step": trainer.state.step}
+
+    def before_evaluation(self, trainer: TrainerView) -> None:
+        """Begin an evaluation."""
+        self._open("evaluation")
+
+    def after_evaluation(self, trainer: TrainerView, loss: StepLoss) -> None:
+        """End it."""
+        self._close()
+
+    def before_save(self, trainer: TrainerView) -> None:
+        """Begin a checkpoint."""
+        self._open("checkpoint")
+
+    def after_save(self, trainer: TrainerView, checkpoint: Path | None) -> None:
+        """End it: what is still written in the background is not in the timeline."""
+        self._close()
 
     def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        """Leave the engine as it was."""
-        trainer.learner.module.engine.timer = untimed
+        """Write what was recorded until the training ended well, and leave everything as it was."""
+        if self._recording is not None and error is None:
+            self._write()
+        elif self._recording is not None:
+            self._recording.stop()
+            self._recording = None
 
-    def _timed(self, stages: StageMap, action: Action) -> contextlib.AbstractContextManager[None]:
-        return self._profiler.record(label(action, stages), type(action).__name__.lower())
+    def _open(self, what: str) -> None:
+        if self._recording is not None:
+            self._recording.stretch.enter_context(self._recording.profiler.record(what, what))
+
+    def _close(self) -> None:
+        if self._recording is not None:
+            self._recording.stretch.close()
+
+    def _warn_of_missed_steps(self, trainer: TrainerView) -> None:
+        """Say where training ends before the steps to record do."""
+        left = (trainer.config.train_iterations or 0) - trainer.state.step
+        recorded = max(0, left + 1 - self._steps.start)
+        if recorded < len(self._steps) and self._topology.rank == 0:
+            _log.warning(
+                "%d of the %d steps of the timeline are recorded (profiler.profile_steps): they begin with step %d of "
+                "this process (profiler.profile_start_at_step), and %d are left to train (trainer.train_iterations)",
+                recorded,
+                len(self._steps),
+                self._steps.start,
+                left,
+            )
 
     def _write(self) -> None:
-        mine = [span.trace_event(process=self._topology.rank) for span in self._profiler.spans()]
-        everyone = self._topology.gather("profile", mine)
-        if everyone is None:
+        recording, self._recording = self._recording, None
+        assert recording is not None
+        trace = recording.finish()
+        if trace is None:
             return
-        events = [event for spans in everyone for event in spans]
-        names = [
-            {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": f"rank {rank} {at}"}}
-            for rank in range(self._topology.layout.world_size)
-            for at in [self._topology.layout.coordinate(rank)]
-        ]
         try:
             self._output.parent.mkdir(parents=True, exist_ok=True)
-            content = json.dumps({"traceEvents": names + events, "displayTimeUnit": "ms"})
-            write_atomically(self._output, content.encode(), durable=False)
+            write_atomically(self._output, trace, durable=False)
         except OSError as error:  # a timeline is not worth a run
             _log.warning("the timeline was not written to %s: %s", self._output, error)
         else:
-            _log.info("the timeline of %d steps is in %s", len(self._steps), self._output)
+            _log.info("the timeline of %d steps is in %s", recording.steps, self._output)

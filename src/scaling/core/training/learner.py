@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import final
 
 from scaling.core import faults
 from scaling.core.boxes import GlobalTensor
 from scaling.core.optimizer.groups import assign
 from scaling.core.optimizer.optimizer import Optimizer, StepReport
+from scaling.core.pipeline.engine import untimed
 from scaling.core.pipeline.loss import StepLoss
 from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.config import TopologyConfig
@@ -54,6 +56,8 @@ class Learner:
             reads=self.module.first or self.module.last,
             loading=loading or Loading(),
         )
+        self.optimizer_timer: Callable[[], AbstractContextManager[None]] = untimed
+        """Around each step of the optimizer, and the sums of gradients that the backward passes left to it."""
 
     @property
     def samples_per_step(self) -> int:
@@ -72,7 +76,8 @@ class Learner:
             self.data.training, self.loss_function, gradient_scale=self.optimizer.gradient_scale
         )
         faults.point("step.after_backward")
-        report = self.optimizer.step(step, weight=loss.weight)
+        with self.optimizer_timer():
+            report = self.optimizer.step(step, weight=loss.weight)
         faults.point("step.after_optimizer")
         return loss, report
 
