@@ -14,6 +14,7 @@ WAITS_FOR_RANKS = {
         "Several.wait all_reduce all_reduce_start reduce_scatter_start reduce_scatter all_gather_start all_gather "
         "broadcast send_start receive receive_start gather"
     ),
+    "src/scaling/core/collectives/calls.py": "_Waited.wait",
     "src/scaling/core/collectives/shared_memory.py": "DeferredCall.wait open_memory",
     "src/scaling/core/collectives/exchanges.py": "_all_reduce _reduce_scatter _all_gather _broadcast",
     "src/scaling/core/optimizer/grad_sync.py": "GradientSync.finish GradientSync.gather_weights",
@@ -21,6 +22,7 @@ WAITS_FOR_RANKS = {
     "src/scaling/core/pipeline/link.py": "Outbox.wait ActivationReceiver.receive",
     "src/scaling/core/topology/gate.py": "Gate._wait_for_answer",
     "src/scaling/core/topology/topology.py": "Topology.gather Topology.broadcast Topology.subgroup Topology.connect",
+    "src/scaling/core/profiler/clock_exchange.py": "_ask _answer",
     "src/scaling/core/trainer/trainer.py": "Trainer._maxima",
     "src/scaling/core/checkpoint/communicator.py": "StoreCommunicator._take",
 }

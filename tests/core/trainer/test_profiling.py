@@ -7,6 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_collectives_through_shared_memory_are_seen_where_they_run(tmp_path: Pat
     seen = [(event["tid"], event["args"]["operation"]) for event in inside if event["args"]["group"] == "data"]
     assert {(rank, kind) for rank in (0, 1) for kind in ("reduce_scatter", "all_gather")} <= set(seen)
     # Each once: not as what was asked for, and again as what goes through memory.
-    assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in zip(inside, inside[1:], strict=False) if a["tid"] == b["tid"])
+    assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in pairwise(inside) if a["tid"] == b["tid"])
 
 
 class Failing(TrainerHook):

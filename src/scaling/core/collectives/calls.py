@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scaling.core.collectives import exchanges, ops
 from scaling.core.collectives.shared_memory import DeferredCall
+from scaling.core.waiting import waits
 
 
 @final
@@ -80,9 +81,10 @@ class _Waited:
     def __init__(self, pending: ops.Pending, then: Callable[[], None]) -> None:
         self._pending, self._then = pending, then
 
+    @waits
     def wait(self) -> None:
         """Wait until it is done."""
-        self._pending.wait()  # it has a mark of its own
+        self._pending.wait()
         self._then()
 
 

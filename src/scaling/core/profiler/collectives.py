@@ -58,7 +58,8 @@ class CollectiveObserver:
 
     def _described(self, call: CollectiveCall) -> tuple[str, Mapping[str, Any]]:
         if call.group not in self._groups:
-            self._groups[call.group] = self._topology.name_of(call.group), self._topology.ranks_of(call.group)
+            group, ranks = self._topology.named(call.group)
+            self._groups[call.group] = group, list(ranks)
         group, ranks = self._groups[call.group]
         name = f"{call.effect} {group} {size_in_words(call.size)}"
         return name, {"operation": call.effect, "group": group, "ranks": ranks, "bytes": call.size}

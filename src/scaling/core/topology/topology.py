@@ -50,6 +50,7 @@ class Topology:
         self.sequence_parallel = sequence_parallel and layout.model > 1
         self.rng = RngTracker(self.coordinate, device)
         self._groups: dict[str, dist.ProcessGroup] = {}
+        self._members: dict[str, Sequence[int]] = {}
         self._axis_groups: dict[tuple[Axis, ...], dist.ProcessGroup | None] = {}
         self._store: dist.Store | None = None
         self._watch: Watch | None = None
@@ -141,16 +142,15 @@ class Topology:
                 self._axis_groups[axes] = self.subgroup(purpose, ranks) if len(ranks) > 1 else None
         return self._axis_groups[axes]
 
-    def name_of(self, group: dist.ProcessGroup) -> str:
-        """Return what a group of this topology is for: its axes, such as `pipe data`; `world` for all ranks."""
-        if group is self.world:
-            return "world"
-        purpose = next((purpose for purpose, known in self._groups.items() if known is group), "unnamed")
-        return purpose.removeprefix("axis ")
+    def named(self, group: dist.ProcessGroup) -> tuple[str, Sequence[int]]:
+        """Return what a group of this topology is for, and its ranks in order.
 
-    def ranks_of(self, group: dist.ProcessGroup) -> list[int]:
-        """Return the global ranks of a group, in their order in it."""
-        return dist.get_process_group_ranks(group)
+        For an axis that is its name, for several their names (`pipe data`), for the group of all ranks `world`.
+        """
+        for purpose, known in self._groups.items():
+            if known is group:
+                return purpose.removeprefix("axis "), self._members[purpose]
+        return "world", range(self.layout.world_size)
 
     @property
     def world(self) -> dist.ProcessGroup | None:
@@ -180,6 +180,7 @@ class Topology:
             self._groups[purpose] = dist.new_group(
                 sorted(ranks), pg_options=_options(self.device, urgent=urgent), use_local_synchronization=True
             )
+            self._members[purpose] = sorted(ranks)
             self._open_memory(self._groups[purpose], messages=urgent)
         group = self._groups[purpose]
         return group if group.size() > 1 else None
