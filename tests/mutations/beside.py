@@ -81,6 +81,8 @@ BESIDE: dict[str, tuple[str, ...]] = {
         "core/pipeline/test_simulate",
         "core/pipeline/test_lowering",
     ),
+    "core/collectives/calls": ("core/trainer/test_profiling",),
+    "core/profiler/collectives": ("core/trainer/test_profiling",),
     "core/profiler/config": ("core/profiler/test_profiler", "transformer/config/test_problems"),
     "core/runner/client_process": ("core/runner/test_fleet",),
     "core/runner/command": ("core/runner/test_main",),
@@ -100,7 +102,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "core/trainer/config": ("core/trainer/test_origin", "transformer/config/test_problems"),
     "core/trainer/differences": ("core/trainer/test_origin", "core/trainer/test_trainer"),
     "core/trainer/hooks": ("core/trainer/test_trainer",),
-    "core/trainer/profiling": ("core/trainer/test_whole_run",),
+    "core/trainer/recording": ("core/trainer/test_profiling", "core/trainer/test_expected"),
     "core/trainer/trainer": (
         "core/trainer/test_durations",
         "core/trainer/test_longer_runs",

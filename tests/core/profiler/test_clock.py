@@ -42,6 +42,14 @@ def test_between_two_measurements_a_time_is_as_certain_as_they_are(
     assert clock_map.uncertainty <= max(sum(first), sum(last)) / 2 + 1e-6
 
 
+def test_a_time_of_a_clock_that_is_behind_becomes_the_other_clocks() -> None:
+    # 100 s behind at first, then 100.2: it goes slower by a hundredth.
+    first, last = RoundTrip(9.9, 110.0, 10.1).offset(), RoundTrip(29.8, 130.2, 30.2).offset()
+    clock_map = ClockMap(first, last)
+    assert [clock_map(at) for at in (10.0, 20.0, 30.0)] == pytest.approx([110.0, 120.1, 130.2])
+    assert (first.uncertainty, last.uncertainty) == (pytest.approx(0.1), pytest.approx(0.2))
+
+
 def test_a_clock_that_was_set_meanwhile_is_as_uncertain_as_it_was_moved() -> None:
     clock_map = ClockMap(Offset(0.0, 5.0, 1e-4), Offset(10.0, 6.0, 2e-4))
     drift = 5e-3  # of ten seconds

@@ -75,7 +75,11 @@ def test_messages_of_one_name_are_counted_alike_on_both_ends() -> None:
     sends, receives = ([Span("x", kind, time, 0.5, at) for time in (1.0, 2.0)] for kind in ("send", "recv"))
     names = [[span.arguments["message"] for span in numbered(spans, column=3)] for spans in (sends, receives)]
     assert names[0] == names[1] == ["3: activation 0:0>1 #1", "3: activation 0:0>1 #2"]
-    (end,) = arrows(
-        [{"cat": "recv", "tid": 4, "ts": 2.0, "dur": 0.5, "args": {**at, "message": names[1][0]}}, {"cat": "forward"}]
-    )
-    assert (end["id"], end["ts"], end["tid"], end["name"]) == (names[1][0], 2.5, 4, "activation")
+    boxes = [
+        {"cat": kind, "tid": row, "ts": at_time, "dur": 0.5, "args": {**at, "message": names[0][0]}}
+        for kind, row, at_time in (("send", 0, 1.0), ("recv", 4, 2.0))
+    ]
+    begin, end = arrows([boxes[0], {"cat": "forward"}, boxes[1]])
+    assert begin["id"] == end["id"] == names[0][0]
+    assert (begin["ph"], begin["ts"], begin["tid"]) == ("s", 1.0, 0)
+    assert (end["ph"], end["ts"], end["tid"], end["name"]) == ("f", 2.5, 4, "activation")

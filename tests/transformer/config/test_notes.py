@@ -88,6 +88,11 @@ TWO = {"model_parallel_size": 1, "pipe_parallel_size": 1, "data_parallel_size": 
         ({**QUIET, "logger": {"metrics_ranks": [1], "use_wandb": True, "wandb_ranks": [0]}}, ["logger.metrics_ranks"]),
         ({**QUIET, "profiler": {"profile_steps": 1}}, ["profiler.profile_steps", "profiler.profile_start_at_step"]),
         ({**QUIET, "logger": {"log_dir": "x"}, "profiler": {"profile_steps": 1, "profile_start_at_step": 3}}, []),
+        (
+            {**QUIET, "logger": {"log_dir": "x"}, "profiler": {"profile_steps": 2, "profile_start_at_step": 3}},
+            ["profiler.profile_steps"],
+        ),
+        ({**QUIET, "logger": {"log_dir": "x"}, "profiler": {"profile_steps": 3, "profile_start_at_step": 0}}, []),
         ({**QUIET, "transformer_architecture": {"causal": False}}, ["transformer_architecture.causal"]),
         (
             {

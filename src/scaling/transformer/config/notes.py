@@ -116,9 +116,16 @@ def _notes_on_output(config: TransformerConfig) -> Iterator[Problem]:
         yield Problem(
             "profiler.profile_steps", "has no place to write to; set profiler.profiler_output or logger.log_dir"
         )
-    if profiler.profile_steps and profiler.profile_start_at_step > (config.trainer.train_iterations or 0) > 0:
+    end, first = config.trainer.train_iterations or 0, max(1, profiler.profile_start_at_step)
+    if profiler.profile_steps and first > end > 0:
         yield Problem(
             "profiler.profile_start_at_step",
-            f"is {profiler.profile_start_at_step}, but training ends at step {config.trainer.train_iterations} "
-            "(trainer.train_iterations): nothing is recorded",
+            f"is {profiler.profile_start_at_step}, but training ends at step {end} (trainer.train_iterations): nothing "
+            "is recorded",
+        )
+    elif profiler.profile_steps and first + profiler.profile_steps - 1 > end > 0:
+        yield Problem(
+            "profiler.profile_steps",
+            f"is {profiler.profile_steps} from step {first} on (profile_start_at_step), but training ends at step "
+            f"{end} (trainer.train_iterations): {end + 1 - first} are recorded",
         )

@@ -1,4 +1,4 @@
-"""Bugs that a test function notices, whatever it looks at."""
+"""Bugs that a function of a test notices, run by each rank of a world."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.mutations.mutate import Edit
 
 
 @dataclass(frozen=True)
-class CheckedBug:
+class BugOverRanks:
     """What goes wrong, in which function, and a check that must not pass then."""
 
     name: str
