@@ -20,6 +20,7 @@ from scaling.core.pipeline.layer_spec import LayerSpec
 from scaling.core.pipeline.loss import LossOutput
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.module import ParallelModule
+from scaling.core.pipeline.planned import schedule_of
 from scaling.core.pipeline.schedules import OneFOneB, Schedule
 from scaling.core.topology.layout import Coordinate
 from scaling.core.topology.topology import Topology
@@ -56,7 +57,7 @@ def collect(rank: int, world_size: int, layout: Options, schedule: Schedule | No
     config = topology_config(**{"global_batch_size": MODEL.global_batch, "micro_batch_size": 1, **layout})
     with (
         Topology.connect(config) as topology,
-        mock.patch.object(module, "schedule_of", module.schedule_of if schedule is None else lambda config: schedule),
+        mock.patch.object(module, "schedule_of", schedule_of if schedule is None else lambda config: schedule),
     ):
         built = ParallelModule(layer_specs(MODEL, topology), topology, config, seed=SEED)
         whole = built.forward_step(micro_batches(MODEL, 1, config, topology))

@@ -16,8 +16,7 @@ from scaling.core.errors import ConfigError, LayoutError
 from scaling.core.nn.parameter import meta
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
 from scaling.core.pipeline.loss import LossOutput, MetricNames
-from scaling.core.pipeline.module import ParallelModule, schedule_of
-from scaling.core.pipeline.schedules import GPipe, Interleaved1F1B, OneFOneB
+from scaling.core.pipeline.module import ParallelModule
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import CUT, Placement
 from scaling.core.topology.topology import Topology
@@ -220,14 +219,6 @@ def test_parameters_are_yielded_once_and_counted_by_the_stages_that_hold_them() 
     }
     assert module.first
     assert module.last
-
-
-@pytest.mark.parametrize(
-    ("options", "schedule"),
-    [({}, OneFOneB()), ({"pipe_schedule": "gpipe"}, GPipe()), (INTERLEAVED, Interleaved1F1B(2))],
-)
-def test_the_configuration_names_the_schedule(options: Options, schedule: object) -> None:
-    assert schedule_of(topology_config(**options)) == schedule
 
 
 def test_impossible_models_are_refused_when_they_are_made() -> None:

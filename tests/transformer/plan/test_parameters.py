@@ -18,7 +18,8 @@ from scaling.core.nn.init import Constant, Normal, Uniform
 from scaling.core.nn.parameter import Piece, meta
 from scaling.core.nn.shard import Heads
 from scaling.core.pipeline.build import describe_layers
-from scaling.core.pipeline.module import partition_of, schedule_of
+from scaling.core.pipeline.module import partition_of
+from scaling.core.pipeline.planned import schedule_of
 from scaling.core.pipeline.stage_map import StageMap
 from scaling.core.topology.layout import Axis
 from scaling.core.topology.placement import Placement

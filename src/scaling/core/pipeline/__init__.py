@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scaling.core.pipeline.loss import LossOutput as LossOutput
     from scaling.core.pipeline.loss import StepLoss as StepLoss
     from scaling.core.pipeline.module import ParallelModule as ParallelModule
+    from scaling.core.pipeline.planned import planned_step as planned_step
     from scaling.core.pipeline.ring import TokenRing as TokenRing
     from scaling.core.pipeline.ring import predicted_gain as predicted_gain
     from scaling.core.pipeline.ring_engine import RingEngine as RingEngine

@@ -23,8 +23,9 @@ from scaling.core.pipeline.layer_spec import LayerSpec, check_ties
 from scaling.core.pipeline.loss import LossFunction, MetricNames, StepLoss
 from scaling.core.pipeline.lowering import lower
 from scaling.core.pipeline.partition import partition
+from scaling.core.pipeline.planned import schedule_of
 from scaling.core.pipeline.runners import runners_of
-from scaling.core.pipeline.schedules import ForwardOnly, GPipe, Interleaved1F1B, OneFOneB, Schedule
+from scaling.core.pipeline.schedules import ForwardOnly, Schedule
 from scaling.core.pipeline.shortest_pass import shortest_pass
 from scaling.core.topology.config import PipePartitionMethod, TopologyConfig
 from scaling.core.topology.layout import Axis
@@ -38,17 +39,6 @@ class FollowsBase(Protocol):
 
     def follow_base(self) -> None:
         """Derive them, in place. Collective: all ranks."""
-
-
-def schedule_of(config: TopologyConfig) -> Schedule:
-    """Return the training schedule a configuration asks for."""
-    match config.pipe_schedule.value:
-        case "gpipe":
-            return GPipe()
-        case "1f1b":
-            return OneFOneB()
-        case _:
-            return Interleaved1F1B(config.pipe_chunks_per_rank)
 
 
 def partition_of(
