@@ -23,7 +23,7 @@ MAX_PARAMETERS = 5
 
 LAYERS: Sequence[Sequence[str]] = (
     ("errors", "faults", "lazy", "waiting"),
-    ("config", "collectives", "boxes", "storage"),
+    ("config", "collectives", "boxes", "storage", "svg"),
     ("logging",),
     ("topology",),
     ("nn", "data", "checkpoint", "profiler"),

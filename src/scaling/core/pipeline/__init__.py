@@ -19,5 +19,7 @@ if TYPE_CHECKING:
     from scaling.core.pipeline.ring import predicted_gain as predicted_gain
     from scaling.core.pipeline.ring_engine import RingEngine as RingEngine
     from scaling.core.pipeline.ring_engine import RingWork as RingWork
+    from scaling.core.pipeline.schedule_svg import draw_schedule as draw_schedule
+    from scaling.core.pipeline.schedule_svg import draw_schedules as draw_schedules
 
 load_on_use(__name__)

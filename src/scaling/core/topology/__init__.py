@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scaling.core.topology.layout import Axis as Axis
     from scaling.core.topology.layout import Coordinate as Coordinate
     from scaling.core.topology.layout import Layout as Layout
+    from scaling.core.topology.layout_svg import draw_layout as draw_layout
     from scaling.core.topology.placement import CUT as CUT
     from scaling.core.topology.placement import SAME as SAME
     from scaling.core.topology.placement import SAME_IN_PARTS as SAME_IN_PARTS
