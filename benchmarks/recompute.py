@@ -11,6 +11,7 @@ the last bit.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -38,6 +39,11 @@ def peak_bytes(step: Any, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
+    return max(0, *alive_bytes(step))
+
+
+def alive_bytes(step: Any) -> list[int]:
+    """Return the bytes of tensors on a CPU that are alive after each change in a step, above those alive before it."""
     with torch.profiler.profile(profile_memory=True) as profile:
         step()
     with tempfile.TemporaryDirectory() as folder:
@@ -45,11 +51,7 @@ def peak_bytes(step: Any, device: torch.device) -> int:
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    alive = peak = 0
-    for _, change in changes:
-        alive += change
-        peak = max(peak, alive)
-    return peak
+    return list(itertools.accumulate(change for _, change in changes))
 
 
 def take_steps(kind: str, config: str | None, overrides: list[str]) -> None:
