@@ -33,7 +33,7 @@ from scaling.transformer.config.root import TransformerConfig
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *sorted(REPOSITORY.glob("docs/*.md")),
+    *sorted(REPOSITORY.glob("docs/**/*.md")),
     *sorted(REPOSITORY.glob("examples/*/README.md")),
 ]
 SOURCES = ("", "src", "src/scaling", "src/scaling/core", "src/scaling/transformer")
