@@ -17,7 +17,7 @@ def test_a_picture_is_what_the_library_draws(name: str) -> None:
     drawn = PICTURES[name]()
     assert (FOLDER / f"{name}.svg").read_text(encoding="utf-8") == drawn, "run python3 -m docs.pictures.draw"
     root = ElementTree.fromstring(drawn)
-    assert float(root.get("width", "inf")) <= 1150
+    assert float(root.get("width", "inf")) <= 800  # about a column of text on the site
 
 
 def test_every_picture_is_drawn_and_shown_with_words_for_who_cannot_see_it() -> None:

@@ -17,7 +17,7 @@ SEQUENCE = 10
 
 def global_batch() -> str:
     """Draw a global batch, who computes what of it, and what makes the gradients one."""
-    size, cell = GEOMETRY.global_batch_size, 44.0
+    size, cell = GEOMETRY.global_batch_size, 34.0
     ranks, steps = range(GEOMETRY.data_parallel_size), range(GEOMETRY.gradient_accumulation_steps)
     picture = Picture(title="Data parallelism: samples of a global batch and the sum of gradients")
     places = {
@@ -26,7 +26,7 @@ def global_batch() -> str:
         for step in steps
         for place in GEOMETRY.places(micro_batch=step, data_parallel_rank=rank)
     }
-    left = MARGIN + 96
+    left = MARGIN + 90
     picture.words(MARGIN, MARGIN + 13, f"One step: a global batch of {size} samples", size=15, style="bold")
     top = MARGIN + 30
     picture.words(MARGIN, top + 19, "samples")
@@ -45,14 +45,14 @@ def global_batch() -> str:
             words = f"micro-batch {step}: {samples[0]}-{samples[-1]}"
             picture.box(Area(x, y, 2 * cell + 40, 28), f"hue{rank}", label=words)
             x += 2 * cell + 44
-        picture.line([(x + 2, y + 14), (end + 40, y + 14)], "faint", arrow=True)
-        picture.box(Area(end + 46, y, 118, 28), "plain", label="sum of gradients")
-        picture.outline(Area(end + 46, y, 118, 28), "faint", round_by=2)
-        picture.line([(end + 164, y + 14), (end + 194, y + 14)], "green", arrow=True)
-        picture.line([(end + 232, y + 14), (end + 262, y + 14)], "green", arrow=True)
-        picture.box(Area(end + 268, y, 118, 28), "plain", label="the same update")
-        picture.outline(Area(end + 268, y, 118, 28), "faint", round_by=2)
-    bar = Area(end + 198, top - 6, 30, 52 * len(ranks) - 12)
+        end = left + len(steps) * (2 * cell + 44)
+        bar = Area(end + 146, top - 6, 32, 52 * len(ranks) - 12)
+        for at, words in ((end + 26, "gradients"), (bar.right + 26, "update")):
+            picture.outline(Area(at, y, 84, 28), "faint", round_by=2)
+            picture.words(at + 42, y + 18, words, anchor="middle", size=12)
+        picture.line([(end + 2, y + 14), (end + 22, y + 14)], "faint", arrow=True)
+        picture.line([(end + 112, y + 14), (bar.x - 4, y + 14)], "green", arrow=True)
+        picture.line([(bar.right + 2, y + 14), (bar.right + 22, y + 14)], "green", arrow=True)
     picture.box(bar, "backward0", label="sum")
     picture.words(
         MARGIN,
@@ -67,15 +67,17 @@ def global_batch() -> str:
 def packing() -> str:
     """Draw documents, the sequences that they are cut into, and positions and weights of one of them."""
     plan = Packing(SEQUENCE).plan(lambda start, stop: _lengths()[start:stop], len(DOCUMENTS))
-    cell, left = 24.0, MARGIN + 128
+    cell, left = 18.0, MARGIN + 124
     picture = Picture(title=f"Documents packed into sequences of {SEQUENCE} tokens")
     picture.words(
         MARGIN, MARGIN + 13, f"{len(DOCUMENTS)} documents, sequences of {SEQUENCE} tokens", size=15, style="bold"
     )
     y, x = MARGIN + 30, left
-    picture.words(MARGIN, y + 17, "documents, tokens")
+    picture.words(MARGIN, y + 17, "documents")
     for number, length in enumerate(DOCUMENTS):
-        picture.box(Area(x, y, length * cell - 3, 26), f"hue{number}", label=f"document {number}: {length}")
+        picture.box(
+            Area(x, y, length * cell - 3, 26), f"hue{number}", label=f"{length} tokens", tip=f"document {number}"
+        )
         x += length * cell
     y += 44
     for index in range(len(plan)):

@@ -28,7 +28,7 @@ def mixed() -> str:
 def cluster() -> str:
     """Draw a layout of which most is left out."""
     layout = Layout(pipe=4, data=32, model=8)
-    return draw_layout(layout, ranks_per_host=8, title="1024 GPUs, eight in each host")
+    return draw_layout(layout, ranks_per_host=8, title="1024 GPUs, eight in each host", most_shown=3)
 
 
 PICTURES: Mapping[str, Callable[[], str]] = {

@@ -17,7 +17,7 @@ NOTHING = "nothing"
 def tensor_parallel() -> str:
     """Draw which rows and columns each model rank holds, and the two sums."""
     return _feed_forward(
-        "Tensor parallelism: a column-parallel linear layer, then a row-parallel one",
+        "Tensor parallelism: two linear layers over two ranks",
         split=False,
         enter=(NOTHING, "all-reduce"),
         leave=("all-reduce", NOTHING),
@@ -27,7 +27,7 @@ def tensor_parallel() -> str:
 def sequence_parallel() -> str:
     """Draw the same with activations cut along the sequence outside of the two layers."""
     return _feed_forward(
-        "Sequence parallelism: outside of the two layers each rank has a slice of the sequence",
+        "Sequence parallelism: around the same two layers",
         split=True,
         enter=("all-gather", "reduce-scatter"),
         leave=("reduce-scatter", "all-gather"),
@@ -44,21 +44,21 @@ def _feed_forward(title: str, *, split: bool, enter: tuple[str, str], leave: tup
     picture.words(MARGIN, MARGIN + 13, title, size=15, style="bold")
     top = MARGIN + 92
     columns = (
-        ("x", f"[{sequence}, {hidden}]", 60.0),
-        ("on the way in", "over the model group", 128.0),
-        ("column-parallel", f"weight [{width}, {hidden}]", 90.0),
-        ("activations", f"[{sequence}, {width}]", 116.0),
-        ("row-parallel", f"weight [{hidden}, {width}]", 116.0),
-        ("on the way out", "over the model group", 128.0),
-        ("y", f"[{sequence}, {hidden}]", 60.0),
+        ("x", f"[{sequence}, {hidden}]", 52.0),
+        ("way in", "model group", 108.0),
+        ("column-parallel", f"[{width}, {hidden}]", 88.0),
+        ("u", f"[{sequence}, {width}]", 92.0),
+        ("row-parallel", f"[{hidden}, {width}]", 92.0),
+        ("way out", "model group", 108.0),
+        ("y", f"[{sequence}, {hidden}]", 52.0),
     )
     areas: list[Area] = []
-    x = MARGIN + 64
+    x = MARGIN + 58
     for head, shape, wide in columns:
         areas.append(Area(x, top, wide, RANKS * ROW - (ROW - TALL)))
-        picture.words(x, top - 32, head, size=13, style="bold")
-        picture.words(x, top - 15, shape, size=11, style="faint")
-        x += max(wide, 6.9 * max(len(head) + 1, len(shape))) + 18
+        picture.words(x + wide / 2, top - 32, head, anchor="middle", size=12, style="bold")
+        picture.words(x + wide / 2, top - 15, shape, anchor="middle", size=11, style="faint")
+        x += wide + 16
     for rank in range(RANKS):
         y = top + rank * ROW
         picture.words(MARGIN, y + TALL / 2 + 4, f"rank {rank}")
@@ -70,14 +70,14 @@ def _feed_forward(title: str, *, split: bool, enter: tuple[str, str], leave: tup
         _tensor(picture, Area(areas[4].x, y + 22, areas[4].width, TALL - 44), inputs, width, rank)
         _tensor(picture, Area(areas[6].x, y, areas[6].width, TALL), tokens, sequence, rank)
         for before, after in pairwise(areas):
-            picture.line([(before.right + 5, y + TALL / 2), (after.x - 5, y + TALL / 2)], "faint", arrow=True)
+            picture.line([(before.right + 3, y + TALL / 2), (after.x - 3, y + TALL / 2)], "faint", arrow=True)
     for area, (forward, backward) in ((areas[1], enter), (areas[5], leave)):
         picture.box(area, "panel", round_by=6)
         picture.outline(area, "edge")
         x, y = area.middle
         for at, head, words in ((y - 32, "forward", forward), (y + 20, "backward", backward)):
             picture.words(x, at, head, anchor="middle", size=11, style="faint")
-            picture.words(x, at + 17, words, anchor="middle", size=13, style="faint" if words == NOTHING else "bold")
+            picture.words(x, at + 17, words, anchor="middle", size=12, style="faint" if words == NOTHING else "bold")
     return picture.render()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from docs.pictures.example import example_plan
 from scaling.core.optimizer.flat_buffer import plan
-from scaling.core.svg import MARGIN, Area, Picture, nice_step, text_width
+from scaling.core.svg import MARGIN, Area, Picture, nice_step
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu-memory_curve.json"
 """What benchmarks/memory_curve.py measured."""
@@ -20,7 +20,7 @@ DATA_RANKS, BUCKET = 2, 300_000
 def activation_memory() -> str:
     """Draw the measured bytes of tensors alive during a step, a line for each kind of checkpointing."""
     measured: dict[str, list[int]] = json.loads(FILE.read_text())["bytes"]
-    width, height, left, top = 700.0, 260.0, MARGIN + 46, MARGIN + 34
+    width, height, left, top = 640.0, 260.0, MARGIN + 46, MARGIN + 34
     most = max(max(curve) for curve in measured.values()) / MIB
     picture = Picture(title="Memory during a step by activation_checkpointing_type")
     picture.words(MARGIN, MARGIN + 13, "Tensors alive during one step of one process, MiB", size=15, style="bold")
@@ -38,12 +38,10 @@ def activation_memory() -> str:
     y = top + height + 18
     picture.words(left, y, "start of the step", size=12, style="faint")
     picture.words(left + width, y, "its end", anchor="end", size=12, style="faint")
-    x, y = left, y + 26
-    for kind, curve in measured.items():
-        words = f"{kind}: at most {max(curve) / MIB:.0f} MiB"
-        picture.line([(x, y - 4), (x + 18, y - 4)], COLOURS[kind], width=3)
-        picture.words(x + 24, y, words, size=12)
-        x += 44 + text_width(words, 12)
+    for number, (kind, curve) in enumerate(measured.items()):
+        x, base = left + number % 2 * width / 2, y + 26 + number // 2 * 20
+        picture.line([(x, base - 4), (x + 18, base - 4)], COLOURS[kind], width=3)
+        picture.words(x + 24, base, f"{kind}: at most {max(curve) / MIB:.0f} MiB", size=12)
     return picture.render()
 
 
@@ -53,7 +51,7 @@ def zero() -> str:
     parameters = [one for one in model.parameters(range(1, 2)) if len(one.shape) > 1]
     sizes = [prod(one.shape) for one in parameters]
     places, buckets = plan(sizes, bucket_size=BUCKET, parts=DATA_RANKS)
-    total, width, left = buckets[-1].stop, 760.0, MARGIN + 130
+    total, width, left = buckets[-1].stop, 590.0, MARGIN + 122
     scale = width / total
     picture = Picture(title=f"ZeRO-1: one flat buffer, {len(buckets)} buckets, {DATA_RANKS} data ranks")
     picture.words(

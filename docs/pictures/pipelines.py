@@ -11,7 +11,9 @@ from scaling.core.pipeline.schedules import GPipe, Interleaved1F1B, OneFOneB
 from scaling.core.pipeline.simulate import simulate, usual_duration
 from scaling.core.svg import MARGIN, Area, Picture
 
-RANKS, MICRO_BATCHES, CHUNKS = 4, 8, 2
+RANKS, MICRO_BATCHES, CHUNKS = 3, 6, 2
+WIDTH = 740.0
+"""Of a column of text on the site."""
 MODEL, SEQUENCE = "llama3.2-1b", 4096
 
 
@@ -30,7 +32,7 @@ def schedules() -> str:
             ),
         },
         unit="forward passes of all layers of a rank",
-        width=1100,
+        width=WIDTH,
     )
 
 
@@ -41,12 +43,14 @@ def messages() -> str:
         return usual_duration(action) if isinstance(action, Compute) else 0.1
 
     step = simulate(lower_all(OneFOneB(), 3, 4), duration=duration)
-    return draw_schedule(step, title="1F1B and what travels", unit="forward passes of a stage", messages=True)
+    return draw_schedule(
+        step, title="1F1B and what travels", unit="forward passes of a stage", messages=True, width=WIDTH
+    )
 
 
 def layers_of_stages() -> str:
     """Draw a model's layers as wide as they cost, cut into four stages by two methods."""
-    plan, stages, width = published_plan(MODEL, sequence=SEQUENCE), 4, 860.0
+    plan, stages, width = published_plan(MODEL, sequence=SEQUENCE), 4, WIDTH - 2 * MARGIN - 10
     costs = plan.costs
     names = ["head" if layer.kind.endswith("head") else str(index) for index, layer in enumerate(plan.layers())]
     picture = Picture(title=f"{MODEL} in {stages} stages by pipe_partition_method")
@@ -68,6 +72,6 @@ def layers_of_stages() -> str:
             what = f"stage {stage}: {shares[stage]:.0f} %"
             picture.words((start + x) / 2, y + 78, what, anchor="middle", size=12)
         y += 104
-    words = f"{MODEL}, {SEQUENCE} tokens; width: multiply-adds, of which the embedding and the last norm have none"
+    words = f"{MODEL}, {SEQUENCE} tokens; width: multiply-adds; embedding (0) and norm (17) have none"
     picture.words(MARGIN, y + 6, words, size=12, style="faint")
     return picture.render()

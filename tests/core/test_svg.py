@@ -51,7 +51,7 @@ def test_a_label_is_smaller_or_left_out_where_its_box_is_narrow() -> None:
     assert sizes(10) == []
     found = [sizes(width) for width in range(10, 60)]
     assert all(
-        text_width("label", size) <= width - 2 for width, one in zip(range(10, 60), found, strict=True) for size in one
+        text_width("label", size) <= width - 1 for width, one in zip(range(10, 60), found, strict=True) for size in one
     )
     assert min(size for one in found for size in one) == SMALLEST
 

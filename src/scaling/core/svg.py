@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape, quoteattr
 MARGIN: Final = 16.0
 """Units between the outermost shapes and the edge of the paper. A unit is a pixel where nothing scales the picture."""
 
-SMALLEST: Final = 9.5
+SMALLEST: Final = 9.0
 """Size of the smallest type of a label."""
 
 _EM: Final = 0.62
@@ -132,9 +132,9 @@ class Picture:
         if area.width < 4:
             shape += ' stroke-width="0.25"'  # an edge of 1 would leave nothing of the box
         self._shapes.append(f"{shape}><title>{escape(tip)}</title></rect>" if tip else f"{shape}/>")
-        while size > SMALLEST and text_width(label, size) > area.width - 2:
+        while size > SMALLEST and text_width(label, size) > area.width - 1:
             size -= 0.5
-        if label and text_width(label, size) <= area.width - 2 and size <= area.height:
+        if label and text_width(label, size) <= area.width - 1 and size <= area.height:
             x, y = area.middle
             self.words(x, y + 0.36 * size, label, anchor="middle", size=size)
 

@@ -100,7 +100,7 @@ def test_of_a_large_layout_the_first_are_drawn_and_the_rest_is_counted() -> None
     boxes, words = boxes_of_ranks(root), words_of(root)
     assert len(boxes) == 64
     assert max(boxes) == layout.rank(pipe=3, data=3, model=3)
-    counts = "4 more pipe ranks, 12 more copies of the model, 4 more parts of each layer"
+    counts = "4 more along pipe, 12 more along data, 4 more along model"
     assert f"… and 960 more ranks: {counts}" in words
     assert "… and 122 more hosts" in words
     assert len(boxes_of_ranks(ElementTree.fromstring(draw_layout(layout, most_shown=2)))) == 8

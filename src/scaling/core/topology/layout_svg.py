@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -19,13 +19,6 @@ _GROUPS: Final = (
     (Axis.PIPE, "blue", "hold the stages of one copy of the model"),
 )
 """Each axis with the colour of its groups, and what the ranks of such a group are to each other."""
-_POSITIONS: Final[Mapping[Axis, str]] = {
-    Axis.PIPE: "more pipe ranks",
-    Axis.DATA: "more copies of the model",
-    Axis.CONTEXT: "more parts of each sequence",
-    Axis.MODEL: "more parts of each layer",
-}
-"""What is left out along an axis."""
 
 
 def draw_layout(
@@ -206,7 +199,7 @@ class _Drawing:
         """Say below the boxes what is left out, who is in the groups of rank 0, and which ranks each host has."""
         if left_out := [axis for axis in Axis if self._left_out(axis)]:
             more = self.layout.world_size - self.shown[Axis.PIPE] * len(self._rows()) * self.shown[Axis.MODEL]
-            along = ", ".join(f"{self._left_out(axis)} {_POSITIONS[axis]}" for axis in left_out)
+            along = ", ".join(f"{self._left_out(axis)} more along {axis.value}" for axis in left_out)
             self.picture.words(MARGIN, y, f"… and {more} more ranks: {along}", style="bold")
             y += 26
         if not self._groups():
