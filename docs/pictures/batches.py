@@ -43,9 +43,9 @@ def global_batch() -> str:
         for step in steps:
             samples = GEOMETRY.places(micro_batch=step, data_parallel_rank=rank)
             words = f"micro-batch {step}: {samples[0]}-{samples[-1]}"
-            picture.box(Area(x, y, 2 * cell + 40, 28), f"hue{rank}", label=words)
-            x += 2 * cell + 44
-        end = left + len(steps) * (2 * cell + 44)
+            picture.box(Area(x, y, 2 * cell + 60, 28), f"hue{rank}", label=words)
+            x += 2 * cell + 64
+        end = left + len(steps) * (2 * cell + 64)
         bar = Area(end + 146, top - 6, 32, 52 * len(ranks) - 12)
         for at, words in ((end + 26, "gradients"), (bar.right + 26, "update")):
             picture.outline(Area(at, y, 84, 28), "faint", round_by=2)
