@@ -30,7 +30,7 @@ LAYERS: Sequence[Sequence[str]] = (
     ("finetuning", "pipeline", "optimizer", "statistics"),
     ("training",),
     ("trainer",),
-    ("runner", "verify"),
+    ("report", "runner", "verify"),
 )
 """The parts of `scaling.core`. A part may import those of the rows above its own, and nothing beside it."""
 

@@ -63,6 +63,7 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
         "Measure a trained model: its loss on data, or tasks.",
         many=("--data", "--tasks"),
     ),
+    "report": SubCommand("scaling.cli.report:report", "Write a page about one or several runs."),
 }
 
 

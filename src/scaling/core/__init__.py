@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scaling.core.optimizer import *
     from scaling.core.pipeline import *
     from scaling.core.profiler import *
+    from scaling.core.report import *
     from scaling.core.runner import *
     from scaling.core.statistics import *
     from scaling.core.storage import *

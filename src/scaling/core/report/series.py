@@ -1,0 +1,102 @@
+"""Values over steps: cleaned of repetitions, thinned out for a picture, smoothed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMOOTHED_FROM: Final = 50
+"""A curve of fewer values is not smoothed: its values can be told apart."""
+_WINDOWS: Final = 40
+"""A curve has so many windows of smoothing."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values by their steps, in the order in which they were written."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, steps: Sequence[int], values: Sequence[float]) -> Series:
+        """Return a series of these values."""
+        return cls(np.asarray(steps, dtype=np.int64), np.asarray(values, dtype=np.float64))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def finite(self) -> Series:
+        """Return the values that are numbers."""
+        good = np.isfinite(self.values)
+        return self if good.all() else Series(self.steps[good], self.values[good])
+
+    @property
+    def nonfinite_steps(self) -> NDArray[np.int64]:
+        """Return the steps whose value is no finite number."""
+        return self.steps[~np.isfinite(self.values)]
+
+    def scaled(self, factor: float) -> Series:
+        """Return the values times `factor`."""
+        return Series(self.steps, self.values * factor)
+
+
+EMPTY: Final = Series.of((), ())
+
+
+def last_of_each_step(series: Series) -> tuple[Series, Series]:
+    """Return the last value of each step in the order of steps, and the values that were written before those."""
+    steps = series.steps
+    if len(steps) < 2 or (np.diff(steps) > 0).all():
+        return series, EMPTY
+    backwards = np.unique(steps[::-1], return_index=True)[1]
+    kept = len(steps) - 1 - backwards
+    former = np.setdiff1d(np.arange(len(steps)), kept)
+    return Series(steps[kept], series.values[kept]), Series(steps[former], series.values[former])
+
+
+def thinned(series: Series, buckets: int) -> Series:
+    """Return the smallest and the largest value of each of so many parts, and both ends; all where there are few.
+
+    So a spike of a single step stays, and every value returned is one of the series, at its step. What is not finite
+    is left out of a part that has other values.
+    """
+    count = len(series)
+    if count <= 2 * buckets:
+        return series
+    size = -(-count // buckets)
+    index = np.minimum(np.arange(buckets * size), count - 1).reshape(buckets, size)
+    values = series.values[index]
+    finite = np.isfinite(values)
+    lows = np.where(finite, values, np.inf).argmin(axis=1)
+    highs = np.where(finite, values, -np.inf).argmax(axis=1)
+    rows = np.arange(buckets)
+    chosen = np.unique(np.concatenate(([0], index[rows, lows], index[rows, highs], [count - 1])))
+    return Series(series.steps[chosen], series.values[chosen])
+
+
+def window(count: int) -> int:
+    """Return over how many values a curve of `count` is smoothed: an odd number, 1 where it is not."""
+    return 1 if count < SMOOTHED_FROM else 2 * max(count // _WINDOWS // 2, 2) + 1
+
+
+def smoothed(series: Series, points: int) -> Series:
+    """Return means over `window` finite values around at most so many steps, spread evenly.
+
+    The window is centred, so that the curve is not late; towards both ends it shrinks, so that it begins and ends at
+    the values themselves.
+    """
+    given = series.finite
+    count = len(given)
+    half = window(count) // 2
+    centres = np.unique(np.linspace(0, count - 1, num=min(points, count)).astype(np.int64)) if count else []
+    means = []
+    for centre in centres:
+        reach = min(half, centre, count - 1 - centre)
+        means.append(given.values[centre - reach : centre + reach + 1].mean())
+    return Series.of(given.steps[centres] if count else (), means)

@@ -1,0 +1,82 @@
+"""Which settings of a run are not the usual ones, and which ones differ between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scaling.core.config.base import BaseConfig
+from scaling.core.config.fields import Derived, marker
+from scaling.core.config.yaml_text import dump_yaml
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting with a value of its own."""
+
+    path: str
+    value: str
+    default: str
+
+
+def changed_settings(config: BaseConfig, path: str = "") -> Iterator[Setting]:
+    """Yield the settings of `config` that are not their defaults, with dotted paths. Pure.
+
+    A section is compared with its own defaults, whichever of several kinds it is.
+    """
+    plain = config.as_dict()
+    for name, field in type(config).model_fields.items():
+        if name not in plain:
+            continue
+        value, default = getattr(config, name), field.get_default(call_default_factory=True)
+        if isinstance(value, BaseConfig):
+            yield from changed_settings(value, f"{path}{name}.")
+        elif isinstance(value, list) and value and all(isinstance(item, BaseConfig) for item in value):
+            for index, item in enumerate(value):
+                yield from changed_settings(item, f"{path}{name}.{index}.")
+        elif value != default:
+            usual = "none" if field.is_required() else shown_value(_plain(default))
+            follows = f"{usual}, or what follows from others" if marker(field, Derived) else usual
+            yield Setting(path + name, shown_value(plain[name]), follows)
+
+
+def flat_settings(values: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Return every setting of a file by its dotted path, as text. Pure."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        items = value if isinstance(value, list) and any(isinstance(item, dict) for item in value) else None
+        if items is not None:
+            value = {str(index): item for index, item in enumerate(items)}
+        if isinstance(value, dict) and value:
+            found |= flat_settings(value, f"{path}{name}.")
+        else:
+            found[f"{path}{name}"] = shown_value(value)
+    return found
+
+
+def differing_settings(configs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str | None]]]:
+    """Yield each path whose values are not the same in all configurations, with those; None where it is not there."""
+    flat = [flat_settings(config) for config in configs]
+    for path in dict.fromkeys(path for settings in flat for path in settings):
+        values = [settings.get(path) for settings in flat]
+        if len(set(values)) > 1:
+            yield path, values
+
+
+def shown_value(value: Any) -> str:
+    """Return a value as YAML has it."""
+    return dump_yaml(value).removesuffix("...\n").strip()
+
+
+def _plain(value: Any) -> Any:
+    """Return a default as a file would have it."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item) for item in value]
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case _:
+            return str(getattr(value, "value", value))

@@ -1,0 +1,218 @@
+"""The timeline of a profile as rows of bars, measured and simulated, and what each rank spent its time on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from scaling.core.report.markup import Markup, join, table, tag
+from scaling.core.report.numbers import ticks
+from scaling.core.report.scales import GRID
+
+MEASURED: Final = 0
+"""The process of a profile that holds what was measured, with a thread for each rank."""
+SIMULATED: Final = 1
+"""The one that holds the schedule as it was planned."""
+_TITLES: Final[Mapping[int, str]] = {MEASURED: "Measured", SIMULATED: "Simulated"}
+MAX_SPANS: Final = 3000
+MAX_ROWS: Final = 64
+
+_COMPUTE: Final = ("forward", "backward", "backwardinput", "backwardweight")
+_SHARES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    ("computing", _COMPUTE),
+    ("optimizer", ("optimizer",)),
+    ("sending, receiving, collectives", ("send", "recv", "collective")),
+    ("data", ("data",)),
+    ("evaluation, checkpoint", ("evaluation", "checkpoint")),
+)
+"""What a rank spends its time on. Where several are under way at once, the first of them counts."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that took its time."""
+
+    name: str
+    kind: str
+    start: float
+    """In microseconds, like `end`."""
+    end: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one thread of a process did, in the order of its starts."""
+
+    name: str
+    spans: Sequence[Span]
+
+
+@dataclass(frozen=True)
+class Process:
+    """The rows of a process."""
+
+    rows: Sequence[Row]
+
+    @property
+    def start(self) -> float:
+        """Return when its first span begins."""
+        return min(span.start for row in self.rows for span in row.spans)
+
+    @property
+    def end(self) -> float:
+        """Return when its last span ends."""
+        return max(span.end for row in self.rows for span in row.spans)
+
+
+def read_processes(profile: Mapping[str, Any]) -> dict[int, Process]:
+    """Return the measured and the simulated process of a Chrome trace. What is not understood is left out."""
+    events = profile.get("traceEvents")
+    found: dict[int, dict[str, list[Span]]] = {}
+    names: dict[tuple[int, str], str] = {}
+    for event in events if isinstance(events, list) else []:
+        if not isinstance(event, dict) or event.get("pid") not in _TITLES:
+            continue
+        process, thread = int(event["pid"]), str(event.get("tid"))
+        arguments = event.get("args")
+        if event.get("ph") == "M" and event.get("name") == "thread_name" and isinstance(arguments, dict):
+            names[process, thread] = str(arguments.get("name"))
+        elif event.get("ph") == "X" and (times := _times(event)) is not None:
+            span = Span(str(event.get("name")), str(event.get("cat")), *times)
+            found.setdefault(process, {}).setdefault(thread, []).append(span)
+    return {
+        process: Process(
+            [
+                Row(names.get((process, thread), thread), sorted(spans, key=lambda span: (span.start, -span.end)))
+                for thread, spans in sorted(threads.items(), key=lambda item: _natural(item[0]))
+            ]
+        )
+        for process, threads in sorted(found.items())
+    }
+
+
+def _times(event: Mapping[str, Any]) -> tuple[float, float] | None:
+    start, length = event.get("ts"), event.get("dur")
+    if not (isinstance(start, (int, float)) and isinstance(length, (int, float))):
+        return None
+    end = start + length
+    return (float(start), float(end)) if 0 <= length < 1e15 and abs(start) < 1e18 else None
+
+
+def _natural(thread: str) -> tuple[int, str]:
+    return (int(thread), "") if thread.isdigit() and len(thread) < 19 else (2**62, thread)
+
+
+def shares(row: Row, start: float, end: float) -> dict[str, float]:
+    """Return which part of the time from `start` to `end` a rank spent on what; what is left is "idle". Pure."""
+    covered: list[tuple[float, float]] = []
+    found, before = {}, 0.0
+    for name, kinds in _SHARES:
+        covered = _union([*covered, *((span.start, span.end) for span in row.spans if span.kind in kinds)])
+        total = sum(until - since for since, until in covered)
+        found[name] = (total - before) / (end - start) if end > start else 0.0
+        before = total
+    return found | {"idle": max(0.0, 1 - before / (end - start)) if end > start else 0.0}
+
+
+def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return intervals that do not overlap and cover the same."""
+    merged: list[tuple[float, float]] = []
+    for since, until in sorted(intervals):
+        if merged and since <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], until))
+        else:
+            merged.append((since, until))
+    return merged
+
+
+def draw_timeline(profile: Mapping[str, Any]) -> Markup | None:
+    """Return the rows of a profile with their shares of idle time, None where it has no spans. Pure."""
+    parts = []
+    for process, found in read_processes(profile).items():
+        parts += [tag("h3", _TITLES[process]), _draw(found), _note(found)]
+        parts.append(_table_of_shares(found))
+    if not parts:
+        return None
+    about = profile.get("otherData")
+    uncertainty = about.get("clock_uncertainty_us") if isinstance(about, dict) else None
+    said = "The whole profile opens in Perfetto (ui.perfetto.dev) and in chrome://tracing."
+    if isinstance(uncertainty, (int, float)):
+        said = f"The clocks of the hosts agree to {uncertainty / 1000:.3g} ms. {said}"
+    return join([_legend(), *parts, tag("p", said, class_="note")])
+
+
+def _legend() -> Markup:
+    kinds = ("forward", "backward", "optimizer", "communication", "data", "other")
+    return tag("p", *(tag("span", tag("i", class_=f"k-{kind}"), kind, class_="kind") for kind in kinds), class_="legend")
+
+
+def _class_of(kind: str) -> str:
+    match kind:
+        case "forward" | "optimizer" | "data":
+            return f"k-{kind}"
+        case "backward" | "backwardinput" | "backwardweight":
+            return "k-backward"
+        case "send" | "recv" | "collective":
+            return "k-communication"
+        case _:
+            return "k-other"
+
+
+def _shown_until(found: Process) -> float:
+    """Return up to when spans are drawn, so that they are not too many."""
+    starts = sorted(span.start for row in found.rows[:MAX_ROWS] for span in row.spans)
+    return found.end if len(starts) <= MAX_SPANS else starts[MAX_SPANS]
+
+
+def _draw(found: Process) -> Markup:
+    start, until = found.start, _shown_until(found)
+    width = max(until - start, 1e-9)
+    rows = []
+    for row in found.rows[:MAX_ROWS]:
+        bars = [_bar(span, start, width) for span in row.spans if span.start < until or until == found.end]
+        svg = tag(
+            "svg", *bars, viewBox=f"0 0 {GRID} 100", preserveAspectRatio="none", role="img", aria_label=row.name
+        )
+        rows.append(tag("div", tag("span", row.name.partition(" Coordinate")[0], title=row.name), svg, class_="row"))
+    labels = [
+        tag("span", f"{value:.6g} ms", class_="x", style=f"left:{value / (width / 1000) * 100:.4g}%")
+        for value in ticks(0.0, width / 1000, count=4)
+    ]
+    return tag("div", *rows, tag("div", *labels, class_="times"), class_="timeline")
+
+
+def _bar(span: Span, start: float, width: float) -> Markup:
+    x = round((span.start - start) / width * GRID)
+    size = max(min(round((span.end - start) / width * GRID), GRID) - x, 8)
+    top, height = (0, 100) if span.kind in _COMPUTE else (25, 75)
+    title = tag("title", f"{span.name} ({span.kind}), {(span.end - span.start) / 1000:.4g} ms")
+    return tag(
+        "rect", title, x=str(x), y=str(top), width=str(size), height=str(height), class_=_class_of(span.kind)
+    )
+
+
+def _note(found: Process) -> Markup | None:
+    said = []
+    total = sum(len(row.spans) for row in found.rows[:MAX_ROWS])
+    if total > MAX_SPANS:
+        shown, whole = (_shown_until(found) - found.start) / 1000, (found.end - found.start) / 1000
+        said.append(f"The first {shown:.4g} of {whole:.4g} ms: {MAX_SPANS:,} of {total:,} bars.")
+    if len(found.rows) > MAX_ROWS:
+        said.append(f"{len(found.rows) - MAX_ROWS} further rows are left out.")
+    return tag("p", " ".join(said), class_="note") if said else None
+
+
+def _table_of_shares(found: Process) -> Markup | None:
+    rows = [row for row in found.rows if any(span.kind in _COMPUTE for span in row.spans)]
+    if not rows:
+        return None
+    measured = [shares(row, found.start, found.end) for row in rows]
+    names = [name for name in measured[0] if any(round(part[name], 3) for part in measured)]
+    lines = [
+        (row.name.partition(" Coordinate")[0], *(f"{part[name]:.1%}" for name in names))
+        for row, part in zip(rows[:MAX_ROWS], measured, strict=False)
+    ]
+    idle = sum(part["idle"] for part in measured) / len(measured)
+    note = f"Shares of the time shown by the rows. Idle on average, which is: nothing was recorded: {idle:.1%}."
+    return join([table(["", *names], lines), tag("p", note, class_="note")])
