@@ -95,27 +95,24 @@ def draw_chart(chart: Chart, steps: Scale, *, restarts: Sequence[Restart] = (), 
 
 def _lines(curve: Curve, steps: Scale, values: Scale, *, detail: int, smooth: bool) -> Iterator[Markup]:
     kind = f"run c{curve.run % 8}"
-    attributes = {"data_run": str(curve.run), "data_name": curve.name}
     if len(curve.again):
-        yield _path(thinned(curve.again, detail // 4 or 1), steps, values, class_=f"{kind} again", **attributes)
+        yield _path(thinned(curve.again, detail // 4 or 1), steps, values, curve, class_=f"{kind} again")
     if len(curve.series):
         raw = thinned(curve.series, detail)
         is_smoothed = smooth and window(len(curve.series)) > 1
-        yield _path(raw, steps, values, class_=f"{kind} {'raw' if is_smoothed else 'line'}", **attributes)
+        yield _path(raw, steps, values, curve, class_=f"{kind} {'raw' if is_smoothed else 'line'}")
         if is_smoothed:
-            yield _path(smoothed(curve.series, detail), steps, values, class_=f"{kind} line", **attributes)
+            yield _path(smoothed(curve.series, detail), steps, values, curve, class_=f"{kind} line")
         bad = curve.series.nonfinite_steps[:_MARKED]
         yield from (_dot(int(step), "bad", steps, curve.run) for step in bad)
     if len(curve.points):
         shown = thinned(curve.points, detail // 4 or 1)
-        yield _path(shown, steps, values, class_=f"{kind} between", **attributes)
+        yield _path(shown, steps, values, curve, class_=f"{kind} between")
         if len(shown) <= 200:
-            yield _path(shown, steps, values, class_=f"{kind} points", dots=True, **attributes)
+            yield _path(shown, steps, values, curve, class_=f"{kind} points", dots=True)
 
 
-def _path(
-    series: Series, steps: Scale, values: Scale, *, class_: str, dots: bool = False, data_run: str, data_name: str
-) -> Markup:
+def _path(series: Series, steps: Scale, values: Scale, curve: Curve, *, class_: str, dots: bool = False) -> Markup:
     """Return a line through a series that is interrupted where a value is not finite, or where steps go back."""
     finite = np.isfinite(series.values)
     xs = steps.place(series.steps.astype(np.float64))
@@ -129,7 +126,7 @@ def _path(
             continue
         parts.append(f"M{x} {y} {x} {y}" if begins or gap or dots else f" {x} {y}")
         begins = False
-    return tag("path", d="".join(parts), class_=class_, data_run=data_run, data_name=data_name)
+    return tag("path", d="".join(parts), class_=class_, data_run=str(curve.run), data_name=curve.name)
 
 
 def _dot(step: int, class_: str, steps: Scale, run: int) -> Markup:
@@ -193,8 +190,6 @@ def _caption(chart: Chart, values: Scale, *, smooth: bool) -> Markup:
         said.append("Logarithmic.")
     if any(len(curve.points) for curve in chart.curves) and any(len(curve.series) for curve in chart.curves):
         said.append(f"Dots: {chart.points_name}.")
-    if any(len(curve.again) for curve in chart.curves):
-        said.append("Dashed: steps that came again after a restart, as they were the first time.")
     said += _of_each(chart, _without_value)
     return join(f"{words} " for words in said)
 

@@ -26,7 +26,7 @@ _FREQUENT: Final = frozenset({"checkpoint"})
 
 def summary(runs: Sequence[Run], names: Sequence[Child]) -> Markup:
     """Return a table of how each run went."""
-    rows = {
+    rows: dict[str, Sequence[Child]] = {
         "State": [state_of(run) for run in runs],
         "Steps": [_steps(run) for run in runs],
         "Tokens": [_last(run, TOKENS) for run in runs],
@@ -80,7 +80,7 @@ def attempts(run: Run) -> Markup | None:
         rows.append(
             (
                 number + 1 if isinstance(number, int) else number,
-                attempt.get("started"),
+                _time_of(attempt.get("started")),
                 "" if seconds is None else duration(seconds),
                 attempt.get("status"),
                 " on ".join(str(value) for value in (attempt.get("reason"), attempt.get("host")) if value) or "done",
@@ -106,7 +106,7 @@ def events(run: Run) -> Markup | None:
         count = f" (the last of {kinds[kind]})" if kind in _FREQUENT and kinds[kind] > 1 else ""
         details = {name: value for name, value in event.items() if name not in ("time", "step", "event")}
         said = "; ".join(f"{name} {_told(value)}" for name, value in details.items() if value is not None)
-        rows.append((event.get("time"), event.get("step"), kind.replace("_", " ") + count, said))
+        rows.append((_time_of(event.get("time")), event.get("step"), kind.replace("_", " ") + count, said))
     left = len(told) - len(rows)
     note = tag("p", f"{left} further events are in events.jsonl.", class_="note") if left else None
     return join([table(["Time", "Step", "Event", ""], rows), note])
@@ -114,7 +114,7 @@ def events(run: Run) -> Markup | None:
 
 def versions(runs: Sequence[Run], names: Sequence[Child]) -> Markup | None:
     """Return a table of versions, hardware, layout and data. What is not the same in all runs stands out."""
-    shown = [dict(_flat({key: run.about.get(key) for key in ("started", *_ABOUT)})) for run in runs]
+    shown = [dict(_flat({key: run.about.get(key) for key in _ABOUT})) for run in runs]
     rows = []
     for path in dict.fromkeys(path for values in shown for path in values):
         values = [about.get(path) for about in shown]
@@ -123,7 +123,7 @@ def versions(runs: Sequence[Run], names: Sequence[Child]) -> Markup | None:
     return table(["", *names], rows, class_="facts") if rows else None
 
 
-_ABOUT: Final = ("versions", "git", "hardware", "layout", "data_fingerprint", "config_digest")
+_ABOUT: Final = ("started", "versions", "git", "hardware", "layout", "data_fingerprint", "config_digest")
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -140,6 +140,11 @@ def _about(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(f"{count} x {item}" for item, count in Counter(map(str, value)).items())
     return str(value)
+
+
+def _time_of(value: object) -> Markup:
+    """Return a time as files have it in the words of people, in UTC."""
+    return tag("span", str(value).replace("T", " ").replace("+00:00", " UTC"), class_="time")
 
 
 def _told(value: Any) -> str:
@@ -176,8 +181,8 @@ def _best(run: Run, metric: str) -> str | None:
 
 def _memory(run: Run) -> str | None:
     series = run.series.get(MEMORY)
-    found = series.finite.values if series is not None else ()
-    return f"{short(found.max() / 2**30)} GiB" if len(found) else None
+    found = series.finite.values if series is not None else None
+    return None if found is None or not len(found) else f"{short(float(found.max()) / 2**30)} GiB"
 
 
 def _time(run: Run) -> str | None:

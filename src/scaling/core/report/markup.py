@@ -56,10 +56,15 @@ def join(children: Iterable[Child]) -> Markup:
 
 
 def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], *, class_: str | None = None) -> Markup:
-    """Return a table whose first column names its rows. It scrolls by itself where it is too wide for the page."""
-    names = [tag("th", name, scope="col") for name in head]
+    """Return a table whose first column names its rows. It scrolls by itself where it is too wide for the page.
+
+    A head without words is left out.
+    """
+    named = list(head)
+    names = [tag("th", name, scope="col") for name in named]
     lines = []
     for first, *rest in rows:
         lines.append(tag("tr", tag("th", first, scope="row"), *(tag("td", value) for value in rest)))
-    body = tag("table", tag("thead", tag("tr", *names)), tag("tbody", *lines), class_=class_)
+    above = tag("thead", tag("tr", *names)) if any(named) else None
+    body = tag("table", above, tag("tbody", *lines), class_=class_)
     return tag("div", body, class_="wide", tabindex=0, role="group", aria_label="table")

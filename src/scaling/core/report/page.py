@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +19,7 @@ from scaling.core.report.curves import Chart, Restart, draw_chart
 from scaling.core.report.markup import Child, Markup, join, table, tag
 from scaling.core.report.reading import CONFIG_FILE, Run
 from scaling.core.report.scales import Scale
-from scaling.core.report.script import SCRIPT
 from scaling.core.report.settings import changed_settings, differing_settings
-from scaling.core.report.style import STYLE
 from scaling.core.report.timeline import draw_timeline
 
 _POINTS: Final = 50_000
@@ -54,7 +53,7 @@ def report_page(runs: Sequence[Run], *, config_class: type[BaseConfig] | None = 
         "body",
         tag("header", tag("h1", title), tag("nav", *(tag("a", name, href=f"#{_id(name)}") for name in shown))),
         tag("main", *(tag("section", tag("h2", name), content, id=_id(name)) for name, content in shown.items())),
-        tag("script", Markup(SCRIPT)),
+        tag("script", Markup(_own("page.js"))),
         data_axes=json.dumps(axes_of(runs)),
     )
     return f'<!DOCTYPE html>\n<html lang="en">{_head(title)}{body}</html>\n'
@@ -73,16 +72,29 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def _head(title: str) -> Markup:
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    digest = base64.b64encode(hashlib.sha256(_own("page.js").encode()).digest()).decode()
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            "style-src 'unsafe-inline'",
+            f"script-src 'sha256-{digest}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
     return tag(
         "head",
         tag("meta", charset="utf-8"),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", f"Report: {title}"),
-        tag("style", Markup(STYLE)),
+        tag("style", Markup(_own("page.css"))),
     )
+
+
+def _own(name: str) -> str:
+    """Return a file of this package that becomes a part of the page."""
+    return files(__name__.rpartition(".")[0]).joinpath(name).read_text(encoding="utf-8")
 
 
 def _id(title: str) -> str:
@@ -108,7 +120,8 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Markup | None:
         return tag("p", "No step was finished: there are no curves.", class_="note")
     ends = [series.steps[[0, -1]] for run in runs for series in run.series.values() if len(series)]
     low, high = min(int(end[0]) for end in ends), max(int(end[1]) for end in ends)
-    steps = Scale(float(low), float(max(high, low + 1)))
+    room = max(high - low, 1) / 100
+    steps = Scale(low - room, high + room)
     count = sum(len(chart.curves) for chart in (*charts, *further))
     detail = min(max(_POINTS // count, _DETAIL[0]), _DETAIL[1])
     restarts = [
@@ -121,8 +134,12 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Markup | None:
         return [draw_chart(chart, steps, restarts=restarts, detail=detail) for chart in group]
 
     parts: list[Child] = [_legend(names) if len(runs) > 1 else None, _controls(runs)]
-    said = "Dotted vertical lines: the run went on from a checkpoint." if restarts else ""
-    parts += [tag("p", said, class_="note") if said else None, tag("div", *drawn(charts), class_="charts")]
+    said = []
+    if restarts:
+        said.append("Dotted vertical lines: the run went on from a checkpoint.")
+    if any(run.again for run in runs):
+        said.append("Dashed: steps that came again after a restart, as they were the first time.")
+    parts += [tag("p", " ".join(said), class_="note") if said else None, tag("div", *drawn(charts), class_="charts")]
     if further:
         inner = tag("div", *drawn(further), class_="charts further")
         note = None

@@ -15,7 +15,7 @@ from scaling.core.errors import ConfigError
 from scaling.core.logging.metrics_files import METRICS_FILE, previous_file, repeated_file
 from scaling.core.logging.run_file import ATTEMPTS, RUN_FILE, read_run_file
 from scaling.core.logging.run_state import RUN_STATE_FILE, RunPhase, RunState
-from scaling.core.report.series import EMPTY, Series, last_of_each_step
+from scaling.core.report.series import Series, last_of_each_step
 
 CONFIG_FILE: Final = "config.yml"
 EVENTS_FILE: Final = "events.jsonl"
@@ -23,7 +23,7 @@ PROFILE_FILE: Final = "profile.json"
 _KNOWN: Final = (METRICS_FILE, RUN_FILE, RUN_STATE_FILE, CONFIG_FILE, EVENTS_FILE)
 _MAX_PROFILE_BYTES: Final = 256 * 2**20
 _MAX_LOG_BYTES: Final = 16 * 2**20
-_LAST_LINES: Final = 30
+_LAST_LINES: Final = 25
 _LAST_BYTES: Final = 16 * 2**10
 _RANK: Final = re.compile(r"\brank (\d{1,7})\b")
 _RESUMED: Final = re.compile(r"resumed from .* at step (\d{1,15})$")

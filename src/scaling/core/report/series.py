@@ -93,10 +93,17 @@ def smoothed(series: Series, points: int) -> Series:
     """
     given = series.finite
     count = len(given)
+    if not count:
+        return given
     half = window(count) // 2
-    centres = np.unique(np.linspace(0, count - 1, num=min(points, count)).astype(np.int64)) if count else []
-    means = []
-    for centre in centres:
-        reach = min(half, centre, count - 1 - centre)
-        means.append(given.values[centre - reach : centre + reach + 1].mean())
-    return Series.of(given.steps[centres] if count else (), means)
+    centres = np.unique(np.linspace(0, count - 1, num=min(points, count)).astype(np.int64))
+    reaches = np.minimum(half, np.minimum(centres, count - 1 - centres))
+    bounds = zip((centres - reaches).tolist(), (centres + reaches + 1).tolist(), strict=True)
+    return Series(given.steps[centres], np.array([_mean(given.values[first:end]) for first, end in bounds]))
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Return a mean that is finite where the values are, and between them."""
+    largest = float(np.abs(values).max()) or 1.0
+    mean = float((values / largest).mean()) * largest
+    return min(max(mean, float(values.min())), float(values.max()))

@@ -144,7 +144,9 @@ def draw_timeline(profile: Mapping[str, Any]) -> Markup | None:
 
 def _legend() -> Markup:
     kinds = ("forward", "backward", "optimizer", "communication", "data", "other")
-    return tag("p", *(tag("span", tag("i", class_=f"k-{kind}"), kind, class_="kind") for kind in kinds), class_="legend")
+    return tag(
+        "p", *(tag("span", tag("i", class_=f"k-{kind}"), kind, class_="kind") for kind in kinds), class_="legend"
+    )
 
 
 def _class_of(kind: str) -> str:
@@ -171,9 +173,7 @@ def _draw(found: Process) -> Markup:
     rows = []
     for row in found.rows[:MAX_ROWS]:
         bars = [_bar(span, start, width) for span in row.spans if span.start < until or until == found.end]
-        svg = tag(
-            "svg", *bars, viewBox=f"0 0 {GRID} 100", preserveAspectRatio="none", role="img", aria_label=row.name
-        )
+        svg = tag("svg", *bars, viewBox=f"0 0 {GRID} 100", preserveAspectRatio="none", role="img", aria_label=row.name)
         rows.append(tag("div", tag("span", row.name.partition(" Coordinate")[0], title=row.name), svg, class_="row"))
     labels = [
         tag("span", f"{value:.6g} ms", class_="x", style=f"left:{value / (width / 1000) * 100:.4g}%")
@@ -187,9 +187,7 @@ def _bar(span: Span, start: float, width: float) -> Markup:
     size = max(min(round((span.end - start) / width * GRID), GRID) - x, 8)
     top, height = (0, 100) if span.kind in _COMPUTE else (25, 75)
     title = tag("title", f"{span.name} ({span.kind}), {(span.end - span.start) / 1000:.4g} ms")
-    return tag(
-        "rect", title, x=str(x), y=str(top), width=str(size), height=str(height), class_=_class_of(span.kind)
-    )
+    return tag("rect", title, x=str(x), y=str(top), width=str(size), height=str(height), class_=_class_of(span.kind))
 
 
 def _note(found: Process) -> Markup | None:

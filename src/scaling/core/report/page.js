@@ -1,16 +1,8 @@
-"""What a page can do beyond being looked at: another axis, one value, a closer look, fewer runs, a logarithm.
-
-The page is complete without. The script reads the numbers back from the lines that are drawn.
-"""
-
-from __future__ import annotations
-
-from typing import Final
-
-SCRIPT: Final = """
+// What a page can do beyond being looked at: another axis, one value, a closer look, fewer runs, a logarithm.
+// The page is complete without. The numbers are read back from the lines that are drawn.
 "use strict";
 (() => {
-  const GRID = 10000, SVG = "http:" + "//www.w3.org/2000/svg";
+  const GRID = 10000;
   const axes = JSON.parse(document.body.dataset.axes);
   const figures = [...document.querySelectorAll("figure.chart")].map(read);
   const hidden = new Set();
@@ -48,7 +40,7 @@ SCRIPT: Final = """
     if (axis === "steps") return [figures[0].x0, figures[0].x1];
     const tables = axes[axis].filter((_, run) => !hidden.has(run));
     const ends = (tables.length ? tables : axes[axis]).map((table) => table[1][table[1].length - 1]);
-    return [0, Math.max(...ends) || 1];
+    return [0, 1.01 * Math.max(...ends) || 1];
   }
 
   function short(value) {
@@ -97,7 +89,7 @@ SCRIPT: Final = """
     for (const old of chart.svg.querySelectorAll(".rule")) old.remove();
     for (const y of chart.log ? powers(y0, y1) : ticks(y0, y1)) {
       label(chart, "y", "top", 1 - up(y), short(y));
-      const rule = document.createElementNS(SVG, "path");
+      const rule = document.createElementNS(chart.svg.namespaceURI, "path");
       rule.setAttribute("class", "rule");
       rule.setAttribute("d", `M0 ${py(y)} ${GRID} ${py(y)}`);
       chart.svg.prepend(rule);
@@ -180,7 +172,7 @@ SCRIPT: Final = """
         draw(chart);
       });
       words.className = "note"; words.append(box, " logarithmic");
-      if (lowest > 0 && isFinite(lowest)) chart.figure.append(words);
+      if (lowest > 0 && isFinite(lowest)) chart.value.after(words);
     }
   }
 
@@ -197,4 +189,3 @@ SCRIPT: Final = """
   }
   for (const button of document.querySelectorAll(".whole")) button.addEventListener("click", () => { zoom = null; drawAll(); });
 })();
-"""
