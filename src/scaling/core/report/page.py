@@ -17,6 +17,7 @@ from scaling.core.report.axes import axes_of
 from scaling.core.report.charts import further_charts, main_charts
 from scaling.core.report.curves import Chart, Restart, draw_chart
 from scaling.core.report.markup import Child, Markup, join, table, tag
+from scaling.core.report.pictures import draw_run
 from scaling.core.report.reading import CONFIG_FILE, Run
 from scaling.core.report.scales import Scale
 from scaling.core.report.settings import changed_settings, differing_settings
@@ -42,6 +43,7 @@ def report_page(runs: Sequence[Run], *, config_class: type[BaseConfig] | None = 
         "Curves": _curves(runs, names),
         "Attempts": _each(runs, names, [facts.attempts(run) for run in runs]),
         "Events": _each(runs, names, [facts.events(run) for run in runs]),
+        "Layout": _each(runs, names, [draw_run(run) for run in runs]),
         "Timeline": _each(runs, names, [draw_timeline(run.profile) if run.profile else None for run in runs]),
         "Versions and hardware": facts.versions(runs, heads),
         "Configuration": _configuration(runs, names, heads, config_class),
