@@ -46,6 +46,7 @@ MAY_WAIT_FOR_THE_DEVICE = {
     "src/scaling/core/checkpoint/": "copies to the host to write files",
     "src/scaling/core/logging/": "fetches metrics, once per log interval",
     "src/scaling/core/profiler/": "reads timers after the profiled steps",
+    "src/scaling/core/report/": "works on NumPy arrays in memory, and without torch",
     "src/scaling/core/optimizer/loss_scaler.py::LossScaler.state": "is written into checkpoints",
     "src/scaling/core/optimizer/optimizer.py::Optimizer.state": "is written into checkpoints",
     "src/scaling/core/pipeline/link.py::ActivationReceiver": "reads the header of the first message",

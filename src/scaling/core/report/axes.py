@@ -12,6 +12,8 @@ from scaling.core.report.reading import Run
 from scaling.core.report.series import Series
 
 _POINTS: Final = 200
+_LONGEST: Final = 1e7
+"""Seconds of a step; nobody waits that long, so more is a fault."""
 
 
 def training_time(run: Run) -> Series | None:
@@ -23,7 +25,8 @@ def training_time(run: Run) -> Series | None:
     # A run that goes on from another one's checkpoint, or a file that begins late, has no time before its first line.
     interval = int(steps[1:].min()) if len(steps) > 1 else 1
     steps[0] = min(int(steps[0]), interval)
-    return Series(durations.steps, np.cumsum(np.nan_to_num(durations.values, posinf=0.0, neginf=0.0) * steps))
+    seconds = np.clip(np.nan_to_num(durations.values, posinf=0.0), 0.0, _LONGEST)
+    return Series(durations.steps, np.cumsum(seconds * steps))
 
 
 def axes_of(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -21,6 +21,8 @@ from scaling.core.report.series import EMPTY, Series, smoothed, thinned, window
 _MARKED: Final = 60
 """So many steps without a finite value are marked; their number is said in any case."""
 _LISTED: Final = 3
+_TOP: Final = 300
+"""Where those marks are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,7 @@ def _path(series: Series, steps: Scale, values: Scale, curve: Curve, *, class_: 
 
 def _dot(step: int, class_: str, steps: Scale, run: int) -> Markup:
     x = int(steps.place(np.array([float(step)]))[0])
-    return tag("path", d=f"M{x} 0 {x} 0", class_=class_, data_run=str(run), data_name="")
+    return tag("path", d=f"M{x} {_TOP} {x} {_TOP}", class_=class_, data_run=str(run), data_name="")
 
 
 def _restart(mark: Restart, steps: Scale) -> Markup:

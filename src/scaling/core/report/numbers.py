@@ -11,13 +11,13 @@ _STEPS: Final = (1.0, 2.0, 5.0, 10.0)
 
 
 def short(value: float) -> str:
-    """Return a number in four digits: 0.003, 6.035, 5,683, 1.2M."""
+    """Return a number in four digits: 0.003, 6.035, 5,683, 15k."""
     size = abs(value)
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "infinity" if value > 0 else "-infinity"
     if size >= 1e15 or 0 < size < 1e-4:
         return f"{value:.3g}"
-    if size >= 1e5:
+    if size >= 1e4:
         unit, letter = next(pair for pair in _THOUSANDS if size >= pair[0])
         return f"{value / unit:.4g}{letter}"
     return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"

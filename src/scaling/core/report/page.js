@@ -2,7 +2,7 @@
 // The page is complete without. The numbers are read back from the lines that are drawn.
 "use strict";
 (() => {
-  const GRID = 10000;
+  const GRID = 10000, TOP = 300;
   const axes = JSON.parse(document.body.dataset.axes);
   const figures = [...document.querySelectorAll("figure.chart")].map(read);
   const hidden = new Set();
@@ -13,7 +13,7 @@
     const to = log ? (t) => y0 * Math.pow(y1 / y0, t) : (t) => y0 + (y1 - y0) * t;
     const paths = [...figure.querySelectorAll("path[data-run]")].map((path) => ({
       path, run: +path.dataset.run, name: path.dataset.name,
-      full: path.classList.contains("restart"),
+      full: path.classList.contains("restart"), bad: path.classList.contains("bad"),
       parts: (path.getAttribute("d") || "").split("M").slice(1).map((part) => {
         const numbers = part.trim().split(" ").map(Number), points = [];
         for (let i = 0; i < numbers.length; i += 2)
@@ -31,7 +31,10 @@
     const [steps, values] = axes[axis][run], last = steps.length - 1;
     if (last === 0) return values[0];
     let low = 0, high = last;
-    while (high - low > 1) { const middle = (low + high) >> 1; if (steps[middle] <= step) low = middle; else high = middle; }
+    while (high - low > 1) {
+      const middle = (low + high) >> 1;
+      if (steps[middle] <= step) low = middle; else high = middle;
+    }
     return values[low] + (values[high] - values[low]) * (step - steps[low]) / (steps[high] - steps[low]);
   }
 
@@ -47,7 +50,7 @@
     const size = Math.abs(value);
     if (size >= 1e15 || (size > 0 && size < 1e-4)) return value.toExponential(2);
     for (const [unit, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
-      if (size >= 1e5 && size >= unit) return +(value / unit).toPrecision(4) + letter;
+      if (size >= 1e4 && size >= unit) return +(value / unit).toPrecision(4) + letter;
     return size >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4));
   }
 
@@ -78,10 +81,10 @@
     const up = (y) => chart.log ? Math.log(y / y0) / Math.log(y1 / y0) : (y - y0) / (y1 - y0);
     const px = (x) => Math.round(Math.min(Math.max((x - x0) / (x1 - x0), -9), 9) * GRID);
     const py = (y) => Math.round((1 - up(y)) * GRID);
-    for (const { path, run, parts, full } of chart.paths) {
+    for (const { path, run, parts, full, bad } of chart.paths) {
       path.style.display = hidden.has(run) ? "none" : "";
       path.setAttribute("d", parts.map((points) => "M" + points.map(([step, y], i) => {
-        const place = full || path.classList.contains("bad") ? (i && full ? GRID : 0) : py(y);
+        const place = full ? i * GRID : bad ? TOP : py(y);
         return px(along(run, step)) + " " + place;
       }).join(" ")).join(""));
     }
@@ -95,7 +98,8 @@
       chart.svg.prepend(rule);
     }
     const [unit, letter] = units();
-    for (const x of ticks(x0 / unit, x1 / unit)) label(chart, "x", "left", (x * unit - x0) / (x1 - x0), short(x) + letter);
+    for (const x of ticks(x0 / unit, x1 / unit))
+      label(chart, "x", "left", (x * unit - x0) / (x1 - x0), short(x) + letter);
   }
 
   function label(chart, kind, side, place, words) {
@@ -128,7 +132,8 @@
   }
 
   for (const chart of figures) {
-    const clip = chart.plot.querySelector(".clip"), cursor = document.createElement("div"), zone = document.createElement("div");
+    const clip = chart.plot.querySelector(".clip");
+    const cursor = document.createElement("div"), zone = document.createElement("div");
     cursor.className = "cursor"; zone.className = "zone";
     cursor.hidden = zone.hidden = true;
     clip.append(cursor, zone);
@@ -149,7 +154,11 @@
         zone.style.width = Math.abs(part - from) * 100 + "%";
       }
     });
-    clip.addEventListener("pointerdown", (event) => { if (event.pointerType === "mouse") { from = share(event); event.preventDefault(); } });
+    clip.addEventListener("pointerdown", (event) => {
+      if (event.pointerType !== "mouse") return;
+      from = share(event);
+      event.preventDefault();
+    });
     clip.addEventListener("pointerup", (event) => {
       const until = share(event), begun = from;
       from = null; zone.hidden = true;
@@ -158,22 +167,32 @@
         drawAll();
       }
     });
-    clip.addEventListener("pointerleave", () => { cursor.hidden = zone.hidden = true; from = null; chart.value.textContent = ""; });
+    clip.addEventListener("pointerleave", () => {
+      cursor.hidden = zone.hidden = true;
+      from = null;
+      chart.value.textContent = "";
+    });
     clip.addEventListener("dblclick", () => { zoom = null; drawAll(); });
-    if (chart.y0 > 0 || chart.paths.every(({ full, parts }) => full || parts.flat().every(([, y]) => y > 0))) {
-      const box = document.createElement("input"), words = document.createElement("label");
-      const least = Math.min(...chart.paths.filter(({ path, full }) => !full && !path.classList.contains("bad"))
-        .flatMap(({ parts }) => parts.flat().map(([, y]) => y)));
-      box.type = "checkbox"; box.checked = chart.log;
-      const linear = chart.log ? [0, chart.y1] : [chart.y0, chart.y1], lowest = chart.log ? chart.y0 : least * .98;
-      box.addEventListener("change", () => {
-        chart.log = box.checked;
-        [chart.y0, chart.y1] = chart.log ? [lowest, chart.y1] : linear;
-        draw(chart);
-      });
-      words.className = "note"; words.append(box, " logarithmic");
-      if (lowest > 0 && isFinite(lowest)) chart.value.after(words);
-    }
+    offerLogarithm(chart);
+  }
+
+  function offerLogarithm(chart) {
+    let least = Infinity;
+    for (const { parts, full, bad } of chart.paths)
+      if (!full && !bad) for (const points of parts) for (const [, y] of points) least = Math.min(least, y);
+    if (!(least > 0 && least < Infinity)) return;
+    const box = document.createElement("input"), words = document.createElement("label");
+    const linear = chart.log ? [0, chart.y1] : [chart.y0, chart.y1], lowest = chart.log ? chart.y0 : least * .98;
+    box.type = "checkbox";
+    box.checked = chart.log;
+    box.addEventListener("change", () => {
+      chart.log = box.checked;
+      [chart.y0, chart.y1] = chart.log ? [lowest, chart.y1] : linear;
+      draw(chart);
+    });
+    words.className = "note";
+    words.append(box, " logarithmic");
+    chart.value.after(words);
   }
 
   for (const box of document.querySelectorAll("input[data-toggle]")) {
@@ -187,5 +206,4 @@
     choice.closest("fieldset").hidden = false;
     choice.addEventListener("change", () => { axis = choice.value; zoom = null; drawAll(); });
   }
-  for (const button of document.querySelectorAll(".whole")) button.addEventListener("click", () => { zoom = null; drawAll(); });
 })();

@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from scaling.core.config.base import BaseConfig
 from scaling.core.errors import ConfigError
 from scaling.core.report import facts
@@ -27,6 +29,7 @@ _POINTS: Final = 50_000
 """About so many values are drawn of each kind of line, shared by all curves: a page stays below 2 MB."""
 _DETAIL: Final = (40, 500)
 _LISTED: Final = 200
+_MAX_CONFIG: Final = 200_000
 _AXES: Final = {"steps": "steps", "tokens": "tokens", "time": "training time"}
 
 
@@ -35,6 +38,11 @@ def report_page(runs: Sequence[Run], *, config_class: type[BaseConfig] | None = 
 
     What a run has written is text in it, never markup, and the page forbids the browser to load anything. Pure.
     """
+    with np.errstate(all="ignore"):  # what is not finite, or becomes so, is drawn and told as such
+        return _page(runs, config_class)
+
+
+def _page(runs: Sequence[Run], config_class: type[BaseConfig] | None) -> str:
     names = names_of([run.folder for run in runs])
     heads = [_coloured(index, name) for index, name in enumerate(names)] if len(runs) > 1 else [Markup()]
     sections = {
@@ -47,7 +55,7 @@ def report_page(runs: Sequence[Run], *, config_class: type[BaseConfig] | None = 
         "Timeline": _each(runs, names, [draw_timeline(run.profile) if run.profile else None for run in runs]),
         "Versions and hardware": facts.versions(runs, heads),
         "Configuration": _configuration(runs, names, heads, config_class),
-        "Odd about the folder": _each(runs, names, [_notes(run) for run in runs]),
+        "Notes on the folder": _each(runs, names, [_notes(run) for run in runs]),
     }
     shown = {title: content for title, content in sections.items() if content}
     title = " and ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
@@ -199,7 +207,9 @@ def _configuration(
             of = f" of {name}" if len(runs) > 1 else ""
             parts.append(_from_defaults(run, of, config_class, open_=len(runs) == 1))
             whole = tag("summary", f"All settings{of}: {CONFIG_FILE}")
-            parts.append(tag("details", whole, tag("pre", run.config_text, tabindex=0)))
+            text, cut = run.config_text[:_MAX_CONFIG], len(run.config_text) > _MAX_CONFIG
+            note = tag("p", f"The first {_MAX_CONFIG:,} characters.", class_="note") if cut else None
+            parts.append(tag("details", whole, note, tag("pre", text, tabindex=0)))
     return join(parts) if parts else None
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from scaling.core.config.yaml_text import parse_yaml
 from scaling.core.errors import ConfigError
@@ -56,7 +56,8 @@ class Run:
     def last_step(self) -> int:
         """Return the last step that anything is known about."""
         steps = [int(series.steps[-1]) for series in self.series.values() if len(series)]
-        return max([self.state.step if self.state else 0, *steps])
+        told = self.state.step if self.state and _is_step(self.state.step) else 0
+        return max([told, *steps])
 
     @property
     def attempts(self) -> Sequence[Mapping[str, Any]]:
@@ -168,7 +169,7 @@ def _numbers(path: Path, notes: list[str], *, must_be_there: bool = True) -> dic
     without_step = 0
     for line in _objects(path, notes, must_be_there=must_be_there):
         step = line.pop("step", None)
-        if type(step) is not int or not 0 <= step < 2**53:
+        if not _is_step(step):
             without_step += 1
             continue
         for name, value in line.items():
@@ -178,6 +179,10 @@ def _numbers(path: Path, notes: list[str], *, must_be_there: bool = True) -> dic
     if without_step:
         notes.append(f"{path.name}: {without_step} lines name no step, and are left out")
     return {name: Series.of(steps[name], values[name]) for name in steps}
+
+
+def _is_step(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 2**53
 
 
 def _as_float(value: float) -> float:
@@ -224,7 +229,7 @@ def _restarts(folder: Path, events: Sequence[Mapping[str, Any]]) -> list[int]:
     started = [event for event in events if event.get("event") == "started"]
     if started:
         steps = [event.get("step") for event in started if event.get("resumed_from")]
-        return [step for step in steps if isinstance(step, int)]
+        return [step for step in steps if _is_step(step)]
     try:
         with (folder / "rank_0.log").open("rb") as file:
             text = file.read(_MAX_LOG_BYTES).decode(errors="replace")

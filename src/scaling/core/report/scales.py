@@ -17,6 +17,10 @@ GRID: Final = 10_000
 """Pictures of curves have so many units in both directions, whatever their shape on the screen."""
 _LOGARITHMIC_FROM: Final = 50.0
 """From this ratio of the largest to the usual value on, a positive curve is drawn on a logarithmic axis."""
+_LARGEST: Final = 1e100
+"""What is larger is drawn as this, and what differs by less than its inverse as the same: sums of such stay finite."""
+_SAME: Final = 1e-12
+"""Values that differ by this part of themselves only are drawn as the same."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,7 @@ class Scale:
         low, high = self.low, self.high
         if self.logarithmic:
             low, high, values = math.log10(low), math.log10(high), np.log10(np.maximum(values, low))
-        # Halved, for the distance of two finite numbers need not be finite.
-        places: NDArray[np.float64] = (values / 2 - low / 2) / (high / 2 - low / 2)
+        places = (np.clip(values, -_LARGEST, _LARGEST) - low) / (high - low)
         return np.rint(np.clip(places, 0, 1) * GRID).astype(np.int64)
 
     def ticks(self, count: int = 5) -> list[float]:
@@ -46,13 +49,14 @@ def scale_of(curves: Iterable[Series], *, zero: bool = False) -> Scale:
     values = np.concatenate([np.empty(0), *(series.finite.values for series in curves)])
     if not len(values):
         return Scale(0.0, 1.0)
+    values = np.clip(values, -_LARGEST, _LARGEST)
     low, high = float(values.min()), float(values.max())
-    if low > 0 and high / max(float(np.median(values)), low) > _LOGARITHMIC_FROM:
-        return Scale(low * 0.9, min(high * 1.1, 1e308), logarithmic=True)
+    if low > 1 / _LARGEST and high / float(np.median(values)) > _LOGARITHMIC_FROM:
+        return Scale(low * 0.9, high * 1.1, logarithmic=True)
     if zero and low >= 0:
         low = 0.0
-    if low == high:
+    if high - low <= max(_SAME * max(abs(low), abs(high)), 1 / _LARGEST):
         room = abs(low) / 10 or 1.0
         return Scale(low - room, high + room)
-    room = high / 20 - low / 20
-    return Scale(low if zero and low == 0 else max(low - room, -1e308), min(high + room, 1e308))
+    room = (high - low) / 20
+    return Scale(low if zero and low == 0 else low - room, high + room)

@@ -9,6 +9,7 @@ from typing import Any
 from scaling.core.config.base import BaseConfig
 from scaling.core.config.fields import Derived, marker
 from scaling.core.config.yaml_text import dump_yaml
+from scaling.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,25 +21,40 @@ class Setting:
     default: str
 
 
-def changed_settings(config: BaseConfig, path: str = "") -> Iterator[Setting]:
-    """Yield the settings of `config` that are not their defaults, with dotted paths. Pure.
+def changed_settings(config: BaseConfig, usual: BaseConfig | None = None, path: str = "") -> Iterator[Setting]:
+    """Yield the settings of `config` that are not those of `usual`, with dotted paths. Pure.
 
-    A section is compared with its own defaults, whichever of several kinds it is.
+    Without `usual`, and where it has a section of another kind or none, a section is compared with its own defaults.
     """
-    plain = config.as_dict()
+    usual, plain = usual or _usual(type(config)), config.as_dict()
     for name, field in type(config).model_fields.items():
         if name not in plain:
             continue
-        value, default = getattr(config, name), field.get_default(call_default_factory=True)
+        value = getattr(config, name)
+        default = getattr(usual, name) if usual else field.get_default(call_default_factory=True)
         if isinstance(value, BaseConfig):
-            yield from changed_settings(value, f"{path}{name}.")
+            yield from changed_settings(value, _alike(default, value), f"{path}{name}.")
         elif isinstance(value, list) and value and all(isinstance(item, BaseConfig) for item in value):
+            known = default if isinstance(default, list) else []
             for index, item in enumerate(value):
-                yield from changed_settings(item, f"{path}{name}.{index}.")
+                other = known[index] if index < len(known) else None
+                yield from changed_settings(item, _alike(other, item), f"{path}{name}.{index}.")
         elif value != default:
-            usual = "none" if field.is_required() else shown_value(_plain(default))
-            follows = f"{usual}, or what follows from others" if marker(field, Derived) else usual
+            shown = "none" if field.is_required() else shown_value(_plain(default))
+            follows = f"{shown}, or what follows from others" if marker(field, Derived) else shown
             yield Setting(path + name, shown_value(plain[name]), follows)
+
+
+def _usual(kind: type[BaseConfig]) -> BaseConfig | None:
+    """Return the defaults of a section, None where something has to be given."""
+    try:
+        return kind()
+    except ConfigError:
+        return None
+
+
+def _alike(default: Any, value: BaseConfig) -> BaseConfig | None:
+    return default if isinstance(default, type(value)) else None
 
 
 def flat_settings(values: Mapping[str, Any], path: str = "") -> dict[str, str]:
@@ -78,5 +94,7 @@ def _plain(value: Any) -> Any:
             return [_plain(item) for item in value]
         case dict():
             return {str(key): _plain(item) for key, item in value.items()}
+        case BaseConfig():
+            return value.as_dict()
         case _:
             return str(getattr(value, "value", value))

@@ -71,9 +71,10 @@ def read_processes(profile: Mapping[str, Any]) -> dict[int, Process]:
     found: dict[int, dict[str, list[Span]]] = {}
     names: dict[tuple[int, str], str] = {}
     for event in events if isinstance(events, list) else []:
-        if not isinstance(event, dict) or event.get("pid") not in _TITLES:
+        process = event.get("pid") if isinstance(event, dict) else None
+        if type(process) is not int or process not in _TITLES:
             continue
-        process, thread = int(event["pid"]), str(event.get("tid"))
+        thread = str(event.get("tid"))
         arguments = event.get("args")
         if event.get("ph") == "M" and event.get("name") == "thread_name" and isinstance(arguments, dict):
             names[process, thread] = str(arguments.get("name"))
@@ -95,8 +96,7 @@ def _times(event: Mapping[str, Any]) -> tuple[float, float] | None:
     start, length = event.get("ts"), event.get("dur")
     if not (isinstance(start, (int, float)) and isinstance(length, (int, float))):
         return None
-    end = start + length
-    return (float(start), float(end)) if 0 <= length < 1e15 and abs(start) < 1e18 else None
+    return (float(start), float(start + length)) if 0 <= length < 1e15 and abs(start) < 1e18 else None
 
 
 def _natural(thread: str) -> tuple[int, str]:
