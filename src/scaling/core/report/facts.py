@@ -100,15 +100,17 @@ def events(run: Run) -> Markup | None:
     ]
     if not told:
         return None
+    left = max(len(told) - _MAX_EVENTS, 0)
     rows = []
-    for event in told[:_MAX_EVENTS]:
+    for event in (*told[: _MAX_EVENTS // 2], *told[_MAX_EVENTS // 2 + left :]):
         kind = str(event.get("event"))
         count = f" (the last of {kinds[kind]})" if kind in _FREQUENT and kinds[kind] > 1 else ""
         details = {name: value for name, value in event.items() if name not in ("time", "step", "event")}
         said = "; ".join(f"{name} {_told(value)}" for name, value in details.items() if value is not None)
         rows.append((_time_of(event.get("time")), event.get("step"), kind.replace("_", " ") + count, said))
-    left = len(told) - len(rows)
-    note = tag("p", f"{left} further events are in events.jsonl.", class_="note") if left else None
+    note = (
+        tag("p", f"Left out in the middle: {left:,} events. All are in events.jsonl.", class_="note") if left else None
+    )
     return join([table(["Time", "Step", "Event", ""], rows), note])
 
 
