@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,19 +40,38 @@ def test_shares_are_those_of_a_count_of_single_moments(spans: list[tuple[str, in
 
 def test_measured_and_simulated_rows_are_drawn_with_their_idle_time() -> None:
     trace = profile(
-        [(0, 0, "forward", 0, 10), (0, 1, "backward", 10, 30), (1, 0, "forward", 0, 1), (1, 1, "forward", 1, 1)]
+        [(0, 0, "forward", 0, 10), (0, 1, "backward", 10, 30), (1, 0, "forward", 0, 1), (1, 1, "forward", 0, 1)]
     )
     page = draw_timeline(trace)
     assert page is not None
     assert page.index("Measured") < page.index("Simulated")
     assert page.count("<rect") == 4
-    assert "Idle on average, which is: nothing was recorded: 50.0%." in page  # 30 of 40, 10 of 40
+    assert re.findall(r"optimizer: ([0-9.]+%) of the time", page) == ["50.0%", "0.0%"]
     assert "agree to 0.12 ms" in page
 
 
 def test_rows_follow_the_order_of_ranks() -> None:
     trace = profile([(0, rank, "forward", 0, 1) for rank in (10, 2, 0, 1)])
     assert [row.name for row in read_processes(trace)[MEASURED].rows] == ["rank 0", "rank 1", "rank 2", "rank 10"]
+    last = {"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": 1, "args": {"sort_index": 99}}
+    trace["traceEvents"].append(last)
+    assert [row.name for row in read_processes(trace)[MEASURED].rows] == ["rank 0", "rank 2", "rank 10", "rank 1"]
+
+
+def test_a_row_is_called_by_its_rank_and_by_what_else_it_is() -> None:
+    named = {
+        "rank 3 pipe 1 data 1 context 0 model 0": "rank 3",
+        "rank 0 Coordinate(pipe=0, data=0)": "rank 0",
+        "rank 3 communication 2": "rank 3 communication 2",
+        "pipe rank 1": "pipe rank 1",
+        "other": "other",
+    }
+    for name, shown in named.items():
+        trace = profile([(0, 0, "forward", 0, 1)])
+        trace["traceEvents"][0]["args"]["name"] = name
+        page = draw_timeline(trace)
+        assert page is not None
+        assert f'<span title="{name}">{shown}</span>' in page
 
 
 def test_what_is_not_drawn_is_said() -> None:

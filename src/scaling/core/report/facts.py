@@ -81,7 +81,7 @@ def attempts(run: Run) -> Markup | None:
             (
                 number + 1 if isinstance(number, int) else number,
                 _time_of(attempt.get("started")),
-                "" if seconds is None else duration(seconds),
+                None if seconds is None else tag("span", duration(seconds), class_="time"),
                 attempt.get("status"),
                 " on ".join(str(value) for value in (attempt.get("reason"), attempt.get("host")) if value) or "done",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +28,9 @@ _SHARES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("evaluation, checkpoint", ("evaluation", "checkpoint")),
 )
 """What a rank spends its time on. Where several are under way at once, the first of them counts."""
+_NOTHING: Final = "nothing recorded"
+_PLACE: Final = re.compile(r"Coordinate\(|(?:(?:pipe|data|context|model) \d+ ?)+$")
+_ROW_NAME: Final = re.compile(r"(?:pipe )?rank \d+")
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,18 @@ def read_processes(profile: Mapping[str, Any]) -> dict[int, Process]:
     events = profile.get("traceEvents")
     found: dict[int, dict[str, list[Span]]] = {}
     names: dict[tuple[int, str], str] = {}
+    order: dict[tuple[int, str], float] = {}
     for event in events if isinstance(events, list) else []:
         process = event.get("pid") if isinstance(event, dict) else None
         if type(process) is not int or process not in _TITLES:
             continue
         thread = str(event.get("tid"))
         arguments = event.get("args")
-        if event.get("ph") == "M" and event.get("name") == "thread_name" and isinstance(arguments, dict):
-            names[process, thread] = str(arguments.get("name"))
+        if event.get("ph") == "M" and isinstance(arguments, dict):
+            if event.get("name") == "thread_name":
+                names[process, thread] = str(arguments.get("name"))
+            elif isinstance(index := arguments.get("sort_index"), (int, float)) and index == index:
+                order[process, thread] = index
         elif event.get("ph") == "X" and (times := _times(event)) is not None:
             span = Span(str(event.get("name")), str(event.get("cat")), *times)
             found.setdefault(process, {}).setdefault(thread, []).append(span)
@@ -85,7 +93,9 @@ def read_processes(profile: Mapping[str, Any]) -> dict[int, Process]:
         process: Process(
             [
                 Row(names.get((process, thread), thread), sorted(spans, key=lambda span: (span.start, -span.end)))
-                for thread, spans in sorted(threads.items(), key=lambda item: _natural(item[0]))
+                for thread, spans in sorted(
+                    threads.items(), key=lambda item: (order.get((process, item[0]), 0), *_natural(item[0]))
+                )
             ]
         )
         for process, threads in sorted(found.items())
@@ -104,7 +114,7 @@ def _natural(thread: str) -> tuple[int, str]:
 
 
 def shares(row: Row, start: float, end: float) -> dict[str, float]:
-    """Return which part of the time from `start` to `end` a rank spent on what; what is left is "idle". Pure."""
+    """Return which part of the time from `start` to `end` a rank spent on what; what is left over is last. Pure."""
     covered: list[tuple[float, float]] = []
     found, before = {}, 0.0
     for name, kinds in _SHARES:
@@ -112,7 +122,7 @@ def shares(row: Row, start: float, end: float) -> dict[str, float]:
         total = sum(until - since for since, until in covered)
         found[name] = (total - before) / (end - start) if end > start else 0.0
         before = total
-    return found | {"idle": max(0.0, 1 - before / (end - start)) if end > start else 0.0}
+    return found | {_NOTHING: max(0.0, 1 - before / (end - start)) if end > start else 0.0}
 
 
 def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -174,12 +184,21 @@ def _draw(found: Process) -> Markup:
     for row in found.rows[:MAX_ROWS]:
         bars = [_bar(span, start, width) for span in row.spans if span.start < until or until == found.end]
         svg = tag("svg", *bars, viewBox=f"0 0 {GRID} 100", preserveAspectRatio="none", role="img", aria_label=row.name)
-        rows.append(tag("div", tag("span", row.name.partition(" Coordinate")[0], title=row.name), svg, class_="row"))
+        rows.append(tag("div", tag("span", _short(row), title=row.name), svg, class_="row"))
     labels = [
         tag("span", f"{value:.6g} ms", class_="x", style=f"left:{value / (width / 1000) * 100:.4g}%")
         for value in ticks(0.0, width / 1000, count=4)
     ]
     return tag("div", *rows, tag("div", *labels, class_="times"), class_="timeline")
+
+
+def _short(row: Row) -> str:
+    """Return which rank a row is of, without its place in the layout, and what else it is."""
+    found = _ROW_NAME.match(row.name)
+    if found is None:
+        return row.name
+    rest = row.name[found.end() :].strip(" ,:")
+    return f"{found[0]} {rest}" if rest and not _PLACE.match(rest) else found[0]
 
 
 def _bar(span: Span, start: float, width: float) -> Markup:
@@ -208,9 +227,9 @@ def _table_of_shares(found: Process) -> Markup | None:
     measured = [shares(row, found.start, found.end) for row in rows]
     names = [name for name in measured[0] if any(round(part[name], 3) for part in measured)]
     lines = [
-        (row.name.partition(" Coordinate")[0], *(f"{part[name]:.1%}" for name in names))
+        (_short(row), *(f"{part[name]:.1%}" for name in names))
         for row, part in zip(rows[:MAX_ROWS], measured, strict=False)
     ]
-    idle = sum(part["idle"] for part in measured) / len(measured)
-    note = f"Shares of the time shown by the rows. Idle on average, which is: nothing was recorded: {idle:.1%}."
+    idle = 1 - sum(part["computing"] + part["optimizer"] for part in measured) / len(measured)
+    note = f"Idle, which is neither forward, backward nor optimizer: {idle:.1%} of the time, on average."
     return join([table(["", *names], lines), tag("p", note, class_="note")])
