@@ -3,7 +3,7 @@ PYTHON ?= python3
 # A test that hangs in spite of its time-out ends the run, and its traceback is the last thing shown.
 PYTEST = $(PYTHON) -m pytest -W error -o faulthandler_exit_on_timeout=true
 
-.PHONY: check format lint types test slow fix
+.PHONY: check format lint types test slow docs fix
 
 check: format lint types test
 
@@ -16,6 +16,7 @@ lint:
 types:
 	$(PYTHON) -m mypy src
 	$(PYTHON) -m mypy tests
+	$(PYTHON) -m mypy docs
 
 # Two processes, for a suite of small worlds leaves half of two cores idle. What the second says is shown at its end.
 define in_two
@@ -31,6 +32,14 @@ test:
 
 slow:
 	$(call in_two,-m slow $(WORLDS:%=--ignore tests/%),-m slow $(WORLDS:%=tests/%))
+
+# The site, from docs/ and from the code: build/docs/html/index.html. Whatever Sphinx warns of ends it.
+SPHINXOPTS ?= -W --keep-going -j auto
+
+docs:
+	$(PYTHON) -m docs.generator build/docs/pages
+	$(PYTHON) -m sphinx -q -c docs $(SPHINXOPTS) build/docs/pages build/docs/html
+	$(PYTHON) -m docs.generator.self_contained build/docs/html
 
 fix:
 	$(PYTHON) -m ruff check --fix .

@@ -1,0 +1,1 @@
+"""What the site consists of beside the pages that are written by hand. `make docs` runs it; no Sphinx is needed."""
