@@ -19,11 +19,12 @@ nitpicky = True  # a reference to a name that does not exist is a warning, and w
 default_role = "code"
 
 myst_heading_anchors = 4  # links to headings are those of GitHub
-myst_enable_extensions = ["colon_fence", "fieldlist"]
+myst_enable_extensions = ["attrs_block"]
 
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # those of PyTorch are written in another markup
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"Json": "Json"}  # by its name: it contains itself
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 90
 python_use_unqualified_type_names = True

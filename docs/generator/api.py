@@ -1,4 +1,4 @@
-"""The reference of Python names: a page for each package that `scaling.core` or `scaling.transformer` takes them from."""
+"""The reference of Python names: a page for each package of `scaling.core` and `scaling.transformer`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from docs.generator.docstrings import as_restructured_text, attribute_docs
 
@@ -89,7 +88,13 @@ def described(package: str, name: str, home: str) -> list[str]:
     if inspect.isroutine(thing):
         return [f".. autofunction:: {package}.{name}"]
     text = _docs_of(home).get(name, "")
-    return [f".. py:data:: {package}.{name}", "", *(f"   {line}" for line in as_restructured_text(text.split("\n")))]
+    return [
+        f".. py:currentmodule:: {package}",
+        "",
+        f".. py:data:: {name}",
+        "",
+        *(f"   {line}" for line in as_restructured_text(text.split("\n"))),
+    ]
 
 
 @cache
@@ -97,5 +102,5 @@ def _docs_of(module: str) -> dict[str, str]:
     return attribute_docs(_text(importlib.import_module(module)))
 
 
-def _text(module: ModuleType | Any) -> str:
-    return Path(module.__file__).read_text(encoding="utf-8")
+def _text(module: ModuleType) -> str:
+    return Path(str(module.__file__)).read_text(encoding="utf-8")

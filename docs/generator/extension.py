@@ -22,6 +22,13 @@ def show_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, 
     lines[:] = as_restructured_text(lines)
 
 
+def show_signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Write the default of a field that a function makes as Python would read it."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
 def find_public(
     app: Sphinx, environment: BuildEnvironment, reference: addnodes.pending_xref, content: nodes.TextElement
 ) -> nodes.Node | None:
@@ -69,6 +76,7 @@ def link_names(app: Sphinx, document: nodes.document, page: str) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add all of it to Sphinx."""
     app.connect("autodoc-process-docstring", show_docstring)
+    app.connect("autodoc-process-signature", show_signature)
     app.connect("missing-reference", find_public)
     app.connect("doctree-resolved", link_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -26,8 +26,8 @@ TOP = "top_level"
 
 _ON_RESUME = {
     OnResume.IDENTITY: "refused, unless `trainer.accept_changes` names it",
-    OnResume.ORDER: "refused where the run goes on from its place in the data; otherwise listed",
-    OnResume.SCHEDULE: "listed; the run goes on differently from there",
+    OnResume.ORDER: "refused where the place in the data is kept, else listed",
+    OnResume.SCHEDULE: "listed",
     OnResume.RUNTIME: "free",
 }
 
@@ -121,6 +121,7 @@ class _Reference:
             for inner in settings_of(section, f"{setting.below}."):
                 grouped.setdefault(inner.path, []).append(inner)
             old = {new: name for name, new in section.former_names.items()}
+            yield contents([path for path, variants in grouped.items() if not variants[0].sections])
             for last in (False, True):  # sections behind the settings
                 for path, variants in grouped.items():
                     name = path.rpartition(".")[2]
@@ -132,18 +133,19 @@ class _Reference:
 
     def entry(self, setting: Setting, variants: list[Setting], former: str) -> Iterator[str]:
         """Yield the text of a setting, whose meaning may depend on the kind of its section."""
-        yield f"```{{confval}} {setting.path}\n"
-        if len(variants) == 1 and not setting.sections:
-            yield f":type: {type_of(setting.field)}\n"
-        if len(variants) == 1 and (default := default_of(setting.field)):
-            yield f":default: {default}\n"
-        yield "\n"
+        field = setting.field
+        facts = [] if setting.sections else [type_of(field)]
+        if not setting.sections and default_of(field):
+            facts.append(f"default {default_of(field)}")
+        if not setting.sections and not marker(field, NoEffect) and not marker(field, Unavailable):
+            facts.append(f"on resume {_ON_RESUME[self.rules.kind(setting.path)]}")
+        if former in self.former:
+            facts.append(f"in Aleph-Alpha/scaling {'the same' if former == setting.path else f'`{former}`'}")
+        yield f"```{{confval}} {setting.path}\n\n"
         for variant in variants:
             yield from self.meaning(variant, alone=len(variants) == 1)
-        if not setting.sections and not marker(setting.field, NoEffect) and not marker(setting.field, Unavailable):
-            yield f":On resume: {_ON_RESUME[self.rules.kind(setting.path)]}\n"
-        if former in self.former:
-            yield f":Aleph-Alpha/scaling: {'the same' if former == setting.path else f'`{former}`'}\n"
+        if facts := facts if len(variants) == 1 else facts[2:]:
+            yield "{.facts}\n" + " · ".join(facts) + "\n"
         yield "```\n\n"
 
     def meaning(self, setting: Setting, *, alone: bool) -> Iterator[str]:
@@ -168,6 +170,12 @@ class _Reference:
         if unavailable := marker(field, Unavailable):
             yield f"**Not available** in this version: {as_markdown(unavailable.instead)}.\n\n"
         yield from _choices(field)
+
+
+def contents(paths: list[str]) -> str:
+    """Return links to the settings of a section, where they are too many to be seen at once."""
+    links = [f"{{confval}}`{path.rpartition('.')[2]} <{path}>`" for path in paths]
+    return " · ".join(links) + "\n\n" if len(links) > 5 else ""
 
 
 def type_of(field: FieldInfo) -> str:
