@@ -17,6 +17,7 @@ release = found[1] if found else ""
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "docs.generator.extension"]
 nitpicky = True  # a reference to a name that does not exist is a warning, and with -W an error
 default_role = "code"
+smartquotes = False  # what is shown may be typed
 
 myst_heading_anchors = 4  # links to headings are those of GitHub
 myst_enable_extensions = ["attrs_block"]

@@ -136,11 +136,11 @@ class _Reference:
         field = setting.field
         facts = [] if setting.sections else [type_of(field)]
         if not setting.sections and default_of(field):
-            facts.append(f"default {default_of(field)}")
+            facts.append(f"default: {default_of(field)}")
         if not setting.sections and not marker(field, NoEffect) and not marker(field, Unavailable):
-            facts.append(f"on resume {_ON_RESUME[self.rules.kind(setting.path)]}")
+            facts.append(f"on resume: {_ON_RESUME[self.rules.kind(setting.path)]}")
         if former in self.former:
-            facts.append(f"in Aleph-Alpha/scaling {'the same' if former == setting.path else f'`{former}`'}")
+            facts.append(f"Aleph-Alpha/scaling: {'the same' if former == setting.path else f'`{former}`'}")
         yield f"```{{confval}} {setting.path}\n\n"
         for variant in variants:
             yield from self.meaning(variant, alone=len(variants) == 1)
