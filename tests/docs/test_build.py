@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import pytest
 from docs.generator.pages import REPOSITORY
 from docs.generator.self_contained import check
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("sphinx") is None, reason='Sphinx is not installed; pip install "scaling[docs]"'),
+]
 
 INDEX = """# Pages
 
