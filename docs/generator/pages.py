@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 REPOSITORY = Path(__file__).parents[2]
 
-PAGES = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/**/*.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/**/*.md")
 """Files that are pages."""
 PICTURES = {".svg", ".png"}
 LANGUAGES = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".sh": "bash", ".json": "json", ".toml": "toml"}
