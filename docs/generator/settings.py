@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from docs.generator.docstrings import as_markdown, attribute_docs
 from docs.generator.pages import REPOSITORY
@@ -189,21 +190,14 @@ def default_of(field: FieldInfo) -> str:
     """Return the default as a file would say it; empty where the setting is required, or is a section."""
     if field.is_required():
         return ""
-    value = field.get_default(call_default_factory=True, validated_data={})
+    value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseConfig) or (
         isinstance(value, list) and any(isinstance(item, BaseConfig) for item in value)
     ):
         return ""
     if value is None:
         return "`null`"
-    plain = (
-        value.value
-        if isinstance(value, Enum)
-        else str(value)
-        if not isinstance(value, (bool, int, float, list, dict))
-        else value
-    )
-    return f"`{' '.join(dump_yaml({'x': plain}).removeprefix('x:').split())}`"
+    return f"`{' '.join(dump_yaml({'x': to_jsonable_python(value)}).removeprefix('x:').split())}`"
 
 
 def _choices(field: FieldInfo) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 from pydantic import Field
 
-from docs.generator.settings import all_settings, pages, predecessor_keys
+from docs.generator.settings import all_settings, default_of, pages, predecessor_keys
 from scaling.core import BaseConfig, ConfigFamily, NoEffect
 from scaling.transformer import TransformerConfig
 
@@ -118,3 +118,13 @@ def test_names_of_the_predecessor_are_shown() -> None:
     assert "Aleph-Alpha/scaling: the same" in runner["runner.master_port"]
     assert "Aleph-Alpha/scaling" not in topology["topology.pipe_schedule"]
     assert {"runner.hostsfile", "topology.world_size"} <= predecessor_keys()
+
+
+def test_a_default_is_written_as_a_file_would_have_it() -> None:
+    class Lists(BaseConfig):
+        """Lists."""
+
+        colours: dict[str, list[Colour]] = Field(default={"a": [Colour.RED]})
+        """Of each name."""
+
+    assert default_of(Lists.model_fields["colours"]) == "`a: [red]`"
