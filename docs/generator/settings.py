@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -197,7 +198,9 @@ def default_of(field: FieldInfo) -> str:
         return ""
     if value is None:
         return "`null`"
-    return f"`{' '.join(dump_yaml({'x': to_jsonable_python(value)}).removeprefix('x:').split())}`"
+    plain = to_jsonable_python(value)
+    text = json.dumps(plain) if isinstance(plain, (list, dict)) else dump_yaml({"x": plain}).removeprefix("x:").strip()
+    return f"`{text}`"
 
 
 def _choices(field: FieldInfo) -> Iterator[str]:

@@ -127,4 +127,4 @@ def test_a_default_is_written_as_a_file_would_have_it() -> None:
         colours: dict[str, list[Colour]] = Field(default={"a": [Colour.RED]})
         """Of each name."""
 
-    assert default_of(Lists.model_fields["colours"]) == "`a: [red]`"
+    assert default_of(Lists.model_fields["colours"]) == '`{"a": ["red"]}`'
