@@ -25,7 +25,7 @@ from examples.inference_example.run import next_commands as after_inference
 from examples.mlp_example.config import MLPConfig
 from examples.transformer_example.run import next_commands
 from scaling.cli.main import SUB_COMMANDS
-from scaling.core import Topology, fill
+from scaling.core import Learner, Recipe, RunConfig, RunIdentity, Topology, fill, run_training
 from scaling.core.config.explain import sections_of
 from scaling.transformer.config.first_version import FirstTrainingConfig
 from scaling.transformer.config.root import TransformerConfig
@@ -206,14 +206,14 @@ def test_the_layer_of_the_readme_works() -> None:
 
 @pytest.fixture
 def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The code of docs/adding.md as a module, which other processes can import too."""
-    (tmp_path / "recipes_of_the_page.py").write_text("\n\n".join(blocks(REPOSITORY / "docs/adding.md", "python")))
+    """The code of docs/recipes.md as a module, which other processes can import too."""
+    (tmp_path / "recipes_of_the_page.py").write_text("\n\n".join(blocks(REPOSITORY / "docs/recipes.md", "python")))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "recipes_of_the_page", raising=False)
     return importlib.import_module("recipes_of_the_page")
 
 
-def test_layer_loss_data_and_groups_that_are_shown_train_alike_in_two_layouts(recipes: ModuleType) -> None:
+def test_layer_loss_data_optimizer_and_groups_that_are_shown_train_alike_in_two_layouts(recipes: ModuleType) -> None:
     assert recipes.agrees()
 
 
@@ -225,6 +225,18 @@ def test_the_hook_that_is_shown_counts_skipped_steps(recipes: ModuleType) -> Non
     for overflow in (0.0, 1.0, 1.0):
         hook.after_step(trainer, SimpleNamespace(overflow=torch.tensor(overflow)))
     assert [float(values["training/skipped_steps"]) for values in added] == [0.0, 1.0, 2.0]
+
+
+def test_the_sink_that_is_shown_gets_every_step(recipes: ModuleType, tmp_path: Path) -> None:
+    sizes = {"device": "cpu", "micro_batch_size": 2, "gradient_accumulation_steps": 1}
+    config = RunConfig.from_dict({"topology": sizes, "trainer": {"train_iterations": 3, "log_interval": 2}})
+    recipe = Recipe(layers=recipes.layers, loss=recipes.make_loss, training=recipes.Sines(), groups=recipes.GROUPS)
+    with Topology.single() as topology:
+        learner = Learner(recipe, config.topology, topology)
+        run_training(config, learner, RunIdentity(config, {}), hooks=[recipes.ToCsv(tmp_path / "losses.csv")])
+    rows = [line.split(",") for line in (tmp_path / "losses.csv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert all(float(value) > 0.0 for row in rows for value in row[1:])
 
 
 def test_the_schedule_that_is_shown_runs(recipes: ModuleType) -> None:
