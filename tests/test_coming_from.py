@@ -1,4 +1,4 @@
-"""docs/coming_from.md: each row of its tables names a setting or a name that exists, and its program trains."""
+"""docs/coming_from*.md: each row of their tables names a setting or a name that exists, and the program trains."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from scaling.core import ExitStatus, LaunchContext, verify_layout
 from scaling.transformer.config.root import TransformerConfig
+from tests.predecessor.field_table import FIELDS, Fate, fate, with_table
 from tests.test_documentation import REPOSITORY, blocks, is_setting
 
 PAGE = REPOSITORY / "docs/coming_from.md"
@@ -19,7 +20,7 @@ NAMES = {name for package in ("core", "transformer") for name in importlib.impor
 
 
 def rows(heading: str) -> list[tuple[str, str]]:
-    """Return left and right of each row below a heading, up to the next one."""
+    """Return left and right of each row below a heading of the first page, up to the next one."""
     section = re.split(r"^#+ ", PAGE.read_text().partition(f"# {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
     found = re.findall(r"^\| (.+?) \| (.+) \|$", section, re.MULTILINE)
     assert len(found) > 4, heading
@@ -35,7 +36,7 @@ def settings_in(cell: str) -> list[str]:
     "heading",
     [
         *("What is trained, since 0.1", "What a file means otherwise here"),
-        *("Megatron-LM", "torchtitan", "The Trainer of Hugging Face"),
+        "The Trainer of Hugging Face",
     ],
 )
 def test_each_row_names_settings_that_exist(heading: str) -> None:
@@ -43,6 +44,43 @@ def test_each_row_names_settings_that_exist(heading: str) -> None:
         found = settings_in(right)
         assert found, (left, right)
         assert [name for name in found if not is_setting(name.split("."), TransformerConfig)] == [], left
+
+
+def names_of_others(page: str) -> list[tuple[str, str, str]]:
+    """Return each row of the tables of a page that is about one other library: theirs, ours, what differs."""
+    found = re.findall(r"^\| (`.+?) \| (.+?) \| (.*?) ?\|$", (PAGE.parent / page).read_text(), re.MULTILINE)
+    assert len(found) > 30
+    return found
+
+
+@pytest.mark.parametrize(
+    ("page", "theirs"),
+    [("coming_from_megatron.md", r"--[a-z0-9-]+"), ("coming_from_torchtitan.md", r"\[[a-z_]+\] [a-z_0-9]+")],
+)
+def test_each_name_of_another_library_stands_beside_settings_that_exist(page: str, theirs: str) -> None:
+    for left, right, remark in names_of_others(page):
+        assert all(re.fullmatch(theirs, name) for name in re.findall(r"`([^`]+)`", left)), left
+        assert settings_in(right), (left, right)
+        for name in settings_in(right) + settings_in(remark):
+            assert is_setting(name.split("."), TransformerConfig), (left, name)
+
+
+@pytest.mark.parametrize("page", ["coming_from_megatron.md", "coming_from_torchtitan.md"])
+def test_no_name_of_another_library_comes_twice(page: str) -> None:
+    lefts = [left for left, _, _ in names_of_others(page)]
+    assert len(set(lefts)) == len(lefts)
+
+
+def test_every_field_of_the_predecessor_is_told_the_fate_of() -> None:
+    assert len(set(FIELDS)) == len(FIELDS) > 200
+    assert [path for path in FIELDS if fate(path) is None] == []
+    text = PAGE.read_text()
+    assert with_table(text) == text, "run python -m tests.predecessor.field_table"
+
+
+def test_a_field_that_nobody_knows_has_no_fate() -> None:
+    assert fate("trainer.train_iteration") is None
+    assert fate("runner.hostfile") == Fate("renamed", "`hostsfile`; the old name is read, too")
 
 
 def test_each_row_of_names_has_one_that_exists() -> None:
