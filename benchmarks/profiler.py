@@ -1,10 +1,11 @@
 """Measure what recording a timeline costs, and what it costs when it is off.
 
-    python3 benchmarks/profiler.py [KEY=VALUE ...] [--steps 2] [--rounds 40] [--json FILE]
+    python3 benchmarks/profiler.py [KEY=VALUE ...] [--steps 2] [--rounds 200] [--json FILE]
 
 On: steps of the library with a window open and without one, in one process, in turn; the model is one that takes about
 20 ms a step on a core, KEY=VALUE changes it. Reported are the median over pairs of what a step takes longer, with spans
-and with torch.profiler too, the spans and the bytes of one step, and the time of a span.
+and (in a twentieth of the rounds: each writes megabytes) with torch.profiler too, the spans and the bytes of one step,
+the time of a span, and the part of a step that all its spans take by these numbers.
 
 Off: nanoseconds of a call of a function that waits for other ranks, which is where collectives are seen, and how many
 of them are for looking whether somebody wants to see it.
@@ -46,22 +47,25 @@ def recording(learner: Learner, *, with_torch: bool, sizes: list[dict[str, int]]
     sizes.append({"bytes": len(content), "spans": sum(one["ph"] == "X" and one["pid"] == 0 for one in events)})
 
 
-def longer(learner: Learner, windows: Callable[[], AbstractContextManager[None]], steps: int, rounds: int) -> float:
-    """Return by which part a step takes longer within a window."""
+def longer(
+    learner: Learner, windows: Callable[[], AbstractContextManager[None]], steps: int, rounds: int
+) -> tuple[float, float]:
+    """Return by which part a step takes longer within a window, and how many seconds it takes without one."""
     numbers = itertools.count(1)
 
     def step() -> float:
         return float(learner.step(next(numbers))[0].loss)
 
     measured(step, 10)
-    ratios = []
+    ratios, plain = [], []
     for number in range(rounds):
         costs = {}
         for name, window in sorted({"on": windows, "off": nullcontext}.items(), reverse=number % 2 == 0):
             with window():
                 costs[name] = measured(step, steps).wall
         ratios.append(costs["on"] / costs["off"])
-    return statistics.median(ratios) - 1
+        plain.append(costs["off"])
+    return statistics.median(ratios) - 1, statistics.median(plain)
 
 
 def nanoseconds(call: Callable[[], object]) -> float:
@@ -83,7 +87,7 @@ def span_of(profiler: Profiler) -> None:
 
 
 def main() -> None:
-    arguments = parser(__doc__, steps=2, rounds=40)
+    arguments = parser(__doc__, steps=2, rounds=200)
     arguments.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = arguments.parse_args()
     report = begin()
@@ -98,14 +102,18 @@ def main() -> None:
         data = OneMicroBatch(config, topology.device)
         learner = Learner(recipe_of(config, data), config.topology, topology, loading=Loading(pin_memory=False))
         on: dict[str, Any] = {}
+        profiler = Profiler(torch.device("cpu"))
+        on["nanoseconds_per_span"] = nanoseconds(lambda: span_of(profiler))
         for name, with_torch in (("spans", False), ("spans_and_torch_profiler", True)):
             sizes: list[dict[str, int]] = []
             windows = partial(recording, learner, with_torch=with_torch, sizes=sizes)
-            part = longer(learner, windows, options.steps, options.rounds)
+            rounds = options.rounds // 20 if with_torch else options.rounds
+            part, seconds = longer(learner, windows, options.steps, rounds)
             per_step = {what: value / options.steps for what, value in sizes[-1].items()}
-            on[name] = {"step_takes_longer_percent": 100 * part, "per_step": per_step}
-    profiler = Profiler(torch.device("cpu"))
-    on["nanoseconds_per_span"] = nanoseconds(lambda: span_of(profiler))
+            on[name] = {"step_takes_longer_percent": 100 * part, "seconds_per_step": seconds, "per_step": per_step}
+        on["all_spans_percent_of_a_step"] = (
+            on["spans"]["per_step"]["spans"] * on["nanoseconds_per_span"] / on["spans"]["seconds_per_step"] / 1e7
+        )
     report["on"] = on
     report["off"] = {
         "nanoseconds_per_marked_call": nanoseconds(nothing),
