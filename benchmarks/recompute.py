@@ -39,7 +39,7 @@ def peak_bytes(step: Any, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
-    return max(0, *alive_bytes(step))
+    return max([0, *alive_bytes(step)])
 
 
 def alive_bytes(step: Any) -> list[int]:
