@@ -4,8 +4,8 @@
 
 Learners of one model take turns in one process: without a recorder, with one that no step is due for (`not_due`), and
 with some that record every step (`recorded`: what is recorded by default; `with_median`: the median of activations as
-well). The model takes about 20 ms a step on a core; KEY=VALUE changes it. Reported are ratios of processor seconds, round
-by round, and what the two calls of the hook take by themselves in a step that is not due.
+well). The model takes about 20 ms a step on a core; KEY=VALUE changes it. Reported are ratios of processor seconds,
+round by round, and what the two calls of the hook take by themselves in a step that is not due.
 """
 
 from __future__ import annotations

@@ -5,16 +5,14 @@ from __future__ import annotations
 import inspect
 import threading
 import timeit
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.core.waiting import Wait, marks_of_this_thread, observation, votes, waits
+from scaling.core.waiting import Wait, marks_of_this_thread, votes, waits
 
 Tree = tuple[str, bool, list[Any]]
 """A call: how it is marked, whether it fails, and the calls it makes."""
@@ -118,44 +116,3 @@ def test_a_mark_costs_next_to_nothing() -> None:
         pass
 
     assert min(timeit.repeat(nothing, number=1000, repeat=20)) / 1000 < 5e-6  # 0.3 microseconds on a free machine
-
-
-@waits
-def double(x: Any, *, times: int = 1) -> Any:
-    return x * 2**times
-
-
-def test_an_observer_sees_every_call_in_every_thread_and_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-
-    def observe(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        seen.append((function.__name__, arguments, keywords, marks_of_this_thread().innermost is not None))
-        return function(*arguments, **keywords)
-
-    assert double(1) == 2
-    monkeypatch.setattr(observation, "by", observe)
-    assert double(1, times=3) == 8
-    thread = threading.Thread(target=double, args=(5,))
-    thread.start()
-    thread.join()
-    assert seen == [("double", (1,), {"times": 3}, True), ("double", (5,), {}, True)]
-    monkeypatch.setattr(observation, "by", None)
-    assert double(1) == 2
-    assert len(seen) == 2
-
-
-@pytest.mark.slow
-def test_compiled_code_is_not_compiled_again_for_an_observer(monkeypatch: pytest.MonkeyPatch) -> None:
-    compilations = []
-
-    def compiler(graph: Any, inputs: Any) -> Any:
-        compilations.append(graph)
-        return graph.forward
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of what the compiler itself imports
-        run = torch.compile(lambda x: double(x.sin()) + 1, backend=compiler)
-        run(torch.ones(3))
-        monkeypatch.setattr(observation, "by", lambda function, arguments, keywords: function(*arguments, **keywords))
-        run(torch.ones(3))
-    assert len(compilations) == 1

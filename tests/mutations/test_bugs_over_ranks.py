@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.distributed import run_distributed, run_world
-from tests.mutations.over_ranks import BugOverRanks
 from tests.mutations.inference_bugs import INFERENCE_BUGS
 from tests.mutations.mutate import mutated
+from tests.mutations.over_ranks import BugOverRanks
 from tests.mutations.statistics_bugs import STATISTICS_BUGS
 
 BUGS = (*INFERENCE_BUGS, *STATISTICS_BUGS)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ClassVar, ParamSpec, TypeVar, final
-
-from torch.compiler import is_dynamo_compiling
+from typing import ClassVar, ParamSpec, TypeVar, final
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,25 +51,6 @@ def marks_of_this_thread() -> Marks:
     return _own.marks
 
 
-Observer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Makes a call of a function that waits, given its arguments, and returns what the function does."""
-
-
-@final
-class Observation:
-    """Who sees the calls of functions that wait, in every thread."""
-
-    __slots__ = ("by",)
-
-    def __init__(self) -> None:
-        self.by: Observer | None = None
-        """None: nobody."""
-
-
-observation = Observation()
-"""Of this process. A profiler enters itself while it records."""
-
-
 def waits(function: Callable[P, T]) -> Callable[P, T]:
     """Mark a function that waits for other ranks, all the time that it runs. It costs less than a microsecond."""
     return _marked(function, Wait)
@@ -91,11 +70,7 @@ def _marked(function: Callable[P, T], kind: type[Wait]) -> Callable[P, T]:
         outer = marks.innermost
         try:
             marks.innermost = kind()
-            # Compiled code must not depend on whether somebody looks: it would be compiled again for a profiler.
-            if is_dynamo_compiling() or (observer := observation.by) is None:
-                return function(*args, **kwargs)
-            seen: T = observer(function, args, kwargs)
-            return seen
+            return function(*args, **kwargs)
         finally:
             marks.innermost = outer
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from scaling.core.checkpoint.checkpointer import Checkpointer
+from scaling.core.collectives.observed import observation
 from scaling.core.optimizer.config import AdamWConfig
 from scaling.core.profiler.clock import HostClock
 from scaling.core.profiler.config import ProfilerConfig
@@ -24,7 +25,6 @@ from scaling.core.trainer.profiling import ProfilingHook
 from scaling.core.trainer.state import RunIdentity
 from scaling.core.trainer.trainer import Trainer
 from scaling.core.training.learner import Learner
-from scaling.core.waiting import observation
 from tests.core.trainer.regression import Metrics, communicator_of
 from tests.core.verify.regression import layout, recipe
 from tests.distributed import run_distributed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,9 +36,8 @@ class CollectiveCall:
 def collective_call(
     function: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]
 ) -> CollectiveCall | None:
-    """Return what a call of a function that waits is about; None where it is no collective, or is over one rank."""
-    describe = _DESCRIPTIONS.get(function)
-    return None if describe is None else describe(*arguments, **keywords)
+    """Return what an observed call is about; None where it is over one rank."""
+    return _DESCRIPTIONS[function](*arguments, **keywords)
 
 
 def when_done(pending: ops.Pending, then: Callable[[], None]) -> ops.Pending:
@@ -120,8 +120,8 @@ def _exchanged(effect: str, size: int, handle: int) -> CollectiveCall | None:
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that stands in the file, without its mark."""
-    plain: Callable[..., Any] = vars(function)["__wrapped__"]
+    """Return the function that stands in the file, without its marks."""
+    plain: Callable[..., Any] = inspect.unwrap(function)
     return plain
 
 

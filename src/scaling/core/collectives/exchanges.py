@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Self
 
+from scaling.core.collectives.observed import observed
 from scaling.core.collectives.shared_memory import (
     MOST_RANKS,
     PREAMBLE_BYTES,
@@ -195,21 +196,25 @@ def _said(label: tuple[int, int, int]) -> str:
 
 
 @waits
+@observed
 def _all_reduce(x: Tensor, handle: int, maximum: bool) -> None:
     _by_handle[handle]._all_reduce(x.detach(), maximum)
 
 
 @waits
+@observed
 def _reduce_scatter(output: Tensor, x: Tensor, handle: int) -> None:
     _by_handle[handle]._reduce_scatter(output.detach(), x.detach())
 
 
 @waits
+@observed
 def _all_gather(output: Tensor, x: Tensor, handle: int) -> None:
     _by_handle[handle]._all_gather(output.detach(), x.detach())
 
 
 @waits
+@observed
 def _broadcast(x: Tensor, handle: int, source: int) -> None:
     _by_handle[handle]._broadcast(x.detach(), source)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from scaling.core.collectives.exchanges import Exchanges
 from scaling.core.collectives.mailboxes import Mailboxes
+from scaling.core.collectives.observed import observed
 from scaling.core.waiting import waits
 
 Group = dist.ProcessGroup | None
@@ -91,6 +92,7 @@ def _exchanges(tensor: Tensor, group: dist.ProcessGroup, *, sums: bool = False) 
 
 
 @waits
+@observed
 def all_reduce(tensor: Tensor, group: Group, *, maximum: bool = False) -> Tensor:
     """Sum (or take the maximum of) `tensor` over the group, in place. Collective: all ranks of the group."""
     if group is None:
@@ -103,6 +105,7 @@ def all_reduce(tensor: Tensor, group: Group, *, maximum: bool = False) -> Tensor
 
 
 @waits
+@observed
 def all_reduce_start(tensor: Tensor, group: Group) -> Pending | None:
     """Start summing `tensor` over the group in place; wait on the result before reading it."""
     if group is None:
@@ -114,6 +117,7 @@ def all_reduce_start(tensor: Tensor, group: Group) -> Pending | None:
 
 
 @waits
+@observed
 def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
     """Start summing the flat `tensor` over the group, each rank keeping its equal slice of the result in `output`.
 
@@ -131,6 +135,7 @@ def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGrou
 
 
 @waits
+@observed
 def reduce_scatter(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Sum `tensor` over the group, each rank keeping its equal slice (along dimension 0) in `output`."""
     if exchanges := _exchanges(tensor, group, sums=True):
@@ -141,6 +146,7 @@ def reduce_scatter(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> 
 
 
 @waits
+@observed
 def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Pending:
     """Start joining every rank's flat `tensor` into `output`; `tensor` may be this rank's slice of `output`."""
     if exchanges := _exchanges(tensor, group):
@@ -154,6 +160,7 @@ def all_gather_start(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -
 
 
 @waits
+@observed
 def all_gather(output: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Join every rank's `tensor` along dimension 0 into `output`."""
     if exchanges := _exchanges(tensor, group):
@@ -172,6 +179,7 @@ def _is_own_slice(part: Tensor, whole: Tensor, group: dist.ProcessGroup) -> bool
 
 
 @waits
+@observed
 def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:
     """Overwrite `tensor` on every rank of the group with that of the group's rank `source`."""
     if group is None:
@@ -224,6 +232,7 @@ def gather_slices(tensor: Tensor, group: dist.ProcessGroup, *, dim: int) -> Tens
 
 
 @waits
+@observed
 def gather(tensor: Tensor, group: Group, *, to: int) -> Tensor | None:
     """Return every rank's equally large `tensor`, stacked by rank, on the group's rank `to`; None on the others.
 

@@ -7,9 +7,9 @@ from threading import local
 from typing import Any, final
 
 from scaling.core.collectives.calls import CollectiveCall, collective_call, is_deferred, when_done
+from scaling.core.collectives.observed import observation
 from scaling.core.profiler.profiler import Profiler, size_in_words
 from scaling.core.topology.topology import Topology
-from scaling.core.waiting import observation
 
 
 class _OfThread(local):
