@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,7 +184,7 @@ def furnish(scratch: Scratch) -> None:
         {"prompt": f"What is {word}?", "completion": f"It is {word}."} for text in TEXTS for word in text.split()
     ]
     messages = [{"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]}] * 20
-    files: dict[str, list[dict[str, object]]] = {
+    files: Mapping[str, Sequence[Mapping[str, object]]] = {
         "records.jsonl": records,
         "data/questions.jsonl": records[:4],
         "conversations.jsonl": messages,
