@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import textwrap
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 _CODE = re.compile(r"(`+[^`]+`+)")
-_LIST = re.compile(r"([-*]|\d+[.)]) ")
+_ITEM = re.compile(r" *([-*]|\d+[.)]) ")
+_ENTRY = re.compile(r"^ {4}(\w+):")
 
 
 def attribute_docs(source: str) -> dict[str, str]:
@@ -18,28 +20,19 @@ def attribute_docs(source: str) -> dict[str, str]:
     blocks = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
     found = {}
     for block in blocks:
-        for line, below in pairwise(block):
-            names = (
-                line.targets
-                if isinstance(line, ast.Assign)
-                else [line.target]
-                if isinstance(line, ast.AnnAssign)
-                else []
-            )
-            if (
-                isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-                and isinstance(below.value.value, str)
-            ):
-                found.update({name.id: below.value.value for name in names if isinstance(name, ast.Name)})
+        for pair in pairwise(block):
+            match pair:
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    found[name] = inspect.cleandoc(text)
     return found
 
 
 def paragraphs(text: str) -> list[str]:
-    """Return the paragraphs of a docstring, a list's items and an indented example with those beside them."""
-    first, _, rest = text.strip("\n").partition("\n")
-    whole = first.strip() + "\n" + textwrap.dedent(rest)
-    return [part.strip("\n") for part in re.split(r"\n\s*\n", whole.strip()) if part.strip()]
+    """Return the paragraphs of a docstring that has been cleaned of its indentation."""
+    return [part.strip("\n") for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
 def as_markdown(text: str) -> str:
@@ -50,25 +43,33 @@ def as_markdown(text: str) -> str:
 def as_restructured_text(lines: Sequence[str]) -> list[str]:
     """Return the lines of a docstring as reStructuredText which shows them as they stand.
 
-    Code between backticks is code. An indented block is an example; items of a list stay items.
+    Code between backticks is code. An indented block is an example, unless each of its lines says something of a name,
+    as those below `Raises:` do. Items of a list stay items.
     """
     shown: list[str] = []
     for part in paragraphs("\n".join(lines)):
-        inside = False
-        for line in part.split("\n"):
-            item = _LIST.match(line.lstrip())
-            if line.startswith("    ") and not item and not (shown and shown[-1] and _LIST.match(shown[-1].lstrip())):
-                if not inside:
-                    shown += ["", "::", ""] if shown else ["::", ""]
-                inside = True
-                shown.append(line)
-                continue
-            if item and shown and shown[-1] and not _LIST.match(shown[-1].lstrip()) and not shown[-1].startswith(" "):
-                shown.append("")
-            inside = False
-            shown.append(_by_parts(line, r"([\\*|_](?=\W|$)|(?<!\w)[*|])"))
+        inner = part.split("\n")
+        if any(_ITEM.match(line) for line in inner):
+            first = next(number for number, line in enumerate(inner) if _ITEM.match(line))
+            shown += [*map(_escaped, inner[:first]), ""] if first else []
+            shown += map(_escaped, inner[first:])
+        else:
+            for indented, run in groupby(inner, lambda line: line.startswith("    ")):
+                block = list(run)
+                shown += _block(block) if indented else map(_escaped, block)
         shown.append("")
     return shown
+
+
+def _block(lines: list[str]) -> list[str]:
+    """Return an indented block: a list of names and what is said of them, or an example."""
+    if all(_ENTRY.match(line) or line.startswith(" " * 8) for line in lines):
+        return ["", *(_escaped(_ENTRY.sub(r"- `\1`:", line.replace(" " * 8, "  ", 1))) for line in lines), ""]
+    return ["", "::", "", *lines, ""]
+
+
+def _escaped(line: str) -> str:
+    return _by_parts(line, r"([\\*|_](?=\W|$)|(?<!\w)[*|])")
 
 
 def _by_parts(text: str, special: str) -> str:

@@ -13,7 +13,14 @@ def test_only_code_is_markup() -> None:
 
 def test_an_indented_block_is_an_example() -> None:
     shown = as_restructured_text(["Do this:", "", "    run --fast", "      more", "", "Then that."])
-    assert shown == ["Do this:", "", "", "::", "", "    run --fast", "      more", "", "Then that.", ""]
+    assert shown == ["Do this:", "", "", "::", "", "    run --fast", "      more", "", "", "Then that.", ""]
+
+
+def test_what_is_raised_is_a_list() -> None:
+    shown = as_restructured_text(
+        ["Raises:", "    OSError: It is *not*", "        there.", "    DataError: `x` is odd."]
+    )
+    assert shown == ["Raises:", "", r"- `OSError`: It is \*not\*", "  there.", "- `DataError`: `x` is odd.", "", ""]
 
 
 def test_items_stay_items() -> None:
