@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -84,7 +85,8 @@ def described(package: str, name: str, home: str) -> list[str]:
     thing = getattr(importlib.import_module(package), name)
     if isinstance(thing, type):
         directive = "autoexception" if issubclass(thing, BaseException) else "autoclass"
-        return [f".. {directive}:: {package}.{name}", "   :members:"]
+        choices = ["   :undoc-members:"] if issubclass(thing, Enum) else []
+        return [f".. {directive}:: {package}.{name}", "   :members:", *choices]
     if inspect.isroutine(thing):
         return [f".. autofunction:: {package}.{name}"]
     text = _docs_of(home).get(name, "")

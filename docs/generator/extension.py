@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import EnumMeta
 from typing import Any
 
 from docutils import nodes
@@ -25,7 +26,9 @@ def show_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, 
 def show_signature(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Write the default of a field that a function makes as Python would read it."""
+    """Write the default of a field that a function makes as Python would read it. An enumeration is not called."""
+    if isinstance(thing, EnumMeta):
+        return "", None
     return signature and signature.replace("<factory>", "..."), returns
 
 
