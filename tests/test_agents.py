@@ -19,7 +19,7 @@ def test_llms_txt_has_the_form_of_llmstxt_org() -> None:
     assert lines[2].startswith("> ")
     assert sum(line.startswith("# ") for line in lines) == 1
     entries = [line for line in lines if line.startswith("- ")]
-    assert all(re.fullmatch(r"- \[.+?\]\(.+?\): .+[.]", line) for line in entries)
+    assert all(re.fullmatch(r"- \[.+?\]\(.+?\): .+[.?]", line) for line in entries)
 
 
 def test_every_page_is_listed_once_and_is_there() -> None:
