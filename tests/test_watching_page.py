@@ -74,6 +74,18 @@ def test_a_plain_line_has_all_fields_and_the_summary_at_most_eight_lines() -> No
     assert len(summary) <= MAX_LINES
 
 
+def test_lines_can_be_searched_for_and_cut(tmp_path: Path) -> None:
+    log = tmp_path / "runs" / "first" / "rank_0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(f"{line}\n" for line in shown_in_page(None)))
+    (commands,) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    done = subprocess.run(["sh", "-ec", commands], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    found = done.stdout.splitlines()
+    assert all(re.fullmatch(r"evaluation loss [0-9.]+", line) for line in found[:3])
+    assert len(found) > 10
+    assert all(float(line) > 0 for line in found[3:])
+
+
 def test_every_event_is_explained() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", PAGE.read_text().partition("| `event` |")[2], re.MULTILINE)
     assert rows[: len(EventKind)] == [kind.value for kind in EventKind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -10,13 +11,16 @@ from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from scaling.core import faults
+from scaling.core.data import loader as module
 from scaling.core.data.blended import BlendedDataset
 from scaling.core.data.config import BlendedDatasetConfig
 from scaling.core.data.loader import DataLoader, evaluation_batches
@@ -311,3 +315,17 @@ def test_an_evaluation_may_use_workers_and_stops_them() -> None:
     next(batches)
     batches.close()
     assert_stopped()
+
+
+def test_the_time_for_which_the_host_waits_for_micro_batches_is_counted_until_it_is_taken() -> None:
+    subject = loader()
+    now = itertools.count()  # a second passes wherever the clock is looked at
+    with mock.patch.object(module, "time", SimpleNamespace(perf_counter=lambda: float(next(now)))):
+        assert subject.take_waited() == 0.0
+        for _ in range(3):
+            next(subject)
+        assert subject.take_waited() == 3.0
+        assert subject.take_waited() == 0.0
+        subject.wait()
+        next(subject)  # is there already
+        assert subject.take_waited() == 1.0

@@ -150,3 +150,11 @@ def test_epochs_of_a_single_data_set_have_no_name(training: BaseDataset[Any]) ->
 )
 def test_names_are_shortened_as_long_as_they_differ(names: list[str], short: list[str]) -> None:
     assert short_names(names) == short
+
+
+def test_a_rank_that_reads_nothing_never_waits_for_data() -> None:
+    reading, idle = data_of(Topology.single()), data_of(Topology.single(), reads=False)
+    reading.wait()
+    idle.wait()
+    assert reading.take_waited() > 0
+    assert idle.take_waited() == 0.0
