@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from tests.captures import (
 )
 from tests.core.logging.terminals import Screen, shown_of
 from tests.processes import descendants, wait_until
-from tests.transformer.small import command_environment
+from tests.transformer.small import command_environment, layout
 
 FIELDS = step_fields(
     40,
@@ -127,3 +128,21 @@ def test_a_file_shows_what_the_page_shows(tmp_path: Path) -> None:
     assert [line for line in ours if not STEP_LINE.match(line)] == [line for line in shown if not STEP_LINE.match(line)]
     assert {line for line in ours if STEP_LINE.match(line)} == {line for line in shown if STEP_LINE.match(line)}
     assert any(line.startswith("step#/#checkpoint") for line in ours)
+
+
+@pytest.mark.slow
+def test_a_bad_end_is_told_as_the_page_shows_it(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    done = subprocess.run(
+        [sys.executable, *COMMAND, *(f"{name}={size}" for name, size in layout(2, 1, 1).items())],
+        cwd=tmp_path,
+        env=command_environment(SCALING_FAULT="step.after_backward@1:3=raise"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    (shown,) = re.findall(r"^```text\n(scaling\.core\.faults.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    expected = shown.replace("node17", socket.gethostname()).splitlines()
+    assert done.stderr.splitlines()[-len(expected) :] == expected

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +17,12 @@ from scaling.core.errors import ConfigError, StorageError
 from scaling.core.logging.config import LoggerConfig
 from scaling.core.logging.provenance import write_run_files
 from scaling.core.logging.run_state import RunPhase, RunState
-from scaling.core.runner.attempts import restarts, run_attempts
+from scaling.core.runner.attempts import restarts, run_attempts, tell
 from scaling.core.runner.config import RunnerConfig
 from scaling.core.runner.main import runner_main
 from scaling.core.runner.outcome import HostLoss, Outcome
 from scaling.core.runner.supervisor import Supervisor
+from tests.core.logging.terminals import Terminal
 from tests.core.storage.test_lock import another_process
 
 DONE = Outcome(status=0)
@@ -189,3 +192,12 @@ def test_an_error_while_an_attempt_starts_passes_through(tmp_path: Path) -> None
 
     with pytest.raises(StorageError, match="no space"):
         run_attempts(Broken(), max_restarts=3, log_dir=tmp_path)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_live_line_that_a_killed_process_has_left_is_erased(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", shown := Terminal() if is_terminal else io.StringIO())
+    tell(LOST, processes=4)
+    assert shown.getvalue().startswith("\x1b[JThe other 2" if is_terminal else "The other 2")

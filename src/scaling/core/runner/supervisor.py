@@ -15,6 +15,7 @@ from typing import Any, Protocol, final
 from typing_extensions import Self
 
 from scaling.core.errors import AskedToLeave, ExitStatus
+from scaling.core.logging.live_line import ERASE
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
@@ -180,4 +181,5 @@ class Supervisor:
 def _say(text: str) -> None:
     """Write to standard error past its buffer, which the signal may have interrupted in the middle of a line."""
     with contextlib.suppress(OSError):
-        os.write(2, f"\n{text}\n".encode())
+        start = f"\r{ERASE}" if os.isatty(2) else "\n"  # over a live line, and the ^C that a terminal echoes
+        os.write(2, f"{start}{text}\n".encode())
