@@ -65,7 +65,8 @@ class TrainerHook:
     def after_log(self, trainer: TrainerView, written: Mapping[int, Mapping[str, float]]) -> None:
         """Run after metrics were written, with those of each step since the last time.
 
-        Rank 0 alone writes metrics, and only where the configuration asks for some; elsewhere `written` is empty.
+        Metrics are read on rank 0, and on ranks that the configuration names to write or show some; elsewhere `written`
+        is empty.
         """
 
     def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
