@@ -15,6 +15,7 @@ from scaling.core.report.timeline import (
     Row,
     Span,
     draw_timeline,
+    idle,
     read_processes,
     shares,
 )
@@ -46,8 +47,19 @@ def test_measured_and_simulated_rows_are_drawn_with_their_idle_time() -> None:
     assert page is not None
     assert page.index("Measured") < page.index("Simulated")
     assert page.count("<rect") == 4
-    assert re.findall(r"optimizer: ([0-9.]+%) of the time", page) == ["50.0%", "0.0%"]
+    assert re.findall(r"optimizer: ([0-9.]+%)", page) == ["50.0%", "0.0%"]
     assert "agree to 0.12 ms" in page
+
+
+def test_time_between_two_simulated_steps_is_not_idle_and_that_between_measured_ones_is() -> None:
+    trace = profile([(pid, 0, "forward", start, 10) for pid in (MEASURED, SIMULATED) for start in (0, 90)])
+    for event in trace["traceEvents"]:
+        event["args"] = {**event.get("args", {}), "step": event.get("ts")}
+    found = read_processes(trace)
+    assert idle(found[MEASURED]) == pytest.approx(0.8)
+    assert idle(found[SIMULATED]) == 0.0
+    waiting = read_processes(profile([(0, 0, "recv", 0, 10)]))
+    assert idle(waiting[MEASURED]) is None
 
 
 def test_rows_follow_the_order_of_ranks() -> None:

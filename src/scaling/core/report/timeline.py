@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from scaling.core.report.markup import Markup, join, table, tag
+from scaling.core.report.markup import Child, Markup, join, table, tag
 from scaling.core.report.numbers import ticks
 from scaling.core.report.scales import GRID
 
@@ -42,6 +42,8 @@ class Span:
     start: float
     """In microseconds, like `end`."""
     end: float
+    step: str = ""
+    """The training step that it is part of, where that is told."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Process:
     """The rows of a process."""
 
     rows: Sequence[Row]
+    is_simulated: bool = False
 
     @property
     def start(self) -> float:
@@ -87,7 +90,8 @@ def read_processes(profile: Mapping[str, Any]) -> dict[int, Process]:
             elif isinstance(index := arguments.get("sort_index"), (int, float)) and index == index:
                 order[process, thread] = index
         elif event.get("ph") == "X" and (times := _times(event)) is not None:
-            span = Span(str(event.get("name")), str(event.get("cat")), *times)
+            step = str(arguments.get("step", "")) if isinstance(arguments, dict) else ""
+            span = Span(str(event.get("name")), str(event.get("cat")), *times, step)
             found.setdefault(process, {}).setdefault(thread, []).append(span)
     return {
         process: Process(
@@ -96,7 +100,8 @@ def read_processes(profile: Mapping[str, Any]) -> dict[int, Process]:
                 for thread, spans in sorted(
                     threads.items(), key=lambda item: (order.get((process, item[0]), 0), *_natural(item[0]))
                 )
-            ]
+            ],
+            is_simulated=process == SIMULATED,
         )
         for process, threads in sorted(found.items())
     }
@@ -125,6 +130,27 @@ def shares(row: Row, start: float, end: float) -> dict[str, float]:
     return found | {_NOTHING: max(0.0, 1 - before / (end - start)) if end > start else 0.0}
 
 
+def idle(process: Process) -> float | None:
+    """Return which part of the time of its ranks is neither computing nor optimizer, None where nothing computes.
+
+    Time between two steps counts for what was measured; a simulated step has none behind it. Pure.
+    """
+    ranks = [row.spans for row in process.rows if any(span.kind in _COMPUTE for span in row.spans)]
+    pieces = [ranks]
+    if process.is_simulated:
+        steps = {span.step for spans in ranks for span in spans}
+        pieces = [[[span for span in spans if span.step == step] for spans in ranks] for step in steps]
+    busy = whole = 0.0
+    for piece in pieces:
+        start = min((span.start for spans in piece for span in spans), default=0.0)
+        end = max((span.end for spans in piece for span in spans), default=0.0)
+        for spans in piece:
+            covered = _union((span.start, span.end) for span in spans if span.kind in (*_COMPUTE, "optimizer"))
+            busy += sum(until - since for since, until in covered)
+            whole += end - start
+    return 1 - busy / whole if whole else None
+
+
 def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return intervals that do not overlap and cover the same."""
     merged: list[tuple[float, float]] = []
@@ -138,10 +164,13 @@ def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]
 
 def draw_timeline(profile: Mapping[str, Any]) -> Markup | None:
     """Return the rows of a profile with their shares of idle time, None where it has no spans. Pure."""
-    parts = []
+    parts: list[Child] = []
     for process, found in read_processes(profile).items():
         parts += [tag("h3", _TITLES[process]), _draw(found), _note(found)]
-        parts.append(_table_of_shares(found))
+        parts.append(_table_of_shares(found) if process == MEASURED else None)
+        if (share := idle(found)) is not None:
+            said = f"Idle, which is neither forward, backward nor optimizer: {share:.1%}."
+            parts.append(tag("p", said, class_="note"))
     if not parts:
         return None
     about = profile.get("otherData")
@@ -230,6 +259,4 @@ def _table_of_shares(found: Process) -> Markup | None:
         (_short(row), *(f"{part[name]:.1%}" for name in names))
         for row, part in zip(rows[:MAX_ROWS], measured, strict=False)
     ]
-    idle = 1 - sum(part["computing"] + part["optimizer"] for part in measured) / len(measured)
-    note = f"Idle, which is neither forward, backward nor optimizer: {idle:.1%} of the time, on average."
-    return join([table(["", *names], lines), tag("p", note, class_="note")])
+    return table(["", *names], lines, class_="facts")
