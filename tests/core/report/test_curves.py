@@ -115,6 +115,11 @@ def test_numbers_have_four_digits(value: float, words: str) -> None:
     assert short(value) == words
 
 
+def test_an_axis_has_one_unit() -> None:
+    figure = draw_chart(Chart(title="x", curves=[curve([100.0, 14_000.0])], from_zero=True), Scale(1, 2))
+    assert re.findall(r'class="y"[^>]*>([^<]*)<', figure) == ["0", "5k", "10k"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.52, "0.52 s"), (90, "1 min 30 s"), (3600, "1 h 0 min"), (50_000, "13 h 53 min"), (200_000, "2 d 7 h")],

@@ -18,6 +18,7 @@ NORM: Final = "training/global_grad_norm"
 DURATION: Final = "training/step_duration"
 TOKENS: Final = "training/consumed_tokens"
 TOKENS_PER_SECOND: Final = "training/tokens_per_second"
+SAMPLES_PER_SECOND: Final = "training/samples_per_second"
 MEMORY: Final = "training/peak_memory_bytes"
 _RATES: Final = "training/learning_rate_"
 _NO_CURVE: Final = frozenset({TOKENS, "training/consumed_samples", "training/epochs"})
@@ -40,7 +41,7 @@ class _Kind:
 _MAIN: Final[Mapping[str, _Kind]] = {
     NORM: _Kind("Gradient norm"),
     TOKENS_PER_SECOND: _Kind("Tokens per second", "whole job", from_zero=True),
-    "training/samples_per_second": _Kind("Samples per second", "whole job", from_zero=True),
+    SAMPLES_PER_SECOND: _Kind("Samples per second", "whole job", from_zero=True),
     "training/mfu": _Kind("Model FLOPs utilisation", "%", 100.0, from_zero=True),
     "training/data_wait_fraction": _Kind("Waiting for data", "% of a step", 100.0, from_zero=True),
     MEMORY: _Kind("Peak memory", "GiB", 2.0**-30, smooth=False, from_zero=True),

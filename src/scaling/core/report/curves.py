@@ -155,7 +155,7 @@ def _rule(values: Scale, value: float) -> Markup:
 
 def _label(axis: str, place: float, value: float) -> Markup:
     side = "top" if axis == "y" else "left"
-    return tag("span", short(value), class_=axis, style=f"{side}:{place * 100:.4g}%")
+    return tag("span", short(value, unit_from=1e3), class_=axis, style=f"{side}:{place * 100:.4g}%")
 
 
 def _in_words(chart: Chart) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from scaling.core.logging.run_state import RunPhase
 from scaling.core.report.axes import training_time
-from scaling.core.report.charts import EVALUATION_LOSS, LOSS, MEMORY, TOKENS, TOKENS_PER_SECOND
+from scaling.core.report.charts import EVALUATION_LOSS, LOSS, MEMORY, SAMPLES_PER_SECOND, TOKENS, TOKENS_PER_SECOND
 from scaling.core.report.markup import Child, Markup, join, table, tag
 from scaling.core.report.numbers import between, duration, short
 from scaling.core.report.reading import Run
@@ -32,6 +32,7 @@ def summary(runs: Sequence[Run], names: Sequence[Child]) -> Markup:
         "Tokens": [_last(run, TOKENS) for run in runs],
         "Training time": [_time(run) for run in runs],
         "Tokens per second": [_median(run, TOKENS_PER_SECOND) for run in runs],
+        "Samples per second": [_median(run, SAMPLES_PER_SECOND) for run in runs],
         "Last loss": [_last(run, LOSS) for run in runs],
         "Last evaluation loss": [_last(run, EVALUATION_LOSS) for run in runs],
         "Best evaluation loss": [_best(run, EVALUATION_LOSS) for run in runs],

@@ -10,14 +10,14 @@ _THOUSANDS: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _STEPS: Final = (1.0, 2.0, 5.0, 10.0)
 
 
-def short(value: float) -> str:
-    """Return a number in four digits: 0.003, 6.035, 5,683, 15k."""
+def short(value: float, *, unit_from: float = 1e4) -> str:
+    """Return a number in four digits: 0.003, 6.035, 5,683, 15k. From `unit_from` on, at least 1,000, with a unit."""
     size = abs(value)
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "infinity" if value > 0 else "-infinity"
     if size >= 1e15 or 0 < size < 1e-4:
         return f"{value:.3g}"
-    if size >= 1e4:
+    if size >= unit_from:
         unit, letter = next(pair for pair in _THOUSANDS if size >= pair[0])
         return f"{value / unit:.4g}{letter}"
     return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"

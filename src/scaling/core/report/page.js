@@ -46,11 +46,11 @@
     return [0, 1.01 * Math.max(...ends) || 1];
   }
 
-  function short(value) {
+  function short(value, unitFrom = 1e4) {
     const size = Math.abs(value);
     if (size >= 1e15 || (size > 0 && size < 1e-4)) return value.toExponential(2);
     for (const [unit, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
-      if (size >= 1e4 && size >= unit) return +(value / unit).toPrecision(4) + letter;
+      if (size >= unitFrom && size >= unit) return +(value / unit).toPrecision(4) + letter;
     return size >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4));
   }
 
@@ -91,7 +91,7 @@
     for (const old of chart.plot.querySelectorAll("span")) old.remove();
     for (const old of chart.svg.querySelectorAll(".rule")) old.remove();
     for (const y of chart.log ? powers(y0, y1) : ticks(y0, y1)) {
-      label(chart, "y", "top", 1 - up(y), short(y));
+      label(chart, "y", "top", 1 - up(y), short(y, 1e3));
       const rule = document.createElementNS(chart.svg.namespaceURI, "path");
       rule.setAttribute("class", "rule");
       rule.setAttribute("d", `M0 ${py(y)} ${GRID} ${py(y)}`);
@@ -99,7 +99,7 @@
     }
     const [unit, letter] = units();
     for (const x of ticks(x0 / unit, x1 / unit))
-      label(chart, "x", "left", (x * unit - x0) / (x1 - x0), short(x) + letter);
+      label(chart, "x", "left", (x * unit - x0) / (x1 - x0), short(x, 1e3) + letter);
   }
 
   function label(chart, kind, side, place, words) {
