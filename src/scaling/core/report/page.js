@@ -112,23 +112,21 @@
 
   function drawAll() { for (const chart of figures) draw(chart); }
 
+  // What each run that is shown has nearest to a place on the axis; nothing of a run that is not there.
   function tell(chart, x) {
-    const said = [];
-    let at = null;
+    const said = [], [x0, x1] = range(), several = new Set(chart.paths.map(({ run }) => run)).size > 1;
     for (const { path, run, name, parts } of chart.paths) {
       if (hidden.has(run) || !(path.classList.contains("line") || path.classList.contains("points"))) continue;
       let best = null;
       for (const points of parts) for (const [step, y] of points) {
         const distance = Math.abs(along(run, step) - x);
-        if (!best || distance < best[0]) best = [distance, step, y];
+        if (!best || distance < best.distance) best = { distance, step, y };
       }
-      if (!best) continue;
-      const dots = path.classList.contains("points");
-      if (!dots) at = at ?? Math.round(best[1]);
-      said.push((chart.paths.some((other) => other.run !== run) ? name + " " : "") +
-                (dots ? "at step " + short(Math.round(best[1])) + " " : "") + short(best[2]));
+      if (!best || best.distance > (x1 - x0) / 20) continue;
+      const who = several ? name + ": " : "", what = path.classList.contains("points") ? "evaluation " : "";
+      said.push(`${who}${what}${short(best.y)} at step ${short(Math.round(best.step))}`);
     }
-    chart.value.textContent = said.length ? (at === null ? "" : "step " + short(at) + ": ") + said.join(", ") : "";
+    chart.value.textContent = said.join(", ");
   }
 
   for (const chart of figures) {
