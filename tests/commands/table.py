@@ -93,6 +93,7 @@ TABLE: Final[Mapping[str, Page]] = {
     ),
     "docs/launching.md": Page(run=False, not_run={"scontrol": SLURM}),
     "docs/models.md": Page(),
+    "docs/profiling.md": Page(),
     "docs/resuming.md": Page(
         before="cp -r runs/transformer_example/checkpoints runs/a; cp -r runs/transformer_example/checkpoints runs/b; "
         "mv runs/a/global_step8 runs/a/global_step100; mv runs/b/global_step8 runs/b/global_step100"
