@@ -24,35 +24,33 @@ from examples.finetuning_example.run import next_commands as after_finetuning
 from examples.inference_example.run import next_commands as after_inference
 from examples.mlp_example.config import MLPConfig
 from examples.transformer_example.run import next_commands
+from examples.tutorials.characters.train import CharactersConfig
 from scaling.cli.main import SUB_COMMANDS
 from scaling.core import Learner, Recipe, RunConfig, RunIdentity, Topology, fill, run_training
 from scaling.core.config.explain import sections_of
 from scaling.transformer.config.first_version import FirstTrainingConfig
 from scaling.transformer.config.root import TransformerConfig
+from tests.commands.pages import REPOSITORY as REPOSITORY
+from tests.commands.pages import blocks as blocks
+from tests.commands.pages import prose
 
-REPOSITORY = Path(__file__).parents[1]
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md")),
     *sorted(REPOSITORY.glob("docs/**/*.md")),
-    *sorted(REPOSITORY.glob("examples/*/README.md")),
+    *sorted(REPOSITORY.glob("examples/**/*.md")),
 ]
 SOURCES = ("", "src", "src/scaling", "src/scaling/core", "src/scaling/transformer")
 """Where a file that is named may lie."""
+OTHERS: dict[str, type[RunConfig]] = {
+    "examples/mlp_example/README.md": MLPConfig,
+    "examples/tutorials/your_own_model.md": CharactersConfig,
+}
+"""Pages that speak of another configuration than that of language models."""
 WRITTEN_BY_RUNS = {"config.yml", "run_state.json", "run.json", "manifest.json"}
 
 
 def page(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
-
-
-def blocks(path: Path, language: str) -> list[str]:
-    """Return the fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-
-
-def prose(path: Path) -> str:
-    """Return a page without its fenced blocks."""
-    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def spans(path: Path) -> Iterator[str]:
@@ -73,7 +71,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
     for name in named:
         found = [base for base in SOURCES if (REPOSITORY / base / name).exists()]
         anywhere = "/" not in name and next(REPOSITORY.glob(f"src/**/{name}"), None)
-        assert found or anywhere or name in WRITTEN_BY_RUNS, name
+        assert found or anywhere or name in WRITTEN_BY_RUNS or name.startswith("runs/"), name
 
 
 def is_setting(parts: list[str], annotation: Any) -> bool:
@@ -91,7 +89,7 @@ def is_setting(parts: list[str], annotation: Any) -> bool:
 
 @pytest.mark.parametrize("path", PAGES, ids=page)
 def test_settings_that_are_named_exist(path: Path) -> None:
-    configuration = MLPConfig if "mlp_example" in path.parts else TransformerConfig
+    configuration = OTHERS.get(page(path), TransformerConfig)
     sections = "|".join(configuration.model_fields)
     # Attributes look alike, and so do names in files of other tools, which are the blocks of yml.
     # Fields of the predecessor are tested in tests/test_coming_from.py.
@@ -187,6 +185,13 @@ def test_settings_that_are_shown_in_a_block_are_accepted(path: Path) -> None:
 def test_code_is_python(path: Path) -> None:
     for number, block in enumerate(blocks(path, "python")):
         compile(block, f"{path.name}, block {number}", "exec")
+
+
+def test_the_model_of_the_tutorial_is_shown_as_it_is() -> None:
+    source = (REPOSITORY / "examples/tutorials/characters/model.py").read_text()
+    shown = blocks(REPOSITORY / "examples/tutorials/your_own_model.md", "python")
+    assert len(shown) == 4
+    assert all(block in source for block in shown)
 
 
 def test_the_schedule_that_contributors_are_shown_is_drawn_so() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = (
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")),
     *sorted(REPOSITORY.glob("docs/**/*.md")),
     *sorted(REPOSITORY.glob("examples/**/*.md")),
 )
@@ -74,5 +74,5 @@ def _joined_by_and(text: str) -> Iterator[str]:
     for part in text.split(" && "):
         command = f"{command} && {part}" if command else part
         if not _is_open(command):
-            yield command
+            yield command.removeprefix("\\\n").strip()
             command = ""

@@ -44,6 +44,7 @@ KUBERNETES = "needs Kubernetes; tests/core/runner/test_kubernetes.py checks mani
 SERVER = "needs vLLM, which needs a GPU"
 HOSTS = By("tests/cluster/test_tutorial.py::test_the_hosts_of_the_tutorial_reach_each_other_and_are_gone_afterwards")
 BY_SSH = By("tests/cluster/test_layouts.py::test_a_run_over_hosts_is_that_of_one_machine")
+EIGHT = "eight processes take a minute to start; tests/contract/test_layouts.py trains in this layout"
 PUBLISHED = By("tests/cli/test_import_published.py::test_a_published_model_is_imported_verified_and_generated_from")
 
 TABLE: Final[Mapping[str, Page]] = {
@@ -53,6 +54,14 @@ TABLE: Final[Mapping[str, Page]] = {
             ". .venv/bin/activate": INSTALLED,
             "pip install": INSTALLED,
             "pytest": "is `make test`, with which .ci/run goes on",
+        },
+    ),
+    "AGENTS.md": Page(
+        not_run={
+            "python3 -m venv": INSTALLED,
+            "source .venv/bin/activate": INSTALLED,
+            "pip install": INSTALLED,
+            "make check": "is what .ci/run calls",
         },
     ),
     "CONTRIBUTING.md": Page(
@@ -70,7 +79,9 @@ TABLE: Final[Mapping[str, Page]] = {
         },
     ),
     "docs/data.md": Page(
-        files={"web.yml": 0}, added={"scaling train web.yml": "trainer.train_iterations=2 trainer.eval_interval=null"}
+        before="rm tokenizer.json",
+        files={"web.yml": 0},
+        added={"scaling train web.yml": "trainer.train_iterations=2 trainer.eval_interval=null"},
     ),
     "docs/finetuning.md": Page(
         before="rm -r runs/smollm2",
@@ -79,6 +90,14 @@ TABLE: Final[Mapping[str, Page]] = {
     ),
     "docs/finetuning_data.md": Page(files={"chat.yml": 0}),
     "docs/huggingface.md": Page(before="rm -r runs/smollm2", not_run={"pip install": INSTALLED}),
+    "docs/index.md": Page(
+        not_run={
+            "python3 -m venv": INSTALLED,
+            ". .venv/bin/activate": INSTALLED,
+            "pip install": INSTALLED,
+            "pytest": "is `make test`, with which .ci/run goes on",
+        },
+    ),
     "docs/inference.md": Page(
         not_run={
             "--tasks": "needs a network; tests/transformer/evaluation/test_tasks.py has a task of its own",
@@ -93,7 +112,18 @@ TABLE: Final[Mapping[str, Page]] = {
     ),
     "docs/launching.md": Page(run=False, not_run={"scontrol": SLURM}),
     "docs/models.md": Page(),
-    "docs/profiling.md": Page(),
+    "docs/parallelism/activation_checkpointing.md": Page(),
+    "docs/parallelism/data.md": Page(),
+    "docs/parallelism/index.md": Page(),
+    "docs/parallelism/mixed.md": Page(not_run={"topology.pipe_parallel_size=2": EIGHT}),
+    "docs/parallelism/pipeline.md": Page(),
+    "docs/parallelism/sequence.md": Page(),
+    "docs/parallelism/tensor.md": Page(),
+    "docs/parallelism/zero.md": Page(),
+    "docs/profiling.md": Page(not_run={"benchmarks/profiler.py": "a benchmark, which wants a machine for itself"}),
+    "docs/report.md": Page(
+        before="cp -r runs/transformer_example runs/first && cp -r runs/transformer_example runs/second"
+    ),
     "docs/resuming.md": Page(
         before="cp -r runs/transformer_example/checkpoints runs/a; cp -r runs/transformer_example/checkpoints runs/b; "
         "mv runs/a/global_step8 runs/a/global_step100; mv runs/b/global_step8 runs/b/global_step100"
