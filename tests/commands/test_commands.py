@@ -184,7 +184,7 @@ def furnish(scratch: Scratch) -> None:
         {"prompt": f"What is {word}?", "completion": f"It is {word}."} for text in TEXTS for word in text.split()
     ]
     messages = [{"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]}] * 20
-    files: Mapping[str, Sequence[Mapping[str, object]]] = {
+    files: dict[str, Sequence[object]] = {
         "records.jsonl": records,
         "data/questions.jsonl": records[:4],
         "conversations.jsonl": messages,
