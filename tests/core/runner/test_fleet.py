@@ -341,7 +341,9 @@ def test_when_the_runner_is_killed_every_machine_reads_the_end_of_its_input(
     folder: Path, start: Callable[..., subprocess.Popen[bytes]], kind: str
 ) -> None:
     process = start("listen", kind)
-    wait_until(lambda: len(list(folder.glob("pid_*"))) == 2, "not all machines have started")
+    wait_until(
+        lambda: sum(bool(path.read_text()) for path in folder.glob("pid_*")) == 2, "not all machines have started"
+    )
     process.kill()
     process.wait(60)
     pids = [int(path.read_text()) for path in folder.glob("pid_*")]
