@@ -240,7 +240,8 @@ def test_the_sink_that_is_shown_gets_every_step(recipes: ModuleType, tmp_path: P
     recipe = Recipe(layers=recipes.layers, loss=recipes.make_loss, training=recipes.Sines(), groups=recipes.GROUPS)
     with Topology.single() as topology:
         learner = Learner(recipe, config.topology, topology)
-        run_training(config, learner, RunIdentity(config, {}), hooks=[recipes.ToCsv(tmp_path / "losses.csv")])
+        sinks = recipes.sinks_of(topology, tmp_path / "losses.csv")
+        run_training(config, learner, RunIdentity(config, {}), sinks=sinks)
     rows = [line.split(",") for line in (tmp_path / "losses.csv").read_text().splitlines()]
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert all(float(value) > 0.0 for row in rows for value in row[1:])

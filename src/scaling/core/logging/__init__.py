@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from scaling.core.logging.config import LoggerConfig as LoggerConfig
     from scaling.core.logging.config import LogLevel as LogLevel
     from scaling.core.logging.config import TensorboardRanksConfig as TensorboardRanksConfig
+    from scaling.core.logging.metrics import MetricSink as MetricSink
     from scaling.core.logging.metrics_files import METRICS_FILE as METRICS_FILE
     from scaling.core.logging.metrics_files import names_metrics as names_metrics
     from scaling.core.logging.packages import missing_logger_packages as missing_logger_packages

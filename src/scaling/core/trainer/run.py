@@ -15,7 +15,7 @@ from scaling.core.checkpoint.folders import Retention
 from scaling.core.errors import ConfigError, ExitStatus, Problem, StorageError
 from scaling.core.logging.config import LoggerConfig
 from scaling.core.logging.events import EventLog
-from scaling.core.logging.metrics import MetricWriter
+from scaling.core.logging.metrics import MetricSink, MetricWriter
 from scaling.core.logging.provenance import write_run_files
 from scaling.core.logging.run_state import RunPhase, RunStateRecorder
 from scaling.core.logging.sinks import open_sinks, prints_metrics
@@ -61,15 +61,17 @@ def run_training(
     identity: RunIdentity,
     *,
     hooks: Sequence[TrainerHook] = (),
+    sinks: Sequence[MetricSink] = (),
     once_resumed: Callable[[], None] | None = None,
     next_commands: Sequence[str] = (),
 ) -> ExitStatus:
     """Train to the end, or until asked to leave, and return what the process should end with. Collective: all ranks.
 
     Writes metrics, the resolved configuration, versions and the state of the run below `logger.log_dir`, checkpoints
-    below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `once_resumed` is called before the first
-    step, when it is certain that the checkpoints in `save_dir` are this run's own. `next_commands` is what the
-    summary at the end of a finished training tells to try next, the most important first.
+    below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `sinks` get this rank's metrics beside
+    those that the configuration asks for, and are closed in the end; pass them on rank 0. `once_resumed` is called
+    before the first step, when it is certain that the checkpoints in `save_dir` are this run's own. `next_commands` is
+    what the summary at the end of a finished training tells to try next, the most important first.
     """
     topology = learner.topology
     if learner.recipe.seed != config.trainer.seed:
@@ -116,7 +118,7 @@ def run_training(
                 )
             )
             summary.begin(resumed_step)
-            sinks = open_sinks(
+            opened = open_sinks(
                 config.logger,
                 rank=topology.rank,
                 positions={axis.value: topology.index(axis) for axis in Axis},
@@ -125,7 +127,8 @@ def run_training(
                 run_config=identity.config.as_dict(),
             )
             told = [summary, events] if topology.rank == 0 else [events]
-            return MetricWriter([*told, *sinks] if topology.rank == 0 or sinks else [])
+            asked = [*opened, *sinks]
+            return MetricWriter([*told, *asked] if topology.rank == 0 or asked else [])
 
         _require_writable(config.trainer.save_dir, topology)
         checkpointer = Checkpointer(
