@@ -32,9 +32,17 @@ class TensorStatisticsRecorder:
             name: own for name, of in statistics.items() if (own := tuple(s for s in of if s in QUANTILES))
         }
         self._numbers = metric_names(statistics)
-        rows = [name.startswith(GRADIENTS) for name in statistics]
-        self._is_gradient = torch.tensor(rows, dtype=torch.bool, device=topology.device)
+        gradients = [name.startswith(GRADIENTS) for name in statistics]
+        self._is_gradient = torch.tensor(gradients, dtype=torch.bool, device=topology.device)
+        self._places = {statistic: self._places_of(statistic) for statistic in FORMULAS}
         self._forget()
+
+    def _places_of(self, statistic: Statistic) -> tuple[Tensor, Tensor]:
+        """Return where a statistic is among the numbers, and the rows it is computed of, as indices on the device."""
+        numbers = [number for number, (_, one) in enumerate(self._numbers) if one is statistic]
+        rows = [self._rows[self._numbers[number][0]] for number in numbers]
+        at, of = torch.tensor([numbers, rows], dtype=torch.int64, device=self._topology.device)
+        return at, of
 
     @property
     def names(self) -> list[str]:
@@ -84,10 +92,10 @@ class TensorStatisticsRecorder:
         columns = columns_scaled(sums, maxima, factors)
         found = torch.full((len(self._numbers),), torch.nan, dtype=torch.float64, device=self._topology.device)
         for statistic, formula in FORMULAS.items():
-            if at := [number for number, (_, one) in enumerate(self._numbers) if one is statistic]:
-                rows = [self._rows[self._numbers[number][0]] for number in at]
-                value = formula.of({name: columns[name][rows] for name in {*formula.needs, "count"}})
-                found[at] = torch.where(columns["count"][rows] > 0, value, torch.nan)
+            at, rows = self._places[statistic]
+            if len(at):
+                of = {name: columns[name][rows] for name in {*formula.needs, "count"}}
+                found[at] = torch.where(of["count"] > 0, formula.of(of), torch.nan)
         if self._ordered:
             self._add_ordered(found, factors)
         self._forget()
