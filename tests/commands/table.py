@@ -81,7 +81,10 @@ TABLE: Final[Mapping[str, Page]] = {
     "docs/data.md": Page(
         before="rm tokenizer.json",
         files={"web.yml": 0},
-        added={"scaling train web.yml": "trainer.train_iterations=2 trainer.eval_interval=null"},
+        added={
+            "scaling train web.yml": "trainer.train_iterations=2 trainer.eval_interval=null "
+            "topology.global_batch_size=2 transformer_architecture.hidden_size=32 transformer_architecture.num_layers=1"
+        },
     ),
     "docs/finetuning.md": Page(
         before="rm -r runs/smollm2",
@@ -166,9 +169,10 @@ TABLE: Final[Mapping[str, Page]] = {
     ),
 }
 
+VOCABULARY: Final = 320
 SMALL: Final[Mapping[str, Mapping[str, str]]] = {
     "examples/transformer_example/config.yml": {
-        "vocab_size: 4096": "vocab_size: 320",
+        "vocab_size: 4096": f"vocab_size: {VOCABULARY}",
         "hidden_size: 256": "hidden_size: 32",
         "num_layers: 4": "num_layers: 2",
         "sequence_length: 256": "sequence_length: 32",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -18,13 +18,15 @@ import pytest
 from scaling.transformer.data import corpus
 from tests.commands.pages import PAGES, REPOSITORY, blocks, commands_of, indented, name_of, split
 from tests.commands.server import CLIENT
-from tests.commands.table import FIRST, SMALL, TABLE, By, Page
+from tests.commands.table import FIRST, SMALL, TABLE, VOCABULARY, By, Page
 from tests.processes import wait_until
-from tests.transformer.small import command_environment
+from tests.transformer.small import command_environment, metrics, state, values
 
 WITH_COMMANDS = [path for path in PAGES if commands_of(path)]
 LONGEST = 200
 """Seconds that a command may take on a busy machine; none needs more than ten on an idle one."""
+SAID = "first_command.txt"
+"""What the first command said."""
 ALONE = "a page whose commands are run has none that are set by indentation"
 TEMPLATE = (
     "{% for m in messages %}{{ '## ' + m.role + '\n' + m.content + '<|endoftext|>\n' }}{% endfor %}## assistant\n"
@@ -133,13 +135,10 @@ def small_configuration(file: str) -> str:
 
 def build_small_corpus(folder: Path) -> None:
     """Build the corpus of the first command from a few modules: its name says what the configuration asks for."""
-    size = int(
-        re.findall(r"^  vocab_size: (\d+)", small_configuration("examples/transformer_example/config.yml"), re.M)[0]
-    )
     documents = [document for document, _ in zip(corpus.stdlib_documents(), range(40), strict=False)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "stdlib_documents", lambda: iter(documents))
-        corpus.build_stdlib_corpus(folder / ".data/python_stdlib", corpus.CorpusLimits(vocab_size=size))
+        corpus.build_stdlib_corpus(folder / ".data/python_stdlib", corpus.CorpusLimits(vocab_size=VOCABULARY))
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +172,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scratch]:
 
 def furnish(scratch: Scratch) -> None:
     """Run the first command, import a model, train an adapter on it, and write the data that pages speak of."""
-    said = scratch.run(FIRST)
-    assert "The model continues:" in said
     folder = scratch.folder
+    (folder / SAID).write_text(scratch.run(FIRST))
     (folder / "chatml.jinja").write_text(TEMPLATE)
     for model in ("path/to/SmolLM2-135M", "models/SmolLM2-135M"):
         scratch.run(f"scaling hf export runs/transformer_example/checkpoints {model}")
@@ -195,8 +193,8 @@ def furnish(scratch: Scratch) -> None:
     (folder / "texts").mkdir()
     for name, lines in files.items():
         (folder / name).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    for number, text in enumerate(TEXTS * 10):
-        (folder / f"texts/{number}.txt").write_text(text)
+    for number, text in enumerate(TEXTS * 20):
+        (folder / f"texts/{number}.txt").write_text(text * 20)
     (folder / "questions.txt").write_text("Where is it?\n")
     shutil.copy(folder / "runs/transformer_example/checkpoints/vocab.json", folder / "tokenizer.json")
     shutil.copy(folder / "examples/transformer_example/config.yml", folder / "config.yml")
@@ -206,6 +204,22 @@ def furnish(scratch: Scratch) -> None:
     scratch.run("scaling hf export runs/lora/checkpoints adapters/theirs --adapter")
     for name in ("held_out", "code"):
         scratch.run(f"scaling data tokenize texts.jsonl --output data/{name} --tokenizer tokenizer.json")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_first_command_trains_saves_and_speaks(scratch: Scratch) -> None:
+    run = scratch.folder / "runs/transformer_example"
+    losses = values(metrics(run))
+    assert losses[0] == pytest.approx(math.log(VOCABULARY), abs=0.5)
+    assert losses[-1] < losses[0]
+    assert len(values(metrics(run), "evaluation/perplexity")) == 1
+    assert state(run)["state"] == "finished"
+    assert (run / "checkpoints/latest").read_text() == f"global_step{len(losses)}"
+    _, _, spoken = (scratch.folder / SAID).read_text().partition("The model continues:")
+    for prompt in ("def ", "import ", "The following"):
+        assert f"\n  {prompt}" in spoken
+    assert "scaling generate runs/transformer_example/checkpoints --prompt" in spoken
 
 
 @pytest.mark.slow

@@ -1,15 +1,14 @@
-"""The README's first command, shrunk: corpus, tokenizer, training, and a few lines of text at the end."""
+"""The README's first command: its configuration, and what it says; tests/commands runs it."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 
 from scaling.transformer.config.notes import notes
 from scaling.transformer.config.root import TransformerConfig
-from tests.transformer.small import build_corpus, metrics, run_module, settings_of, state, values, write_config
+from tests.transformer.small import build_corpus, run_module, settings_of, write_config
 
 CONFIG = Path("examples/transformer_example/config.yml")
 RUN = "examples.transformer_example.run"
@@ -34,36 +33,6 @@ def test_without_a_configuration_it_says_how_to_name_one(arguments: list[str]) -
     ended = run_module(RUN, *arguments)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: name a configuration: python3 -m examples.transformer_example.run CONFIG")
-
-
-@pytest.mark.slow
-def test_the_first_command_trains_saves_and_speaks(tmp_path: Path) -> None:
-    overrides = [
-        f"data.corpus_dir={tmp_path / 'corpus'}",
-        f"trainer.save_dir={tmp_path / 'checkpoints'}",
-        f"logger.log_dir={tmp_path / 'log'}",
-        "trainer.train_iterations=30",
-        "trainer.save_interval=30",
-        "trainer.eval_interval=30",
-        "trainer.eval_iterations=2",
-        "transformer_architecture.vocab_size=512",
-        "transformer_architecture.hidden_size=32",
-        "transformer_architecture.mlp_factor=2.75",
-        "transformer_architecture.num_layers=1",
-        "transformer_architecture.sequence_length=32",
-    ]
-    ended = run_module(RUN, CONFIG, *overrides, timeout=280)
-    assert ended.returncode == 0, ended.stderr
-    losses = values(metrics(tmp_path / "log"))
-    assert losses[0] == pytest.approx(math.log(512), abs=0.5)
-    assert losses[-1] < losses[0] - 0.5
-    assert len(values(metrics(tmp_path / "log"), "evaluation/perplexity")) == 1
-    assert state(tmp_path / "log")["state"] == "finished"
-    assert (tmp_path / "checkpoints" / "latest").read_text() == "global_step30"
-    _, _, spoken = ended.stdout.partition("The model continues:")
-    for prompt in ("def ", "import ", "The following"):
-        assert f"\n  {prompt}" in spoken
-    assert f"scaling generate {tmp_path / 'checkpoints'} --prompt" in spoken
 
 
 @pytest.mark.slow
