@@ -44,6 +44,7 @@ KUBERNETES = "needs Kubernetes; tests/core/runner/test_kubernetes.py checks mani
 SERVER = "needs vLLM, which needs a GPU"
 HOSTS = By("tests/cluster/test_tutorial.py::test_the_hosts_of_the_tutorial_reach_each_other_and_are_gone_afterwards")
 BY_SSH = By("tests/cluster/test_layouts.py::test_a_run_over_hosts_is_that_of_one_machine")
+DIGITS = By("tests/examples/test_mlp_example.py::test_the_command_learns_the_digits_alike_in_one_process_and_in_eight")
 EIGHT = "eight processes take a minute to start; tests/contract/test_layouts.py trains in this layout"
 PUBLISHED = By("tests/cli/test_import_published.py::test_a_published_model_is_imported_verified_and_generated_from")
 
@@ -103,6 +104,8 @@ TABLE: Final[Mapping[str, Page]] = {
     ),
     "docs/inference.md": Page(
         not_run={
+            "torchrun": "is the command above it, begun as torchrun begins a training, which is run for README.md",
+            "data/code": "is the command above it, in the layout of the generation that is run",
             "--tasks": "needs a network; tests/transformer/evaluation/test_tasks.py has a task of its own",
             "pip install vllm": SERVER,
             "vllm serve": SERVER,
@@ -136,9 +139,7 @@ TABLE: Final[Mapping[str, Page]] = {
     ),
     "examples/inference_example/README.md": Page(not_run={"inference_example.run": README}),
     "examples/mlp_example/README.md": Page(
-        not_run={
-            "data.download=true": NETWORK,
-        },
+        not_run={"topology.pipe_parallel_size=2": DIGITS, "data.download=true": NETWORK},
         added={"config.yml": "trainer.train_iterations=4"},
     ),
     "examples/transformer_example/README.md": Page(),
