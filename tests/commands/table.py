@@ -105,7 +105,7 @@ TABLE: Final[Mapping[str, Page]] = {
     "docs/inference.md": Page(
         not_run={
             "torchrun": "is the command above it, begun as torchrun begins a training, which is run for README.md",
-            "data/code": "is the command above it, in the layout of the generation that is run",
+            "data/code": By("tests/cli/test_evaluate.py::test_two_processes_say_the_same_once"),
             "--tasks": "needs a network; tests/transformer/evaluation/test_tasks.py has a task of its own",
             "pip install vllm": SERVER,
             "vllm serve": SERVER,
