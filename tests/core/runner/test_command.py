@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from scaling.core.errors import ConfigError, ExitStatus
 from scaling.core.runner import command
 from scaling.core.runner.command import RunConfig, command_line, run_in_processes, run_training_process
-from scaling.core.topology.launch import LaunchContext
+from scaling.core.topology.launch import RUNNER_VARIABLE, LaunchContext
 
 
 def test_a_configuration_comes_first_and_then_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,3 +78,11 @@ def test_one_rank_says_what_has_no_effect_and_all_work_with_what_was_read(
     assert ended.value.code == ExitStatus.PREEMPTED
     assert (given["config"].trainer.seed, given["config"].trainer.save_interval) == (3, 5)
     assert given["launch"].rank == rank
+
+
+def test_a_module_that_would_start_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNNER_VARIABLE, str(os.getppid()))
+    monkeypatch.setattr(sys, "argv", ["run.py", "config.yml"])
+    monkeypatch.setattr(command, "run_process", run_here)
+    with pytest.raises(ConfigError, match=r"their\.module would start itself without end: run_in_processes names it"):
+        run_in_processes(RunConfig, "their.module")

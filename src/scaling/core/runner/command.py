@@ -17,7 +17,7 @@ from scaling.core.runner.main import runner_main
 from scaling.core.runner.plan import HostNeeds
 from scaling.core.runner.process import run_process
 from scaling.core.topology.config import TopologyConfig
-from scaling.core.topology.launch import LaunchContext
+from scaling.core.topology.launch import LaunchContext, is_started_by_runner
 from scaling.core.trainer.config import TrainerConfig
 
 
@@ -51,6 +51,11 @@ def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
     """
 
     def start() -> int:
+        if is_started_by_runner():
+            raise ConfigError(
+                f"{module} would start itself without end: run_in_processes names it, and it calls run_in_processes; "
+                "name the module that ends in run_training_process"
+            )
         path, overrides = command_line()
         dry_run = _DRY_RUN in overrides
         overrides = [override for override in overrides if override != _DRY_RUN]
