@@ -12,6 +12,7 @@ from scaling.core.report.timeline import (
     MAX_SPANS,
     MEASURED,
     SIMULATED,
+    Process,
     Row,
     Span,
     draw_timeline,
@@ -95,6 +96,20 @@ def test_what_is_not_drawn_is_said() -> None:
     page = draw_timeline(profile([(0, rank, "forward", 0, 1) for rank in range(70)]))
     assert page is not None
     assert "6 further rows are left out." in page
+
+
+def test_the_ends_of_a_long_profile_are_looked_for_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    end = Process.end.fget
+    assert end is not None
+
+    def seen(process: Process) -> float:
+        looked.append(process)
+        return float(end(process))
+
+    monkeypatch.setattr(Process, "end", property(seen))
+    assert draw_timeline(profile([(MEASURED, 0, "forward", start, 1) for start in range(MAX_SPANS + 500)]))
+    assert len(looked) < 10
 
 
 @pytest.mark.parametrize(

@@ -207,11 +207,11 @@ def _shown_until(found: Process) -> float:
 
 
 def _draw(found: Process) -> Markup:
-    start, until = found.start, _shown_until(found)
+    start, until, end = found.start, _shown_until(found), found.end
     width = max(until - start, 1e-9)
     rows = []
     for row in found.rows[:MAX_ROWS]:
-        bars = [_bar(span, start, width) for span in row.spans if span.start < until or until == found.end]
+        bars = [_bar(span, start, width) for span in row.spans if span.start < until or until == end]
         svg = tag("svg", *bars, viewBox=f"0 0 {GRID} 100", preserveAspectRatio="none", role="img", aria_label=row.name)
         rows.append(tag("div", tag("span", _short(row), title=row.name), svg, class_="row"))
     labels = [
