@@ -33,6 +33,11 @@ class FullDisk(Memory):
         raise OSError(28, "No space left on device")
 
 
+class Gone(Memory):
+    def close(self) -> None:
+        raise OSError(5, "Input/output error")
+
+
 def test_rows_come_in_order_with_all_that_was_added_to_a_step() -> None:
     memory = Memory()
     writer = MetricWriter([memory])
@@ -133,6 +138,16 @@ def test_numbers_that_are_not_finite_pass_through() -> None:
 def test_a_tensor_of_several_elements_is_refused() -> None:
     with pytest.raises(RuntimeError):
         MetricWriter([Memory()]).add(1, {"a": torch.ones(2)})
+
+
+def test_a_sink_that_cannot_be_closed_ends_no_run_and_leaves_the_others_to_be_closed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gone, memory = Gone(), Memory()
+    with MetricWriter([gone, memory]) as writer:
+        writer.add(1, {"a": 1.0})
+    assert memory.closed
+    assert "Gone may have lost its last metrics" in caplog.text
 
 
 def test_without_sinks_nothing_is_kept() -> None:

@@ -96,7 +96,10 @@ class MetricWriter:
         """Write what is left and close the sinks."""
         self.flush()
         for sink, lost in zip(self._sinks, self._lost, strict=True):
-            sink.close()
+            try:
+                sink.close()
+            except OSError as error:
+                _log.warning("%s may have lost its last metrics (%s)", type(sink).__name__, error)
             if lost:
                 _log.warning("%s did not write the metrics of %d steps", type(sink).__name__, lost)
         self._sinks = ()
