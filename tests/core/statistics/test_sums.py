@@ -100,6 +100,12 @@ def test_what_is_no_number_is_counted_and_left_out_of_extremes() -> None:
     assert math.isnan(found[Statistic.MEAN])
 
 
+def test_where_nothing_is_a_number_no_extreme_is_one() -> None:
+    found = statistics_of([torch.full((3,), math.nan)])
+    extremes = (Statistic.MAX, Statistic.MIN, Statistic.ABS_MAX, Statistic.ABS_MIN)
+    assert all(math.isnan(found[name]) for name in extremes)
+
+
 def test_only_columns_that_are_needed_are_computed() -> None:
     own, maxima = empty_sums(1, torch.device("cpu"))
     add_part(own[0], maxima[0], torch.tensor([2.0, 3.0]), columns_of([Statistic.MEAN, Statistic.MEDIAN]))

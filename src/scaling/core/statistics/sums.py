@@ -85,6 +85,13 @@ def _percent(column: str) -> Formula:
     return Formula(("count", column), lambda of: 100.0 * of[column] / of["count"])
 
 
+def _extreme(column: str, *, sign: float = 1.0) -> Formula:
+    """Return an extreme of what is a number: not a number where nothing is."""
+    return Formula(
+        ("count", "nan", column), lambda of: torch.where(of["nan"] < of["count"], sign * of[column], torch.nan)
+    )
+
+
 def _std(of: Mapping[str, Tensor], first: str) -> Tensor:
     """Return the standard deviation over all elements (divided by their number), from the first and second moment."""
     return ((of["squares"] - of[first].square() / of["count"]) / of["count"]).clamp_min(0.0).sqrt()
@@ -112,10 +119,10 @@ FORMULAS: Mapping[Statistic, Formula] = MappingProxyType(
         Statistic.L1: Formula(("count", "absolute"), _mean("absolute")),
         Statistic.SKEW: Formula(("count", "sum", "squares", "cubes"), _third_moment),
         Statistic.KURTOSIS: Formula(("count", "sum", "squares", "cubes", "fourths"), _fourth_moment),
-        Statistic.MAX: Formula(("max",), lambda of: of["max"]),
-        Statistic.MIN: Formula(("negative_min",), lambda of: -of["negative_min"]),
-        Statistic.ABS_MAX: Formula(("abs_max",), lambda of: of["abs_max"]),
-        Statistic.ABS_MIN: Formula(("negative_abs_min",), lambda of: -of["negative_abs_min"]),
+        Statistic.MAX: _extreme("max"),
+        Statistic.MIN: _extreme("negative_min", sign=-1.0),
+        Statistic.ABS_MAX: _extreme("abs_max"),
+        Statistic.ABS_MIN: _extreme("negative_abs_min", sign=-1.0),
         Statistic.ABS_STD: Formula(("count", "absolute", "squares"), lambda of: _std(of, "absolute")),
         Statistic.NORM_SPARSITY: Formula(
             ("count", "absolute", "squares"), lambda of: (of["count"] * of["squares"]).sqrt() / of["absolute"]
