@@ -29,6 +29,19 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+def test_links_and_what_is_no_file_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_atomically(tmp_path / "link", b"content")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDWR)
+    write_atomically(tmp_path / "pipe", b"content")
+    assert (tmp_path / "pipe").is_fifo()
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
+
+
 def test_errors_of_the_system_name_what_was_being_done() -> None:
     reason = r"writing tokens failed: No such file or directory \(/absent/file\)"
     with pytest.raises(StorageError, match=reason), storage_errors("writing tokens"):

@@ -46,11 +46,16 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
     """Replace a file by one rename: readers find the old content or the new, and so does a kill.
 
     `durable` forces it to the disk first, against a crash of the machine; what is written often and can be done
-    without need not wait for that.
+    without need not wait for that. A link stays, and what it leads to is replaced; a pipe or a device, such as
+    /dev/null or /dev/stdout, is written to as it is.
 
     Raises:
         OSError: It cannot be written.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        path.write_bytes(content)
+        return
     temporary = temporary_name(path)
     try:
         if durable:
