@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,20 @@ def test_a_file_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pyte
     log.tell(SAVED)
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO"]
     assert "events are being lost" in caplog.text
+
+
+def test_a_line_that_a_full_disk_cuts_off_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = EventLog(tmp_path)
+    write = os.write
+    room = [40]
+
+    def fill(descriptor: int, data: bytes) -> int:
+        if not room:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data[: room.pop()])
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", fill)
+        log.tell(SAVED)
+    log.tell(SAVED)
+    assert [event["step"] for event in read(tmp_path)] == [40]

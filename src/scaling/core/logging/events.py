@@ -19,6 +19,7 @@ from typing_extensions import Self
 from scaling.core.logging.line import plain_number
 from scaling.core.logging.run_state import RunPhase, describe_error
 from scaling.core.storage.json_values import Json
+from scaling.core.storage.writing import write_fully
 
 _log = logging.getLogger(__name__)
 
@@ -150,12 +151,22 @@ class EventLog:
                 self._is_open = True
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _cut_unfinished(path)
-            with path.open("ab") as file:
-                file.write(json.dumps(event.as_dict()).encode() + b"\n")
+            _append_whole(path, json.dumps(event.as_dict()).encode() + b"\n")
         except OSError as error:
             if not self._is_broken:
                 self._is_broken = True
                 _log.warning("events are being lost: %s cannot be written (%s)", path, error)
+
+
+def _append_whole(path: Path, line: bytes) -> None:
+    """Append a line whole or not at all: half of one would take the next one with it."""
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            write_fully(file.fileno(), memoryview(line))
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def _cut_unfinished(path: Path) -> None:
