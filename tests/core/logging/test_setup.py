@@ -116,7 +116,20 @@ def test_the_level_is_respected(capsys: pytest.CaptureFixture[str]) -> None:
     assert "but this" in shown
 
 
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_may_be_without_colour(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logging(LoggerConfig())
+    logger.error("bad")
+    assert "bad" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
 def test_colour_is_for_terminals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     configure_logging(LoggerConfig(log_dir=tmp_path))
     for stream, coloured in ((io.StringIO(), False), (Terminal(), True)):
         monkeypatch.setattr(sys, "stderr", stream)

@@ -168,10 +168,14 @@ class _ConsoleFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if not sys.stderr.isatty():
             return super().format(record)
-        colour = _COLOURS.get(record.levelno)
+        colour = _COLOURS.get(record.levelno) if _may_colour() else None
         formatter = self._short if record.levelno == logging.INFO else self._long
         text = formatter.format(record)
         return text if colour is None else f"{colour}{text}\x1b[0m"
+
+
+def _may_colour() -> bool:
+    return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")  # https://no-color.org
 
 
 class _ConsoleHandler(logging.Handler):

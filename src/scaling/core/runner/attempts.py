@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from scaling.core.errors import AskedToLeave, ExitStatus, ScalingError, StorageError
-from scaling.core.logging.live_line import ERASE
+from scaling.core.logging.live_line import ERASE, is_terminal
 from scaling.core.logging.run_file import write_attempts
 from scaling.core.logging.run_state import RunPhase, RunState
 from scaling.core.runner.outcome import Outcome
@@ -119,7 +119,7 @@ def tell(result: Outcome, *, processes: int, log_dir: Path | None = None) -> Non
 
 def _erase_live_line() -> None:
     """Erase what a process that was killed has left at the bottom of the terminal."""
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         sys.stderr.write(ERASE)
 
 
