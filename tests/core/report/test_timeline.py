@@ -100,8 +100,7 @@ def test_what_is_not_drawn_is_said() -> None:
 
 def test_the_ends_of_a_long_profile_are_looked_for_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
-    end = Process.end.fget
-    assert end is not None
+    end = vars(Process)["end"].fget
 
     def seen(process: Process) -> float:
         looked.append(process)
