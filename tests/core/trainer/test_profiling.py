@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scaling.core.checkpoint.checkpointer import Checkpointer
 from scaling.core.collectives.observed import observation
@@ -197,8 +198,9 @@ def test_a_window_ends_with_the_training_and_one_behind_it_is_named_at_the_start
 
 def test_after_an_error_nothing_is_written_and_nothing_is_timed_any_more(tmp_path: Path) -> None:
     topology, output = Topology.single(), tmp_path / "profile.json"
-    hook = ProfilingHook(ProfilerConfig(profile_steps=9, profile_start_at_step=1), topology, output)
+    config = ProfilerConfig(profile_steps=9, profile_start_at_step=1, torch_profiler=True)
     with pytest.raises(ValueError, match=r"^$"):
-        train(topology, {}, hook, Failing(), save_dir=None)
+        train(topology, {}, ProfilingHook(config, topology, output), Failing(), save_dir=None)
     assert not output.exists()
     assert observation.by is None
+    assert not torch.autograd._profiler_enabled()

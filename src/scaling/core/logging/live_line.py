@@ -13,9 +13,9 @@ ERASE: Final = "\x1b[J"
 """Erases from the cursor, which rests at the beginning of the live line, to the end of the screen."""
 
 
-def is_terminal(stream: TextIO) -> bool:
-    """Return whether a stream shows lines that can be drawn over."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream shows lines that can be drawn over. None: it was closed before the process began."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @final

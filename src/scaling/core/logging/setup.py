@@ -166,7 +166,7 @@ class _ConsoleFormatter(_Formatter):
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             return super().format(record)
         colour = _COLOURS.get(record.levelno) if _may_colour() else None
         formatter = self._short if record.levelno == logging.INFO else self._long

@@ -23,14 +23,21 @@ class TorchProfiler:
         self._profile = torch.profiler.profile(
             activities=[kinds.CPU, *([kinds.CUDA] if device.type == "cuda" else [])], acc_events=True
         )
+        self._running = False
 
     def start(self) -> None:
         """Begin to record."""
         self._profile.start()
+        self._running = True
 
-    def stop(self) -> dict[str, Any]:
-        """Stop, and return the trace as torch writes it. On a GPU this waits for the device."""
-        self._profile.stop()
+    def stop(self) -> None:
+        """Record no more. On a GPU this waits for the device. Safe to call twice."""
+        if self._running:
+            self._running = False
+            self._profile.stop()
+
+    def trace(self) -> dict[str, Any]:
+        """Return what was recorded, as torch writes it, once it is stopped."""
         with tempfile.TemporaryDirectory(prefix="scaling_profile_") as folder:
             path = Path(folder, "trace.json")
             self._profile.export_chrome_trace(str(path))

@@ -52,10 +52,10 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
     Raises:
         OSError: It cannot be written.
     """
-    path = Path(os.path.realpath(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
         path.write_bytes(content)
         return
+    path = Path(os.path.realpath(path))
     temporary = temporary_name(path)
     try:
         if durable:

@@ -57,8 +57,10 @@ class Recording:
         return self.profiler.record(label(action, engine.stage_map), category(action), **asdict(action))
 
     def stop(self) -> None:
-        """Record no more, and leave everything as it was."""
+        """Record no more, and leave everything as it was. With torch.profiler on a GPU this waits for the device."""
         self.stretch.close()
+        if self._torch is not None:
+            self._torch.stop()
         self._collectives.close()
         engine = self._learner.module.engine
         engine.timer = engine.data_timer = untimed
@@ -71,7 +73,7 @@ class Recording:
         """
         self.stop()
         topology, layout = self._topology, self._topology.layout
-        seen_by_torch = None if self._torch is None else self._torch.stop()
+        seen_by_torch = None if self._torch is None else self._torch.trace()
         spans = self.profiler.spans()
         to_clock = ClockMap(self._begin, measure_offset(topology, self._clock, self._hosts))
         wall = topology.broadcast("wall clock", self._wall)

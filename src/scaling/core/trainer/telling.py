@@ -14,7 +14,7 @@ from scaling.core.storage.json_values import Json
 def started(step: int, *, attempt: int, resumed_from: Path | None, total_steps: int, world_size: int) -> Event:
     """Return the event of a start. What it resumes from, the one that loads it says.
 
-    `attempt` counts the starts of the whole run from 1; `step` is the last one that is not trained again.
+    `attempt` counts the starts of one command from 1; `step` is the last one that is not trained again.
     """
     fields: dict[str, Json] = {
         "attempt": attempt,
