@@ -50,6 +50,7 @@ MAY_WAIT_FOR_THE_DEVICE = {
     "src/scaling/core/optimizer/loss_scaler.py::LossScaler.state": "is written into checkpoints",
     "src/scaling/core/optimizer/optimizer.py::Optimizer.state": "is written into checkpoints",
     "src/scaling/core/pipeline/link.py::ActivationReceiver": "reads the header of the first message",
+    "src/scaling/core/statistics/activations.py::ActivationWatch.differing": "runs in the first recorded step",
     "src/scaling/core/trainer/finite.py::require_finite": "runs where a checkpoint is saved, or something went wrong",
     "src/scaling/core/trainer/trainer.py::Trainer._maxima": "runs once per log interval",
     "src/scaling/transformer/data/": "works on NumPy arrays in memory",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from scaling.core.data.types import BaseDataset, MicroBatch
 from scaling.core.errors import ConfigError
 from scaling.core.nn.embedding import VocabParallelEmbedding
 from scaling.core.nn.linear import ColumnParallelLinear, RowParallelLinear
+from scaling.core.nn.outputs import Output, placement_of
 from scaling.core.nn.place import Place
-from scaling.core.nn.shard import Heads
+from scaling.core.nn.shard import Heads, even_shard
 from scaling.core.pipeline.layer_spec import LayerSpec, TiedLayerSpec
 from scaling.core.pipeline.loss import LossOutput
 from scaling.core.statistics.config import TensorStatisticsRecorderConfig
 from scaling.core.topology.topology import Topology
+from scaling.core.trainer import statistics
 from scaling.core.trainer.hooks import TrainerView
 from scaling.core.trainer.statistics import StatisticsHook
 from scaling.core.training.learner import Learner
@@ -114,8 +117,10 @@ class View:
         self.numbers[step] = dict(zip(short, values.tolist(), strict=True))
 
 
-def recorded(topology: Topology, config: Mapping[str, Any], steps: int = 1, **layout: Any) -> View:
-    """Return what is recorded in the first steps of the exact model."""
+def recorded(
+    topology: Topology, config: Mapping[str, Any], steps: int = 1, *, layers: Any = layers, **layout: Any
+) -> View:
+    """Return what is recorded in the first steps of the exact model, or of other layers."""
     batch = topology_config(global_batch_size=BATCH, **layout)
     recipe = Recipe(layers=layers, loss=lambda topology: loss, training=Texts())
     learner = Learner(recipe, batch, topology)
@@ -206,3 +211,53 @@ def test_layers_are_named_by_their_class_on_request() -> None:
 def test_a_pattern_that_fits_nothing_is_refused_before_the_first_step() -> None:
     with pytest.raises(ConfigError, match=r"'layers\.7\.\*', which fits none of the model's \d+ tensors"):
         recorded(Topology.single(), {"statistics": [["layers.7.*", ["max"]]]}, micro_batch_size=2)
+
+
+class Half(nn.Module):
+    """Hands this rank's part of the features through a module that does not say what it returns, or does."""
+
+    def __init__(self, place: Place, *, says: bool) -> None:
+        super().__init__()
+        self.up = ColumnParallelLinear(FEATURES, 2 * FEATURES, place=place, initializer=Integers())
+        self.kink = Kink(place, says=says)
+        self.down = RowParallelLinear(2 * FEATURES, FEATURES, place=place, initializer=Integers())
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved: Tensor = self.down(self.kink(self.up(x)))
+        return moved
+
+
+class Kink(nn.Module):
+    def __init__(self, place: Place, *, says: bool) -> None:
+        super().__init__()
+        self.shard = even_shard(2 * FEATURES, place.parts, place.index, dim=0, what="features")
+        self.says = says
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+    def described_outputs(self) -> Mapping[str, Sequence[Output]]:
+        return {"": [Output(placement_of(self.shard))]} if self.says else {}
+
+
+def layers_with_halves(topology: Topology) -> list[LayerSpec]:
+    place = Place(topology, torch.float64)
+    first, _, _, last = layers(topology)
+    return [first, LayerSpec(Half, place, says=True), LayerSpec(Half, place, says=False), last]
+
+
+def record_halves(rank: int, world_size: int) -> list[str]:
+    with (
+        mock.patch.object(statistics, "_log") as log,
+        connected(model=2, global_batch_size=BATCH, micro_batch_size=BATCH) as topology,
+    ):
+        options = {"model": 2, "micro_batch_size": BATCH, "layers": layers_with_halves}
+        recorded(topology, {"interval": 1}, steps=2, **options)
+    return [call.args[0] % call.args[1:] for call in log.warning.mock_calls]
+
+
+def test_a_part_of_the_features_of_which_nobody_says_that_it_is_one_is_named_once() -> None:
+    (warning,), of_the_other = run_distributed(record_halves, 2)
+    assert warning.startswith("model ranks return different values, of which statistics are those of the first rank")
+    assert "only: activations/layers.2.kink; if each" in warning
+    assert of_the_other == []

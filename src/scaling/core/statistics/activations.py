@@ -22,6 +22,8 @@ from scaling.core.topology.topology import Topology
 Record = Callable[[str, Tensor], None]
 """Takes a name, and values of this tensor that no other rank records."""
 
+_ROUNDING: Final = 1e-4
+"""By which share of its magnitudes the sum of an activation may differ between ranks that compute it alike."""
 _CONTAINERS: Final = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
@@ -85,16 +87,28 @@ class ActivationWatch:
 
     Only between `open` and `close` is anything attached to the modules. What is computed again for the backward pass
     was seen the first time; several tensors that a module returns count together. Gradients that ranks know in parts
-    are summed over these ranks first. Making one is collective: all ranks (groups are made).
+    are summed over these ranks first. With `compares` it notes what tells whether outputs are alike on model ranks.
+    Making one is collective: all ranks (groups are made).
     """
 
-    def __init__(self, watched: Sequence[Watched], topology: Topology, *, names: Iterable[str], record: Record) -> None:
+    def __init__(
+        self,
+        watched: Sequence[Watched],
+        topology: Topology,
+        *,
+        names: Iterable[str],
+        record: Record,
+        compares: bool = False,
+    ) -> None:
         self._names = frozenset(names)
         self._watched = [one for one in watched if not self._names.isdisjoint(names_of(one))]
         self._topology = topology
         self._record = record
         self._handles: list[RemovableHandle] = []
         self._groups = _groups(watched, topology)
+        self._alike: dict[str, Tensor] = {}
+        """Of outputs that model ranks are taken to hold alike: sum and sum of magnitudes, until they are compared."""
+        self._compares = compares and topology.group(Axis.MODEL) is not None
 
     def open(self) -> None:
         """Look from now on."""
@@ -123,10 +137,27 @@ class ActivationWatch:
         for name, output, part in zip(names, outputs, parts, strict=True):
             if kind + name not in self._names:
                 continue
+            if self._compares and kind == ACTIVATIONS and output.placement == SAME:
+                wide = part.to(torch.float64)
+                self._alike[name] = self._alike.get(name, 0.0) + torch.stack([wide.sum(), wide.abs().sum()])
             if kind == ACTIVATION_GRADIENTS and output.placement.gradient_in_parts:
                 part = ops.all_reduce(part.clone(), self._groups[output.placement.copies])
             if self._counts(output.placement):
                 self._record(kind + name, part)
+
+    def differing(self) -> list[str]:
+        """Return the names of outputs so far that model ranks do not hold alike, although nobody says so.
+
+        Collective: the model axis, where the watch compares. Waits for the device.
+        """
+        group, alike = self._topology.group(Axis.MODEL), self._alike
+        self._alike = {}
+        if group is None or not alike:
+            return []
+        sums, magnitudes = torch.stack([alike[name] for name in sorted(alike)]).unbind(1)
+        highest = ops.all_reduce(torch.stack([sums, -sums, magnitudes]), group, maximum=True)
+        differ = highest[0] + highest[1] > _ROUNDING * highest[2]
+        return [ACTIVATIONS + name for name, is_other in zip(sorted(alike), differ.tolist(), strict=True) if is_other]
 
     def _counts(self, placement: Placement) -> bool:
         index, size = self._topology.index(Axis.MODEL), self._topology.size(Axis.MODEL)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Final, final
 
 from torch import Tensor
 
 from scaling.core.boxes import GlobalTensor
+from scaling.core.config.plain_words import first_of
 from scaling.core.optimizer.optimizer import StepReport
 from scaling.core.statistics.activations import ActivationWatch, names_of, usual_placement, watched_modules
 from scaling.core.statistics.config import TensorStatisticsRecorderConfig
@@ -26,8 +28,12 @@ from scaling.core.trainer.hooks import TrainerHook, TrainerView
 from scaling.core.trainer.state import due
 from scaling.core.training.learner import Learner
 
+_log = logging.getLogger(__name__)
+
 METRIC: Final = "statistics/"
 """What the names of the metrics begin with."""
+_SHOWN: Final = 5
+"""How many activations a warning names."""
 _OF_MODULES: Final = (ACTIVATIONS, ACTIVATION_GRADIENTS)
 
 
@@ -48,8 +54,8 @@ class StatisticsHook(TrainerHook):
         )
         names: list[str] = learner.topology.agree("names of statistics", self._names(), joined_names)
         self._recorder = TensorStatisticsRecorder(chosen(names, config), learner.topology)
-        self._watch = self._watching()
         self._settled = False
+        self._watch = self._watching()
         self._factor: Tensor | None = None
         self._step = contextlib.ExitStack()
 
@@ -99,7 +105,11 @@ class StatisticsHook(TrainerHook):
 
     def _watching(self) -> ActivationWatch:
         return ActivationWatch(
-            self._watched, self._learner.topology, names=self._recorder.statistics, record=self._take
+            self._watched,
+            self._learner.topology,
+            names=self._recorder.statistics,
+            record=self._take,
+            compares=not self._settled,
         )
 
     def _take(self, name: str, part: Tensor) -> None:
@@ -139,7 +149,18 @@ class StatisticsHook(TrainerHook):
         others = topology.index(*(axis for axis in Axis if axis is not Axis.PIPE))
         mine = [] if others else [name for name in recorder.seen if name.startswith(_OF_MODULES)]
         seen = set(topology.agree("recorded activations", mine, joined_names))
+        differing = self._watch.differing()
+        self._warn_of(topology.agree("differing activations", [] if others else differing, joined_names))
         kept = [name for name in recorder.statistics if name in seen or not name.startswith(_OF_MODULES)]
         self._recorder = recorder.narrowed(kept)
-        self._watch = self._watching()
         self._settled = True
+        self._watch = self._watching()
+
+    def _warn_of(self, differing: Sequence[str]) -> None:
+        """Say which activations are those of one model rank only."""
+        if differing and self._learner.topology.rank == 0:
+            _log.warning(
+                "model ranks return different values, of which statistics are those of the first rank only: %s; if "
+                "each has a part of the features, let the module say so (described_outputs, docs/statistics.md)",
+                first_of(differing, _SHOWN),
+            )
