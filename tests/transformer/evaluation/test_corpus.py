@@ -8,7 +8,9 @@ import random
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -145,7 +147,9 @@ def settings_for(checkpoints: Path, prefix: Path) -> TransformerConfig:
 
 def evaluate_in_parts(rank: int, world_size: int) -> None:
     """Share the rows among copies of a model, and compare with all of them in one process."""
-    with tempfile.TemporaryDirectory() as folder:
+    at_once = datetime(2026, 1, 1, tzinfo=timezone.utc)  # each rank has a copy: they must not be of different seconds
+    with tempfile.TemporaryDirectory() as folder, mock.patch("scaling.core.checkpoint.save.datetime") as clock:
+        clock.now.return_value = at_once
         write_base(Path(folder) / "base", precision="float64")
         data = build_corpus(Path(folder) / "data", documents=9, largest=20)
         (alone,) = evaluate(Path(folder) / "base", data)
