@@ -44,6 +44,7 @@ KUBERNETES = "needs Kubernetes; tests/core/runner/test_kubernetes.py checks mani
 SERVER = "needs vLLM, which needs a GPU"
 HOSTS = By("tests/cluster/test_tutorial.py::test_the_hosts_of_the_tutorial_reach_each_other_and_are_gone_afterwards")
 BY_SSH = By("tests/cluster/test_layouts.py::test_a_run_over_hosts_is_that_of_one_machine")
+KILLED = By("tests/cluster/test_failures.py::test_a_run_goes_on_after_one_of_its_hosts_was_killed")
 DIGITS = By("tests/examples/test_mlp_example.py::test_the_command_learns_the_digits_alike_in_one_process_and_in_eight")
 EIGHT = "eight processes take a minute to start; tests/contract/test_layouts.py trains in this layout"
 PUBLISHED = By("tests/cli/test_import_published.py::test_a_published_model_is_imported_verified_and_generated_from")
@@ -158,10 +159,11 @@ TABLE: Final[Mapping[str, Page]] = {
             "two_hosts.sh up": HOSTS,
             "beta hostname": HOSTS,
             "two_hosts.sh down": HOSTS,
+            "runner.max_restarts=1": KILLED,
+            "ip netns pids": KILLED,
             "runner.runner_type=ssh": BY_SSH,
             "runs/one/checkpoints": BY_SSH,
             "equal to the last bit": BY_SSH,
-            "pkill": By("tests/cluster/test_failures.py::test_a_run_goes_on_after_one_of_its_hosts_was_killed"),
             "torchrun": By("tests/cluster/test_layouts.py::test_torchrun_by_hand"),
         },
     ),
