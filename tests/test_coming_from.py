@@ -110,7 +110,7 @@ def test_the_ported_program_trains_alike_in_two_layouts(ported: ModuleType) -> N
         }
     )
     report = verify_layout(ported.recipe_of(config), config.topology, steps=2, timeout=120)
-    assert report.agrees, report.parting
+    assert report.agrees, report
 
 
 def test_the_ported_program_trains(ported: ModuleType, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pytest
 from scaling.cli import verify_layout as module
 from scaling.cli.main import main
 from scaling.cli.many_values import spread
-from scaling.cli.verify_layout import explain
-from scaling.core import Gap, LayoutReport, Parting, TopologyConfig
+from scaling.core import TopologyConfig
 from scaling.transformer import TransformerConfig
 from tests.transformer.small import SMALL, build_corpus, nested
 
@@ -132,38 +130,6 @@ def test_a_vocabulary_that_only_the_tokenizer_knows_is_made_up(vocab_size: int, 
     config = TransformerConfig.from_dict({"transformer_architecture": {"vocab_size": vocab_size}})
     found = module._used(config, TopologyConfig(), 1, full_size=True, real_data=False)
     assert found.transformer_architecture.vocab_size == used
-
-
-def test_agreement_is_said_with_the_largest_differences() -> None:
-    gap = Gap(quantity="gradients", step=2, relative=3e-15, key="layers.0.embedding.weight", rank=1, index=(7, 0))
-    text = explain(LayoutReport(steps=3, tolerance=1e-10, digest="ab" * 32, elements=1234, worst={"gradients": gap}))
-    assert "3 steps, 1,234 parameters" in text
-    assert "gradients        3.0e-15  step 2  layers.0.embedding.weight[7, 0] on rank 1" in text
-    assert "The layouts are the same training run" in text
-
-
-def test_a_parting_names_parameter_step_rank_and_place() -> None:
-    gap = Gap(
-        quantity="gradients",
-        step=1,
-        relative=0.5,
-        actual=2.0,
-        expected=1.0,
-        key="layers.1.dense.bias",
-        rank=3,
-        index=(7,),
-    )
-    names = tuple(f"layers.{layer}.dense.bias" for layer in range(1, 9))
-    text = explain(LayoutReport(steps=3, tolerance=1e-10, parting=Parting(gap, parameters=names)))
-    assert "part at step 1 on rank 3: gradients of layers.1.dense.bias[7] are 2.0 instead of 1.0" in text
-    assert "8 parameters differ (the nearest to the loss first): layers.1.dense.bias" in text
-    assert "and 3 more" in text
-
-
-def test_a_parameter_that_is_missing_is_named() -> None:
-    gap = Gap(quantity="parameters", step=0, relative=math.inf, key="layers.3.bias")
-    text = explain(LayoutReport(steps=3, tolerance=1e-10, parting=Parting(gap, "only the layout has it")))
-    assert "The layouts have different parameters: layers.3.bias only the layout has it." in text
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def test_a_few_steps_give_the_same_losses_in_one_process_and_in_eight(tmp_path: 
 def test_what_it_trains_can_be_proved_to_be_the_same_in_another_layout() -> None:
     config = MLPConfig.from_yaml(CONFIG, ["topology.model_parallel_size=2"])
     report = verify_layout(recipe_of(config, SUBSET), config.topology, steps=2, timeout=120)
-    assert report.agrees, report.parting
+    assert report.agrees, report
 
 
 def run_example(

@@ -82,7 +82,7 @@ def check(path: str, *settings: str) -> None:
     """Train in the configured layout and in one process, side by side, and say whether they are the same run."""
     config = CharactersConfig.from_yaml(path, settings)
     report = verify_layout(recipe_of(config), config.topology)
-    print("the same run" if report.agrees else report.parting)
+    print("the same run" if report.agrees else report)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,10 @@ from scaling.core import (
     BaseConfig,
     ConfigError,
     ExitStatus,
-    LayoutReport,
-    Parting,
     Recipe,
     TopologyConfig,
     verify_layout,
 )
-from scaling.core.config.plain_words import first_of
 from scaling.transformer import TransformerConfig, layer_specs, load_datasets, prepare_data
 from scaling.transformer.data.source import missing_files
 from scaling.transformer.recipe import LayerFunction, recipe_of
@@ -32,7 +29,6 @@ from scaling.transformer.verify.synthetic import synthetic_text
 
 _VOCABULARY = 1001  # where the tokenizer would say: divisible by no usual number of ranks
 _EVALUATION_SAMPLES = 5
-_SHOWN = 5
 
 
 class Precision(str, Enum):
@@ -116,7 +112,7 @@ def verify(
         timeout=timeout,
         progress=lambda message: typer.echo(f"  {message}", err=True),
     )
-    typer.echo(explain(report))
+    typer.echo(str(report))
     raise typer.Exit(ExitStatus.DONE if report.agrees else ExitStatus.FAILURE)
 
 
@@ -147,47 +143,6 @@ def describe(layout: TopologyConfig) -> str:
     count = f"{layout.world_size} process{'es' if layout.world_size > 1 else ''}"
     sizes = f"pipe {layout.pipe_parallel_size} x data {layout.data_parallel_size} x model {layout.model_parallel_size}"
     return ", ".join([f"{sizes} ({count})", *extras])
-
-
-def explain(report: LayoutReport) -> str:
-    """Return what was found, for a person."""
-    lines = [f"{report.steps} steps, {report.elements:,} parameters; largest relative differences:"]
-    if report.digest is not None:
-        lines.append(f"  {'initial weights':16} identical, SHA-256 {report.digest[:16]}...")
-    for quantity, gap in report.worst.items():
-        if quantity != "initial weights":
-            where = f"{gap.key}{list(gap.index)} on rank {gap.rank}" if gap.key else ""
-            lines.append(f"  {quantity:16} {gap.relative:.1e}  step {gap.step}  {where}".rstrip())
-    if report.parting is None:
-        lines.append(f"The layouts are the same training run (to {report.tolerance:.0e}).")
-    else:
-        lines += _explain(report.parting, report.tolerance)
-    return "\n".join(lines)
-
-
-def _explain(parting: Parting, tolerance: float) -> Iterator[str]:
-    gap, names = parting.gap, parting.parameters
-    rank = "" if gap.rank is None else f" on rank {gap.rank}"
-    if gap.quantity == "parameters":
-        yield f"The layouts have different parameters: {gap.key} {parting.message}."
-        return
-    what = gap.quantity if gap.key is None else f"{gap.quantity} of {gap.key}{list(gap.index)}"
-    yield (
-        f"The layouts part at step {gap.step}{rank}: {what} {'are' if gap.key else 'is'} {gap.actual!r} instead of "
-        f"{gap.expected!r} ({gap.relative:.1e} relative, {tolerance:.0e} allowed)."
-    )
-    if parting.message:
-        yield f"  {parting.message[0].upper()}{parting.message[1:]}."
-    listed = first_of(names, _SHOWN)
-    if gap.quantity == "loss":
-        yield (
-            f"  The difference comes in through {listed}: look at how its layer uses it on each rank."
-            if names
-            else "  It comes in through no parameter of its own: look at data, positions, masks and the loss function."
-        )
-    elif len(names) > 1:
-        nearest = " (the nearest to the loss first)" if gap.quantity == "gradients" else ""
-        yield f"  {len(names)} parameters differ{nearest}: {listed}."
 
 
 def _check(config: TransformerConfig) -> None:

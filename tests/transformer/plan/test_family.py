@@ -100,7 +100,7 @@ def test_it_trains_a_step_alike_in_two_layouts() -> None:
     )
     layout = topology_config(model=2, pipe=2, global_batch_size=4, micro_batch_size=1)
     report = verify_layout(recipe, layout, steps=1, timeout=60.0)
-    assert report.agrees, report.parting
+    assert report.agrees, report
 
 
 def changed(plan: ModelPlan, kind: Kind, **changes: Any) -> ModelPlan:

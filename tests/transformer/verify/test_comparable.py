@@ -27,7 +27,7 @@ def test_gradients_that_are_nothing_but_rounding_do_not_part_layouts(precision: 
     config = comparable(TransformerConfig.from_dict(sections))
     recipe = recipe_of(config, synthetic_text(config))
     report = verify_layout(recipe, config.topology, steps=2, precision=precision, timeout=60.0)
-    assert report.agrees, report.parting
+    assert report.agrees, report
 
 
 def test_a_larger_eps_stays() -> None:

@@ -6,10 +6,9 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from scaling.core.boxes import whole
 from scaling.core.errors import ConfigError
@@ -26,66 +25,16 @@ from scaling.core.verify.deviation import (
 )
 from scaling.core.verify.diagnosis import Replacement, Trial, causes
 from scaling.core.verify.precision import in_precision
+from scaling.core.verify.report import Gap, LayoutReport, Parting, Quantity
 from scaling.core.verify.session import Tensors
 from scaling.core.verify.shared_tensors import SharedTensors
 from scaling.core.verify.world import LocalWorld
-
-Quantity = Literal[
-    "parameters", "initial weights", "loss", "gradients", "gradient norm", "updated weights", "evaluation loss"
-]
 
 TOLERANCES: Mapping[str, float] = MappingProxyType({"float64": 1e-10, "float32": 1e-5})
 """How far layouts may be apart, relative to the largest element. docs/layout_contract.md says why, and why less precise
 types prove nothing."""
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """How far apart the layouts are in one quantity, where they are farthest."""
-
-    quantity: Quantity
-    step: int
-    relative: float
-    actual: float = 0.0
-    expected: float = 0.0
-    key: str | None = None
-    """The parameter; None for a loss or a norm."""
-    rank: int | None = None
-    index: tuple[int, ...] = ()
-    """Global index of the element of the parameter."""
-
-
-@dataclass(frozen=True)
-class Parting:
-    """Where two layouts stop being the same training run: the first step, and the first quantity of it."""
-
-    gap: Gap
-    message: str = ""
-    """What is wrong, where that is not a number."""
-    parameters: tuple[str, ...] = ()
-    """All parameters that differ there, or through which a loss comes to differ; the first to look at comes first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayoutReport:
-    """What `verify_layout` found."""
-
-    steps: int
-    tolerance: float
-    digest: str | None = None
-    """SHA-256 of the initial weights, the same in both layouts; None where they are not."""
-    elements: int = 0
-    """Number of elements of all parameters."""
-    worst: Mapping[Quantity, Gap] = field(default_factory=dict)
-    """The largest difference in each quantity, over all steps that agree."""
-    parting: Parting | None = None
-
-    @property
-    def agrees(self) -> bool:
-        """Return whether the layouts are the same training run."""
-        return self.parting is None
 
 
 class _Parted(Exception):
