@@ -115,9 +115,16 @@ def test_a_difference_from_nothing_is_infinite() -> None:
     assert relative_difference(math.nan, 1.0) == math.inf
 
 
-def test_layers_are_ordered_by_number() -> None:
-    keys = ["layers.10.norm.weight", "layers.2.b", "layers.2.a", "layers.0.x"]
-    assert in_model_order(keys) == ["layers.0.x", "layers.2.a", "layers.2.b", "layers.10.norm.weight"]
+def test_layers_are_ordered_by_number_and_what_is_in_them_stays_as_it_was_registered() -> None:
+    keys = ["layers.10.norm.weight", "layers.2.b", "layers.2.a.11", "layers.2.a.3", "layers.0.x"]
+    expected = ["layers.0.x", "layers.2.b", "layers.2.a.11", "layers.2.a.3", "layers.10.norm.weight"]
+    assert in_model_order(keys) == expected
+
+
+def test_distances_come_in_the_order_that_is_asked_for() -> None:
+    parts = [measure(key, 0, [(Box((0,), (1,)), array(1.0), array(1.5))]) for key in ("b", "c", "a")]
+    assert [found.key for found in distances(parts)] == ["b", "c", "a"]
+    assert [found.key for found in distances(parts, ["a", "b", "unknown"])] == ["a", "b", "c"]
 
 
 def test_what_no_rank_owns_is_found() -> None:

@@ -33,7 +33,7 @@ def test_several_layers_and_names_are_found_in_the_order_of_the_model() -> None:
     def wrong(weights: Weights) -> float:
         return right(weights) + weights["layers.10.bias"] + weights["layers.2.bias"] + weights["layers.2.weight"] - 1.0
 
-    assert find(wrong) == ("layers.2.bias", "layers.2.weight", "layers.10.bias")
+    assert find(wrong) == ("layers.2.weight", "layers.2.bias", "layers.10.bias")
 
 
 def test_a_parameter_that_was_never_neutral_is_found() -> None:

@@ -55,11 +55,15 @@ def test_a_gradient_that_is_not_summed_is_named_with_rank_and_place() -> None:
     report = verify(recipe(forgetful=(1,)), layout(model=2))
     assert report.parting is not None
     gap = report.parting.gap
-    assert (gap.quantity, gap.step, gap.key) == ("gradients", 1, "layers.2.norm.weight")
+    assert (gap.quantity, gap.step, gap.key) == ("gradients", 1, "layers.2.norm.bias")
     assert gap.rank in (0, 1)
     assert len(gap.index) == 1
     assert gap.actual != gap.expected
-    # Whatever comes before the mistake has a wrong gradient too, what comes behind it has not.
+    # Whatever comes before the mistake has a wrong gradient too, what comes behind it has not. The nearest comes first:
+    # the last that its layer registers, not the last by name.
+    block = [f"{module}.{name}" for module in ("down", "up", "norm") for name in ("bias", "weight")]
+    nearest = ["layers.2.norm.bias", "layers.2.norm.weight", *(f"layers.1.{name}" for name in block)]
+    assert list(report.parting.parameters[: len(nearest)]) == nearest
     assert {key.split(".")[1] for key in report.parting.parameters} == {"0", "1", "2"}
     assert not [key for key in report.parting.parameters if key.startswith("layers.2.") and "norm" not in key]
 
@@ -90,8 +94,8 @@ def test_a_parameter_that_one_layout_lacks_is_named() -> None:
     report = verify(recipe(extra="only in parallel"), layout(data=2))
     assert report.parting is not None
     assert report.parting.gap.quantity == "parameters"
-    assert report.parting.gap.key == "layers.4.bias"
-    assert report.parting.message == "only the reference has it"
+    assert report.parting.gap.key == "layers.4.scale"
+    assert report.parting.message == "only the layout has it"
 
 
 def test_what_a_layer_raises_is_reported_with_its_rank() -> None:

@@ -90,15 +90,18 @@ def measure(key: str, rank: int, parts: Iterable[tuple[Box, Array, Array]]) -> D
     return Deviation(**{**vars(worst), "largest": largest, "different": different})
 
 
-def distances(deviations: Iterable[Deviation]) -> list[Distance]:
-    """Return one distance for each tensor, in the order of the model, from the deviations of all ranks."""
+def distances(deviations: Iterable[Deviation], order: Iterable[str] = ()) -> list[Distance]:
+    """Return one distance for each tensor from the deviations of all ranks.
+
+    They come as in `order`, then the others in the order of the model.
+    """
     by_key: dict[str, list[Deviation]] = {}
     for deviation in deviations:
         by_key.setdefault(deviation.key, []).append(deviation)
     scales = {key: max(of_rank.largest for of_rank in ranks) for key, ranks in by_key.items()}
     floor = FLOOR * max(scales.values(), default=0.0)
     found = []
-    for key in in_model_order(by_key):
+    for key in dict.fromkeys((*(key for key in order if key in by_key), *in_model_order(by_key))):
         worst = max(by_key[key], key=lambda deviation: (deviation.absolute, -deviation.rank))
         found.append(
             Distance(
@@ -130,12 +133,14 @@ def relative_difference(actual: float, expected: float) -> float:
 
 
 def in_model_order(keys: Iterable[str]) -> list[str]:
-    """Sort parameter names as the layers come, `layers.2` before `layers.10`, and by name within a layer."""
+    """Sort parameter names as the layers come, `layers.2` before `layers.10`; within a layer they stay as given."""
 
-    def order(key: str) -> list[tuple[int, int, str]]:
-        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
+    def layer(key: str) -> list[tuple[int, int, str]]:
+        parts = key.split(".")
+        end = next((place for place, part in enumerate(parts, 1) if part.isdigit()), 0)
+        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts[:end]]
 
-    return sorted(keys, key=order)
+    return sorted(keys, key=layer)
 
 
 def shapes(held_by_rank: Iterable[Iterable[HeldBoxes]]) -> dict[str, tuple[int, ...]]:

@@ -181,7 +181,7 @@ class _Pair:
             return _Parted(Parting(Gap(quantity="parameters", step=0, relative=math.inf, key=key), message, (key,)))
 
         here, there = shapes(tested), shapes(reference)
-        for key in in_model_order({*here, *there}):
+        for key in in_model_order({**here, **there}):
             if key not in here or key not in there:
                 raise parted(key, f"only the {'layout' if key in here else 'reference'} has it")
             if here[key] != there[key]:
@@ -189,14 +189,15 @@ class _Pair:
         for held_by_rank, where in ((tested, "layout"), (reference, "reference")):
             for key, box in incomplete(held_by_rank):
                 raise parted(key, f"no rank of the {where} has {box} of {list(here[key])}")
-        self._shapes = here
+        self._shapes = {key: here[key] for key in in_model_order(here)}
 
     def _compare_tensors(self, quantity: Quantity, which: Tensors, step: int) -> None:
         """Compare everything that the ranks hold with what the reference's owners hold."""
         directory = self._directory / which
         self._reference.call("write", which, directory)
         for world, deviations in zip(("layout", "reference"), self._both("compare", which, directory), strict=True):
-            found = distances(deviation for rank in deviations for deviation in rank)
+            # Gradients come by groups of the optimizer; weights, and so these shapes, as the layers register them.
+            found = distances((deviation for rank in deviations for deviation in rank), self._shapes)
             gaps = [_gap_of(quantity, step, distance) for distance in found]
             exact = quantity == "initial weights"
             bad = [

@@ -59,9 +59,9 @@ class SharedTensors:
         ]
 
     def digest(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        """Return the SHA-256 over names, shapes and elements of all tensors, in the order of the model."""
+        """Return the SHA-256 over names, shapes and elements of all tensors, by layer and by name."""
         sha256 = hashlib.sha256()
-        for key in in_model_order(shapes):
+        for key in in_model_order(sorted(shapes)):
             sha256.update(f"{key} {list(shapes[key])}\n".encode())
             sha256.update(self.read(key, shapes[key], whole(shapes[key])).tobytes())
         return sha256.hexdigest()
