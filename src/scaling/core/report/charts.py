@@ -11,6 +11,7 @@ import numpy as np
 from scaling.core.report.curves import Chart, Curve
 from scaling.core.report.reading import Run
 from scaling.core.report.series import EMPTY, Series
+from scaling.core.report.statistics import statistic_of
 
 LOSS: Final = "training/loss"
 EVALUATION_LOSS: Final = "evaluation/loss"
@@ -67,9 +68,16 @@ def main_charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
 
 
 def further_charts(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Chart], list[str]]:
-    """Return figures of all other metrics by their names, and the names of those that are too many."""
+    """Return figures of all other metrics by their names, and the names of those that are too many.
+
+    Statistics of tensors have figures of another kind: `draw_statistics`.
+    """
     shown = {LOSS, EVALUATION_LOSS, *_MAIN, *_NO_CURVE}
-    left = [metric for metric in _metrics(runs) if metric not in shown and not metric.startswith(_RATES)]
+    left = [
+        metric
+        for metric in _metrics(runs)
+        if metric not in shown and not metric.startswith(_RATES) and statistic_of(metric) is None
+    ]
     most = max(1, min(_MAX_FURTHER, _MAX_CURVES // len(runs)))
     charts = [_chart(runs, names, metric, _FURTHER.get(metric, _Kind(metric))) for metric in left[:most]]
     return [chart for chart in charts if chart is not None], left[most:]

@@ -69,26 +69,32 @@ def draw_chart(chart: Chart, steps: Scale, *, restarts: Sequence[Restart] = (), 
     )
     lines = [line for curve in chart.curves for line in _lines(curve, steps, values, detail=detail, smooth=smooth)]
     marks = [_restart(mark, steps) for mark in restarts]
+    caption = tag("p", _caption(chart, values, smooth=smooth), class_="note")
+    return frame(chart.title, [*marks, *lines], steps, values, caption, unit=chart.unit, label=_in_words(chart))
+
+
+def frame(
+    title: str, lines: Sequence[Markup], steps: Scale, values: Scale, *below: Markup, label: str, unit: str = ""
+) -> Markup:
+    """Return `lines` as a figure with its axes and what stands below it; `label` says it to those who do not see."""
     svg = tag(
         "svg",
         *(_rule(values, value) for value in values.ticks()),
-        *marks,
         *lines,
         viewBox=f"0 0 {GRID} {GRID}",
         preserveAspectRatio="none",
         role="img",
-        aria_label=_in_words(chart),
+        aria_label=label,
     )
     words = [
         *(_label("y", 1 - int(values.place(np.array([value]))[0]) / GRID, value) for value in values.ticks()),
         *(_label("x", int(steps.place(np.array([value]))[0]) / GRID, value) for value in steps.ticks()),
     ]
-    unit = tag("small", f" {chart.unit}") if chart.unit else None
     return tag(
         "figure",
-        tag("figcaption", tag("h3", chart.title, unit), tag("span", class_="value")),
+        tag("figcaption", tag("h3", title, tag("small", f" {unit}") if unit else None), tag("span", class_="value")),
         tag("div", tag("div", svg, class_="clip"), *words, class_="plot"),
-        tag("p", _caption(chart, values, smooth=smooth), class_="note"),
+        *below,
         class_="chart",
         data_x=json.dumps([steps.low, steps.high]),
         data_y=json.dumps([values.low, values.high, int(values.logarithmic)]),
@@ -115,6 +121,13 @@ def _lines(curve: Curve, steps: Scale, values: Scale, *, detail: int, smooth: bo
 
 
 def _path(series: Series, steps: Scale, values: Scale, curve: Curve, *, class_: str, dots: bool = False) -> Markup:
+    names = {"data_run": str(curve.run), "data_name": curve.name}
+    return draw_path(series, steps, values, dots=dots, class_=class_, **names)
+
+
+def draw_path(
+    series: Series, steps: Scale, values: Scale, *within: Markup, dots: bool = False, **attributes: str
+) -> Markup:
     """Return a line through a series that is interrupted where a value is not finite, or where steps go back."""
     finite = np.isfinite(series.values)
     xs = steps.place(series.steps.astype(np.float64))
@@ -128,7 +141,7 @@ def _path(series: Series, steps: Scale, values: Scale, curve: Curve, *, class_: 
             continue
         parts.append(f"M{x} {y} {x} {y}" if begins or gap or dots else f" {x} {y}")
         begins = False
-    return tag("path", d="".join(parts), class_=class_, data_run=str(curve.run), data_name=curve.name)
+    return tag("path", *within, d="".join(parts), **attributes)
 
 
 def _dot(step: int, class_: str, steps: Scale, run: int) -> Markup:

@@ -23,6 +23,7 @@ from scaling.core.report.pictures import draw_run
 from scaling.core.report.reading import CONFIG_FILE, Run
 from scaling.core.report.scales import Scale
 from scaling.core.report.settings import changed_settings, differing_settings
+from scaling.core.report.statistics import draw_statistics
 from scaling.core.report.timeline import draw_timeline
 
 _POINTS: Final = 50_000
@@ -49,6 +50,7 @@ def _page(runs: Sequence[Run], config_class: type[BaseConfig] | None) -> str:
         "Summary": facts.summary(runs, heads),
         "End": _each(runs, names, [facts.bad_end(run) for run in runs]),
         "Curves": _curves(runs, names),
+        "Statistics": _each(runs, names, draw_statistics(runs, _steps(runs))),
         "Attempts": _each(runs, names, [facts.attempts(run) for run in runs]),
         "Events": _each(runs, names, [facts.events(run) for run in runs]),
         "Layout": _each(runs, names, [draw_run(run) for run in runs]),
@@ -128,10 +130,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Markup | None:
     further, left = further_charts(runs, names)
     if not charts and not further:
         return tag("p", "No step was finished: there are no curves.", class_="note")
-    ends = [series.steps[[0, -1]] for run in runs for series in run.series.values() if len(series)]
-    low, high = min(int(end[0]) for end in ends), max(int(end[1]) for end in ends)
-    room = max(high - low, 1) / 100
-    steps = Scale(low - room, high + room)
+    steps = _steps(runs)
     count = sum(len(chart.curves) for chart in (*charts, *further))
     detail = min(max(_POINTS // count, _DETAIL[0]), _DETAIL[1])
     restarts = [
@@ -158,6 +157,14 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Markup | None:
             note = tag("p", f"Not drawn, for there are too many: {', '.join(left[:_LISTED])}{more}", class_="note")
         parts.append(tag("details", tag("summary", f"Further metrics ({len(further) + len(left)})"), inner, note))
     return join(parts)
+
+
+def _steps(runs: Sequence[Run]) -> Scale:
+    """Return the steps of all runs: the axis that all figures share."""
+    ends = [series.steps[[0, -1]] for run in runs for series in run.series.values() if len(series)]
+    low, high = min((int(end[0]) for end in ends), default=0), max((int(end[1]) for end in ends), default=1)
+    room = max(high - low, 1) / 100
+    return Scale(low - room, high + room)
 
 
 def _legend(names: Sequence[str]) -> Markup:
