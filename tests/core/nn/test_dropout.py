@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from scaling.core import LayoutError
 from scaling.core.nn.dropout import Dropout, keep_mask, row_keys
 from scaling.core.nn.place import Place
 from scaling.core.topology.topology import Topology
@@ -41,6 +42,15 @@ def test_elements_are_dropped_as_often_as_asked_and_the_rest_scaled(probability:
         rates = kept.double().mean(others)
         deviation = math.sqrt(probability * (1 - probability) / (out.numel() / out.shape[dim]))
         assert float((rates - (1 - probability)).abs().max()) < 5 * deviation
+
+
+@pytest.mark.parametrize(("shape", "hint"), [((64, 32), "; give it x[:, None]"), ((2, 3, 4, 5), ""), ((8,), "")])
+def test_other_dimensions_are_refused_with_the_shape(shape: tuple[int, ...], hint: str) -> None:
+    for drop in (site(), site().within):
+        with pytest.raises(LayoutError) as raised:
+            drop(torch.ones(shape), torch.arange(shape[0]))
+        assert str(raised.value) == f"Dropout takes [b, s, h], not {list(shape)}{hint}"
+    assert site()(torch.ones(64, 32)[:, None], torch.arange(64)).shape == (64, 1, 32)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

@@ -13,6 +13,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from scaling.core.errors import LayoutError
 from scaling.core.nn.place import Place
 from scaling.core.topology.rng import derive_seed
 
@@ -92,7 +93,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor, samples: Tensor) -> Tensor:
         """Drop elements of `x` [b, s, h] (under sequence parallelism this rank's slice of s).
 
-        `samples` int64 [b]: each row's place in the order of the whole run.
+        `samples` int64 [b]: each row's place in the order of the whole run. `LayoutError` where something is to
+        be dropped from an `x` of other dimensions.
         """
         cut = self.place.sequence_parallel
         return self._drop(x, samples, first_position=self.place.index * x.shape[1] if cut else 0, cut=cut)
@@ -111,6 +113,9 @@ class Dropout(nn.Module):
         """Drop elements of `x`; `cut`: model ranks hold different parts of a tensor."""
         if not self.active:
             return x
+        if x.dim() != 3:
+            hint = "; give it x[:, None]" if x.dim() == 2 else ""
+            raise LayoutError(f"Dropout takes [b, s, h], not {list(x.shape)}{hint}")
         if self.stream == "per_rank":
             with self.place.topology.rng.stream("sharded" if cut else "replicated"):
                 return nn.functional.dropout(x, self.probability)
