@@ -15,8 +15,8 @@ from tests.transformer.small import command_environment
 
 def test_attempts_take_the_place_of_those_before_and_leave_the_rest(tmp_path: Path) -> None:
     (tmp_path / RUN_FILE).write_text(json.dumps({"started": "today", ATTEMPTS: [{"attempt": 7}]}))
-    write_attempts(tmp_path, [{"attempt": 0}])
-    assert read_run_file(tmp_path) == {"started": "today", ATTEMPTS: [{"attempt": 0}]}
+    write_attempts(tmp_path, [{"attempt": 1}])
+    assert read_run_file(tmp_path) == {"started": "today", ATTEMPTS: [{"attempt": 1}]}
 
 
 @pytest.mark.parametrize("text", [None, "", "[1]", "{", "\xff"])

@@ -22,7 +22,7 @@ from tests.core.report.folders import FOUR_RANKS, RESOLVED, profile, steps, writ
 from tests.core.report.test_markup import ANY_TEXT, Elements
 
 KILLED = {
-    "attempt": 0,
+    "attempt": 1,
     "started": "2030-01-01T00:00:00+00:00",
     "ended": "2030-01-01T00:01:30+00:00",
     "status": 137,

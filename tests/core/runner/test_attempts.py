@@ -73,8 +73,8 @@ def test_a_run_is_started_again_until_it_is_done(tmp_path: Path, capfd: pytest.C
     assert job.did == ["prepare 0", "run 0", "prepare 1", "run 1"]
     assert capfd.readouterr().err == f"attempt 1 of 3 ended: {NAMED}; starting again from the newest checkpoint\n"
     first, second = json.loads((tmp_path / "run.json").read_text())["attempts"]
-    assert (first["attempt"], first["status"], first["reason"], first["host"]) == (0, 1, NAMED, "h2")
-    assert (second["attempt"], second["status"], second["reason"], second["host"]) == (1, 0, None, None)
+    assert (first["attempt"], first["status"], first["reason"], first["host"]) == (1, 1, NAMED, "h2")
+    assert (second["attempt"], second["status"], second["reason"], second["host"]) == (2, 0, None, None)
     assert set(first) == {"attempt", "started", "ended", "status", "reason", "host"}
     assert RunState.read(tmp_path) is None  # that of the trainer stays
 
@@ -171,7 +171,7 @@ def test_processes_of_this_machine_are_started_again(
     for _ in range(2):  # a new command begins a list of its own
         assert runner_main(config, **arguments, log_dir=tmp_path / "log") == 0  # type: ignore[arg-type]  # by name
         values = json.loads((tmp_path / "log" / "run.json").read_text())
-        assert [(one["attempt"], one["status"]) for one in values["attempts"]] == [(0, 74), (1, 0)]
+        assert [(one["attempt"], one["status"]) for one in values["attempts"]] == [(1, 74), (2, 0)]
         assert values["data_fingerprint"] == "new"
     assert "the disk is full; starting again from the newest checkpoint\n" in capfd.readouterr().err
     ports = [(tmp_path / f"port_{attempt}").read_text() for attempt in range(2)]

@@ -77,10 +77,10 @@ def attempts(run: Run) -> Markup | None:
     """Return a table of the attempts of a run's last command."""
     rows = []
     for attempt in run.attempts:
-        number, seconds = attempt.get("attempt"), between(attempt.get("started"), attempt.get("ended"))
+        seconds = between(attempt.get("started"), attempt.get("ended"))
         rows.append(
             (
-                number + 1 if isinstance(number, int) else number,
+                attempt.get("attempt"),
                 _time_of(attempt.get("started")),
                 None if seconds is None else tag("span", duration(seconds), class_="time"),
                 attempt.get("status"),

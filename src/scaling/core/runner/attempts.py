@@ -28,7 +28,7 @@ class Attempt:
     """What became of one start of all processes."""
 
     attempt: int
-    """Counted from 0."""
+    """Counted from 1, as in events.jsonl and on the terminal."""
     started: str
     ended: str
     status: int
@@ -138,7 +138,7 @@ def _described(result: Outcome, attempt: int, started: str, *, asked: signal.Sig
     if reason is None and result.status != ExitStatus.DONE and asked is not None:
         reason = asked.name
     return Attempt(
-        attempt=attempt,
+        attempt=attempt + 1,
         started=started,
         ended=_now(),
         status=int(result.status),
