@@ -54,12 +54,13 @@ def trained(rank: int, world_size: int, overrides: Sequence[str]) -> int:
         close_logging()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_without_a_configuration_it_says_how_it_is_started(arguments: list[str]) -> None:
-    ended = run_module("examples.mlp_example.run", *arguments)
-    assert ended.returncode == 2
+def test_it_says_how_it_is_started() -> None:
     usage = "python3 -m examples.mlp_example.run CONFIG [KEY=VALUE ...]"
-    assert ended.stderr == f"error: name a configuration: {usage}\n"
+    ended = run_module("examples.mlp_example.run")
+    assert (ended.returncode, ended.stderr) == (2, f"error: name a configuration: {usage}\n")
+    helped = run_module("examples.mlp_example.run", "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert helped.stdout.startswith(f"usage: {usage} [--dry-run]\n")
 
 
 def metrics(log_dir: Path) -> dict[int, dict[str, float]]:

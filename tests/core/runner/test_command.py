@@ -22,15 +22,33 @@ def test_a_configuration_comes_first_and_then_changes(monkeypatch: pytest.Monkey
     assert command_line() == ("config.yml", ["trainer.seed=1", "a=2"])
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
-@pytest.mark.parametrize(("module", "program"), [(None, "train.py"), ("my.train", "python3 -m my.train")])
-def test_without_a_configuration_the_way_to_start_it_is_named(
-    arguments: list[str], module: str | None, program: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def started_as(module: str | None, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     main = ModuleType("__main__")
     main.__spec__ = None if module is None else SimpleNamespace(name=module)  # type: ignore[assignment]  # enough of one
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["config.yml", "-h"]])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_help_is_the_usage_and_no_error(
+    arguments: list[str], dry_run: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started_as("my.train", arguments, monkeypatch)
+    with pytest.raises(SystemExit) as raised:
+        command_line(dry_run=dry_run)
+    assert raised.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python3 -m my.train CONFIG [KEY=VALUE ...]")
+    assert ("--dry-run" in said) == dry_run
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+@pytest.mark.parametrize(("module", "program"), [(None, "train.py"), ("my.train", "python3 -m my.train")])
+def test_without_a_configuration_the_way_to_start_it_is_named(
+    arguments: list[str], module: str | None, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_as(module, arguments, monkeypatch)
     with pytest.raises(ConfigError) as raised:
         command_line()
     assert str(raised.value) == f"name a configuration: {program} CONFIG [KEY=VALUE ...]"

@@ -39,6 +39,11 @@ class RunConfig(BaseConfig):
 
 
 _DRY_RUN = "--dry-run"
+_HELP = """
+  CONFIG       the configuration, YAML or JSON
+  KEY=VALUE    a change of a setting, such as trainer.seed=2
+"""
+_HELP_DRY_RUN = f"  {_DRY_RUN}    print what would be started, and start nothing\n"
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -56,7 +61,7 @@ def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
                 f"{module} would start itself without end: run_in_processes names it, and it calls run_in_processes; "
                 "name the module that ends in run_training_process"
             )
-        path, overrides = command_line()
+        path, overrides = command_line(dry_run=True)
         dry_run = _DRY_RUN in overrides
         overrides = [override for override in overrides if override != _DRY_RUN]
         text = read_config(path)
@@ -97,10 +102,18 @@ def run_training_process(config_class: type[Config], train: Callable[[Config, La
     run_process(work)
 
 
-def command_line() -> tuple[str, list[str]]:
-    """Return CONFIG and the overrides that this process was given."""
+def command_line(*, dry_run: bool = False) -> tuple[str, list[str]]:
+    """Return CONFIG and the overrides that this process was given; with --help print the usage, and end with 0.
+
+    `dry_run`: --dry-run is one of the options.
+    """
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # None where Python was given a file
+    program = sys.argv[0] if module is None else f"python3 -m {module.name}"
+    usage = f"{program} CONFIG [KEY=VALUE ...]"
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+        option, meaning = (f" [{_DRY_RUN}]", _HELP_DRY_RUN) if dry_run else ("", "")
+        sys.stdout.write(f"usage: {usage}{option}\n{_HELP}{meaning}")
+        raise SystemExit(ExitStatus.DONE)
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        module = getattr(sys.modules["__main__"], "__spec__", None)  # None where Python was given a file
-        program = sys.argv[0] if module is None else f"python3 -m {module.name}"
-        raise ConfigError(f"name a configuration: {program} CONFIG [KEY=VALUE ...]")
+        raise ConfigError(f"name a configuration: {usage}")
     return sys.argv[1], sys.argv[2:]
