@@ -24,7 +24,6 @@ import torch
 
 from scaling.core import (
     ActivationCheckpointingType,
-    Axis,
     BaseDataset,
     ChangeRules,
     ConfigError,
@@ -135,18 +134,6 @@ def _introduce(config: TransformerConfig, learner: Learner, training: TextMixtur
     topology = learner.topology
     if topology.rank != 0:
         return
-    named = config.topology.parallel_sizes
-    sizes = " x ".join(f"{axis.value} {topology.size(axis)}" for axis in Axis if f"{axis.value}_parallel_size" in named)
-    local = sum(parameter.numel() for parameter in learner.module.parameters())
-    whose = "parameters" if topology.layout.world_size == 1 else "parameters on this rank"
-    _log.info(
-        "%d layers, %s %s, %s on %s",
-        config.transformer_architecture.num_layers,
-        f"{local:,}",
-        whose,
-        sizes,
-        topology.device,
-    )
     _log.info("%s", _told_of_training(config))
     plan = plan_of(config.transformer_architecture)
     _log.info("%s", told_of_kernels(plan, topology.device.type, find_kernels(topology.device)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,15 @@ from tests.core.trainer.regression import Points, make_trainer
 from tests.core.trainer.test_trainer import Signals
 
 
-def run(folder: Path, *, poison: int | None = None, hooks: Any = (), ranks: Any = None, **options: Any) -> ExitStatus:
+def run(
+    folder: Path,
+    *,
+    poison: int | None = None,
+    hooks: Any = (),
+    ranks: Any = None,
+    commands: Any = ("look at it", "use it"),
+    **options: Any,
+) -> ExitStatus:
     """Train a regression of four steps, with a save and an evaluation after every second one."""
     intervals = {"log_interval": 1, "eval_interval": 2, "save_interval": 2}
     values = {"save_dir": folder / "save", "train_iterations": 4, **intervals, **options}
@@ -32,7 +41,6 @@ def run(folder: Path, *, poison: int | None = None, hooks: Any = (), ranks: Any 
         profiler=ProfilerConfig(),
     )
     learner = make_trainer(training=Points(20, poison=poison), validation=Points(8))[0].learner
-    commands = ["look at it", "use it"]
     return run_training(config, learner, RunIdentity(TrainerConfig()), hooks=hooks, next_commands=commands)
 
 
@@ -73,6 +81,17 @@ def test_attempts_are_told_of_from_their_start_to_their_end(
         ("pre-empted", "SIGTERM, saved"),
         ("finished", None),
     ]
+
+
+def test_what_is_trained_is_said_once_and_where_no_command_is_named_the_report_comes_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run(tmp_path / "my run", commands=())
+    (said,) = [line for line in caplog.messages if " parameters" in line]
+    assert re.fullmatch(r"[1-9][0-9,]* parameters, pipe 1 x data 1 x model 1 on cpu", said)
+    assert caplog.messages[0] == said
+    assert caplog.messages[-1] == f"next        scaling report '{tmp_path}/my run/log'"
 
 
 def test_steps_that_were_not_finite_and_a_failure_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,7 +30,7 @@ from scaling.core.trainer.builtin_hooks import builtin_hooks, statistics_hooks
 from scaling.core.trainer.config import TrainerConfig
 from scaling.core.trainer.hooks import TrainerHook
 from scaling.core.trainer.state import RunIdentity
-from scaling.core.trainer.telling import started
+from scaling.core.trainer.telling import described, started
 from scaling.core.trainer.trainer import Trainer
 from scaling.core.training.learner import Learner
 
@@ -71,7 +72,8 @@ def run_training(
     below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `sinks` get this rank's metrics beside
     those that the configuration asks for, and are closed in the end; pass them on rank 0. `once_resumed` is called
     before the first step, when it is certain that the checkpoints in `save_dir` are this run's own. `next_commands` is
-    what the summary at the end of a finished training tells to try next, the most important first.
+    what the summary at the end of a finished training tells to try next, the most important first; without any it is
+    the report of `logger.log_dir`.
     """
     topology = learner.topology
     if learner.recipe.seed != config.trainer.seed:
@@ -95,6 +97,8 @@ def run_training(
     ):
         attempt = LaunchContext.from_environment().attempt
         summary = Summary()
+        if topology.rank == 0:
+            _log.info("%s", described(learner))
         sizes = {axis.value: topology.size(axis) for axis in Axis}
         write_run_files(
             config.logger.log_dir,
@@ -181,6 +185,8 @@ def _sum_up(
     if trainer.preempted is not None:
         outcome = RunPhase.PREEMPTED
         next_commands = [] if saved is None else ["the same command goes on from there"]
+    elif not next_commands and log_dir is not None:
+        next_commands = [f"scaling report {shlex.quote(str(log_dir))}"]
     lines = summary.lines(outcome=outcome.value, checkpoint=saved, log_dir=log_dir, next_commands=next_commands)
     for line in lines:
         _log.info("%s", line)

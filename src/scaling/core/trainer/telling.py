@@ -1,4 +1,4 @@
-"""The events that the trainer tells of, beside those that follow from metrics."""
+"""What a run says of itself at its start, and the events of the trainer beside those that follow from metrics."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from scaling.core.checkpoint.save import SaveReport
 from scaling.core.errors import ScalingError
 from scaling.core.logging.events import Event, EventKind
 from scaling.core.storage.json_values import Json
+from scaling.core.topology.layout import Axis
+from scaling.core.training.learner import Learner
+
+
+def described(learner: Learner) -> str:
+    """Return how much this rank trains, in which layout and on what device."""
+    topology = learner.topology
+    count = sum(parameter.numel() for parameter in learner.module.parameters())
+    whose = "" if topology.layout.world_size == 1 else " on this rank"
+    usual = (Axis.PIPE, Axis.DATA, Axis.MODEL)
+    sizes = [f"{axis.value} {topology.size(axis)}" for axis in Axis if axis in usual or topology.size(axis) > 1]
+    return f"{count:,} parameters{whose}, {' x '.join(sizes)} on {topology.device}"
 
 
 def started(step: int, *, attempt: int, resumed_from: Path | None, total_steps: int, world_size: int) -> Event:
