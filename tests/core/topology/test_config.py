@@ -79,11 +79,11 @@ def test_a_topology_is_refused_exactly_if_no_or_several_sizes_agree_with_it(
 ) -> None:
     known = [sum(value is not None for value in part.values()) for part in (sizes, batch)]
     values = {**sizes, **batch}
-    if known[0] == 0:
-        values |= dict.fromkeys(PARALLEL_SIZES, 1)
+    if sizes.get("world_size") is None:
+        values = {**dict.fromkeys(PARALLEL_SIZES, 1), **{name: n for name, n in values.items() if n is not None}}
     if known[1] == 0:
         values |= {"micro_batch_size": 2, "gradient_accumulation_steps": 1}
-    determined = known[0] in (0, 3, 4) and known[1] in (0, 2, 3)
+    determined = (sizes.get("world_size") is None or known[0] >= 3) and known[1] in (0, 2, 3)
     try:
         TopologyConfig.from_dict({**sizes, **batch})
     except ConfigError:
@@ -99,6 +99,16 @@ def test_nothing_given_is_one_process_with_micro_batches_of_two() -> None:
         assert [getattr(config, name) for name in (*SIZES, *BATCH)] == [1, 1, 1, 1, 2, 1, 2]
 
 
+@pytest.mark.parametrize("given_size", PARALLEL_SIZES)
+def test_sizes_that_are_not_given_are_one_without_a_number_of_processes(given_size: str) -> None:
+    config = TopologyConfig.from_dict({given_size: 2})
+    assert {name: getattr(config, name) for name in SIZES} == {
+        **dict.fromkeys(SIZES, 1),
+        given_size: 2,
+        "world_size": 2,
+    }
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -110,7 +120,7 @@ def test_nothing_given_is_one_process_with_micro_batches_of_two() -> None:
         (
             {"world_size": 8, "model_parallel_size": 2, "pipe_parallel_size": 1, "data_parallel_size": 1},
             "world_size: is 8, but model_parallel_size 2 * pipe_parallel_size 1 * data_parallel_size 1 = 2; make them "
-            "equal, or leave out one of the numbers",
+            "equal, or leave out one of the numbers, for example topology.world_size=null",
         ),
         (
             {"world_size": 8, "model_parallel_size": 2},
@@ -135,7 +145,23 @@ def test_nothing_given_is_one_process_with_micro_batches_of_two() -> None:
         (
             {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "global_batch_size": 10},
             "global_batch_size: is 10, but micro_batch_size 4 * gradient_accumulation_steps 2 * data_parallel_size 1 = "
-            "8; make them equal, or leave out one of the numbers",
+            "8; make them equal, or leave out one of the numbers, for example topology.micro_batch_size=null",
+        ),
+        (
+            {
+                **dict.fromkeys(SIZES, 1),
+                "micro_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+                "global_batch_size": 4,
+            },
+            "global_batch_size: is 4, but micro_batch_size 4 * gradient_accumulation_steps 2 * data_parallel_size 1 = "
+            "8; make them equal, or leave out one of the numbers, for example "
+            "topology.gradient_accumulation_steps=null",
+        ),
+        (
+            {"data_parallel_size": 4, "micro_batch_size": 2, "gradient_accumulation_steps": 1, "global_batch_size": 6},
+            "global_batch_size: is 6, but micro_batch_size 2 * gradient_accumulation_steps 1 * data_parallel_size 4 = "
+            "8; make them equal, or leave out one of the numbers, for example topology.global_batch_size=null",
         ),
         (
             {"pipe_schedule": "interleaved_1f1b"},

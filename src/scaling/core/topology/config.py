@@ -62,6 +62,8 @@ class Compile(str, Enum):
 DATA_PARALLEL_SIZE = "data_parallel_size"
 PARALLEL_SIZES = ("model_parallel_size", "pipe_parallel_size", DATA_PARALLEL_SIZE)
 BATCH_SIZES = ("micro_batch_size", "gradient_accumulation_steps")
+OMITTED_IN_A_BATCH = ("gradient_accumulation_steps", "micro_batch_size")
+"""Which number of a batch to leave out, so that the global batch stays as it is."""
 DEFAULT_BATCH = MappingProxyType({"micro_batch_size": 2, "gradient_accumulation_steps": 1})
 
 
@@ -69,8 +71,8 @@ class TopologyConfig(BaseConfig):
     """Processes on each axis, and samples in each step.
 
     Two products hold: model_parallel_size * pipe_parallel_size * data_parallel_size = world_size, and
-    micro_batch_size * gradient_accumulation_steps * data_parallel_size = global_batch_size. Give three of the first
-    four numbers, and two of the three batch numbers; the others follow. Without any, one process, micro-batches of 2.
+    micro_batch_size * gradient_accumulation_steps * data_parallel_size = global_batch_size. Sizes that are not given are 1
+    without a world_size; with one, give two of them. Give two of the three batch numbers, or none for micro-batches of 2.
     """
 
     parallel_sizes: ClassVar[tuple[str, ...]] = PARALLEL_SIZES
@@ -141,7 +143,7 @@ class TopologyConfig(BaseConfig):
         for name in cls.parallel_sizes[len(PARALLEL_SIZES) :]:  # no configuration has to give an axis that it lacks
             given.setdefault(name, 1)
         sizes = _numbers(given, (*cls.parallel_sizes, "world_size"))
-        if not sizes.keys() & {*PARALLEL_SIZES, "world_size"}:
+        if "world_size" not in sizes:
             sizes = {**dict.fromkeys(PARALLEL_SIZES, 1), **sizes}
         batch = _numbers(given, (*BATCH_SIZES, "global_batch_size")) or DEFAULT_BATCH
         if min(*sizes.values(), *batch.values()) < 1:
@@ -150,7 +152,8 @@ class TopologyConfig(BaseConfig):
         if isinstance(completed, dict):
             given.update(completed)
             batch = {**batch, DATA_PARALLEL_SIZE: completed[DATA_PARALLEL_SIZE]}
-            completed = complete_product((*BATCH_SIZES, DATA_PARALLEL_SIZE), "global_batch_size", batch)
+            factors = (*BATCH_SIZES, DATA_PARALLEL_SIZE)
+            completed = complete_product(factors, "global_batch_size", batch, rather_omit=OMITTED_IN_A_BATCH)
         if isinstance(completed, dict):
             given.update(completed)
         else:
@@ -222,8 +225,13 @@ class TopologyConfig(BaseConfig):
         return f"set sizes whose product is {world_size}"
 
 
-def complete_product(factors: Sequence[str], whole: str, given: Mapping[str, int]) -> dict[str, int] | Problem:
-    """Return the numbers of `factors[0] * factors[1] * ... = whole` from all but one of them, or what does not fit."""
+def complete_product(
+    factors: Sequence[str], whole: str, given: Mapping[str, int], *, rather_omit: Sequence[str] = ()
+) -> dict[str, int] | Problem:
+    """Return the numbers of `factors[0] * factors[1] * ... = whole` from all but one of them, or what does not fit.
+
+    Where all are given and do not fit, the message advises to leave out one of `rather_omit`, or else `whole`.
+    """
     missing = [name for name in (*factors, whole) if name not in given]
     if len(missing) > 1:
         wanted = " or ".join(missing) if len(missing) == 2 else f"{len(missing) - 1} of {', '.join(missing)}"
@@ -240,8 +248,11 @@ def complete_product(factors: Sequence[str], whole: str, given: Mapping[str, int
             f"{whole} that is: {_nearest_multiple(given[whole], product)}",
         )
     if not missing and given[whole] != product:
+        omitted = next((name for name in rather_omit if given[whole] % (product // given[name]) == 0), whole)
         return Problem(
-            whole, f"is {given[whole]}, but {_product(known_factors)}; make them equal, or leave out one of the numbers"
+            whole,
+            f"is {given[whole]}, but {_product(known_factors)}; make them equal, or leave out one of the numbers, for "
+            f"example topology.{omitted}=null",
         )
     return {**given, **{name: given[whole] // product for name in missing}}
 
