@@ -56,9 +56,7 @@ def test_what_is_frozen_is_loaded_from_the_base_and_not_saved(
         assert trainer.resume()
     assert (trainer.state.step, trainer.state.consumed_samples) == (0, 0)
     assert trainer.learner.optimizer.state()["updates"] == 0
-    assert (
-        "2 trained parameters are not taken from the base and keep their initial values: layers.0.gain" in caplog.text
-    )
+    assert "2 trained tensors are new beside the base and start at their initial values: layers.0.gain" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     source, _ = make_trainer(load_dir=base)
     source.resume()

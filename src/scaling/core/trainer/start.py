@@ -93,7 +93,7 @@ class Start:
         if origin.is_base:
             self._list(loaded, origin)
             if loaded.absent:
-                text = "%d trained parameters are not taken from the base and keep their initial values: %s"
+                text = "%d trained tensors are new beside the base and start at their initial values: %s"
                 names = first_of(loaded.absent, _SHOWN)
                 self.log_once(logging.INFO, text, len(loaded.absent), names)
 
