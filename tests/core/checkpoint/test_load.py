@@ -83,6 +83,17 @@ def test_all_differences_are_reported_together_and_nothing_is_overwritten(tmp_pa
     assert held[0][0].parts[0][1].tolist() == [0, 0]
 
 
+def test_of_many_differences_the_first_ten_of_each_kind_are_named(tmp_path: Path) -> None:
+    names = [f"t{index:02}" for index in range(25)]
+    Checkpointer(tmp_path).save(1, [one(name, torch.ones(2)) for name in names], {})
+    with pytest.raises(CheckpointError) as raised:
+        Checkpointer(None).load(tmp_path, [one(name, torch.ones(3)) for name in names])
+    said = str(raised.value).splitlines()
+    assert said[1].startswith("  25 of another shape or type")
+    assert [line.split()[0] for line in said[2:-1]] == names[:10]
+    assert said[-1] == "    and 15 more"
+
+
 def test_differences_can_be_allowed_by_regular_expression(tmp_path: Path) -> None:
     Checkpointer(tmp_path).save(1, [one("a", torch.ones(2)), one("b", torch.ones(2)), one("old.c", torch.ones(2))], {})
     a, b, new = torch.zeros(2), torch.zeros(2), torch.zeros(2)

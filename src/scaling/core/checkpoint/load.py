@@ -23,6 +23,8 @@ READERS: Final = 4
 """Threads that read a file into memory: one copies more slowly than the page cache or a good disk gives."""
 
 _SLOT: Final = re.compile(re.escape(OPTIMIZER_PREFIX) + r"[^.]+\.")
+_NAMED: Final = 10
+"""How many differences of each kind are named."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: R
 
 
 def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | None:
-    """Return the message that names every refused difference, None where there is none."""
+    """Return the message that tells of every refused difference, the first of each kind by name; None without any."""
     titles = {
         "problems": "not comparable",
         "missing": "missing in the checkpoint (trainer.allowed_missing_keys_in_checkpoint)",
@@ -202,7 +204,9 @@ def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | No
         rows = [row for row in joined[kind] if not (without_optimizer and row[0].startswith(OPTIMIZER_PREFIX))]
         if rows:
             lines.append(f"  {len(rows)} {title}:")
-            lines += [f"    {name} {what}" for name, what in rows]
+            lines += [f"    {name} {what}" for name, what in rows[:_NAMED]]
+            if len(rows) > _NAMED:
+                lines.append(f"    and {len(rows) - _NAMED} more")
     if without_optimizer and any(name.startswith(OPTIMIZER_PREFIX) for name, _ in joined["missing"]):
         why = (
             "Retention has removed what starts with optimizer."
