@@ -23,6 +23,7 @@ def described(command: Any, name: str, *, level: int) -> Iterator[str]:
     if not below:
         context = type(command).context_class(command, info_name=name)
         usage = " ".join(command.get_usage(context).removeprefix("Usage: ").replace("{", "").replace("}", "").split())
+        usage = usage.replace("......", "...")  # of an argument whose own name ends with dots
         yield f"```text\n{usage}\n```\n\n```{{program}} {name}\n```\n\n"
         for parameter in command.params:
             yield from _parameter(parameter, context)

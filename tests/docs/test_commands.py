@@ -43,3 +43,5 @@ def test_every_command_has_a_page_with_all_its_options() -> None:
     generate = SUB_COMMANDS["generate"].load("generate")
     options = {option for parameter in generate.params for option in parameter.opts if option.startswith("--")}
     assert all(f"```{{option}} {option}" in found["generate.md"] for option in options - {"--help"})
+    assert "scaling report [OPTIONS] RUN...\n" in found["report.md"]
+    assert not [name for name, text in found.items() if "...." in text]
