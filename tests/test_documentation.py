@@ -74,6 +74,11 @@ def test_files_that_are_named_exist(path: Path) -> None:
         assert found or anywhere or name in WRITTEN_BY_RUNS or name.startswith("runs/"), name
 
 
+@pytest.mark.parametrize("path", PAGES, ids=page)
+def test_no_conflict_of_git_is_left_in_a_page(path: Path) -> None:
+    assert not re.findall(r"^(?:<{7} .*|\|{7} .*|={7}|>{7} .*)$", path.read_text(), re.MULTILINE)
+
+
 def is_setting(parts: list[str], annotation: Any) -> bool:
     """Return whether a dotted path leads to a field of a configuration."""
     if not parts:
