@@ -94,7 +94,9 @@ TABLE: Final[Mapping[str, Page]] = {
         added={"scaling train": "trainer.train_iterations=2 trainer.eval_interval=null"},
     ),
     "docs/finetuning_data.md": Page(files={"chat.yml": 0}),
-    "docs/huggingface.md": Page(before="rm -r runs/smollm2", not_run={"pip install": INSTALLED, "hf download": NETWORK}),
+    "docs/huggingface.md": Page(
+        before="rm -r runs/smollm2", not_run={"pip install": INSTALLED, "hf download": NETWORK}
+    ),
     "docs/index.md": Page(
         not_run={
             "python3 -m venv": INSTALLED,

@@ -71,8 +71,9 @@ class TopologyConfig(BaseConfig):
     """Processes on each axis, and samples in each step.
 
     Two products hold: model_parallel_size * pipe_parallel_size * data_parallel_size = world_size, and
-    micro_batch_size * gradient_accumulation_steps * data_parallel_size = global_batch_size. Sizes that are not given are 1
-    without a world_size; with one, give two of them. Give two of the three batch numbers, or none for micro-batches of 2.
+    micro_batch_size * gradient_accumulation_steps * data_parallel_size = global_batch_size. Sizes that are not given
+    are 1 without a world_size; with one, give two of them. Give two of the three batch numbers, or none for
+    micro-batches of 2.
     """
 
     parallel_sizes: ClassVar[tuple[str, ...]] = PARALLEL_SIZES
