@@ -94,7 +94,7 @@ def _of_run(run: Run, index: int, groups: Groups, steps: Scale, most: int, detai
             if of == kind
         ]
         if drawn:
-            summary = tag("summary", f"{title} ({len(drawn)} figures)")
+            summary = tag("summary", f"{title} ({len(drawn)})")
             parts.append(tag("details", summary, tag("div", *drawn, class_="charts further")))
     if left:
         named = ", ".join(f"{statistic} of {kind}" for kind, statistic in left)
@@ -126,9 +126,8 @@ def _draw(
     more = f" and {len(chosen) - _LISTED} more" if len(chosen) > _LISTED else ""
     named = [(one.tensor, _colour(one.layer, last)) for one, _ in chosen] if len(group) <= _NAMED else []
     legend = [tag("span", tag("i", style=colour), name, class_="kind") for name, colour in named]
-    return frame(
-        statistic, lines, steps, values, tag("div", *legend, class_="legend note"), notes, label=f"{words}{more}"
-    )
+    below = tag("div", *legend, class_="legend note") if legend else Markup()
+    return frame(statistic, lines, steps, values, below, notes, label=f"{words}{more}")
 
 
 def _colour(layer: int | None, last: int) -> str:
