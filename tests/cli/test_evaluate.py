@@ -143,7 +143,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_message(evaluate: Evaluate, 
         (("--data", nothing), f"{nothing}.meta.json does not exist; check the path: a data set is named by its prefix"),
         (("--data", run / "foreign"), f"was made with a tokenizer of SHA-256 {digest[:16]}"),
         (("--data", tmp_path / "wide"), "contains token 300, but the vocabulary is"),
-        (("--data", tmp_path / "short"), "1 documents make no sequence of 8 + 1 tokens"),
+        (("--data", tmp_path / "short"), "1 document makes no sequence of 8 + 1 tokens"),
         (("--data", tmp_path / "empty"), "empty.meta.json is damaged or incomplete: it is empty"),
         (("--data", data, "--device", "cpu:0", "--pipe-parallel-size", 2), "is one device, but there are 2 processes"),
     ]

@@ -190,7 +190,7 @@ def write_too_short(prefix: Path) -> Path:
         (write_foreign, r"foreign\.meta\.json|foreign"),
         (write_truncated, r"\.bin is damaged or incomplete: it has 64 bytes"),
         (write_with_high_tokens, r"contains token 90, but the vocabulary is 0 to 66"),
-        (write_too_short, r"make no sequence of 128 \+ 1 tokens"),
+        (write_too_short, r"1 document makes no sequence of 128 \+ 1 tokens"),
     ],
 )
 def test_unusable_data_are_refused_by_every_rank_alike(tmp_path: Path, write: Any, message: str) -> None:
@@ -278,10 +278,12 @@ def test_foreign_data_are_named_before_a_process_is_started(tmp_path: Path) -> N
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_only_the_processes_notice_reaches_the_user_without_traceback(tmp_path: Path, ranks: int) -> None:
     changes = {f"{ARCHITECTURE}.sequence_length": 128, "trainer.save_dir": str(tmp_path / "checkpoints")}
-    settings = settings_of(write_too_short(tmp_path / "data"), tmp_path / "run", layout(ranks, 1, 1), changes)
+    changes |= {"data.only_full_sequences": True}
+    many = build_corpus(tmp_path / "data", documents=5000)  # more than are looked at before
+    settings = settings_of(many, tmp_path / "run", layout(ranks, 1, 1), changes)
     ended = run_module("scaling.cli.main", "train", write_config(tmp_path / "config.yml", settings))
     assert ended.returncode == ExitStatus.USER_INPUT
     assert ended.stderr.startswith("error: ")
-    assert ended.stderr.count("make no sequence of 128 + 1 tokens") == 1
+    assert ended.stderr.count("5000 documents make no sequence of 128 + 1 tokens") == 1
     assert "Traceback" not in ended.stderr
     assert state(tmp_path / "run")["exit_status"] == ExitStatus.USER_INPUT

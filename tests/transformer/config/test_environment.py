@@ -29,7 +29,7 @@ def make_tokenizer(name: str, vocab_size: int = 257) -> Path:
 def make_data(prefix: str, *, token: int = 5, tokenizer: Path | None = None, end: int | None = None) -> None:
     digest = None if tokenizer is None else tokenizer_digest(tokenizer)
     with MemoryMapDatasetBuilder(Path(prefix), np.uint16, tokenizer_sha256=digest, eod_token_id=end) as builder:
-        builder.add(np.array([token] * 9))
+        builder.add(np.array([token] * 2049))  # a sequence of the default length
 
 
 def lacking(values: dict[str, Any]) -> list[str]:

@@ -154,7 +154,7 @@ def test_data_that_does_not_fit_the_model_is_refused_at_open(tmp_path: Path, tok
     with pytest.raises(DataError, match=r"absent.* does not exist"):
         load_datasets(prepare_data(config(data_prefixes=[str(tmp_path / "absent")])))
     short = make_data(tmp_path / "short", documents=1)
-    with pytest.raises(DataError, match="1 documents make no sequence of 500"):
+    with pytest.raises(DataError, match="1 document makes no sequence of 500"):
         load_datasets(prepare_data(config({"sequence_length": 500}, data_prefixes=[str(short)])))
 
 

@@ -80,7 +80,7 @@ def test_training_and_validation_share_no_document() -> None:
 
 
 def test_too_little_text_is_refused_with_the_remedy() -> None:
-    with pytest.raises(DataError, match=r"lists: 1 documents make no sequence of 3 \+ 1 tokens"):
+    with pytest.raises(DataError, match=r"lists: 1 document makes no sequence of 3 \+ 1 tokens"):
         dataset([1, 2, 0]).require_sequences()
     with pytest.raises(DataError, match="in the validation part"):
         dataset([1, 2, 3, 0], split=Split(Part.VALIDATION, 1e-9)).require_sequences()

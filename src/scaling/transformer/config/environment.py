@@ -16,6 +16,7 @@ from scaling.core import (
     Problem,
     RunnerConfig,
     RunnerType,
+    TokenDocuments,
     TopologyConfig,
     float8_obstacle,
     missing_logger_packages,
@@ -28,6 +29,7 @@ from scaling.transformer.config.float8 import FLOAT8_SECTIONS
 from scaling.transformer.config.methods import token_problems
 from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.config.start import START_CHECKS
+from scaling.transformer.data.amount import amount_problems
 from scaling.transformer.data.record_prefixes import FIELDS, RECORD_FILES, named_files
 from scaling.transformer.data.records.template import ChatTemplate
 from scaling.transformer.data.source import Sources, missing_files, recorded_end
@@ -46,6 +48,8 @@ def data_and_tokenizer_fit(
         vocab_file=None if tokens is None else transformer_architecture.vocab_file,
     )
     files = dict(named_files(data))
+    opened: dict[str, tuple[Path, TokenDocuments]] = {}
+    lacks = False
     for name in FIELDS:
         for index, prefix in enumerate(getattr(data, name) or ()):
             place = f"data.{name}.{index}"
@@ -63,12 +67,16 @@ def data_and_tokenizer_fit(
                     remedy = "set record_format to auto if it holds records, or tokenize its texts"
                 else:
                     remedy = f"make it with `scaling data tokenize INPUT --output {prefix} --tokenizer FILE`"
+                lacks = True
                 yield Problem(place, f"is {str(prefix)!r}, but there is no {' and no '.join(missing)} file; {remedy}")
                 continue
             try:
-                sources.open(prefix)
+                opened[place] = prefix, sources.open(prefix)
             except DataError as error:
+                lacks = True
                 yield Problem(place, str(error))
+    if data.records is None and not lacks:
+        yield from amount_problems(opened, data, transformer_architecture)
     yield from problems
     methods = transformer_architecture
     if tokens and not methods.vocab_size and not any(token_problems(0, methods)):  # those are known without it

@@ -10,8 +10,8 @@ from typing import Final
 from scaling.core import BlendedDataset, BlendedDatasetConfig, MemoryMapDocuments, TokenDocuments
 from scaling.transformer.config.records import RecordSettings
 from scaling.transformer.config.root import TransformerConfig
+from scaling.transformer.data.amount import packing_of
 from scaling.transformer.data.batch import TextCollator, TextSample
-from scaling.transformer.data.packing import Packing
 from scaling.transformer.data.record_dataset import RecordDataset
 from scaling.transformer.data.record_files import report_beside
 from scaling.transformer.data.record_prefixes import row_rules
@@ -106,12 +106,7 @@ def _dataset(
     if (settings := config.data.records) is not None:
         return _record_dataset(name, documents, config, settings, split)
     architecture, data = config.transformer_architecture, config.data
-    packing = Packing(
-        architecture.sequence_length,
-        only_full_sequences=data.only_full_sequences,
-        allow_incomplete_sequences_every_n=data.allow_incomplete_sequences_every_n,
-        drop_last=drop_last,
-    )
+    packing = packing_of(data, architecture, drop_last=drop_last)
     collator = TextCollator(
         architecture.vocab_size or 0,
         reset_attention_mask=architecture.reset_attention_mask,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,11 @@ class Split:
             return np.ones(stop - start, np.bool_)
         validation = uniform(start, stop) < self.validation_fraction
         return validation if self.part is Part.VALIDATION else ~validation
+
+    def lengths(self, sizes: NDArray[Any], start: int) -> NDArray[np.int64]:
+        """Return the sizes of documents from `start` on, 0 for those of another part or without two tokens."""
+        used = (sizes >= 2) & self.contains(start, start + len(sizes))
+        return np.where(used, sizes, 0).astype(np.int64)
 
 
 def uniform(start: int, stop: int) -> NDArray[np.float64]:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.core import BaseDataset, DataError, MicroBatch
+from scaling.transformer.data.amount import too_little
 from scaling.transformer.data.batch import TextCollator, TextSample
 from scaling.transformer.data.packing import Packing
-from scaling.transformer.data.split import Part, Split
+from scaling.transformer.data.split import Split
 
 
 class Documents(Protocol):
@@ -62,11 +63,7 @@ class TextDataset(BaseDataset[TextSample]):
         self._plan = packing.plan(self._lengths, len(documents))
 
     def _lengths(self, start: int, stop: int) -> NDArray[np.int64]:
-        sizes = np.asarray(self._documents.sizes(start, stop), np.int64)
-        used = sizes >= 2
-        if self._split.part is not Part.ALL:
-            used &= self._split.contains(start, stop)
-        return np.where(used, sizes, 0)
+        return self._split.lengths(self._documents.sizes(start, stop), start)
 
     def __len__(self) -> int:
         return len(self._plan)
@@ -108,9 +105,5 @@ class TextDataset(BaseDataset[TextSample]):
             DataError: There are too few tokens.
         """
         if len(self) == 0:
-            part = "" if self._split.part is Part.ALL else f" in the {self._split.part.value} part"
-            raise DataError(
-                f"{self.name}: {len(self._documents)} documents make no sequence of {self._packing.sequence_length} + "
-                f"1 tokens{part}; give more text, a shorter transformer_architecture.sequence_length, or another "
-                "data.validation_fraction."
-            )
+            length = self._packing.sequence_length
+            raise DataError(too_little(self.name, len(self._documents), length, self._split))
