@@ -135,7 +135,6 @@ TABLE: Final[Mapping[str, Page]] = {
     ),
     "docs/resuming.md": Page(
         before="cp -r runs/transformer_example/checkpoints runs/a; cp -r runs/transformer_example/checkpoints runs/b; "
-        "mv runs/a/global_step8 runs/a/global_step100; mv runs/b/global_step8 runs/b/global_step100; "
         "cp -r runs/transformer_example runs/mine; sed -i s,runs/transformer_example,runs/mine, runs/mine/config.yml",
         added={"scaling train": "trainer.train_iterations=9 trainer.eval_interval=null"},
     ),
