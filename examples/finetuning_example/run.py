@@ -128,6 +128,7 @@ def next_commands(base: Path, save_dir: Path) -> str:
     """Return what to do with what was trained, a line for each command."""
     folder = save_dir.parent
     return f"""\
+  scaling generate {save_dir} --prompt $'def close(self):\\n'
   scaling checkpoint ls {save_dir}
 
 One model of both:

@@ -37,6 +37,7 @@ def main() -> int:
 def next_commands(config_path: str, save_dir: Path) -> str:
     """Return what to try after the first training, a line for each command."""
     return f"""\
+  scaling generate {save_dir} --prompt "class Queue:"
   scaling checkpoint ls {save_dir}
   scaling config template            # every setting, with its meaning
   python3 -m {PROGRAM} {config_path} \\
