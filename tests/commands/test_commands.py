@@ -28,9 +28,8 @@ LONGEST = 200
 SAID = "first_command.txt"
 """What the first command said."""
 ALONE = "a page whose commands are run has none that are set by indentation"
-TEMPLATE = (
-    "{% for m in messages %}{{ '## ' + m.role + '\n' + m.content + '<|endoftext|>\n' }}{% endfor %}## assistant\n"
-)
+TEMPLATE = "{% for m in messages %}{{ m.role[0] + m.content + '<|endoftext|>' }}{% endfor %}a"
+"""Short: a question has to fit into half of a small context, letter by letter, if need be."""
 ADAPTER = (
     "scaling train runs/smollm2/config.yml 'transformer_architecture.lora_config={rank: 2}' data.record_format=auto "
     "'data.data_prefixes=[records.jsonl]' data.too_long=drop trainer.train_iterations=2 "
