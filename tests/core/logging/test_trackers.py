@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,9 @@ import pytest
 
 from scaling.core.errors import ConfigError
 from scaling.core.logging.config import LoggerConfig
+from scaling.core.logging.metrics import MetricWriter
 from scaling.core.logging.sinks import open_sinks
+from scaling.core.logging.trackers import TrackerSink
 
 ORIGIN = {"pipe": 0, "data": 0, "model": 0}
 
@@ -81,6 +84,27 @@ def test_a_resumed_run_is_the_same_run_at_weights_and_biases(tmp_path: Path, mon
     assert ("*", "step") in wandb.runs[0].axes
     assert all(run.finished for run in wandb.runs)
     assert wandb.calls[0]["config"] == {"trainer": {"seed": 1}}
+
+
+@pytest.mark.parametrize("counts_up", [True, False])
+def test_a_tracker_that_fails_costs_metrics_and_not_the_run(counts_up: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither package promises what it raises: sqlite3.Error, requests' errors and its own ones do not share a base."""
+
+    class Broken:
+        def log(self, metrics: dict[str, Any], step: int | None = None) -> None:
+            raise sqlite3.OperationalError("database is locked")
+
+        def finish(self) -> None:
+            raise RuntimeError("the service has gone")
+
+    with MetricWriter([TrackerSink(Broken(), counts_up=counts_up)]) as metrics:
+        metrics.add(1, {"training/loss": 2.0})
+        assert metrics.flush() == {1: {"training/loss": 2.0}}
+    assert caplog.messages == [
+        "metrics are being lost: TrackerSink cannot write (OperationalError: database is locked)",
+        "TrackerSink may have lost its last metrics (RuntimeError: the service has gone)",
+        "TrackerSink did not write the metrics of 1 steps",
+    ]
 
 
 def test_a_refusal_of_weights_and_biases_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +178,9 @@ import sys
 from pathlib import Path
 
 from scaling.core.logging.config import LoggerConfig
+from scaling.core.logging.metrics import MetricWriter
 from scaling.core.logging.sinks import open_sinks
+from scaling.core.logging.trackers import TrackerSink
 
 connect = socket.socket.connect
 

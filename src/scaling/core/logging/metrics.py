@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class MetricSink(Protocol):
-    """A place that metrics are written to."""
+    """A place that metrics are written to. An OSError costs metrics, and is reported; any other error ends the run."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of one step; steps come in order."""

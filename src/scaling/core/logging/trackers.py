@@ -7,7 +7,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -40,14 +40,15 @@ class TrackerSink:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of one step."""
-        if self._counts_up:
-            self._run.log({"step": step, **metrics})
-        else:
-            self._run.log(dict(metrics), step=step)
+        with _costing_metrics_only():
+            if self._counts_up:
+                self._run.log({"step": step, **metrics})
+            else:
+                self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         """Wait until everything is sent."""
-        with _saying_on_stderr():
+        with _costing_metrics_only(), _saying_on_stderr():
             self._run.finish()
 
 
@@ -122,6 +123,15 @@ def _known(identity: Path, resumed_step: int) -> str | None:
     if resumed_step == 0 or not identity.exists():
         return None
     return identity.read_text(encoding="utf-8").strip()
+
+
+@contextlib.contextmanager
+def _costing_metrics_only() -> Iterator[None]:
+    """Turn whatever a package raises into an OSError, which a `MetricWriter` reports: a tracker is not worth a run."""
+    try:
+        yield
+    except Exception as error:  # from the connection, the database and the service of either package
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _saying_on_stderr() -> contextlib.AbstractContextManager[Any]:
