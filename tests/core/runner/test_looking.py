@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -175,3 +177,24 @@ def test_a_look_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
         look_everywhere(planned(tmp_path, 2), Played(SLOW, INTERRUPTING), config_text=None)
     assert time.monotonic() - begun < 10.0
     assert list((tmp_path / "logs").iterdir()) == []
+
+
+class StartedAtAnInterrupt(subprocess.Popen[bytes]):
+    """A client during whose start somebody presses Ctrl-C."""
+
+    started: ClassVar[list[subprocess.Popen[bytes]]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.started.append(self)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_look_that_is_interrupted_while_clients_start_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StartedAtAnInterrupt, "started", [])
+    monkeypatch.setattr(subprocess, "Popen", StartedAtAnInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        look_everywhere(planned(tmp_path, 2), Played(SLOW, SLOW), config_text=None)
+    assert [client.returncode for client in StartedAtAnInterrupt.started] == [-signal.SIGKILL] * 2

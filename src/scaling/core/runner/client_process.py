@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, final
 
@@ -135,7 +135,8 @@ def run_clients(
     running: list[ClientProcess] = []
     deadline = time.monotonic() + seconds
     try:
-        running.extend(ClientProcess(client, on_line, lines=lines) for client in clients)
+        with _signals_held_back():
+            running.extend(ClientProcess(client, on_line, lines=lines) for client in clients)
         # a list: asking each for its status is what starts the time for which it is read on
         while None in [process.status for process in running] and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -147,6 +148,28 @@ def run_clients(
         deadline = time.monotonic() + _READ_ON_SECONDS  # one for all: there may be a thousand
         for process in running:
             process.finish(deadline=deadline)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Have signals handled after the block: an error of a handler in it would leave a client that nobody knows.
+
+    What starts inside does not inherit this, as it would a mask.
+    """
+    held: list[int] = []
+    former: dict[signal.Signals, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for asking in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+                if callable(handler := signal.getsignal(asking)):
+                    former[asking] = handler
+                    signal.signal(asking, lambda number, frame: held.append(number))
+        yield
+    finally:
+        for asking, handler in former.items():
+            signal.signal(asking, handler)
+        for number in dict.fromkeys(held):
+            signal.raise_signal(number)
 
 
 def _start(work: Callable[[IO[bytes], bool], None], stream: IO[bytes], flag: bool) -> threading.Thread:
