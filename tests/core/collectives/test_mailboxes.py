@@ -155,6 +155,22 @@ def test_a_sender_whose_process_has_ended_is_not_waited_for() -> None:
     assert "the process of rank 0 of a group of 2 has ended" in str(left.error)
 
 
+def lose_a_message(rank: int, world_size: int) -> None:
+    with connected(pipe=world_size) as topology:
+        boxes = boxes_of(topology)
+        if rank == 0:
+            boxes.send(torch.ones(4), 1)
+        else:
+            with mock.patch.object(mailboxes, "map_file", return_value=None):
+                boxes.receive_later(torch.ones(4), 0).wait()
+
+
+def test_a_sender_that_ends_before_its_message_is_opened_is_the_cause() -> None:
+    _, left = run_world(lose_a_message, 2, grace=20)
+    assert left.is_consequence
+    assert "a message of rank 0 of a group of 2 cannot be opened" in str(left.error)
+
+
 def find_no_memory(rank: int, world_size: int) -> str:
     with connected(pipe=world_size) as topology, mock.patch.object(mailboxes, "_BUFFERS", 1):
         boxes = boxes_of(topology)

@@ -212,8 +212,8 @@ class _Received:
             mapped = map_file(memory.pids[self._other], descriptor, token, length)
             if mapped is None:
                 raise dist.DistNetworkError(
-                    f"a message of rank {self._other} of a group of {memory.size} cannot be opened: its process has "
-                    "ended, or this one has too many files open (ulimit -n)"
+                    f"Connection closed: a message of rank {self._other} of a group of {memory.size} cannot be opened, "
+                    "for its process has ended, or this one has too many files open (ulimit -n)"
                 )
             self._files[number] = torch.frombuffer(mapped, dtype=torch.uint8)
         into.copy_(self._files[number][start : start + size])
