@@ -17,8 +17,11 @@ from tests.distributed import LAUNCHER_VARIABLES, close_workers
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
-# nohup, under which a suite may run, has its children ignore this signal; tests send it.
+# What nohup starts ignores the first of these signals, and what a script starts in the background the two others. Tests
+# send all three.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: two busy cores make single examples slow. Derandomised: the same examples on every machine, every time.
 settings.register_profile("scaling", deadline=None, derandomize=True, max_examples=50, database=None)
