@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from scaling.cli.byte_sizes import bytes_of
 from scaling.cli.checkpoint import TORCH_PRECISIONS, Precision
 from scaling.cli.places import checkpoints_at
 from scaling.core.checkpoint.search import find_newest
@@ -19,8 +19,6 @@ from scaling.transformer.hf.peft.exporter import export_adapter
 from scaling.transformer.hf.peft.importer import import_adapter
 
 app = typer.Typer(name="hf", help="Import models of Hugging Face, and export to them.", no_args_is_help=True)
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 @app.command("import")
@@ -90,7 +88,7 @@ def export_folder(
     ] = None,
 ) -> None:
     """Write a checkpoint of any layout as a folder that transformers, vLLM and others read."""
-    size = bytes_of(max_shard_size)
+    size = bytes_of(max_shard_size, option="--max-shard-size")
     require_free(target)
     rounded = None if dtype is None else TORCH_PRECISIONS[dtype]
     if base is not None and not adapter:
@@ -111,15 +109,3 @@ def export_folder(
         if reason_not_to_check() is None:
             typer.echo("running a few tokens through both; --no-check leaves that out", err=True)
         typer.echo(check_export(stored.path, done.path, dtype=rounded).remark)
-
-
-def bytes_of(text: str) -> int:
-    """Return the number of bytes that a size such as 5GB stands for."""
-    found = _SIZE.fullmatch(text.strip())
-    size = 0
-    if found is not None:
-        number, unit, binary = found.groups()
-        size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
-    if size <= 0:
-        raise typer.BadParameter(f"{text!r} is no size; give a number with a unit, such as 500MB or 5GB")
-    return size

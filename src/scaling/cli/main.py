@@ -49,7 +49,9 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
     "train": SubCommand("scaling.cli.train:train", "Train a language model."),
     "config": SubCommand("scaling.cli.config:app", "Write a template, a schema for editors, or check a configuration."),
     "data": SubCommand("scaling.cli.data:app", "Make token data sets, look into them, and show what a step consumes."),
-    "checkpoint": SubCommand("scaling.cli.checkpoint:app", "List, verify, compare, cast and import checkpoints."),
+    "checkpoint": SubCommand(
+        "scaling.cli.checkpoint:app", "List, verify, compare, cast, merge and import checkpoints."
+    ),
     "hf": SubCommand("scaling.cli.hf:app", "Import models of Hugging Face, and export to them."),
     "verify-layout": SubCommand(
         "scaling.cli.verify_layout:verify",
