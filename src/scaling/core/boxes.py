@@ -39,7 +39,7 @@ class Box:
         return Box(start, tuple(b - a for a, b in zip(start, stop, strict=True)))
 
     def lies_in(self, shape: Sequence[int]) -> bool:
-        """Return whether a tensor of this shape has all of the box."""
+        """Return whether the box lies entirely in a tensor of this shape."""
         return len(self.shape) == len(shape) and all(
             start >= 0 and start + length <= size
             for start, length, size in zip(self.offset, self.shape, shape, strict=True)
@@ -75,7 +75,7 @@ class Box:
             offset[dim], shape[dim] = common.offset[dim], common.shape[dim]
 
     def cut(self, elements: int) -> Iterator[Box]:
-        """Cut into boxes of at most `elements` elements (at least 1), contiguous in this box and in its order."""
+        """Cut into boxes of at most `elements` elements (at least 1): contiguous in this box, in row-major order."""
         if self.size <= elements:
             yield self
             return
@@ -91,7 +91,7 @@ class Box:
 
 
 def whole(shape: Sequence[int]) -> Box:
-    """Return the box that is the whole tensor."""
+    """Return the box that covers the whole tensor."""
     return Box((0,) * len(shape), tuple(shape))
 
 
@@ -126,10 +126,11 @@ def boxes_of_flat_range(shape: Sequence[int], start: int, stop: int) -> Iterator
 
 
 def follow_each_other(shape: Sequence[int], boxes: Sequence[Box]) -> bool:
-    """Return whether the boxes, which lie in the shape, cut its row-major order into ranges, one behind the other.
+    """Return whether the boxes, which lie in the shape, cut its row-major order into consecutive ranges.
 
-    They then cover it exactly. Otherwise they may do so all the same, cut along columns for example. This is the quick
-    answer for what whole tensors, rows and shards of flat buffers come to: a tenth of the time of looking for overlaps.
+    If so, they cover the shape exactly. If not, they may still cover it, for example when cut along columns. This is
+    the quick check for whole tensors, rows and shards of flat buffers; it takes a tenth of the time of a search for
+    overlaps.
     """
     steps = [1] * len(shape)
     for dim in reversed(range(len(shape) - 1)):
@@ -152,7 +153,7 @@ def follow_each_other(shape: Sequence[int], boxes: Sequence[Box]) -> bool:
 
 
 def first_overlap(boxes: Sequence[Box]) -> tuple[int, int] | None:
-    """Return the indices of two boxes that share an element, None where all are disjoint.
+    """Return the indices of two boxes that share an element; None where all boxes are disjoint.
 
     Sweeps along the dimension with the most distinct offsets: near-linear for the usual cuts into slices.
     """
@@ -183,9 +184,9 @@ def uncovered(target: Box, boxes: Sequence[Box]) -> list[Box]:
 
 @dataclass(frozen=True)
 class Former:
-    """Where an older checkpoint format has the rows of a tensor: in blocks, among the rows of another tensor.
+    """The place of a tensor's rows in an older checkpoint format: in blocks, among the rows of another tensor.
 
-    Block b, of `block` rows, begins there at row `b * stride + offset`.
+    Block b, of `block` rows, begins at row `b * stride + offset` of the other tensor.
     """
 
     shape: tuple[int, ...]
@@ -210,10 +211,10 @@ class Former:
 
 @dataclass
 class GlobalTensor:
-    """What this process holds of one named global tensor: views into memory; loading writes through them.
+    """The parts of a named global tensor that this process holds: views into memory; loading writes through them.
 
     `owned` is False where another rank holds the same parts and writes them; such a tensor is loaded but not saved.
-    A tensor may have no part on this process. `former` says where older checkpoints have it.
+    A tensor may have no part on this process. `former` says where older checkpoints store the tensor.
     """
 
     key: str

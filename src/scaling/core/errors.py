@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 
 class ExitStatus(IntEnum):
-    """What a finished process tells its scheduler (the names follow sysexits.h where it has one)."""
+    """The status that a finished process reports to its scheduler (names follow sysexits.h where it has one)."""
 
     DONE = 0
     FAILURE = 1
@@ -22,7 +22,7 @@ class ExitStatus(IntEnum):
 
 
 OUTPUT_CLOSED: Final = 128 + signal.SIGPIPE
-"""Status of a process, as of one ended by the signal, whose output nobody reads any more: that of `... | head`."""
+"""Status of a process whose output nobody reads any more, as in `... | head`: the same as if SIGPIPE had ended it."""
 
 
 class ScalingError(Exception):
@@ -44,7 +44,7 @@ class Problem:
 
 
 class ConfigError(ScalingError):
-    """The configuration cannot work. Carries every problem found, not only the first."""
+    """The configuration cannot work. The error carries every problem found, not only the first."""
 
     exit_status = ExitStatus.USER_INPUT
 
@@ -103,4 +103,4 @@ class HangError(ScalingError):
 
 
 class AskedToLeave(KeyboardInterrupt):
-    """The process was asked to leave, and there is nothing that it has to finish first. Carries the signal's name."""
+    """The process was asked to leave and has nothing to finish first. The error carries the signal's name."""

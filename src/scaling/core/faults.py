@@ -25,7 +25,7 @@ EXIT_STATUS: Final = 3
 
 
 class InjectedFault(RuntimeError):
-    """What the action `raise` raises."""
+    """The exception that the action `raise` raises."""
 
 
 def _hang(where: str) -> None:
@@ -74,14 +74,14 @@ ACTIONS: Final[Mapping[str, Callable[[str], None]]] = MappingProxyType(
         "usr1": _user_signal,
     }
 )
-"""What can happen at a point: SIGKILL, `os._exit`, an exception, an endless wait, an OSError, SIGTERM, SIGUSR1."""
+"""The actions at a point: SIGKILL, `os._exit`, an exception, an endless wait, an OSError, SIGTERM, SIGUSR1."""
 
 _PATTERN: Final = re.compile(r"(?P<name>[\w.]+)(@(?P<rank>\d+|\*))?(:(?P<passage>[1-9]\d*|\*))?=(?P<action>\w+)")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One armed fault; `rank` and `passage` are None where every one is meant."""
+    """One armed fault; a `rank` or `passage` of None means every one."""
 
     name: str
     rank: int | None
@@ -90,14 +90,14 @@ class Fault:
     passages: Iterator[int] = field(default_factory=lambda: itertools.count(1), compare=False, repr=False)
 
     def is_due(self, name: str, rank: int) -> bool:
-        """Return whether this passage of `name` on `rank` is the one meant, counting it if it is of this point."""
+        """Return whether the fault is due at this passage of `name` on `rank`; count the passage if both match."""
         if self.name != name or self.rank not in (None, rank):
             return False
         return self.passage in (None, next(self.passages))
 
 
 def parse(specification: str) -> tuple[Fault, ...]:
-    """Return the faults that `specification` arms; what cannot be read is a `ValueError`."""
+    """Return the faults that `specification` arms. Raise `ValueError` where it cannot be parsed."""
     faults = []
     for text in filter(None, (part.strip() for part in specification.split(","))):
         found = _PATTERN.fullmatch(text)
@@ -119,8 +119,8 @@ def _armed(specification: str) -> tuple[Fault, ...]:
 def point(name: str, *, rank: int | None = None) -> None:
     """Do nothing, unless `SCALING_FAULT` arms `name` for this rank and this passage.
 
-    `rank` defaults to the environment's RANK, else 0. The environment is read at every passage (about a microsecond):
-    a process forked from a server which imported this module long before can still be armed.
+    `rank` defaults to the environment variable RANK, else 0. The environment is read at every passage (about a
+    microsecond), so that a process forked from a server that imported this module long before can still be armed.
     """
     specification = os.environ.get(VARIABLE)
     if not specification:
@@ -132,5 +132,5 @@ def point(name: str, *, rank: int | None = None) -> None:
 
 
 def forget_passages() -> None:
-    """Count from 1 again: for tests that arm the same fault several times in one process."""
+    """Count passages from 1 again: for tests that arm the same fault several times in one process."""
     _armed.cache_clear()

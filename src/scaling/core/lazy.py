@@ -1,4 +1,4 @@
-"""Public names of a package, loaded when first used, so that what needs no torch starts without it."""
+"""Public names of a package, loaded when first used, so that programs that need no torch start without it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 
 def load_on_use(package: str) -> None:
-    """List the names that `package` imports `if TYPE_CHECKING` in its `__all__`, and load each when somebody uses it.
+    """Make the names that `package` imports under `if TYPE_CHECKING` its `__all__`, and load each on first use.
 
-    So a name is written once, where type checkers and editors read it: `from home import Name as Name`. A star stands
-    for all names of another such package. No name may be that of a module of the package: Python makes that an
-    attribute of the package when it is imported.
+    Each name is thus written once, where type checkers and editors read it: `from home import Name as Name`. A star
+    import takes all names of another such package. No name may equal that of a module of the package: Python sets an
+    imported module as an attribute of its package.
     """
     module = sys.modules[package]
 
@@ -38,7 +38,7 @@ def load_on_use(package: str) -> None:
 
 
 def _homes(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield each name and the module that has it."""
+    """Yield each name and the module that defines it."""
     for block in tree.body:
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
             for line in block.body:

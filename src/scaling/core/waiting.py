@@ -1,4 +1,4 @@
-"""Marks: functions that wait for other ranks say so, where another thread can read it without looking at frames."""
+"""Marks on functions that wait for other ranks: another thread can read them without inspecting frames."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 class Wait:
-    """One call of a function that waits. Another call is another object, so two waits in a row are not one."""
+    """One call of a function that waits. Each call is an object of its own, so two waits in a row can be told apart."""
 
     __slots__ = ()
     votes: ClassVar[bool] = False
-    """Whether what it waits for may take as long as reading and writing a checkpoint does."""
+    """Whether the wait may take as long as reading or writing a checkpoint."""
 
 
 @final
 class Vote(Wait):
-    """One call of a function that waits while others may have much to read or write."""
+    """One call of a function that waits while other ranks may have much to read or write."""
 
     __slots__ = ()
     votes: ClassVar[bool] = True
@@ -29,13 +29,13 @@ class Vote(Wait):
 
 @final
 class Marks:
-    """What one thread waits in. The thread alone writes it; any other may read it, in one go."""
+    """The wait that one thread is in. Only that thread writes it; any other may read it, in a single access."""
 
     __slots__ = ("innermost",)
 
     def __init__(self) -> None:
         self.innermost: Wait | None = None
-        """The innermost call that waits; None: the thread does something else."""
+        """The innermost call that waits; None while the thread is not waiting."""
 
 
 class _OfThread(threading.local):
@@ -47,23 +47,23 @@ _own = _OfThread()
 
 
 def marks_of_this_thread() -> Marks:
-    """Return the marks of the thread that calls, for another one to read."""
+    """Return the marks of the calling thread, for another thread to read."""
     return _own.marks
 
 
 def waits(function: Callable[P, T]) -> Callable[P, T]:
-    """Mark a function that waits for other ranks, all the time that it runs. It costs less than a microsecond."""
+    """Mark a function as waiting for other ranks as long as it runs. The mark costs less than a microsecond."""
     return _marked(function, Wait)
 
 
 def votes(function: Callable[P, T]) -> Callable[P, T]:
-    """Mark a function that waits while others may have much to read or write."""
+    """Mark a function as waiting, as long as it runs, while other ranks may have much to read or write."""
     return _marked(function, Vote)
 
 
 def _marked(function: Callable[P, T], kind: type[Wait]) -> Callable[P, T]:
-    # No context manager: a signal handler may raise wherever Python enters a function, and where that were the one that
-    # takes the mark off, the thread would seem to wait for ever. Here it is one store in `finally`, without a call.
+    # No context manager: a signal handler may raise wherever Python enters a function. If it raised on entering
+    # `__exit__`, the mark would stay and the thread would seem to wait for ever. `finally` needs one store and no call.
     @wraps(function)
     def marked(*args: P.args, **kwargs: P.kwargs) -> T:
         marks = _own.marks

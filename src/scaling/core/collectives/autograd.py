@@ -142,10 +142,10 @@ def scatter_sequence(x: Tensor, group: Group, *, dim: int = 1) -> Tensor:
 
 
 def gather_features(x: Tensor, group: Group, *, dim: int = -1) -> Tensor:
-    """Join slices into a tensor every rank then uses alike. Forward: all-gather; backward: own slice."""
+    """Join slices into a tensor that every rank then uses in the same way. Forward: all-gather; backward: own slice."""
     return x if group is None else _apply(_GatherFeatures, x, group, dim)
 
 
 def split_features(x: Tensor, group: Group, *, dim: int = -1) -> Tensor:
-    """Keep this rank's slice of a tensor every rank holds alike. Forward: own slice; backward: all-gather."""
+    """Keep this rank's slice of a tensor that is the same on every rank. Forward: own slice; backward: all-gather."""
     return x if group is None else _apply(_SplitFeatures, x, group, dim)

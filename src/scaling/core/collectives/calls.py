@@ -1,4 +1,4 @@
-"""What a call of a collective is about, for whoever times it: effect, group, bytes, and when it is done."""
+"""Descriptions of calls of collectives, for a profiler that times them: effect, group, bytes, and when each is done."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class CollectiveCall:
     """One call of a collective."""
 
     effect: str
-    """Such as `all_reduce`."""
+    """For example `all_reduce`."""
     group: dist.ProcessGroup
     size: int
-    """Bytes of the largest tensor in it: of what is summed, gathered or sent to all."""
+    """Bytes of the largest tensor in the call: the one that is summed, gathered or broadcast."""
     starts: bool
-    """Whether the call only starts the collective, and returns what is to be waited for."""
+    """Whether the call only starts the collective and returns an object to wait on."""
     exchanges: bool
-    """Whether it is what goes through shared memory, maybe within another of these calls."""
+    """Whether this is the exchange through shared memory, possibly within another such call."""
 
 
 def collective_call(
     function: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]
 ) -> CollectiveCall | None:
-    """Return what an observed call is about; None where it is over one rank."""
+    """Return the description of an observed call; None where its group is of one rank."""
     return _DESCRIPTIONS[function](*arguments, **keywords)
 
 
 def when_done(pending: ops.Pending, then: Callable[[], None]) -> ops.Pending:
-    """Return what is waited for in place of `pending`, having arranged that `then` is called once when it is done.
+    """Arrange that `then` is called once when `pending` is done; return the object to wait on in place of `pending`.
 
-    That is by torch's own thread where its work tells, else when the wait is over. On a GPU the call comes at once, in
-    a stream that waits for the work.
+    The call comes from torch's own thread where its works have futures, else at the end of the wait. On a GPU it comes
+    at once, in a stream that waits for the work.
     """
     works = pending.works if isinstance(pending, ops.Several) else [pending]
     try:
@@ -61,7 +61,7 @@ def when_done(pending: ops.Pending, then: Callable[[], None]) -> ops.Pending:
 
 @final
 class _Countdown:
-    """Calls a function the n-th time that it is called itself, from whatever thread."""
+    """A callback that calls a function when it is itself called for the n-th time, from any thread."""
 
     def __init__(self, count: int, then: Callable[[], None]) -> None:
         self._left, self._then, self._lock = count, then, Lock()
@@ -76,20 +76,20 @@ class _Countdown:
 
 @final
 class _Waited:
-    """Communication under way, which says when somebody has waited for it."""
+    """Communication under way that calls a function when somebody has waited for it."""
 
     def __init__(self, pending: ops.Pending, then: Callable[[], None]) -> None:
         self._pending, self._then = pending, then
 
     @waits
     def wait(self) -> None:
-        """Wait until it is done."""
+        """Wait until the communication is done, then call the function."""
         self._pending.wait()
         self._then()
 
 
 def is_deferred(pending: object) -> bool:
-    """Return whether nothing is under way yet: the call is made when somebody waits, and is seen then."""
+    """Return whether nothing is under way yet: the call is made, and observed, when somebody waits."""
     return pending is None or isinstance(pending, DeferredCall)
 
 
@@ -120,7 +120,7 @@ def _exchanged(effect: str, size: int, handle: int) -> CollectiveCall | None:
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that stands in the file, without its marks."""
+    """Return the function as defined in the file, without its decorators."""
     plain: Callable[..., Any] = inspect.unwrap(function)
     return plain
 
@@ -139,4 +139,4 @@ _DESCRIPTIONS: Final[Mapping[Callable[..., Any], Callable[..., CollectiveCall | 
     _plain(exchanges._all_gather): lambda output, x, handle: _exchanged("all_gather", _bytes(output), handle),
     _plain(exchanges._broadcast): lambda x, handle, source: _exchanged("broadcast", _bytes(x), handle),
 }
-"""By what is called."""
+"""By function called."""

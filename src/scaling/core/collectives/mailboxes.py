@@ -1,8 +1,8 @@
-"""Messages between processes of one machine, through memory that they share instead of its loopback network.
+"""Messages between processes of one machine, through shared memory instead of its loopback network.
 
-A sender has buffers in files in memory that the receiver maps when it first meets them. It copies a message into a free
-one, writes into the mailbox which one it is, and goes on at once; with none free it makes more. The receiver copies the
-message out and gives the buffer back.
+A sender has buffers in files in memory; the receiver maps each file when it first meets it. The sender copies a message
+into a free buffer, writes into the mailbox which buffer that is, and continues at once; if none is free, it allocates
+more. The receiver copies the message out and gives the buffer back.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from scaling.core.collectives.shared_memory import (
 from scaling.core.errors import ScheduleError, StorageError
 
 MOST_MESSAGES: Final = 256
-"""How many may be sent and not received; then the sender waits."""
+"""Limit on messages sent but not yet received; at the limit, the sender waits."""
 
 _BUFFERS: Final = 16
-"""In one file: memory that nobody has touched takes none, files are few to a process."""
+"""Buffers in one file. Several, since memory that nobody has touched costs nothing and a process may open few files."""
 
 _READY: Final = 4
 """Free buffers of a size that keep their memory."""
 
 _ENTRY: Final = struct.Struct("qqqqqq")
-"""The file's number, its descriptor in the sender's process, what it begins with and its bytes; where in it the message
-begins, and its bytes."""
+"""The file's number, its descriptor in the sender's process, the number it begins with and its bytes; the start of the
+message in the file, and its bytes."""
 _ENTRY_BYTES: Final = 64
 
 
 @final
 class _File:
-    """Memory of some buffers of one size, behind a page with the number that the file begins with."""
+    """Memory of some buffers of one size, after a page with the number that the file begins with."""
 
     def __init__(self, number: int, size: int) -> None:
         self.number, self.token = number, secrets.randbits(62)
         self.bytes = mmap.PAGESIZE + _BUFFERS * size
         self.descriptor = create_file(self.token, self.bytes)
-        """Open until the receiver has the memory. None: closed, or there is no such file."""
+        """Open until the receiver has mapped the memory. None: closed, or the file could not be created."""
         self.memory = (
             None if self.descriptor is None else map_file(os.getpid(), self.descriptor, self.token, self.bytes)
         )
@@ -80,14 +80,14 @@ class _Buffer:
         return self.content.numel()
 
     def discard(self) -> None:
-        """Give the memory back; the buffer stays."""
+        """Return the memory to the system; the buffer remains usable."""
         if self.file.memory is not None and hasattr(mmap, "MADV_REMOVE"):
             self.file.memory.madvise(mmap.MADV_REMOVE, self.start, self.size)
 
 
 @final
 class Mailboxes:
-    """One rank's messages to and from the others of a group. Between two ranks they arrive in the order of sending."""
+    """One rank's messages to and from the others of a group. Between two ranks, messages arrive in the order sent."""
 
     def __init__(self, memory: SharedMemory) -> None:
         self.memory = memory
@@ -102,7 +102,7 @@ class Mailboxes:
         return None if memory is None else cls(memory)
 
     def send(self, x: Tensor, to: int) -> None:
-        """Hand `x` over to rank `to`; it may be changed at once."""
+        """Send a copy of `x` to rank `to`; `x` may be changed as soon as this returns."""
         self._to[to].send(x)
 
     def receive_later(self, x: Tensor, source: int) -> DeferredCall:
@@ -111,7 +111,7 @@ class Mailboxes:
         return box.calls.defer(lambda: box.receive(x))
 
     def close(self) -> None:
-        """Give up the buffers."""
+        """Release the buffers."""
         for box in self._to.values():
             box.close()
         self._from.clear()
@@ -128,12 +128,12 @@ class _Sent:
         self._there, self._back = _semaphores(memory, memory.rank, other)
         self._entries = _mailbox(memory.size, memory.rank * memory.size + other)
         self._count = 0
-        """Messages so far."""
+        """Number of messages sent so far."""
         self.files = 0
         self._away: deque[_Buffer] = deque()
-        """Sent and not given back, in order."""
+        """Buffers sent and not given back, in order."""
         self._free: dict[int, list[_Buffer]] = {}
-        """By size. What was given back last is taken first."""
+        """Free buffers by size. The one given back last is taken first."""
 
     def send(self, x: Tensor) -> None:
         message = as_bytes(x.contiguous())
@@ -165,7 +165,7 @@ class _Sent:
         free.append(buffer)
 
     def _found(self, size: int) -> _Buffer | None:
-        """Return a free buffer, of the next power of two; None where there is no memory for more of them."""
+        """Return a free buffer, its size the next power of two; None where there is no memory for more buffers."""
         size = max(mmap.PAGESIZE, 1 << max(size - 1, 0).bit_length())
         free = self._free.setdefault(size, [])
         if not free:
@@ -221,12 +221,12 @@ class _Received:
 
 
 def _semaphores(memory: SharedMemory, source: int, target: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    """Return what tells that a message is there, and that its buffer is given back."""
+    """Return two semaphores: one posted when a message is there, the other when its buffer is given back."""
     first = PREAMBLE_BYTES + 2 * (source * memory.size + target) * SEMAPHORE_BYTES
     return memory.semaphore(first), memory.semaphore(first + SEMAPHORE_BYTES)
 
 
 def _mailbox(ranks: int, number: int) -> int:
-    """Return where the entries of a mailbox begin: number `source * ranks + target`; after the last one, the end."""
+    """Return where the entries of mailbox `number` (`source * ranks + target`) begin; for `ranks**2`, where all end."""
     begin = -(-(PREAMBLE_BYTES + 2 * ranks**2 * SEMAPHORE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
     return begin + number * MOST_MESSAGES * _ENTRY_BYTES

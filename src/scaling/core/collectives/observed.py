@@ -1,4 +1,4 @@
-"""Collectives that somebody can look at: whoever times them sees each call, and makes it."""
+"""Observable collectives: an observer, such as a profiler, receives each call and makes it."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Observer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Makes a call of a collective, given its arguments, and returns what that does."""
+"""A function that calls a collective, given its arguments, and returns the result."""
 
 
 @final
 class Observation:
-    """Who sees the calls of collectives, in every thread."""
+    """The observer of the calls of collectives, for all threads."""
 
     __slots__ = ("by",)
 
     def __init__(self) -> None:
         self.by: Observer | None = None
-        """None: nobody."""
+        """None: there is no observer."""
 
 
 observation = Observation()
-"""Of this process. A profiler enters itself while it records."""
+"""The observation of this process. A profiler registers itself here while it records."""
 
 
 def observed(function: Callable[P, T]) -> Callable[P, T]:
-    """Let an observer see the calls of a function. While there is none, a call costs some tens of nanoseconds more."""
+    """Let an observer see the calls of a function. Without one, a call costs some tens of nanoseconds more."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        # Compiled code must not depend on whether somebody looks: it would be compiled again for a profiler.
+        # Compiled code must not depend on whether there is an observer: a profiler would cause a recompilation.
         if is_dynamo_compiling() or (observer := observation.by) is None:
             return function(*args, **kwargs)
         seen: T = observer(function, args, kwargs)

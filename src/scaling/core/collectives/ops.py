@@ -1,12 +1,12 @@
 """Every collective call the library makes, in one place; a group of None is an axis of size one and costs nothing.
 
-Naming follows the effect, and each function states what travels. Versions of torch differ in names:
+Names follow the effect, and each function states what it communicates. Versions of torch differ in names:
 `reduce_scatter_tensor` and `all_gather_into_tensor` became `reduce_scatter_single` and `all_gather_single` in 2.13.
 
-On a CPU, ranks of one machine go through memory that they share (`exchanges.py`, `mailboxes.py`) where that changes no
-bit: sums of more than two ranks depend on their order, and gloo, over which other machines are reached, has its own.
-There, what is started runs when somebody waits for it or for something later of the group: ranks have to wait in one
-order, as they have to call.
+On a CPU, ranks of one machine use shared memory (`exchanges.py`, `mailboxes.py`) where the results are bitwise the
+same. Sums over more than two ranks depend on their order, and gloo, which connects to other machines, has an order of
+its own. In shared memory, a started collective runs when somebody waits for it or for a later one of the group: all
+ranks must wait in the same order, just as they must call in the same order.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Pending(Protocol):
     """Communication under way."""
 
     def wait(self) -> object:
-        """Wait until it is done (on a GPU: make the current stream wait)."""
+        """Wait until the communication is done (on a GPU: make the current stream wait)."""
         ...
 
 
 @final
 class Several:
-    """Several works that are one to the caller."""
+    """Several works that the caller waits for as one."""
 
     def __init__(self, works: Sequence[Work | None]) -> None:
         self.works = [work for work in works if work is not None]
@@ -57,24 +57,24 @@ _SUM = dist.ReduceOp.SUM
 
 @final
 class SharedGroups:
-    """What groups whose ranks share memory have beside torch's group, whose object takes no attributes."""
+    """The exchanges and mailboxes of groups whose ranks share memory; torch's group object accepts no attributes."""
 
     def __init__(self) -> None:
         self.exchanges: dict[dist.ProcessGroup, Exchanges] = {}
         self.mailboxes: dict[dist.ProcessGroup, Mailboxes] = {}
 
     def open(self, group: dist.ProcessGroup) -> None:
-        """Let a group's collectives use shared memory from now on, where all its ranks can. Collective: the group."""
+        """Let a group's collectives use shared memory from now on, if all its ranks can. Collective: the group."""
         if (exchanges := Exchanges.open(group)) is not None:
             self.exchanges[group] = exchanges
 
     def open_messages(self, group: dist.ProcessGroup) -> None:
-        """Let messages within a group use shared memory from now on, where all ranks can. Collective: the group."""
+        """Let messages within a group use shared memory from now on, if all its ranks can. Collective: the group."""
         if (mailboxes := Mailboxes.open(group)) is not None:
             self.mailboxes[group] = mailboxes
 
     def close(self, group: dist.ProcessGroup) -> None:
-        """Give up a group's memory."""
+        """Release a group's shared memory."""
         if (exchanges := self.exchanges.pop(group, None)) is not None:
             exchanges.memory.close()
         if (mailboxes := self.mailboxes.pop(group, None)) is not None:
@@ -82,7 +82,7 @@ class SharedGroups:
 
 
 shared = SharedGroups()
-"""Of this process. `Topology` opens and closes it for its own groups."""
+"""The shared groups of this process. `Topology` opens and closes the memory of its own groups."""
 
 
 def _exchanges(tensor: Tensor, group: dist.ProcessGroup, *, sums: bool = False) -> Exchanges | None:
@@ -126,8 +126,8 @@ def reduce_scatter_start(output: Tensor, tensor: Tensor, group: dist.ProcessGrou
     if exchanges := _exchanges(tensor, group, sums=True):
         return exchanges.defer(lambda: exchanges.reduce_scatter(output, tensor))
     if group.size() == 2 and _is_gloo(tensor) and _is_own_slice(output, tensor, group):
-        # Gloo's reduce-scatter takes 2.6 times as long as one reduction to each of two ranks (4 MB, two cores); with
-        # more ranks they are level, and their sums would no longer be those of all_reduce bit for bit.
+        # Gloo's reduce-scatter takes 2.6 times as long as one reduction to each of two ranks (4 MB, two cores). With
+        # more ranks both take the same time, and the sums of reductions would not be bitwise those of all_reduce.
         slices = enumerate(tensor.chunk(2))
         return Several([dist.reduce(part, group_dst=rank, group=group, async_op=True) for rank, part in slices])
     work: Work = _reduce_scatter(output, tensor, group=group, async_op=True)
@@ -181,7 +181,7 @@ def _is_own_slice(part: Tensor, whole: Tensor, group: dist.ProcessGroup) -> bool
 @waits
 @observed
 def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:
-    """Overwrite `tensor` on every rank of the group with that of the group's rank `source`."""
+    """Overwrite `tensor` on every rank of the group with the tensor of the group's rank `source`."""
     if group is None:
         return tensor
     if exchanges := _exchanges(tensor, group):
@@ -193,7 +193,7 @@ def broadcast(tensor: Tensor, group: Group, *, source: int) -> Tensor:
 
 @waits
 def send_start(tensor: Tensor, group: Group, *, to: int) -> Work | None:
-    """Start sending `tensor` to the group's rank `to`; it must live until the work is done. None: it is."""
+    """Start sending `tensor` to the group's rank `to`; it must live until the work is done. None: the work is done."""
     if group is not None and (mailboxes := shared.mailboxes.get(group)) is not None:
         mailboxes.send(tensor, to)
         return None
@@ -236,7 +236,7 @@ def gather_slices(tensor: Tensor, group: dist.ProcessGroup, *, dim: int) -> Tens
 def gather(tensor: Tensor, group: Group, *, to: int) -> Tensor | None:
     """Return every rank's equally large `tensor`, stacked by rank, on the group's rank `to`; None on the others.
 
-    What travels: the tensor of each other rank, once, to that rank.
+    Communication: each other rank sends its tensor once to rank `to`.
     """
     if group is None:
         return tensor.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Memory that the processes of one machine share, with semaphores in it by which they tell each other what is there."""
+"""Memory shared by the processes of one machine, with semaphores by which they signal each other."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from torch.utils._python_dispatch import _disable_current_modes, _get_current_di
 from scaling.core.waiting import waits
 
 MOST_RANKS: Final = 8
-"""Each rank reads what all others write, so that with many a ring of messages would be faster."""
+"""Most ranks of a group. Each rank reads what all others write; with many ranks, a ring of messages is faster."""
 
 SEMAPHORE_BYTES: Final = 64  # sem_t has 32 on all of Linux; a cache line each
 _SPINS: Final = 200
-"""Looks at a semaphore before its rank sleeps: about as long as waking up takes."""
+"""Polls of a semaphore before the rank sleeps; they take about as long as waking up."""
 _PATIENCE: Final = 0.5
-"""Seconds of sleep after which a rank looks whether the other one is alive."""
+"""Seconds of sleep after which a rank checks whether the other rank is alive."""
 
 _NUMBER: Final = struct.Struct("q")
 _PREAMBLE: Final = struct.Struct(f"q{MOST_RANKS}q")
@@ -38,7 +38,7 @@ PREAMBLE_BYTES: Final = 128
 
 
 _GONE: Final = -1
-"""What a rank that has closed the memory writes in place of its process ID."""
+"""Written in place of its process ID by a rank that has closed the memory."""
 
 
 class _Deadline(ctypes.Structure):
@@ -55,11 +55,11 @@ class SharedMemory:
         self.memory = memory
         self.bytes = torch.frombuffer(memory, dtype=torch.uint8)
         self.pids: list[int] = []
-        """The processes of the ranks."""
+        """Process IDs of the ranks."""
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self._library = ctypes.CDLL(None, use_errno=True)
         self._lives: dict[int, int] = {}
-        """A file descriptor that becomes readable when the process ends, by rank of the others."""
+        """For each other rank, a file descriptor that becomes readable when its process ends."""
         self._ended: set[int] = set()
 
     def semaphore(self, offset: int) -> ctypes.c_void_p:
@@ -67,38 +67,38 @@ class SharedMemory:
         return ctypes.c_void_p(self._address + offset)
 
     def prepare(self, offset: int, count: int) -> None:
-        """Make `count` semaphores from an offset on, at zero. One rank, before the others look."""
+        """Initialise `count` semaphores at zero, from an offset on. One rank calls this, before the others use them."""
         for number in range(count):
             self._library.sem_init(self.semaphore(offset + number * SEMAPHORE_BYTES), 1, 0)
 
     def watch(self) -> None:
-        """Find out from now on when the process of another rank ends. All have written their process IDs."""
+        """Detect from now on when the process of another rank ends. All ranks must have written their process IDs."""
         self.pids = list(_PREAMBLE.unpack_from(self.memory)[1 : 1 + self.size])
         for other in self.others:
             try:
                 self._lives[other] = os.pidfd_open(self.pids[other])
             except ProcessLookupError:
                 self._ended.add(other)
-            except (OSError, AttributeError):  # an old kernel or Python: the watch of the run will notice
+            except (OSError, AttributeError):  # old kernel or Python: the run's own monitoring will notice
                 continue
 
     def close(self) -> None:
-        """Let nobody wait for this rank any more. The memory goes with the last tensor that is a view of it."""
+        """Make waits for this rank fail from now on. The memory is freed with the last tensor that is a view of it."""
         _NUMBER.pack_into(self.memory, _NUMBER.size * (1 + self.rank), _GONE)
         for descriptor in self._lives.values():
             os.close(descriptor)
         self._lives = {}
 
     def post(self, semaphore: ctypes.c_void_p) -> None:
-        """Let whoever waits for a semaphore go on: what was written before is there."""
+        """Post a semaphore: the rank that waits for it continues and sees all that was written before."""
         self._library.sem_post(semaphore)
 
     def try_wait(self, semaphore: ctypes.c_void_p) -> bool:
-        """Return whether a semaphore has been posted, and take that back."""
+        """Return whether a semaphore has been posted; if so, decrement it."""
         return bool(self._library.sem_trywait(semaphore) == 0)
 
     def wait_for(self, other: int, semaphore: ctypes.c_void_p) -> None:
-        """Wait until rank `other` posts. `DistNetworkError` where its process has ended or it has closed the memory."""
+        """Wait until rank `other` posts. `DistNetworkError` if its process has ended or it has closed the memory."""
         try_wait = self._library.sem_trywait
         for _ in range(_SPINS):
             if try_wait(semaphore) == 0:
@@ -112,7 +112,7 @@ class SharedMemory:
                 )
 
     def _slept(self, semaphore: ctypes.c_void_p) -> bool:
-        """Wait for a semaphore, not for ever, and return whether it has been posted."""
+        """Wait for a semaphore for a limited time and return whether it has been posted."""
         clockwait = getattr(self._library, "sem_clockwait", None)  # glibc 2.30
         whole, part = divmod((time.monotonic() if clockwait else time.time()) + _PATIENCE, 1)
         deadline = ctypes.byref(_Deadline(int(whole), int(part * 1e9)))
@@ -136,11 +136,11 @@ class SharedMemory:
 
 @waits
 def open_memory(group: dist.ProcessGroup, size: int, *, semaphores: tuple[int, int]) -> SharedMemory | None:
-    """Return `size` bytes that all ranks of a group of 2 to 8 have; None, on all of them, where one cannot have it.
+    """Return `size` bytes shared by all ranks of a group of 2 to 8; None, on all of them, where one cannot map it.
 
-    Rank 0 makes a file without a name, with semaphores (offset, count) in it, and says where others find it; they tell
-    it from another machine's by a number at its beginning. Ranks in different network namespaces are different hosts,
-    whatever else they share. Collective: the group, over whatever it goes through else.
+    Rank 0 creates an unnamed file with semaphores (offset, count) in it and broadcasts where to find it; a number at
+    its beginning distinguishes it from a file of another machine. Ranks in different network namespaces count as
+    different hosts, whatever else they share. Collective: the group, over its usual transport.
     """
     if not 1 < group.size() <= MOST_RANKS:
         return None
@@ -167,7 +167,7 @@ def open_memory(group: dist.ProcessGroup, size: int, *, semaphores: tuple[int, i
 
 
 def network() -> int:
-    """Return the number of this process's network namespace; 0 where there is no such thing."""
+    """Return the number of this process's network namespace; 0 where the system has none."""
     try:
         return os.stat("/proc/self/ns/net").st_ino
     except OSError:
@@ -175,11 +175,11 @@ def network() -> int:
 
 
 def create_file(token: int, size: int) -> int | None:
-    """Return the descriptor of a new file in memory that begins with a number; None where there is no such thing."""
+    """Return the descriptor of a new file in memory that begins with `token`; None where it cannot be created."""
     if sys.platform != "linux":
         return None
     try:
-        if os.readlink("/proc/self") != str(os.getpid()):  # of another namespace: others would look in a wrong place
+        if os.readlink("/proc/self") != str(os.getpid()):  # another PID namespace: others would look in a wrong place
             return None
         descriptor = _memory_file()
         os.ftruncate(descriptor, size)
@@ -192,7 +192,7 @@ def create_file(token: int, size: int) -> int | None:
 def _memory_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("scaling", os.MFD_CLOEXEC)
-    library = ctypes.CDLL(None, use_errno=True)  # Python was built for older systems
+    library = ctypes.CDLL(None, use_errno=True)  # this Python was built for older systems
     descriptor: int = library.memfd_create(b"scaling", 1)
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), "memfd_create")
@@ -200,14 +200,14 @@ def _memory_file() -> int:
 
 
 def map_file(pid: int, descriptor: int, token: int, size: int) -> mmap.mmap | None:
-    """Return the memory of a file that a process has open; None where this one cannot have it, or it is another one."""
+    """Return the memory of a file that a process has open; None where it cannot be mapped or is a different file."""
     if descriptor < 0 or sys.platform != "linux":
         return None
     try:
-        # Of another machine the number may stand for a terminal or a pipe.
+        # If the numbers come from another machine, the descriptor may be a terminal or a pipe here.
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         opened = os.open(f"/proc/{pid}/fd/{descriptor}", flags)
-    except OSError:  # another machine's, or another container's
+    except OSError:  # of another machine or another container
         return None
     try:
         if os.fstat(opened).st_size == size and os.pread(opened, _NUMBER.size, 0) == _NUMBER.pack(token):
@@ -221,18 +221,18 @@ def map_file(pid: int, descriptor: int, token: int, size: int) -> mmap.mmap | No
 
 @final
 class CallQueue:
-    """Calls that run in the order in which they were asked for, and not before somebody waits for one."""
+    """Calls that run in the order in which they were deferred, and not before somebody waits for one of them."""
 
     def __init__(self) -> None:
         self._waiting: deque[DeferredCall] = deque()
 
     def defer(self, call: Callable[[], None]) -> DeferredCall:
-        """Ask for a call."""
+        """Append a call to the queue."""
         self._waiting.append(made := DeferredCall(call, self))
         return made
 
     def run_until(self, last: DeferredCall | None = None) -> None:
-        """Run the calls that wait: all, or those up to one."""
+        """Run the deferred calls: all of them, or those up to and including `last`."""
         while self._waiting and (last is None or not last.is_completed()):
             self._waiting.popleft().run()
 
@@ -248,11 +248,11 @@ class DeferredCall:
         self._modes = _get_current_dispatch_mode_stack()
 
     def is_completed(self) -> bool:
-        """Return whether it has run."""
+        """Return whether the call has run or has been started."""
         return self._call is None
 
     def run(self) -> None:
-        """Run it, once. Modes of dispatch that were entered since it was asked for do not see it: it is not theirs."""
+        """Run the call, once. Dispatch modes entered since it was deferred do not see it: it was not made in them."""
         call, self._call = self._call, None
         if call is None:
             return
@@ -268,7 +268,7 @@ class DeferredCall:
 
     @waits
     def wait(self) -> None:
-        """Run it, after all that was asked for before it."""
+        """Run the call after all calls deferred before it. Raise its error, if it has one."""
         self._queue.run_until(self)
         if self._error is not None:
             raise self._error

@@ -1,4 +1,4 @@
-"""Flatten and rebuild tensors in tuples, lists, dicts and dataclasses: what layers may exchange."""
+"""Flatten and rebuild tuples, lists, dicts and dataclasses of tensors: the values that layers may exchange."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def flatten(tree: Any, path: str = "") -> list[Leaf]:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of any value in a fixed order; what is no tree by its type holds none."""
+    """Yield the tensors of any value in a fixed order; a value of any other type holds none."""
     match value:
         case Tensor():
             yield value
@@ -67,7 +67,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def new_dataclass(kind: type, values: Mapping[str, Any]) -> Any:
-    """Return an instance with these fields, of which `kind` need not take all as arguments (`field(init=False)`)."""
+    """Return an instance with these fields; `kind` need not accept all as arguments (`field(init=False)`)."""
     own = [item.name for item in fields(kind) if not item.init]
     made = kind(**{name: value for name, value in values.items() if name not in own})
     for name in own:
