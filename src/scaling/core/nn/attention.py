@@ -26,7 +26,7 @@ from scaling.core.nn.rotary import RotaryEmbedding
 from scaling.core.nn.shard import Heads
 
 FUSED = "query_key_value"
-"""Name of the layer that projects to queries, keys and values in one product."""
+"""Name of the layer that projects to queries, keys and values with one matrix product."""
 
 
 @final
@@ -35,9 +35,10 @@ class ParallelSelfAttention(Joins):
 
     `projections` are the layers `query`, `key` and `value` with `Heads` as output features, or one fused layer
     `query_key_value` of these three (`attention_projections` makes either). Where there are fewer key-value heads than
-    ranks, neighbouring ranks hold the same head and sum its gradient; then the layers cannot be fused. `core` attends,
-    `dense` leads out. Before they are rotated, queries and keys may be clipped, and then normalised. Communicates: one
-    all-reduce forward and one backward (or their sequence-parallel halves), and what the norm does.
+    ranks, neighbouring ranks hold the same head and sum its gradient; then the layers cannot be fused. `core` computes
+    attention, `dense` projects the result. Queries, keys and values may be clipped; queries and keys may then be
+    normalised, before they are rotated. Communicates: one all-reduce forward and one backward (or their
+    sequence-parallel halves), and the communication of the norm.
     Sources: arXiv:1706.03762 (attention), arXiv:1911.02150 (multi-query), arXiv:2305.13245 (grouped-query),
     arXiv:1909.08053 section 3 (cut by heads).
     """
@@ -72,36 +73,38 @@ class ParallelSelfAttention(Joins):
         self._uncompiled_core: Callable[..., Any] | None = None
 
     def with_key_query_norm(self, norm: KeyQueryNorm) -> ParallelSelfAttention:
-        """Normalise queries and keys before they are rotated. `norm` may communicate (see there)."""
+        """Normalise queries and keys before they are rotated. `norm` may communicate (see its class)."""
         self.norm_query, self.norm_key, self._norm = norm.query, norm.key, norm
         return self
 
     def with_clipping(self, limit: float) -> ParallelSelfAttention:
-        """Clip queries, keys and values to [-limit, limit] right behind their projections (OLMo, arXiv:2402.00838)."""
+        """Clip queries, keys and values to [-limit, limit] right after their projections (OLMo, arXiv:2402.00838)."""
         self._limit = limit
         return self
 
     def leave_uncompiled(self, disable: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Be a function of the input, as compiled code has to be: a layer that is run again finds another micro-batch's
-        angles and masks where layers keep them. So angles are made anew, and masks outside of compiled code.
+        """Make the layer a function of its input alone, as compiled code has to be.
+
+        When a layer is run again, the angles and masks that the layers keep may be those of another micro-batch. So
+        angles are computed anew, and masks outside of compiled code.
         """
         if self.rotary is not None:
             self.rotary.keep_on(self.dense.weight.device)
         self._uncompiled_core = disable(self.core)
 
     def described_outputs(self) -> Mapping[str, Sequence[Output]]:
-        """Return what is within: heads of this rank, or neighbours of it."""
+        """Return the outputs of the modules within: heads of this rank, which it may share with neighbours."""
         of_heads = [
             Output(placement_of(shard))
             for name in self._projections
             for _, shard in cast(ColumnParallelLinear, self._modules[name]).outputs.values()
         ]
         queries, keys, _ = of_heads
-        # Rotations are of queries and of keys in one module.
+        # One object rotates both queries and keys, so its outputs have no single placement.
         return {"norm_query": [queries], "norm_key": [keys], "core": [queries], "rotary": []}
 
     def join(self) -> None:
-        """Compute queries, keys and values in one product, where no gradient is wanted."""
+        """Compute queries, keys and values with one matrix product, where no gradient is wanted."""
         self.joined = JoinedLayers([cast(ColumnParallelLinear, self._modules[name]) for name in self._projections])
 
     def forward(
@@ -115,7 +118,7 @@ class ParallelSelfAttention(Joins):
         """Return the attention output, shaped as `x_BSE` (under sequence parallelism both are slices of the sequence).
 
         `position_ids` int64 [b, s], `document_ids` int32 [b, s] or None and `samples` int64 [b] are whole on every
-        rank. `past` attends in the place of `core`, where earlier positions are kept.
+        rank. Where earlier positions are kept, `past` attends in place of `core`.
         """
         entered_BSE = enter_model_parallel(x_BSE, self.dense.place)
         together = None if self.joined is None else self.joined(entered_BSE)
@@ -132,7 +135,7 @@ class ParallelSelfAttention(Joins):
             made_anew = self._uncompiled_core is not None
             angles_of = self.rotary.new_angles if made_anew else self.rotary.angles
             angles = angles_of(position_ids, q_BSHD.dtype)
-            if together is not None and self._limit is None and self._norm is None:  # as they stand beside each other
+            if together is not None and self._limit is None and self._norm is None:  # still adjacent
                 heads = [q_BSHD.shape[2], k_BSKD.shape[2]]
                 q_and_k = together.unflatten(-1, (-1, self.head_dim))[:, :, : sum(heads)]
                 q_BSHD, k_BSKD = self.rotary(q_and_k, angles).split_with_sizes(heads, dim=2)
@@ -156,9 +159,9 @@ def attention_projections(
     initializer: Initializer | None = None,
     fused: bool = False,
 ) -> dict[str, ColumnParallelLinear]:
-    """Return the layers from activations to the queries, keys and values of `heads`, as one product where `fused`.
+    """Return the layers that project activations to the queries, keys and values of `heads`; one layer if `fused`.
 
-    Both forms have the same initial values and checkpoints. `LayoutError` where ranks share some heads and `fused`.
+    Both forms have the same initial values and checkpoints. `LayoutError` if `fused` and ranks share some heads.
     """
     if fused:
         layers = {FUSED: ColumnParallelLinear(in_features, heads, place=place, bias=bias, initializer=initializer)}
@@ -173,9 +176,9 @@ def attention_projections(
 
 
 def _tell_former_place(layers: Mapping[str, ColumnParallelLinear], heads: Mapping[str, Heads]) -> None:
-    """Say where the first version of the checkpoint format has queries, keys and values of equally many heads.
+    """Record where the first version of the checkpoint format has queries, keys and values of equally many heads.
 
-    They were one tensor there, grouped by head: the rows of its query, then of its key, then of its value.
+    They were one tensor there, grouped by head: the rows of a head's query, then of its key, then of its value.
     """
     for layer in layers.values():
         for parameter in layer.parameters():

@@ -1,6 +1,6 @@
-"""Which attention kernel: a table of what each can do, and the first that can do what a layer needs. Pure.
+"""Choice of the attention kernel: a table of abilities, and the first kernel that can do what a layer needs. Pure.
 
-No torch here: types and devices go by the names they have there.
+Without torch: types and devices are given by the names that torch has for them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from scaling.core.nn.scores import Scores
 Feature = Literal[
     "causal", "bidirectional", "packed rows", "grouped heads", "a window", "a window for some heads", "a cap", "dropout"
 ]
-"""What a layer may want of a kernel."""
+"""A feature that a layer may need from a kernel."""
 
 USUAL: frozenset[Feature] = frozenset(
     ("causal", "bidirectional", "packed rows", "grouped heads", "a window", "a window for some heads")
 )
-"""What all kernels do. A window for some heads: these and the others are two calls."""
+"""The features of all kernels. A window for some heads takes two calls: one for these heads, one for the others."""
 
 
 class AttentionKernel(str, Enum):
-    """What computes attention, by the name that users are told."""
+    """The kernels that compute attention, by the names that messages use."""
 
     SCALED_DOT_PRODUCT = "scaled-dot-product (PyTorch)"
     VARIABLE_LENGTH = "varlen (PyTorch)"
@@ -37,7 +37,7 @@ class AttentionKernel(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionNeeds:
-    """What is asked of a kernel by a layer as a whole, whatever the layout, so that all ranks choose alike."""
+    """The needs of a layer as a whole, independent of the layout, so that all ranks choose the same kernel."""
 
     features: frozenset[Feature]
     head_size: int
@@ -56,7 +56,7 @@ class AttentionNeeds:
         dtype: str,
         device: str,
     ) -> AttentionNeeds:
-        """Return what scores need, of heads that are grouped or not, with dropout of the probabilities or without."""
+        """Return the needs of `scores`, for heads grouped or not, with or without dropout of the probabilities."""
         asked: Mapping[Feature, bool] = {
             "causal": scores.causal,
             "bidirectional": not scores.causal,
@@ -71,21 +71,21 @@ class AttentionNeeds:
         return cls(features=features, head_size=head_size, dtype=dtype, device=device)
 
     def __str__(self) -> str:
-        """Return it as part of a message."""
+        """Return the needs as part of a message."""
         features = ", ".join(sorted(self.features))
         return f"attention ({features}; heads of {self.head_size} features, {self.dtype}, on {self.device})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelAbilities:
-    """What a kernel can do. An empty tuple is no restriction."""
+    """The abilities of a kernel. An empty tuple means no restriction."""
 
     features: frozenset[Feature]
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     head_sizes: range | None = None
     needs: str = ""
-    """What has to be found on the machine for it (`attention_fused.find_kernels`), in words."""
+    """What the kernel requires of the machine (`attention_fused.find_kernels`), in words."""
 
 
 KERNELS: Mapping[AttentionKernel, KernelAbilities] = {
@@ -97,7 +97,7 @@ KERNELS: Mapping[AttentionKernel, KernelAbilities] = {
         head_sizes=range(8, 257, 8),
         needs="an NVIDIA GPU of compute capability 8.0 or later, and windows in torch.nn.attention.varlen",
     ),
-    # On a CPU, PyTorch has no gradient for it, and without a compiler it would hold all scores, as spelled-out does.
+    # On a CPU, flex attention has no gradient, and without a compiler it would hold all scores, as spelled-out does.
     AttentionKernel.FLEX: KernelAbilities(
         features=USUAL | {"a cap"},
         devices=("cuda",),
@@ -114,7 +114,7 @@ KERNELS: Mapping[AttentionKernel, KernelAbilities] = {
     ),
     AttentionKernel.SPELLED_OUT: KernelAbilities(features=USUAL | {"a cap", "dropout"}),
 }
-"""All kernels. Dropout has masks of its own, the same in every layout, which no fused kernel takes."""
+"""All kernels. Dropout has masks of its own, the same in every layout, which no fused kernel accepts."""
 
 _PYTORCH: Sequence[AttentionKernel] = (AttentionKernel.SCALED_DOT_PRODUCT, AttentionKernel.SPELLED_OUT)
 _FUSED: Sequence[AttentionKernel] = (
@@ -125,12 +125,12 @@ _FUSED: Sequence[AttentionKernel] = (
 
 
 def kernel_order(asked: MaskedSoftmaxKernel) -> Sequence[AttentionKernel]:
-    """Return the kernels that a configuration asks for, the fastest first."""
+    """Return the kernels that a configuration allows, the fastest first."""
     return _PYTORCH if asked is MaskedSoftmaxKernel.TORCH else (*_FUSED, *_PYTORCH)
 
 
 def obstacles(kernel: AttentionKernel, needs: AttentionNeeds, found: Collection[AttentionKernel]) -> Iterator[str]:
-    """Yield why a kernel cannot do what is needed; nothing where it can. `found`: those that this machine has."""
+    """Yield the reasons why a kernel cannot do what is needed. `found`: the kernels that this machine has."""
     can = KERNELS[kernel]
     yield from (f"does not do {feature}" for feature in sorted(needs.features - can.features))
     if can.devices and needs.device not in can.devices:
@@ -148,7 +148,7 @@ def obstacles(kernel: AttentionKernel, needs: AttentionNeeds, found: Collection[
 def choose_kernel(
     needs: AttentionNeeds, order: Sequence[AttentionKernel], *, found: Collection[AttentionKernel]
 ) -> AttentionKernel:
-    """Return the first kernel of `order` that can do what is needed; `ConfigError` naming those that can elsewhere."""
+    """Return the first kernel of `order` that can do what is needed; else `ConfigError` with those that can."""
     reasons = {kernel: list(obstacles(kernel, needs, found)) for kernel in KERNELS}
     for kernel in order:
         if not reasons[kernel]:

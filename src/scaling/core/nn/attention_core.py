@@ -1,4 +1,4 @@
-"""Attention cores: from projected queries, keys and values to what the heads put out. One is chosen when built.
+"""Attention cores: from projected queries, keys and values to the outputs of the heads. Chosen when layers are built.
 
 Shape suffixes: B batch, S sequence, H query heads of this rank, K key-value heads of this rank, D head features.
 """
@@ -17,7 +17,7 @@ from scaling.core.nn.dropout import Dropout
 
 
 class AttentionCore(Protocol):
-    """Attends. A core that has state or submodules of its own is an `nn.Module` without parameters."""
+    """A function that attends. A core that has state or submodules of its own is an `nn.Module` without parameters."""
 
     def __call__(
         self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids: Tensor | None, samples: Tensor
@@ -28,7 +28,7 @@ class AttentionCore(Protocol):
 
 @final
 class ScaledDotProduct:
-    """PyTorch's kernels. `scale` multiplies the scores; `masks` is shared by the layers of a rank."""
+    """Attention by PyTorch's kernels. `scale` multiplies the scores; `masks` is shared by the layers of a rank."""
 
     def __init__(self, masks: DocumentMasks, *, scale: float) -> None:
         self.masks = masks
@@ -43,7 +43,7 @@ class ScaledDotProduct:
 
 @final
 class SpelledOut:
-    """Attention step by step, all scores in memory: on every device, with everything that scores can have."""
+    """Attention computed step by step, with all scores in memory: on every device, with every option of `Scores`."""
 
     def __init__(self, masks: DocumentMasks, *, scale: float, cap: float | None = None) -> None:
         self.masks = masks
@@ -67,16 +67,16 @@ class SpelledOut:
         keep: Tensor,
         probability: float,
     ) -> Tensor:
-        """Return [b, s, h, d] with the probabilities left out that `keep` [b, h, s, s] does not keep."""
+        """Return [b, s, h, d], without the probabilities for which `keep` [b, h, s, s] is False."""
         visible, scale, cap = self.masks(document_ids, q_BSHD), self.scale, self.cap
         return spelled_out(q_BSHD, k_BSKD, v_BSKD, visible, scale=scale, cap=cap, keep=keep, probability=probability)
 
 
 @final
 class DroppedAttention(nn.Module):
-    """Attention whose probabilities are dropped while training, step by step; else that of another core.
+    """Attention with dropout of the probabilities while training, computed step by step; otherwise that of `inner`.
 
-    `heads` are the global numbers of this rank's query heads: a mask is a function of them.
+    `heads` are the global numbers of this rank's query heads: the dropout mask is a function of them.
     """
 
     def __init__(self, inner: AttentionCore, dropout: Dropout, spelled: SpelledOut, *, heads: range) -> None:
@@ -105,13 +105,13 @@ class DroppedAttention(nn.Module):
 
 @final
 class HeadsApart(nn.Module):
-    """Some query heads attend by one core and the next ones by another, as those with a window and those without."""
+    """Attention by one core for some query heads and another for the next ones: with a window and without, say."""
 
     def __init__(self, parts: Sequence[tuple[int, AttentionCore]]) -> None:
         super().__init__()
         self.sizes = [heads for heads, _ in parts]
         for number, (_, core) in enumerate(parts):
-            setattr(self, f"part_{number}", core)  # a core that is a module is found here by `train` and `eval`
+            setattr(self, f"part_{number}", core)  # where `train` and `eval` find a core that is a module
 
     def forward(
         self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids: Tensor | None, samples: Tensor
@@ -129,7 +129,7 @@ class HeadsApart(nn.Module):
 
 
 def _of_heads(x_BSKD: Tensor, heads: range, group: int) -> Tensor:
-    """Return the keys or values of some query heads, of which `group` share one; a head may serve both parts."""
+    """Return the keys or values for some query heads; `group` of these share one, which may serve both parts."""
     first, last = heads.start // group, (heads.stop - 1) // group
     if first == last or (heads.start % group == 0 and heads.stop % group == 0):
         return x_BSKD[:, :, first : last + 1]

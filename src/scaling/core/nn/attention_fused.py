@@ -1,4 +1,4 @@
-"""Fused attention kernels of GPUs, which hold no scores in memory, and which of them this machine has.
+"""Fused attention kernels for GPUs, which hold no scores in memory, and the search for those that a device has.
 
 Shape suffixes: B batch, S sequence, H query heads of this rank, K key-value heads of this rank, D head features.
 """
@@ -19,7 +19,7 @@ from scaling.core.nn.attention_masks import PerMicroBatch
 from scaling.core.nn.scores import Scores
 
 Bounds = PerMicroBatch[Tensor]
-"""Of the documents in the flattened batch (`document_bounds`)."""
+"""Bounds of the documents in the flattened batch (`document_bounds`)."""
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -40,14 +40,14 @@ def find_kernels(device: torch.device) -> frozenset[AttentionKernel]:
 
 
 def _varlen_has_windows() -> bool:
-    """Return whether PyTorch's kernel for documents takes what is asked of it; it is young, and its options grow."""
+    """Return whether PyTorch's kernel for documents has the options used here; it is young, and gains options."""
     from torch.nn.attention.varlen import varlen_attn
 
     return {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
 def _sides(scores: Scores) -> tuple[int, int]:
-    """Return how many keys beside its own a token sees before and after it, -1 for all: flash attention counts so."""
+    """Return how many keys a token sees before and after its own, -1 for all: the convention of flash attention."""
     before = -1 if scores.window is None else scores.window - 1
     return before, 0 if scores.causal else before
 
@@ -56,7 +56,7 @@ def _sides(scores: Scores) -> tuple[int, int]:
 class FlashAttention:
     """flash-attn's kernel for packed documents (Dao, arXiv:2307.08691): no mask in memory, work only inside documents.
 
-    Needs the optional package flash-attn, a GPU and half precision. `scores` are those of heads that have the same.
+    Needs the optional package flash-attn, a GPU and half precision. All heads have the same `scores`.
     """
 
     def __init__(self, scores: Scores, bounds: Bounds, *, deterministic: bool) -> None:
@@ -88,9 +88,9 @@ class FlashAttention:
 
 @final
 class VariableLengthAttention:
-    """PyTorch's flash kernel for packed documents: that of flash-attn, without the package and without a cap.
+    """PyTorch's flash kernel for packed documents: the kernel of flash-attn, without the package and without a cap.
 
-    Its backward pass repeats its bits only under `torch.use_deterministic_algorithms`.
+    Its backward pass is bitwise reproducible only under `torch.use_deterministic_algorithms`.
     """
 
     def __init__(self, scores: Scores, bounds: Bounds) -> None:
@@ -117,7 +117,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def block_masks(*, causal: bool, window: int | None, compiler: Compiler = compiled) -> PerMicroBatch[BlockMask | None]:
-    """Return what makes the masks of flex attention, which skips blocks that nobody sees; None: everything is seen."""
+    """Return the maker of masks for flex attention, which skips blocks nobody sees; a mask of None hides nothing."""
     create = compiler(create_block_mask)
 
     def derive(document_ids_BS: Tensor | None, like_BSHD: Tensor) -> BlockMask | None:

@@ -1,4 +1,4 @@
-"""Attention by masks, in PyTorch alone: its scaled-dot-product kernels, and the same spelled out.
+"""Attention with masks, in PyTorch alone: its scaled-dot-product kernels, and the same computation spelled out.
 
 Shape suffixes: B batch, S sequence, H query heads, K key-value heads, D head features.
 """
@@ -44,9 +44,9 @@ def spelled_out(
     keep: Tensor | None = None,
     probability: float = 0.0,
 ) -> Tensor:
-    """Attend step by step: the reference for the kernels, and the one that takes a dropout mask.
+    """Attend step by step: the reference for the kernels, and the only form that accepts a dropout mask.
 
-    `cap` bounds the scaled scores. `keep` [b, h, s, s] says which attention probabilities stay under dropout with
+    `cap` bounds the scaled scores. `keep` [b, h, s, s] says which attention probabilities are kept under dropout with
     `probability`. Returns [b, s, h, d].
     """
     wide = torch.float64 if q_BSHD.dtype == torch.float64 else torch.float32
@@ -65,6 +65,6 @@ def spelled_out(
     probabilities = scores.softmax(dim=-1)
     if keep is not None:
         probabilities = probabilities * keep
-        if probability < 1.0:  # else nothing stays, and nothing can be scaled up to make up for it
+        if probability < 1.0:  # at 1 nothing is kept, so that there is nothing to scale up
             probabilities = probabilities / (1.0 - probability)
     return (probabilities @ v).transpose(1, 2).to(q_BSHD.dtype)

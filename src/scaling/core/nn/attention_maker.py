@@ -1,4 +1,4 @@
-"""Makes the attention cores of a rank's layers, of the kernels chosen for them, over masks that they share."""
+"""Make the attention cores of a rank's layers, with the kernels chosen for them and masks that they share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scaling.core.nn.dropout import Dropout
 from scaling.core.nn.scores import Scores
 
 Kind = tuple[bool, int | None]
-"""What a mask depends on: causal, window."""
+"""The properties that a mask depends on: causal, window."""
 
 
 @final
 class AttentionCoreMaker:
-    """Makes attention cores. Those of one object share what they derive of a micro-batch.
+    """A factory of attention cores. Those of one maker share the values that they derive from a micro-batch.
 
     `deterministic`: flash-attn's backward pass gives the same bits each time.
     """
@@ -33,9 +33,9 @@ class AttentionCoreMaker:
     def __call__(
         self, kernel: AttentionKernel, scores: Scores, *, heads: range, dropout: Dropout | None = None
     ) -> AttentionCore:
-        """Return the core of a layer for the query heads that this rank holds, by their numbers in the whole layer.
+        """Return the core of a layer for this rank's query `heads`, given by their numbers in the whole layer.
 
-        While `dropout` is active, probabilities are dropped, spelled out; else `kernel` computes.
+        While `dropout` is active, attention is spelled out, with probabilities dropped; otherwise `kernel` computes it.
         """
         parts = [(len(own), self._core(kernel, of, own, dropout)) for own, of in scores.of_heads(heads)]
         (_, core), *others = parts

@@ -1,4 +1,4 @@
-"""Which positions see each other, in each form that a kernel wants: made once for all layers of a micro-batch.
+"""Masks: which positions see each other, in each form that a kernel needs, made once for all layers of a micro-batch.
 
 Shape suffixes: B batch, S sequence, H heads, D head features.
 """
@@ -18,10 +18,10 @@ Derived = TypeVar("Derived")
 
 @final
 class PerMicroBatch(Generic[Derived]):
-    """What `derive` makes of a micro-batch's document numbers, once for all the layers that share this object.
+    """A value derived from a micro-batch's document numbers, once for all the layers that share this object.
 
-    `derive` is called with them (or None) and with a tensor [b, s, ...] that tells size and device. Only the last
-    result is kept: layers run one micro-batch after another.
+    `derive` is called with the numbers (or None) and with a tensor [b, s, ...] that gives size and device. Only the
+    last result is kept: layers run one micro-batch after another.
     """
 
     def __init__(self, derive: Callable[[Tensor | None, Tensor], Derived]) -> None:
@@ -31,7 +31,7 @@ class PerMicroBatch(Generic[Derived]):
         self._kept: Derived
 
     def __call__(self, document_ids_BS: Tensor | None, like_BSHD: Tensor) -> Derived:
-        """Return what is derived of int32 document numbers [b, s]; None = every row is one document."""
+        """Return the value derived from int32 document numbers [b, s]; None = every row is one document."""
         like = (like_BSHD.shape[:2], like_BSHD.device)
         if self._like != like or not self._is_of(document_ids_BS):
             self._kept = self._derive(document_ids_BS, like_BSHD)
@@ -42,14 +42,14 @@ class PerMicroBatch(Generic[Derived]):
     def _is_of(self, document_ids_BS: Tensor | None) -> bool:
         if self._documents is None:
             return document_ids_BS is None
-        return document_ids_BS is not None and self._documents() is document_ids_BS  # which may be gone: not None then
+        return document_ids_BS is not None and self._documents() is document_ids_BS  # None if gone
 
 
 @dataclass(frozen=True)
 class Visible:
-    """Which keys the queries see.
+    """The keys that the queries see.
 
-    `mask` [b or 1, 1, queries, keys] is None where `causal` alone decides: nothing later than itself, or everything.
+    `mask` [b or 1, 1, queries, keys] is None where `causal` alone decides: a query sees no later key, or all keys.
     """
 
     mask: Tensor | None
@@ -58,7 +58,7 @@ class Visible:
 
 @final
 class DocumentMasks:
-    """The masks of one kind of layer: documents see only themselves, `causal` and `window` are those of `Scores`."""
+    """The masks of one kind of layer: documents see only themselves; `causal` and `window` are those of `Scores`."""
 
     def __init__(self, *, causal: bool, window: int | None = None) -> None:
         self.causal = causal
@@ -66,7 +66,7 @@ class DocumentMasks:
         self._masks = PerMicroBatch(self._mask)
 
     def __call__(self, document_ids_BS: Tensor | None, like_BSHD: Tensor) -> Visible:
-        """Return what is visible within int32 document numbers [b, s]; None = every row is one document."""
+        """Return the keys visible for int32 document numbers [b, s]; None = every row is one document."""
         if document_ids_BS is None and self.window is None:
             return Visible(None, self.causal)
         return Visible(self._masks(document_ids_BS, like_BSHD), self.causal)
@@ -103,8 +103,8 @@ def band(queries: int, keys: int, *, causal: bool, window: int | None, device: t
 def document_bounds(document_ids_BS: Tensor | None, like_BSHD: Tensor) -> Tensor:
     """Return the documents' bounds in the flattened batch, int32: [b + 1] for None, which is a document in each row.
 
-    Else they are filled up with the end to [b * s + 1]: the length does not depend on the data, so nothing is read back
-    from the device; documents of length zero at the end are nothing to the kernel.
+    Otherwise the bounds are padded with the end of the batch to [b * s + 1]: the length does not depend on the data, so
+    nothing is read back from the device. The kernel ignores the documents of length zero at the end.
     """
     rows, length = like_BSHD.shape[:2]
     total, device = rows * length, like_BSHD.device

@@ -1,4 +1,4 @@
-"""Which positions of which texts a step of generation adds, and where caches keep them. Pure, without torch."""
+"""The positions that a step of generation adds to texts, and where caches keep them. Pure, without torch."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ class Prefill:
 
     @property
     def tokens(self) -> int:
-        """Return how many tokens it stands for."""
+        """Return the number of tokens in the span."""
         return self.count
 
 
 @dataclass(frozen=True)
 class Decode:
-    """One new position of each of the first rows of a pool: `starts[i]` is that of row i."""
+    """One new position in each of the first rows of a pool: `starts[i]` in row i."""
 
     pool: int
     starts: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
-        """Return how many tokens it stands for."""
+        """Return the number of tokens in the span."""
         return len(self.starts)
 
 
 Span: TypeAlias = Prefill | Decode
-"""Tokens that follow each other in a step of generation and are treated alike."""
+"""Consecutive tokens of a step of generation that are treated in the same way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheShape:
-    """What a layer keeps on one rank for one pool: `rows` texts of up to `capacity` tokens."""
+    """The shape of a layer's cache on one rank for one pool: `rows` texts of up to `capacity` tokens."""
 
     rows: int
     capacity: int
@@ -53,11 +53,11 @@ class CacheShape:
     """Key-value heads of this rank."""
     head_size: int
     window: int | None = None
-    """No query head sees more than so many of the last positions, so only these are kept. None: all are."""
+    """No query head sees more than this many of the last positions, so only these are kept. None: all are kept."""
 
     @classmethod
     def of(cls, scores: Scores, *, rows: int, capacity: int, heads: int, head_size: int) -> Self:
-        """Return what a layer with such scores needs. A window of some heads only saves nothing."""
+        """Return the shape that a layer with these scores needs. A window of only some heads saves nothing."""
         window = scores.window if scores.windowed_heads is None else None
         return cls(rows=rows, capacity=capacity, heads=heads, head_size=head_size, window=window)
 
@@ -73,12 +73,12 @@ class CacheShape:
 
 @dataclass(frozen=True)
 class Seen:
-    """The slots from `first` to `stop` are what the rows of a pool see between them; each row sees a part of them."""
+    """The slots that the rows of a pool see: together those from `first` to `stop`, each row a part of them."""
 
     first: int
     stop: int
     rows: tuple[tuple[int, int], ...]
-    """The first slot that a row sees, and the first behind those it sees. They all agree: nothing is masked."""
+    """The first slot that each row sees, and the first slot after those it sees. If all agree, nothing is masked."""
 
     @property
     def alike(self) -> bool:
@@ -87,7 +87,7 @@ class Seen:
 
 
 def seen(starts: Sequence[int], window: int | None, positions: int) -> Seen:
-    """Return what the new positions `starts` see of caches that keep `positions` and have the new ones already."""
+    """Return the slots that new positions `starts` see in caches of `positions` slots that hold them already."""
     rows = []
     for start in starts:
         first = 0 if window is None or start >= positions else max(0, start + 1 - window)
@@ -96,7 +96,7 @@ def seen(starts: Sequence[int], window: int | None, positions: int) -> Seen:
 
 
 def stretches(first: int, stop: int, positions: int) -> Iterator[tuple[int, int, int]]:
-    """Cut the positions from `first` to `stop` where their slots begin anew: yield (position, slot, count)."""
+    """Cut the positions from `first` to `stop` where their slots wrap around: yield (position, slot, count)."""
     while first < stop:
         slot = first % positions
         count = min(stop - first, positions - slot)

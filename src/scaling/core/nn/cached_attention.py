@@ -1,8 +1,8 @@
-"""Attention of generation: the keys and values of earlier positions are kept, and new positions attend to them.
+"""Attention for generation: the keys and values of earlier positions are kept, and new positions attend to them.
 
-Shape suffixes: T new tokens of all texts, one behind the other; A active rows of a pool, R all of its rows; P kept
-positions of a row, S those that are looked at, C new positions of one row; H query heads, K key-value heads, G query
-heads that share one; D head features.
+Shape suffixes: T new tokens of all texts, one after the other; A active rows of a pool, R all of its rows; P kept
+positions of a row, S those attended to, C new positions of one row; H query heads, K key-value heads, G query heads
+that share one of these; D head features.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 class DecodePlan(NamedTuple):
-    """How the new positions of the rows of a pool are kept, and what they see."""
+    """Where the new positions of the rows of a pool are kept, and which slots they see."""
 
     new: tuple[slice | Tensor, slice, int | Tensor]
-    """The index of the new positions in [r, k, p, d]; what is there is [a, k, d]."""
+    """The index of the new positions in [r, k, p, d]; it selects [a, k, d]."""
     seen: slice
-    """The slots that the rows see between them."""
+    """The slots that the rows see together."""
     mask: Tensor | None
-    """What to add to their scores, [a, 1, 1, s]. None: every row sees all of them."""
+    """The mask to add to the scores, [a, 1, 1, s]. None: every row sees all of these slots."""
 
 
 @final
@@ -43,14 +43,14 @@ class SharedSpans:
         self._masks: dict[Hashable, Tensor] = {}
 
     def decode(self, number: int, span: Decode, window: int | None, positions: int, like: Tensor) -> DecodePlan:
-        """Return the plan for caches that keep `positions`; `like` tells the device, and the type of the scores."""
+        """Return the plan for caches that keep `positions`; `like` has the device, and the type of the scores."""
         key = (number, window, positions, like.dtype)
         if key not in self._decodes:
             self._decodes[key] = _decode_plan(span.starts, window, positions, like)
         return self._decodes[key]
 
     def prefill(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-        """Return what to add to the scores [1, 1, queries, keys] of the last positions of a text."""
+        """Return the mask to add to the scores [1, 1, queries, keys] of the last positions of a text."""
         if window is not None and window >= keys:
             window = None
         key = (queries, keys, window, like.dtype)
@@ -74,7 +74,7 @@ def _decode_plan(starts: Sequence[int], window: int | None, positions: int, like
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what to add to scores that a mask hides: minus infinity."""
+    """Return the mask to add to scores: minus infinity where `mask` is False, else 0."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
@@ -83,8 +83,8 @@ class KeyValueCache:
     """Keys and values of one attention layer, for the rows of each pool, and attention to them.
 
     `heads` are the global numbers of this rank's query heads, of which some may have a window and others not. The
-    memory is taken at once and cleared. Later, what is behind the end of a row is zero, whatever the row held before:
-    rows of different lengths are looked at together, and zero times what is no number would be none.
+    memory is allocated and cleared at once. Slots after the end of a row stay zero, whatever the row held before: rows
+    of different lengths are attended to together, and zero times NaN would be NaN.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class KeyValueCache:
             for queries, kept in head_pieces(range(part.start - heads.start, part.stop - heads.start), group)
         ]
         self._scale, self._cap = scores.scale, scores.cap
-        with torch.inference_mode(mode=False):  # tensors of that mode could not be written outside it
+        with torch.inference_mode(mode=False):  # inference tensors could not be written later
             self.memory = [
                 torch.zeros(2, shape.rows, shape.heads, shape.positions, shape.head_size, dtype=dtype, device=device)
                 for shape in shapes
@@ -116,7 +116,7 @@ class KeyValueCache:
         self._keys_RKPD = [kept[0] for kept in self.memory]
         self._values_RKPD = [kept[1] for kept in self.memory]
         self._used = [0 for _ in shapes]
-        """How many slots may hold something, in any row of a pool."""
+        """By pool, the number of slots that may hold something in any row."""
 
     @property
     def nbytes(self) -> int:
@@ -140,7 +140,7 @@ class KeyValueCache:
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def move(self, pool: int, source: int, target: int, length: int) -> None:
-        """Let another row hold what a row of `length` tokens holds."""
+        """Copy row `source`, of `length` tokens, to row `target`."""
         kept = self.memory[pool]
         stop = min(length, kept.shape[3])
         kept[:, target, :, :stop] = kept[:, source, :, :stop]
@@ -154,7 +154,7 @@ class KeyValueCache:
         found: list[Tensor] = []
         for queries, heads, window in self._pieces:
             plan = shared.decode(number, span, window, keys_RKPD.shape[2], wide_1AHD)
-            if not found:  # all pieces keep the same
+            if not found:  # all pieces keep the same keys and values
                 keys_RKPD[plan.new], values_RKPD[plan.new] = k_1AKD[0], v_1AKD[0]
                 self._used[span.pool] = max(self._used[span.pool], plan.seen.stop)
             k_AKSD, v_AKSD = keys_RKPD[:active, heads, plan.seen], values_RKPD[:active, heads, plan.seen]
@@ -168,7 +168,7 @@ class KeyValueCache:
         row_KPD = [kept[span.row] for kept in (self._keys_RKPD[span.pool], self._values_RKPD[span.pool])]
         new_KCD = [new[0].transpose(0, 1) for new in (k_1CKD, v_1CKD)]
         start, stop, positions = span.start, span.start + span.count, row_KPD[0].shape[1]
-        if start and stop > positions:  # the new positions take the place of some that the first of them still see
+        if start and stop > positions:  # new positions overwrite some that the first of them still see
             before = list(stretches(max(0, start + 1 - positions), start, positions))
             k_KSD, v_KSD = (
                 torch.cat([*(row[:, slot : slot + count] for _, slot, count in before), new.to(row.dtype)], dim=1)
@@ -178,7 +178,7 @@ class KeyValueCache:
             for row, new in zip(row_KPD, new_KCD, strict=True):
                 row[:, slot : slot + count] = new[:, position - start : position - start + count]
         if start == 0:
-            for row in row_KPD:  # what another text left behind
+            for row in row_KPD:  # clear the rest of another text
                 row[:, stop : self._used[span.pool]] = 0
             k_KSD, v_KSD = new_KCD
         elif stop <= positions:
@@ -187,7 +187,7 @@ class KeyValueCache:
         return self._last_positions(shared, _wide(q_1CHD), k_KSD[None], v_KSD[None]).to(q_1CHD.dtype)
 
     def _last_positions(self, shared: SharedSpans, q_1CHD: Tensor, k_1KSD: Tensor, v_1KSD: Tensor) -> Tensor:
-        """Let the last positions of a text attend to all of them, or to as many as anyone sees."""
+        """Let the last positions of a text attend to all of its positions, or to as many as any of them sees."""
         found, queries = [], q_1CHD.shape[1]
         for own, heads, window in self._pieces:
             keys = k_1KSD.shape[2] if window is None else min(k_1KSD.shape[2], queries + window - 1)
@@ -206,7 +206,7 @@ class KeyValueCache:
         return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
     def _attention(self, q_AKGD: Tensor, k_AKSD: Tensor, v_AKSD: Tensor, mask: Tensor | None) -> Tensor:
-        """Let one position of each row attend. The query heads that share a key stand where positions usually do."""
+        """Let one position of each row attend. Query heads that share a key are in the usual dimension of positions."""
         if self._cap is None and (q_AKGD.shape[0] == 1 or q_AKGD.device.type != "cpu"):
             return F.scaled_dot_product_attention(q_AKGD, k_AKSD, v_AKSD, attn_mask=mask, scale=self._scale)
         return self._spelled_out(q_AKGD.unsqueeze(3), k_AKSD, v_AKSD, mask).squeeze(3)
@@ -247,7 +247,7 @@ class KeyValueCaches:
         return self._caches[attention]
 
     def release(self) -> None:
-        """Give the memory back, also where something else keeps this object for a while, as an error does."""
+        """Release the memory, even while something else, such as an error, still refers to this object."""
         self._caches.clear()
 
     @property
@@ -256,16 +256,16 @@ class KeyValueCaches:
         return sum(cache.nbytes for cache in self._caches.values())
 
     def move(self, pool: int, source: int, target: int, length: int) -> None:
-        """Let another row hold what a row of `length` tokens holds, in every layer."""
+        """Copy row `source`, of `length` tokens, to row `target`, in every layer."""
         for cache in self._caches.values():
             cache.move(pool, source, target, length)
 
 
 @final
 class Past:
-    """What came before the tokens of one step: the caches, and where in them each of the tokens belongs.
+    """The context of the tokens of one step: the caches, and the place of each of the tokens in them.
 
-    The first layer receives it with the tokens, and attention calls it in the place of its core.
+    The first layer receives it with the tokens, and attention calls it in place of its core.
     """
 
     def __init__(self, caches: KeyValueCaches, spans: Sequence[Span]) -> None:
@@ -273,5 +273,5 @@ class Past:
         self.shared = SharedSpans(spans)
 
     def __call__(self, attention: nn.Module, q_1THD: Tensor, k_1TKD: Tensor, v_1TKD: Tensor) -> Tensor:
-        """Keep the keys and values of a layer, and return what its heads put out, [1, t, h, d]."""
+        """Keep the keys and values of a layer, and return the outputs of its heads, [1, t, h, d]."""
         return self.caches[attention].attend(self.shared, q_1THD, k_1TKD, v_1TKD)

@@ -15,14 +15,14 @@ from scaling.core.nn.float8_recipe import Float8Recipe, FP8DType, Operands
 
 
 class NormType(str, Enum):
-    """Which normalisation."""
+    """Kinds of normalisation."""
 
     LAYERNORM = "layernorm"
     RMS = "rms"
 
 
 class LayerNormOptimizationType(str, Enum):
-    """Which implementation of a norm."""
+    """Implementations of a norm."""
 
     TORCH = "torch"
 
@@ -43,7 +43,7 @@ class LayerNormConfig(BaseConfig):
 
 
 class MaskedSoftmaxKernel(str, Enum):
-    """Which implementation of attention."""
+    """Implementations of attention."""
 
     TORCH = "torch"
     FLASH_ATTENTION = "flash_attention"
@@ -53,11 +53,12 @@ class MaskedSoftmaxConfig(BaseConfig):
     """The attention kernel."""
 
     kernel: Annotated[MaskedSoftmaxKernel, OnResume.RUNTIME] = MaskedSoftmaxKernel.TORCH
-    """torch: PyTorch's scaled dot product attention; flash_attention: the first that can compute the model's attention
-    of the flash-attn package (where it is installed), PyTorch's varlen and flex attention (on GPUs), and torch. Score
-    caps and dropout that none of these take are computed step by step. The start of a training tells which it is."""
+    """torch: PyTorch's scaled dot product attention; flash_attention: the first kernel that can compute the model's
+    attention, out of the flash-attn package (where it is installed), PyTorch's varlen and flex attention (on GPUs), and
+    torch. Score caps and dropout that none of these supports are computed step by step. A training reports the kernel
+    when it starts."""
     softmax_in_fp32: bool = False
-    """Compute the softmax in float32. Every kernel does so whatever this says; kept for files that have it."""
+    """Compute the softmax in float32. Every kernel does so in any case; kept for configurations that set it."""
     scale: float = Field(default=1.0, gt=0)
     """Multiplies the attention scores, on top of 1 / sqrt(head size)."""
     deterministic_flash_attn_bwd: bool = False
@@ -65,13 +66,13 @@ class MaskedSoftmaxConfig(BaseConfig):
     kernels do so under training.use_deterministic_torch_algorithms."""
 
     def notes(self) -> Iterator[Problem]:
-        """Yield what is so in any case."""
+        """Yield notes on settings without effect."""
         if self.softmax_in_fp32:
             yield Problem("softmax_in_fp32", "has no effect: every kernel computes the softmax in float32 at least")
 
 
 class RelativePositionEmbeddingType(str, Enum):
-    """How attention learns of positions."""
+    """How attention receives positions."""
 
     NONE = "none"
     ROTARY = "rotary"
@@ -87,7 +88,7 @@ class FP8MatmulConfig(BaseConfig):
     """Type of the right factor: e4m3 or e5m2."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check that hardware has the product."""
+        """Check that hardware supports the product."""
         if self.left_dtype is FP8DType.E5M2 and self.right_dtype is FP8DType.E5M2:
             yield Problem(
                 "right_dtype", "is e5m2 like left_dtype, which no hardware multiplies; set one of them to e4m3"
@@ -95,16 +96,16 @@ class FP8MatmulConfig(BaseConfig):
 
     @property
     def operands(self) -> Operands:
-        """Return the two."""
+        """Return the two types."""
         return Operands(self.left_dtype, self.right_dtype)
 
 
 class FP8LinearConfig(BaseConfig):
-    """8-bit products of a linear layer. The three are told apart; null: that one stays in the layer's precision."""
+    """8-bit products of a linear layer, each set separately; null: that product stays in the layer's precision."""
 
     granularity: Literal["tensor", "row"] = "tensor"
-    """What has a scale of its own. tensor: each factor, the fastest; row: each row of what is multiplied (each token,
-    each feature), which keeps more digits of what is small beside others."""
+    """What has its own scale. tensor: each factor, the fastest; row: each row of a factor (each token, each feature),
+    which keeps more digits of rows that are small beside others."""
     dtypes_forward: FP8MatmulConfig | None = Field(default_factory=FP8MatmulConfig)
     """Output: input times weight. null: in the layer's precision."""
     dtypes_grad_input: FP8MatmulConfig | None = FP8MatmulConfig(left_dtype=FP8DType.E5M2)
@@ -115,7 +116,7 @@ class FP8LinearConfig(BaseConfig):
     """Formerly: keep the weight itself in fp8."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check that kernels for rows have the products."""
+        """Check that the kernels with a scale per row support the products."""
         if self.granularity != "row":
             return
         for name in ("dtypes_forward", "dtypes_grad_input", "dtypes_grad_weight"):
@@ -128,7 +129,7 @@ class FP8LinearConfig(BaseConfig):
 
     @property
     def recipe(self) -> Float8Recipe:
-        """Return what the layers are told."""
+        """Return the recipe for the layers."""
         forward, grad_input, grad_weight = (
             None if found is None else found.operands
             for found in (self.dtypes_forward, self.dtypes_grad_input, self.dtypes_grad_weight)

@@ -39,7 +39,7 @@ def _mix64(x: Tensor) -> Tensor:
 
 
 def keep_mask(rows: Tensor, features: Tensor, probability: float) -> Tensor:
-    """Return the boolean mask [*rows.shape, *features.shape] of what stays.
+    """Return the boolean mask [*rows.shape, *features.shape] of the elements that are kept.
 
     `rows` int64 [...]: one well-mixed key per row. `features` int64 [f]: global feature numbers.
     """
@@ -66,8 +66,8 @@ def row_keys(site: int, *coordinates: Tensor) -> Tensor:
 class Dropout(nn.Module):
     """Zero elements with a probability while training and scale the rest by 1 / (1 - probability).
 
-    `layout_invariant`: the mask is keyed as this module says. `per_rank`: torch's own dropout on this rank's stream,
-    faster, different in every layout, still exact under recomputation.
+    `layout_invariant`: the mask is a hash of global coordinates, as this module describes. `per_rank`: torch's own
+    dropout on this rank's random stream, faster, different in every layout, still exact under recomputation.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor, samples: Tensor) -> Tensor:
         """Drop elements of `x` [b, s, h] (under sequence parallelism this rank's slice of s).
 
-        `samples` int64 [b]: each row's place in the order of the whole run. `LayoutError` where something is to
-        be dropped from an `x` of other dimensions.
+        `samples` int64 [b]: each row's place in the order of the whole run. `LayoutError` if elements are to be
+        dropped from an `x` of another number of dimensions.
         """
         cut = self.place.sequence_parallel
         return self._drop(x, samples, first_position=self.place.index * x.shape[1] if cut else 0, cut=cut)
@@ -102,7 +102,7 @@ class Dropout(nn.Module):
     def within(self, x: Tensor, samples: Tensor, *, features: range | None = None) -> Tensor:
         """Drop elements of `x` [b, s, f] within sharded computation, where the sequence is whole on all model ranks.
 
-        `features`: the global numbers of the f features that this rank has; None: it has all, as every model rank does.
+        `features`: the global numbers of the f features that this rank has; None: every model rank has all features.
         """
         first_feature = 0 if features is None else features.start
         return self._drop(x, samples, first_feature=first_feature, cut=features is not None)
@@ -110,7 +110,7 @@ class Dropout(nn.Module):
     def _drop(
         self, x: Tensor, samples: Tensor, *, first_position: int = 0, first_feature: int = 0, cut: bool
     ) -> Tensor:
-        """Drop elements of `x`; `cut`: model ranks hold different parts of a tensor."""
+        """Drop elements of `x`; `cut`: whether model ranks hold different parts of a tensor."""
         if not self.active:
             return x
         if x.dim() != 3:
@@ -133,5 +133,5 @@ class Dropout(nn.Module):
         return keep_mask(rows, torch.arange(keys, device=device), self.probability)
 
     def apply_mask(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return `x` where the mask keeps it, scaled so that the expectation stays."""
+        """Return `x` where the mask keeps it, scaled so that the expectation is unchanged."""
         return x * mask.to(x.dtype).mul_(1.0 / (1.0 - self.probability)) if self.probability < 1.0 else x * 0.0

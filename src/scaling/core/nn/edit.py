@@ -1,4 +1,4 @@
-"""What all edits of layers have in common: they can be passed over."""
+"""The base of all edits of layers: an edit can be switched off."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 class Edit(nn.Module):
-    """A change of a layer from outside, with parameters of its own; those of the layer keep names and values."""
+    """A change to a layer from outside, with parameters of its own; the layer's own keep their names and values."""
 
     active: bool = True
-    """Whether the layer lets it act. Edits of which only some act share one layer: a model with several adapters."""
+    """Whether the layer applies the edit. In a model with several adapters, only some of a layer's edits are active."""
 
     def follow_base(self) -> None:
-        """Set the values that start from those of the layer, once the layer has its own. Collective: the model axis."""
+        """Set the values that derive from those of the layer, once the layer has them. Collective: the model axis."""

@@ -1,4 +1,4 @@
-"""Embeddings: of tokens, cut over the model axis by vocabulary, and of positions, whole on every rank."""
+"""Embeddings of tokens, cut over the model axis by vocabulary, and of positions, whole on every rank."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from scaling.core.nn.shard import Shard, padded_shard
 
 @dataclass(frozen=True)
 class HeadProducts:
-    """What a head's logits are the sum of: hidden weight^T + terms + bias."""
+    """The summands of a head's logits: hidden weight^T + terms + bias."""
 
     hidden: Tensor
-    """[b, s, embedding_dim], alike on all model ranks."""
+    """[b, s, embedding_dim], the same on all model ranks."""
     weight: Tensor
     """[v, embedding_dim]: this rank's part of the vocabulary, without padding. v may be 0."""
     terms: tuple[LogitTerm, ...] = ()
@@ -32,24 +32,24 @@ class HeadProducts:
     """[v]."""
 
     def plus(self, *terms: LogitTerm, bias: Tensor | None = None) -> Self:
-        """Return the products with further ones."""
+        """Return the products with further terms, and with `bias` added."""
         both = self.bias if bias is None else bias if self.bias is None else self.bias + bias
         return replace(self, terms=(*self.terms, *terms), bias=both)
 
 
 class TableEdit(Edit):
-    """A change of a table of tokens from outside: where it embeds them, or where it is the matrix of a head."""
+    """A change to a token table from outside: to the embeddings it gives, or to a head whose matrix it is."""
 
     def embedded(self, term: Tensor, local_ids: Tensor, here: Tensor | None) -> Tensor:
-        """Return this rank's term of the embeddings, changed; they are summed over the model axis behind it.
+        """Return this rank's term of the embeddings, changed; the terms are then summed over the model axis.
 
-        `local_ids` int64 [b, s] are rows of this rank's part, `here` bool [b, s] says which tokens have one (None:
-        all).
+        `local_ids` int64 [b, s] are rows of this rank's part, `here` bool [b, s] says which tokens have a row there
+        (None: all).
         """
         return term
 
     def multiplied(self, products: HeadProducts) -> HeadProducts:
-        """Return what logits are the sum of, changed."""
+        """Return the summands of the logits, changed."""
         return products
 
 
@@ -58,9 +58,9 @@ class VocabParallelEmbedding(nn.Module):
     """Look up token ids; each model rank holds a range of the vocabulary.
 
     Input: int64 [b, s]. Output: [b, s, embedding_dim], under sequence parallelism this rank's slice of s. The
-    vocabulary need not be divisible: the last ranks' rows are filled up with padding that no id reaches. Communicates:
-    all-reduce (or reduce-scatter) of the output. Ids outside the vocabulary give zero vectors: check data where it is
-    loaded.
+    vocabulary need not be divisible: the last ranks' rows end in padding that no id reaches. Communicates: all-reduce
+    (or reduce-scatter) of the output. Ids outside the vocabulary give zero vectors where it is cut: check data where it
+    is loaded.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class VocabParallelEmbedding(nn.Module):
         self._edits: tuple[TableEdit, ...] = ()
 
     def edit(self, name: str, edit: TableEdit) -> None:
-        """Let an edit change what the table gives, after those before it; its parameters are named `name.` within."""
+        """Let an edit change the table's results, after earlier edits; its parameters are prefixed with `name.`."""
         self.add_module(name, edit)
         self._edits = (*self._edits, edit)
 
     @property
     def edits(self) -> tuple[TableEdit, ...]:
-        """Return all edits, also those that are passed over, in the order in which they act."""
+        """Return all edits, including inactive ones, in the order in which they act."""
         return self._edits
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class VocabParallelEmbedding(nn.Module):
         return leave_model_parallel(term, self.place)
 
     def products(self, hidden: Tensor) -> HeadProducts:
-        """Return what the logits of `hidden` [b, s, embedding_dim], alike on all model ranks, are the sum of."""
+        """Return the summands of the logits of `hidden` [b, s, embedding_dim], which is the same on all model ranks."""
         found = HeadProducts(hidden, without_padding(self.weight, self.shard))
         for edit in self._edits:
             if edit.active:
@@ -116,9 +116,9 @@ class VocabParallelEmbedding(nn.Module):
 
 
 def without_padding(values: Tensor, shard: Shard) -> Tensor:
-    """Return this rank's rows, of values [v, ...] that are cut over the vocabulary, without padding.
+    """Return this rank's rows of values [v, ...] that are cut over the vocabulary, without padding.
 
-    Where there is none, the values themselves: the gradient of a slice would be a second copy of the whole.
+    If there is no padding, return the values themselves: the gradient of a slice would be a second copy of the whole.
     """
     return values if shard.length == values.shape[0] else values[: shard.length]
 
@@ -149,7 +149,7 @@ class PositionEmbedding(nn.Module):
         )
 
     def forward(self, position_ids: Tensor) -> Tensor:
-        """Return the vectors of the positions; `LayoutError` on a CPU for one that the table does not have."""
+        """Return the vectors of the positions; on a CPU, `LayoutError` for a position that the table does not have."""
         if position_ids.device.type == "cpu" and bool((position_ids >= self.weight.shape[0]).any()):
             raise LayoutError(
                 f"position {int(position_ids.max())} is beyond the {self.weight.shape[0]} learned positions; use "
