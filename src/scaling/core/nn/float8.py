@@ -1,18 +1,18 @@
 """Products of linear layers in 8-bit floating point; each operand is scaled by its own largest element.
 
-Operands are multiplied by a power of two that brings their largest element below the largest number of the type, and
-rounded; the product, summed in float32, is divided by it again. Scales are found anew for each product ("dynamic").
+Each operand is multiplied by a power of two that brings its largest element below the largest number of the type, and
+rounded; the product, summed in float32, is divided by these again. Scales are found anew for each product ("dynamic").
 Sources: Micikevicius et al., arXiv:2209.05433 (the types, a scale per tensor); torchao.float8 (a scale per row; scales
 that are powers of two, as in its rowwise recipe).
 
-A power of two moves no digit. So where a layout or a micro-batch has another largest element, numbers round as before,
-but for those that are smaller than 2^-14 of it (e4m3; 2^-29 in e5m2) and lose digits at the lower end of the range.
-Over the model axis the largest element is that of all ranks, wherever an operand is cut.
+A power of two changes no digit. So if another layout or micro-batch has another largest element, numbers still round in
+the same way, except those smaller than 2^-14 of it (e4m3; 2^-29 in e5m2), which lose digits at the lower end of the
+range. Where the model axis cuts an operand, the largest element is that of all ranks.
 
-On a GPU torchao multiplies (`addmm_float8_unwrapped`, over torch._scaled_mm): which kernel is best for which scale, and
-what that asks for, is its knowledge. Its module swap is not used: it replaces `torch.nn.Linear`, and finds the scales
-of what tensor parallelism cuts only where that is a DTensor. On a CPU the same numbers are multiplied in float32, or in
-float64 where the operands were that: an emulation, to test with.
+On a GPU torchao multiplies (`addmm_float8_unwrapped`, over torch._scaled_mm): it knows which kernel is best for which
+scale, and what that kernel requires. Its module swap is not used: it replaces `torch.nn.Linear`, and finds the scales
+of tensors that tensor parallelism cuts only if they are DTensors. On a CPU the same numbers are multiplied in float32,
+or in float64 if the operands were float64: an emulation for tests.
 
 Shape suffixes: N tokens, I input features, O output features; M, K, N those of any product.
 """
@@ -36,9 +36,9 @@ from scaling.core.nn.place import Place
 
 _TYPES: Mapping[FP8DType, torch.dtype] = {FP8DType.E4M3: torch.float8_e4m3fn, FP8DType.E5M2: torch.float8_e5m2}
 _SMALLEST = 2.0**-100
-"""Largest elements below this are taken for it, so that scales stay finite: of zeros, too."""
+"""Lower bound on largest elements, so that scales stay finite, even for zeros."""
 _EXPONENT = -0x00800000
-"""The bits of a float32 that are not its digits."""
+"""The bits of a float32 outside its mantissa."""
 
 Multiply: TypeAlias = Callable[..., Tensor]
 """(a_MK, scale_a, b_KN, scale_b, output_dtype, use_fast_accum=...) -> (a / scale_a) (b / scale_b), as in torchao."""
@@ -51,13 +51,13 @@ def largest(x: Tensor, dim: int | None = None) -> Tensor:
 
 
 def scale_of(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the largest power of two that keeps such an element within the range of an 8-bit type, in float32."""
+    """Return the largest power of two that keeps `largest` within the range of an 8-bit type, in float32."""
     scale = torch.finfo(dtype).max / largest.clamp_min(_SMALLEST)
     return (scale.view(torch.int32) & _EXPONENT).view(torch.float32)
 
 
 def rounded(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `x * scale`, rounded to an 8-bit type; beyond its range the largest number of it."""
+    """Return `x * scale`, rounded to an 8-bit type; beyond its range, its largest number."""
     most = torch.finfo(dtype).max
     return (x * scale).clamp(-most, most).to(dtype)
 
@@ -65,13 +65,13 @@ def rounded(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 def emulated(
     a_MK: Tensor, scale_a: Tensor, b_KN: Tensor, scale_b: Tensor, output_dtype: torch.dtype, *, use_fast_accum: bool
 ) -> Tensor:
-    """Multiply 8-bit numbers in float32, or float64 where the output is."""
+    """Multiply 8-bit numbers in float32, or in float64 if the output is float64."""
     wide = torch.float64 if output_dtype == torch.float64 else torch.float32
     return (torch.matmul(a_MK.to(wide), b_KN.to(wide)) / scale_a / scale_b).to(output_dtype)
 
 
 def find_float8_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return what keeps this device from computing 8-bit products; None where nothing does."""
+    """Return what keeps this device from computing 8-bit products; None if nothing does."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     return float8_obstacle(
         device=device.type,
@@ -94,11 +94,11 @@ def _multiply_on(device: torch.device) -> Multiply:
 @final
 @dataclass(frozen=True, eq=False)
 class Float8Product:
-    """The product of a linear layer in 8 bits: put it in the place of the layer's `product`.
+    """The product of a linear layer in 8 bits: assign it to the layer's `product`.
 
-    Communicates, where the model axis cuts what a scale is found over: one all-reduce of the largest elements forward,
-    and one backward; a number for each operand, or with `per_row` one for each row. Under a row-parallel layer the
-    input is cut (`inputs_cut`), under a column-parallel one the output. `ConfigError` where the device cannot do it.
+    Communicates, where the model axis cuts the elements that share a scale: one all-reduce of the largest elements
+    forward, and one backward; a number for each operand, or with `per_row` one for each row. In a row-parallel layer
+    the input is cut (`inputs_cut`), in a column-parallel one the output. `ConfigError` if the device cannot do it.
     """
 
     recipe: Float8Recipe
@@ -116,13 +116,13 @@ class Float8Product:
         object.__setattr__(self, "group", self.place.group)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return x W^T + b. Collective: the model axis, alike."""
+        """Return x W^T + b. Collective: the model axis."""
         function: Any = _Float8Linear.apply
         y: Tensor = function(x, weight, self)
         return y if bias is None else y + bias
 
     def agreed(self, *found: tuple[Tensor, bool]) -> list[Tensor]:
-        """Return the largest elements over the model axis, of those operands that it cuts, in one message."""
+        """Return the largest elements: over all model ranks for operands that are cut, in one message."""
         cut = [sizes.reshape(-1) for sizes, is_cut in found if is_cut]
         if self.group is None or not cut:
             return [sizes for sizes, _ in found]
@@ -148,7 +148,7 @@ class _Operand:
 
 
 class _Float8Linear(torch.autograd.Function):
-    """Keeps input and weight as they are for the backward pass, as the usual product does: they are there anyway."""
+    """A product that keeps input and weight unrounded for the backward pass, like the usual one: both exist anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, product: Float8Product) -> Tensor:
@@ -202,7 +202,7 @@ class _Float8Linear(torch.autograd.Function):
             x_NI = x.reshape(-1, x.shape[-1])
             if recipe.grad_weight is None:
                 grad_weight = _wide(grad_NO.t(), x_NI)
-            else:  # tokens are on every model rank, so what is summed over is never cut
+            else:  # every model rank has all tokens, so the summed dimension is never cut
                 if size is None:
                     sizes = [largest(grad_NO, 0).t(), largest(x_NI, 0)]
                 else:

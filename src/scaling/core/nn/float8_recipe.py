@@ -41,7 +41,7 @@ class Float8Recipe:
     """Input times output gradient."""
 
     def __str__(self) -> str:
-        """Return it as users are told."""
+        """Return the recipe as messages show it."""
         named = {"output": self.forward, "input gradient": self.grad_input, "weight gradient": self.grad_weight}
         wide = [name for name, operands in named.items() if operands is None]
         scale = f"float8 scaled per {'row' if self.per_row else 'tensor'}"
@@ -55,9 +55,9 @@ FLOAT8_MULTIPLE = 16
 def float8_obstacle(
     *, device: str, capability: tuple[int, int] | None, has_torchao: bool, precision: str
 ) -> str | None:
-    """Return what keeps a machine from computing 8-bit products, and what to do about it; None where nothing does.
+    """Return what keeps a machine from computing 8-bit products, and what to do about it; None if nothing does.
 
-    `capability` is that of the GPU, None where nobody has looked. A CPU emulates them, in any precision.
+    `capability` is that of the GPU; None if it is unknown. A CPU emulates the products, in any precision.
     """
     if device != "cuda":
         return None

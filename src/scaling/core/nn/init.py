@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from scaling.core.nn.parameter import DescribedParameter, Initializer, Piece, annotate, meta
 
 _BLOCK = (64, 256)  # 16 k numbers: large enough to hide the set-up of a stream, small enough to waste little at edges
-_BLOCKS_PER_THREAD = 8  # fewer are drawn before a thread has started
+_BLOCKS_PER_THREAD = 8  # drawing fewer is faster than starting a thread
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def part_of_initial_values(
 ) -> NDArray[np.float32]:
     """Return (in `out`, if given) the values of the part at `offset` with shape `part` of the tensor `key` of `shape`.
 
-    Tensors of more than two dimensions are seen as [first, product of the others]; only the first may be cut then,
-    which every parallel layer of this library satisfies.
+    Tensors of more than two dimensions are treated as [first, product of the others]; only the first may then be cut,
+    which holds for every parallel layer of this library.
     """
     if isinstance(initializer, Constant):
         return initializer.sample(np.random.default_rng(0), math.prod(part)).reshape(part)
@@ -135,8 +135,8 @@ def _in_threads(draw: Callable[[tuple[int, int]], None], blocks: Sequence[tuple[
 def fill(module: nn.Module, *, seed: int = 0, device: torch.device | str = "cpu") -> nn.Module:
     """Give the described parameters of a module their values, on the device where they stay, and return the module.
 
-    The values are a function of the seed and the parameters' names (in the module, where they have none in a model
-    yet). What has values already keeps them, and moves to the device. Nothing is communicated.
+    The values are a function of the seed and the parameters' names (their names in the module, if they have none in a
+    model yet). Parameters that already have values keep them, and move to the device. Nothing is communicated.
     """
     for name, parameter in module.named_parameters():
         description = meta(parameter)
@@ -153,7 +153,7 @@ def fill(module: nn.Module, *, seed: int = 0, device: torch.device | str = "cpu"
 
 @torch.no_grad()
 def _fill(values: Tensor, pieces: Sequence[Piece], seed: int) -> None:
-    """Fill a local parameter piece by piece; what belongs to no piece is padding, and zero."""
+    """Fill a local parameter piece by piece; elements that belong to no piece are padding, and zero."""
     if sum(piece.box.size for piece in pieces) < values.numel():
         values.zero_()
     for piece in pieces:

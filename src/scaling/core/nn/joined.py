@@ -1,4 +1,4 @@
-"""Layers that share an input as one product, in models that are not trained."""
+"""Layers that share an input, computed as one product in models that are not trained."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from scaling.core.nn.linear import ColumnParallelLinear, linear
 
 FEW = 4
-"""Of so many tokens reading the weights is most of the work. With more, outputs that stand apart are worth more."""
+"""For up to this many tokens, reading the weights is most of the work. With more, separate outputs are worth more."""
 
 
 @final
 class JoinedLayers:
-    """Column-parallel layers with one input whose weights stand one behind the other in one tensor.
+    """Column-parallel layers with one input whose weights lie one after the other in one tensor.
 
-    The layers keep their parameters, names and values: what these hold becomes a part of that tensor, with no memory of
-    its own, so whatever is written into a parameter is part of the product. Make it before anything else keeps views of
-    the parameters.
+    The layers keep their parameters, names and values: the parameters become parts of that tensor, with no memory of
+    their own, so whatever is written into a parameter is part of the product. Make this object before anything else
+    keeps views of the parameters.
     """
 
     def __init__(self, layers: Sequence[ColumnParallelLinear]) -> None:
@@ -33,10 +33,10 @@ class JoinedLayers:
         self._possible = len(biases) in (0, len(layers))
 
     def __call__(self, entered: Tensor) -> Tensor | None:
-        """Return the outputs, one behind the other, of an input that has been through `enter_model_parallel` already.
+        """Return the outputs, one after the other, for an input that has been through `enter_model_parallel` already.
 
-        None where the layers have to be asked: there are many tokens, a gradient is wanted, an edit acts, another
-        product than the usual one is to be taken, or a weight has been replaced.
+        None where the layers have to be called instead: a CPU has many tokens, only some layers have a bias, a gradient
+        is wanted, an edit is active, a layer has an unusual product, or a weight has been replaced.
         """
         if entered.shape[:-1].numel() > FEW and entered.device.type == "cpu":
             return None
@@ -51,7 +51,7 @@ class JoinedLayers:
 
 @final
 class _Stacked:
-    """Parameters, alike but for their rows, which are parts of one tensor from now on."""
+    """Parameters, of the same shape except for their rows, that become parts of one tensor."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.whole = _joined(parameters)
@@ -59,19 +59,19 @@ class _Stacked:
 
     @property
     def stands(self) -> bool:
-        """Whether nobody has put other values in the place of a part."""
+        """Whether all parameters are still parts of the tensor."""
         return all(parameter.data_ptr() == pointer for parameter, pointer in self._parts)
 
     def values(self) -> Tensor:
-        """Return what the parameters hold now."""
+        """Return the present values of the parameters."""
         return self.whole if self.stands else torch.cat([parameter.detach() for parameter, _ in self._parts])
 
 
 def _joined(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Let parameters, alike but for their rows, become parts of one tensor, which is returned.
+    """Make parameters, of the same shape except for their rows, parts of one tensor, and return it.
 
-    On a CPU a weight that has more rows than columns is kept column by column: the product with a single row, which is
-    no more than reading the weight, is up to 1.6 times as fast, and with many rows as fast as otherwise.
+    On a CPU a weight that has more rows than columns is stored column by column: the product with a single row, which
+    is limited by reading the weight, is up to 1.6 times as fast; with many rows it is as fast as otherwise.
     """
     first = parameters[0]
     rows, columns = sum(len(parameter) for parameter in parameters), tuple(first.shape[1:])
@@ -87,7 +87,7 @@ def _joined(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def join_layers(module: nn.Module) -> None:
-    """Join the layers of all modules within that have some to join. For a model that is not trained."""
+    """Join the layers of all modules within that have layers to join. For a model that is not trained."""
     for part in module.modules():
         if isinstance(part, Joins):
             part.join()
@@ -99,5 +99,5 @@ class Joins(nn.Module):
     joined: JoinedLayers | None = None
 
     def join(self) -> None:
-        """Let them be one product from now on, where that is possible."""
+        """Compute the layers as one product from now on, where that is possible."""
         raise NotImplementedError

@@ -22,7 +22,7 @@ from scaling.core.topology.placement import SAME_IN_PARTS
 
 
 class KeyQueryNorm(Protocol):
-    """What attention does to queries and keys before it rotates them."""
+    """The normalisation that attention applies to queries and keys before it rotates them."""
 
     @property
     def query(self) -> nn.Module:
@@ -35,7 +35,7 @@ class KeyQueryNorm(Protocol):
         ...
 
     def __call__(self, q_BSHD: Tensor, k_BSKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and keys normalised; the sequence is whole on every rank."""
+        """Return normalised queries and keys; the sequence is whole on every rank."""
         ...
 
 
@@ -48,23 +48,23 @@ class NormPerHead:
     key: LayerNorm | RMSNorm
 
     def __post_init__(self) -> None:
-        """Say that a model rank sees the gradient of its heads only."""
+        """Record that a model rank sees the gradient of its own heads only."""
         for norm in (self.query, self.key):
             for parameter in norm.parameters():
                 share(parameter, Axis.MODEL, SAME_IN_PARTS)
 
     def __call__(self, q_BSHD: Tensor, k_BSKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and keys normalised."""
+        """Return normalised queries and keys."""
         return self.query(q_BSHD), self.key(k_BSKD)
 
 
 @final
 class RMSNormOverHeads(nn.Module):
-    """Root mean square over the features of all heads, those of other model ranks too (OLMo 2, arXiv:2501.00656).
+    """RMSNorm over the features of all heads, including those of other model ranks (OLMo 2, arXiv:2501.00656).
 
     The weight has a number for each feature of each head and is cut as the projection's rows are, between heads; ranks
     that share a head hold the same part and sum its gradient. `weight_offset` is that of `RMSNorm`. The sum of squares
-    is made of each rank's `term`; `NormOverHeads` adds those of queries and keys in one message.
+    is the sum of the ranks' `term`; `NormOverHeads` sums the terms of queries and keys in one message.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RMSNormOverHeads(nn.Module):
         )
 
     def term(self, x_BSHD: Tensor) -> Tensor:
-        """Return this rank's term [b, s, 1, 1] of the sum of squares; of a head that ranks share, each has a part."""
+        """Return this rank's term [b, s, 1, 1] of the sum of squares; each rank that shares a head has a part of it."""
         return _wide(x_BSHD).square().sum((-2, -1), keepdim=True) / self._holders
 
     def forward(self, x_BSHD: Tensor, squares_BS11: Tensor) -> Tensor:
@@ -98,13 +98,13 @@ class RMSNormOverHeads(nn.Module):
 @final
 @dataclass(frozen=True)
 class NormOverHeads:
-    """Queries normalised over all heads, and keys. Communicates: one all-reduce forward and one backward for both."""
+    """Queries and keys, each normalised over all heads. Communicates: one all-reduce forward, one backward for both."""
 
     query: RMSNormOverHeads
     key: RMSNormOverHeads
 
     def __call__(self, q_BSHD: Tensor, k_BSKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and keys normalised. Collective: the model axis."""
+        """Return normalised queries and keys. Collective: the model axis."""
         group = self.query.place.group
         terms = torch.stack([self.query.term(q_BSHD), self.key.term(k_BSKD)])
         # Each rank scales its own heads by the sum, so that the sum's gradient is in parts too.

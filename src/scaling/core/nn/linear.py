@@ -30,23 +30,23 @@ Features: TypeAlias = "int | Heads"
 
 
 class LinearEdit(Edit):
-    """A change of what a linear layer computes, made from outside (a low-rank update, say). This one does nothing.
+    """A change to the computation of a linear layer from outside (a low-rank update, say). This base changes nothing.
 
-    A column-parallel layer hands over what this rank computes, its output features; a row-parallel one a partial
-    result, which is summed over the model axis behind `within`. So what is added there joins that sum, in the layer's
-    own message, and has to be this rank's term of it.
+    A column-parallel layer hands over this rank's output features; a row-parallel layer hands over a partial result,
+    which is summed over the model axis after `within`. A value added in `within` therefore joins that sum, in the
+    layer's own message, and has to be this rank's term of it.
     """
 
     def before(self, x: Tensor) -> Tensor:
-        """Return another input of the product, for this rank's part of it."""
+        """Return the input of this rank's part of the product, in place of `x`."""
         return x
 
     def within(self, y: Tensor, x: Tensor) -> Tensor:
-        """Return another product, without bias, for `y` of the input `x`."""
+        """Return the product of the input `x`, without bias, in place of `y`."""
         return y
 
     def after(self, y: Tensor) -> Tensor:
-        """Return another output, with bias; of a row-parallel layer the sum, as it leaves the layer."""
+        """Return the output, with bias, in place of `y`; in a row-parallel layer `y` is the sum over model ranks."""
         return y
 
 
@@ -66,7 +66,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class _WideLinear(torch.autograd.Function):
     """The product of half-precision operands in float32, which keeps them as they are for the backward pass.
 
-    Autograd would keep their float32 copies: twice the memory of a base that is frozen in half precision to save some.
+    Autograd would keep float32 copies: twice the memory of a base that is frozen in half precision to save memory.
     """
 
     @staticmethod
@@ -90,7 +90,7 @@ class _WideLinear(torch.autograd.Function):
 
 
 class _Edited(nn.Module):
-    """A product, and edits of it that were made from outside."""
+    """A layer with a product, and edits of it that are made from outside."""
 
     weight: nn.Parameter
 
@@ -102,17 +102,17 @@ class _Edited(nn.Module):
 
     @final
     def edit(self, name: str, edit: LinearEdit, *, owner: nn.Module | None = None) -> None:
-        """Let an edit change what the layer computes, after those before it.
+        """Let an edit change what the layer computes, after earlier edits.
 
-        The parameters of the edit are named `name.` within `owner`, by default the layer; those of the layer keep their
-        names.
+        The parameters of the edit are prefixed with `name.` within `owner`, by default the layer; those of the layer
+        keep their names.
         """
         (owner or self).add_module(name, edit)
         self._edits = (*self._edits, edit)
 
     @property
     def edits(self) -> tuple[LinearEdit, ...]:
-        """Return all edits, also those that are passed over, in the order in which they act."""
+        """Return all edits, including inactive ones, in the order in which they act."""
         return self._edits
 
     @final
@@ -121,7 +121,7 @@ class _Edited(nn.Module):
 
     @final
     def _partial(self, x: Tensor, bias: Tensor | None, edits: Sequence[LinearEdit]) -> Tensor:
-        """Return this rank's term of the output, or its part; `bias` where this term is to have it."""
+        """Return this rank's term of the output, or its part of the output; `bias` is given where it is to be added."""
         if not edits:
             return self.product(x, self.weight, bias)
         for edit in edits:
@@ -136,13 +136,13 @@ class _Edited(nn.Module):
 class ColumnParallelLinear(_Edited):
     """y_Bo = x_BI W_oI^T + b_o: each model rank computes its part of the output features.
 
-    Input: [..., in_features], alike on all model ranks. Output: [..., out_features / model_parallel_size], which
+    Input: [..., in_features], the same on all model ranks. Output: [..., out_features / model_parallel_size], which
     `gather_features` joins. Communicates: all-reduce of the input gradient. Source: Megatron-LM, arXiv:1909.08053,
     section 3.
 
-    `out_features` is a number, which is cut evenly, or `Heads`, or a table of names and these: then one weight computes
-    several outputs, one behind the other, and checkpoints hold each under its name, beside this layer, as if it were a
-    layer of its own. `LayoutError` if the features cannot be cut.
+    `out_features` is a number, which is cut evenly, or `Heads`, or a mapping from names to these: then one weight
+    computes several outputs, one after the other, and checkpoints hold each under its name, beside this layer, as if it
+    were a layer of its own. `LayoutError` if the features cannot be cut.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class ColumnParallelLinear(_Edited):
         }
         self.in_features = in_features
         self.outputs = {name: (size, shards[name]) for name, size in sizes.items()}
-        """Of each output the features of all ranks, and which of them this rank has."""
+        """By output, the number of features of all ranks, and which of them this rank has."""
         self.output_sizes = [shard.length for shard in shards.values()]
         """Local features of each output."""
         shared = any(shard.replicas > 1 for shard in shards.values())
@@ -189,7 +189,7 @@ class ColumnParallelLinear(_Edited):
         )
 
     def forward(self, x: Tensor, *, entered: bool = False) -> Tensor:
-        """Return the local output features of an input, or of one that has `entered`: see `enter_model_parallel`."""
+        """Return the local output features. `entered`: the input has been through `enter_model_parallel`."""
         edits = self._active()
         y = self._partial(x if entered else copy_to_model(x, self.place.group), self.bias, edits)
         for edit in edits:
@@ -197,13 +197,13 @@ class ColumnParallelLinear(_Edited):
         return y
 
     def described_outputs(self) -> Mapping[str, Sequence[Output]]:
-        """Return each output by its name."""
+        """Return the outputs, labelled with their names."""
         parts = self.outputs.items()
         return {"": [Output(placement_of(shard), label, shard.length) for label, (_, shard) in parts]}
 
 
 def project_all(owner: nn.Module, names: Iterable[str], entered: Tensor) -> list[Tensor]:
-    """Return the outputs of the column-parallel layers `names` of a module on one input, fused ones apart, in order."""
+    """Return the outputs of the column-parallel layers `names` of a module on one input, in order, fused ones split."""
     outputs: list[Tensor] = []
     for name in names:
         layer = cast(ColumnParallelLinear, owner._modules[name])
@@ -216,9 +216,10 @@ def project_all(owner: nn.Module, names: Iterable[str], entered: Tensor) -> list
 class RowParallelLinear(_Edited):
     """y_BO = sum over model ranks of x_Bi W_Oi^T, + b_O: each model rank holds a part of the input features.
 
-    Input: [..., in_features / model_parallel_size] as a column-parallel layer leaves it (`split_features` cuts one that
-    all ranks hold). Output: [..., out_features] on all model ranks; under sequence parallelism this rank's slice of the
-    sequence. The bias is added once, after the sum. Communicates: one all-reduce (or reduce-scatter) of the output.
+    Input: [..., in_features / model_parallel_size] as a column-parallel layer returns it (`split_features` cuts a
+    tensor that all ranks hold). Output: [..., out_features] on all model ranks; under sequence parallelism this rank's
+    slice of the sequence. The bias is added once, after the sum. Communicates: one all-reduce (or reduce-scatter) of
+    the output.
     """
 
     def __init__(
@@ -249,7 +250,7 @@ class RowParallelLinear(_Edited):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the whole output features, summed over the model axis."""
+        """Return all output features, summed over the model axis."""
         edits = self._active()
         if self.place.group is None:
             y = self._partial(x, self.bias, edits)

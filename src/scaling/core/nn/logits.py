@@ -1,4 +1,4 @@
-"""Whole logits of a few positions, on one or on all of the ranks over which the vocabulary is cut.
+"""Whole logits of a few positions, on one or all of the ranks over which the vocabulary is cut.
 
 Shape suffixes: N positions, v the local part of the vocabulary.
 """
@@ -17,7 +17,7 @@ from scaling.core.nn.shard import padded_shard
 def gather_vocabulary(logits_Nv: Tensor, place: Place, vocabulary: int) -> Tensor | None:
     """Return the logits [N, vocabulary] on model rank 0, None on the others, from the parts that the ranks have.
 
-    Parts are those of `padded_shard`, with or without their padding: the last ones may be shorter, or empty. Collective
+    The parts are those of `padded_shard`, with or without their padding: the last may be shorter, or empty. Collective
     over the model axis: one gather, of `gathered_bytes` for each position. Without gradients.
     """
     shard = padded_shard(vocabulary, place.parts, place.index, dim=0)

@@ -1,4 +1,4 @@
-"""Cross entropy over a vocabulary cut over the model axis, without ever gathering the logits, or even making them all.
+"""Cross entropy over a vocabulary cut over the model axis, without gathering the logits, or even computing all at once.
 
 Shape suffixes: N positions, n those of a chunk, v the local part of the vocabulary, H features.
 """
@@ -20,16 +20,16 @@ from scaling.core.nn.linear import linear
 IGNORED = -100  # what torch.nn.functional.cross_entropy ignores
 _HALF = (torch.bfloat16, torch.float16)
 _ROWS = 8192
-"""Rows of a half-precision weight whose gradient is multiplied at a time, before it is added in float32."""
+"""Rows of a half-precision weight whose gradient is computed at a time, before it is added in float32."""
 
 
 class TokenLosses(NamedTuple):
-    """What a cross entropy says of each position."""
+    """The results of a cross entropy for each position."""
 
     losses: Tensor
     """-log softmax(logits)[target], in at least float32; 0 where the target is ignored."""
     log_normalisers: Tensor | None
-    """log Z = log sum exp(logits), in the same type; 0 where the target is ignored. None where nobody asked."""
+    """log Z = log sum exp(logits), in the same type; 0 where the target is ignored. None if not requested."""
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -76,10 +76,11 @@ def places(targets_N: Tensor, offset: int, local: int) -> tuple[Tensor, Tensor]:
 
 
 def joined_sums(own_N: Tensor, sums_2N: Tensor, here_N: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the highest logits, and below them the sums of exponentials and the targets' logits, over all ranks.
+    """Return the highest logits, and relative to them the sums of exponentials and the targets' logits, over all ranks.
 
-    `own_N`: the highest of this rank; `sums_2N`, which is overwritten: its sum of exponentials below that, and the
-    target's logit where `here_N` says that it has one. Collective over `group`: a maximum, and a sum of two numbers.
+    `own_N`: the highest logits of this rank; `sums_2N`, which is overwritten: its sums of exponentials relative to
+    `own_N`, and the targets' logits, valid where `here_N` says that this rank has them. Collective over `group`: a
+    maximum, and a sum of two numbers, per position.
     """
     highest_N = ops.all_reduce(own_N.clone(), group, maximum=True)
     sums_2N[0] *= (own_N - highest_N).exp_()
@@ -113,10 +114,10 @@ def _counted(found: tuple[Tensor, Tensor], targets: Tensor) -> TokenLosses:
 
 
 class LogitTerm(NamedTuple):
-    """A product beside the head's own, hidden weight^T, whose result is added to the logits."""
+    """A product hidden weight^T, besides the head's own, that is added to the logits."""
 
     hidden: Tensor
-    """[..., f], with as many positions as the head's hidden states; alike on all ranks of the group, as these are."""
+    """[..., f], with as many positions as the head's hidden states; like these, the same on all ranks of the group."""
     weight: Tensor
     """[v, f], cut over the vocabulary as the head's weight is."""
 
@@ -132,11 +133,12 @@ def linear_logits(
 ) -> Tensor:
     """Return cap * tanh(scale * x / cap) of x = hidden weight^T + terms + bias, in at least float32; no cap: scale * x.
 
-    Half precision is multiplied as in any linear layer; terms are added, and scale and cap act, in the result's type.
+    Half precision is multiplied as in any linear layer; terms are added, and scale and cap applied, in the result's
+    type.
     """
     if terms:
         logits = _wide(linear(hidden.reshape(-1, hidden.shape[-1]), weight, bias))
-        for term in terms:  # added where the logits are: a sum of its own would be as large as these
+        for term in terms:  # added in place: another sum would be as large as the logits
             logits.addmm_(
                 term.hidden.reshape(-1, term.hidden.shape[-1]).to(logits.dtype), term.weight.to(logits.dtype).T
             )
@@ -152,7 +154,7 @@ def linear_logits(
 
 
 def _few(hidden: Tensor) -> bool:
-    """Return whether a CPU multiplies faster with the whole vocabulary as the rows of the product, as it is."""
+    """Return whether a CPU multiplies faster with the vocabulary as the rows of the product, as in the weight."""
     return hidden.device.type == "cpu" and 2 <= hidden.shape[:-1].numel() <= 16
 
 
@@ -172,16 +174,16 @@ def linear_cross_entropy(
 ) -> TokenLosses:
     """Return the cross entropy of `linear_logits` per position, and with `normalisers` their log Z.
 
-    `hidden` [..., features] are alike on all ranks of `group`, `weight` [v, features] and `bias` [v] are this rank's
+    `hidden` [..., features] are the same on all ranks of `group`; `weight` [v, features] and `bias` [v] are this rank's
     range of the vocabulary, which starts at `offset`; `targets` int64 [...] are global ids, -100 for positions that do
-    not count. With `chunk_size` no more than the logits of so many positions exist at a time. Without, all of them do.
+    not count. With `chunk_size`, the logits of at most that many positions exist at a time; without it, all of them.
 
     Collective over `group`: one maximum and one sum of two numbers per position, whatever the chunks. Backward
     communicates nothing: the gradient of `hidden`, and of the hidden states of `terms`, is this rank's term of a sum,
-    which `enter_model_parallel` takes. What needs no gradient costs no product.
+    which `enter_model_parallel` computes. An operand that needs no gradient costs no product.
 
-    Chunks are multiplied again in the backward pass, which alone says by what the gradient of a position is multiplied.
-    `linear_cross_entropy_sum` is told in advance, and does without.
+    The logits of chunks are computed again in the backward pass, since the factor of each position's gradient is known
+    only then. `linear_cross_entropy_sum` is given the factors in advance, and computes the logits once.
     """
     if chunk_size is not None:
         function: Any = _LinearCrossEntropy.apply
@@ -196,7 +198,7 @@ def linear_cross_entropy(
 
 
 class LogitChunks(NamedTuple):
-    """How logits are made of products, and of how many positions at a time."""
+    """How logits are computed from products, and for how many positions at a time."""
 
     scale: float
     cap: float | None
@@ -210,25 +212,25 @@ class LogitChunks(NamedTuple):
         return linear_logits(hidden, weight, bias, terms=others, scale=self.scale, cap=self.cap)
 
     def chunks(self, positions: int) -> Iterator[slice]:
-        """Return the chunks of so many positions."""
+        """Yield the chunks of `positions` positions."""
         for start in range(0, positions, self.chunk_size):
             yield slice(start, start + self.chunk_size)
 
 
 def operands_in_a_row(terms: Sequence[LogitTerm], *, positions: int) -> list[Tensor]:
-    """Return the operands of products as autograd takes them, hidden states [positions, features]."""
+    """Return the operands of products in one list for autograd, hidden states as [positions, features]."""
     return [
         operand for term in terms for operand in (term.hidden.reshape(positions, term.hidden.shape[-1]), term.weight)
     ]
 
 
 def paired_operands(operands: Sequence[Tensor]) -> list[LogitTerm]:
-    """Return the products, the head's own first, of which autograd knows the operands in one row."""
+    """Return the products, the head's own first, whose operands autograd has in one list."""
     return [LogitTerm(*pair) for pair in zip(operands[::2], operands[1::2], strict=True)]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Keeps per position the maximum of the logits and the sum of the exponentials below it, nothing else."""
+    """A function that keeps per position only the maximum of the logits and the sum of exponentials relative to it."""
 
     @staticmethod
     def forward(
@@ -239,7 +241,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         positions, local = hidden_NH.shape[0], weight_vH.shape[0]
         here_N, index_N1 = places(targets_N, how.offset, local)
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
-        # A maximum of minus infinity would make nan of the exponentials below it: of nothing, or of nothing possible.
+        # A maximum of minus infinity, where all logits are or there are none, would make NaN of the exponentials.
         lowest = torch.finfo(wide).min
         own_N = hidden_NH.new_full((positions,), lowest, dtype=wide)
         sums_2N = hidden_NH.new_zeros((2, positions), dtype=wide)
@@ -287,8 +289,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 class ProductGradients:
     """Sums over chunks, in at least float32, of those gradients of a product that are wanted.
 
-    Each is added where it stands. A product of half precision would need a second whole copy for that, and is made of
-    a few rows at a time instead.
+    Each gradient is added in place. For a product in half precision that would take a second whole copy, so it is
+    computed a few rows at a time instead.
     """
 
     def __init__(self, hidden_NH: Tensor, weight_vH: Tensor, hidden_wanted: bool, weight_wanted: bool) -> None:
@@ -300,10 +302,10 @@ class ProductGradients:
         self._of_hidden = torch.empty_like(hidden_NH, dtype=wide) if hidden_wanted else None
         self._of_weight = torch.empty_like(weight_vH, dtype=wide) if weight_wanted else None
         self._begun = False
-        """Whether the sums hold anything. The first chunk is written, not added: a pass over a large weight less."""
+        """Whether the sums hold anything. The first chunk is written, not added, to save a pass over a large weight."""
 
     def add(self, chunk: slice, grad_nv: Tensor) -> None:
-        """Add what the gradient of a chunk's products gives."""
+        """Add the gradients of a chunk, given the gradient of its products."""
         if self._of_hidden is None and self._of_weight is None:
             return
         grad_nv = grad_nv.to(self._operands)
@@ -326,7 +328,7 @@ class ProductGradients:
                 rows_rH.copy_(grad_nr.T @ hidden_nH)
 
     def sums(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of hidden states and weight as they were summed: zero without any chunk."""
+        """Return the gradients of hidden states and weight in the type of the sums: zero without any chunk."""
         if not self._begun:
             for gradient in (self._of_hidden, self._of_weight):
                 if gradient is not None:
@@ -334,7 +336,7 @@ class ProductGradients:
         return self._of_hidden, self._of_weight
 
     def rounded(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of hidden states and weight in the types of these."""
+        """Return the gradients of hidden states and weight, each in the type of its operand."""
         of_hidden, of_weight = self.sums()
         return (
             None if of_hidden is None else of_hidden.to(self._hidden.dtype),

@@ -1,4 +1,4 @@
-"""The weighted sum of cross entropies, whose gradients are made beside it while the logits of a chunk exist.
+"""The weighted sum of cross entropies, whose gradients are computed with it, while the logits of a chunk exist.
 
 Shape suffixes: N positions, n those of a chunk, v the local part of the vocabulary, H features, P ranks of the group.
 """
@@ -27,29 +27,29 @@ from scaling.core.nn.loss import (
 )
 
 _CPU_BYTES, _CPU_TOKENS = 2**24, 128
-"""Bytes of the logits of a chunk on a CPU, which stay in its cache; but no fewer tokens than that, or reading and
-writing the gradient of the weight for each chunk takes longer than the products."""
+"""Bytes of the logits of a chunk on a CPU, which stay in its cache, and the least number of tokens: with fewer, reading
+and writing the gradient of the weight for each chunk takes longer than the products."""
 _GPU_BYTES, _GPU_TOKENS = 2**29, 1024
-"""The same on a GPU, where each kernel has to be worth its start."""
+"""The same on a GPU, where each kernel has to be worth its launch."""
 _LIFT = 2.0**10
 """Multiplies gradients of logits that are rounded to float16 before the loss scale is known: probabilities down to
 6e-11 survive, and weights up to 60 do not overflow."""
 
 
 class LossSum(NamedTuple):
-    """What a cross entropy says of all positions together, 0-d, in at least float32."""
+    """The results of a cross entropy for all positions together, 0-d, in at least float32."""
 
     loss: Tensor
-    """Sum of weight * (-log softmax(logits)[target] + z_loss * (log Z)^2); what can be differentiated."""
+    """Sum of weight * (-log softmax(logits)[target] + z_loss * (log Z)^2); can be differentiated."""
     z_loss: Tensor
-    """The second part of it alone, without a gradient."""
+    """The second part of the loss alone, without a gradient."""
 
 
 def tokens_per_chunk(tokens: int, vocabulary: int, device: torch.device) -> int:
     """Return the number of tokens at a time with which cross entropy over `vocabulary` logits each is fast.
 
-    Of `tokens`, so that chunks are about equal: on a CPU as many as have 16 MiB of float32 logits, but at least 128; on
-    a GPU 512 MiB, but at least 1024.
+    It cuts `tokens` into chunks of about equal size: on a CPU of at most 16 MiB of float32 logits, or 128 tokens if
+    that is more; on a GPU 512 MiB, or 1024 tokens.
     """
     size, least = (_CPU_BYTES, _CPU_TOKENS) if device.type == "cpu" else (_GPU_BYTES, _GPU_TOKENS)
     most = max(least, size // (4 * max(1, vocabulary)))
@@ -75,17 +75,17 @@ def linear_cross_entropy_sum(
     """Return the sum of `linear_cross_entropy` times `weights`, and of z_loss * (log Z)^2, in three products.
 
     The arguments are those of `linear_cross_entropy`. `weights` [...] are a number for each position, in advance: no
-    gradient reaches them, and positions that are ignored have none. All that is left for the backward pass is to
-    multiply by the gradient of one number, whatever it is. `chunk_size` must be alike on all ranks of `group`.
+    gradient reaches them, and ignored positions have weight 0. The backward pass only has to multiply by the gradient
+    of one number, whatever it is. `chunk_size` must be the same on all ranks of `group`.
 
-    Where gradients are wanted, they are made while the logits of a chunk exist, and kept in at least float32 until the
-    backward pass: one as large as `hidden` and one as large as `weight`, for each micro-batch whose backward pass is
-    to come. On the last stage of a pipeline that is one under 1F1B, and all of a step where all forward passes come
-    first. Nothing else is kept. Where none is wanted, none is made.
+    Where gradients are wanted, they are computed while the logits of a chunk exist, and kept in at least float32 until
+    the backward pass: one as large as `hidden` and one as large as `weight`, for each micro-batch whose backward pass
+    is still to come. On the last stage of a pipeline that is one micro-batch under 1F1B, and all of a step where all
+    forward passes come first. Nothing else is kept. Where no gradient is wanted, none is computed.
 
-    Collective over `group`: where gradients are wanted an all-gather of three numbers per position for each chunk,
-    under way while the next chunk is multiplied, so that the logits of two exist; else what `linear_cross_entropy`
-    communicates. Backward communicates nothing: gradients of hidden states are this rank's term of a sum.
+    Collective over `group`: where gradients are wanted, an all-gather of three numbers per position for each chunk,
+    under way while the next chunk is multiplied, so that the logits of two chunks exist; otherwise the communication of
+    `linear_cross_entropy`. Backward communicates nothing: gradients of hidden states are this rank's term of a sum.
     """
     flat = weights.detach().reshape(-1).masked_fill(targets.reshape(-1) == IGNORED, 0.0)
     operands = [hidden, weight, *(operand for term in terms for operand in term), *([] if bias is None else [bias])]
@@ -120,7 +120,7 @@ def _summed(losses_N: Tensor, log_normalisers: Tensor | None, weights_N: Tensor,
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
-    """Keeps the gradients of its operands, for an incoming gradient of one."""
+    """A function that keeps the gradients of its operands, for an incoming gradient of one."""
 
     @staticmethod
     def forward(
@@ -152,7 +152,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        # Where the graph is kept for another pass (the first half of one that is split), the gradients are, too.
+        # If the graph is kept for another pass (in the first half of a split one), so are the gradients.
         kept = _autograd._get_current_graph_task_keep_graph()
         factor = grad / ctx.lift
         scaled = (
@@ -167,15 +167,15 @@ class _Chunk(NamedTuple):
     logits_nv: Tensor | None
     """Kept for the slope of a cap only."""
     exp_nv: Tensor | None
-    """Exponentials below this rank's own maximum; None where its range of the vocabulary is empty."""
+    """Exponentials relative to this rank's own maximum; None where its range of the vocabulary is empty."""
     own_n: Tensor
     numbers_P3n: Tensor
-    """Of each rank its maximum, its sum of exponentials below that, and its logit of the target or minus infinity."""
+    """By rank, its maximum, its sum of exponentials relative to that, and its logit of the target or minus infinity."""
     arriving: ops.Pending | None
 
 
 class _Wanted(NamedTuple):
-    """What is summed over positions."""
+    """The sum over positions that is wanted."""
 
     targets_N: Tensor
     weights_N: Tensor
@@ -184,7 +184,7 @@ class _Wanted(NamedTuple):
 
 @final
 class _Work:
-    """Makes the losses of all positions, and the gradients of what they are made of, chunk by chunk."""
+    """Computes the losses of all positions, and the gradients of their operands, chunk by chunk."""
 
     def __init__(
         self,
@@ -206,16 +206,16 @@ class _Work:
         self._sums: list[ProductGradients] = []
 
     def want(self, bias: bool, *operands: bool) -> None:
-        """Say of which operands gradients are wanted."""
+        """Set for which operands gradients are wanted."""
         if bias and self._bias_v is not None:
             self._of_bias = torch.zeros_like(self._bias_v, dtype=self.weights_N.dtype)
         pairs = zip(self._terms, operands[::2], operands[1::2], strict=True)
         self._sums = [ProductGradients(*term, hidden, weight) for term, hidden, weight in pairs]
 
     def start(self, place: slice) -> _Chunk:
-        """Make the logits of a chunk, and tell the other ranks what they have to know of them."""
+        """Compute the logits of a chunk, and start sending the other ranks the numbers that they need of them."""
         here_n, group = self._here_N[place], self._how.group
-        # A maximum of minus infinity would make nan of the exponentials below it: of nothing, or of nothing possible.
+        # A maximum of minus infinity, where all logits are or there are none, would make NaN of the exponentials.
         lowest = torch.finfo(self.weights_N.dtype).min
         numbers_3n = self.weights_N.new_full((3, here_n.shape[0]), -torch.inf)
         own_n, sum_n, target_n = numbers_3n
@@ -237,7 +237,7 @@ class _Work:
         return _Chunk(place, logits_nv, exp_nv, own_n, numbers_P3n, arriving)
 
     def finish(self, chunk: _Chunk) -> None:
-        """Add what a chunk gives to the losses and to the gradients. Its logits become their gradient."""
+        """Add the losses and gradients of a chunk. Its exponentials are overwritten with the gradient of its logits."""
         if chunk.arriving is not None:
             chunk.arriving.wait()
         own_Pn, sum_Pn, target_Pn = chunk.numbers_P3n.unbind(1)

@@ -1,4 +1,4 @@
-"""Feed-forward blocks: a column-parallel way in, a row-parallel way out, one sum over the model axis."""
+"""Feed-forward blocks: a column-parallel layer in, a row-parallel layer out, one sum over the model axis."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ class ParallelMLP(Joins):
         self.activation = activation
 
     def join(self) -> None:
-        """Lay out the one way in as it is read fastest."""
+        """Store the weight of the layer in as it is read fastest."""
         self.joined = JoinedLayers([self.dense_in])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, shaped as its input [b, s, features]."""
         entered = enter_model_parallel(x, self.dense_in.place)
-        return self.dense_out(self.activation(self.dense_in(entered, entered=True)))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+        # nn.Module.__call__ returns Any
+        return self.dense_out(self.activation(self.dense_in(entered, entered=True)))  # type: ignore[no-any-return]
 
 
 @final
 class ParallelSwiGLUMLP(Joins):
     """(activation(x W_in) * x W_gate) W_out (Shazeer, arXiv:2002.05202). Communicates as `ParallelMLP`.
 
-    `ways_in` is `dense_in`, the factor inside the activation, and `siglu_weight`, the linear one (the predecessor's
+    `ways_in` has `dense_in`, the factor inside the activation, and `siglu_weight`, the linear factor (the predecessor's
     names in checkpoints), or one fused layer of any name with both outputs in this order.
     """
 
@@ -61,7 +62,7 @@ class ParallelSwiGLUMLP(Joins):
         self.activation = activation
 
     def join(self) -> None:
-        """Compute both factors in one product, where no gradient is wanted."""
+        """Compute both factors with one matrix product, where no gradient is wanted."""
         self.joined = JoinedLayers([cast(ColumnParallelLinear, self._modules[name]) for name in self._ways_in])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,6 +73,6 @@ class ParallelSwiGLUMLP(Joins):
             gate, linear = project_all(self, self._ways_in, entered)
         else:
             gate, linear = together.split_with_sizes(self.joined.sizes, dim=-1)
-        if not torch.is_grad_enabled():  # without memory for the product
+        if not torch.is_grad_enabled():  # in place, without memory for the product
             return self.dense_out(self.activation(gate).mul_(linear))  # type: ignore[no-any-return]  # as above
         return self.dense_out(self.activation(gate) * linear)  # type: ignore[no-any-return]  # as above

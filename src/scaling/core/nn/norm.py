@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm, alike on all model ranks; under sequence parallelism their gradients are summed over them."""
+"""LayerNorm and RMSNorm, the same on all model ranks; under sequence parallelism these sum the gradients."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     """Divide the last dimension by its root mean square, then scale (Zhang and Sennrich, arXiv:1910.07467).
 
-    The factor is weight_offset + weight. With an offset of 1, as Gemma has it, weights lie around 0, where half
-    precision is finest, and the sum is used as it is in float32: rounded, it would lose what the weight keeps. Under
-    sequence parallelism the input is a slice of the sequence, so each model rank sees a part of the gradient.
+    The factor is weight_offset + weight. With an offset of 1, as in Gemma, weights lie around 0, where half precision
+    is finest, and the sum is used in float32: rounding it would lose the digits that the weight keeps. Under sequence
+    parallelism the input is a slice of the sequence, so each model rank sees a part of the gradient.
     """
 
     def __init__(

@@ -31,11 +31,11 @@ class Initializer(Protocol):
 class Piece:
     """A box of one named tensor of the model, and where it lies in the local parameter.
 
-    Most parameters are one piece. A fused weight has one for each tensor that it consists of; checkpoints hold those.
+    Most parameters are one piece. A fused weight has a piece for each tensor in it; checkpoints hold these tensors.
     """
 
     label: str = ""
-    """Module that would hold the piece if it stood alone, beside the one that holds the parameter; empty: that one."""
+    """Module that would hold the piece if it were separate, a sibling of the parameter's module; empty: the latter."""
     key: str = ""
     """Name of the tensor, set when the pipeline stage is built: `layers.3.mlp.dense_in.weight`, or the tie's name."""
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Piece:
     """Distribution of the initial values; None = the module fills the parameter itself when it is built (it is then
     built under a seed derived from the layer's name, and must be whole on every rank)."""
     former: Former | None = None
-    """Where the first version of the checkpoint format has it, if in another tensor."""
+    """Where the first version of the checkpoint format has the piece, if in another tensor."""
     former_label: str = ""
     """Module that held that other tensor, as in `label`."""
 
@@ -61,7 +61,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterMeta:
-    """What a local parameter consists of, which ranks hold the same, and what its gradient needs."""
+    """The pieces of a local parameter, which ranks hold the same values, and how its gradient is summed."""
 
     name: str = ""
     """Name in the model, `layers.3.mlp.dense_in.weight`, set when the pipeline stage is built."""
@@ -109,7 +109,7 @@ def meta(parameter: nn.Parameter) -> ParameterMeta:
 
 
 class DescribedParameter(nn.Parameter):
-    """A parameter that takes its description along when it is copied; torch's own leaves attributes behind."""
+    """A parameter that keeps its description when it is copied; torch's own loses its attributes."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
         if id(self) in memo:
@@ -135,10 +135,10 @@ def new_parameter(
 ) -> nn.Parameter:
     """Describe this rank's part of a parameter of global `shape`; it has no values yet and lies on the meta device.
 
-    `shard` says which part a rank of `axis` holds (None: all of it). `gradient_in_parts` is for values that several of
-    its ranks hold alike while each computes only a part of their gradient: norms and row-parallel biases under sequence
-    parallelism, heads that ranks share. The pipeline stage fills the parameter once, when its name and the run's seed
-    are known; `fill` does so for a layer that stands alone.
+    `shard` says which part a rank of `axis` holds (None: all of it). `gradient_in_parts` is for values that are the
+    same on several ranks of `axis` while each computes only a part of their gradient: norms and row-parallel biases
+    under sequence parallelism, heads that ranks share. The pipeline stage fills the parameter once, when its name and
+    the run's seed are known; `fill` does so for a layer outside a pipeline.
     """
     parts = {"": (shape, shard, initializer)}
     return fused_parameter(parts, dtype=dtype, gradient_in_parts=gradient_in_parts, axis=axis)
@@ -154,7 +154,7 @@ def fused_parameter(
     """Describe one parameter that consists of several tensors, stacked along dimension 0, as `new_parameter` does.
 
     `parts` gives for each the label of its piece, its global shape, this rank's part of it and its initial values.
-    `LayoutError` where model ranks share some of the parts only: such tensors cannot be one parameter.
+    `LayoutError` where model ranks share only some of the parts: such tensors cannot be one parameter.
     """
     pieces: list[Piece] = []
     rows, local = 0, [0]

@@ -1,4 +1,4 @@
-"""Where a layer stands: its ranks, its type, how its activations are cut, and how they enter and leave its shards."""
+"""The place of a layer: its ranks, its type, how its activations are cut, and how they enter and leave its shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scaling.core.topology.topology import Topology
 
 @dataclass(frozen=True)
 class Place:
-    """What all layers at one point of a model have in common. The default: one process, float32."""
+    """The properties that all layers at one point of a model share. The default: one process, float32."""
 
     topology: Topology = field(default_factory=Topology.single)
     dtype: torch.dtype = torch.float32
@@ -43,8 +43,9 @@ class Place:
 def enter_model_parallel(x: Tensor, place: Place) -> Tensor:
     """Hand an activation to sharded computation: gather its sequence slices, or use the replicated tensor as it is.
 
-    Column-parallel layers that share an input enter once, and each is told that it has `entered`, so that their input
-    gradients are summed over the model axis in one message. Backward: reduce-scatter, or all-reduce, of the gradient.
+    For column-parallel layers that share an input, call this once and pass each of them `entered=True`, so that their
+    input gradients are summed over the model axis in one message. Backward: reduce-scatter, or all-reduce, of the
+    gradient.
     """
     return gather_sequence(x, place.group) if place.sequence_parallel else copy_to_model(x, place.group)
 

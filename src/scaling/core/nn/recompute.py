@@ -18,11 +18,11 @@ from scaling.core.topology.topology import Topology
 
 
 def recomputed(function: Callable[[Any], Any], x: Any, topology: Topology, *, selective: Policy | None = None) -> Any:
-    """Return `function(x)`, keeping for the backward pass, where there will be one, only `x`.
+    """Return `function(x)`, keeping only `x` for the backward pass, if there will be one.
 
-    The random streams are replayed for the second run and then go on as if it had not happened; keyed dropout needs no
-    such care. Collectives inside `function` run twice: on all ranks of their group alike. `ScheduleError` if `function`
-    changes `x`, since the second run would then start from something else.
+    The random streams are replayed for the second run and then continue as if it had not happened; keyed dropout needs
+    no such care. Collectives inside `function` run twice, on all ranks of their group. `ScheduleError` if `function`
+    changes `x`, since the second run would then start from other values.
 
     With `selective` the results of some operations, all collectives among them, are kept as well, and not computed
     again.
@@ -51,7 +51,7 @@ def recomputed(function: Callable[[Any], Any], x: Any, topology: Topology, *, se
 
 def _parted(function: Callable[[Any], Any], noting: FirstRun, x: Any) -> Any:
     y = function(x)
-    noting.part_from(tree.tensors_of(y))  # that of the last layer need not be a tree
+    noting.part_from(tree.tensors_of(y))  # the last layer's output need not be a tree
     return y
 
 

@@ -25,15 +25,15 @@ from scaling.core.nn.rotary_scaling import (
 class RotaryEmbedding:
     """Rotate pairs of features of queries and keys by an angle proportional to the token's position.
 
-    The angle of pair i is position * base^(-2i / dimensions), or as `scaling` changes that. `interleaved` False pairs
+    The angle of pair i is position * base^(-2i / dimensions), unless `scaling` changes that. `interleaved` False pairs
     feature i with i + dimensions / 2 (GPT-NeoX, Hugging Face Llama; the predecessor's `rotary`), True pairs neighbours
     (Meta's Llama; `rotary_complex`). Features beyond `dimensions` pass unchanged. `length` is the configured length of
-    sequences, which some scalings follow; 0 means that none is longer than those the model was trained for.
+    sequences, on which some scalings depend; 0 means that none is longer than those the model was trained for.
 
-    Angles are rounded to float32 in every type, float64 too: the published models were trained so, and at far positions
-    the rounding is larger than all others. The rotation is computed in at least float32. Nothing is kept for positions
-    that no token of the present micro-batch has, so one object serves sequences of any length, and all layers of a
-    rank.
+    Angles are rounded to float32 for every type, even float64: the published models were trained that way, and at far
+    positions this rounding is larger than all others. The rotation is computed in at least float32. Nothing is kept for
+    positions that do not occur in the present micro-batch, so one object serves sequences of any length, and all layers
+    of a rank.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RotaryEmbedding:
     def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return (cosine, sine) [b, s, 1, dimensions / 2] of int64 positions [b, s], ready for tensors of `dtype`.
 
-        The last ones are kept: the layers of a rank ask for those of one micro-batch one after another.
+        The last result is kept: the layers of a rank ask for the angles of one micro-batch one after another.
         """
         wide = dtype if dtype == torch.float64 else torch.float32
         if self._angles is None or self._of is None or self._of[0]() is not position_ids or self._of[1] != wide:
@@ -64,13 +64,13 @@ class RotaryEmbedding:
         return self._angles
 
     def new_angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the same, made anew: a function of its input, as compiled code has to be."""
+        """Return the same as `angles`, computed anew: a function of its input alone, as compiled code has to be."""
         angles = position_ids.float().unsqueeze(-1) * self._frequencies_on(position_ids.device)
         angles = angles.to(dtype if dtype == torch.float64 else torch.float32).unsqueeze(2)
         return angles.cos() * self._factor, angles.sin() * self._factor
 
     def keep_on(self, device: torch.device) -> None:
-        """Have what angles are made of on a device from now on."""
+        """Keep a copy of the frequencies on a device from now on."""
         self._frequencies_on(device)
 
     def _frequencies_on(self, device: torch.device) -> Tensor:
@@ -96,7 +96,7 @@ class RotaryEmbedding:
 
 
 def _rotated_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Return the same, to the last bit, with less memory touched. Without gradients."""
+    """Return the halves rotated, bitwise as the general form does, with less memory touched. Without gradients."""
     rotated = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     first, second = x.chunk(2, dim=-1)
     into, behind = rotated.chunk(2, dim=-1)
@@ -108,10 +108,10 @@ def _rotated_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def rotary_frequencies(scaling: RotaryScaling, *, dimensions: int, base: float, length: int) -> tuple[Tensor, float]:
-    """Return what a position turns each pair by, float32 [dimensions / 2] on the CPU, and a factor on cosine and sine.
+    """Return the angle of each pair per position, float32 [dimensions / 2] on the CPU, and a factor on cosine and sine.
 
-    The order of the float32 operations is that of the Hugging Face library, so that the bits are too. `length` is the
-    configured length of sequences.
+    The order of the float32 operations is that of the Hugging Face library, so that the results are bitwise the same.
+    `length` is the configured length of sequences.
     """
     if dimensions < 2 or dimensions % 2:
         raise LayoutError(f"rotary dimensions ({dimensions}) must be even and at least 2")
@@ -131,7 +131,7 @@ def rotary_frequencies(scaling: RotaryScaling, *, dimensions: int, base: float, 
 
 
 def _periods(dimensions: int, base: float) -> Tensor:
-    """Return base^(2i / dimensions) of each pair i: positions that turn it by one radian."""
+    """Return base^(2i / dimensions) of each pair i: the number of positions that turn it by one radian."""
     exponents = torch.arange(0, dimensions, 2, dtype=torch.float32, device="cpu") / dimensions
     return torch.pow(base, exponents)
 
@@ -153,7 +153,7 @@ def _yarn(scaling: YarnScaling, dimensions: int, base: float) -> Tensor:
         )
 
     def pair_of(turns: float) -> float:
-        """Return the pair, as a fraction, that makes so many turns in the trained length."""
+        """Return the (fractional) number of the pair that makes `turns` turns in the trained length."""
         return dimensions * math.log(scaling.trained_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)

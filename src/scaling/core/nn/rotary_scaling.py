@@ -1,8 +1,8 @@
 """Ways to stretch rotary positions beyond the length that a model was trained for, as plain descriptions.
 
-`rotary_frequencies` makes numbers of them. Two depend on a length, `DynamicScaling` and `LongRopeScaling`: they follow
-the configured length of sequences, never the batch at hand, so that a row's result is not changed by its neighbours,
-nor the keys in a cache outdated by the next token.
+`rotary_frequencies` turns them into numbers. Two depend on a length, `DynamicScaling` and `LongRopeScaling`: they use
+the configured length of sequences, never the current batch, so that a row's result does not depend on its neighbours,
+and the keys in a cache stay valid when the next token comes.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class YarnScaling:
     factor: float
     trained_length: int
     beta_fast: float = 32.0
-    """The ramp begins at the pair that makes so many turns in `trained_length` positions."""
+    """The ramp begins at the pair that makes this many turns in `trained_length` positions."""
     beta_slow: float = 1.0
-    """The ramp ends at the pair that makes so many turns."""
+    """The ramp ends at the pair that makes this many turns."""
     attention_factor: float | None = None
-    """Of cosine and sine; None: from the mscales, or else 1 + 0.1 ln(factor)."""
+    """Factor of cosine and sine; None: from the mscales, or else 1 + 0.1 ln(factor)."""
     mscale: float | None = None
     mscale_all_dim: float | None = None
     """Where both are given (and not 0), cosine and sine have the factor (1 + 0.1 mscale ln(factor)) / (1 + 0.1
@@ -68,17 +68,17 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class LongRopeScaling:
-    """A divisor for each frequency, other ones beyond `trained_length` (LongRoPE, arXiv:2402.13753)."""
+    """A divisor for each frequency, and others beyond `trained_length` (LongRoPE, arXiv:2402.13753)."""
 
     short_factor: tuple[float, ...]
     """Divisors, one for each pair, where the configured length is at most `trained_length`."""
     long_factor: tuple[float, ...]
-    """Divisors where it is longer."""
+    """Divisors where the configured length is longer."""
     trained_length: int
     factor: float | None = None
     """How many times longer the stretched sequences are; None: the configured length over `trained_length`."""
     attention_factor: float | None = None
-    """Of cosine and sine; None: sqrt(1 + ln(factor) / ln(trained_length)), or 1 where `factor` is at most 1."""
+    """Factor of cosine and sine; None: sqrt(1 + ln(factor) / ln(trained_length)), or 1 if `factor` is at most 1."""
 
 
 RotaryScaling: TypeAlias = Unscaled | LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongRopeScaling

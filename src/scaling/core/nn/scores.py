@@ -1,4 +1,4 @@
-"""What the attention scores of a layer are: their scale and cap, and which keys a token sees. Pure, without torch."""
+"""The attention scores of a layer: their scale and cap, and which keys a token sees. Pure, without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scaling.core.errors import ConfigError
 class Scores:
     """The scores of attention: how they are scaled and capped, and which of them there are.
 
-    Keys of other documents are never seen; nothing here says so.
+    In addition, keys of other documents are never seen; no field here says so.
     """
 
     scale: float
@@ -19,14 +19,14 @@ class Scores:
     causal: bool = True
     """A token sees no later one."""
     window: int | None = None
-    """Keys that a token sees, itself included: those less than so many positions away. None: all."""
+    """Keys that a token sees, itself included: those less than this many positions away. None: all."""
     cap: float | None = None
-    """Scaled scores s become cap * tanh(s / cap), before any are masked (arXiv:2408.00118). None: they stay."""
+    """Scaled scores s become cap * tanh(s / cap), before any are masked (arXiv:2408.00118). None: no cap."""
     windowed_heads: int | None = None
-    """Query heads that have the window: the first so many of the layer; the others see all. None: all heads."""
+    """How many query heads have the window: the first ones of the layer; the others see all keys. None: all heads."""
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing."""
+        """Refuse values without a meaning."""
         if self.window is not None and self.window < 1:
             raise ConfigError(f"a window of {self.window} keys is none; a token sees itself: give 1 or more, or None")
         if self.cap is not None and not self.cap > 0:
@@ -37,9 +37,10 @@ class Scores:
             )
 
     def of_heads(self, heads: range) -> tuple[tuple[range, Scores], ...]:
-        """Return the scores of some heads, those together that have the same: one entry, or two, none with heads apart.
+        """Return the scores of some heads, grouped by those that have the same: one or two entries of (heads, scores).
 
-        `heads` are the numbers in the whole layer of the query heads that a model rank holds.
+        `heads` are the numbers, in the whole layer, of the query heads that a model rank holds. The scores of an entry
+        hold for all of its heads.
         """
         if self.windowed_heads is None:
             return ((heads, self),)

@@ -1,7 +1,8 @@
-"""Selective activation checkpointing: results that are dear are kept, and handed out when a segment is run again.
+"""Selective activation checkpointing: expensive results are kept, and handed out when a segment is run again.
 
-Which ones are dear is a table (`KEPT`). All others are computed again: norms, activation functions, rotations, scaling,
-masks of dropout. The idea is that of arXiv:2205.05198 section 5, by operation rather than by part of a layer.
+A table (`KEPT`) says which results are expensive. All others are computed again: norms, activation functions,
+rotations, scaling, dropout masks. The idea is that of arXiv:2205.05198 section 5, by operation rather than by part of a
+layer.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ KEPT: Mapping[str, Kind] = MappingProxyType(
         "scaling_shared_memory::*": Kind.COLLECTIVE,
     }
 )
-"""What selective checkpointing keeps, by the name of the operation; a star stands for all of a namespace."""
+"""The results that selective checkpointing keeps, by the name of the operation; a star means all of a namespace."""
 
 _HANDED_ON = frozenset({"aten::add", "aten::sub", "aten::clone", "aten::copy_", "aten::_to_copy", "aten::cat"})
-"""Operations whose backward pass needs none of the tensors they read: by themselves they make no result needed."""
+"""Operations whose backward pass needs none of the tensors they read: reading a result does not make it needed."""
 
 
 def kept_by_selective() -> str:
-    """Return what selective activation checkpointing keeps and what not, in one line."""
+    """Return, in one line, which results selective activation checkpointing keeps and which not."""
     kinds = {kind: [name for name, of in KEPT.items() if of is kind] for kind in Kind}
     kept = "; ".join(f"{kind.value}: {', '.join(_short(names))}" for kind, names in kinds.items())
     return f"selective, which keeps {kept}; all else is computed again"
@@ -65,13 +66,13 @@ def _short(names: Iterable[str]) -> list[str]:
 
 @dataclass
 class _Result:
-    """What one operation of the first run returned, as long as it is to be kept."""
+    """The result of one operation of the first run, as long as it is to be kept."""
 
     function: Any
     kind: Kind
     value: Any
     needed: bool
-    """Whether something read it that may keep what it reads, so that the second run has to have it."""
+    """Whether it was read by an operation that may save its inputs, so that the second run has to have it."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class _Manner:
     """How an operation is treated."""
 
     kind: Kind | None
-    """Why it is kept. None: it is not."""
+    """Why its result is kept. None: it is not."""
     view: bool
-    """Its result is a view of what it reads."""
+    """Whether its result is a view of a tensor that it reads."""
     handed_on: bool
     written: tuple[int, ...]
     """Arguments that it changes."""
@@ -89,7 +90,7 @@ class _Manner:
     """The argument with the probability of a dropout within. None: there is none."""
 
     def keeps(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> Kind | None:
-        """Return why this call is kept. None where it draws random numbers, which the second run has to draw again."""
+        """Return why a call's result is kept; None for random numbers, which the second run has to draw again."""
         if self.dropout is not None:
             probability = args[self.dropout] if len(args) > self.dropout else keywords.get("dropout_p", 0.0)
             return None if probability else self.kind
@@ -99,7 +100,7 @@ class _Manner:
 @final
 @dataclass
 class Policy:
-    """Decides for each operation, and remembers what it decided. One serves all layers of a model."""
+    """The decisions about operations, each made once and remembered. One policy serves all layers of a model."""
 
     kept: Mapping[str, Kind] = field(default_factory=lambda: KEPT)
     _manners: dict[Any, _Manner] = field(default_factory=dict)
@@ -113,13 +114,13 @@ class Policy:
 
     def _decided(self, function: Any) -> _Manner:
         schema = getattr(function, "_schema", None)
-        if schema is None:  # an operation of higher order, which is its name
+        if schema is None:  # a higher-order operation, known by its name
             return _Manner(self.kept.get(str(function)), view=False, handed_on=False, written=())
         kind = self.kept.get(schema.name) or self.kept.get(schema.name.split("::")[0] + "::*")
         names = [argument.name for argument in schema.arguments]
         aliases = [argument.alias_info for argument in schema.arguments]
         writes = [number for number, alias in enumerate(aliases) if alias is not None and alias.is_write]
-        if kind is Kind.COLLECTIVE:  # whose schemas don't say that they write to their first argument
+        if kind is Kind.COLLECTIVE:  # schemas do not say that they write to their first argument
             writes = [0]
         shares = any(given.alias_info and not given.alias_info.is_write for given in schema.returns)
         return _Manner(
@@ -133,11 +134,12 @@ class Policy:
 
 @final
 class FirstRun(TorchDispatchMode):
-    """Notes the results that are kept, in order, and at the end lets go of those that the second run won't need.
+    """The first run: notes the results that are kept, in order, and at the end drops those the second run won't need.
 
     A product that has only been added to something, or summed over ranks, is in no tensor of the backward pass: the
-    last one of a layer, and the partial ones under tensor parallelism. Should the second run come to it, it computes it
-    again. Collectives are always kept: all ranks of a group have to agree on running one again.
+    last product of a layer, and partial products under tensor parallelism. If the second run comes to such a product,
+    it computes the product again. Collectives are always kept: all ranks of a group would have to agree on running one
+    again.
     """
 
     supports_higher_order_operators = True
@@ -147,7 +149,7 @@ class FirstRun(TorchDispatchMode):
         self._policy = policy
         self._results = results
         self._origins: dict[int, tuple[_Result, ...]] = {}
-        """Results that a tensor is, or is a sum of, by its storage."""
+        """Results that a tensor is, or is a sum of, by the tensor's storage."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -171,7 +173,7 @@ class FirstRun(TorchDispatchMode):
         if function is torch.ops.aten.copy_.default:
             into = self._origins.get(_place(args[0]), ())
             if into and all(result.kind is Kind.COLLECTIVE and not result.needed for result in into):
-                return function(*args, **keywords)  # gloo fills what it was given when it is waited for
+                return function(*args, **keywords)  # the wait for gloo's work fills its output
         kind = manner.keeps(args, keywords)
         read = {}
         for tensor in _tensors(args):
@@ -204,9 +206,9 @@ class FirstRun(TorchDispatchMode):
         return out
 
     def part_from(self, tensors: Iterable[Tensor], *, by_collective: bool = False) -> None:
-        """Keep a copy of needed results that are about to be changed, or may be where they leave the segment.
+        """Keep a copy of needed results that are about to be changed, or may be changed once they leave the segment.
 
-        A partial product that a sum over ranks replaces is let go: the sum is kept.
+        A partial product that a sum over ranks replaces is dropped: the sum is kept.
         """
         for tensor in tensors:
             place = _place(tensor)
@@ -219,7 +221,7 @@ class FirstRun(TorchDispatchMode):
 
 @final
 class SecondRun(TorchDispatchMode):
-    """Hands out what the first run kept, in its order. May be entered again: a backward pass in two halves does."""
+    """The second run: hands out the kept results in their order. Can be re-entered, as by a backward pass in halves."""
 
     supports_higher_order_operators = True
 
@@ -262,13 +264,13 @@ class SecondRun(TorchDispatchMode):
             tensor.copy_(value)
         if not function._schema.returns:
             return None
-        # The work of the first run is not waited for again: gloo's would copy its buffers, which others have by now.
+        # The first run's work is not waited for again: gloo's would copy its buffers, which others use by now.
         work = FakeWork().boxed()
         return (args[0], work) if with_tensors else work
 
 
 def selective_contexts(policy: Policy) -> tuple[FirstRun, SecondRun]:
-    """Return what a segment is to run in the first time, and again."""
+    """Return the contexts in which a segment is to run the first time, and again."""
     results: list[_Result] = []
     return FirstRun(policy, results), SecondRun(policy, results)
 

@@ -9,10 +9,10 @@ from scaling.core.errors import LayoutError
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Which part of a dimension of a tensor a model rank holds, and how many ranks hold the same part.
+    """The part of a tensor's dimension that a model rank holds, and how many ranks hold the same part.
 
-    `offset` and `length` are in elements of `dim`. `local_length` is what the local tensor has along `dim`: it is
-    larger than `length` where the tail is padding (a vocabulary that the model-parallel size does not divide).
+    `offset` and `length` are in elements of `dim`. `local_length` is the local tensor's size along `dim`: it is larger
+    than `length` where the tail is padding (a vocabulary that the model-parallel size does not divide).
     `replicas` consecutive ranks of the model axis hold the same part (key and value heads, where there are fewer heads
     than ranks); 1 means that the part is this rank's alone.
     """
@@ -52,7 +52,7 @@ class Heads:
         return self.count * self.size
 
     def shard(self, parts: int, index: int) -> Shard:
-        """Return which rows model rank `index` of `parts` holds; ranks share heads where there are fewer than ranks.
+        """Return the rows that model rank `index` of `parts` holds; ranks share heads if there are fewer heads.
 
         `LayoutError` where neither number divides the other.
         """

@@ -1,4 +1,4 @@
-"""Probabilities of given tokens and the most likely ones, over a vocabulary cut over the model axis: no gradient.
+"""Probabilities of given tokens and the most likely ones, over a vocabulary cut over the model axis; no gradients.
 
 Shape suffixes: N positions, n those of a chunk, v the local part of the vocabulary, H features.
 """
@@ -20,12 +20,12 @@ _NOWHERE = torch.iinfo(torch.int64).max
 
 
 class TokenScores(NamedTuple):
-    """What a model says of each position."""
+    """The scores of each position."""
 
     log_probabilities: Tensor
     """log softmax(logits)[target] [N], in at least float32."""
     most_likely: Tensor
-    """int64 [N]: the token with the largest logit in the type of the hidden states; of equal ones the lowest."""
+    """int64 [N]: the token with the largest logit in the type of the hidden states; among equals, the lowest token."""
 
 
 @torch.no_grad()
@@ -42,14 +42,14 @@ def linear_token_scores(
     offset: int = 0,
     chunk_size: int,
 ) -> TokenScores:
-    """Return the scores of `linear_logits`, of no more than `chunk_size` positions at a time.
+    """Return the scores of `linear_logits`, computed for no more than `chunk_size` positions at a time.
 
-    The arguments are those of `linear_cross_entropy`, with one position after the other; no target is ignored.
+    The arguments are those of `linear_cross_entropy`, with all positions in one dimension; no target is ignored.
     Collective over `group`: two maxima and a sum of two numbers per position, whatever the chunks.
     """
     positions, local = hidden_NH.shape[0], weight_vH.shape[0]
     wide = torch.promote_types(hidden_NH.dtype, torch.float32)
-    lowest = torch.finfo(wide).min  # minus infinity as a maximum would make nan of the exponentials below it
+    lowest = torch.finfo(wide).min  # a maximum of minus infinity would make NaN of the exponentials
     own_N = hidden_NH.new_full((positions,), lowest, dtype=wide)
     index_N = torch.zeros(positions, dtype=torch.int64, device=hidden_NH.device)
     sums_2N = hidden_NH.new_zeros((2, positions), dtype=wide)
@@ -58,7 +58,7 @@ def linear_token_scores(
         chunk = slice(start, start + chunk_size)
         own_terms = [LogitTerm(term.hidden[chunk], term.weight) for term in terms]
         logits_nv = linear_logits(hidden_NH[chunk], weight_vH, bias, terms=own_terms, scale=scale, cap=cap)
-        highest_n, index_N[chunk] = logits_nv.to(hidden_NH.dtype).max(dim=-1)  # as whoever chooses from them sees them
+        highest_n, index_N[chunk] = logits_nv.to(hidden_NH.dtype).max(dim=-1)  # in the type that choosing tokens uses
         own_N[chunk] = highest_n.to(wide).clamp_min(lowest)
         sums_2N[1, chunk] = logits_nv.gather(-1, target_N1[chunk]).squeeze(-1)
         sums_2N[0, chunk] = logits_nv.sub_(own_N[chunk].unsqueeze(-1)).exp_().sum(dim=-1)
