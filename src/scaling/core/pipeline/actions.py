@@ -1,4 +1,4 @@
-"""What a pipeline rank does: forward and backward passes, the choice of tokens, sends and receives."""
+"""The actions of a pipeline rank: forward and backward passes, the choice of tokens, sends and receives."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Payload: TypeAlias = Literal["activation", "gradient", "token"]
 
 @dataclass(frozen=True)
 class Compute:
-    """Something that one stage computes for one micro-batch."""
+    """A computation of one stage for one micro-batch."""
 
     letter: ClassVar[str]
-    """Stands for the action where it is drawn."""
+    """Symbol of the action in drawings."""
     micro_batch: int
     stage: int
 
@@ -49,7 +49,7 @@ class BackwardInput(Compute):
 class BackwardWeight(Compute):
     """Run the second half of a backward pass: the gradients of the stage's parameters, for which nobody waits.
 
-    So it can fill the time in which its rank would be idle (zero-bubble pipeline parallelism, arXiv:2401.10241).
+    It can therefore fill time in which its rank would be idle (zero-bubble pipeline parallelism, arXiv:2401.10241).
     """
 
     letter = "W"
@@ -58,7 +58,7 @@ class BackwardWeight(Compute):
 @final
 @dataclass(frozen=True)
 class Choose(Compute):
-    """Draw the next token of each row, from what the last stage made of a micro-batch."""
+    """Draw the next token of each row, from the output of the last stage for a micro-batch."""
 
     letter = "C"
 
@@ -66,7 +66,7 @@ class Choose(Compute):
 @final
 @dataclass(frozen=True)
 class Accept(Compute):
-    """Take in the tokens that were chosen for a micro-batch: what follows in its rows depends on them."""
+    """Take in the tokens that were chosen for a micro-batch: the next tokens of its rows depend on them."""
 
     letter = "A"
 
@@ -75,7 +75,7 @@ class Accept(Compute):
 class Channel:
     """A directed edge between two pipe ranks: its own communicator, which delivers in the order of the sends.
 
-    Activations, gradients and tokens never share one, so that none waits for another.
+    Activations, gradients and tokens never share a channel, so that none waits for another.
     """
 
     source_rank: int
@@ -85,7 +85,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Message:
-    """What stage `source` makes for its neighbour `target` in the ring, in which the first stage follows the last one.
+    """A value that stage `source` makes for its neighbour `target` in the ring, where the first stage follows the last.
 
     Activations go to stage + 1, gradients to stage - 1. Tokens go from the last stage, which chooses them, to stage 0
     and on from stage to stage, up to the one before the last.
@@ -116,7 +116,7 @@ class Message:
 @final
 @dataclass(frozen=True)
 class Send(Message):
-    """Hand a message to its channel, and go on at once."""
+    """Hand a message to its channel, and continue at once."""
 
     letter: ClassVar[str] = "S"
 
@@ -133,7 +133,7 @@ Action: TypeAlias = "Compute | Send | Recv"
 
 
 def earlier(compute: Compute) -> Compute | None:
-    """Return what the same stage must have computed before."""
+    """Return the computation that has to come before this one on the same stage; None if there is none."""
     match compute:
         case (
             Backward(micro_batch, stage)
@@ -148,9 +148,10 @@ def earlier(compute: Compute) -> Compute | None:
 
 
 def consumed(compute: Compute, stages: StageMap) -> Message | None:
-    """Return what a computation takes from a neighbour in the ring of stages.
+    """Return the message that a computation takes from a neighbour in the ring of stages.
 
-    Nothing at the first stage's input, at the loss, and where the last stage takes in tokens: it has chosen them.
+    None for the first stage's input, for the gradient of the loss, and where the last stage takes in tokens: it has
+    chosen them.
     """
     stage = compute.stage
     match compute:
@@ -164,7 +165,7 @@ def consumed(compute: Compute, stages: StageMap) -> Message | None:
 
 
 def produced(compute: Compute, stages: StageMap) -> Message | None:
-    """Return what a computation makes for a neighbour in the ring of stages."""
+    """Return the message that a computation makes for a neighbour in the ring of stages; None if there is none."""
     stage = compute.stage
     match compute:
         case Forward() if stage < stages.last:

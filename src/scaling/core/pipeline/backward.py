@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class _Begin(torch.autograd.Function):
-    """A scalar whose gradient, whatever it is, becomes the given ones of what it is made of."""
+    """A scalar that, whatever its own gradient, hands the given gradients to the tensors that it is made of."""
 
     @staticmethod
     def forward(ctx: Any, gradients: Sequence[Tensor], *outputs: Tensor) -> Tensor:
@@ -23,10 +23,10 @@ class _Begin(torch.autograd.Function):
 
 
 def backward(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Differentiate tensors, each of which needs a gradient and is given that of its shape; add to those of leaves.
+    """Differentiate tensors that need a gradient, each given one of its shape; add to the gradients of leaves.
 
-    The numbers are those of `torch.autograd.backward`. That one compares shapes symbolically, and its first call
-    imports SymPy for it, which takes more than a second.
+    The numbers are those of `torch.autograd.backward`. That function compares shapes symbolically, and its first call
+    imports SymPy for this, which takes more than a second.
     """
     if len(outputs) == 1 and outputs[0].ndim == 0:
         torch.autograd.backward(outputs[0] * gradients[0])  # a loss: its gradient is 1 times the given one

@@ -22,7 +22,7 @@ from scaling.core.topology.topology import Topology
 
 @dataclass(frozen=True)
 class Tie:
-    """Parameters shared under one name: their first layer, their names in the model, and the pipe ranks with them."""
+    """Parameters shared under one name: their first layer, their names in the model, the pipe ranks holding them."""
 
     layer: int
     names: tuple[str, ...]
@@ -32,7 +32,7 @@ class Tie:
 def ties(specs: Sequence[LayerSpec], stages: Sequence[range], stage_map: StageMap) -> dict[str, Tie]:
     """Return every tie of the model. Pure: the same on all ranks.
 
-    Tied parameters go by the name they have in the first layer of the tie.
+    Tied parameters have the names that they have in the first layer of the tie.
     """
     found: dict[str, Tie] = {}
     for number, layers in enumerate(stages):
@@ -51,9 +51,9 @@ def describe_layers(
 ) -> Iterator[tuple[int, int, nn.Module]]:
     """Yield (stage, index, layer) of this rank's layers: described and named, without values.
 
-    For any rank, without a process group: of the topology only coordinate and layout are used. A layer that fills its
-    parameters itself (any plain `nn.Module`) is built under a seed derived from its place in the model, and so is alike
-    on all ranks. Tied parameters are one object on a rank.
+    This works for any rank, without a process group: of the topology only coordinate and layout are used. A layer that
+    fills its parameters itself (any plain `nn.Module`) is built under a seed derived from its place in the model, and
+    so is the same on all ranks. Tied parameters are one object on a rank.
     """
     all_ties = ties(specs, stages, stage_map)
     shared: dict[str, nn.Parameter] = {}
@@ -65,7 +65,7 @@ def describe_layers(
             if isinstance(spec, TiedLayerSpec):
                 tie, first = all_ties[spec.tie], specs[all_ties[spec.tie].layer]
                 if index > tie.layer and tie.names[0] not in shared:
-                    # The layer that describes what is shared lies on another rank: make it here too, for that alone.
+                    # The layer that describes the shared parameters is on another rank: build it here too, for these.
                     assert isinstance(first, TiedLayerSpec)
                     _tie(_described(first, tie.layer, seed), first, tie, shared)
                 _tie(layer, spec, tie, shared)

@@ -1,7 +1,7 @@
-"""Compiled layers: PyTorch's compiler fuses what stands between the matrix products of a layer's training step.
+"""Compiled layers: PyTorch's compiler fuses the operations between the matrix products of a layer's training step.
 
-Each layer is compiled by itself, so that layers which are alike share what was compiled for the first of them, and a
-pipeline, recomputation and communication stand around compiled code as around any other. Where the compiler cannot
+Each layer is compiled by itself, so that layers of the same kind share the code compiled for the first of them, and
+pipeline, recomputation and communication are around compiled code as around any other. Where the compiler cannot
 follow (collectives, random streams) a layer is compiled in pieces.
 """
 
@@ -24,7 +24,7 @@ KINDS_OF_LAYERS: Final = 64
 """How many versions of a layer's code are compiled before PyTorch leaves further ones uncompiled, and says so."""
 
 _FALSE_ALARMS: Final = (
-    (UserWarning, "The .grad attribute of a Tensor that is not a leaf"),  # the compiler looks at it, nobody else
+    (UserWarning, "The .grad attribute of a Tensor that is not a leaf"),  # only the compiler looks at it
     (DeprecationWarning, ".*torch.jit"),  # of the compiler's own imports
     (DeprecationWarning, ".*should not be instantiated"),  # which the compiler itself does
 )
@@ -65,7 +65,7 @@ def compiler_problem(device: torch.device) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of what the compiler itself imports
             torch.compile(_probe)(torch.ones(16, device=device))
-    except Exception as error:  # whatever is missing says so in its own way
+    except Exception as error:  # each missing tool has its own kind of error
         return first_line(error)
     return None
 
@@ -75,25 +75,25 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error that says something."""
+    """Return the type of an error and its first line that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @runtime_checkable
 class PartlyUncompiled(Protocol):
-    """A module that keeps something between its calls, and so must leave some of them out of compiled code."""
+    """A module that keeps state between calls, and so must leave some functions out of compiled code."""
 
     def leave_uncompiled(self, disable: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Call from now on what `disable` makes of these functions."""
+        """Replace these functions, from now on, by the results of `disable`."""
 
 
 @final
 class Compiled:
-    """Runs a layer compiled where there will be a backward pass, and as it is otherwise.
+    """A layer that runs compiled where there will be a backward pass, and uncompiled otherwise.
 
-    Evaluation and generation meet many shapes and little to fuse. Code is compiled when first called, that of the
-    backward pass along with it; where that fails, the layer stays as it is from then on, and one line says why.
+    Evaluation and generation have many shapes and little to fuse. Code is compiled when first called, along with that
+    of the backward pass; if that fails, the layer runs uncompiled from then on, and one log line says why.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -101,7 +101,7 @@ class Compiled:
         import torch._functorch.config as functorch
 
         dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS_OF_LAYERS)
-        functorch.force_non_lazy_backward_lowering = True  # so that a failure comes now, where it can be met
+        functorch.force_non_lazy_backward_lowering = True  # so that a failure comes where it is handled
         for category, message in _FALSE_ALARMS:
             warnings.filterwarnings("ignore", message, category)
         for part in layer.modules():
@@ -124,7 +124,7 @@ class Compiled:
 
 
 def compiled(run: Run) -> Run:
-    """Return what runs a layer compiled: the layer's own forward, with nothing around it yet.
+    """Return a function that runs a layer compiled: the layer's own forward, with nothing around it yet.
 
     A layer whose attribute `compiles` is False is left alone: there is nothing to fuse in it.
     """

@@ -56,7 +56,7 @@ def draw(simulation: Simulation, *, width: int = 120) -> str:
 def chrome_trace(simulation: Simulation, *, microseconds: float = 1000.0) -> dict[str, Any]:
     """Return the step in the trace event format, ready for `json.dump`: a row per rank, an arrow per message.
 
-    `microseconds` is how long one unit of the simulation's time is drawn.
+    `microseconds` is the drawn length of one unit of the simulation's time.
     """
     rows = [
         {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}"}}

@@ -1,4 +1,4 @@
-"""What stands at the end of the pipe and takes the outputs of the last stage: a loss, or a collector."""
+"""The end of the pipe, which takes the outputs of the last stage: a loss, or a collector."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from scaling.core.pipeline.loss import LossFunction, LossOutput, StepLoss
 from scaling.core.topology.topology import Topology
 
 Start: TypeAlias = tuple[Tensor, Tensor]
-"""Where the backward pass of a micro-batch starts: what is differentiated, and its gradient."""
+"""The start of the backward pass of a micro-batch: the tensor to differentiate, and its gradient."""
 
 
 class End(Protocol):
-    """Takes what the last stage returns, micro-batch by micro-batch. Ranks without the last stage never ask it."""
+    """Takes the outputs of the last stage, micro-batch by micro-batch. Ranks without the last stage never call it."""
 
     def take(self, output: Any, targets: Any) -> Start | None:
-        """Take the output for one micro-batch, and return where its backward pass starts; None if there is none."""
+        """Take the output for one micro-batch, and return the start of its backward pass; None if there is none."""
 
 
 @final
 class LossEnd:
-    """Sums the losses of a step, and starts its backward passes from them."""
+    """Sums the losses of a step, and starts the backward passes from them."""
 
     def __init__(self, loss_function: LossFunction, gradient_scale: Tensor, topology: Topology) -> None:
         self.total = StepLoss(topology)

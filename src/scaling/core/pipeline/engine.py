@@ -37,9 +37,9 @@ def untimed(*_: Action) -> contextlib.AbstractContextManager[None]:
 
 @final
 class PipelineEngine:
-    """Runs action lists. What a stage computes it knows from the stage; what to do next it reads from the list.
+    """Runs action lists: a list says what to do next, a stage how it is computed.
 
-    Making one is collective: all ranks (the links' groups are made).
+    Construction is collective: all ranks (the links' groups are created).
     """
 
     def __init__(self, stages: Mapping[int, Stage], stage_map: StageMap, topology: Topology) -> None:
@@ -48,13 +48,13 @@ class PipelineEngine:
         self.last = stage_map.last
         self.topology = topology
         self.timer: Timer = untimed
-        """Around each action."""
+        """Context around each action."""
         self.data_timer: Callable[[], contextlib.AbstractContextManager[None]] = untimed
-        """Around each wait for a micro-batch."""
+        """Context around each wait for a micro-batch."""
         self.gate: Gate | None = None
         """Says which micro-batches are still begun; None: all are."""
         self._latest: MicroBatch | None = None
-        """What was read last: it stands in for data that do not come, where the results do not count."""
+        """The micro-batch that was read last: it replaces data that do not come, where the results do not count."""
         self._outbox = Outbox()
         self._host_memory = HostMemory(topology.device)
         self._senders: dict[int, ActivationSender] = {}
@@ -77,18 +77,18 @@ class PipelineEngine:
                 self._gradient_links[stage + 1, stage] = backward, source
 
     def forget_shapes(self) -> None:
-        """Let the next micro-batches have other shapes: headers are sent again. Call it on all pipe ranks alike."""
+        """Let the next micro-batches have other shapes: headers are sent again. Call this on all pipe ranks."""
         for sender in self._senders.values():
             sender.forget()
         for receiver in self._receivers.values():
             receiver.forget()
 
     def run(self, actions: Sequence[Action], batches: Iterator[MicroBatch], end: End) -> None:
-        """Carry out `actions`; `end` takes what the last stage returns.
+        """Carry out `actions`; `end` takes the outputs of the last stage.
 
-        Collective: all ranks of the pipe and model axes, each with its own list. Where the gate closes, micro-batches
+        Collective: all ranks of the pipe and model axes, each with its own list. If the gate closes, micro-batches
         that no rank has begun are left out on all ranks, the others are finished, and `AskedToLeave` is raised on all
-        of them. A list without some micro-batches is a valid one: nothing depends on another micro-batch.
+        ranks. A list without some micro-batches is still valid: no micro-batch depends on another.
         """
         step = _Step(self, batches, end)
         gate, first, complete = self.gate, 0, True
@@ -108,19 +108,19 @@ class PipelineEngine:
             raise AskedToLeave(gate.asked)
 
     def accept(self) -> None:
-        """Let what the last `run` computed count; `AskedToLeave`, on all ranks, where the gate closed before.
+        """Let the results of the last `run` count; `AskedToLeave`, on all ranks, if the gate closed before.
 
-        Call it when all ranks have had their part in the results.
+        Call this when all ranks have contributed to the results.
         """
         if self.gate is not None:
             self.gate.accept()
 
 
 def _may_do(gate: Gate, unit: int, step: _Step, action: Action) -> bool:
-    """Return whether the gate admits the micro-batch of an action. Data come first: who waits for them may leave.
+    """Return whether the gate admits the micro-batch of an action. Data come first: a rank waiting for them may leave.
 
-    Other ranks may have begun the micro-batch and depend on this one's part. Where all of it will not count, any data
-    do for that.
+    Other ranks may have begun the micro-batch and depend on this rank's part. If the results will not count, any data
+    will do for that.
     """
     if gate.is_new(unit):
         try:
@@ -145,18 +145,18 @@ class _Step:
         self._end = end
         self._loaded: dict[int, MicroBatch] = {}
         self._inputs: dict[tuple[int, int], Any] = {}
-        """Received, and not yet gone into their stage."""
+        """Inputs that are received, and not yet given to their stage."""
         self._outputs: dict[tuple[int, int], Any] = {}
-        """Made, and not yet handed on."""
+        """Outputs that are computed, and not yet passed on."""
         self._entered: dict[tuple[int, int], list[Tensor]] = {}
         self._left: dict[tuple[int, int], list[Tensor]] = {}
-        """What awaits a backward pass of a stage: the tensors that need a gradient, of its input and of its output."""
+        """Kept for a backward pass of a stage: the tensors of its input and of its output that need a gradient."""
         self._ends: dict[int, tuple[Tensor, Tensor] | None] = {}
-        """What the last stage's backward passes start from."""
+        """The starts of the last stage's backward passes."""
         self._gradients: dict[tuple[int, int], list[Tensor]] = {}
         self._undone: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
         """Backward passes of which only the first half is done."""
-        self._readers = (0 in engine.stages) + (engine.last in engine.stages)  # who asks for each micro-batch
+        self._readers = (0 in engine.stages) + (engine.last in engine.stages)  # of each micro-batch
         self._reads: dict[int, int] = {}
 
     def do(self, action: Action) -> None:
@@ -184,7 +184,7 @@ class _Step:
                     self.engine._outbox.send(gradient, group, peer)
 
     def load(self, micro_batch: int) -> None:
-        """Read up to a micro-batch, where this rank reads at all."""
+        """Read data up to and including a micro-batch, if this rank reads data at all."""
         while self._readers and micro_batch >= len(self._reads):
             try:
                 with self.engine.data_timer():
@@ -197,7 +197,7 @@ class _Step:
             self._put(batch)
 
     def fill_in(self, micro_batch: int) -> None:
-        """Do as if all up to a micro-batch had been read, with data of before."""
+        """Use the data read last for all micro-batches up to this one that have not been read."""
         while self._readers and micro_batch >= len(self._reads):
             if self.engine._latest is None:
                 raise ScheduleError(f"there are no data for micro-batch {len(self._reads)}, nor any of before")
@@ -237,7 +237,7 @@ class _Step:
         return tree.map_tensors(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad), made)
 
     def _start(self, micro_batch: int, stage: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what is differentiated in a backward pass, and its gradients."""
+        """Return the tensors that a backward pass differentiates, and their gradients."""
         if stage < self.engine.last:
             return self._left.pop((micro_batch, stage)), self._gradients.pop((micro_batch, stage))
         if (end := self._ends.pop(micro_batch)) is None:
@@ -252,10 +252,10 @@ class _Step:
             self._hand_on(micro_batch, stage, needing, [tensor.grad for tensor in needing])
 
     def _backward_input(self, micro_batch: int, stage: int) -> None:
-        """Differentiate by the stage's input alone, and keep the graph.
+        """Differentiate with respect to the stage's input alone, and keep the graph.
 
-        The second half then runs the whole backward pass, and lets go of the input's gradient: the same numbers in the
-        same order as undivided, at the price of computing that gradient twice.
+        The second half then runs the whole backward pass, and discards the input's gradient: the same numbers in the
+        same order as in an undivided pass, at the price of computing that gradient twice.
         """
         start, gradients = self._undone[micro_batch, stage] = self._start(micro_batch, stage)
         if stage > 0:
@@ -266,7 +266,7 @@ class _Step:
             self._hand_on(micro_batch, stage, needing, found)
 
     def _hand_on(self, micro_batch: int, stage: int, inputs: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
-        """Let the stage before have the gradients of this one's inputs: zero for those that nothing depends on."""
+        """Store the gradients of a stage's inputs for the stage before: zero for inputs that nothing depends on."""
         self._gradients[micro_batch, stage - 1] = [
             torch.zeros_like(tensor) if gradient is None else gradient
             for tensor, gradient in zip(inputs, gradients, strict=True)

@@ -3,8 +3,8 @@
 Blocks of changing size fragment glibc's heap, and its thresholds for giving memory back adapt upwards: a training whose
 tensors are all freed grew by megabytes with each step. A small fixed threshold would stop that, but each large tensor
 would then be mapped and cleared anew, at 1.4 times the time of a step. So both thresholds are fixed high, and free
-pages inside the heap are given back as soon as passes hold more than the first one after the last time did. What each
-pass takes again is no growth: giving that back would cost more than it saves.
+pages inside the heap are given back as soon as passes hold more than the first pass after the last trim did. Memory
+that each pass allocates again is not growth: giving it back would cost more than it saves.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, Final, final
 import torch
 
 MMAP_THRESHOLD: Final = 32 * 2**20
-"""Bytes from which a block is mapped by itself; glibc's own limit of what it would adapt to."""
+"""Bytes from which a block is mapped by itself; the highest value to which glibc itself would adapt the threshold."""
 TRIM_THRESHOLD: Final = 64 * 2**20
 """Free bytes at the end of the heap that are kept."""
 PASSES: Final = 5
-"""Passes between two trims, at least."""
+"""Least number of passes between two trims."""
 GROWTH: Final = 1.02
-"""How much more than in the first pass after the last trim is left alone."""
+"""Resident memory relative to the first pass after the last trim, up to which nothing is given back."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
@@ -40,16 +40,16 @@ class HostMemory:
         libc = ctypes.CDLL(None) if device.type == "cpu" and os.name == "posix" else None
         self._trim: Callable[[int], Any] | None = getattr(libc, "malloc_trim", None)  # glibc's alone
         self._passes = 0
-        """Since the last trim."""
+        """Passes since the last trim."""
         self._usual = 0
-        """What was resident after the first of them."""
+        """Resident bytes after the first of these passes."""
         tuned = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in _SET_BY_USER)
         if self._trim is not None and libc is not None and not tuned:
             libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
             libc.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)
 
     def after_pass(self) -> None:
-        """Note that a pass over a batch is done; now and then, give back what has been freed."""
+        """Note that a pass over a batch is done; now and then, give back freed memory."""
         if self._trim is None:
             return
         self._passes += 1

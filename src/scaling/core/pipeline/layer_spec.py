@@ -22,10 +22,10 @@ class LayerSpec:
     """A layer of the pipeline: what to call to build it, and with which arguments.
 
     Only the rank on whose stage the layer lies builds it. `cost` is its time relative to the other layers, for the
-    balanced partition; `name` stands in logs and errors. A layer that itself takes an argument `cost` or `name` gets
+    balanced partition; `name` appears in logs and errors. A layer that itself takes an argument `cost` or `name` gets
     it through `functools.partial`. The built module has one `forward(x) -> y`; x and y are tensors, or tuples, lists,
-    dicts or dataclasses of them. It leaves x as it is: what a stage receives, or keeps for recomputation, cannot be
-    changed in place.
+    dicts or dataclasses of them. It must not change x: an input that a stage receives, or keeps for recomputation,
+    cannot be changed in place.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class TiedLayerSpec(LayerSpec):
         return partial(_check_names, tie=self.tie, names=self.tied_parameters, layer=self.name)
 
     def also_tying(self, *names: str) -> Self:
-        """Return a spec that shares further parameters with the tie: some that the edits so far have added."""
+        """Return a spec that shares further parameters with the tie: ones that earlier edits have added."""
         more = copy.copy(self)
         more.tied_parameters = (*self.tied_parameters, *names)
         more.edits = (*self.edits, more._check)

@@ -51,7 +51,7 @@ def _describe_fields(cls: type, values: Mapping[str, Any]) -> Structure:
 
 
 def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Any:
-    """Return the tree a description stands for, its tensors taken from `tensors` in the order of `tree.flatten`."""
+    """Return the tree that `structure` describes, its tensors taken from `tensors` in the order of `tree.flatten`."""
     if "tensor" in structure:
         return next(tensors)
     if "constant" in structure:
@@ -80,7 +80,7 @@ class Leaf:
 
 
 def leaves_of(structure: Structure, path: str = "") -> Iterator[Leaf]:
-    """Yield what a value of this description puts on the wire, in order."""
+    """Yield the tensors that are sent for a value of this description, in order."""
     if "tensor" in structure:
         shape, dtype, requires_grad = structure["tensor"]
         yield Leaf(path, tuple(shape), getattr(torch, dtype), requires_grad)
@@ -152,7 +152,7 @@ class ActivationReceiver:
 
     @waits
     def receive(self, device: torch.device) -> Any:
-        """Return the next message; tensors that needed a gradient where they came from need one here."""
+        """Return the next message; tensors that need a gradient on the sending stage need one here."""
         training = torch.is_grad_enabled()
         if training not in self._announced:
             size = ops.receive(torch.empty(1, dtype=torch.int64, device=device), self._group, source=self._peer)

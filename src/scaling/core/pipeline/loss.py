@@ -1,4 +1,4 @@
-"""What a loss function returns, and what a step reports of it: sums and measures over the whole global batch."""
+"""The result of a loss function, and the report of a step: sums and measures over the whole global batch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scaling.core.topology.topology import Topology
 
 @dataclass(frozen=True)
 class BatchMetric:
-    """A metric that is no sum over items: a maximum, a rank among all items, anything of the whole global batch.
+    """A metric that is not a sum over items: a maximum, a rank among all items, any function of the global batch.
 
-    `items` [n, ...] are those of one micro-batch, of one shape in all of them. `measure` takes the items of all
-    micro-batches and ranks [N, ...] and returns one number, on the same device; their order is that of the layout, so
-    it must not matter. Where the batch is split, the items travel to each rank of the last stage: keep them small, such
-    as one maximum for each micro-batch. An evaluation reports the mean over its global batches; a column of `items` can
-    say which samples only fill up the last of them.
+    `items` [n, ...] are those of one micro-batch, and have the same shape in all micro-batches. `measure` takes the
+    items of all micro-batches and ranks [N, ...] and returns one number, on the same device; the order of the items
+    depends on the layout, so it must not matter. Where the batch is split, the items are sent to each rank of the last
+    stage: keep them small, such as one maximum for each micro-batch. An evaluation reports the mean over its global
+    batches; a column of `items` can mark samples that only fill up the last batch.
     """
 
     items: Tensor
@@ -72,7 +72,7 @@ class MetricNames:
 
     @classmethod
     def of(cls, metrics: Mapping[str, Tensor | BatchMetric]) -> Self:
-        """Return the names of what a loss function reported."""
+        """Return the names of the metrics that a loss function reported."""
         measures = sorted(name for name, value in metrics.items() if isinstance(value, BatchMetric))
         return cls(tuple(sorted(metrics.keys() - measures)), tuple(measures))
 
@@ -115,7 +115,7 @@ class StepLoss:
         self._sums = other._sums if self._sums is None else self._sums + other._sums
 
     def reduce(self, names: MetricNames) -> StepLoss:
-        """Sum over the axes that split the batch, and tell every stage. Collective: all ranks; a few numbers.
+        """Sum over the axes that split the batch, for every stage to know. Collective: all ranks; a few numbers.
 
         `names` are the metrics the last stage reports, which the other stages cannot know by themselves. The items of
         a `BatchMetric` are gathered over the axes that split the batch, on the ranks that run the last stage.
@@ -124,15 +124,15 @@ class StepLoss:
         if self._sums is not None:
             self._check(self._names, earlier=names)
         self._names = names
-        alike = [axis for axis in Axis if not axis.splits_batch and axis is not Axis.PIPE]  # all of them saw one loss
+        alike = [axis for axis in Axis if not axis.splits_batch and axis is not Axis.PIPE]  # saw the same loss
         counts = topology.index(*alike) == 0
         row = self._zeros()
         if names.measures:
             split = [axis for axis in Axis if axis.splits_batch]
-            group = topology.group(*split)  # on all ranks: the first time, it is made
+            group = topology.group(*split)  # on all ranks: the first call creates it
             if self._sums is not None:
                 measured = torch.stack([_measure(self._items[name], group) for name in names.measures])
-                if counts and topology.index(*split) == 0:  # all of them measured the same
+                if counts and topology.index(*split) == 0:  # all these ranks measured the same
                     row[2 + len(names.sums) :] = measured
         if counts and self._sums is not None:  # only the last stage has sums
             row[: 2 + len(names.sums)] = self._sums

@@ -22,9 +22,9 @@ from scaling.core.pipeline.stage_map import StageMap
 def lower(schedule: Schedule, rank: int, ranks: int, micro_batches: int) -> tuple[Action, ...]:
     """Return everything pipe rank `rank` does in one step, in order.
 
-    A send stands right behind the computation that produces the message, a receive right before the computation that
-    consumes it, or earlier where its channel delivers it earlier: a channel's messages are always received in the order
-    they are sent. Neighbouring stages on one rank exchange nothing.
+    A send comes right after the computation that produces the message, a receive right before the computation that
+    consumes it, or earlier if its channel delivers it earlier: a channel's messages are always received in the order
+    they are sent. Neighbouring stages on one rank exchange no messages.
     """
     stages = schedule.stages.over(ranks)
     arriving: dict[Channel, deque[Message]] = {}
@@ -52,7 +52,7 @@ def lower(schedule: Schedule, rank: int, ranks: int, micro_batches: int) -> tupl
 
 
 def lower_all(schedule: Schedule, ranks: int, micro_batches: int) -> tuple[tuple[Action, ...], ...]:
-    """Return the actions of every pipe rank: what `simulate` takes."""
+    """Return the actions of every pipe rank, as `simulate` accepts them."""
     return tuple(lower(schedule, rank, ranks, micro_batches) for rank in range(ranks))
 
 
@@ -63,7 +63,7 @@ def _neighbours(stages: StageMap, rank: int) -> list[int]:
 
 
 def _compute_order(schedule: Schedule, rank: int, ranks: int, micro_batches: int) -> Sequence[Compute]:
-    """Return the schedule's order, refusing stages of other ranks, repetitions, and what lacks what precedes it."""
+    """Return the schedule's order, refusing stages of other ranks, repetitions, and computations that are too early."""
     own = schedule.stages.over(ranks).stages_of(rank)
     order: dict[Compute, None] = {}
     for compute in schedule.compute(rank, ranks, micro_batches):

@@ -1,4 +1,4 @@
-"""ParallelModule: the model as the trainer and the user hold it, whatever the layout."""
+"""ParallelModule: the model as the trainer and the user see it, whatever the layout."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class FollowsBase(Protocol):
     """A module some of whose initial values follow from weights of the base, such as the norms of its rows."""
 
     def follow_base(self) -> None:
-        """Derive them, in place. Collective: all ranks."""
+        """Derive these values, in place. Collective: all ranks."""
 
 
 def partition_of(
     costs: Sequence[float], config: TopologyConfig, schedule: Schedule, *, ranks: int
 ) -> tuple[range, ...]:
-    """Return the layers of each stage of a schedule over so many pipe ranks. Pure: the same on all ranks."""
+    """Return the layers of each stage of a schedule over `ranks` pipe ranks. Pure: the same on all ranks."""
     stages, overwrite = len(schedule.stages.over(ranks)), config.pipe_partition_overwrite
     if config.pipe_partition_method is PipePartitionMethod.UNIFORM or overwrite is not None:
         return partition(costs, stages, "uniform", overwrite)
@@ -70,8 +70,9 @@ def _first_problem(problems: Sequence[str | None]) -> str | None:
 class ParallelModule(nn.Module):
     """A model given as a list of layers, cut over the pipe axis; each layer cuts itself over the model axis.
 
-    Construct it on all ranks alike. Layer i takes what layer i - 1 returns: a tensor, or a tuple, dict or dataclass of
-    tensors; the first takes a micro-batch's inputs, the last one's output goes to the loss function.
+    Construct it on all ranks, with the same arguments. Layer i takes the output of layer i - 1: a tensor, or a tuple,
+    list, dict or dataclass of tensors. The first layer takes a micro-batch's inputs; the output of the last goes to the
+    loss function.
     """
 
     def __init__(self, specs: Sequence[LayerSpec], topology: Topology, config: TopologyConfig, *, seed: int) -> None:
@@ -101,7 +102,7 @@ class ParallelModule(nn.Module):
 
     @contextlib.contextmanager
     def uncompiled(self) -> Iterator[None]:
-        """Run layers as they are within the context, for whoever looks at the modules within."""
+        """Run layers uncompiled within the context, for code that looks at the modules inside them."""
         with contextlib.ExitStack() as stages:
             for stage in self._engine.stages.values() if self.compiling.on else ():
                 stages.enter_context(stage.running_with(self._uncompiled))
@@ -128,9 +129,9 @@ class ParallelModule(nn.Module):
         return self.partition[-1].stop
 
     def share(self, value: Tensor | None, layer: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return on all pipe ranks the tensor that the rank with a layer has, and of which all know shape and type.
+        """Return, on all pipe ranks, the `value` of the rank that has `layer`; all ranks know its shape and type.
 
-        What others pass is not looked at. Collective over the pipe axis: a broadcast.
+        The `value` of other ranks is ignored. Collective over the pipe axis: a broadcast.
         """
         stages = self._engine.stage_map
         source = stages.rank_of(next(stage for stage, layers in enumerate(self.partition) if layer in layers))
@@ -144,9 +145,9 @@ class ParallelModule(nn.Module):
     ) -> StepLoss:
         """Run forward and backward of one global batch; gradients accumulate in the parameters.
 
-        `batches` yields this data rank's micro-batches on ranks that run the first or the last layer; others never read
-        it. Gradients are those of the *sum* of all losses times `gradient_scale`; the optimizer divides by the weight
-        of the whole batch. Collective: all ranks.
+        `batches` yields this data rank's micro-batches on ranks that run the first or the last layer; other ranks never
+        read it. Gradients are those of the *sum* of all losses times `gradient_scale`; the optimizer divides by the
+        weight of the whole batch. Collective: all ranks.
         """
         self._become(training=True)
         scale = self._one if gradient_scale is None else gradient_scale
@@ -158,7 +159,7 @@ class ParallelModule(nn.Module):
     def eval_step(
         self, batches: Iterator[MicroBatch], loss_function: LossFunction, *, dropout: bool = False
     ) -> StepLoss:
-        """Run the forward pass of one global batch and return its loss, with `dropout` that of training.
+        """Run the forward pass of one global batch and return its loss; `dropout`: with dropout, as in training.
 
         Collective: all ranks.
         """
@@ -173,18 +174,18 @@ class ParallelModule(nn.Module):
 
         On ranks that run the last layer: the output for each of this data rank's micro-batches, in their order, as the
         layer returns it (a part of it, if the layer is cut over the model axis). Elsewhere: an empty list. `batches` as
-        for `train_step`; targets are not looked at. Shapes may differ from call to call, not within one. Collective:
-        all ranks of the pipe and model axes.
+        for `train_step`; targets are ignored. Shapes may differ between calls, but not within one. Collective: all
+        ranks of the pipe and model axes.
         """
         self._become(training=False)
         end = Collector()
         self._engine.forget_shapes()
         self._engine.run(self._forward_actions, batches, end)
-        self._engine.forget_shapes()  # training and evaluation have their own
+        self._engine.forget_shapes()  # training and evaluation have shapes of their own
         return end.outputs
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Clear the gradients where they are: in the optimizer's buffers, which would never see new ones elsewhere."""
+        """Clear the gradients in place: they lie in the optimizer's buffers, which would miss new ones elsewhere."""
         super().zero_grad(set_to_none=False)
 
     def parameters_with_meta(self) -> Iterator[tuple[nn.Parameter, ParameterMeta]]:
@@ -193,7 +194,7 @@ class ParallelModule(nn.Module):
             yield parameter, meta(parameter)
 
     def uses(self) -> dict[nn.Parameter, int]:
-        """Return how many of this rank's stages hold each parameter: its gradient arrives as often per micro-batch."""
+        """Return how many of this rank's stages hold each parameter: how often its gradient comes per micro-batch."""
         counts: dict[nn.Parameter, int] = {}
         for parameter in itertools.chain.from_iterable(stage.parameters() for stage in self.stages.values()):
             counts[parameter] = counts.get(parameter, 0) + 1
@@ -202,11 +203,12 @@ class ParallelModule(nn.Module):
     def layers(self) -> Iterator[tuple[int, nn.Module]]:
         """Yield this rank's layers, each with its place in the model."""
         for stage in self.stages.values():
-            yield from zip(stage.indices, stage.layers, strict=True)  # type: ignore[arg-type]  # ModuleDict forgets that it holds stages
+            # ModuleDict forgets that it holds stages.
+            yield from zip(stage.indices, stage.layers, strict=True)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def follow_base(self) -> None:
-        """Let the modules whose initial values follow from weights of the base derive them from what these now are.
+        """Let modules whose initial values follow from weights of the base derive them from the present weights.
 
         Collective: all ranks.
         """
@@ -215,7 +217,7 @@ class ParallelModule(nn.Module):
                 module.follow_base()
 
     def global_tensors(self, parameters: Container[nn.Parameter] | None = None) -> Iterator[GlobalTensor]:
-        """Yield this rank's parts of all weights, or of these parameters, and of persistent buffers, as views."""
+        """Yield this rank's parts of all weights, or of `parameters`, and of persistent buffers, as views."""
         for parameter, description in self.parameters_with_meta():
             if parameters is not None and parameter not in parameters:
                 continue
@@ -233,12 +235,12 @@ class ParallelModule(nn.Module):
                     yield GlobalTensor(key, tuple(buffer.shape), parts, self._owns(key, USUAL))
 
     def _owns(self, key: str, placements: Placements) -> bool:
-        """Whether this rank writes a tensor: one of those that hold it, another one for each name."""
+        """Return whether this rank writes a tensor: one of the ranks that hold it does, chosen by its name."""
         topology = self.topology
         return placements.stands_for(topology.layout, topology.coordinate, spread=zlib.crc32(key.encode()))
 
     def _become(self, *, training: bool) -> None:
-        """Switch all modules where the mode changes: going through the tree costs more than a small layer's forward."""
+        """Switch all modules if the mode changes: going through the tree costs more than a small layer's forward."""
         if self.training != training:
             self.train(training)
 
@@ -246,7 +248,7 @@ class ParallelModule(nn.Module):
         return lower(schedule, self.topology.index(Axis.PIPE), self.topology.size(Axis.PIPE), micro_batches)
 
     def _accepted(self, loss: StepLoss, mode: str) -> StepLoss:
-        """Return the loss over the global batch, to which all ranks have given their part, and let it count."""
+        """Reduce the loss over all ranks, let the step count, and return the loss over the global batch."""
         loss.reduce(self._metrics_of(loss, mode))
         self._engine.accept()
         return loss

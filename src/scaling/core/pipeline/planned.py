@@ -22,8 +22,8 @@ def schedule_of(config: TopologyConfig) -> Schedule:
 def planned_step(config: TopologyConfig, *, most_micro_batches: int | None = None) -> Simulation:
     """Return one training step of all pipe ranks, simulated: 1 for a stage's forward pass, 2 for its backward pass.
 
-    Pure, and without torch. Of a step of more than `most_micro_batches` (None: no limit) micro-batches as many are
-    simulated, rounded down to a multiple of the pipe ranks, but no fewer than these: enough for a picture.
+    Pure, and without torch. If the step has more than `most_micro_batches` (None: no limit), only that many are
+    simulated, rounded down to a multiple of the pipe ranks, but at least one for each rank: enough for a picture.
     """
     ranks, micro_batches = config.pipe_parallel_size, config.gradient_accumulation_steps
     if most_micro_batches is not None and micro_batches > most_micro_batches:

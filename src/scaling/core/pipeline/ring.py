@@ -17,10 +17,10 @@ from scaling.core.pipeline.stage_map import ONE_EACH, InTurn
 @final
 @dataclass(frozen=True)
 class TokenRing:
-    """Micro-batch m goes on with group m % groups, whose tokens of micro-batch m - groups have to be there first.
+    """The schedule of generation: micro-batch m continues group m % groups, after the tokens of micro-batch m - groups.
 
     The next token of a row depends on the one before, so a group is on one rank at a time. As many groups as ranks keep
-    all ranks computing; one group leaves all but one of them idle. `simulate` proves it.
+    all ranks computing; one group leaves all ranks but one idle. `simulate` proves it.
     """
 
     groups: int
@@ -39,10 +39,10 @@ class TokenRing:
                     yield compute
 
     def actions(self, rank: int, ranks: int, micro_batch: int) -> tuple[Action, ...]:
-        """Return what `rank` does when it comes to a micro-batch: the slice of what `lower` returns.
+        """Return the actions of `rank` when it comes to a micro-batch: a slice of the list that `lower` returns.
 
-        So a loop whose length nobody knows needs no list. It ends like one, with `groups` micro-batches of which only
-        what belongs to those before is done.
+        So a loop of unknown length needs no list. It ends as a list does, with `groups` further micro-batches of which
+        only the actions for earlier micro-batches are carried out.
         """
         stages = self.stages.over(ranks)
         actions: list[Action] = []
@@ -63,7 +63,7 @@ class TokenRing:
 
 
 _ROUNDS = (3, 7)
-"""After so many tokens of each row the pipeline is full, and so many are enough to measure it."""
+"""The tokens of each row after which the pipeline is full, and those that are enough to measure it."""
 
 
 def rounds_per_time(ranks: int, groups: int, duration: Duration = usual_duration) -> float:
@@ -75,10 +75,10 @@ def rounds_per_time(ranks: int, groups: int, duration: Duration = usual_duration
 
 
 def predicted_gain(ranks: int, groups: int, *, part: float | None = None) -> float:
-    """Return how many times as many tokens per time `groups` groups give as one group of all rows.
+    """Return the ratio of the tokens per time with `groups` groups to those with one group of all rows.
 
     `part` is how long a stage takes for the rows of one group, in units of its time for all rows: 1 / groups (None)
-    where time goes with the number of rows, 1 where reading the weights takes all of it.
+    where the time is proportional to the number of rows, 1 where reading the weights takes all of it.
     """
     part = 1 / groups if part is None else part
     return rounds_per_time(ranks, groups, lambda action: part * usual_duration(action)) / rounds_per_time(ranks, 1)

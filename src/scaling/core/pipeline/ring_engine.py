@@ -24,42 +24,42 @@ TOKEN_DTYPE = torch.float64
 
 
 class RingWork(Protocol):
-    """What an application does at each action. Micro-batches have the numbers of the schedule.
+    """The application's part in each action. Micro-batches have the numbers of the schedule.
 
-    Whatever says if and in which shape something travels has to say the same on all ranks.
+    Methods that decide whether and in which shape a message is sent have to return the same on all ranks.
     """
 
     dtype: torch.dtype
-    """Of the activations between stages."""
+    """Type of the activations between stages."""
 
     def begins(self, micro_batch: int) -> bool:
-        """Return whether a micro-batch has anything to do; else it is left out, on all ranks.
+        """Return whether a micro-batch has anything to do; otherwise it is left out, on all ranks.
 
-        Asked once, when the tokens of the micro-batch `groups` before are taken in.
+        Called once, when the tokens of the micro-batch `groups` before are taken in.
         """
 
     def inputs(self, micro_batch: int) -> Any:
-        """Return the input of the first layer. On the first stage."""
+        """Return the input of the first layer. Called on the first stage."""
 
     def arrived(self, micro_batch: int, activations: Tensor) -> Any:
-        """Return the input of a later stage, from what `left` returned on the stage before."""
+        """Return the input of a later stage, from the tensor that `left` returned on the stage before."""
 
     def left(self, micro_batch: int, output: Any) -> Tensor:
-        """Return what the next stage gets of this stage's output: a tensor of `shape` and `dtype`."""
+        """Return the part of this stage's output for the next stage: a tensor of `shape` and `dtype`."""
 
     def shape(self, micro_batch: int) -> tuple[int, ...]:
         """Return the shape of the activations between stages."""
 
     def choose(self, micro_batch: int, output: Any) -> Tensor:
-        """Return the chosen tokens, float64 [rows, numbers], alike on all model ranks. On the last stage.
+        """Return the chosen tokens, float64 [rows, numbers], the same on all model ranks. Called on the last stage.
 
-        Not asked where there are no rows. The tensor must not change any more.
+        Not called where there are no rows. The tensor must not be changed any more.
         """
 
     def chosen_shape(self, micro_batch: int) -> tuple[int, int]:
-        """Return [rows, numbers] of the chosen tokens; no rows where a micro-batch ends no prompt.
+        """Return [rows, numbers] of the chosen tokens; no rows where no prompt ends in the micro-batch.
 
-        Asked until the tokens are accepted.
+        Called until the tokens are accepted.
         """
 
     def accept(self, micro_batch: int, chosen: Tensor) -> None:
@@ -67,16 +67,16 @@ class RingWork(Protocol):
 
 
 _Do: TypeAlias = "Callable[[RingRun, int, Any], Any]"
-"""Carries out one action for a micro-batch: takes what the action before it left, and leaves something for the next."""
+"""Carries out one action for a micro-batch: takes the value of the action before, and returns one for the next."""
 
 
 @final
 class RingEngine:
-    """What a rank needs to carry out the actions of a `TokenRing`: its stage, and links to its neighbours.
+    """A rank's executor of the actions of a `TokenRing`: its stage, and links to its neighbours.
 
-    Making one is collective: all ranks (the groups of the links are made). Messages have no headers: their shapes
-    follow on every rank from what all know. Sends do not block. An exception ends what is under way here; what other
-    ranks have begun they cannot finish then, so the process has to end, by which they are told, as in training.
+    Construction is collective: all ranks (the groups of the links are created). Messages have no headers: every rank
+    derives their shapes from data that all ranks have. Sends do not block. An exception ends the run under way on this
+    rank; other ranks cannot finish theirs then, so the process has to end, which they notice as in training.
     """
 
     def __init__(self, module: ParallelModule, topology: Topology) -> None:
@@ -89,11 +89,11 @@ class RingEngine:
             )
         (self.stage,) = stages
         self.device = topology.device
-        self.activations = topology.link("activation", descending=False)  # that of training, which rests meanwhile
+        self.activations = topology.link("activation", descending=False)  # training's, idle meanwhile
         self.tokens = topology.link("token", descending=False)
         self.outbox = Outbox()
         self.under_way: RingRun | None = None
-        """What has begun and is not finished."""
+        """The run that has begun and is not finished."""
         self._plans: dict[int, tuple[Sequence[_Do], Sequence[_Do]]] = {}
 
     def run(self, groups: int, work: RingWork) -> RingRun:
@@ -101,7 +101,7 @@ class RingEngine:
         return RingRun(self, groups, work)
 
     def plan(self, groups: int) -> tuple[Sequence[_Do], Sequence[_Do]]:
-        """Return what is done for the micro-batch `groups` before, and for the new one."""
+        """Return the actions for the micro-batch `groups` before, and those for the new one."""
         if groups not in self._plans:
             finishing: list[_Do] = []
             going_on: list[_Do] = []
@@ -113,10 +113,10 @@ class RingEngine:
 
 @final
 class RingRun:
-    """One way around the ring again and again, with micro-batches of its own.
+    """One generation, around the ring again and again, with micro-batches of its own.
 
-    In one process several may take turns. Over ranks one has to be finished before another begins: their messages
-    would meet each other's receives.
+    In one process several runs may take turns. Over several ranks, a run has to be finished before another begins:
+    their messages would meet each other's receives.
     """
 
     def __init__(self, engine: RingEngine, groups: int, work: RingWork) -> None:
@@ -125,19 +125,19 @@ class RingRun:
         self._begun: set[int] = set()
         """Micro-batches whose tokens are not taken in yet."""
         self._chosen: dict[int, Tensor] = {}
-        """On the last stage: chosen, and not yet taken in."""
+        """On the last stage: tokens chosen, and not yet taken in."""
 
     def step(self, micro_batch: int) -> None:
         """Take in the tokens of micro-batch `micro_batch - groups`, and carry out the new one if it begins.
 
         Collective: all ranks of the pipe and model axes, for micro-batches 0, 1, 2, ... At the end, `groups` of them
-        that do not begin take in what is left. Call it without gradients.
+        that do not begin take in the remaining tokens. Call this with gradients disabled.
         """
         self.take_in(micro_batch)
         self.go_on(micro_batch)
 
     def take_in(self, micro_batch: int) -> None:
-        """Do the first half of a step: its tokens are known then, before the next ones are computed."""
+        """Do the first half of a step: tokens are known after it, before the next ones are computed."""
         engine, before, value = self._engine, micro_batch - self._groups, None
         if engine.ranks > 1 and engine.under_way not in (None, self):
             raise LayoutError(
@@ -152,7 +152,7 @@ class RingRun:
             self._begun.remove(before)
 
     def go_on(self, micro_batch: int) -> None:
-        """Do the second half."""
+        """Do the second half of a step."""
         engine, value = self._engine, None
         engine.under_way = self
         with self._leaving_nothing():
@@ -161,12 +161,12 @@ class RingRun:
                 for do in self._going_on:
                     value = do(self, micro_batch, value)
             elif not self._begun:
-                engine.outbox.wait()  # whoever is through may leave
+                engine.outbox.wait()  # a rank that has finished may exit
                 engine.under_way = None
 
     @contextmanager
     def _leaving_nothing(self) -> Iterator[None]:
-        """Let others have the ranks where an error ends this."""
+        """Free the ranks for other runs if an error ends this one."""
         try:
             yield
         except BaseException:
@@ -232,7 +232,7 @@ def _doing(action: Action) -> _Do:
 
 
 def _check(what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Refuse what the receiver does not expect: it would wait for ever, or take the numbers for others."""
+    """Refuse a tensor that the receiver does not expect: it would wait for ever, or take the numbers for others."""
     if tensor.shape != shape or tensor.dtype != dtype:
         raise ScheduleError(
             f"{what}: {tensor.dtype} {list(tensor.shape)}, where {dtype} {list(shape)} was announced; other ranks "

@@ -1,7 +1,7 @@
 """Runners: how layers and stages are run, apart from what they compute.
 
-A runner stands around the forward pass of a layer or of a whole stage once the parameters have their names and values,
-and never in the module tree: names, initial bits and checkpoints cannot depend on it.
+A runner wraps the forward pass of a layer or of a whole stage once the parameters have their names and values, and is
+never in the module tree: names, initial bits and checkpoints cannot depend on it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scaling.core.topology.config import ActivationCheckpointingType, TopologyCo
 from scaling.core.topology.topology import Topology
 
 Runner = Callable[[Run], Run]
-"""Takes what runs a layer (the layer itself, or the next inner runner's), and returns what runs it in another way."""
+"""Takes a function that runs a layer (the layer itself, or an inner runner's), and returns one that wraps it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Runners:
 
 
 def runners_of(config: TopologyConfig, topology: Topology, *, compile_layers: bool = False) -> Runners:
-    """Return the runners a configuration asks for, around compiled layers or around layers as they are."""
+    """Return the runners a configuration asks for, around compiled or uncompiled layers."""
     innermost: tuple[Runner, ...] = (compiled,) if compile_layers else ()
 
     def recomputing(run: Run) -> Run:

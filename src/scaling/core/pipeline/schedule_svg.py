@@ -27,7 +27,7 @@ _GAP: Final = 5.0
 _WIDE_GAP: Final = 24.0
 """Between rows with arrows."""
 _SHADES: Final = 4
-"""Chunks of a rank that have a shade of their own; the next begin again."""
+"""Number of chunks of a rank that have a shade of their own; further chunks begin again with the first shade."""
 _NAMES: Final[Mapping[type[Compute], tuple[str, str]]] = {
     Forward: ("forward", "forward"),
     Backward: ("backward", "backward"),
@@ -36,7 +36,7 @@ _NAMES: Final[Mapping[type[Compute], tuple[str, str]]] = {
     Choose: ("choose", "tokens chosen"),
     Accept: ("accept", "tokens taken in"),
 }
-"""The kind of box of each computation, and what it is called."""
+"""The kind of box of each computation, and its name in words."""
 _WIRES: Final[Mapping[str, str]] = {"activation": "blue", "gradient": "green", "token": "purple"}
 
 
@@ -49,7 +49,7 @@ def draw_schedule(
     width: float = 960,
     most_ranks: int = 16,
 ) -> str:
-    """Return a simulated step as SVG text. Pure; for one step what `draw_schedules` is for several."""
+    """Return a simulated step as SVG text. Pure; does for one step what `draw_schedules` does for several."""
     return draw_schedules({title: simulation}, unit=unit, messages=messages, width=width, most_ranks=most_ranks)
 
 
@@ -63,11 +63,11 @@ def draw_schedules(
 ) -> str:
     """Return simulated steps as SVG text, one below the other on one axis of time, each under its name. Pure.
 
-    A computation is a box, labelled as `draw.label` does where the label fits, in a shade for each of its rank's
-    chunks; grey is time in which a rank waits. Behind a row stands how many micro-batches (of one stage) it keeps
-    activations of at most; above, how long the step takes and which part of it is bubble. `unit` says what the axis
-    counts; with `messages` arrows go from sends to receives. Of many ranks the first `most_ranks` are drawn, and how
-    many more there are is said. `width` is about how many units the picture is wide.
+    A computation is a box, with its `draw.label` where that fits, in a shade for each of its rank's chunks; grey is
+    time in which a rank waits. A number after each row says for how many micro-batches (of one stage) it keeps
+    activations at most; above the rows are the duration of the step and its bubble. `unit` says what the axis counts;
+    with `messages`, arrows go from sends to receives. Of many ranks the first `most_ranks` are drawn, and a line says
+    how many more there are. `width` is about how many units the picture is wide.
     """
     name = "; ".join(text for text in simulations if text) or "A step of the pipeline"
     picture = Picture(title=name, description="; ".join(_summary(step) for step in simulations.values()))
@@ -164,7 +164,7 @@ def _draw_axis(picture: Picture, longest: float, unit: str, rows: _Rows) -> None
 
 
 def _draw_legend(picture: Picture, steps: Sequence[Simulation], y: float, *, messages: bool) -> None:
-    """Say what the colours mean: of computations that there are, and of waiting."""
+    """Explain the colours of the computations that occur, and of waiting."""
     x = MARGIN
     present = {type(event.action) for step in steps for event in step.events}
     entries = [

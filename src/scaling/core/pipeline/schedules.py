@@ -19,7 +19,7 @@ from scaling.core.pipeline.stage_map import ONE_EACH, InTurn, StagePlacement
 
 
 class Schedule(Protocol):
-    """Who computes what in which order, for any rank, without a process group."""
+    """The computations of any rank, in order, without a process group."""
 
     @property
     def stages(self) -> StagePlacement:

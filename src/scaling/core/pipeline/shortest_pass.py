@@ -1,7 +1,7 @@
-"""Move the boundaries of pipeline stages while that shortens a pass, as the simulator sees it. Pure.
+"""Move the boundaries of pipeline stages while that shortens a simulated pass. Pure.
 
-The most expensive stage does not tell how long a pass is. A rank has several stages where they are interleaved, and a
-short first stage lets the other ranks begin sooner.
+The most expensive stage alone does not determine how long a pass is. A rank has several stages where they are
+interleaved, and a short first stage lets the other ranks begin sooner.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scaling.core.pipeline.schedules import Schedule
 from scaling.core.pipeline.simulate import simulate
 
 MOST_ACTIONS: Final = 60_000
-"""What is simulated in all, about a second; then the best cut so far is taken."""
+"""How many actions are simulated in all, in about a second; then the best cut so far is taken."""
 
 PASSES_OF_RANKS: Final = 2
 """How many times as many micro-batches as ranks are enough to tell cuts apart: more repeat the same pattern."""
@@ -25,10 +25,10 @@ PASSES_OF_RANKS: Final = 2
 def shortest_pass(
     costs: Sequence[float], partition: Sequence[range], schedule: Schedule, *, ranks: int, micro_batches: int
 ) -> tuple[range, ...]:
-    """Return the cut that moving one boundary, or several in a row, by one layer does not shorten any more.
+    """Return a cut whose pass gets no shorter by moving one boundary, or several in a row, by one layer.
 
     `costs[i]` is the relative time of layer i, a third of it forward. The search begins at `partition` and takes the
-    best move each time. Of moves that are as good it takes the first, so that all ranks find the same.
+    best move each time. Of equally good moves it takes the first, so that all ranks find the same cut.
     """
     boundaries = [0, *(stage.stop for stage in partition)]
     lists = lower_all(schedule, ranks, min(micro_batches, PASSES_OF_RANKS * ranks))

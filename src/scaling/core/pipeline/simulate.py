@@ -44,7 +44,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What one step costs. Times are in the unit of the durations."""
+    """The cost of one step. Times are in the unit of the durations."""
 
     stages: StageMap
     events: tuple[Event, ...]
@@ -80,14 +80,15 @@ def simulate(
 ) -> Simulation:
     """Run the `actions[rank]` of all ranks against each other. A stage lives where its forward passes run.
 
-    Every channel delivers in order. A send returns at once and its message waits for the receiver: so does the engine,
-    and so every schedule is free of deadlock. With `rendezvous` a send lasts until its receive, as on channels without
-    buffers. That only GPipe, forward passes with one stage per rank, and a token ring of at most half as many groups as
-    ranks (rounded up) survive; with 1F1B a rank sends an activation down while its neighbour sends a gradient up, with
-    several stages per rank, or more groups, all ranks send around the ring at once, and nobody comes to a receive.
+    Every channel delivers in order. A send returns at once and its message waits for the receiver: the engine works in
+    the same way, so that every schedule is free of deadlock. With `rendezvous` a send lasts until its receive, as on
+    channels without buffers. Only GPipe, forward passes with one stage per rank, and a token ring of at most half as
+    many groups as ranks (rounded up) then finish. With 1F1B, a rank sends an activation down while its neighbour sends
+    a gradient up; with several stages per rank, or more groups, all ranks send around the ring at once, and none comes
+    to a receive.
 
-    Raises `ScheduleError` where ranks wait for each other for ever, a message meets another's receive or none, a
-    computation lacks its input, or a stage leaves out a micro-batch.
+    Raises `ScheduleError` where ranks wait for each other for ever, a message meets another message's receive or none,
+    a computation lacks its input, or a stage leaves out a micro-batch.
     """
     world = _World(actions, duration, rendezvous)
     world.run()
@@ -107,7 +108,7 @@ def simulate(
 
 
 def _peak(actions: Sequence[Action]) -> int:
-    """Count how many (micro-batch, stage) pairs are alive at most. Without backward passes nothing is kept."""
+    """Count how many (micro-batch, stage) pairs are alive at once, at most. Without a backward pass none is kept."""
     kept = {(a.micro_batch, a.stage) for a in actions if isinstance(a, (Backward, BackwardWeight))}
     live = highest = 0
     for action in actions:
@@ -130,7 +131,7 @@ def _peak_per_stage(actions: Sequence[Sequence[Action]]) -> tuple[int, ...]:
 
 @final
 class _World:
-    """The state of all ranks: how far each has come, its clock, what it holds, and what is under way."""
+    """The state of all ranks: how far each has come, its clock, the messages it holds, and those under way."""
 
     def __init__(self, actions: Sequence[Sequence[Action]], duration: Duration, rendezvous: bool) -> None:
         self.actions = actions
@@ -141,9 +142,9 @@ class _World:
         self.clock = [0.0] * len(actions)
         self.ready = deque(range(len(actions)))
         self.held: list[set[Message]] = [set() for _ in actions]
-        """Per rank: what its stages have made or received and nobody has used yet."""
+        """Per rank: messages that its stages have made or received and not used yet."""
         self.wire: dict[Channel, deque[tuple[Message, float]]] = {}
-        """Per channel: what is sent and not yet received, with the time of its arrival (rendezvous: of its offer)."""
+        """Per channel: messages sent and not yet received, with the times of arrival (rendezvous: of the offer)."""
         self.offering: set[int] = set()
         """Ranks inside a rendezvous send."""
         self.events: list[list[Event]] = [[] for _ in actions]
@@ -169,7 +170,7 @@ class _World:
                 return self.receive(rank, action)
 
     def compute(self, rank: int, action: Compute) -> None:
-        """Use up what a computation consumes, and hold what it produces."""
+        """Use up the message that a computation consumes, and hold the one it produces."""
         if self.stages.rank_of(action.stage) != rank:
             raise ScheduleError(f"rank {rank} computes {action}, a stage that is not on that rank")
         if needed := consumed(action, self.stages):
@@ -218,7 +219,7 @@ class _World:
         return True
 
     def take(self, rank: int, message: Message, action: Action) -> None:
-        """Remove `message` from what `rank` holds."""
+        """Remove `message` from those that `rank` holds."""
         if message not in self.held[rank]:
             raise ScheduleError(f"rank {rank} comes to {action} without having {message}")
         self.held[rank].remove(message)
@@ -231,7 +232,7 @@ class _World:
         self.position[rank] += 1
 
     def check_finished(self) -> None:
-        """Raise unless every rank has come to its end. No message can be left over: its computation would lack it."""
+        """Raise unless every rank has come to its end. No message is left over then: its computation would lack it."""
         stuck = [rank for rank, own in enumerate(self.actions) if self.position[rank] < len(own)]
         if stuck:
             where = "; ".join(f"rank {rank} at {self.actions[rank][self.position[rank]]}" for rank in stuck)
@@ -239,7 +240,7 @@ class _World:
 
 
 def _stages_of(actions: Sequence[Sequence[Action]]) -> StageMap:
-    """Return where the stages live, having checked that each runs every micro-batch once, forward before backward."""
+    """Return where the stages live, after a check that each runs every micro-batch once, forward before backward."""
     counts: Counter[Compute] = Counter()
     homes: dict[int, int] = {}
     for rank, own in enumerate(actions):

@@ -21,12 +21,12 @@ from scaling.core.pipeline.runners import Runners, surround
 
 @dataclass(frozen=True)
 class _Runs:
-    """What runs the parts of a stage. Here, since a runner may return a module, which must not join the module tree."""
+    """The functions that run the parts of a stage, apart from it: a module among them must not join the module tree."""
 
     layers: tuple[Run, ...]
     """Each layer."""
     layers_from: tuple[Run, ...]
-    """All layers from the first, the second and so on, those with a backward pass; or from the first only."""
+    """Entry i runs layers i to the last, those with a backward pass; without runners for these, only entry 0 exists."""
     whole: Run
 
 
@@ -41,7 +41,7 @@ class Stage(nn.Module):
         self.run_with(Runners())
 
     def run_with(self, runners: Runners) -> None:
-        """Let runners stand around the layers and the stage from now on, instead of those before."""
+        """Wrap the layers and the stage in `runners` from now on, in place of earlier ones."""
         layers = tuple(surround(layer, runners.layer) for layer in self.layers)
         firsts = range(len(layers)) if runners.differentiated else range(1)
         differentiated = (partial(self._run_layers, first, len(layers)) for first in firsts)
@@ -53,7 +53,7 @@ class Stage(nn.Module):
 
     @contextlib.contextmanager
     def running_with(self, runners: Runners) -> Iterator[None]:
-        """Let other runners stand around the layers and the stage within the context."""
+        """Wrap the layers and the stage in other runners within the context."""
         before = self._runs
         self.run_with(runners)
         try:
@@ -101,5 +101,5 @@ class Stage(nn.Module):
 
 
 def _kind(value: Any) -> str:
-    """Describe what a layer was given, for a message."""
+    """Describe the input of a layer, for a message."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

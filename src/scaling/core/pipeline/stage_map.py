@@ -14,7 +14,7 @@ class StageMap:
     """The pipe rank of every stage. Plain data, the same on all ranks."""
 
     ranks: tuple[int, ...]
-    """By stage."""
+    """Pipe ranks, by stage."""
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -38,7 +38,7 @@ class StageMap:
 
 
 class StagePlacement(Protocol):
-    """A rule that says for any number of pipe ranks where the stages live."""
+    """A rule that says, for any number of pipe ranks, where the stages live."""
 
     def over(self, ranks: int) -> StageMap:
         """Return the map for a pipeline of `ranks` ranks, each of which has at least one stage."""
