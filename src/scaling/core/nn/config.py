@@ -104,8 +104,8 @@ class FP8LinearConfig(BaseConfig):
     """8-bit products of a linear layer, each set separately; null: that product stays in the layer's precision."""
 
     granularity: Literal["tensor", "row"] = "tensor"
-    """What has its own scale. tensor: each factor, the fastest; row: each row of a factor (each token, each feature),
-    which keeps more digits of rows that are small beside others."""
+    """Which elements share a scale. tensor: those of each factor, the fastest; row: those of each row of a factor (each
+    token, each feature), which keeps more digits of rows that are small beside others."""
     dtypes_forward: FP8MatmulConfig | None = Field(default_factory=FP8MatmulConfig)
     """Output: input times weight. null: in the layer's precision."""
     dtypes_grad_input: FP8MatmulConfig | None = FP8MatmulConfig(left_dtype=FP8DType.E5M2)

@@ -36,7 +36,7 @@ class JoinedLayers:
         """Return the outputs, one after the other, for an input that has been through `enter_model_parallel` already.
 
         None where the layers have to be called instead: a CPU has many tokens, only some layers have a bias, a gradient
-        is wanted, an edit is active, a layer has an unusual product, or a weight has been replaced.
+        is wanted, an edit is active, a layer's `product` is not `linear`, or a weight has been replaced.
         """
         if entered.shape[:-1].numel() > FEW and entered.device.type == "cpu":
             return None

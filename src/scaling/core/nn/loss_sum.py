@@ -175,7 +175,7 @@ class _Chunk(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """The sum over positions that is wanted."""
+    """The sum to compute, with the targets and weights of all positions."""
 
     targets_N: Tensor
     weights_N: Tensor

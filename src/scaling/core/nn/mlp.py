@@ -29,7 +29,7 @@ class ParallelMLP(Joins):
         self.activation = activation
 
     def join(self) -> None:
-        """Store the weight of the layer in as it is read fastest."""
+        """Store the weight of `dense_in` in the order in which it is read fastest."""
         self.joined = JoinedLayers([self.dense_in])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def compiler_problem(device: torch.device) -> str | None:
     """Return why nothing can be compiled for a device, in one line (a C++ compiler or Triton is missing); else None."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of what the compiler itself imports
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the compiler's own imports
             torch.compile(_probe)(torch.ones(16, device=device))
     except Exception as error:  # each missing tool has its own kind of error
         return first_line(error)

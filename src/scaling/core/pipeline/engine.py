@@ -156,7 +156,7 @@ class _Step:
         self._gradients: dict[tuple[int, int], list[Tensor]] = {}
         self._undone: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
         """Backward passes of which only the first half is done."""
-        self._readers = (0 in engine.stages) + (engine.last in engine.stages)  # of each micro-batch
+        self._readers = (0 in engine.stages) + (engine.last in engine.stages)  # per micro-batch
         self._reads: dict[int, int] = {}
 
     def do(self, action: Action) -> None:

@@ -1,4 +1,4 @@
-"""Keep the C library from holding on to memory that nobody uses, on CPUs where every activation is a block of its heap.
+"""Keep the C library from holding on to unused memory, on a CPU, where every activation is a block of its heap.
 
 Blocks of changing size fragment glibc's heap, and its thresholds for giving memory back adapt upwards: a training whose
 tensors are all freed grew by megabytes with each step. A small fixed threshold would stop that, but each large tensor

@@ -124,7 +124,7 @@ class StepLoss:
         if self._sums is not None:
             self._check(self._names, earlier=names)
         self._names = names
-        alike = [axis for axis in Axis if not axis.splits_batch and axis is not Axis.PIPE]  # saw the same loss
+        alike = [axis for axis in Axis if not axis.splits_batch and axis is not Axis.PIPE]  # their ranks saw one loss
         counts = topology.index(*alike) == 0
         row = self._zeros()
         if names.measures:

@@ -181,7 +181,7 @@ class ParallelModule(nn.Module):
         end = Collector()
         self._engine.forget_shapes()
         self._engine.run(self._forward_actions, batches, end)
-        self._engine.forget_shapes()  # training and evaluation have shapes of their own
+        self._engine.forget_shapes()  # training and evaluation have their own shapes
         return end.outputs
 
     def zero_grad(self, set_to_none: bool = False) -> None:

@@ -74,8 +74,8 @@ def _balanced(costs: Sequence[float], stages: int) -> list[int]:
     ahead, behind = _furthest(before, stages, limit), _furthest(_mirrored(before), stages, limit)
 
     # squares[first]: the least sum of squares of layers first.. cut into the stages done so far, from the last one on.
-    # A start whose layers before it do not fit into the stages left is passed over: of layers that cost about the same
-    # few starts remain, and the time no longer grows as stages times layers.
+    # A start is skipped if the layers before it do not fit into the stages left. If layers cost about the same, few
+    # starts remain, and the time no longer grows as stages times layers.
     none = before[-1] ** 2 + 1  # above any sum of squares
     squares = [none] * layers + [0]
     cuts: list[dict[int, int]] = []
@@ -101,7 +101,7 @@ def _balanced(costs: Sequence[float], stages: int) -> list[int]:
 
 
 def _furthest(before: Sequence[int], stages: int, limit: int) -> list[int]:
-    """Return for 0 to `stages` stages how many of the first layers they hold at most, none costing above `limit`."""
+    """Return, for 0 to `stages` stages, how many first layers they hold at most, no stage costing above `limit`."""
     layers, reached = len(before) - 1, [0]
     for _ in range(stages):
         stop = reached[-1]
