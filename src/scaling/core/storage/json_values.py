@@ -1,4 +1,4 @@
-"""What JSON files hold, and checks of what was read from one."""
+"""The type of JSON values, and checks of values read from JSON files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 
 
 def is_count(value: Any) -> bool:
-    """Return whether a value that was read is a whole number that counts something: from 0, and small enough to add."""
+    """Return whether a value that was read is a count: a whole number from 0, and small enough to add."""
     return type(value) is int and 0 <= value < 2**62
 
 

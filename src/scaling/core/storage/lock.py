@@ -1,4 +1,4 @@
-"""Locks of files, by which processes take turns. The kernel holds them: they end with their holder, however it dies."""
+"""File locks by which processes take turns. The kernel holds them, so no lock outlives the process that holds it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scaling.core.errors import StorageError
 
 FILE_NAME: Final = ".lock"
 PATIENCE_SECONDS: Final = 10.0
-"""How long a predecessor that was told to leave may take to end."""
+"""How long a preceding run that was asked to leave may take to end."""
 
 _PAUSE_SECONDS: Final = 0.1
 _HELD: Final = frozenset({errno.EACCES, errno.EAGAIN})
@@ -26,12 +26,13 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked(directory: Path, *, setting: str, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
-    """Let one run at a time write to a folder of checkpoints or logs: two would sweep away what the other is writing.
+    """Let one run at a time write to a folder of checkpoints or logs: two would delete each other's unfinished files.
 
-    `StorageError` if another process has the lock for longer than `patience` seconds; `setting` names the directory
-    then. The lock is on a record of a file, so it is not inherited by workers and holds over network file systems; but
-    a process must not take it twice, for the end of one would be the end of both. Where the file system knows no
-    locks, there is none, nor in a directory that cannot be written: whoever tries to write there says so.
+    Raises `StorageError` if another process holds the lock for longer than `patience` seconds; the message advises to
+    change `setting`. The lock is a record lock on a file, so workers do not inherit it and it works over network file
+    systems; but a process must not take it twice, since releasing one lock releases both. No lock is taken where the
+    file system does not support locks, or where the directory cannot be written to: a later attempt to write there
+    fails with its own error.
     """
     if not os.access(directory, os.W_OK | os.X_OK):
         yield
@@ -55,9 +56,9 @@ def locked(directory: Path, *, setting: str, patience: float = PATIENCE_SECONDS)
 
 @contextlib.contextmanager
 def file_lock(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; another process that asks for it waits until then.
+    """Hold a lock on the file `path` while the block runs; another process that asks for it waits until the block ends.
 
-    A lock file that lies around stops nobody. `on_wait` is called once where the lock is taken.
+    A leftover lock file blocks nobody. `on_wait` is called once if another process holds the lock.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -70,7 +71,7 @@ def file_lock(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> Iter
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed; return False, at once, where another process has locked it."""
+    """Lock an open file until it is closed; return False at once if another process has locked it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -87,7 +88,7 @@ def _try(path: Path) -> int | None:
         return -1
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with contextlib.suppress(OSError):  # gone, or replaced by that of a run which began meanwhile
+        with contextlib.suppress(OSError):  # deleted, or replaced by the file of a run that began meanwhile
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 _introduce(descriptor)
                 return descriptor
@@ -102,7 +103,7 @@ def _try(path: Path) -> int | None:
 
 
 def _introduce(descriptor: int) -> None:
-    """Leave a line for whoever finds the lock taken."""
+    """Write a line that identifies the holder, for a process that finds the lock taken."""
     with contextlib.suppress(OSError):  # on a full disk
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)

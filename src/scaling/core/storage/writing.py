@@ -15,7 +15,7 @@ from typing import Any, Final
 from scaling.core.errors import StorageError
 
 TEMPORARY_PREFIX: Final = ".tmp-"
-"""What the names of files and folders begin with that are not complete yet. A kill leaves them behind."""
+"""Prefix of the names of files and folders that are not complete yet. A kill leaves them behind."""
 
 _CANNOT_SYNC_FOLDERS: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
@@ -32,7 +32,7 @@ def write_fully(descriptor: int, data: memoryview) -> None:
 
 
 def write_durably(path: Path, data: bytes, *, halfway: Callable[[], None] | None = None) -> None:
-    """Create a file with this content and force it to the disk; calls `halfway` in the middle."""
+    """Create a file with this content and force it to the disk; call `halfway` in the middle."""
     with path.open("xb") as file:
         middle = len(data) // 2
         write_fully(file.fileno(), memoryview(data)[:middle])
@@ -43,14 +43,14 @@ def write_durably(path: Path, data: bytes, *, halfway: Callable[[], None] | None
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Replace a file by one rename: readers find the old content or the new, and so does a kill.
+    """Replace a file by one rename: readers find either the old content or the new, also after a kill.
 
-    `durable` forces it to the disk first, against a crash of the machine; what is written often and can be done
-    without need not wait for that. A link stays, and what it leads to is replaced; a pipe or a device, such as
-    /dev/null or /dev/stdout, is written to as it is.
+    `durable` forces the content to the disk first, so that it survives a crash of the machine; a file that is written
+    often and may be lost need not wait for that. A symbolic link is kept and its target replaced; a pipe or a device,
+    such as /dev/null or /dev/stdout, is written to directly.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         path.write_bytes(content)
@@ -88,10 +88,10 @@ def sync_folder(path: Path) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Make sure, before long work, that the file `path` can be written; its folder is made.
+    """Check, before long work, that the file `path` can be written. Creates its folder.
 
     Raises:
-        StorageError: It cannot.
+        StorageError: The file cannot be written.
     """
     with storage_errors(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,10 @@ _ANSWER_SECONDS = 30.0
 
 
 def open_base_store(launch: LaunchContext, deadline: float) -> dist.Store:
-    """Return the store at the launch's meeting place, serving it where that falls to this process.
+    """Return the store at the launch's meeting place, which this process serves if that is its task.
 
-    `deadline` is a time of `time.monotonic`. Raises `LayoutError` where the port is taken or answers as something else,
-    `ScalingError` where nobody is there in time.
+    `deadline` is a time of `time.monotonic`. Raises `LayoutError` where the port is taken or something other than a
+    store answers, `ScalingError` where nothing listens there in time.
     """
     if launch.rank == 0 and not launch.agent_store:
         return _serve(launch, deadline)
@@ -31,9 +31,9 @@ def open_base_store(launch: LaunchContext, deadline: float) -> dist.Store:
 
 
 def poll_until(deadline: float) -> Iterator[None]:
-    """Yield at once, and then again and again, less often each time, until `deadline` (of `time.monotonic`) passes.
+    """Yield at once, and then again at growing intervals, until `deadline` (of `time.monotonic`) passes.
 
-    What a process is stopped for, as on a computer that sleeps, does not count.
+    Time in which the process is stopped, as on a computer that sleeps, does not count.
     """
     yield
     pause = 0.002
@@ -57,9 +57,9 @@ def _serve(launch: LaunchContext, deadline: float) -> dist.Store:
 
 
 def serve_this_machine(port: int, *, setting: str) -> dist.TCPStore:
-    """Serve a store that only this machine can reach, since whoever reaches it can write to it.
+    """Serve a store that only this machine can reach, since any process that reaches it can write to it.
 
-    `port` 0 takes a free one; `setting` is what the user chooses it with.
+    `port` 0 chooses a free one; `setting` is the setting by which the user chooses the port.
     """
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -77,7 +77,7 @@ def serve_this_machine(port: int, *, setting: str) -> dist.TCPStore:
 
 
 def port_in_use(port: int, *, setting: str) -> LayoutError:
-    """Return the error for a port that another program listens on. `setting` is what the user chooses it with."""
+    """Return the error for a port that another program listens on. `setting` is where the user chooses it."""
     return LayoutError(
         f"port {port} on {socket.gethostname()} is in use, so the processes cannot meet there; set {setting} to a free "
         "port, or end the program that holds it"
@@ -88,7 +88,7 @@ def _reach(launch: LaunchContext, deadline: float) -> dist.Store:
     host, port = launch.meeting_place
     problem = "no answer"
     for _ in poll_until(deadline):
-        # A plain socket knocks first: TCPStore prints a stack trace for every refusal and is deaf to signals meanwhile.
+        # Try a plain socket first: TCPStore prints a call stack for every refusal and blocks signal handlers meanwhile.
         try:
             socket.create_connection((host, port), timeout=_left(deadline, most=2.0).total_seconds()).close()
             break

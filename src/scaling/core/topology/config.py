@@ -19,7 +19,7 @@ from scaling.core.topology.layout import Layout
 
 
 class Device(str, Enum):
-    """What a process computes on."""
+    """The device that a process computes on."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -27,7 +27,7 @@ class Device(str, Enum):
 
 
 class PipePartitionMethod(str, Enum):
-    """How layers are dealt out to pipeline stages."""
+    """The way in which layers are assigned to pipeline stages."""
 
     UNIFORM = "uniform"
     BALANCED = "balanced"
@@ -35,7 +35,7 @@ class PipePartitionMethod(str, Enum):
 
 
 class PipeSchedule(str, Enum):
-    """In which order a pipeline rank works on its micro-batches."""
+    """The order in which a pipeline rank processes its micro-batches."""
 
     GPIPE = "gpipe"
     ONE_F_ONE_B = "1f1b"
@@ -43,7 +43,7 @@ class PipeSchedule(str, Enum):
 
 
 class ActivationCheckpointingType(str, Enum):
-    """What is recomputed in the backward pass instead of being kept."""
+    """The activations that are recomputed in the backward pass instead of being kept."""
 
     DISABLED = "disabled"
     SELECTIVE = "selective"
@@ -63,7 +63,7 @@ DATA_PARALLEL_SIZE = "data_parallel_size"
 PARALLEL_SIZES = ("model_parallel_size", "pipe_parallel_size", DATA_PARALLEL_SIZE)
 BATCH_SIZES = ("micro_batch_size", "gradient_accumulation_steps")
 OMITTED_IN_A_BATCH = ("gradient_accumulation_steps", "micro_batch_size")
-"""Which number of a batch to leave out, so that the global batch stays as it is."""
+"""The batch numbers to leave out first, so that the global batch size stays the same."""
 DEFAULT_BATCH = MappingProxyType({"micro_batch_size": 2, "gradient_accumulation_steps": 1})
 
 
@@ -77,13 +77,14 @@ class TopologyConfig(BaseConfig):
     """
 
     parallel_sizes: ClassVar[tuple[str, ...]] = PARALLEL_SIZES
-    """The fields with the size of an axis, named after it. Beyond the first three, an axis has 1 rank unless given."""
+    """The fields that hold the size of an axis and are named after it. Beyond the first three, an axis has 1 rank
+    unless given."""
     on_resume = OnResume.RUNTIME
 
     model_parallel_size: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
     """Number of processes that share every layer (tensor parallelism)."""
     pipe_parallel_size: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
-    """Number of pipeline ranks the layers are dealt out to."""
+    """Number of pipeline ranks that the layers are divided among."""
     data_parallel_size: Annotated[int, Derived(null_in_template=False)] = Field(default=1, ge=1)
     """Number of copies of the model that each train on their part of the batch."""
     world_size: Annotated[int, Derived()] = Field(default=1, ge=1)
@@ -97,36 +98,36 @@ class TopologyConfig(BaseConfig):
     device: Device = Device.AUTO
     """auto: GPUs where this machine has them, else CPU."""
     pipe_partition_method: PipePartitionMethod = PipePartitionMethod.UNIFORM
-    """uniform: the same number of layers for each stage; balanced: about the same cost, for a
-    transformer the multiply-adds of its matrix products; simulated: boundaries moved from there as long as a pass gets
-    shorter in virtual time."""
+    """uniform: the same number of layers for each stage; balanced: about the same cost, for a transformer the
+    multiply-adds of its matrix products; simulated: starts from balanced, and moves boundaries as long as that shortens
+    a simulated pass."""
     pipe_partition_overwrite: list[int] | None = None
-    """Boundaries of the stages instead of a method: [0, ..., number of layers], one more than there are stages.
-    null: off."""
+    """Boundaries of the stages, used instead of a method: [0, ..., number of layers], one more than there are stages.
+    null: the method decides."""
     pipe_schedule: PipeSchedule = PipeSchedule.ONE_F_ONE_B
     """gpipe: all forwards, then all backwards; 1f1b: few live activations; interleaved_1f1b: several stages on each
     rank, so less idle time and more communication."""
     pipe_chunks_per_rank: int = Field(default=1, ge=1)
     """Stages on each pipeline rank: at least 2 with interleaved_1f1b, else 1."""
     activation_checkpointing_type: ActivationCheckpointingType = ActivationCheckpointingType.DISABLED
-    """Recompute activations in the backward pass to save memory: disabled; selective, what is cheap (norms, activation
-    functions, dropout); every_layer; every_pipe_stage."""
+    """Recompute activations in the backward pass to save memory: disabled; selective: only cheap operations (norms,
+    activation functions, dropout); every_layer; every_pipe_stage."""
     compile: Compile = Compile.AUTO
-    """Compile each layer's training step with PyTorch's compiler, which fuses what stands between matrix products. The
-    first step takes up to a minute longer. auto: on GPUs; on: on a CPU too; off. Selective checkpointing looks at
-    single operations, so nothing is compiled with it."""
+    """Compile each layer's training step with PyTorch's compiler, which fuses the operations between matrix products.
+    The first step takes up to a minute longer. auto: on GPUs; on: on a CPU too; off. With selective checkpointing,
+    which works on single operations, nothing is compiled."""
     sequence_parallel: bool = False
-    """Split the activations between tensor-parallel layers along the sequence. Nothing to split with
-    model_parallel_size 1."""
+    """Split the activations between tensor-parallel layers along the sequence. Has no effect with model_parallel_size
+    1."""
     shared_memory: bool = True
-    """On a CPU, processes of one machine exchange tensors through memory that they share (Linux). false: through the
-    machine's loopback network, as processes of different machines do. The numbers are the same."""
+    """On a CPU, processes of one machine exchange tensors through shared memory (Linux). false: over the machine's
+    loopback network. The results are the same."""
     process_group_timeout_seconds: float = Field(default=1200.0, gt=0, le=1e9)
     """Seconds a process waits for the others in a collective before it gives up."""
     global_rank: Annotated[int | None, SetByLauncher()] = Field(default=None, ge=0)
-    """This process among all; set by the launcher, never in a file."""
+    """Number of this process among all; set by the launcher, never in a file."""
     local_slot: Annotated[int | None, SetByLauncher()] = Field(default=None, ge=0)
-    """This process among those of its machine; set by the launcher, never in a file."""
+    """Number of this process among those of its machine; set by the launcher, never in a file."""
 
     @property
     def layout(self) -> Layout:
@@ -141,7 +142,7 @@ class TopologyConfig(BaseConfig):
     @classmethod
     def prepare(cls, given: dict[str, Any]) -> Iterator[Problem]:
         """Complete the two products from the numbers that were given."""
-        for name in cls.parallel_sizes[len(PARALLEL_SIZES) :]:  # no configuration has to give an axis that it lacks
+        for name in cls.parallel_sizes[len(PARALLEL_SIZES) :]:  # a configuration need not name an axis that it lacks
             given.setdefault(name, 1)
         sizes = _numbers(given, (*cls.parallel_sizes, "world_size"))
         if "world_size" not in sizes:
@@ -197,7 +198,7 @@ class TopologyConfig(BaseConfig):
             )
 
     def notes(self) -> Iterator[Problem]:
-        """Yield what only a launcher knows. Ask a configuration that comes from a file."""
+        """Yield settings that only a launcher may set. For a configuration that comes from a file."""
         for name in ("global_rank", "local_slot"):
             if getattr(self, name) is not None:
                 yield Problem(name, f"is {getattr(self, name)}, but each process has its own, which the launcher sets")
@@ -229,9 +230,9 @@ class TopologyConfig(BaseConfig):
 def complete_product(
     factors: Sequence[str], whole: str, given: Mapping[str, int], *, rather_omit: Sequence[str] = ()
 ) -> dict[str, int] | Problem:
-    """Return the numbers of `factors[0] * factors[1] * ... = whole` from all but one of them, or what does not fit.
+    """Return all numbers of `factors[0] * factors[1] * ... = whole`, of which one may be missing, or the problem.
 
-    Where all are given and do not fit, the message advises to leave out one of `rather_omit`, or else `whole`.
+    Where all are given and do not fit, the message advises leaving out one of `rather_omit`, or else `whole`.
     """
     missing = [name for name in (*factors, whole) if name not in given]
     if len(missing) > 1:

@@ -1,4 +1,4 @@
-"""LaunchContext: what the launcher that started this process put into its environment."""
+"""LaunchContext: the rank and the meeting place that the launcher has put into this process's environment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Final
 from scaling.core.errors import LayoutError
 
 CONFIG_COPY_VARIABLE: Final = "SCALING_CONFIG_COPY"
-"""Set by the runner for the processes it starts: where it keeps the configuration as it has read and checked it."""
+"""Set by the runner for the processes it starts: the file with the configuration as the runner has read and checked
+it."""
 RUNNER_VARIABLE: Final = "SCALING_RUNNER_PID"
-"""Set by the runner for the processes it starts: it prints the first cause itself, and they end when it is gone."""
+"""Set by the runner for the processes it starts: its process id. The runner prints the first cause itself, and the
+processes end when it is gone."""
 ATTEMPT_VARIABLE: Final = "SCALING_ATTEMPT"
-"""Set by the runner for the processes it starts: how often it has started the whole run again before."""
+"""Set by the runner for the processes it starts: how often it has already restarted the whole run."""
 SRUN_VARIABLE: Final = "SCALING_SRUN"
-"""Set to the job's number by what this library has srun start: also a task that is the only one is then a rank."""
+"""Set to the job's number for tasks that this library starts through srun, so that even a single task is a rank."""
 _SLURM_MASTER = (
     'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500 before srun'
 )
@@ -25,7 +27,7 @@ _SLURM_MASTER = (
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchContext:
-    """This process's number in the run, and where the processes meet. The default is a process on its own."""
+    """The rank of this process in the run, and where the processes meet. The default is a process on its own."""
 
     rank: int = 0
     world_size: int = 1
@@ -39,15 +41,16 @@ class LaunchContext:
     one_machine: bool = False
     """True where the launcher says that all processes of the run are on this machine."""
     job_id: str | None = None
-    """What the launcher calls this job; tells two jobs of one configuration apart. None where it gives no name."""
+    """The launcher's name for this job, which distinguishes two jobs of one configuration. None where it has no
+    name."""
     restart_count: int = 0
     """How often this machine's agent restarted its processes. Differs between machines, so it identifies nothing."""
     attempt: int = 0
-    """How often the runner has started the whole run again before; the same for all processes."""
+    """How often the runner has already restarted the whole run; the same for all processes."""
     launched: bool = False
     """True where a launcher started this process, whatever the number of processes: there is nothing left to start."""
     config_copy: Path | None = None
-    """The configuration as whoever started this process has read it, for `read_config`; None: read the file."""
+    """The file with the configuration as the runner has read it, for `read_config`; None: read the original file."""
 
     def __post_init__(self) -> None:
         if self.world_size < 1:
@@ -78,8 +81,9 @@ class LaunchContext:
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> LaunchContext:
         """Read the environment (`os.environ` unless given).
 
-        RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without RANK, the numbers that
-        srun gives its tasks, with MASTER_ADDR and MASTER_PORT set by the user; with neither, a process on its own.
+        Uses RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without RANK and
+        WORLD_SIZE, the numbers that srun gives its tasks, with MASTER_ADDR and MASTER_PORT set by the user; with
+        neither, a process on its own.
         """
         environ = os.environ if environ is None else environ
         if "RANK" in environ or "WORLD_SIZE" in environ:
@@ -110,17 +114,17 @@ class LaunchContext:
 
 
 def is_started_by_runner() -> bool:
-    """Return whether the runner has started this process; not so for those that a process of the runner starts."""
+    """Return whether the runner has started this process itself, rather than one of the runner's processes."""
     return os.environ.get(RUNNER_VARIABLE) == str(os.getppid())
 
 
 def _is_srun_task(environ: Mapping[str, str]) -> bool:
-    """Tell a task of srun from a program that merely runs inside a Slurm allocation.
+    """Return whether this is a task of srun, not a program that merely runs inside a Slurm allocation.
 
     The shell of a batch job has SLURM_PROCID and SLURM_NTASKS too, without being one of several processes: only a step
-    number, or the user having named a meeting place, says so. One task alone is for the runner to multiply, unless the
-    runner itself has had srun start it. (The variable names the job because a task may submit another one, which
-    inherits its environment.)
+    number, or a meeting place named by the user, shows that this is a task. The runner multiplies a single task, which
+    is thus no rank, unless the runner itself has started it through srun. (The variable holds the job's number because
+    a task may submit another job, which inherits its environment.)
     """
     if "SLURM_STEP_ID" in environ and environ.get(SRUN_VARIABLE, "") == environ.get("SLURM_JOB_ID"):
         return True

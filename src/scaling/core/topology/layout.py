@@ -20,13 +20,13 @@ class Axis(str, Enum):
 
     @property
     def splits_batch(self) -> bool:
-        """Whether ranks along the axis compute on different tokens, so that each sees a part of every gradient."""
+        """Return whether ranks along the axis compute on different tokens, so each has a part of every gradient."""
         return self in (Axis.DATA, Axis.CONTEXT)
 
 
 @dataclass(frozen=True)
 class Coordinate:
-    """Where one rank sits on every axis."""
+    """The position of one rank on every axis."""
 
     pipe: int = 0
     data: int = 0
@@ -41,7 +41,7 @@ class Coordinate:
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes of all axes. Every question about any rank is answered without a process group."""
+    """The sizes of all axes. Its methods answer for any rank, without a process group."""
 
     pipe: int = 1
     data: int = 1
@@ -63,7 +63,7 @@ class Layout:
         return size
 
     def coordinate(self, rank: int) -> Coordinate:
-        """Return where `rank` sits. The model axis varies fastest, the pipe axis slowest."""
+        """Return the coordinate of `rank`. The model axis varies fastest, the pipe axis slowest."""
         if not 0 <= rank < self.world_size:
             raise LayoutError(
                 f"rank {rank} is outside the world of {self.world_size} ranks (0 to {self.world_size - 1})"
@@ -74,7 +74,7 @@ class Layout:
         return Coordinate(**at)
 
     def rank(self, **indices: int) -> int:
-        """Return the global rank at a coordinate: the positions along the axes by their names, 0 where left out."""
+        """Return the global rank at a coordinate: a position for each axis by name, 0 for an axis that is left out."""
         at = Coordinate(**indices)
         rank = 0
         for axis in Axis:

@@ -18,7 +18,7 @@ _GROUPS: Final = (
     (Axis.DATA, "green", "hold the same weights, and read different samples"),
     (Axis.PIPE, "blue", "hold the stages of one copy of the model"),
 )
-"""Each axis with the colour of its groups, and what the ranks of such a group are to each other."""
+"""Each axis with the colour of its groups, and what the ranks of such a group have in common."""
 
 
 def draw_layout(
@@ -31,12 +31,13 @@ def draw_layout(
 ) -> str:
     """Return a layout as SVG text: a column for each pipe rank, a row for each copy of the model, a box for each rank.
 
-    A box's colour is its host's (with `ranks_per_host`; hosts hold consecutive ranks), or that of its part of a layer.
-    Lines connect the ranks of every group of rank 0, and are named below with who is in them. `stages` says what
-    each pipe rank holds, such as "layers 0-5". Along each axis at most `most_shown` positions are drawn, and how many
-    more there are is said. Pure.
+    The colour of a box stands for its host (with `ranks_per_host`; hosts hold consecutive ranks), or else for its part
+    of a layer. Lines connect the ranks of every group of rank 0; a legend below lists each group's ranks. `stages` says
+    what each pipe rank holds, such as "layers 0-5". Along each axis at most `most_shown` positions are drawn, and a
+    note says how many more there are. Pure.
 
-    `LayoutError` where `ranks_per_host` or `most_shown` is less than 1, or `stages` are not as many as pipe ranks.
+    Raises `LayoutError` where `ranks_per_host` or `most_shown` is less than 1, or `stages` does not have one entry for
+    each pipe rank.
     """
     if ranks_per_host is not None and ranks_per_host < 1:
         raise LayoutError(f"a host has at least 1 rank, not {ranks_per_host}")
@@ -61,7 +62,7 @@ def draw_layout(
 @final
 @dataclass
 class _Drawing:
-    """One layout with the places of its boxes."""
+    """One layout with the positions of its boxes."""
 
     layout: Layout
     picture: Picture
@@ -127,14 +128,14 @@ class _Drawing:
         return self.left + pipe * (self.block + 2 * self.gap)
 
     def _area(self, rank: int) -> Area:
-        """Return where a rank's box lies."""
+        """Return the area of a rank's box."""
         at = self.layout.coordinate(rank)
         row = self._rows().index((at.data, at.context))
         x = self._x(at.pipe) + self.gap + at.model * (self.box + self.gap)
         return Area(x, self.top + row * self.row + (self.row - self.box * 0.7) / 2, self.box, self.box * 0.7)
 
     def _draw_columns(self, head: float) -> None:
-        """Draw a panel for each pipe rank that is shown, under its name, what it holds, and the model ranks."""
+        """Draw a panel for each pipe rank shown, headed by its name, its contents and the model ranks."""
         height = head + len(self._rows()) * self.row
         for pipe in range(self.shown[Axis.PIPE]):
             x = self._x(pipe)
@@ -180,7 +181,7 @@ class _Drawing:
             if len(areas) < 2:
                 continue
             if axis is Axis.PIPE:
-                y = areas[0].y - 6  # above the boxes: the line passes those of other model ranks
+                y = areas[0].y - 6  # above the boxes, since the line crosses those of other model ranks
                 for area in areas:
                     self.picture.line([(area.middle[0], y), (area.middle[0], area.y)], colour, width=3)
                 self.picture.line([(areas[0].middle[0], y), (areas[-1].middle[0], y)], colour, width=3)
@@ -196,7 +197,7 @@ class _Drawing:
         return [group for group in _GROUPS if self.layout.size(group[0]) > 1]
 
     def _draw_words(self, y: float) -> None:
-        """Say below the boxes what is left out, who is in the groups of rank 0, and which ranks each host has."""
+        """Write below the boxes what is left out, the members of the groups of rank 0, and the ranks of each host."""
         if left_out := [axis for axis in Axis if self._left_out(axis)]:
             more = self.layout.world_size - self.shown[Axis.PIPE] * len(self._rows()) * self.shown[Axis.MODEL]
             along = ", ".join(f"{self._left_out(axis)} more along {axis.value}" for axis in left_out)
@@ -217,7 +218,7 @@ class _Drawing:
             self._draw_hosts(y + 6)
 
     def _draw_hosts(self, y: float) -> None:
-        """Name the colours of the hosts."""
+        """Draw the legend of the hosts' colours."""
         assert self.ranks_per_host is not None
         hosts = -(-self.layout.world_size // self.ranks_per_host)
         x, shown = MARGIN, min(hosts, _HUES)
@@ -235,7 +236,7 @@ class _Drawing:
 
 
 def _shortened(ranks: Sequence[int]) -> str:
-    """Return up to eight ranks in words; of more the first three and how many there are."""
+    """Return up to eight ranks as text; of more ranks, the first three and their number."""
     if len(ranks) <= 8:
         return enumerate_ranks(ranks)
     return f"ranks {', '.join(map(str, ranks[:3]))}, … ({len(ranks)} ranks)"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def enumerate_ranks(ranks: Sequence[int]) -> str:
-    """Return `rank 3` or `ranks 0-2, 5`; consecutive numbers are drawn together."""
+    """Return `rank 3` or `ranks 0-2, 5`; consecutive numbers are written as a range."""
     runs: list[list[int]] = []
     for rank in sorted(ranks):
         if runs and runs[-1][1] == rank - 1:

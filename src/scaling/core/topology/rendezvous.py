@@ -1,15 +1,15 @@
-"""Bring the processes of one attempt together in a store of their own, and refuse company that does not fit.
+"""Bring the processes of one attempt together in a store of their own, and refuse processes that do not fit.
 
-All processes reach one base store. It may outlive an attempt (an agent that restarts its processes keeps its store, and
-with it the addresses of the dead), so nothing in it is believed as it stands. Rank 0 publishes a fresh nonce; the keys
-below that nonce are the store of this attempt. The others sign in there and wait for rank 0's verdict, which lists the
-signatures it saw: in an agent's store, only a verdict with one's own signature in it is of this attempt. The verdict is
-also where the ranks are checked against each other, before any collective: gloo ends a process beyond catching when
-sizes differ.
+All processes connect to one base store. It may outlive an attempt (an agent that restarts its processes keeps its
+store, and with it the addresses of dead processes), so nothing in it is trusted as it stands. Rank 0 publishes a fresh
+nonce; the keys below that nonce are the store of this attempt. The other ranks sign in there and wait for rank 0's
+verdict, which lists the signatures that rank 0 has seen: in an agent's store, a rank accepts only a verdict that lists
+its own signature. For the verdict, the ranks are also compared with each other, before any collective: when sizes
+differ, gloo ends a process in a way that cannot be caught.
 
-On one machine the verdict also says where rank 0 serves a store for the rest of the run, so that the run can still save
-and leave together when its agent is killed. Across machines the agent's store remains the only place known to be
-reachable by all.
+On one machine the verdict also says where rank 0 serves a store for the rest of the run, so that the ranks can still
+save and leave together when their agent is killed. Across machines the agent's store remains the only place that all
+ranks are known to reach.
 """
 
 from __future__ import annotations
@@ -42,25 +42,26 @@ _LINGER_SECONDS = 5.0
 
 
 class _Problem(TypedDict):
-    """An error as it travels through the store."""
+    """An error as it is sent through the store."""
 
     kind: str
     message: str
 
 
 class _Verdict(TypedDict):
-    """What rank 0 decided: on whom, why not (if not), and when (seconds since the epoch by its clock)."""
+    """The decision of rank 0: about whom, the problem (if any), and when (seconds since the epoch by rank 0's
+    clock)."""
 
     signatures: list[str]
     problem: _Problem | None
     time: float
     port: int | None
-    """Where rank 0 serves the store of this attempt; None: it is where the processes met."""
+    """Port at which rank 0 serves the store of this attempt; None: the store in which the processes met is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    """What one process says about itself when it signs in."""
+    """One process's description of itself at sign-in."""
 
     rank: int
     world_size: int
@@ -87,11 +88,11 @@ class _Member:
 def connect_store(launch: LaunchContext, *, digest: str, run_name: str, timeout: timedelta) -> dist.Store:
     """Meet the other processes and return the store of this attempt. Collective: all ranks.
 
-    `digest` stands for the configuration and has to be the same on every rank; `run_name` names the run in messages.
-    Where ranks do not fit together all of them raise the same error, which names them: `ConfigError` where digests
-    differ, `LayoutError` where a rank is claimed twice or the processes disagree about their number, `HangError`
-    where some did not come within `timeout`. A process that finds another run at the meeting place, or a rank 0 whose
-    port is taken, raises `LayoutError` alone.
+    `digest` identifies the configuration and must be the same on every rank; `run_name` names the run in messages.
+    Where ranks do not fit together, all of them raise the same error, which names the ranks: `ConfigError` where
+    digests differ, `LayoutError` where a rank is claimed twice or the processes disagree about their number,
+    `HangError` where some did not arrive within `timeout`. A process that finds another run at the meeting place, or a
+    rank 0 whose port is taken, raises `LayoutError` alone.
     """
     if launch.world_size == 1:
         return dist.HashStore()
@@ -113,23 +114,23 @@ def connect_store(launch: LaunchContext, *, digest: str, run_name: str, timeout:
 
 
 def leave_store(store: dist.Store, *, world_size: int, timeout: timedelta = timedelta(seconds=60)) -> bool:
-    """Wait until every rank is through with `store`; return False where some did not come. Collective: all ranks.
+    """Wait until every rank has finished with `store`; return False where some did not arrive. Collective: all ranks.
 
-    For the end of a run that went well: rank 0 may serve the store, and a launcher stops all processes as soon as one
-    has left with a status other than 0.
+    For the end of a successful run: rank 0 may serve the store, and a launcher stops all processes as soon as one has
+    ended with a status other than 0.
     """
     try:
         store.add("left", 1)
         for _ in poll_until(time.monotonic() + timeout.total_seconds()):
             if store.add("left", 0) >= world_size:
                 return True
-    except dist.DistNetworkError:  # rank 0 saw the last of us and is gone
+    except dist.DistNetworkError:  # rank 0 saw the last rank arrive and is gone
         return True
     return False
 
 
 def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *, serves: bool) -> dist.Store:
-    """Rank 0: open an attempt, wait for all signatures, compare them, publish the verdict and obey it."""
+    """Open an attempt, as rank 0: wait for all signatures, compare the members, publish the verdict and act on it."""
     nonce = secrets.token_hex(16)
     store = dist.PrefixStore(f"scaling/{nonce}", base)
     base.set(_CURRENT, json.dumps({"nonce": nonce, "host": asdict(me)}))
@@ -141,7 +142,7 @@ def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, 
             problem, signatures = objection["problem"], [objection["signature"]]
             break
         current = json.loads(base.get(_CURRENT))
-        if current["nonce"] != nonce:  # the one who opened this other attempt cannot see ours any more, so it is told
+        if current["nonce"] != nonce:  # whoever opened that attempt no longer sees ours: object there
             problem = _double(_Member(**current["host"]), me)
             _object(dist.PrefixStore(f"scaling/{current['nonce']}", base), me, problem)
             break
@@ -164,7 +165,7 @@ def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, 
 
 
 def _linger(store: dist.Store, me: _Member, verdict: _Verdict) -> None:
-    """Wait until all who signed in, be it after the verdict, have read why the run cannot start."""
+    """Wait until all processes that signed in, even after the verdict, have read why the run cannot start."""
     for _ in poll_until(time.monotonic() + _LINGER_SECONDS):
         late = {member.signature for member in _members(store, me.world_size)} - set(verdict["signatures"])
         if late:
@@ -175,11 +176,12 @@ def _linger(store: dist.Store, me: _Member, verdict: _Verdict) -> None:
 
 
 def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *, may_be_stale: bool) -> dist.Store:
-    """Any other rank: sign in to the newest attempt until one of them answers with a verdict on this signature.
+    """Sign in, as any other rank, to the newest attempt until one answers with a verdict on this signature.
 
-    What does not fit is an error at once where rank 0 itself serves the store, and its verdict holds for whoever comes.
-    Where an agent serves it, both may be traces of an earlier attempt: then rank 0 is asked, and only silence until the
-    deadline makes it an error.
+    Where rank 0 itself serves the store, a process that does not fit is an error at once, and rank 0's verdict holds
+    for every process that comes. Where an agent serves the store, the misfit and the verdict may be left from an
+    earlier attempt: then this rank objects to rank 0, and raises an error only if no verdict arrives before the
+    deadline.
     """
     nonce, signed_in, problem, store = "", 0.0, None, None
     for _ in poll_until(deadline):
@@ -211,7 +213,8 @@ def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *,
 
 
 def _sign_in(store: dist.Store, me: _Member, host: _Member) -> _Problem | None:
-    """Put `me` on the list of the attempt that `host` opened. Return why that cannot be, if so, having told rank 0."""
+    """Sign `me` in to the attempt that `host` opened. Return the problem if that fails, having reported it to rank
+    0."""
     if me.is_of_another_run(host):
         return _problem(
             LayoutError,
@@ -252,7 +255,7 @@ def _confirm_reading(store: dist.Store, me: _Member) -> None:
 
 
 def _members(store: dist.Store, world_size: int) -> list[_Member]:
-    """Return the processes that signed in so far, rank 0 apart."""
+    """Return the processes that have signed in so far, except rank 0."""
     keys = [f"rank/{rank}" for rank in range(1, world_size)]
     present = keys if store.check(keys) else [key for key in keys if store.check([key])]
     return [_Member(**json.loads(text)) for text in store.multi_get(present)]
@@ -288,7 +291,7 @@ def _absence(missing: Sequence[int], me: _Member, timeout: timedelta) -> _Proble
 
 
 def _warn_of_clock_skew(signed_in: float, judged: float, read: float) -> None:
-    """Rank 0 judged after this process signed in and before it read: rank 0's clock must show a time in between."""
+    """Warn if rank 0's clock differs: its verdict came after this process signed in and before this process read it."""
     skew = max(signed_in - judged, judged - read)
     if skew > _SKEW_SECONDS:
         _log.warning(

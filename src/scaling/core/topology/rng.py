@@ -1,4 +1,4 @@
-"""Per-axis random streams: one shared by the model axis, one of this rank's own."""
+"""Per-axis random streams: one shared along the model axis, and one private to this rank."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def derive_seed(seed: int, *names: object) -> int:
 class RngTracker:
     """Random streams for code that draws from torch's default generator (the fast dropout).
 
-    `replicated` is the same on all ranks of the model axis, for tensors they hold alike; `sharded` differs, for tensors
-    they hold parts of. Both differ along the other axes. Layers that need the same numbers in every layout do not use
-    streams at all but keys (`scaling.core.nn.dropout`).
+    `replicated` is the same on all ranks of the model axis, for tensors that they all hold; `sharded` differs, for
+    tensors of which they hold shards. Both differ along the other axes. Layers that need the same numbers in every
+    layout use keys instead of streams (`scaling.core.nn.dropout`).
     """
 
     def __init__(self, coordinate: Coordinate, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class RngTracker:
         self.seed(0)
 
     def seed(self, seed: int) -> None:
-        """Restart both streams."""
+        """Restart both streams from `seed`."""
         at = self._coordinate
         place = ("pipe", at.pipe, "data", at.data, "context", at.context)
         for stream, names in {"replicated": place, "sharded": (*place, "model", at.model)}.items():
@@ -46,7 +46,7 @@ class RngTracker:
 
     @contextlib.contextmanager
     def stream(self, name: Stream) -> Iterator[None]:
-        """Draw from a stream inside the context: the default generator takes its state and gives it back advanced."""
+        """Draw from a stream inside the context: the default generator continues it, then gets its own state back."""
         outside = self._get()
         self._set(self._states[name])
         try:
@@ -64,9 +64,9 @@ class RngTracker:
         self._states = dict(state)
 
     def replaying(self, state: dict[str, Tensor]) -> contextlib.AbstractContextManager[None]:
-        """Repeat from `state` inside the context, for recomputation; afterwards go on as if nothing had been drawn.
+        """Replay from `state` inside the context, for recomputation; afterwards resume as if nothing had been drawn.
 
-        May be entered again: a backward pass in two halves recomputes twice.
+        The context may be entered again: a backward pass in two halves recomputes twice.
         """
         return _Replaying(self, state)
 

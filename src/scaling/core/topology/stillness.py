@@ -1,7 +1,7 @@
-"""Stillness: for how long a thread has not moved, by its processor time and its marks, and without its frames.
+"""Stillness: how long a thread has not moved, by its processor time and its marks, without reading its frames.
 
-Interpreters have died of one thread that took the frames of another one again and again. A thread that sleeps, or waits
-for a disk or a message, uses no processor time, and one that computes does: that is enough while nothing hangs.
+Interpreters have crashed because one thread took the frames of another again and again. A thread that sleeps, or waits
+for a disk or a message, uses no processor time, and a thread that computes does: that is enough while nothing hangs.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Final, final
 from scaling.core.waiting import Marks, Wait
 
 _SHARE: Final = 0.003
-"""Of the time, what a thread may use and be still: waking up takes 0.1 ms, a megabyte that is read or written 1 ms."""
+"""Share of the time that a thread may compute and still count as not moving: waking up takes 0.1 ms, reading or writing
+a megabyte 1 ms."""
 
 
 @final
 class Stillness:
-    """For how long a thread has not moved, and for how long it has waited in one call.
+    """The time for which a thread has not moved, and the time for which it has waited in one call.
 
-    `clock` reads its processor time. `is_foreign` looks whether it is in a call of torch.distributed that has no mark,
-    a user's own; it is asked only once the thread has done nothing at all for `patience` seconds.
+    `clock` reads the thread's processor time. `is_foreign` returns whether the thread is in a call of torch.distributed
+    without a mark, one of a user's own; it is called only once the thread has done nothing at all for `patience`
+    seconds.
     """
 
     def __init__(
@@ -38,17 +40,18 @@ class Stillness:
         self._is_foreign = is_foreign
         self._former: tuple[Wait | None, int, float] = (None, 0, 0.0)
         self._idle = 0.0
-        """Seconds without a mark and without any processor time: what goes from one call to another uses some."""
+        """Seconds without a mark and without any processor time: a thread that moves from one call to another uses
+        some."""
         self._looked = 0.0
-        """What `_idle` was at the last look for a call without a mark."""
+        """The value of `_idle` at the last look for a call without a mark."""
         self._foreign_from: float | None = None
-        """What `_idle` was when such a call had not begun yet."""
+        """The value of `_idle` at the last look before such a call was found; None: none is found."""
 
     def look(self, begun: int, passed: float) -> None:
-        """Compare with the look before, `passed` seconds ago.
+        """Compare with the previous look, `passed` seconds ago.
 
-        A call that waits is the same as long as its mark is, however often it looks at the store, and whatever it uses:
-        NCCL waits by computing.
+        A waiting call is the same call as long as its mark is the same, however often it polls the store and however
+        much processor time it uses: NCCL waits by computing.
         """
         wait, used = self._marks.innermost, self._clock()
         former, formerly_begun, formerly_used = self._former
@@ -73,10 +76,10 @@ class Stillness:
 
 
 def processor_clock(thread: int) -> Callable[[], float]:
-    """Return what reads the processor time of a thread of this process, which must be alive, in seconds.
+    """Return a function that reads the processor time of a thread of this process, which must be alive, in seconds.
 
-    macOS tells it to the thread alone. There it is that of the process: a rank may seem to move while it does not, and
-    is then named without the time for which it has not.
+    macOS reports that time only to the thread itself, so there the function reads the time of the process: a rank may
+    seem to move while it does not, and messages then name it without the time for which it has not moved.
     """
     if sys.platform == "darwin":
         return time.process_time

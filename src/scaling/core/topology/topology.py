@@ -1,4 +1,4 @@
-"""Topology: one process's place in the layout, its device, and the process groups it talks through."""
+"""Topology: one process's place in the layout, its device, and the process groups it communicates through."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NEVER = datetime.timedelta(days=365)
-"""What torch is told to wait: the watch judges instead, which knows who is missing, and when a process was stopped."""
+"""Timeout given to torch: the watch judges instead, since it knows which ranks are missing or were stopped."""
 
 
 class Topology:
     """One process's view of the run. Passed explicitly to everything that needs it.
 
-    Without processes (`Topology.single()`) every group is None and all layers work undistributed. Use it as a context
-    manager: leaving it destroys the process groups.
+    For a single process (`Topology.single()`) every group is None and all layers work undistributed. Use it as a
+    context manager: leaving it destroys the process groups.
     """
 
     def __init__(self, layout: Layout, rank: int, device: torch.device, *, sequence_parallel: bool = False) -> None:
@@ -59,7 +59,8 @@ class Topology:
         self.gate = Gate()
         """Lets the ranks stop after the same unit of work."""
         self.leaving = contextlib.ExitStack()
-        """What is undone when this process is through with the others, and they with it: signal handlers."""
+        """Clean-up at the end of `close`, once the ranks have finished with each other, such as restoring signal
+        handlers."""
 
     @classmethod
     def single(cls, device: str = "cpu") -> Self:
@@ -73,9 +74,9 @@ class Topology:
     ) -> Self:
         """Join the other processes of the run. Collective: all ranks.
 
-        The store is the engine's own, one per attempt; `digest` (of the resolved configuration) is compared over it
-        before the first collective, so that processes with different settings end with a message instead of a hang.
-        Processes that connect more than once need another MASTER_PORT each time, unless their launcher serves it.
+        Each attempt has its own store; `digest` (of the resolved configuration) is compared over it before the first
+        collective, so that processes with different settings end with a message instead of a hang. Processes that
+        connect more than once need another MASTER_PORT each time, unless their launcher serves the store.
         """
         launch = launch or LaunchContext.from_environment()
         config = config.with_launch(rank=launch.rank, world_size=launch.world_size, local_slot=launch.local_rank)
@@ -91,8 +92,8 @@ class Topology:
                 store=store,
                 rank=launch.rank,
                 world_size=launch.world_size,
-                # What the host does on a GPU is seldom a collective: it waits for the device, in many places. Where the
-                # watch does not know one, NCCL's own limit ends the process.
+                # With a GPU, the host is seldom in a collective: it waits for the device, in many places. Where the
+                # watch does not know such a place, NCCL's own timeout ends the process.
                 timeout=2 * timeout if device.type == "cuda" else _NEVER,
                 device_id=device if device.type == "cuda" else None,
             )
@@ -129,8 +130,8 @@ class Topology:
     def group(self, *axes: Axis) -> dist.ProcessGroup | None:
         """Return the group of ranks that differ from this one along `axes` only; None where that is this rank alone.
 
-        Its ranks are in rank order. Layers ask for it in every forward pass: it is worked out once. Collective for
-        several axes: all ranks, the first time.
+        The group's ranks are in rank order. The group is cached, since layers ask for it in every forward pass.
+        Collective for several axes: all ranks, the first time.
         """
         if axes not in self._axis_groups:
             wide = tuple(axis for axis in Axis if axis in axes and self.size(axis) > 1)
@@ -143,9 +144,10 @@ class Topology:
         return self._axis_groups[axes]
 
     def named(self, group: dist.ProcessGroup) -> tuple[str, Sequence[int]]:
-        """Return what a group of this topology is for, and its ranks in order.
+        """Return the purpose of a group of this topology, and its ranks in order.
 
-        For an axis that is its name, for several their names (`pipe data`), for the group of all ranks `world`.
+        The purpose is the name of the group's axis, the names of several axes (`pipe data`), or `world` for the group
+        of all ranks.
         """
         for purpose, known in self._groups.items():
             if known is group:
@@ -166,13 +168,13 @@ class Topology:
     def subgroup(self, purpose: str, ranks: Sequence[int], *, urgent: bool = False) -> dist.ProcessGroup | None:
         """Return a group of the given global ranks, ordered by rank; None for a rank that stays alone.
 
-        Collective: *all* ranks, in one order of purposes, each with the ranks it belongs to (only itself, if to none).
-        A group is made once per purpose: NCCL serialises what shares a group, so independent streams of messages name
-        different purposes. Only the members wait for each other; but torch derives a group's name from the number of
-        groups its rank has made, which is why a rank that stays alone makes one too.
+        Collective: *all* ranks, in the same order of purposes, each with the ranks of its own group (only itself, if it
+        is in none). A group is made once per purpose: NCCL serialises the messages of a group, so independent streams
+        of messages need different purposes. Only the members wait for each other; but torch derives a group's name from
+        the number of groups its rank has made, which is why a rank that stays alone makes one too.
 
-        On a GPU the kernels of an `urgent` group go before others that wait for a free processor: what it sends is
-        small, and somebody stands still until it is there.
+        On a GPU the kernels of an `urgent` group run before others that wait for a free multiprocessor: its messages
+        are small, and a rank is idle until they arrive.
         """
         if self._store is None:
             return None
@@ -191,11 +193,11 @@ class Topology:
             (ops.shared.open_messages if messages else ops.shared.open)(group)
 
     def link(self, payload: str, *, descending: bool) -> dist.ProcessGroup | None:
-        """Return the group of this pipe column for what crosses the boundaries between stages, its ranks in pipe order.
+        """Return the group of this pipe column for messages that cross stage boundaries, its ranks in pipe order.
 
-        Activations and gradients each have their own (`payload`), and so have boundaries where the next stage lives on
-        a lower rank (`descending`: with several stages on each rank). Between two ranks the messages of a group then
-        flow one way, in one order on both ends, and no send can stand in the way of a receive. Collective: all ranks.
+        Activations and gradients have separate groups (`payload`), and so have boundaries whose next stage is on a
+        lower rank (`descending`: with several stages on each rank). Between two ranks the messages of a group then flow
+        in one direction, in the same order on both ends, and no send can block a receive. Collective: all ranks.
         """
         ranks = self.layout.group(Axis.PIPE, self.rank)
         purpose = f"{payload} descending" if descending else payload
@@ -216,19 +218,20 @@ class Topology:
         return self.subgroup(f"{axis.value} {which}", ranks)
 
     def agree(self, purpose: str, value: Any, join: Callable[[list[Any]], T]) -> T:
-        """Return `join` of what all ranks passed, in rank order. Collective: all ranks.
+        """Return `join` of the values that all ranks passed, in rank order. Collective: all ranks.
 
-        Over the store, not the network fabric, for what happens once, before or beside training: names, plans,
-        complaints. Only rank 0 sees everything and joins it; the others send one value and receive the answer. Both
-        travel as JSON. What must fail on all ranks alike, such as a complaint, is raised from the answer, not in
-        `join`.
+        Uses the store, not the network fabric: for values that are exchanged once, before or beside training, such as
+        names, plans and problems. Only rank 0 sees all values and joins them; the other ranks send one value and
+        receive the answer. Both travel as JSON. An error that must be raised on all ranks is raised from the answer,
+        not in `join`.
         """
         values = self.gather(purpose, value)
         return cast(T, self.broadcast(purpose, None if values is None else join(values)))
 
     @waits
     def gather(self, purpose: str, value: Any) -> list[Any] | None:
-        """Return what all ranks passed, in rank order, on rank 0, None on the others. Collective: all ranks."""
+        """Return the values that all ranks passed, in rank order, on rank 0; None on the others. Collective: all
+        ranks."""
         if self._store is None:
             return [value]
         prefix = self._next_message(purpose)
@@ -240,7 +243,7 @@ class Topology:
 
     @waits
     def broadcast(self, purpose: str, value: T) -> T:
-        """Return what rank 0 passed, whatever the others pass. Collective: all ranks."""
+        """Return the value that rank 0 passed, whatever the others pass. Collective: all ranks."""
         if self._store is None:
             return value
         key = self._next_message(purpose)
@@ -250,25 +253,25 @@ class Topology:
         return cast(T, json.loads(self._store.get(key)))
 
     def share(self, tensor: Tensor, axis: Axis, *, source: int = 0) -> Tensor:
-        """Overwrite a tensor with that of the rank at `source` along an axis. Collective: the ranks along it."""
+        """Overwrite a tensor with that of the rank at `source` along an axis. Collective: the ranks along the axis."""
         return ops.broadcast(tensor, self.group(axis), source=source)
 
     def smallest(self, value: int, *axes: Axis) -> int:
-        """Return the smallest of what the ranks along some axes passed. Collective: these ranks."""
+        """Return the smallest value that the ranks along some axes passed. Collective: these ranks."""
         found = torch.tensor(-value, dtype=torch.int64, device=self.device)
         for axis in axes:
             ops.all_reduce(found, self.group(axis), maximum=True)
         return -int(found)
 
     def own_prefix(self, purpose: str) -> str:
-        """Return what the keys of one user of the store begin with, another one each time.
+        """Return a key prefix for one user of the store, a different one at each call.
 
-        Sends nothing, but all ranks have to call it alike, in one order with what they agree on.
+        Sends nothing, but all ranks must call it in the same order, also relative to `agree`, `gather` and `broadcast`.
         """
         return self._next_message(purpose)
 
     def _next_message(self, purpose: str) -> str:
-        """Return the key of a message, of which all ranks have sent or read the same number by now."""
+        """Return the key of the next message. By now all ranks must have sent or read the same number of messages."""
         self._messages += 1
         return f"message/{self._messages}/{purpose}"
 
@@ -302,7 +305,7 @@ class Topology:
 
 
 def _options(device: torch.device, *, urgent: bool) -> Any:
-    """Return what a new group is told: on a GPU, whether its stream has priority."""
+    """Return the options of a new group: on a GPU, a high-priority stream if it is `urgent`."""
     if device.type != "cuda" or not urgent:
         return None
     options: Any = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
@@ -310,12 +313,12 @@ def _options(device: torch.device, *, urgent: bool) -> Any:
 
 
 def first_given(values: Sequence[T | None]) -> T | None:
-    """Return the first value that is not None, None where there is none: a way to join what ranks say."""
+    """Return the first value that is not None, None where there is none: a `join` for `Topology.agree`."""
     return next((value for value in values if value is not None), None)
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """Return this process's device. `auto` takes GPU number `local_rank` where there are GPUs, else the CPU."""
+    """Return this process's device. `auto` chooses GPU number `local_rank` where there are GPUs, else the CPU."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What a rank is doing, read from marks and from the calls of its training thread; who keeps the others waiting."""
+"""What a rank is doing, from the marks and the call stack of its training thread; which ranks keep others waiting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scaling.core.waiting import Wait
 _CORE: Final = "scaling/core/"
 _TORCH: Final = "torch/distributed/"
 _MARKS: Final = "scaling/core/waiting.py"
-"""Stands around every marked call, and says nothing."""
+"""The file whose frames surround every marked call, and are left out."""
 
 _THREAD: Final = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+) ")
 _CALL: Final = re.compile(r'  File "(.*)", line \S+ in (.*)')
@@ -33,11 +33,11 @@ _PHASES: Final = (
     ("topology/topology.py", "connect", "start-up"),
     ("topology/rendezvous.py", "leave_store", "leaving"),
 )
-"""What an outer function stands for; the first one that is found counts."""
+"""The phase that an outer function belongs to; the first entry that is found counts."""
 
 _READING: Final = "data/"
 VOTE_SECONDS: Final = 1800.0
-"""How long a rank may read or write for a checkpoint while others wait for its word."""
+"""How long a rank may read or write for a checkpoint while others wait for its vote."""
 
 
 class Call(NamedTuple):
@@ -49,24 +49,24 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """What one rank says about itself."""
+    """One rank's account of itself."""
 
     phase: str
     place: str
     """The file and the function that its training thread is in."""
     still: float
-    """Seconds for which it has not moved from there, not counting those in which the process was stopped."""
+    """Seconds for which the thread has not moved from there, not counting those in which the process was stopped."""
     waits: bool = False
-    """Whether it waits for other ranks."""
+    """Whether the thread waits for other ranks."""
     votes: bool = False
-    """Whether what it waits for may take as long as reading and writing a checkpoint does."""
+    """Whether the wait may take as long as reading or writing a checkpoint."""
 
 
 def stack_of(thread: int) -> list[Call]:
-    """Return what a thread of this process is in, from the innermost call on; nothing where that is not known.
+    """Return the call stack of a thread of this process, innermost call first; empty where it is not known.
 
-    Read from the dump that is made for crashed interpreters: it makes no frame objects, which would be another
-    thread's. It ends after a hundred calls.
+    The stack is read from the dump that is made for crashed interpreters, since that creates no frame objects of
+    another thread. The dump ends after a hundred calls.
     """
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file, all_threads=True)
@@ -75,7 +75,7 @@ def stack_of(thread: int) -> list[Call]:
 
 
 def calls_in(dump: str, thread: int) -> list[Call]:
-    """Return what a dump of `faulthandler` says about a thread, from the innermost call on."""
+    """Return the calls of a thread in a dump of `faulthandler`, innermost call first."""
     found: list[Call] = []
     is_it = False
     for line in dump.splitlines():
@@ -89,12 +89,12 @@ def calls_in(dump: str, thread: int) -> list[Call]:
 
 
 def is_foreign_wait(stack: Sequence[Call]) -> bool:
-    """Return whether a thread is in a call of torch.distributed which nothing of this library has made."""
+    """Return whether a thread is in a call of torch.distributed that this library has not made."""
     return any(_TORCH in call.path for call in itertools.takewhile(lambda call: _CORE not in call.path, stack))
 
 
 def account_of(stack: Sequence[Call], wait: Wait | None, *, step: int | None, still: float) -> Account:
-    """Describe what a thread is in, and the innermost of its marked calls."""
+    """Return the account of a thread from its call stack and the innermost of its marked calls."""
     own = [call for call in stack if _CORE in call.path]
     phase = next(
         (
@@ -112,13 +112,13 @@ def account_of(stack: Sequence[Call], wait: Wait | None, *, step: int | None, st
 
 
 def judge(accounts: Mapping[int, Account | None], patience: float) -> str | None:
-    """Return who keeps the others waiting and where these are; None while nobody has waited for long enough. Pure.
+    """Return a message about which ranks keep the others waiting, and where; None while no rank has waited long enough.
 
-    `accounts` has every rank's own, None for one that did not answer. A rank that has waited `patience` seconds for
-    others makes a hang of it: those are ranks that do not answer, or ranks that do something else meanwhile; a rank
-    that reads or writes for a checkpoint, and moves, is let be for longer. Where all ranks wait they wait for each
-    other, once the last one has waited that long. Times do not count while a process is stopped, so ranks that are
-    all stopped and go on together have not waited.
+    `accounts` holds the account of every rank, None for a rank that did not answer. It is a hang once a rank has waited
+    `patience` seconds for others. The ranks at fault are those that do not answer, or that do something else meanwhile;
+    a rank that reads or writes for a checkpoint, and moves, is given longer (`VOTE_SECONDS`). If all ranks wait, they
+    wait for each other, which is a hang once the last of them has waited that long. Time in which a process is stopped
+    does not count, so ranks that are all stopped and resume together have not waited. Pure.
     """
     waiting = {rank: one for rank, one in accounts.items() if one is not None and one.waits}
     patient = {rank: one for rank, one in waiting.items() if one.still >= patience}

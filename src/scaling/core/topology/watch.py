@@ -1,8 +1,8 @@
-"""Watch: two threads per rank, over which ranks agree on leaving and find out who keeps the others waiting.
+"""Watch: two threads per rank, through which ranks agree on leaving and find out which rank keeps the others waiting.
 
-While nothing happens a rank asks the store ten times a second how many events there are, and nothing else: no
-collective, no wait for the device, no message of the training thread, no look at its calls. An event is that a rank was
-asked to leave, that one has waited for too long and wants to know how the others are, or that a hang was found.
+While nothing happens, a rank asks the store ten times a second for the number of events, and does nothing else: no
+collective, no wait for the device, no message from the training thread, no look at its call stack. There are three
+events: a rank was asked to leave; a rank has waited too long and asks what the others are doing; a hang was found.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from scaling.core.waiting import marks_of_this_thread
 
 _PAUSE: Final = 0.1
 _ANSWER_SECONDS: Final = 3.0
-"""How long a rank may take to say how it is."""
+"""How long a rank may take to answer a question."""
 _LINGER_SECONDS: Final = 1.0
-"""How long a process that ends lets the others learn why, and how long its training thread may take to end it."""
+"""How long an ending process gives the others to learn why, and its own training thread to end it."""
 
 
 @final
 class Watch:
-    """Watches the thread that makes it, over a connection to `store` of its own: a blocking `get` locks one."""
+    """Watch of the thread that creates it, over its own connection to `store`: a blocking `get` locks a connection."""
 
     def __init__(self, store: dist.Store, *, rank: int, world_size: int, gate: Gate, patience: float) -> None:
         own: dist.Store = store.clone()  # type: ignore[attr-defined]  # all stores have it, undeclared
@@ -52,7 +52,7 @@ class Watch:
             self._marks, processor_clock(self._thread), patience=patience, is_foreign=self._is_in_foreign_wait
         )
         self._silence = 0.0
-        """Seconds since the store has answered, not counting those in which this process was stopped."""
+        """Seconds since the store last answered, not counting those in which this process was stopped."""
         self._seen = 0
         self._leaving = _Leaving()
         self._asking: int | None = None
@@ -68,14 +68,15 @@ class Watch:
             thread.start()
 
     def stop(self) -> None:
-        """Stop watching. Not long after, the store is not used any more."""
+        """Stop watching. Soon afterwards the store is no longer used."""
         self._over.set()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_LINGER_SECONDS)
 
     def let_it_end(self) -> None:
-        """Leave the last word to the watch, where it has one: errors that the others' end brings are consequences."""
+        """Let the watch end this process if it is about to: errors that follow from the end of other ranks are
+        consequences."""
         if self.is_ending:
             time.sleep(2 * _LINGER_SECONDS)
 
@@ -83,7 +84,7 @@ class Watch:
         before = time.monotonic()
         while not self._over.wait(self._pause):
             now = time.monotonic()
-            passed = min(now - before, 1.0)  # the process was stopped, not waiting, where it took longer
+            passed = min(now - before, 1.0)  # if more time passed, the process was stopped, not waiting
             before = now
             self._silence += passed
             self._clock.look(self._gate.begun, passed)
@@ -108,7 +109,7 @@ class Watch:
             return
 
     def _look(self) -> None:
-        """Take part in what has happened."""
+        """Handle new events, and publish those of this rank."""
         events = self._store.add("events", 0)
         self._silence = 0.0
         while self._seen < events:
@@ -149,7 +150,7 @@ class Watch:
                 self._end(HangError(event["message"]))
 
     def _leave(self) -> None:
-        """Close the gate as soon as all have said how far they are; break off what there is no reason to finish."""
+        """Close the gate once all ranks have reported their last unit; interrupt work that need not be finished."""
         leaving = self._leaving
         leaving.seconds += self._pause
         if leaving.last is None:
@@ -157,7 +158,7 @@ class Watch:
             if len(found) == self._world_size:
                 leaving.last = max(int(value) for value in found.values())
             elif leaving.seconds > _ANSWER_SECONDS and self._gate.begun == 0:
-                leaving.last = 0  # another one was ended by the signal before it listened; there is nothing to save
+                leaving.last = 0  # the signal ended another rank before it listened; there is nothing to save
             else:
                 return
             self._gate.close_after(leaving.last)
@@ -169,7 +170,7 @@ class Watch:
             self._end(AskedToLeave(self._gate.asked))
 
     def _hear(self, question: int) -> None:
-        """Judge, once all have answered or have had the time to."""
+        """Judge the answers, once all ranks have answered or the time for it is over."""
         found = self._values(str(question), range(self._world_size))
         if len(found) < self._world_size and self._clock.since_question < _ANSWER_SECONDS:
             return
@@ -196,7 +197,7 @@ class Watch:
 
 @final
 class _Leaving:
-    """How far leaving has come."""
+    """The progress of leaving."""
 
     def __init__(self) -> None:
         self.is_known = False
