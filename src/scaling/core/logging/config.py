@@ -36,7 +36,7 @@ class TensorboardRanksConfig(BaseConfig):
 
 
 class LoggerConfig(BaseConfig):
-    """Messages, metrics and the places they go to."""
+    """Messages, metrics and their destinations."""
 
     on_resume = OnResume.RUNTIME
 
@@ -48,7 +48,7 @@ class LoggerConfig(BaseConfig):
     metrics_ranks: list[int] | None = None
     """Ranks that print metrics. null: rank 0."""
     use_tensorboard: bool = False
-    """Write metrics for TensorBoard below log_dir, where that is given; needs `pip install scaling[tensorboard]`."""
+    """Write metrics for TensorBoard below log_dir, if that is given; needs `pip install scaling[tensorboard]`."""
     tensorboard_ranks: list[int] | TensorboardRanksConfig | None = None
     """Ranks that write to TensorBoard: a list, or positions on the axes. null: rank 0."""
     use_wandb: bool = False
@@ -76,7 +76,7 @@ class LoggerConfig(BaseConfig):
     """Formerly: ranks that report to determined."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check that ranks are ranks."""
+        """Check that ranks are not negative."""
         for name in ("metrics_ranks", "tensorboard_ranks", "wandb_ranks"):
             ranks = getattr(self, name)
             for index, rank in enumerate(ranks if isinstance(ranks, list) else ()):
@@ -84,6 +84,6 @@ class LoggerConfig(BaseConfig):
                     yield Problem(f"{name}.{index}", f"is {rank}; ranks start at 0")
 
     def notes(self) -> Iterator[Problem]:
-        """Yield what is switched on and has no place to go to."""
+        """Yield outputs that are switched on but have no destination."""
         if self.use_tensorboard and self.log_dir is None:
             yield Problem("use_tensorboard", "is true, but log_dir is null: nothing is written for TensorBoard")

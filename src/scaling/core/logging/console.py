@@ -19,11 +19,11 @@ _REDRAW: Final = 0.1
 
 @final
 class ConsoleSink:
-    """Show the steps after which the trainer has waited for the device: loss, speed, memory, time left and more.
+    """Sink that shows the steps after which the trainer has waited for the device: loss, speed, time left and more.
 
-    Where standard error is not a terminal (or `may_draw` is False) they go to the log as `name value` pairs: the first
-    and the last, and between them one whenever a fiftieth of the time so far has passed, at most one a second and at
-    least one a minute. Evaluations, checkpoints and what goes wrong have lines of their own (`EventLog`).
+    Where standard error is not a terminal (or `may_draw` is False) steps go to the log as `name value` pairs: the first
+    and the last step, and between them one step after each pause of a fiftieth of the time so far, at most one a second
+    and at least one a minute. Evaluations, checkpoints and failures have their own lines (`EventLog`).
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ConsoleSink:
         self._live = LiveLine() if may_draw and is_terminal(sys.stderr) else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show one step. One that has no speed was taken some time ago, and a newer one follows."""
+        """Show one step. A step without a speed is left out: it was taken some time ago, and a newer one follows."""
         if not ({"training/tokens_per_second", "training/samples_per_second"} & metrics.keys()):
             return
         if not self._is_due(step, self._pause() if self._live is None else _REDRAW):

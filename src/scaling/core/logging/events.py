@@ -30,7 +30,7 @@ _EVALUATION: Final = "evaluation/"
 
 
 class EventKind(str, Enum):
-    """What happened."""
+    """The kind of an event."""
 
     STARTED = "started"
     EVALUATION = "evaluation"
@@ -51,7 +51,8 @@ class Event:
     fields: Mapping[str, Json] = field(default_factory=dict)
     level: int = logging.INFO
     said: str | None = None
-    """The line for people. None: the fields as `name value` pairs; empty: none, for another message says it."""
+    """The line for people. None: the fields as `name value` pairs; empty: no line, since another message reports the
+    event."""
 
     def line(self, total_steps: int) -> str:
         """Return the line that stays in the log; empty for none."""
@@ -65,18 +66,18 @@ class Event:
         return " ".join([f"step {self.step}/{total_steps}", self.kind.value, *pairs])
 
     def as_dict(self) -> dict[str, Json]:
-        """Return the event as it is written."""
+        """Return the event as it is written to `events.jsonl`."""
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         return {"time": now, "step": self.step, "event": self.kind.value, **self.fields}
 
 
 def events_of_metrics(step: int, metrics: Mapping[str, float]) -> Iterator[Event]:
-    """Yield what the metrics of a step tell: that its update was skipped, a loss that is not finite, an evaluation."""
+    """Yield the events in the metrics of a step: a skipped update, a loss that is not finite, an evaluation."""
     norm, loss = metrics.get("training/global_grad_norm", 0.0), metrics.get("training/loss", 0.0)
     if not math.isfinite(norm):
         scale = metrics.get("training/loss_scale")
         reason = "the gradients were not finite"
-        if scale is not None:  # is searched for in this way, and lowered now
+        if scale is not None:  # overflows are part of the search for the scale, which is lowered now
             reason = f"the gradients overflowed at a loss scale of {plain_number(scale)}"
         level = logging.WARNING if scale is None else logging.INFO
         yield Event(kind=EventKind.SKIPPED, step=step, fields={"reason": reason}, level=level)
@@ -91,12 +92,13 @@ def events_of_metrics(step: int, metrics: Mapping[str, float]) -> Iterator[Event
 
 @final
 class EventLog:
-    """Takes the events of a run: rank 0 says each in a line and appends it to `events.jsonl` in `log_dir`.
+    """Log of the events of a run: rank 0 logs each as a line and appends it to `events.jsonl` in `log_dir`.
 
-    Other ranks, and rank 0 where it `prints_metrics` no more, keep still, but for evaluations on ranks that print
-    metrics. It is a sink of metrics too, for what these tell. A file that cannot be written costs the events, not the
-    run; that is said once. As a context manager it notes how the run ended: `end` says how it ended well, an exception
-    that it failed. Without `log_dir` nothing is written.
+    Other ranks log and write nothing. Evaluations are an exception: their lines are logged by the ranks with
+    `prints_metrics`. The log is also a sink of metrics, from which it derives events. If the file cannot be written,
+    events are lost, which is reported once, and the run continues. A call of `end` records how the run ended well; as a
+    context manager the log also records an exception as a failure, or Ctrl-C as a pre-emption. Without `log_dir`
+    nothing is written.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class EventLog:
         self._is_open = self._is_broken = False
 
     def tell(self, event: Event) -> None:
-        """Say what happened, and write it down."""
+        """Log an event, and append it to the file."""
         self._step = max(self._step, event.step)
         is_shown = self._prints_metrics if event.kind is EventKind.EVALUATION else self._is_first
         if is_shown and (line := event.line(self._total)):
@@ -119,7 +121,7 @@ class EventLog:
             self._append(self._path, event)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tell what the metrics of a step tell."""
+        """Log the events in the metrics of a step."""
         self._step = max(self._step, step)
         for event in events_of_metrics(step, metrics):
             self.tell(event)
@@ -128,7 +130,7 @@ class EventLog:
         """Do nothing: events come after the last metrics, too."""
 
     def end(self, step: int, state: RunPhase, reason: str | None = None) -> None:
-        """Note how the run ended. What a person reads about it comes from elsewhere."""
+        """Record how the run ended. The message for people comes from elsewhere."""
         self.tell(Event(kind=EventKind.ENDED, step=step, fields={"state": state.value, "reason": reason}, said=""))
 
     def __enter__(self) -> Self:
@@ -159,7 +161,7 @@ class EventLog:
 
 
 def _append_whole(path: Path, line: bytes) -> None:
-    """Append a line whole or not at all: half of one would take the next one with it."""
+    """Append a whole line or nothing: half a line would spoil the next one too."""
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
@@ -170,7 +172,7 @@ def _append_whole(path: Path, line: bytes) -> None:
 
 
 def _cut_unfinished(path: Path) -> None:
-    """Cut off a last line in the middle of which the process before was killed."""
+    """Cut off an unfinished last line, during which an earlier process was killed."""
     if path.exists():
         content = path.read_bytes()
         if not content.endswith(b"\n"):

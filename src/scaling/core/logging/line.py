@@ -1,6 +1,6 @@
-"""The line that says how a step went: from metrics to named fields, and from these to a terminal's width or to pairs.
+"""The line about a step: metrics become named fields, and these a line of a terminal's width or `name value` pairs.
 
-Everything here is pure. The names of the fields are the words that people search logs for; they do not change.
+Everything here is pure. The names of the fields are the words that people search logs for, so they must not change.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class LineField:
     """One number about a step."""
 
     name: str
-    """What it is called in plain lines."""
+    """The name of the field in plain lines."""
     value: str
-    """What follows the name there: no spaces, no separators of thousands, base units."""
+    """The value that follows the name there: no spaces, no thousands separators, base units."""
     shown: str
     """The field on a terminal, with a name or a unit for people."""
     priority: int
-    """0 is the most important one; the highest number is the first to be left out."""
+    """0 is the most important; the field with the highest number is left out first."""
 
 
 def step_fields(
@@ -44,7 +44,7 @@ def step_fields(
     if (norm := metrics.get("training/global_grad_norm")) is not None:
         add("grad_norm", f"{norm:.4g}", f"grad norm {norm:.3g}", 4)
     rates = [value for name, value in metrics.items() if name.startswith(LEARNING_RATE)]
-    if rates:  # of several groups, the one that moves the furthest
+    if rates:  # of several groups, the highest
         add("lr", f"{max(rates):.4g}", f"lr {max(rates):.2e}", 5)
     for unit in ("tokens", "samples"):
         if (speed := metrics.get(f"training/{unit}_per_second")) is not None:
@@ -64,7 +64,7 @@ def step_fields(
 def fitted(fields: Sequence[LineField], width: int) -> str:
     """Return as many fields as `width` columns hold, in their order; the least important are left out first.
 
-    The most important one is cut where even that is too wide.
+    The most important field is cut where even that is too wide.
     """
     kept = list(fields)
     while len(kept) > 1 and len(_joined(kept)) > width:
@@ -87,7 +87,7 @@ def plain_number(value: float) -> str:
 
 
 def with_thousands(value: float) -> str:
-    """Return a number for people."""
+    """Return a number with thousands separators, for people."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""The live line of a terminal: drawn over and over at the bottom, while everything else is written above it."""
+"""The live line of a terminal: redrawn at the bottom, while everything else is written above it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ ERASE: Final = "\x1b[J"
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether a stream shows lines that can be drawn over. None: it was closed before the process began."""
+    """Return whether a stream shows lines that can be redrawn. None is one that was closed before the process began."""
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @final
 class LiveLine:
-    """Draws one line on standard error until `close`, and writes what comes on both outputs above it.
+    """Line that is redrawn on standard error until `close`; standard output and error are written above it.
 
     After each drawing the cursor is back at the beginning of the line. So a line that a narrower terminal has wrapped
-    is erased as a whole, and a process that takes over after this one was killed erases it without knowing it.
+    is erased as a whole, and a process that takes over after this one was killed erases the line without knowing of it.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class LiveLine:
             self.draw(self._text[: self.width])
 
     def close(self) -> None:
-        """Let the line stay where it is, and give the outputs back."""
+        """Leave the line where it is, and restore standard output and error."""
         with self._lock:
             if (sys.stdout, sys.stderr) == self._above:
                 sys.stdout, sys.stderr = self._others
@@ -73,7 +73,7 @@ class LiveLine:
 
 
 class _Above(io.TextIOBase):
-    """Stands in for an output: passes whole lines on, to be written above the live line."""
+    """Replacement of an output that passes whole lines on, to be written above the live line."""
 
     def __init__(self, live: LiveLine, stream: TextIO) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _Above(io.TextIOBase):
         return len(text)
 
     def write_rest(self) -> None:
-        """Write a last line that was not ended."""
+        """Write an unfinished last line."""
         if self._rest:
             self.write("\n")
 

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class MetricSink(Protocol):
-    """A place that metrics are written to. An OSError costs metrics, and is reported; any other error ends the run."""
+    """A place that metrics are written to. An OSError loses metrics, which is reported; other errors end the run."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of one step; steps come in order."""
@@ -36,11 +36,11 @@ class _OnDevice:
 
 
 class MetricWriter:
-    """Keep the metrics of each step, device scalars included, until `flush` writes them to every sink.
+    """Buffer that keeps the metrics of each step, device scalars included, until `flush` writes them to every sink.
 
     Without sinks, as on most ranks, it does nothing at all. A sink that cannot write is reported once and tried again
-    at the next flush: a full disk costs metrics, not the run; how many steps it cost is said in the end. Leaving it as
-    a context manager flushes and closes.
+    at the next flush: a full disk costs metrics, not the run; `close` reports how many steps were lost. Leaving it as a
+    context manager flushes and closes it.
     """
 
     def __init__(self, sinks: Sequence[MetricSink]) -> None:
@@ -48,12 +48,12 @@ class MetricWriter:
         self._rows: dict[int, dict[str, float]] = {}
         self._on_device: list[_OnDevice] = []
         self._lost = [0 for _ in sinks]
-        """For each sink, how many steps it could not write."""
+        """Number of steps that each sink could not write."""
 
     def add(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
-        """Add metrics of `step`, to what was added for it before. Tensors have one element; no synchronisation.
+        """Add metrics to those already added for `step`. Tensors must have one element. Does not synchronise.
 
-        Their values are copied on the device (one kernel per dtype), so they may change afterwards.
+        The tensors' values are copied on the device (one kernel per dtype), so the tensors may change afterwards.
         """
         if not self._sinks:
             return
@@ -69,7 +69,7 @@ class MetricWriter:
             self._on_device.append(_OnDevice(step, tuple(group), torch.stack(list(group.values()))))
 
     def add_vector(self, step: int, names: Sequence[str], values: Tensor) -> None:
-        """Add metrics of `step` that lie in one vector [len(names)], of which nobody changes an element any more."""
+        """Add metrics of `step` from one vector [len(names)]. It is not copied, so it must not change any more."""
         if self._sinks:
             self._rows.setdefault(step, {}).update(dict.fromkeys(names, float("nan")))  # holds the places in the row
             self._on_device.append(_OnDevice(step, tuple(names), values))
@@ -114,9 +114,9 @@ class MetricWriter:
 
 
 def _to_host(vectors: Sequence[Tensor]) -> list[list[float]]:
-    """Return the values of 1-d tensors of any dtypes, by one transfer per device they are on.
+    """Return the values of 1-d tensors of any dtypes, with one transfer per device.
 
-    Through float64, which holds every float32 and every integer up to 2^53 exactly.
+    Values pass through float64, which holds every float32 and every integer up to 2^53 exactly (on mps float32).
     """
     result: list[list[float]] = [[] for _ in vectors]
     by_device: defaultdict[torch.device, defaultdict[torch.dtype, list[int]]]

@@ -1,4 +1,4 @@
-"""The names of the files that metrics are in: the one of the run, and those of what its earlier starts have left."""
+"""The names of metrics files: that of the run, and those that keep the metrics of its earlier starts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _NAMES: Final = re.compile(r"metrics(\.repeated|\.previous(\.[0-9]+)?)?\.jsonl",
 
 
 def repeated_file(path: Path) -> Path:
-    """Return where steps are kept that come again, beside the metrics at `path`."""
+    """Return the file, beside the metrics at `path`, for the steps that are repeated after a resume."""
     return path.with_name(f"{path.stem}.repeated{path.suffix}")
 
 
 def previous_file(path: Path, number: int) -> Path:
-    """Return where the metrics of an earlier start are kept, the first of them being number 1."""
+    """Return the file for the metrics of an earlier start; `number` counts from 1."""
     return path.with_name(f"{path.stem}.previous{f'.{number}' if number > 1 else ''}{path.suffix}")
 
 
 def names_metrics(path: Path) -> bool:
-    """Tell whether a file has a name under which a run keeps metrics."""
+    """Return whether a file has a name under which a run keeps metrics."""
     return _NAMES.fullmatch(path.name) is not None

@@ -36,7 +36,7 @@ def is_chosen(
 
 
 def missing_logger_packages(config: LoggerConfig, rank: int | None = None) -> Iterator[Problem]:
-    """Yield which packages the sinks of a rank need that are not installed here. None: those of all ranks."""
+    """Yield a problem for each package that the sinks of a rank (None: of all ranks) need and that is not installed."""
     ranks = {"use_tensorboard": config.tensorboard_ranks, "use_wandb": config.wandb_ranks}
     for switch, package in _PACKAGES.items():
         goes_nowhere = switch == "use_tensorboard" and config.log_dir is None
@@ -47,7 +47,7 @@ def missing_logger_packages(config: LoggerConfig, rank: int | None = None) -> It
 
 
 def missing_package(switch: str) -> Problem:
-    """Return what is wrong where the package of a switch is not installed."""
+    """Return the problem of a switch whose package is not installed."""
     package = _PACKAGES[switch]
     return Problem(
         f"logger.{switch}",

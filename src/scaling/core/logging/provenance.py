@@ -23,7 +23,7 @@ from scaling.core.storage.writing import write_json
 CONFIG_FILE = "config.yml"
 _PACKAGES = ("scaling", "torch", "numpy", "safetensors", "tokenizers", "pydantic")
 _GIT_SECONDS = 10
-"""How long one question to git may hold up the start of a run."""
+"""How long one git command may delay the start of a run."""
 
 
 def write_run_files(
@@ -35,9 +35,9 @@ def write_run_files(
     rank: int = 0,
     attempt: int = 0,
 ) -> None:
-    """Write `run.json` and the resolved `config.yml` to `log_dir`; on rank 0, and only where there is a `log_dir`.
+    """Write `run.json` and the resolved `config.yml` to `log_dir`; only on rank 0, and only if there is a `log_dir`.
 
-    Where the runner has started the run again (`attempt` is not 0), what became of the attempts before stays.
+    Where the runner has restarted the run (`attempt` is not 0), the records of earlier attempts are kept.
     """
     if log_dir is None or rank != 0:
         return
@@ -53,7 +53,7 @@ def write_run_files(
 
 
 def describe_run(*, layout: Mapping[str, int], data_fingerprint: str | None) -> dict[str, Any]:
-    """Return versions, git state, hardware, layout and data of this run. Neither environment nor command line."""
+    """Return versions, git state, hardware, layout and data of this run, but not its environment or command line."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
@@ -78,7 +78,7 @@ def describe_run(*, layout: Mapping[str, int], data_fingerprint: str | None) -> 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return commit, branch and changed files of the repository around `folder`; None outside one or without git.
 
-    What git does not find out in time, as in a large repository on a slow disk, is None too.
+    A value that git does not find in time, as in a large repository on a slow disk, is None too.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:

@@ -1,4 +1,4 @@
-"""The file run.json, which a run's processes write, and the one that starts them, without torch."""
+"""The file run.json, written by the processes of a run and by the process that starts them. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ATTEMPTS: Final = "attempts"
 
 
 def write_attempts(log_dir: Path, attempts: Sequence[Mapping[str, Any]]) -> None:
-    """Write what became of all attempts of a command to `run.json`, in place of those of a command before."""
+    """Write the records of all attempts of a command to `run.json`, in place of those of an earlier command."""
     write_json(log_dir / RUN_FILE, read_run_file(log_dir) | {ATTEMPTS: list(attempts)})
 
 
 def read_run_file(log_dir: Path) -> dict[str, Any]:
-    """Return what `run.json` says; nothing where there is none or it cannot be understood."""
+    """Return the content of `run.json`; empty where the file is missing or malformed."""
     try:
         values = json.loads((log_dir / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""run_state.json: how a run stands, for schedulers that see only their launcher's exit status."""
+"""run_state.json: the state of a run, for schedulers that see only their launcher's exit status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN_STATE_FILE = "run_state.json"
 
 
 class RunPhase(str, Enum):
-    """How a run stands."""
+    """The state of a run."""
 
     RUNNING = "running"
     FINISHED = "finished"
@@ -35,7 +35,7 @@ def _now() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """One entry of run_state.json."""
+    """The content of run_state.json."""
 
     state: RunPhase
     step: int = 0
@@ -43,16 +43,16 @@ class RunState:
     reason: str | None = None
     """Why the run is not running any more, in words."""
     exit_status: int | None = None
-    """What the process ends with; None while it runs."""
+    """The exit status of the process; None while it runs."""
     updated: str = field(default_factory=_now)
 
     def write(self, log_dir: Path) -> None:
-        """Replace the file in `log_dir`, in one go: whoever reads it finds the old state or the new one."""
+        """Replace the file in `log_dir` atomically: a reader finds the old state or the new one."""
         write_json(log_dir / RUN_STATE_FILE, asdict(self) | {"state": self.state.value})
 
     @classmethod
     def read(cls, log_dir: Path) -> RunState | None:
-        """Return what the file in `log_dir` says, None where there is none or it cannot be understood."""
+        """Return the state in `log_dir`, None where the file is missing or malformed."""
         try:
             values = json.loads((log_dir / RUN_STATE_FILE).read_text(encoding="utf-8"))
             return cls(**{**values, "state": RunPhase(values["state"])})
@@ -61,12 +61,12 @@ class RunState:
 
 
 class RunStateRecorder:
-    """Keep run_state.json up to date from one process of the run; a context manager around its whole work.
+    """Context manager around the whole work of one process of the run that keeps run_state.json up to date.
 
-    Rank 0 records that the run goes on, is pre-empted or finished. An exception that leaves the context is recorded as
-    a failure by whichever rank meets it first: what other ranks report afterwards is a consequence. Without `log_dir`
-    nothing is written. A folder that cannot be written is an error at the start and a warning later, once, with a
-    count at the end.
+    Rank 0 records that the run is running, pre-empted or finished. An exception that leaves the context is recorded as
+    a failure by the first rank that has one: failures of other ranks afterwards are consequences. Without `log_dir`
+    nothing is written. A folder that cannot be written is an error at the start and a warning later, once, with a count
+    at the end.
     """
 
     def __init__(self, log_dir: Path | None, *, rank: int = 0) -> None:
@@ -77,7 +77,7 @@ class RunStateRecorder:
         self._failed_writes = 0
 
     def running(self, step: int) -> None:
-        """Record that the run goes on and has finished `step`."""
+        """Record that the run is running and has finished `step`."""
         self._record(RunState(state=RunPhase.RUNNING, step=step))
 
     def preempted(self, step: int, reason: str) -> None:

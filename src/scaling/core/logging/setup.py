@@ -15,7 +15,7 @@ from scaling.core.logging.config import LoggerConfig
 from scaling.core.logging.packages import missing_logger_packages
 
 logger = logging.getLogger("scaling")
-"""The library's log, for a program that has no logger of its own. `configure_logging` says where its lines go."""
+"""The library's logger, for a program that has none of its own. `configure_logging` says where its lines go."""
 LOGGERS = (logger.name, "__main__")
 """The loggers set up by name: this library, and the program that is run with `python -m` or as a script."""
 _FORMAT = "[%(asctime)s] [%(levelname)s] [%(rank)s] %(message)s"
@@ -28,15 +28,16 @@ _COLOURS: Mapping[int, str] = {
 
 
 def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 1) -> None:
-    """Send what is logged to the terminal and to `<log_dir>/rank_<rank>.log`. Calling it again replaces the first call.
+    """Send log messages to the terminal and to `<log_dir>/rank_<rank>.log`. A further call replaces the one before.
 
-    Rank 0 shows everything from `log_level` on; the others show warnings and worse, and write the rest to their files.
-    That goes for this library and for the program and its packages. Other installed packages and Python's own modules
-    log warnings and worse only. A program that gave the root logger a handler for the terminal shows its lines itself.
-    A warning that comes again word for word is said once, and in the end how often it came.
+    Rank 0 shows all messages from `log_level` on; the other ranks show warnings and worse, and write the rest to their
+    files. This holds for this library, and for the program and its packages. Of other installed packages and Python's
+    own modules, only warnings and worse are logged. If the program has given the root logger a handler for the
+    terminal, that handler shows the program's lines. A warning that is repeated word for word is logged once, and at
+    the end with its count.
 
     Raises:
-        ConfigError: A package is not installed that a sink of this rank's metrics needs.
+        ConfigError: A package that a sink of this rank's metrics needs is not installed.
     """
     if missing := list(missing_logger_packages(config, rank)):
         raise ConfigError(missing)
@@ -69,7 +70,7 @@ def configure_logging(config: LoggerConfig, *, rank: int = 0, world_size: int = 
 
 
 def log_to_file(message: str) -> None:
-    """Log an error to this rank's file only: for what the terminal shows by other means, or not at all."""
+    """Log an error to this rank's file only: for an error that the terminal shows by other means, or not at all."""
     record = logging.LogRecord(logger.name, logging.ERROR, __file__, 0, message, None, None)
     for handler in logger.handlers:
         if isinstance(handler, _RankFileHandler):
@@ -77,7 +78,7 @@ def log_to_file(message: str) -> None:
 
 
 def close_logging() -> None:
-    """Undo `configure_logging`: close its files and leave the log as Python has it."""
+    """Undo `configure_logging`: close its files and restore Python's default logging."""
     for name in LOGGERS:
         named = logging.getLogger(name)
         _remove_handlers(named)
@@ -103,7 +104,7 @@ _INSTALLED = tuple(
 
 
 def _is_told(record: logging.LogRecord) -> bool:
-    """Return whether a record is of this library or of the program that runs; of all others, only what is wrong."""
+    """Return whether a record is from this library or the running program, or is a warning or worse."""
     if record.levelno >= logging.WARNING or record.name.partition(".")[0] in (*LOGGERS, _program_package()):
         return True
     return not os.path.abspath(record.pathname).startswith(_INSTALLED)
@@ -120,7 +121,7 @@ def _is_for_the_terminal(handler: logging.Handler) -> bool:
 
 
 class _SaidOnce(logging.Filter):
-    """Lets a warning pass once."""
+    """Filter that lets each warning pass once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class _SaidOnce(logging.Filter):
         return self._count[text] == 1
 
     def take_repeated(self) -> dict[str, int]:
-        """Return how often each warning came that came more than once, and forget them."""
+        """Return the count of each warning that came more than once, and reset all counts."""
         repeated = {text: count for text, count in self._count.items() if count > 1}
         self._count.clear()
         return repeated
@@ -149,14 +150,14 @@ def _tell_repeated(handler: logging.Handler) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Writes date, level and rank before each message."""
+    """Formatter that writes date, level and rank before each message."""
 
     def __init__(self, prefix: str) -> None:
         super().__init__(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S", defaults={"rank": prefix})
 
 
 class _ConsoleFormatter(_Formatter):
-    """Is shorter, and coloured, on a terminal: there the day is known, and that rank 0 speaks is the rule."""
+    """Formatter that is shorter, and coloured, on a terminal: there the day is known, and rank 0 is the default."""
 
     def __init__(self, prefix: str, *, rank: int) -> None:
         super().__init__(prefix)
@@ -179,7 +180,7 @@ def _may_colour() -> bool:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Write to whatever `sys.stderr` is at the moment: a live progress display puts itself in its place."""
+    """Handler that writes to the current `sys.stderr`, which a live progress line may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -194,7 +195,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _RankFileHandler(logging.FileHandler):
-    """Append to a rank's file. A disk that fills up later ends the file, not the run."""
+    """Handler that appends to a rank's file. If the disk fills up later, the log ends, not the run."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -207,7 +208,7 @@ class _RankFileHandler(logging.FileHandler):
 
     def close(self) -> None:
         _tell_repeated(self)
-        with contextlib.suppress(OSError):  # what a full disk did not take is lost
+        with contextlib.suppress(OSError):  # lines that did not fit on a full disk are lost
             super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:

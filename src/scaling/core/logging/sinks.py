@@ -1,4 +1,4 @@
-"""Where metrics go: a file of JSON lines, TensorBoard, trackers of experiments, the terminal."""
+"""Where metrics go: a file of JSON lines, TensorBoard, experiment trackers, the terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def open_sinks(
     """Return the sinks of this rank. `positions` are its indices on the pipe, data and model axes.
 
     `resumed_step` is the last step whose metrics are kept from an earlier start of the run, 0 for a new run.
-    `run_config` is what a tracker stores as the configuration.
+    `run_config` is the configuration that a tracker stores.
     """
     sinks: list[MetricSink] = []
     with contextlib.ExitStack() as opened:
@@ -58,12 +58,12 @@ def open_sinks(
 
 
 class JsonLinesSink:
-    """One JSON object a line, full precision, appended when a run goes on.
+    """Sink of one JSON object per line, at full precision; it is continued when a run resumes.
 
-    What an earlier start wrote after `resumed_step` is moved to `metrics.repeated.jsonl`, for these steps come again,
-    and a last line that was not finished is cut off. The file of a run that starts anew is kept as
-    `metrics.previous.jsonl`, the next ones as `metrics.previous.2.jsonl` and so on. Numbers that are not finite appear
-    as NaN and Infinity, as Python's json module reads them.
+    Lines that an earlier start wrote after `resumed_step` are moved to `metrics.repeated.jsonl`, since these steps are
+    repeated, and an unfinished last line is cut off. When a run starts anew, the existing file is kept as
+    `metrics.previous.jsonl`, later ones as `metrics.previous.2.jsonl` and so on. Numbers that are not finite appear as
+    NaN and Infinity, as Python's json module reads them.
     """
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
@@ -95,7 +95,7 @@ class JsonLinesSink:
 
 
 class TensorBoardSink:
-    """Scalars for TensorBoard, in a folder of their own for each rank other than 0."""
+    """Sink of scalars for TensorBoard, in a separate folder for each rank other than 0."""
 
     def __init__(self, folder: Path, *, rank: int, resumed_step: int) -> None:
         try:
@@ -122,12 +122,12 @@ def prints_metrics(config: LoggerConfig, rank: int) -> bool:
 
 
 def _free_name(path: Path) -> Path:
-    """Return the first name for the file of an earlier attempt that no earlier one has."""
+    """Return the first free name for the metrics of an earlier start."""
     return next(name for number in itertools.count(1) if not os.path.lexists(name := previous_file(path, number)))
 
 
 def _cut_after(path: Path, last_step: int) -> None:
-    """Cut `path` after its last whole line of a step up to `last_step`; keep the whole lines behind it beside it."""
+    """Cut `path` after its last whole line of a step up to `last_step`; move later whole lines to `repeated_file`."""
     if not path.exists():
         return
     keep = position = 0

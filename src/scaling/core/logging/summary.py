@@ -1,4 +1,4 @@
-"""What is said when training has ended well: at most eight lines, from what the metrics of this start have told."""
+"""The summary of a training that has ended well: at most eight lines, from the metrics of this start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scaling.core.logging.line import clock_time, with_thousands
 MAX_LINES: Final = 8
 
 _AVERAGED: Final = ("tokens_per_second", "samples_per_second", "mfu", "data_wait_fraction")
-"""Metrics about several steps at once, of which the mean over all steps is told."""
+"""Metrics that each cover several steps; the summary shows their mean over all steps."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class _Series:
 
 @final
 class Summary:
-    """A sink of metrics that keeps what is told at the end."""
+    """A sink of metrics that keeps the values for the summary at the end."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -62,7 +62,7 @@ class Summary:
         return self._step - self._first_step
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take note of a step."""
+        """Record the metrics of a step."""
         self._step = max(self._step, step)
         self._tokens = metrics.get("training/consumed_tokens", self._tokens)
         for name, series in (("training", self._training), ("evaluation", self._evaluation)):
@@ -76,14 +76,14 @@ class Summary:
                 self._sums[name] += metrics.get(f"training/{name}", 0.0) * seconds
 
     def close(self) -> None:
-        """Keep everything: the summary is told after the last metrics."""
+        """Keep everything: the summary is made after the last metrics."""
 
     def lines(
         self, *, outcome: str, checkpoint: Path | None, log_dir: Path | None, next_commands: Sequence[str]
     ) -> list[str]:
-        """Return the lines, each a name and what there is to say.
+        """Return the lines of the summary, each a name and a text.
 
-        `outcome` is the first word, such as "finished". Of `next_commands` there are as many as room is left for.
+        `outcome` is the first word, such as "finished". As many of `next_commands` are shown as there is room for.
         """
         rows = [
             (outcome, self._progress()),

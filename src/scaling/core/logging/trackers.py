@@ -1,4 +1,4 @@
-"""Experiment trackers whose Python interface is that of Weights & Biases: this one itself, and trackio."""
+"""Experiment trackers whose Python interface is that of Weights & Biases: Weights & Biases itself, and trackio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scaling.core.logging.packages import missing_package
 
 
 class TrackedRun(Protocol):
-    """The part of a run of either package that is used."""
+    """The methods that are used of a run of either package."""
 
     def log(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Send the metrics of a step."""
@@ -28,10 +28,10 @@ class TrackedRun(Protocol):
 
 @final
 class TrackerSink:
-    """Metrics for a tracker. A run that goes on is the same run there, known by a file in `logger.log_dir`.
+    """Sink of metrics for a tracker. A resumed run continues the same run there, named in a file in `logger.log_dir`.
 
-    `counts_up` says that the tracker's own count of steps drops what comes again on resume: the step is then a metric
-    among the others, and `run` has it as its axis.
+    `counts_up` says that the tracker's own step count only rises, which would drop steps that are repeated after a
+    resume: the step is then logged as a metric, which `run` uses as its axis.
     """
 
     def __init__(self, run: TrackedRun, *, counts_up: bool) -> None:
@@ -119,7 +119,7 @@ def open_trackio(config: LoggerConfig, *, rank: int, resumed_step: int, run_conf
 
 
 def _known(identity: Path, resumed_step: int) -> str | None:
-    """Return what the tracker calls the run that goes on; None for a new one."""
+    """Return the tracker's identifier of the run that is resumed; None for a new run."""
     if resumed_step == 0 or not identity.exists():
         return None
     return identity.read_text(encoding="utf-8").strip()
@@ -127,7 +127,7 @@ def _known(identity: Path, resumed_step: int) -> str | None:
 
 @contextlib.contextmanager
 def _costing_metrics_only() -> Iterator[None]:
-    """Turn whatever a package raises into an OSError, which a `MetricWriter` reports: a tracker is not worth a run."""
+    """Turn any error of a package into an OSError, which a `MetricWriter` reports: a tracker must not end a run."""
     try:
         yield
     except Exception as error:  # from the connection, the database and the service of either package

@@ -1,4 +1,4 @@
-"""Attempts: a run is started again as a whole after it has failed, and what became of each attempt is written down."""
+"""Attempts: restart a whole run after it has failed, and record the outcome of each attempt."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from scaling.core.runner.supervisor import Supervisor
 from scaling.core.storage.lock import locked
 
 RESTARTED: Final = (ExitStatus.FAILURE, ExitStatus.HANG, ExitStatus.STORAGE)
-"""What a run is started again after, beside processes that a signal has ended."""
+"""Exit statuses after which a run is restarted, besides those of processes that a signal has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What became of one start of all processes."""
+    """The record of one start of all processes."""
 
     attempt: int
     """Counted from 1, as in events.jsonl and on the terminal."""
@@ -33,34 +33,35 @@ class Attempt:
     ended: str
     status: int
     reason: str | None
-    """The first cause, without traceback; None where nothing failed."""
+    """The first cause, without traceback, or else the signal that asked the run to leave; None where there was
+    neither."""
     host: str | None
     """The machine of the first cause, where there are several."""
 
 
 class Job(Protocol):
-    """What can be started again as a whole."""
+    """A run that can be restarted as a whole."""
 
     @property
     def processes(self) -> int:
         """Return the number of processes, on all machines."""
 
     def supervisor(self) -> Supervisor:
-        """Return who is to watch an attempt."""
+        """Return the supervisor of an attempt."""
 
     def prepare(self, attempt: int) -> None:
-        """Make sure that an attempt can start; may be broken off by `AskedToLeave`. An error ends the run."""
+        """Make sure that an attempt can start; `AskedToLeave` may interrupt this. An error ends the run."""
 
     def run(self, attempt: int, supervisor: Supervisor) -> Outcome:
         """Run all processes of an attempt to their end; return how they ended."""
 
 
 def restarts(status: int, attempt: int, max_restarts: int) -> bool:
-    """Return whether a run is started again after `attempt`, counted from 0, has ended with `status`.
+    """Return whether a run is restarted after `attempt`, counted from 0, has ended with `status`.
 
-    After an unexpected error (1), a hang (70), a storage error (74) and the end by a signal (128 and its number). Not
-    when it is done, for what the user has to mend (2) or decide (65), when it was asked to leave (75), or when nobody
-    reads its output any more (141).
+    It is restarted after an unexpected error (1), a hang (70), a storage error (74) and an end by a signal (128 plus
+    its number). It is not restarted when it is done, after an error that the user has to correct (2) or decide on (65),
+    when it was asked to leave (75), or when nobody reads its output any more (141).
     """
     if attempt >= max_restarts:
         return False
@@ -68,9 +69,10 @@ def restarts(status: int, attempt: int, max_restarts: int) -> bool:
 
 
 def run_attempts(job: Job, *, max_restarts: int, log_dir: Path | None) -> int:
-    """Run `job` until it needs no further attempt or has had them all; tell its user, and return its exit status.
+    """Run `job` until it needs no further attempt or has none left; print the first cause, and return the exit status.
 
-    A signal before the first attempt, between two, or in one ends the run: with 75 unless the attempt ended otherwise.
+    A signal before the first attempt, between two attempts, or during one ends the run: with 75 unless the attempt
+    ended otherwise.
     """
     attempts: list[Attempt] = []
     attempt = 0
@@ -92,7 +94,7 @@ def run_attempts(job: Job, *, max_restarts: int, log_dir: Path | None) -> int:
                 break
             started = _now()
             with job.supervisor() as supervisor:
-                supervisor.asked = supervisor.asked or outer.asked  # within the moment between the two
+                supervisor.asked = supervisor.asked or outer.asked  # asked between the two blocks
                 result = job.run(attempt, supervisor)
             attempts.append(_described(result, attempt, started, asked=supervisor.asked))
             _record_attempts(log_dir, attempts)
@@ -108,7 +110,7 @@ def run_attempts(job: Job, *, max_restarts: int, log_dir: Path | None) -> int:
 
 
 def tell(result: Outcome, *, processes: int, log_dir: Path | None = None) -> None:
-    """Print the first cause, and nothing after it. `log_dir` is that of a training."""
+    """Print the first cause, and nothing after it. `log_dir` is the log folder of a training."""
     with contextlib.suppress(OSError):  # the terminal is gone
         _erase_live_line()
         if result.cause is not None:
@@ -118,7 +120,7 @@ def tell(result: Outcome, *, processes: int, log_dir: Path | None = None) -> Non
 
 
 def _erase_live_line() -> None:
-    """Erase what a process that was killed has left at the bottom of the terminal."""
+    """Erase the live line that a killed process has left at the bottom of the terminal."""
     if is_terminal(sys.stderr):
         sys.stderr.write(ERASE)
 
@@ -148,7 +150,7 @@ def _described(result: Outcome, attempt: int, started: str, *, asked: signal.Sig
 
 
 def _record_attempts(log_dir: Path | None, attempts: list[Attempt]) -> None:
-    """Write the attempts of this command to run.json, not where another run is at work in the same folder."""
+    """Write the attempts of this command to run.json, unless another run is using the same folder."""
     if log_dir is None:
         return
     values: list[dict[str, Any]] = [asdict(attempt) for attempt in attempts]
@@ -161,10 +163,10 @@ def _record_attempts(log_dir: Path | None, attempts: list[Attempt]) -> None:
 def _record(
     result: Outcome, log_dir: Path | None, *, asked: signal.Signals | None, when: str = "before training began"
 ) -> None:
-    """Write to run_state.json what processes that were killed could not, or knew only the consequences of.
+    """Write to run_state.json what killed processes could not write, and others knew only the consequences of.
 
-    Not where another run is at work in the same folder: this one was refused, or failed before it could be, and the
-    file says how the other stands.
+    Nothing is written while another run is using the same folder: this run was refused, or failed before it could be
+    refused, and the file holds the state of the other run.
     """
     if result.status == ExitStatus.DONE or log_dir is None:
         return

@@ -1,4 +1,4 @@
-"""ClientProcess: one ssh or pdsh that runs, the threads that read it, and the one that writes to it."""
+"""ClientProcess: one running ssh or pdsh, the threads that read its output, and the thread that writes its input."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from scaling.core.runner import keeper
 from scaling.core.runner.transports.client import Client
 
 BEAT_SECONDS: Final = 5.0
-"""How often a machine is told that the runner is alive."""
+"""Interval at which a machine is told that the runner is alive."""
 _LONGEST_LINE: Final = 1 << 20
 _READ_ON_SECONDS: Final = 1.0
-"""How long a client that has ended may still be read: what it left in the background keeps its output open."""
+"""How long the output of an ended client is still read: a process that it left in the background keeps it open."""
 
 OnLine = Callable[[Client, str, bool], None]
 """Called for each line with the client that printed it, and whether it was on standard error."""
@@ -32,10 +32,10 @@ OnLine = Callable[[Client, str, bool], None]
 
 @final
 class ClientProcess:
-    """A client that has been started. Its lines go to `on_line`, in threads of its own.
+    """A client that has been started. Threads of its own pass its output lines to `on_line`.
 
-    `lines` are written to its standard input first, and a beat every `BEAT_SECONDS`, where it takes input; one that
-    takes none runs under a keeper. Methods may be called from a signal handler.
+    `lines` are written to its standard input first. A client that takes input then gets a beat every `BEAT_SECONDS`;
+    one that takes none runs under a keeper. Methods may be called from a signal handler.
     """
 
     def __init__(self, client: Client, on_line: OnLine, *, lines: Sequence[str] = ()) -> None:
@@ -69,7 +69,7 @@ class ClientProcess:
         self._writer = _start(self._write, self._process.stdin, beats)
 
     def send(self, values: Mapping[str, Any]) -> None:
-        """Write a line of JSON to the client's standard input, as soon as it takes it."""
+        """Write a line of JSON to the client's standard input, as soon as the client reads it."""
         self._outbox.put(json.dumps(values))
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class ClientProcess:
 
     @property
     def status(self) -> int | None:
-        """Return what the client ended with as a shell has it; None while it runs or has lines that are not read."""
+        """Return the client's exit status as a shell shows it; None while the client runs or has unread lines."""
         code = self._process.poll()
         if code is None:
             return None
@@ -95,10 +95,10 @@ class ClientProcess:
         return code if code >= 0 else 128 - code
 
     def finish(self, *, deadline: float | None = None) -> None:
-        """Kill the client if it runs, and wait until nothing of it is left here.
+        """Kill the client if it is running, and wait until its threads have ended.
 
-        What it has left in the background may keep its output open: that is waited for until `deadline`, by the
-        monotonic clock, or for a second.
+        A process that it has left in the background may keep its output open: that is waited for until `deadline`, by
+        the monotonic clock, or for a second.
         """
         self.close()
         self.kill()
@@ -131,13 +131,13 @@ class ClientProcess:
 def run_clients(
     clients: Sequence[Client], *, seconds: float, lines: Sequence[str] = (), on_line: OnLine = lambda *_: None
 ) -> list[int | None]:
-    """Run clients at the same time; return what each ended with, None for those killed after `seconds`."""
+    """Run clients at the same time; return their exit statuses, None for those killed after `seconds`."""
     running: list[ClientProcess] = []
     deadline = time.monotonic() + seconds
     try:
         with _signals_held_back():
             running.extend(ClientProcess(client, on_line, lines=lines) for client in clients)
-        # a list: asking each for its status is what starts the time for which it is read on
+        # a list, since asking a client for its status starts the time for which its output is still read
         while None in [process.status for process in running] and time.monotonic() < deadline:
             time.sleep(0.02)
         return [process.status for process in running]
@@ -145,16 +145,16 @@ def run_clients(
         for process in running:
             process.kill()
             process.close()
-        deadline = time.monotonic() + _READ_ON_SECONDS  # one for all: there may be a thousand
+        deadline = time.monotonic() + _READ_ON_SECONDS  # one for all clients: there may be a thousand
         for process in running:
             process.finish(deadline=deadline)
 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Have signals handled after the block: an error of a handler in it would leave a client that nobody knows.
+    """Delay signals until after the block: an exception from a handler inside it would leave a client unrecorded.
 
-    What starts inside does not inherit this, as it would a mask.
+    Processes started inside do not inherit this, as they would inherit a signal mask.
     """
     held: list[int] = []
     former: dict[signal.Signals, Any] = {}

@@ -49,10 +49,10 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
-    """Start `module` in the processes that the configuration named on the command line asks for; end as they end.
+    """Start `module` in the processes that the configuration on the command line asks for; exit with their status.
 
-    The command line is CONFIG [KEY=VALUE ...] [--dry-run]; the last prints what would be started. `module` ends in
-    `run_training_process` with the same class.
+    The command line is CONFIG [KEY=VALUE ...] [--dry-run]; `--dry-run` prints what would be started. `module` must end
+    in a call of `run_training_process` with the same class.
     """
 
     def start() -> int:
@@ -85,13 +85,13 @@ def run_in_processes(config_class: type[RunConfig], module: str) -> NoReturn:
 
 
 def needed_folders(logger: LoggerConfig, trainer: TrainerConfig) -> tuple[tuple[str, str], ...]:
-    """Return setting and path of the folders that must be the same folder on all machines of a run."""
+    """Return the setting and path of each folder that must be the same folder on all machines of a run."""
     folders = {"logger.log_dir": logger.log_dir, "trainer.save_dir": trainer.save_dir}
     return tuple((setting, str(path)) for setting, path in folders.items() if path is not None)
 
 
 def run_training_process(config_class: type[Config], train: Callable[[Config, LaunchContext], ExitStatus]) -> NoReturn:
-    """Call `train` with the configuration of the command line, as one process of the run; end with what it returns."""
+    """Call `train` with the configuration of the command line, as one process of the run; exit with its status."""
 
     def work() -> int:
         path, overrides = command_line()
@@ -103,9 +103,9 @@ def run_training_process(config_class: type[Config], train: Callable[[Config, La
 
 
 def command_line(*, dry_run: bool = False) -> tuple[str, list[str]]:
-    """Return CONFIG and the overrides that this process was given; with --help print the usage, and end with 0.
+    """Return CONFIG and the overrides that this process was given; with --help print the usage, and exit with 0.
 
-    `dry_run`: --dry-run is one of the options.
+    `dry_run`: `--dry-run` is an option, which the usage names.
     """
     module = getattr(sys.modules["__main__"], "__spec__", None)  # None where Python was given a file
     program = sys.argv[0] if module is None else f"python3 -m {module.name}"

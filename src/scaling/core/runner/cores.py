@@ -1,4 +1,4 @@
-"""How many cores there are for the work of this process and of those that it starts."""
+"""The number of cores available to this process and to those that it starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time, or `max`, that a container may use in a period, and the period."""
+"""Holds the microseconds of processor time, or `max`, that a container may use in a period, and the period."""
 
 
 def available_cores(quota_file: Path = QUOTA_FILE) -> int:

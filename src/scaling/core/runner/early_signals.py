@@ -1,7 +1,7 @@
-"""Signals that reach a program before anybody handles them: while it is imported, which torch alone makes take seconds.
+"""Signals that reach a program before it handles them, during its imports: torch alone takes seconds to import.
 
 Python leaves SIGUSR1 and SIGTERM to their default action, which ends a process as if it had crashed. A program calls
-`listen_early` before it imports anything large; whoever handles signals later replaces this handler.
+`listen_early` before it imports anything large; code that handles signals later replaces this handler.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import threading
 from types import FrameType
 
 _PREEMPTED = 75
-"""ExitStatus.PREEMPTED; importing it would take what this module is to save."""
+"""ExitStatus.PREEMPTED; importing it would take the time that this module is meant to save."""
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def listen_early() -> None:
-    """End this process, if it is asked to leave, with the status that says so: there is nothing to save yet.
+    """Let a request to leave end this process with the status that says so (75): there is nothing to save yet.
 
-    Whoever handles these signals already goes on doing so. Only for programs: importing a library changes no handler.
+    Handlers that are already installed stay. Only for programs: importing a library must not change handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -35,11 +35,11 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _listen_while_blocked() -> None:
-    """Leave also where the main thread waits for others in a library, and gets to no handler."""
+    """Leave also while the main thread is blocked in a library and cannot run a handler."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    if former != -1:  # somebody else is told of signals this way
+    if former != -1:  # other code is notified of signals this way
         signal.set_wakeup_fd(former)
         os.close(reader)
         os.close(writer)

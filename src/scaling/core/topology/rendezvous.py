@@ -213,8 +213,7 @@ def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *,
 
 
 def _sign_in(store: dist.Store, me: _Member, host: _Member) -> _Problem | None:
-    """Sign `me` in to the attempt that `host` opened. Return the problem if that fails, having reported it to rank
-    0."""
+    """Sign `me` in to the attempt of `host`; return the problem if that fails, which a `host` of this run is told."""
     if me.is_of_another_run(host):
         return _problem(
             LayoutError,

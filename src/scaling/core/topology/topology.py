@@ -230,8 +230,7 @@ class Topology:
 
     @waits
     def gather(self, purpose: str, value: Any) -> list[Any] | None:
-        """Return the values that all ranks passed, in rank order, on rank 0; None on the others. Collective: all
-        ranks."""
+        """Return the values that all ranks passed, in rank order, on rank 0, None elsewhere. Collective: all ranks."""
         if self._store is None:
             return [value]
         prefix = self._next_message(purpose)

@@ -75,8 +75,7 @@ class Watch:
                 thread.join(_LINGER_SECONDS)
 
     def let_it_end(self) -> None:
-        """Let the watch end this process if it is about to: errors that follow from the end of other ranks are
-        consequences."""
+        """Let the watch end this process if it is about to: errors caused by the end of others are consequences."""
         if self.is_ending:
             time.sleep(2 * _LINGER_SECONDS)
 
