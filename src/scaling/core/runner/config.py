@@ -31,7 +31,7 @@ class RunnerType(str, Enum):
 
 
 class RunnerDockerConfig(BaseConfig):
-    """The container of pdsh_docker."""
+    """The container in which pdsh_docker starts processes."""
 
     docker_container: str | None = None
     """Name of the image. null: none, which pdsh_docker does not accept."""
@@ -54,7 +54,7 @@ class RunnerDockerConfig(BaseConfig):
 
 
 class RunnerSlurmConfig(BaseConfig):
-    """The job of slurm."""
+    """The job that is submitted to Slurm."""
 
     partition: str | None = None
     """Partition to run in. null: the cluster's default."""
@@ -63,19 +63,20 @@ class RunnerSlurmConfig(BaseConfig):
     qos: str | None = None
     """Quality of service. null: the cluster's default."""
     time: str | None = None
-    """Longest time the job may take, as sbatch takes it: `minutes`, `hours:minutes:seconds` or `days-hours`. null: the
-    partition's default."""
+    """Longest time the job may take, in the notation of sbatch: `minutes`, `hours:minutes:seconds` or `days-hours`.
+    null: the partition's default."""
     constraint: str | None = None
     """Features the machines must have. null: none."""
     gpus: int | None = Field(default=None, ge=1)
-    """GPUs of each machine, one for each process. null: no GPUs are asked for."""
+    """GPUs of each machine, one for each process. null: no GPUs are requested."""
     signal_seconds: int = Field(default=120, ge=1, le=65535)
-    """How long before its end the job is asked to save and leave. Slurm may be a minute early."""
+    """Seconds before the end of the job's time at which the job is asked to save and leave. Slurm may be a minute
+    early."""
     lines: list[str] = Field(default_factory=list)
     """Further options of sbatch, such as `--exclusive`; each becomes an #SBATCH line."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check that nothing breaks out of its line."""
+        """Check that no value breaks the line that it is written to."""
         for name in ("partition", "account", "qos", "time", "constraint"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[^\s'\"]+", value):
@@ -86,22 +87,22 @@ class RunnerSlurmConfig(BaseConfig):
 
 
 class RunnerKubernetesConfig(BaseConfig):
-    """The JobSet of kubernetes."""
+    """The JobSet that is written for Kubernetes."""
 
     image: str | None = None
     """Container image that has this library. null: none, which kubernetes does not accept."""
     name: str = "scaling"
-    """Name of the JobSet, and the beginning of the names of all that belongs to it."""
+    """Name of the JobSet, and prefix of the names of all objects that belong to it."""
     namespace: str | None = None
-    """Namespace. null: that of whoever applies the manifest."""
+    """Namespace. null: that of the user who applies the manifest."""
     python: str = "python3"
     """Interpreter in the image."""
     gpu_resource: str | None = "nvidia.com/gpu"
-    """Resource by which GPUs are asked for, one for each process. null: no GPUs."""
+    """Resource by which GPUs are requested, one for each process. null: no GPUs."""
     cpu: str | None = None
-    """Processors of each pod, such as "16". null: as the cluster gives."""
+    """Processors of each pod, such as "16". null: the cluster's default."""
     memory: str | None = None
-    """Memory of each pod, such as "256Gi". null: as the cluster gives."""
+    """Memory of each pod, such as "256Gi". null: the cluster's default."""
     volumes: list[list[str]] = Field(default_factory=list)
     """Persistent volumes: pairs of [name of the claim, path in the container]. Data and checkpoints belong there."""
     secrets: dict[str, str] = Field(default_factory=dict)
@@ -112,7 +113,7 @@ class RunnerKubernetesConfig(BaseConfig):
     """How long a pod that is asked to leave may take to save."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check names as Kubernetes does, before it does."""
+        """Check names by the rules of Kubernetes."""
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?", self.name):
             yield Problem("name", f"is {self.name!r}; write up to 32 of a-z, 0-9 and -, beginning with a letter")
         for index, volume in enumerate(self.volumes):
@@ -135,38 +136,39 @@ class RunnerConfig(BaseConfig):
     former_names: ClassVar[Mapping[str, str]] = {"hostfile": "hostsfile"}
 
     runner_type: RunnerType = RunnerType.LOCAL
-    """local: on this machine; ssh, pdsh: on those of hosts; pdsh_docker: there, in containers; slurm: as a job, or
-    inside of one; kubernetes: writes a manifest. Inside torchrun or srun nothing is started."""
+    """local: on this machine; ssh, pdsh: on the machines in hosts; pdsh_docker: on these machines, in containers;
+    slurm: as a job, or inside one; kubernetes: writes a manifest. Inside torchrun or srun nothing is started."""
     hostsfile: Path | None = None
     """File with a line for each machine: `name`, `name slots=4` or `name slots=0,2`. null: hosts, else this machine."""
     hosts: list[str] | None = None
-    """The same lines here instead of in a file. null: hostsfile, else this machine."""
+    """The lines of a hostsfile, here instead of in a file. null: hostsfile, else this machine."""
     master_addr: str | None = None
     """Address at which the others reach the first machine. null: its name in hosts."""
     master_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port of the first machine at which the processes meet; the next ones serve restarts. null: a free one on one
-    machine, 29500 across machines, one that follows from the job's number under slurm."""
+    """Port of the first machine at which the processes meet; restarts use the next ones. null: a free port on one
+    machine, 29500 across machines, one derived from the job's number under slurm."""
     script: Path | None = None
     """Training script that each process runs. null: the one that was started."""
     default_gpu_count: int = Field(default=8, ge=1)
     """Processes on a machine whose line names no slots, and on each machine of slurm and kubernetes."""
     max_restarts: int = Field(default=0, ge=0)
-    """How often the whole run is started again after it has failed, from its newest checkpoint. Not after an error of
-    your own making (status 2), refused data (65), or when it was asked to leave (75)."""
+    """How often the whole run is restarted from its newest checkpoint after it has failed. It is not restarted after an
+    error in your input (status 2) or refused data (65), or when it was asked to leave (75)."""
     ssh_config: Path | None = None
     """Configuration of ssh, for keys, ports and jump hosts. null: your own, ~/.ssh/config."""
     numa_binding: bool = False
-    """Keep each process on the cores, and so in the memory, of one NUMA node: that of its GPU, without GPUs the nodes
-    in turn. Refused on a machine with one node."""
+    """Keep each process on the cores, and so in the memory, of one NUMA node: that of its GPU; without GPUs, processes
+    take the nodes in turn. An error on a machine with one node."""
     forward_environment: list[str] = Field(default_factory=lambda: [*FORWARDED])
-    """Variables that processes on other machines get from here, as patterns. What has KEY, TOKEN, SECRET or PASSWORD
-    in its name is never written anywhere: it goes over ssh's standard input, or is taken from the machine's own."""
+    """Patterns of the variables of this machine that processes on other machines get. A variable with KEY, TOKEN,
+    SECRET or PASSWORD in its name is never written anywhere: it is sent over ssh's standard input, or taken from the
+    other machine's own environment."""
     docker_config: RunnerDockerConfig = Field(default_factory=RunnerDockerConfig)
-    """The container of pdsh_docker."""
+    """The container in which pdsh_docker starts processes."""
     slurm: RunnerSlurmConfig = Field(default_factory=RunnerSlurmConfig)
-    """The job of slurm."""
+    """The job that is submitted to Slurm."""
     kubernetes: RunnerKubernetesConfig = Field(default_factory=RunnerKubernetesConfig)
-    """The JobSet of kubernetes."""
+    """The JobSet that is written for Kubernetes."""
     use_determined: Annotated[bool, NoEffect("determined is no longer supported")] = False
     """Formerly: run under determined."""
 
@@ -186,7 +188,7 @@ class RunnerConfig(BaseConfig):
                 yield Problem(f"forward_environment.{index}", f"is {pattern!r}; write a name, with * for any letters")
 
     def notes(self) -> Iterator[Problem]:
-        """Yield sections that are meant for another way of starting."""
+        """Yield sections that belong to another runner_type."""
         sections = {
             "docker_config": RunnerType.PDSH_DOCKER,
             "slurm": RunnerType.SLURM,

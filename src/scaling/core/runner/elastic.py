@@ -38,7 +38,7 @@ _BARRIER_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Where this machine stands among those of a run, and where they meet."""
+    """The position of this machine among those of a run, and where they meet."""
 
     run_id: str
     index: int
@@ -49,9 +49,10 @@ class Site:
 
 
 class FixedRendezvous(RendezvousHandler):
-    """The rendezvous of agents whose number and order are settled beforehand: it is complete once they have a store.
+    """The rendezvous of agents whose number and order are known beforehand: it is complete once they have a store.
 
-    The first machine serves the store, where the others and all processes meet. A machine alone serves one for itself.
+    The first machine serves the store, where the other machines and all processes meet. A single machine serves its
+    own.
     """
 
     def __init__(self, run_id: str, port: int, *, site: Site | None, is_over: Callable[[], bool]) -> None:
@@ -117,7 +118,7 @@ class FixedRendezvous(RendezvousHandler):
 
 
 class PipedOutput(DefaultLogsSpecs):
-    """Lets the processes write into pipes that a `NodeOutput` reads."""
+    """Log specification that lets the processes write into pipes that a `NodeOutput` reads."""
 
     def __init__(self, folder: str, output: NodeOutput, *, first_rank: int) -> None:
         super().__init__(log_dir=folder, redirects=Std.ALL)
@@ -142,14 +143,14 @@ def run_processes(
     site: Site | None = None,
     output: NodeOutput | None = None,
 ) -> list[ProcessEnd]:
-    """Run `command` in as many processes, watched by `supervisor`, until all have ended; return how.
+    """Run `command` in `processes` processes, watched by `supervisor`, until all have ended; return how they ended.
 
-    They are all there is, or, with a `site`, those of one machine of several. What they print goes to where this
-    process prints, or through `output`. Empty
-    where it is asked to leave before anything was started.
+    These are all processes of the run or, with a `site`, those of one machine of several. Their output goes to this
+    process's own output, or through `output`. The list is empty where the run is asked to leave before anything was
+    started.
 
-    The agent works in a thread, so that the main thread is there for signals: the agent itself would answer the first
-    one by a deadline of 30 seconds, however long saving takes, and report whatever happens as a failure.
+    The agent runs in a thread, so that the main thread can handle signals: the agent itself would answer the first
+    signal with a deadline of 30 seconds, however long saving takes, and report any end as a failure.
     """
     run_id = f"scaling-{uuid.uuid4()}" if site is None else site.run_id
     first_rank = 0 if site is None else site.first_rank
@@ -183,7 +184,8 @@ def run_processes(
                 errors.append(error)
 
         def started() -> dict[int, int | None]:
-            # The agent shows nobody how its processes fare, and waits 30 seconds for those that outlive a failure.
+            # The agent does not publish the state of its processes, and waits 30 seconds for those that outlive a
+            # failure.
             context = agent._pcontext
             handlers = context.subprocess_handlers.values() if isinstance(context, SubprocessContext) else ()
             return {handler.proc.pid: handler.proc.returncode for handler in handlers}
@@ -197,11 +199,11 @@ def run_processes(
             supervisor.check()
             if site is not None and (supervisor.asked is not None or supervisor.forced) and not started():
                 idle += POLL_SECONDS
-                if idle > _LEAVING_SECONDS or supervisor.forced:  # it waits for machines that do not come
+                if idle > _LEAVING_SECONDS or supervisor.forced:  # the agent waits for machines that do not come
                     return []
         rendezvous.shutdown()
         final = started()
-        supervisor.crew = Processes(lambda: final)  # else it would keep the agent, and the agent the port
+        supervisor.crew = Processes(lambda: final)  # else the crew would keep the agent, and the agent the port
         if not results:
             if supervisor.asked is not None and not started():
                 return []
@@ -215,7 +217,7 @@ def run_processes(
 def _end(rank: int, local_rank: int, result: RunResult, supervisor: Supervisor, folder: Path) -> ProcessEnd:
     report = next((Report.read(path) for path in folder.glob(f"*/attempt_0/{local_rank}/error.json")), None)
     failure = result.failures.get(rank)
-    if failure is None:  # it ended with 0, but may have left word that it was asked to leave
+    if failure is None:  # it ended with 0, but may have reported that it was asked to leave
         return ProcessEnd(rank=rank, exit_code=0 if report is None else report.status, report=report)
     return ProcessEnd(
         rank=rank,
@@ -228,7 +230,7 @@ def _end(rank: int, local_rank: int, result: RunResult, supervisor: Supervisor, 
 
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
-    """Keep the agent's own words from the terminal: they come before, and instead of, what went wrong."""
+    """Keep the agent's own messages off the terminal: they come before, and instead of, the first cause."""
     logger = logging.getLogger("torch.distributed.elastic")
     handler = logging.NullHandler()
     former = logger.propagate

@@ -13,7 +13,7 @@ from typing import Final
 from scaling.core.runner.cores import available_cores
 
 NODE_VARIABLE: Final = "SCALING_NODE"
-"""Set for everything that runs on a machine for a run: `RUN_ID/INDEX`, by which it is found again."""
+"""Set to `RUN_ID/INDEX` for everything that runs on a machine for a run, so that leftovers can be found."""
 
 _SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 _DEEPSPEED_FILE: Final = ".deepspeed_env"
@@ -21,7 +21,7 @@ _DEEPSPEED_FILE: Final = ".deepspeed_env"
 
 @dataclass(frozen=True, kw_only=True)
 class Variables:
-    """Variables to pass on, apart by whether they may be seen."""
+    """Variables to pass on, separated into those that may be seen and secrets."""
 
     plain: Mapping[str, str]
     secrets: Mapping[str, str]
@@ -34,9 +34,10 @@ def is_secret(name: str) -> bool:
 
 
 def forwarded(environ: Mapping[str, str], patterns: Sequence[str], *, home: Path | None = None) -> Variables:
-    """Return what other machines get: variables that fit a pattern, and the lines of ~/.deepspeed_env, which win.
+    """Return what other machines get: variables that match a pattern, and those of ~/.deepspeed_env, which win.
 
-    A pattern has * for any letters and ? for one. Lines are NAME=VALUE; empty ones and those after # are left out.
+    A pattern has * for any characters and ? for one. Lines of the file are NAME=VALUE; empty lines and those that begin
+    with # are left out.
     """
     chosen = {name: value for name, value in environ.items() if any(fnmatchcase(name, one) for one in patterns)}
     chosen |= _deepspeed_lines((home or Path.home()) / _DEEPSPEED_FILE)
@@ -47,13 +48,13 @@ def forwarded(environ: Mapping[str, str], patterns: Sequence[str], *, home: Path
 
 
 def process_defaults(environ: Mapping[str, str], processes: int, *, gpus: Sequence[int] | None) -> dict[str, str]:
-    """Return what the processes of one machine get where nobody has set it in `environ`."""
+    """Return default variables for the processes of one machine, except those that `environ` already sets."""
     defaults = {
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # warnings of gloo and the store are dozens of lines each
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from those that work
     }
     if "PYTORCH_CUDA_ALLOC_CONF" not in environ:  # the former name
-        # Segments that grow leave no holes where blocks of changing size come and go. It is for GPUs alone.
+        # Expandable segments avoid fragmentation where blocks of changing size come and go. This affects only GPUs.
         defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if gpus is not None:
         defaults["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
@@ -64,7 +65,7 @@ def process_defaults(environ: Mapping[str, str], processes: int, *, gpus: Sequen
 
 
 def script_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what lets a script import from the folder that the command was given in, as a module may."""
+    """Return the variables that let a script import from the working directory of the command, as a module can."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), environ.get("PYTHONPATH")]))}
 
 

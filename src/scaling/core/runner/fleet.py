@@ -24,24 +24,24 @@ from scaling.core.runner.supervisor import POLL_SECONDS, Supervisor
 from scaling.core.runner.transports.client import Client, Transport, Verb
 
 FLEET_GRACE_SECONDS: Final = 10.0
-"""How long the other machines may take to end by themselves once one has failed: each gives its processes 5."""
+"""How long the other machines may take to end by themselves once one has failed: each gives its processes 5 seconds."""
 CLEAR_SECONDS: Final = 6.0
-"""How long a machine may take to be cleared: more than connecting to one that does not answer."""
+"""How long a machine may take to be cleared: more than the timeout of connecting to one that does not answer."""
 _END_SECONDS: Final = 2.0
-"""How long a machine that is told to end at once may take to say how its processes ended."""
+"""How long a machine that is told to end at once may take to report how its processes ended."""
 _LAST_LINES: Final = 20
 _LEFT_EARLY: Final = (ExitStatus.PREEMPTED, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-"""What a node ends with that is asked before it has read its order, or before Python listens."""
+"""Exit statuses of a node that is asked to leave before it has read its order, or before Python handles signals."""
 _ASK_SECONDS: Final = 30.0
-"""For how long a machine is asked again to leave that has no node yet."""
+"""How long the request to leave is repeated to a machine that has no node yet."""
 _ASK_AGAIN_SECONDS: Final = 0.5
 _SHOWN_LINES: Final = 5
 _LATE_REPORT_SECONDS: Final = 1.0
-"""pdsh tells on standard error that it lost a machine, whose last lines may still be on their way."""
+"""How long to wait after pdsh has reported a lost machine, whose last lines may still be on their way."""
 _PDSH_LOST: Final = re.compile(r"pdsh@[^:]*: (?P<host>[^:]+): ssh exited with exit code (?P<code>\d+)")
 
 _CONNECTION: Final = re.compile(r"^(ssh: |client_loop|Timeout, server|packet_write|Connection (to|closed|reset))")
-"""What ssh says when it loses a connection that it had."""
+"""Messages of ssh when it loses an established connection."""
 
 Explain = Callable[[Sequence[str], int, HostPlan], str]
 """Returns, in words, why a client that printed these lines and ended with this status lost a machine."""
@@ -49,11 +49,12 @@ Explain = Callable[[Sequence[str], int, HostPlan], str]
 
 @final
 class Fleet:
-    """The machines of one attempt as a crew; its members are their numbers in the plan.
+    """The machines of one attempt as a crew; members are the numbers of the machines in the plan.
 
-    Lines go to this process's own output, each with the name of its machine. `offsets` says by how many seconds the
-    clock of a machine is ahead of this one's. Call `run` once; when it returns, or raises, no client is left, and what
-    was left on machines that were lost or killed has been cleared as far as they can be reached.
+    Lines from the machines go to this process's own output, each with the name of its machine. `offsets` gives the
+    seconds by which the clock of a machine is ahead of this machine's. Call `run` once; when it returns or raises, no
+    client is left, and leftover processes on machines that were lost or killed have been cleared where the machines can
+    be reached.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Fleet:
         self._endings = Gathering(self._end_all)
 
     def run(self, supervisor: Supervisor) -> Outcome:
-        """Start all machines and wait, watched by `supervisor`, until all have ended; return how."""
+        """Start all machines and wait, watched by `supervisor`, until all have ended; return the outcome."""
         started: list[ClientProcess] = []
         try:
             lines = [self._order.to_json()]
@@ -107,11 +108,11 @@ class Fleet:
             self._close(started)
 
     def ends(self) -> Mapping[int, int | None]:
-        """Return what each machine ended with, None while it is at work."""
+        """Return the exit status of each machine, None while it is running."""
         return {index: self._status(index) for index in self._clients}
 
     def has_ended(self, member: int) -> bool:
-        """Return False: what a machine ended with is known as soon as that it has."""
+        """Return False: the exit status of a machine is known as soon as it has ended."""
         return False
 
     def ask(self, member: int, number: signal.Signals) -> None:
@@ -124,7 +125,7 @@ class Fleet:
             self._requests.put(member)
 
     def kill(self, member: int) -> None:
-        """End what a machine runs, within `_END_SECONDS` and `CLEAR_SECONDS`; returns at once."""
+        """End what a machine runs, within the sum of `_END_SECONDS` and `CLEAR_SECONDS`; return at once."""
         if member in self._ending or member in self._reports:
             return
         self._ending.add(member)
@@ -147,7 +148,7 @@ class Fleet:
         return index in self._asked and self._client_status(index) in _LEFT_EARLY
 
     def _client_status(self, index: int) -> int | None:
-        """Return what the client of a machine ended with, or, where it serves several, what it said of this one."""
+        """Return the exit status of a machine's client, or the status that pdsh reported for a lost machine."""
         return self._noticed[index][1] if index in self._noticed else self._clients[index].status
 
     def _is_lost(self, index: int) -> bool:
@@ -156,7 +157,7 @@ class Fleet:
         return self._clients[index].status is not None and index not in self._reports
 
     def _take(self, client: Client, line: str, is_error: bool) -> None:
-        """Take a line that a client printed; called in the threads that read them."""
+        """Take a line that a client printed; called in the threads that read the output of clients."""
         index, text = client.hosts[0] if len(client.hosts) == 1 else None, line
         if client.names_lines:
             lost = _PDSH_LOST.match(line) if is_error else None
@@ -212,7 +213,7 @@ class Fleet:
         return outcome(ends, losses, asked=supervisor.asked, forced=supervisor.forced)
 
     def _corrected(self, report: NodeReport, host: HostPlan) -> Iterator[ProcessEnd]:
-        """Yield how a machine's processes ended, at times of this machine's clock."""
+        """Yield the ends of a machine's processes, with times by the clock of the runner's machine."""
         offset = self._offsets.get(host.index, 0.0)
         for end in report.ends:
             said = None if end.report is None else self._at_own_time(end.report, host)
@@ -225,7 +226,7 @@ class Fleet:
     def _loss(self, host: HostPlan, noticed: float) -> HostLoss:
         status = self._client_status(host.index)
         said = list(self._errors[host.index])
-        if host.index in self._at_work:  # the rest may be what its processes have printed
+        if host.index in self._at_work:  # other lines may come from its processes
             said = [line for line in said if _CONNECTION.search(line)]
         return HostLoss(
             host=_short(host),
@@ -236,7 +237,7 @@ class Fleet:
         )
 
     def _ask_all(self, members: Sequence[int]) -> None:
-        """Ask machines to leave through clients of their own, again where the node has not started yet."""
+        """Ask machines to leave through separate clients; repeat this where the node has not started yet."""
         pending, deadline = list(members), time.monotonic() + _ASK_SECONDS
         while pending:
             said: list[str] = []
@@ -253,7 +254,7 @@ class Fleet:
                 time.sleep(_ASK_AGAIN_SECONDS)
 
     def _end_all(self, members: Sequence[int]) -> None:
-        """End machines: by word where they listen, then whatever is left of the run on them."""
+        """End machines: by a message where they read one, then by killing whatever is left of the run on them."""
         if self._transport.stdin_follows:
             for member in members:
                 self._clients[member].send({"end": True})
@@ -275,7 +276,7 @@ class Fleet:
     def _reach(
         self, verb: Verb, only: Sequence[int], *, signal_word: str | None = None, said: list[str] | None = None
     ) -> set[int]:
-        """Run the clients of another verb; return which machines have done it. What keeps one goes to `said`."""
+        """Run the clients of another verb; return the machines that have carried it out. Errors are added to `said`."""
         if not only:
             return set()
         clients = self._transport.clients(
@@ -296,7 +297,7 @@ class Fleet:
         for index in self._clients:
             if index not in self._reports:
                 if self._is_lost(index) and index not in self._ending:
-                    self._endings.put(index)  # its processes may live although whoever watched them does not
+                    self._endings.put(index)  # its processes may be alive although the node that watched them is not
                 else:
                     self.kill(index)
         self._requests.finish(seconds=CLEAR_SECONDS)
@@ -318,12 +319,12 @@ def clear(plan: LaunchPlan, transport: Transport) -> None:
 
 
 def names_of(plan: LaunchPlan) -> dict[str, int]:
-    """Return the number of each machine by the names that pdsh may print for it: whole, or without its domain."""
+    """Return the number of each machine by the names that pdsh may print for it: with or without the domain."""
     names: dict[str, int] = {}
     for host in plan.hosts:
         whole = _short(host)
         short = whole.partition(".")[0]
-        if not short.isdigit():  # of an address
+        if not short.isdigit():  # it is part of an address
             names.setdefault(short, host.index)
     return {**names, **{_short(host): host.index for host in plan.hosts}}
 

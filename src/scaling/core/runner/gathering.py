@@ -1,4 +1,4 @@
-"""Gathering: numbers that come close together, worked on as one list."""
+"""Gathering: collect numbers that come close together, to process them as one list."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _GATHER_SECONDS: Final = 0.05
 
 @final
 class Gathering:
-    """Hand numbers that come close together to `work` as one list, in threads of its own.
+    """Collector that passes numbers that come close together to `work` as one list, in separate threads.
 
-    `put` may be called from a signal handler, wherever that has interrupted this thread.
+    `put` may be called from a signal handler, wherever the signal has interrupted the thread.
     """
 
     def __init__(self, work: Callable[[Sequence[int]], None]) -> None:
@@ -30,7 +30,7 @@ class Gathering:
         self._items.put(item)
 
     def finish(self, *, seconds: float) -> None:
-        """Wait until all that was put has been worked on, for at most so long."""
+        """Wait until all numbers that were put have been processed, for at most `seconds`."""
         deadline = time.monotonic() + seconds
         self._items.put(None)
         self._gatherer.join(seconds)

@@ -85,7 +85,7 @@ def _host(line: str, default_slots: int) -> Host:
 
 
 def _numbers(found: re.Match[str]) -> list[int] | None:
-    """Return the numbers behind `slots=`; None where there are none."""
+    """Return the numbers after `slots=`; None where there are none."""
     if found["slots"] is None:
         return None
     return [int(number) for number in found["slots"].split(",") if number]

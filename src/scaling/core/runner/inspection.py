@@ -1,4 +1,4 @@
-"""What is wrong with the machines of a run, judged from what each of them said. Pure."""
+"""Problems with the machines of a run, found from the facts that each of them has reported. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scaling.core.runner.look import HostFacts
 from scaling.core.runner.plan import LaunchPlan
 
 CLOCK_SECONDS: Final = 2.0
-"""By how much clocks may differ: what happened first on which machine is told by them."""
+"""How much clocks may differ: they decide what happened first, and on which machine."""
 _WIDTH: Final = 118
 _INTERFACE_VARIABLE: Final = "GLOO_SOCKET_IFNAME"
 
@@ -30,18 +30,18 @@ class HostProblem:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What looking at all machines has brought to light."""
+    """The findings about all machines of a run."""
 
     problems: tuple[HostProblem, ...] = ()
     notes: tuple[str, ...] = ()
-    """What is put right for this run, and the user had better put right for good."""
+    """Problems that are worked around for this run, and that the user should fix for good."""
     environment: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     """Variables for single machines, by number."""
     offsets: Mapping[int, float] = field(default_factory=dict)
-    """Seconds by which the clock of a machine is surely ahead of the runner's, by number."""
+    """Seconds by which the clock of a machine is at least ahead of the runner's (negative: behind it), by number."""
 
     def table(self) -> str:
-        """Return all problems in lines of their own; what several machines share is said once."""
+        """Return all problems, each on lines of its own; a problem that several machines share appears once."""
         hosts: dict[str, list[str]] = {}
         for problem in self.problems:
             hosts.setdefault(problem.message, []).append(problem.host)
@@ -71,21 +71,21 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Here:
-    """What the runner knows of itself, with which the machines are compared."""
+    """The runner's own facts, with which those of the machines are compared."""
 
     versions: Mapping[str, str | None]
     files: Mapping[str, str | None]
     token: str
-    """What it has left in the folders that all machines share."""
+    """The token that the runner has left in the folders that all machines share."""
     folder_problems: Mapping[str, str] = field(default_factory=dict)
-    """Why it could not, by folder."""
+    """Why the runner could not leave the token, by folder."""
     asked: float = 0.0
     answered: Mapping[int, float] = field(default_factory=dict)
-    """When it asked, and when each machine had answered, in seconds since the epoch by its own clock."""
+    """When each machine had answered. As for `asked`, in seconds since the epoch by the runner's clock."""
 
 
 def inspect(facts: Mapping[int, HostFacts], failures: Mapping[int, str], plan: LaunchPlan, here: Here) -> Findings:
-    """Judge the machines of a plan; `failures` says, by number, why one could not be asked."""
+    """Return the findings about the machines of a plan; `failures` says, by number, why one could not be asked."""
     problems = [
         HostProblem("here", f"{setting} ({path}) cannot be written: {here.folder_problems[path]}; set another folder")
         for setting, path in plan.needs.folders
@@ -178,7 +178,7 @@ def _gpu_problems(found: HostFacts, plan: LaunchPlan) -> Iterator[str]:
 
 
 def _together(facts: Mapping[int, HostFacts], plan: LaunchPlan) -> Iterator[HostProblem]:
-    """Yield what is wrong with machines beside each other."""
+    """Yield what is wrong with machines when they are compared with each other."""
     machines: dict[str, list[str]] = {}
     for index in sorted(facts):
         machines.setdefault(facts[index].identity or str(index), []).append(plan.hosts[index].name)
@@ -205,7 +205,7 @@ def _together(facts: Mapping[int, HostFacts], plan: LaunchPlan) -> Iterator[Host
 
 
 def _loopback_note(found: HostFacts, plan: LaunchPlan) -> str | None:
-    """Return what to say of a machine whose own name does not lead to an address at which others reach it."""
+    """Return a note about a machine whose own name does not resolve to an address at which others reach it."""
     if len(plan.hosts) == 1 or _INTERFACE_VARIABLE in plan.environment:
         return None
     if found.own_address is not None and not _is_loopback(found.own_address):
@@ -222,7 +222,7 @@ def _loopback_note(found: HostFacts, plan: LaunchPlan) -> str | None:
 
 
 def _offset(found: HostFacts, here: Here) -> float:
-    """Return by how many seconds a clock is ahead of the one here at least; 0 where it may be right."""
+    """Return by how many seconds at least a clock is ahead of the one here (negative: behind); 0 if it may be right."""
     received = here.answered.get(found.index, here.asked)
     return min(0.0, found.time - here.asked) or max(0.0, found.time - received)
 

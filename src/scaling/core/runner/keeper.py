@@ -1,7 +1,7 @@
-"""Run a command that must not outlive whoever started it: it is killed at the end of this process's standard input.
+"""Run a command that must not outlive its starter: it is killed at the end of this process's standard input.
 
-pdsh takes no standard input of its own, so nothing else tells it that the runner is gone. Not every system can have a
-process signalled when its parent dies. Started as a file, by an interpreter that needs nothing of this library.
+pdsh reads no standard input, so it would not notice that the runner is gone. Not every system can signal a process when
+its parent dies. This file is started as a script, by an interpreter that needs nothing of this library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 def keep(argv: Sequence[str]) -> int:
     """Run `argv`, without standard input, and return its status; 127 where it cannot be started."""
-    with contextlib.suppress(OSError):  # whoever leads a session already need not
+    with contextlib.suppress(OSError):  # this process already leads a session
         os.setsid()
     try:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The run as objects of Kubernetes, a ConfigMap and a JobSet, in one manifest. No cluster is talked to.
+"""The run as objects of Kubernetes, a ConfigMap and a JobSet, in one manifest. No cluster is contacted.
 
 Each pod runs the node (`scaling.core.runner.node`), as other machines do; its order is mounted as a file.
 """
@@ -28,7 +28,7 @@ from scaling.core.storage.writing import storage_errors, write_atomically
 FOLDER: Final = "/etc/scaling"
 """Where pods find the configuration and the order."""
 CONFIG_MAP_BYTES: Final = 2**20
-"""What a ConfigMap holds at most."""
+"""The most bytes that a ConfigMap can hold."""
 MANIFEST: Final = "jobset.yaml"
 
 _JOB: Final = "node"
@@ -51,7 +51,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that is applied to a cluster for one run."""
+    """The objects that are applied to a cluster for one run."""
 
     run_id: str
     config_map: Object
@@ -81,8 +81,9 @@ def write_manifest(
 ) -> int:
     """Write the manifest of a run and say what to do with it; return the exit status. `dry_run`: only print it.
 
-    It is written to `log_dir`; to the working directory where that is None, or below a volume, which is a path in the
-    pods. `program` is what Python is given: `-m`, a module and its arguments, or a script and its arguments.
+    The manifest is written to `log_dir`, or to the working directory where `log_dir` is None or below a volume, which
+    is a path in the pods. `program` holds the arguments of Python: `-m`, a module and its arguments, or a script and
+    its arguments.
 
     Raises:
         ConfigError: The run cannot be a JobSet. Nothing was written.
@@ -118,10 +119,10 @@ def manifest(
     config_text: str,
     environ: Mapping[str, str],
 ) -> Manifest:
-    """Return the objects of a run: the same for the same arguments. Pure, but for ~/.deepspeed_env.
+    """Return the objects of a run: the same for the same arguments. Pure, except that it reads ~/.deepspeed_env.
 
     Raises:
-        ConfigError: The run cannot be a JobSet. Carries all that is wrong.
+        ConfigError: The run cannot be a JobSet. Carries all problems.
     """
     per_pod = min(processes, config.default_gpu_count)
     variables = forwarded(environ, config.forward_environment)
@@ -175,7 +176,7 @@ def _plan(config: RunnerConfig, program: Sequence[str], processes: int, per_pod:
         plan,
         master_addr=config.master_addr or f"{pods[0].name}.{settings.name}",
         directory="",  # that of the image
-        environment={},  # the container has it from its beginning
+        environment={},  # the container has it from its start
         secrets=(),
     )
 
@@ -194,14 +195,14 @@ def _objects(
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": plan.run_id, **where, "labels": labels},
-        "immutable": True,  # a pod that is started again finds what the first one found
+        "immutable": True,  # a restarted pod finds the same content
         "data": {_CONFIG: config_text, _ORDER: Order(plan=plan).to_json() + "\n"},
     }
     job = {
         "completionMode": "Indexed",
         "completions": len(plan.hosts),
         "parallelism": len(plan.hosts),
-        "backoffLimit": 0,  # restarts are of the whole JobSet
+        "backoffLimit": 0,  # the whole JobSet is restarted
         "podFailurePolicy": {"rules": [_on_status(65, 2), _on_status(75), _ON_DISRUPTION]},
         "template": {"metadata": {"labels": labels}, "spec": _pod(settings, plan, environment)},
     }
@@ -231,9 +232,9 @@ def _on_status(*statuses: int) -> Object:
 
 _ON_DISRUPTION: Final = {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
-# All three fail the Job for one reason, PodFailurePolicy; which it was, only its message says. Restarts without end
-# take a message that is understood, so that a message in other words ends the run. What matches nothing (1, 70, 74,
-# 128 + n) starts the JobSet again, up to maxRestarts times.
+# All three rules fail the Job for the same reason, PodFailurePolicy; only the message says which rule it was. Unlimited
+# restarts need a message that is recognised, so that a message in other words ends the run. A status that matches no
+# rule (1, 70, 74, 128 + n) restarts the JobSet, up to maxRestarts times.
 _RESTART_RULES: Final = [
     {
         "name": "leave",
@@ -304,7 +305,7 @@ def _environment(settings: RunnerKubernetesConfig, run_id: str, environment: Map
 
 
 def _problems(config: RunnerConfig, processes: int, per_pod: int) -> list[Problem]:
-    """Return what keeps a run from being a JobSet."""
+    """Return the problems that keep a run from being a JobSet."""
     problems = [
         Problem(f"runner.{name}", "names machines, but Kubernetes chooses them; remove it")
         for name in ("hosts", "hostsfile")
@@ -362,7 +363,7 @@ def _what_next(path: Path, settings: RunnerKubernetesConfig, pods: int) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes YAML that readers of every version of the language understand alike, and people too."""
+    """Dumper of YAML that readers of every version of the language, and people, understand in the same way."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Return True: what appears twice is written twice."""
@@ -370,7 +371,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    """Represent a text: several lines as a block, words as they are, what might be taken for a number in quotes."""
+    """Represent a text: several lines as a block, plain words as they are, anything else in quotes."""
     style: str | None = "|"
     if "\n" not in value:
         style = None if len(value) > 1 and re.fullmatch(r"[A-Za-z_][-A-Za-z0-9_./]*", value) else '"'

@@ -1,4 +1,4 @@
-"""What a run has left on this machine, found by a variable that everything it starts inherits. Linux."""
+"""Leftovers of a run on this machine, found by a variable that everything it starts inherits. Linux only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ask_node(run_id: str, index: int, number: signal.Signals) -> int:
 
 @contextlib.contextmanager
 def temporary_folder(run_id: str, index: int) -> Iterator[None]:
-    """Let this process make its temporary files where `clear` finds them, should it be killed; else remove them."""
+    """Let this process make its temporary files in a folder that is removed at the end, or by `clear` after a kill."""
     former = tempfile.tempdir
     folder = tempfile.mkdtemp(prefix=_FOLDER.format(run_id=run_id, index=index))  # for this user only
     tempfile.tempdir = folder
@@ -45,9 +45,9 @@ def temporary_folder(run_id: str, index: int) -> Iterator[None]:
 
 
 def clear(run_id: str, index: int, *, seconds: float = 5.0) -> list[int]:
-    """Kill everything of a run on this machine but this process and its parents; return what would not die.
+    """Kill all processes of a run on this machine except this one and its ancestors; return those that do not end.
 
-    Temporary files of its node go, too.
+    If all end, temporary files of the run's node are removed, too.
     """
     spared = set(_ancestors(os.getpid()))
     deadline = time.monotonic() + seconds
@@ -64,7 +64,7 @@ def clear(run_id: str, index: int, *, seconds: float = 5.0) -> list[int]:
 
 
 def _of_run(run_id: str, index: int) -> Iterator[int]:
-    """Yield the processes that have the variable; what has ended, and waits to be noticed, has no environment."""
+    """Yield the processes that have the variable; a zombie has no environment."""
     if not _PROC.is_dir():
         raise ScalingError("this machine has no /proc, by which the processes of a run are found; end them by hand")
     wanted = f"{NODE_VARIABLE}={run_id}/{index}".encode()

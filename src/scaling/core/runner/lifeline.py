@@ -1,4 +1,4 @@
-"""Lifeline: the standard input of a node, over which the runner speaks, and whose end means that the runner is gone."""
+"""Lifeline: the standard input of a node. It carries the runner's messages; its end means that the runner is gone."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, BinaryIO, Final, final
 from scaling.core.errors import ConfigError
 
 SILENCE_SECONDS: Final = 120.0
-"""How long a node waits for the next such word, once it has heard one: a computer that sleeps says nothing."""
+"""How long a node waits for the next beat, once it has received one: a computer that sleeps sends none."""
 _LOOK_SECONDS: Final = 1.0
 
 
 @final
 class Lifeline:
-    """Reads a stream, line by line, in a thread. `on_ask` gets a signal's name, `on_end` nothing: both once at most.
+    """Reader of the lines of a stream, in a thread. `on_ask` gets a signal's name, at most once; `on_end` gets nothing.
 
     Lines are JSON: {"ask": "SIGTERM"} or {"ask": "SIGUSR1"}: leave; {"end": true}: end at once; {"beat": true}: the
-    runner is there. The end of the stream, and silence after beats, ask for SIGTERM.
+    runner is alive. The end of the stream, and silence after a beat, count as a request with SIGTERM.
     """
 
     def __init__(self, stream: BinaryIO, *, on_ask: Callable[[str], None], on_end: Callable[[], None]) -> None:
@@ -30,7 +30,7 @@ class Lifeline:
         self._is_asked = threading.Event()
 
     def first_line(self) -> str:
-        """Return the first line, which is the order. Before `start`."""
+        """Return the first line, which is the order. Call it before `start`."""
         line = self._stream.readline()
         if not line.endswith(b"\n"):
             raise ConfigError("standard input ended before the order; a node is started by the runner")

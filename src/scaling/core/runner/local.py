@@ -1,4 +1,4 @@
-"""Processes of this machine: started, watched, and asked how they ended."""
+"""Start and watch processes of this machine, and find out how they ended."""
 
 from __future__ import annotations
 
@@ -29,21 +29,20 @@ class LocalJob:
     """A training in processes of this machine."""
 
     program: Sequence[str]
-    """What Python is given."""
+    """The arguments of Python."""
     processes: int
     gpus: Sequence[int] | None = None
     master_port: int | None = None
-    """Port at which the processes of the first attempt meet; those of the next ones meet at the next ones. None: any.
-    """
+    """Port at which the processes of the first attempt meet; later attempts use the next ports. None: any."""
     script: bool = False
-    """Whether the program is a script, which may import from the working directory as a module may."""
+    """Whether the program is a script, which may import from the working directory, as a module can."""
 
     def supervisor(self) -> Supervisor:
-        """Return who is to watch an attempt."""
+        """Return the supervisor of an attempt."""
         return Supervisor()
 
     def prepare(self, attempt: int) -> None:
-        """Do nothing: the supervisor of the attempt before has left nothing behind."""
+        """Do nothing: the supervisor of the previous attempt has left nothing behind."""
 
     def run(self, attempt: int, supervisor: Supervisor) -> Outcome:
         """Run all processes of an attempt to their end; return how they ended."""
@@ -60,10 +59,11 @@ def run_program(
 ) -> int:
     """Run `python -m MODULE ARGUMENTS` in `processes` processes of this machine; return the exit status.
 
-    For what has nothing to save: asked to leave, all processes end at once, and the status is 128 and the number of the
-    signal, as that of other programs. 141 where whoever read the output has closed it, without a word. Else a failure
-    is told as `runner_main` tells it. Each process finds `variables` in its environment; it ends in `run_process`, and
-    leaves SIGTERM as it is. Not for a process that a launcher has started (`LaunchContext.launched`).
+    For programs that have nothing to save: when asked to leave, all processes end at once, and the status is 128 plus
+    the number of the signal, as with other programs. The status is 141, without a message, where the reader of the
+    output has closed it. Any other failure is reported as `runner_main` reports it. Each process finds `variables` in
+    its environment; it must do its work in `run_process`, and leave SIGTERM as it is. Not for a process that a launcher
+    has started (`LaunchContext.launched`).
     """
     with (
         process_environment(processes, gpus=None, script=False),
@@ -79,7 +79,7 @@ def run_program(
 
 @contextlib.contextmanager
 def process_environment(processes: int, *, gpus: Sequence[int] | None, script: bool) -> Iterator[None]:
-    """Set what the processes inherit; apart from the runner's own variable, only where the user has not set it."""
+    """Set variables that the processes inherit; except for the runner's own, only those that the user has not set."""
     values = process_defaults(os.environ, processes, gpus=gpus)
     values[RUNNER_VARIABLE] = str(os.getpid())
     if script:
@@ -104,7 +104,7 @@ def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _supervised(program: Sequence[str], supervisor: Supervisor, *, processes: int, master_port: int | None) -> Outcome:
-    """Run what Python is given in processes; return how they ended."""
+    """Run Python with the arguments `program` in processes; return the outcome."""
     command = [sys.executable, "-u", *program]
     if processes == 1:
         ends = _run_one(command, supervisor)
@@ -132,11 +132,11 @@ def _run_one(command: Sequence[str], supervisor: Supervisor) -> list[ProcessEnd]
 def _run_several(
     command: Sequence[str], supervisor: Supervisor, *, processes: int, master_port: int | None
 ) -> list[ProcessEnd]:
-    """Run `command` in processes of an agent; in none where the run is asked to leave before."""
+    """Run `command` in processes of an agent; in none if the run is asked to leave before that."""
     run_processes: Callable[..., list[ProcessEnd]]
     try:
         with supervisor.interruption():
-            # Imported here, because it imports torch, which takes seconds and which the other case can do without.
+            # Imported here because it imports torch, which takes seconds and which a single process does not need here.
             run_processes = importlib.import_module("scaling.core.runner.elastic").run_processes
     except AskedToLeave:
         return []

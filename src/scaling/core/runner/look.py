@@ -1,6 +1,6 @@
-"""What a machine has, as far as a run may fail for the lack of it. Standard library alone.
+"""The facts about a machine on which a run depends, found with the standard library alone.
 
-Found in well under a second, unless its name servers or the driver of its GPUs do not answer.
+They are found in well under a second, unless its name servers or the driver of its GPUs do not answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Final
 from scaling.core.runner.plan import LaunchPlan
 
 TOKEN_FILE: Final = ".scaling_look_{run_id}"
-"""What the runner leaves in a folder, and others find there if theirs is the same folder."""
+"""File that the runner leaves in a folder, and that other machines find there if theirs is the same folder."""
 
 _MARK: Final = "scaling_host_facts"
 _WHOLE_BYTES: Final = 16 << 20
@@ -37,35 +37,35 @@ _NAME_SECONDS: Final = 6.0  # a resolver asks its first server for 5 s before it
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """What one machine says about itself."""
+    """The facts that one machine reports about itself."""
 
     index: int
     """Its number in the plan."""
     hostname: str = ""
     identity: str = ""
-    """The same for two names of one machine. Parts of a machine that have a network of their own are machines, too."""
+    """The same for two names of one machine. Parts of a machine with a network of their own count as machines."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
     """Python, scaling and torch; None for what is not installed."""
     source: str = ""
-    """Digest of the library's source, which one version may have several of while it is worked on."""
+    """Digest of the library's source, which may differ within one version during development."""
     files: Mapping[str, str | None] = field(default_factory=dict)
     """Digest of each file; None where it cannot be read."""
     tokens: Mapping[str, str | None] = field(default_factory=dict)
-    """What the runner's token file says in each folder; None where it is not there."""
+    """The content of the runner's token file in each folder; None where the file is missing."""
     unwritable: tuple[str, ...] = ()
     """Folders that cannot be written to."""
     gpus: tuple[int, ...] = ()
     """Numbers of its GPUs."""
     port_problem: str | None = None
-    """Why the port of the meeting place cannot be had, where it would be served here."""
+    """Why the port of the meeting place is not available, on the machine that would serve it."""
     time: float = 0.0
     """Seconds since the epoch, by its clock."""
     own_address: str | None = None
-    """What its own name leads to; None: nothing."""
+    """The address that its own name resolves to; None: none."""
     master_address: str | None = None
-    """What the name of the meeting place leads to; None: nothing."""
+    """The address that the name of the meeting place resolves to; None: none."""
     interface: str | None = None
-    """The interface over which the first machine is reached, for that one the second."""
+    """The interface over which this machine reaches the first one; on the first machine, the second one."""
 
     def to_line(self, run_id: str) -> str:
         """Return the facts as a line of JSON."""
@@ -116,7 +116,7 @@ def look(plan: LaunchPlan, index: int, *, port: int | None = None) -> HostFacts:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of what has to be the same on all machines."""
+    """Return the versions of the software that must be the same on all machines."""
     found: dict[str, str | None] = {"Python": ".".join(platform.python_version_tuple()[:2])}
     for package in ("scaling", "torch"):
         try:
@@ -137,9 +137,10 @@ def source_digest(package: Path | None = None) -> str:
 
 
 def sampled_digest(path: Path | str) -> str | None:
-    """Return a digest of a file: of all of it up to 16 MiB, else of its size, both ends and 64 places between.
+    """Return a digest of a file: of all of it up to 16 MiB, else of its size, both ends and 63 samples between.
 
-    So terabytes cost as little as megabytes; that two files of one size differ only between the places goes unseen.
+    So terabytes cost as little as megabytes; a difference between two files of one size that lies between the samples
+    goes unnoticed.
     """
     try:
         with open(path, "rb") as file:
@@ -173,7 +174,7 @@ def gpu_numbers() -> Sequence[int]:
 
 
 def interface_to(address: str) -> str | None:
-    """Return the name of the interface over which an address is reached, without a packet being sent; None: unknown."""
+    """Return the name of the interface over which an address is reached, without sending a packet; None: unknown."""
     try:
         family, _, _, _, target = socket.getaddrinfo(
             address, 9, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -199,14 +200,14 @@ def _interface_with(address: str, probe: socket.socket) -> str | None:
 
 
 def _interface_with_v6(address: str, table: Path = Path("/proc/net/if_inet6")) -> str | None:
-    """Return it by the kernel's table, whose lines are address, number, prefix, scope, flags and name."""
+    """Return the name from the kernel's table, whose lines are address, number, prefix, scope, flags and name."""
     digits = socket.inet_pton(socket.AF_INET6, address).hex()
     lines = (line.split() for line in table.read_text(encoding="ascii").splitlines())
     return next((fields[5] for fields in lines if fields[0] == digits), None)
 
 
 def identity(proc: Path = Path("/proc")) -> str:
-    """Return what two names of one machine have in common, and parts of it with a network of their own do not."""
+    """Return an identity that all names of a machine share; parts with a network of their own have different ones."""
     parts = []
     for path in (proc / "sys/kernel/random/boot_id", Path("/etc/machine-id")):
         try:
@@ -240,7 +241,7 @@ def _port_problem(port: int) -> str | None:
 
 
 def _addresses(names: Iterable[str]) -> dict[str, str | None]:
-    """Return what names lead to, asked for at the same time; None: nothing, or nothing in time."""
+    """Return the addresses that names resolve to, looked up at the same time; None: none, or none in time."""
     found: dict[str, str | None] = dict.fromkeys(names)
 
     def ask(name: str) -> None:

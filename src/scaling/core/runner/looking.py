@@ -34,7 +34,7 @@ def look_everywhere(
     config_text: str | None,
     seconds: float = LOOK_SECONDS,
 ) -> Findings:
-    """Ask every machine of the plan what it has, and judge it. Starts nothing that outlives the call.
+    """Ask every machine of the plan for its facts, and judge them. Starts nothing that outlives the call.
 
     `config_text` is None where each machine reads the configuration from its file.
     """
@@ -63,9 +63,9 @@ def look_everywhere(
 
 
 class _Answers:
-    """What the machines have said, on standard output as facts, on standard error as reasons why they cannot.
+    """The answers of the machines: facts on standard output, reasons for failures on standard error.
 
-    Whatever else is on standard output is the talk of a login shell.
+    Any other line on standard output comes from a login shell.
     """
 
     def __init__(self, plan: LaunchPlan, transport: Transport) -> None:
@@ -74,7 +74,7 @@ class _Answers:
         self._lock = threading.Lock()
         self._errors: dict[int, list[str]] = {host.index: [] for host in plan.hosts}
         self._unnamed: list[str] = []  # by pdsh itself
-        self._ended: set[int] = set()  # by the word of pdsh
+        self._ended: set[int] = set()  # as reported by pdsh
         self.facts: dict[int, HostFacts] = {}
         self.times: dict[int, float] = {}
         self.failures: dict[int, str] = {}
@@ -104,7 +104,7 @@ class _Answers:
             self._unnamed.append(text)
 
     def end(self, client: Client, status: int | None, seconds: float) -> None:
-        """Say for each machine of a client that has ended, or was ended, why it has said nothing."""
+        """Record, for each machine of a client that has ended or was killed, why the machine has not answered."""
         for index in client.hosts:
             host = self._plan.hosts[index]
             said = self._errors[index] or (self._unnamed if client.names_lines else [])
@@ -124,7 +124,7 @@ class _Answers:
 
 @contextlib.contextmanager
 def _tokens(plan: LaunchPlan, token: str) -> Iterator[Mapping[str, str]]:
-    """Leave a file in each folder that is to be shared; yield why that cannot be, by folder."""
+    """Leave a file in each folder that must be shared; yield the reasons where that fails, by folder."""
     problems: dict[str, str] = {}
     left: list[Path] = []
     try:

@@ -44,15 +44,15 @@ def runner_main(
 ) -> int:
     """Run `module_or_script CONFIG [KEY=VALUE ...]` in `processes` processes; return the exit status.
 
-    Where they run, `config` says: on this machine, on others, as a job of Slurm; for Kubernetes a manifest is written.
-    The processes resolve the configuration themselves, from the same overrides and `config_text`: what was read of
-    the file, and checked, before (`read_config` finds it for them). None, or where it cannot travel: they read the
-    file. What a person reads when one fails is printed here, once: the first cause, which is also written to
-    `run_state.json` in `log_dir`. Where `config` allows restarts, the whole run is started again after a failure; what
-    became of each attempt is written to `run.json`. Signals are passed on; no process is left behind, on any machine.
+    `config` says where they run: on this machine, on others, or as a job of Slurm; for Kubernetes a manifest is
+    written. The processes resolve the configuration themselves, from the same overrides and from `config_text`, the
+    text of the file as it was read and checked before (`read_config` finds it for them). Where that is None, or cannot
+    be sent, they read the file. When a process fails, the first cause is printed here, once, and written to
+    `run_state.json` in `log_dir`. Where `config` allows restarts, the whole run is restarted after a failure; the
+    outcome of each attempt is written to `run.json`. Signals are passed on; no process is left behind, on any machine.
     Inside torchrun or srun nothing is started: the work is done in this process.
 
-    `needs` is what other machines must have; they are looked at before anything starts. `dry_run` prints what would be
+    `needs` is what other machines must have; this is checked before anything starts. `dry_run` prints what would be
     started, and starts nothing.
 
     Raises:
@@ -102,7 +102,7 @@ def runner_main(
         config_path=config_path,
         needs=needs,
     )
-    if transport.needs_file or config_text is None:  # the configuration does not travel
+    if transport.needs_file or config_text is None:  # the configuration is not sent
         plan = _with_file(plan, str(config_path))
     if dry_run:
         sys.stdout.write(f"{describe_plan(plan, transport)}\n")
@@ -112,9 +112,9 @@ def runner_main(
 
 
 def _hosts(config: RunnerConfig, processes: int) -> list[Host] | None:
-    """Return the machines to be reached by a transport; None where this one runs everything by itself.
+    """Return the machines to be reached by a transport; None where this machine runs everything.
 
-    `ConfigError` where other machines are named and nothing says how they are reached.
+    Raises `ConfigError` where other machines are named but the configuration does not say how to reach them.
     """
     hosts = read_hosts(config.hosts, config.hostsfile, default_slots=config.default_gpu_count)
     if config.runner_type is RunnerType.PDSH_DOCKER:
@@ -135,7 +135,7 @@ def _hosts(config: RunnerConfig, processes: int) -> list[Host] | None:
 
 
 def _require_ports(config: RunnerConfig, *, remote: bool) -> None:
-    """Every attempt has a port."""
+    """Check that there is a port for every attempt."""
     first = config.master_port or (DEFAULT_PORT if remote else None)
     if first is not None and first + config.max_restarts > 65535:
         raise ConfigError(
@@ -153,7 +153,7 @@ def _with_file(plan: LaunchPlan, path: str) -> LaunchPlan:
 
 
 def _run_here(target: str, arguments: Sequence[str]) -> int:
-    """Run `target` as if Python had been started with it, a script as the processes of `_run` are."""
+    """Run `target` as if Python had been started with it; a script may also import from the working directory."""
     argv, handlers = sys.argv, {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     path = list(sys.path)
     sys.argv = [target, *arguments]
@@ -171,8 +171,8 @@ def _run_here(target: str, arguments: Sequence[str]) -> int:
     finally:
         sys.argv = argv
         sys.path[:] = path
-        with contextlib.suppress(ValueError):  # not in the main thread, which alone has changed them
-            for number, handler in handlers.items():  # a process that is done ignores them
+        with contextlib.suppress(ValueError):  # not the main thread, the only one that has changed them
+            for number, handler in handlers.items():  # a process that is done ignores these signals
                 signal.signal(number, handler)
     return ExitStatus.DONE
 
@@ -183,7 +183,7 @@ def _is_script(target: str) -> bool:
 
 @contextlib.contextmanager
 def _config_for_processes(path: Path | str, text: str | None) -> Iterator[None]:
-    """Let the processes find the configuration as it was read: never on their command lines, which all users see."""
+    """Let the processes find the configuration as it was read; not on their command lines, which all users see."""
     if text is None:
         yield
         return

@@ -1,15 +1,15 @@
-"""The node: what runs on each machine of a run, and starts and watches the processes there.
+"""The node: the program that runs on each machine of a run, and starts and watches the processes there.
 
 python3 -m scaling.core.runner.node VERB --index N --run RUN_ID [--order FILE] [--signal NAME] [--no-lifeline]
 
-The runner starts it, by way of ssh or whatever else reaches the machine. Its standard input is the lifeline: when that
-ends, for whatever reason, the processes are asked to leave. So nothing is left on any machine, whatever becomes of the
-runner.
+The runner starts it through ssh, or another program that reaches the machine. Its standard input is the lifeline: when
+that ends, for whatever reason, the processes are asked to leave. So nothing is left on any machine, whatever happens to
+the runner.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before anything else is imported: a signal that comes meanwhile has its meaning
+if __name__ == "__main__":  # before the other imports, so that a signal during them is handled
     from scaling.core.runner.early_signals import listen_early
 
     listen_early()
@@ -42,7 +42,7 @@ _NAMES = ("TERM", "USR1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what one verb stands for; return the exit status."""
+    """Carry out one verb; return the exit status."""
     options = _options(arguments)
     try:
         match options.verb:
@@ -95,8 +95,8 @@ def _order(path: Path | None, lifeline: Lifeline) -> Order:
 
 
 def _run(options: argparse.Namespace) -> NoReturn:
-    """Run the processes of this machine, say how they ended, and end: without waiting for what hangs."""
-    supervisor = Supervisor(may_save=False)  # the runner has told the user what an answer to a signal means
+    """Run the processes of this machine, report how they ended, and exit without waiting for anything that hangs."""
+    supervisor = Supervisor(may_save=False)  # the runner has told the user what a signal does
 
     def ask(name: str) -> None:
         if supervisor.asked is None:  # the end of the input, after a signal, is no second request
@@ -147,7 +147,7 @@ def _processes(order: Order, index: int, supervisor: Supervisor, output: NodeOut
             os.environ[CONFIG_COPY_VARIABLE] = str(copy)
         elastic = importlib.import_module(
             "scaling.core.runner.elastic"
-        )  # torch takes seconds; signals are heard by now
+        )  # torch takes seconds; signals are handled by now
         site = elastic.Site(
             run_id=f"{plan.run_id}-{order.attempt}",
             index=index,

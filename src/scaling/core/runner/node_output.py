@@ -1,4 +1,4 @@
-"""NodeOutput: what the processes of a machine print, on its way to whoever reads it, if anybody does."""
+"""NodeOutput: the output of a machine's processes, on its way to a reader that may be slow or gone."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Final, final
 LAST_LINES: Final = 20
 _BUFFER_BYTES: Final = 1 << 20
 _KEPT_BYTES: Final = 500
-"""What is remembered of a line: all lines of all ranks travel in one line."""
+"""Bytes that are kept of a line: the last lines of all ranks travel in one line."""
 _READ_BYTES: Final = 1 << 16
 _STDOUT, _STDERR = 1, 2
 
 
 @final
 class NodeOutput:
-    """Passes lines on to this process's own standard output and error, and remembers the last ones of every rank.
+    """Relay of lines to this process's own standard output and error that keeps the last lines of every rank.
 
-    The processes write into named pipes, so nothing grows on a disk. They never wait for who reads: a connection that
-    is stuck or gone must not stop a training, so beyond a megabyte that nobody has taken lines are dropped.
+    The processes write into named pipes, so no file grows on a disk. They never wait for the reader: a connection that
+    is stuck or gone must not stop a training, so lines are dropped once a megabyte is waiting to be read.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class NodeOutput:
         """Make a named pipe at `path`, and pass on what `rank` will write into it; `to` is 1 or 2."""
         os.mkfifo(path, 0o600)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        holder = os.open(path, os.O_WRONLY)  # the pipe has no end before all that was written is read
+        holder = os.open(path, os.O_WRONLY)  # keeps the pipe open until all that was written is read
         kept = self._lines.setdefault(rank, deque(maxlen=LAST_LINES))
         stream = _Stream(reader, holder, to, kept)
         with self._attached:
@@ -52,7 +52,7 @@ class NodeOutput:
             self._selector.register(reader, selectors.EVENT_READ, stream)
 
     def say(self, line: str) -> None:
-        """Write a line to standard output, behind everything that was passed on before."""
+        """Write a line to standard output, after everything that was passed on before."""
         self._queue.put(_STDOUT, f"{line}\n".encode(), is_needed=True)
 
     def last_lines(self, rank: int) -> tuple[str, ...]:
@@ -60,12 +60,12 @@ class NodeOutput:
         return tuple(self._lines.get(rank, ()))
 
     def drain(self, seconds: float = 2.0) -> None:
-        """Read what the processes have written until now; for when they have ended."""
+        """Read what the processes have written so far; for use after they have ended."""
         self._is_over.set()
         self._reader.join(seconds)
 
     def close(self, seconds: float = 2.0) -> None:
-        """Write out what is left, unless nobody takes it within `seconds`."""
+        """Write out what is left, unless nobody reads it within `seconds`."""
         self.drain(seconds)
         self._queue.finish()
         self._writer.join(seconds)
@@ -109,7 +109,7 @@ class _Stream:
         for line in whole:
             self._kept.append(line[-_KEPT_BYTES:].decode(errors="replace"))
             yield line + b"\n"
-        if len(self._partial) > _BUFFER_BYTES:  # it is no text
+        if len(self._partial) > _BUFFER_BYTES:  # it is not text
             yield self.rest()
 
     def rest(self) -> bytes:
@@ -164,7 +164,7 @@ class _Queue:
 
 
 def _write(to: int, data: bytes) -> None:
-    """Write all of `data`; to nobody where nobody reads any more."""
+    """Write all of `data`; drop it where nobody reads any more."""
     with contextlib.suppress(OSError):
         while data:
             try:

@@ -1,7 +1,7 @@
-"""Bind a process to the cores of one NUMA node: that of its GPU, without GPUs the nodes in turn.
+"""Bind a process to the cores of one NUMA node: that of its GPU; without GPUs, processes take the nodes in turn.
 
-Memory is taken from the node whose core touches it first, so that a process which stays on one node has its memory
-there. Linux only: it says in /sys which cores a node has, and which node a PCI device is at.
+Memory is allocated on the node whose core touches it first, so a process that stays on one node has its memory there.
+Linux only: /sys lists which cores a node has, and which node a PCI device is at.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REMEDY: Final = "set it to false"
 def bind_to_numa_node(local_rank: int, device: torch.device, *, nodes: Path = NODES, pci: Path = PCI_DEVICES) -> int:
     """Keep all threads of this process, and those it starts, on one node; return its number. Call it early.
 
-    `ConfigError` where the machine has one node, or does not say at which one the GPU is.
+    Raises `ConfigError` where the machine has one node, or does not say which node the GPU is at.
     """
     near = None
     if device.type == "cuda":
@@ -43,7 +43,8 @@ def chosen(
 ) -> tuple[int, Set[int]]:
     """Return a node and those of its cores that this process may use. Pure.
 
-    `near` is the node of the process's GPU; without one, processes take turns. `ConfigError` as `bind_to_numa_node`.
+    `near` is the node of the process's GPU; without one, processes take the nodes in turn. Raises `ConfigError` as
+    `bind_to_numa_node` does.
     """
     usable = {node: cores & allowed for node, cores in sorted(nodes.items()) if cores & allowed}
     if len(nodes) < 2 or (len(usable) < 2 and near is None):

@@ -1,4 +1,4 @@
-"""The file in which an order travels to machines that get no standard input."""
+"""The file that carries an order to machines that get no standard input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scaling.core.runner.plan import LaunchPlan, Order
 def order_file(order: Order) -> Iterator[Path]:
     """Write an order where all machines find it, for this user only and without secrets; remove it at the end.
 
-    `StorageError` where that cannot be.
+    Raises `StorageError` where it cannot be written.
     """
     path = order_path(order.plan, order.attempt)
     content = dataclasses.replace(order, secrets={}, config_text=None).to_json() + "\n"
@@ -38,6 +38,6 @@ def order_file(order: Order) -> Iterator[Path]:
 
 
 def order_path(plan: LaunchPlan, attempt: int) -> Path:
-    """Return where an order is written: in the folder of logs, else the working directory, which all machines share."""
+    """Return where an order is written: in the log folder, else in the working directory, which all machines share."""
     folders = dict(plan.needs.folders)
     return Path(plan.directory, folders.get("logger.log_dir", ""), f".scaling_order_{plan.run_id}_{attempt}.json")

@@ -1,4 +1,4 @@
-"""From how each process ended: what the run ends with, and what its user reads first."""
+"""The outcome of a run, from how each process ended: its exit status, and the message that the user reads first."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scaling.core.runner.remedies import REMEDY_OF_LOST_HOST, remedy_of_signal
 from scaling.core.runner.report import Report
 
 CLEARLY_EARLIER_SECONDS: Final = 2.0
-"""A failure of a rank comes before the loss of another host only if it came so much earlier: clocks of hosts may
-differ by as much, and the client of a host that is killed ends within a second of it."""
+"""A failure of a rank comes before the loss of another host only if it is earlier by this much: the clocks of hosts may
+differ by as much, and the client of a killed host ends within a second of the kill."""
 
 _LOST_PEER: Final = re.compile(
     r"connection|\bpeer\b|timed? ?out|gloo|nccl|socket|broken pipe|unreachable|no route", re.IGNORECASE
@@ -31,7 +31,7 @@ class ProcessEnd:
     exit_code: int
     """Its status; negative for the signal that ended it."""
     report: Report | None = None
-    """What it said itself."""
+    """Its own report, if it left one."""
     time: float = float("inf")
     """When its end was noticed, in seconds since the epoch."""
     stopped: bool = False
@@ -39,15 +39,15 @@ class ProcessEnd:
     host: str | None = None
     """The machine it ran on, where there are several."""
     last_lines: tuple[str, ...] = ()
-    """The end of what it printed, for the case that it said nothing about its end itself."""
+    """The last lines that it printed, for a process that left no report."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the end as what JSON can hold."""
+        """Return the end as values that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ProcessEnd:
-        """Return the end that `as_dict` made these of, be it by way of JSON."""
+        """Return the end from the values of `as_dict`, which may have passed through JSON."""
         report = None if values["report"] is None else Report(**values["report"])
         return cls(**{**values, "report": report, "last_lines": tuple(values["last_lines"])})
 
@@ -58,7 +58,7 @@ class ProcessEnd:
 
     @property
     def who(self) -> str:
-        """Return what a reader calls the process."""
+        """Return the name of the process in messages."""
         return f"rank {self.rank}" if self.host is None else f"rank {self.rank} on {self.host}"
 
     @property
@@ -68,7 +68,7 @@ class ProcessEnd:
 
     @property
     def status(self) -> int:
-        """Return the exit status as a shell has it: 128 and the number of a signal."""
+        """Return the exit status as a shell shows it: for a signal, 128 plus its number."""
         return self.exit_code if self.ended_by is None else 128 + self.ended_by
 
     @property
@@ -92,10 +92,10 @@ class ProcessEnd:
 
     @property
     def order(self) -> tuple[float, float, int]:
-        """Sort ends by when they came about; the smallest is the first cause.
+        """Return the sort key of this end; the end with the smallest is the first cause.
 
-        A process that ended without a word comes before all that had something to say: that another one is gone shows
-        as an exception, which is reported, or as an abort in the libraries underneath.
+        A process that left no report comes before all that did: the loss of another process shows as an exception,
+        which is reported, or as an abort in the libraries underneath.
         """
         if self.report is not None:
             return (self.report.time, self.time, self.rank)
@@ -104,22 +104,22 @@ class ProcessEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class HostLoss:
-    """A machine that went away without a word about its processes, or that could not do its part."""
+    """A machine that was lost without a report on its processes, or that could not do its part."""
 
     host: str
     ranks: tuple[int, ...]
     why: str
-    """What the client that held the connection to it had to say, in words."""
+    """The message of the client that held the connection to it."""
     time: float = float("inf")
     """When it was noticed, in seconds since the epoch."""
     report: Report | None = None
-    """Why the machine itself says that it could not do its part; None: it is gone."""
+    """The machine's own report of why it could not do its part; None: it is gone."""
     last_lines: tuple[str, ...] = ()
-    """The end of what its processes printed."""
+    """The last lines that its processes printed."""
 
     @property
     def who(self) -> str:
-        """Return what a reader calls the machine."""
+        """Return the name of the machine in messages."""
         if self.report is not None:
             return f"host {self.host}"
         some = "rank" if len(self.ranks) == 1 else "ranks"
@@ -127,12 +127,12 @@ class HostLoss:
 
     @property
     def status(self) -> int:
-        """Return the exit status that it stands for."""
+        """Return the exit status for this loss."""
         return ExitStatus.FAILURE.value if self.report is None else self.report.status
 
     @property
     def summary(self) -> str:
-        """Return why, without a traceback."""
+        """Return the reason, without a traceback."""
         return self.why if self.report is None else self.report.message
 
     @property
@@ -142,23 +142,24 @@ class HostLoss:
 
     @property
     def order(self) -> tuple[float, float, int]:
-        """Sort what machines say among what processes say."""
+        """Return the sort key of this loss, comparable with that of a process's end."""
         return (self.time if self.report is None else self.report.time, self.time, min(self.ranks, default=0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the run ends with."""
+    """The outcome of a run."""
 
     status: int
     cause: ProcessEnd | HostLoss | None = None
     """The process or machine whose failure was the first; None where nothing failed."""
     is_shared: bool = False
-    """Whether every process says the same, as when a file that all of them read is wrong."""
+    """Whether every process reports the same, as when a file that all of them read is wrong."""
 
     @property
     def reason(self) -> str:
-        """Return the first cause, with who it is about and without a traceback; empty where nothing failed."""
+        """Return the first cause, with the process or machine concerned and without a traceback; empty where nothing
+        failed."""
         return "" if self.cause is None else f"{self.cause.who}: {self.cause.summary}"
 
     @property
@@ -168,17 +169,17 @@ class Outcome:
 
     @property
     def last_lines(self) -> str:
-        """Return what was printed last by whoever ended without a word, indented; empty where nothing was."""
+        """Return the last lines of a first cause that left no report, indented; empty where there are none."""
         if self.cause is None or self.cause.report is not None or not self.cause.last_lines:
             return ""
         return "\n".join(["its last lines:", *(f"    {line}" for line in self.cause.last_lines)])
 
     def explain(self, *, processes: int = 1, here: str | None = None, log_dir: Path | None = None) -> str:
-        """Return what the user reads; last, who failed where and why, and what to try.
+        """Return the message for the user; it ends with who failed, where and why, and what to try.
 
-        Before that comes what is long: the traceback, unless the error is of the user's own making, or what was printed
-        last. `processes` is how many there were, `here` this machine, where all of them ran if they name none, and
-        `log_dir` the folder of a training, which may be started again.
+        Long parts come before that: the traceback, unless the error is of the user's own making, or the last lines
+        printed. `processes` is the number of processes, `here` the name of this machine, where all of them ran if they
+        name none, and `log_dir` the log folder of a training, which can be started again.
         """
         cause = self.cause
         if cause is None:
@@ -208,13 +209,13 @@ def outcome(
     asked: signal.Signals | None = None,
     forced: bool = False,
 ) -> Outcome:
-    """Return what a run of processes that ended like this, on machines of which some were lost, ends with.
+    """Return the outcome of a run from the ends of its processes and the losses of its machines.
 
-    `asked` is the signal by which the runner was asked to leave, `forced` whether a second one made it leave at once.
-    A process that was asked before it could listen dies of the signal: then there was nothing to save, and the run may
-    be started again like one that saved. What others report after that is a consequence. A run that was asked before
-    there were processes, without `ends`, may be started again too. That a machine is gone comes before what the others
-    make of it.
+    `asked` is the signal by which the runner was asked to leave, `forced` whether a second one made it leave at once. A
+    process that was asked before it could handle the signal is ended by it: then there was nothing to save, and the run
+    may be started again like one that saved. Reports of other processes after that are consequences. A run that was
+    asked before there were processes (no `ends`) may be started again too. The loss of a machine comes before the
+    failures that follow from it elsewhere.
     """
     failed = [end for end in ends if end.exit_code != 0]
     if asked is not None and forced and (failed or losses):
@@ -247,10 +248,10 @@ def _first(causes: Sequence[ProcessEnd], losses: Sequence[HostLoss]) -> ProcessE
 
 
 def _is_before(other: ProcessEnd | HostLoss, loss: HostLoss) -> bool:
-    """Return whether a failure is the cause, or has another, although a machine was lost as well.
+    """Return whether a failure comes before the loss of a machine, and so does not follow from it.
 
-    A machine that is cut off is noticed after many seconds, by when the others may have told of it in their own way:
-    what sounds like that, or is a hang, comes after the loss whenever it was said.
+    The loss of a machine that is cut off is noticed only after many seconds, by which time the others may have reported
+    it in their own words: a report that sounds like that, or of a hang, comes after the loss whatever its time.
     """
     if other.report is None:
         is_abort = isinstance(other, ProcessEnd) and other.ended_by == signal.SIGABRT
@@ -276,5 +277,5 @@ def _name(number: int) -> str:
 
 
 def _listed(ranks: Sequence[int]) -> str:
-    """Return ranks for a reader: all of a few, the first and last of many, which are in a row."""
+    """Return ranks as text: all of up to four; of more, which are consecutive, the first and the last."""
     return ", ".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]} to {ranks[-1]}"

@@ -9,7 +9,7 @@ from typing import final
 
 @final
 class Output:
-    """Writes lines one after another, whoever they come from."""
+    """Writer of lines, one after another, from any thread."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -18,7 +18,7 @@ class Output:
         """Whether nobody reads standard output any more."""
 
     def show(self, line: str, *, is_error: bool) -> None:
-        """Write a line; not after the terminal has gone away, which is no reason to end before what runs has saved."""
+        """Write a line; do nothing once the terminal is gone, so that what runs can still save."""
         stream = sys.stderr if is_error else sys.stdout
         with self._turn:
             if self._is_deaf:

@@ -1,4 +1,5 @@
-"""LaunchPlan: what is started on which machine, in what environment, and where it meets. Computed without a network."""
+"""LaunchPlan: what is started on which machine, in which environment, and where the processes meet. Computed without a
+network."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from scaling.core.errors import ConfigError, Problem
 from scaling.core.runner.environment import forwarded
 from scaling.core.runner.hosts import Host
 
-if TYPE_CHECKING:  # a node reads a plan, and needs no configuration for it, whose import takes half a second
+if TYPE_CHECKING:  # a node reads a plan without the configuration, whose import takes half a second
     from scaling.core.runner.config import RunnerConfig
 
 DEFAULT_PORT: Final = 29500
@@ -43,7 +44,7 @@ class HostPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class HostNeeds:
-    """What each machine must have for the run, beside this library."""
+    """What each machine must have for the run, besides this library."""
 
     files: tuple[str, ...] = ()
     """Files that must be readable and the same everywhere."""
@@ -55,17 +56,17 @@ class HostNeeds:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """All that is to be started for one run: the same value for whoever carries it out, and how."""
+    """All that is to be started for one run, whichever transport carries it out."""
 
     run_id: str
-    """Names what belongs to this run on every machine: letters, digits and hyphens."""
+    """Identifies what belongs to this run on every machine: letters, digits and hyphens."""
     hosts: tuple[HostPlan, ...]
     master_addr: str
     """Address at which all machines reach the first one."""
     master_port: int
-    """Port at which the processes of the first attempt meet; attempt n meets n ports further."""
+    """Port at which the processes of the first attempt meet; attempt n, counted from 0, uses the port n higher."""
     program: tuple[str, ...]
-    """What Python is given: `-m`, a module and its arguments, or a script and its arguments."""
+    """The arguments of Python: `-m`, a module and its arguments, or a script and its arguments."""
     interpreter: str
     directory: str
     """The working directory, on every machine."""
@@ -83,7 +84,7 @@ class LaunchPlan:
         return sum(host.processes for host in self.hosts)
 
     def port(self, attempt: int) -> int:
-        """Return the port at which the processes of an attempt, counted from 0, meet: none meets those it replaces."""
+        """Return the port at which the processes of an attempt, counted from 0, meet: a different one for each."""
         return self.master_port + attempt
 
     def host_of(self, rank: int) -> HostPlan:
@@ -91,12 +92,12 @@ class LaunchPlan:
         return next(host for host in self.hosts if rank in host.ranks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as what JSON can hold."""
+        """Return the plan as values that JSON can hold."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LaunchPlan:
-        """Return the plan that `as_dict` made these of, be it by way of JSON."""
+        """Return the plan from the values of `as_dict`, which may have passed through JSON."""
         hosts = tuple(
             HostPlan(**{**host, "gpus": None if host["gpus"] is None else tuple(host["gpus"])})
             for host in values["hosts"]
@@ -125,8 +126,8 @@ def launch_plan(
 ) -> LaunchPlan:
     """Return what is to be started on `hosts`. Pure, given the environment, working directory and interpreter.
 
-    Ranks go by machine, in the order of the hosts. `ConfigError` where the hosts offer another number of processes than
-    `processes`.
+    Ranks are numbered by machine, in the order of the hosts. Raises `ConfigError` where the hosts do not offer exactly
+    `processes` processes.
     """
     offered = sum(host.slots for host in hosts)
     if offered != processes:
@@ -159,7 +160,7 @@ def launch_plan(
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a machine is told to do for one attempt: the plan, and what is not to be found in it."""
+    """The instructions to a machine for one attempt: the plan, and what the plan does not contain."""
 
     plan: LaunchPlan
     attempt: int = 0

@@ -1,4 +1,4 @@
-"""The outermost frame of every training process: how it ends, and who reads why."""
+"""The outermost frame of every training process: how it ends, and where the reason is reported."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 
 
 def run_process(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` as the whole work of this process, and end with the status that its outcome stands for.
+    """Run `main` as the whole work of this process, and end with the exit status of its outcome.
 
     `main` returns an exit status or None for 0. An error raised on purpose ends with its `exit_status` and its message,
-    without traceback; any other exception with 1 and its traceback; Ctrl-C, SIGTERM and SIGUSR1 before anyone listens
-    to them with 75. Under the runner and under torchrun the message is left in the error file; the first process to
-    fail, or the runner, prints it. After a failure the process ends at once: what is left of a broken group could make
-    it wait for ever.
+    without traceback; a full or failing disk with 74 and its message; any other exception with 1 and its traceback;
+    Ctrl-C, or SIGTERM and SIGUSR1 before they are handled, with 75. Under the runner and under torchrun the message is
+    left in the error file; the first process to fail, or the runner, prints it. After a failure the process ends at
+    once: the rest of a broken process group could make it wait for ever.
     """
     faulthandler.enable()
     listen_early()
@@ -51,7 +51,7 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _listen_to_threads() -> None:
-    """Let a thread end the process, by the error it ends with: the main thread may be blocked for ever."""
+    """Let a thread end the process by raising certain errors: the main thread may be blocked for ever."""
     others = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
@@ -68,9 +68,9 @@ def _listen_to_threads() -> None:
 
 
 def _told_to_runner(status: int) -> int:
-    """Leave word of a pre-emption to the runner, and end with 0.
+    """Report a pre-emption to the runner and return 0; otherwise return `status`.
 
-    The agent takes any other status for a failure, and would stop the processes that are still saving.
+    The agent treats any other status as a failure, and would stop the processes that are still saving.
     """
     path = os.environ.get(ERROR_FILE_VARIABLE)
     if status == ExitStatus.PREEMPTED and RUNNER_VARIABLE in os.environ and path:
@@ -96,7 +96,7 @@ def _tell(report: Report) -> None:
 
 
 def _is_first(attempt: Path) -> bool:
-    """Return whether no other process of this machine failed before in the attempt whose folder is `attempt`."""
+    """Return whether this is the first process of this machine that failed in the attempt with folder `attempt`."""
     try:
         os.close(os.open(attempt / "first_failure", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
@@ -113,9 +113,9 @@ def _leave_at_once(status: int) -> NoReturn:
 
 
 def _ignore_signals() -> None:
-    """The work is done: a launcher that stops everyone because the first one left must not change how this one ends.
+    """Ignore signals, as the work is done: a launcher that stops all processes must not change how this one ends.
 
-    Nor may it keep a process that failed from saying why, when the others leave that to it.
+    Nor may it keep a failed process from reporting why, when the others rely on it for that.
     """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -123,14 +123,14 @@ def _ignore_signals() -> None:
 
 
 def _end_with_runner() -> None:
-    """If the runner is killed, which takes nobody along, ask this process to leave as the runner would have."""
+    """If the runner is killed, which ends no other process, ask this process to leave as the runner would have."""
     runner = os.environ.get(RUNNER_VARIABLE)
     if runner is None:
         return
     if os.getppid() != int(runner):
         if _is_gone(int(runner)):  # it was killed while this process was starting
             os.kill(os.getpid(), signal.SIGTERM)
-        return  # a process of a process of the runner, which leaves with that one
+        return  # a child of a process of the runner, which leaves with its parent
 
     def watch() -> None:
         while os.getppid() == int(runner):
@@ -145,6 +145,6 @@ def _is_gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it is there, and another user's
+    except PermissionError:  # it exists, and is another user's
         pass
     return False

@@ -1,4 +1,4 @@
-"""What to try after a failure that does not say it itself, as the errors of this library do."""
+"""What to try after a failure whose message does not say so, as those of this library do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RemoteJob: a training on several machines, started over a transport, and again as a whole after it has failed."""
+"""RemoteJob: a training on several machines, started over a transport, and restarted as a whole after a failure."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from scaling.core.topology.launch import ATTEMPT_VARIABLE
 class RemoteJob:
     """A training on the machines of a plan.
 
-    `config_text` is the configuration as it was read; it travels where machines get standard input, else each reads
-    the file.
+    `config_text` is the configuration as it was read; it is sent to machines that get standard input; otherwise each
+    machine reads the file.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RemoteJob:
         self._config = config
         self._config_text = None if transport.needs_file else config_text
         self._offsets: Mapping[int, float] = {}
-        self._own: Mapping[int, Mapping[str, str]] = {}  # variables of single machines, as the look at them has shown
+        self._own: Mapping[int, Mapping[str, str]] = {}  # variables of single machines, from the check of the machines
 
     @property
     def processes(self) -> int:
@@ -48,11 +48,11 @@ class RemoteJob:
         return self._plan.world_size
 
     def supervisor(self) -> Supervisor:
-        """Return who is to watch an attempt."""
+        """Return the supervisor of an attempt."""
         return Supervisor(grace=FLEET_GRACE_SECONDS)
 
     def prepare(self, attempt: int) -> None:
-        """Kill what the attempt before has left, and look at all machines; `ConfigError` with all that is wrong."""
+        """Kill what the previous attempt has left, and check all machines; raise `ConfigError` with all problems."""
         require_programs(self._config, alone=all(host.name == "localhost" for host in self._plan.hosts))
         if attempt:
             clear(self._plan, self._transport)

@@ -1,4 +1,4 @@
-"""What a process that fails leaves behind for whoever started it, in the format of torch's elastic launcher."""
+"""The report that a failing process leaves for its launcher, in the format of torch's elastic launcher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Report:
     trace: str = ""
     """The traceback; empty where the message alone is meant for the reader."""
     status: int = ExitStatus.FAILURE.value
-    """What the process ends with."""
+    """The exit status of the process."""
     time: float = field(default_factory=time.time)
     """When it failed, in seconds since the epoch."""
     remedy: str = ""
@@ -41,12 +41,12 @@ class Report:
         return cls(message=f"{type(error).__name__}: {error}", trace=trace, remedy=remedy_of_error(error))
 
     def explain(self, who: str) -> str:
-        """Return what a person reads: the traceback, if any, `who` failed and why, and last what to try."""
+        """Return the message for a person: the traceback, if any, `who` failed and why, and last what to try."""
         text = f"{self.trace}error: {who}{self.message}"
         return f"{text}\ntry: {self.remedy}" if self.remedy else text
 
     def write(self, path: Path) -> None:
-        """Write the error file. In one go: a reader takes a half-written one for a crash of its own."""
+        """Write the error file atomically: a reader would take a half-written one for a crash."""
         extra = {
             "py_callstack": self.trace or self.message,
             "timestamp": str(int(self.time)),

@@ -36,10 +36,10 @@ _PR_SET_PDEATHSIG: Final = 1
 def run_job(
     config: RunnerConfig, program: Sequence[str], *, processes: int, log_dir: Path | None, dry_run: bool
 ) -> int:
-    """Run what Python is given as `program` in `processes` tasks of Slurm; return the exit status.
+    """Run Python with the arguments `program` in `processes` tasks of Slurm; return the exit status.
 
     Outside an allocation: submit a job and return 0 once Slurm has accepted it, 2 where it has not. Inside one: run the
-    tasks, pass signals on, and return as they end. With `dry_run` only print what would be submitted or started.
+    tasks, pass signals on, and return their status. With `dry_run` only print what would be submitted or started.
     """
     plan = slurm_plan(config, program, processes=processes, log_dir=log_dir)
     if "SLURM_JOB_ID" in os.environ:
@@ -62,13 +62,13 @@ def _submit(plan: SlurmPlan) -> int:
     if answer is None:
         sys.stderr.write(f"error: sbatch does not accept {path}; it says why above\n")
         return ExitStatus.USER_INPUT
-    job = answer.strip().splitlines()[-1].partition(";")[0]  # behind the semicolon is the cluster, where it has a name
+    job = answer.strip().splitlines()[-1].partition(";")[0]  # after the semicolon is the cluster, if it has a name
     sys.stdout.write(submitted(plan, job))
     return ExitStatus.DONE
 
 
 def submitted(plan: SlurmPlan, job: str) -> str:
-    """Return what the user reads about a job that Slurm has accepted."""
+    """Return the message for the user about a job that Slurm has accepted."""
     output = plan.output.replace("%j", job).replace("%%", "%")
     machines = "1 machine" if plan.machines == 1 else f"{plan.machines} machines"
     tasks = "1 task" if plan.tasks_per_machine == 1 else f"{plan.tasks_per_machine} tasks"
@@ -107,7 +107,7 @@ def _run_tasks(plan: SlurmPlan, environ: Mapping[str, str], *, dry_run: bool) ->
 
 
 def status_of_step(code: int, *, asked: signal.Signals | None, forced: bool) -> int:
-    """Return what the run ends with: a task that was asked before it could listen dies of that, with nothing to save.
+    """Return the exit status of the run: 75 also for a task that was asked to leave before it could handle signals.
 
     `code` is srun's status, negative for the signal that ended it; `asked` is the signal that was passed on to it.
     """
@@ -133,15 +133,15 @@ class _Step:
         return self._local.ends()
 
     def has_ended(self, member: int) -> bool:
-        """Look whether srun has ended."""
+        """Return whether srun has ended."""
         return self._local.has_ended(member)
 
     def ask(self, member: int, number: signal.Signals) -> None:
-        """Have srun ask its tasks, by SIGUSR1 whatever `number`: at SIGTERM it kills them before they can save."""
+        """Have srun ask its tasks, by SIGUSR1 whatever `number` is: on SIGTERM it kills them before they can save."""
         self._local.ask(member, signal.SIGUSR1)
 
     def kill(self, member: int) -> None:
-        """Have srun kill its tasks. Killed itself, it would leave them running."""
+        """Have srun kill its tasks. If srun itself were killed, they would be left running."""
         with contextlib.suppress(ProcessLookupError):
             if self.process.poll() is None:
                 os.kill(member, signal.SIGQUIT)
@@ -151,13 +151,13 @@ class _Step:
 
 
 def _leave_with_parent() -> None:
-    """Have the kernel send this process SIGUSR1, which srun passes on, when the runner is gone: it may be killed."""
+    """Have the kernel send this process SIGUSR1, which srun passes on, when the runner is gone, for example killed."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1), 0, 0, 0)
 
 
 def _output_of(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
-    """Return what a command of Slurm prints, None where it fails: it says why on our standard error."""
+    """Return the output of a command of Slurm, None where it fails: it says why on this process's standard error."""
     try:
         done = subprocess.run(command, env=dict(environ), stdout=subprocess.PIPE, text=True, check=False)
     except FileNotFoundError:
