@@ -36,8 +36,7 @@ class NodeReport:
 
     @classmethod
     def from_line(cls, line: str, *, run_id: str) -> NodeReport | None:
-        """Return the report in a line of this run; None where the line is something else, such as a process's
-        output."""
+        """Return the report in a line of this run; None where the line is something else, such as output."""
         if _MARK not in line:
             return None
         try:

@@ -158,8 +158,7 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """Return the first cause, with the process or machine concerned and without a traceback; empty where nothing
-        failed."""
+        """Return the first cause: the process or machine, and why, without a traceback; empty where nothing failed."""
         return "" if self.cause is None else f"{self.cause.who}: {self.cause.summary}"
 
     @property

@@ -1,5 +1,4 @@
-"""LaunchPlan: what is started on which machine, in which environment, and where the processes meet. Computed without a
-network."""
+"""LaunchPlan: what is started on which machine, its environment and meeting place. Computed without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SlurmPlan: what Slurm is asked for and what it starts, and the text of the job script. Computed without Slurm."""
+"""SlurmPlan: the request to Slurm, the tasks that it starts, and the text of the job script. Computed without Slurm."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ OTHERS_VARIABLES: Final = (
     CONFIG_COPY_VARIABLE,
     RUNNER_VARIABLE,
 )
-"""What another launcher, or this one on the machine of the submission, has said about other processes than the job's.
-The copy of the configuration, for one, is gone when the job starts: its tasks read the file."""
+"""Variables that another launcher, or this one on the submitting machine, has set for processes other than the job's.
+The copy of the configuration, for example, is gone when the job starts: its tasks read the file."""
 
 _FIRST_PORT: Final = 20000
 _PORTS: Final = 12000
-"""Below 32768, from where Linux takes the ports of outgoing connections."""
+"""Ports stay below 32768, from where on Linux chooses the ports of outgoing connections."""
 _PORTS_OF_JOB: Final = 11
-"""Attempts of a job before one meets at the port of its neighbour's first."""
+"""Attempts that a job can make before it reaches the port of the next job's first attempt."""
 
 
 _TOLD: Final = {1: 101, 70: 102, 74: 103, 2: 252, 65: 253, 138: 254}
-"""What a task tells srun of how it ended. srun returns the greatest status of all tasks, and once one has failed, asks
-the others to leave, which then save and end with 75: so what they were asked for must be greater than that, an error
-that comes again must be greater still, and SIGUSR1, which nobody sends but to ask, greatest."""
+"""The status that a task reports to srun, by the status with which it ended. srun returns the greatest status of all
+tasks. Once one has failed, srun asks the others to leave, which then save and end with 75: so a failure must report a
+greater status than that, an error that would come again a still greater one, and SIGUSR1, which is sent only to ask
+tasks to leave, the greatest."""
 _TASK: Final = "\n".join(
     (
-        "trap : TERM USR1 INT HUP",  # it outlives what asks the program to leave
+        "trap : TERM USR1 INT HUP",  # the shell outlives signals that ask the program to leave
         '"$@"',
         "status=$?",
         "case $status in",
         *(f"{status}) exit {told};;" for status, told in _TOLD.items()),
-        "143) exit 75;;",  # asked before it could listen: there was nothing to save
+        "143) exit 75;;",  # asked before it could handle signals: there was nothing to save
         "0 | 75 | 129 | 1[3-9]? | 2??) exit $status;; esac",
         f"exit {_TOLD[1]}",
     )
@@ -64,7 +65,7 @@ class SlurmPlan:
     machines: int
     tasks_per_machine: int
     program: tuple[str, ...]
-    """What Python is given: `-m`, a module and its arguments, or a script and its arguments."""
+    """The arguments of Python: `-m`, a module and its arguments, or a script and its arguments."""
     interpreter: str
     directory: str
     """The working directory, on every machine."""
@@ -75,7 +76,7 @@ class SlurmPlan:
     master_addr: str | None = None
     """Address of the first machine; None: its name, as Slurm knows it."""
     master_port: int | None = None
-    """None: one that follows from the job's number and attempt."""
+    """None: one derived from the job's number and attempt."""
 
     @property
     def processes(self) -> int:
@@ -88,10 +89,10 @@ class SlurmPlan:
         return self.program[0] != "-m"
 
     def srun(self) -> list[str]:
-        """Return the command that starts the tasks, without which machines.
+        """Return the command that starts the tasks, without the names of the machines.
 
-        Lines carry no task's number: they look as they do on one machine, and each rank has a log of its own. One task
-        that failed ends the others; without the number for each machine, Slurm would fill the first one.
+        Output lines carry no task number: they look as they do on one machine, and each rank has its own log. A task
+        that fails ends the others. Without a number of tasks per machine, Slurm would fill the first machine.
         """
         return [
             "srun",
@@ -103,12 +104,12 @@ class SlurmPlan:
         ]
 
     def task(self) -> list[str]:
-        """Return what each task runs."""
+        """Return the command of each task."""
         return ["bash", "-c", _TASK, "task", self.interpreter, "-u", *self.program]
 
     @property
     def output(self) -> str:
-        """Return the pattern for the file that takes what the job prints; `%j` is its number."""
+        """Return the pattern of the file for the job's output; `%j` is the job's number."""
         return os.path.join(self.folder.replace("%", "%%"), "slurm-%j.out")
 
 
@@ -125,7 +126,7 @@ def slurm_plan(
 
     Raises:
         ConfigError: The processes do not divide among machines, machines are named, or a path cannot be written into a
-            job script. Carries all of that.
+            job script. Carries all problems.
     """
     directory = directory or os.getcwd()
     folder = os.path.join(directory, log_dir) if log_dir is not None else directory
@@ -177,17 +178,17 @@ trap : TERM USR1 INT HUP"""
 
 
 def job_script(plan: SlurmPlan) -> str:
-    """Return the text of the script for sbatch. It holds no variable's value: Slurm hands the environment on itself."""
+    """Return the text of the script for sbatch. It holds no variable's value: Slurm passes the environment on."""
     return "\n".join(["#!/bin/bash", *_options(plan), "", _TRAP, *_start(plan), "", *_end(plan), ""])
 
 
 def start_script(plan: SlurmPlan) -> str:
-    """Return the text for bash that starts the tasks in an allocation, and becomes srun."""
+    """Return the bash script that starts the tasks in an allocation; its shell is replaced by srun."""
     return "\n".join([*_start(plan, becomes="exec "), ""])
 
 
 def status_of_srun(code: int) -> int:
-    """Return the status that the tasks ended with, as told by that of srun."""
+    """Return the status with which the tasks ended, from the status of srun."""
     return next((status for status, told in _TOLD.items() if told == code), code)
 
 
@@ -212,7 +213,7 @@ def _options(plan: SlurmPlan) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """Write a value as sbatch reads its lines: a backslash before whatever could mean something to it."""
+    """Write a value as sbatch reads its lines: a backslash before any character that sbatch could interpret."""
     return re.sub(r"([^\w./%=:,@+-])", r"\\\1", text)
 
 
@@ -230,7 +231,7 @@ def _start(plan: SlurmPlan, becomes: str = "") -> Iterator[str]:
     yield f'[ -n "$PYTORCH_CUDA_ALLOC_CONF" ] || export PYTORCH_ALLOC_CONF={segments}'
     yield "# srun no longer takes the number of cores over from sbatch."
     yield '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
-    if plan.is_script:  # it may import from the folder that the command was given in, as a module may
+    if plan.is_script:  # it may import from the working directory of the command, as a module can
         yield f'export PYTHONPATH={shlex.quote(plan.directory)}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     yield f'export {SRUN_VARIABLE}="$SLURM_JOB_ID"'
     yield "# A step of its own, also in the shell of `srun --pty`, which would wait for itself without --overlap."

@@ -1,4 +1,4 @@
-"""Supervisor: pass signals on to the processes or machines of a run, and see to it that none outlives it."""
+"""Supervisor: pass signals on to the processes or machines of a run, and make sure that none outlives the run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from scaling.core.logging.live_line import ERASE
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
-"""How long the others may take to end by themselves once a process has failed. Without it they cannot go on."""
+"""How long the others may take to end by themselves once a process has failed. Without it they cannot continue."""
 _SECOND_REQUEST_SECONDS = 0.5
-"""Signals closer together are one request: what a shell passes on may have reached the runner directly as well."""
+"""Signals closer together are one request: a signal that a shell passes on may also have reached the runner
+directly."""
 
 
 class Crew(Protocol):
-    """What a supervisor watches: processes of this machine, or whole machines. Its members have numbers."""
+    """The processes of this machine, or the whole machines, that a supervisor watches. Members have numbers."""
 
     def ends(self) -> Mapping[int, int | None]:
         """Return the exit code of each member that was started, None while it is not known."""
@@ -55,8 +56,8 @@ class Processes:
         return self._started()
 
     def has_ended(self, member: int) -> bool:
-        """Look whether a process has ended, without taking its status away from the one who waits for it."""
-        if sys.platform == "darwin":  # has no such look
+        """Return whether a process has ended, without taking its status from the code that waits for it."""
+        if sys.platform == "darwin":  # has no such call
             return False
         try:
             return os.waitid(os.P_PID, member, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -75,22 +76,23 @@ class Processes:
 
 
 class Supervisor:
-    """While entered, pass SIGTERM, SIGUSR1, SIGHUP and Ctrl-C on to a crew; on a second request, end it at once.
+    """Context manager that passes SIGTERM, SIGUSR1, SIGHUP and Ctrl-C on to a crew; a second request ends it at once.
 
     Once a member has failed, the others have `grace` seconds (None: 5) to end by themselves. Call `check` every
-    `POLL_SECONDS`. Leaving kills whatever is left. Outside the main thread, signals are not handled.
+    `POLL_SECONDS`. Leaving the context kills all members that are left. Outside the main thread, signals are not
+    handled.
     """
 
     def __init__(self, *, may_save: bool = True, grace: float | None = None) -> None:
         self.crew: Crew = Processes()
-        """Set by who starts it: what was asked before is passed on to it, too."""
+        """Set by the code that starts it: a request that came before is passed on to it, too."""
         self._grace = GRACE_SECONDS if grace is None else grace
         self._former: dict[int, Any] = {}
         self._told: set[int] = set()
         self._since = 0.0
         self._deadline: float | None = None
         self._is_interruptible = False
-        self._may_save = may_save  # else they end as soon as they are asked, and nobody has to be told to wait
+        self._may_save = may_save  # if not, members end as soon as they are asked, and nobody has to be told to wait
         self.asked: signal.Signals | None = None
         """The signal by which the run was asked to leave."""
         self.forced = False
@@ -101,7 +103,7 @@ class Supervisor:
         """The members killed here."""
 
     def check(self) -> None:
-        """Note who ended, pass on what is to be passed on, and end what outstays its time."""
+        """Record which members have ended, pass a request on, and kill members that have exceeded their time."""
         self._note_ends()
         if self.asked is not None:
             self._pass_on(self.asked)
@@ -110,7 +112,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def interruption(self) -> Iterator[None]:
-        """Let the first signal break off what is done inside, by `AskedToLeave`: there are no processes yet."""
+        """Let the first signal interrupt the block with `AskedToLeave`: there are no processes yet."""
         self._is_interruptible = True
         try:
             if self.asked is not None:
@@ -163,7 +165,8 @@ class Supervisor:
     def _pass_on(self, number: signal.Signals) -> None:
         """Ask the members to leave.
 
-        Ctrl-C and a closed terminal go on as SIGTERM: a process that does not listen yet then ends without a traceback.
+        Ctrl-C and a closed terminal are passed on as SIGTERM: a process that does not handle signals yet then ends
+        without a traceback.
         """
         passed_on = signal.SIGUSR1 if number is signal.SIGUSR1 else signal.SIGTERM
         for member in self.crew.ends():

@@ -1,4 +1,4 @@
-"""Client: a program of this machine through which other machines are reached, and what is asked of them."""
+"""Client: a program on this machine through which other machines are reached, and the verbs for their nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NODE_MODULE: Final = "scaling.core.runner.node"
 
 
 class Verb(str, Enum):
-    """What a node is started for."""
+    """The purpose for which a node is started."""
 
     RUN = "run"
     """Start the processes of this machine, and watch them."""
@@ -40,7 +40,7 @@ class Client:
     names_lines: bool
     """Whether it puts the machine's name before each line itself."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables for this process, beside its parent's."""
+    """Variables for this process, besides those of its parent."""
 
 
 class Transport(Protocol):
@@ -65,7 +65,8 @@ class Transport(Protocol):
     ) -> list[Client]:
         """Return the clients that carry out `verb` on all machines of the plan, or on those of the numbers `only`.
 
-        `signal` (TERM or USR1) goes with `Verb.ASK`; `order_file` with the other two where orders need a file.
+        `signal` (TERM or USR1) is for `Verb.ASK`; `order_file` for `Verb.RUN` and `Verb.LOOK`, where orders need a
+        file.
         """
 
     def by_hand(self, host: HostPlan) -> str:
@@ -75,7 +76,7 @@ class Transport(Protocol):
 def node_arguments(
     plan: LaunchPlan, verb: Verb, *, index: str, order_file: Path | None = None, signal: str | None = None
 ) -> list[str]:
-    """Return what Python is given to be the node; paths, names and numbers only."""
+    """Return the arguments with which Python runs the node; paths, names and numbers only."""
     arguments = ["-u", "-m", NODE_MODULE, verb.value, "--index", index, "--run", plan.run_id]
     if order_file is not None:
         arguments += ["--order", str(order_file)]
@@ -95,7 +96,7 @@ def node_variables(plan: LaunchPlan, *, index: str) -> dict[str, str]:
 def remote_command(
     plan: LaunchPlan, verb: Verb, *, index: str, order_file: Path | None = None, signal: str | None = None
 ) -> str:
-    """Return the line that the shell of another machine is given."""
+    """Return the command line for the shell of another machine."""
     variables = [f"{name}={value}" for name, value in node_variables(plan, index=index).items()]
     arguments = node_arguments(plan, verb, index=index, order_file=order_file, signal=signal)
     program = shlex.join(["env", *variables, plan.interpreter, *arguments])

@@ -14,12 +14,12 @@ from scaling.core.runner.transports.pdsh import pdsh_clients
 from scaling.core.runner.transports.ssh import by_ssh
 
 _GPUS_IF_ANY = "$(ls /dev/nvidia[0-9]* >/dev/null 2>&1 && echo --gpus all)"
-"""For the shell of the machine, which alone knows whether the slots that were counted are GPUs."""
+"""For the shell of the machine, which alone knows whether its slots are GPUs."""
 
 
 @dataclass(frozen=True)
 class PdshDocker:
-    """Transport `pdsh_docker`: containers of one image; `config` is a file of settings for ssh."""
+    """Transport `pdsh_docker`: containers of one image; `config` is a configuration file of ssh."""
 
     docker: RunnerDockerConfig
     config: Path | None = None
@@ -35,7 +35,7 @@ class PdshDocker:
         signal: str | None = None,
         only: Sequence[int] | None = None,
     ) -> list[Client]:
-        """Return one pdsh for all machines, for some of them only one for each; no pdsh for this machine alone."""
+        """Return one pdsh for all machines, or one for each if only some are chosen; no pdsh for this machine alone."""
         if all(host.name == "localhost" for host in plan.hosts):
             return [
                 Client(
@@ -68,7 +68,7 @@ class PdshDocker:
 
 
 def container_name(plan: LaunchPlan, index: str, verb: Verb = Verb.RUN) -> str:
-    """Return the name of a container of this run; that of the one that looks is another."""
+    """Return the name of a container of this run; the container of `Verb.LOOK` has another name."""
     suffix = "-look" if verb is Verb.LOOK else ""
     return f"scaling-{plan.run_id}-{index}{suffix}"
 
@@ -86,8 +86,8 @@ def docker_command(
     """Return the line for the shell of a machine.
 
     The interpreter of the plan is used where it lies in a mounted folder, else the image's own `python3`. The working
-    directory is mounted at its own path unless it lies in a folder that is. Values of secrets are docker's to take from
-    its own environment there.
+    directory is mounted at its own path unless it lies in a mounted folder. Docker takes the values of secrets from its
+    own environment on that machine.
     """
     call = [*(["sudo", "-n"] if docker.docker_sudo else []), "docker"]
     if verb is Verb.ASK:

@@ -1,4 +1,4 @@
-"""What the programs that reach other machines say when they fail, in words that help."""
+"""The failures of the programs that reach other machines, explained in helpful words."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One pdsh for all machines, over ssh.
 
-It passes no standard input on, but keeps that of every machine open for as long as it lives: so orders travel as a
+pdsh passes no standard input on, but keeps that of every machine open for as long as it runs: so orders travel as a
 file, and the lifeline is pdsh itself.
 """
 
@@ -17,14 +17,14 @@ from scaling.core.runner.transports.client import Client, Verb, chosen, remote_c
 from scaling.core.runner.transports.ssh import by_ssh, ssh_options
 
 RANK = "%n"
-"""What pdsh replaces by the number of a machine, in the order in which machines are named to it."""
+"""Placeholder that pdsh replaces by the number of a machine, in the order in which the machines are given to it."""
 _MARK = "@number-of-the-machine@"
-"""Stands for the number while a command is put together; no shell wants it quoted."""
+"""Placeholder for the number while a command is built; it needs no quotes in a shell."""
 
 
 @dataclass(frozen=True)
 class Pdsh:
-    """Transport `pdsh`; `config` is a file of settings for ssh instead of the user's own."""
+    """Transport `pdsh`; `config` is a configuration file of ssh, instead of the user's own."""
 
     config: Path | None = None
     needs_file = True
@@ -39,7 +39,7 @@ class Pdsh:
         signal: str | None = None,
         only: Sequence[int] | None = None,
     ) -> list[Client]:
-        """Return one pdsh for all machines; for some of them only, one for each."""
+        """Return one pdsh for all machines, or one for each if only some are chosen."""
 
         def command(host: HostPlan, index: str) -> str:
             return remote_command(plan, verb, index=index, order_file=order_file, signal=signal)
@@ -47,7 +47,7 @@ class Pdsh:
         return pdsh_clients(plan, command, config=self.config, only=only)
 
     def by_hand(self, host: HostPlan) -> str:
-        """Return the ssh command that only tries to get in."""
+        """Return the ssh command that only tries to log in."""
         return by_ssh(self.config, host)
 
 
@@ -56,7 +56,8 @@ def pdsh_clients(
 ) -> list[Client]:
     """Return one pdsh that runs `command` on all machines, or one for each where `only` names some.
 
-    `command` gets a machine, and its number as text: for all machines at once the first one, and what pdsh replaces.
+    `command` gets a machine, and its number as text: for all machines at once, the first machine and pdsh's
+    placeholder.
     """
     if only is None:
         return [_client([*plan.hosts], _escaped(command, plan.hosts[0], RANK), config)]
@@ -75,7 +76,7 @@ def _client(hosts: Sequence[HostPlan], command: str, config: Path | None) -> Cli
 
 
 def _named(host: HostPlan) -> str:
-    """Return a machine as pdsh takes it: what stands before a colon is the way to reach it, be it of an address."""
+    """Return a machine's name for pdsh, which takes text before a colon, even in an address, for a transport."""
     if ":" not in host.name:
         return host.name
     if "@" in host.name:
@@ -90,7 +91,7 @@ def _named(host: HostPlan) -> str:
 
 
 def _ssh_arguments(config: Path | None) -> str:
-    """Return the options of ssh as pdsh takes them: it splits at spaces, knows no quotes, and replaces escapes."""
+    """Return the options of ssh for pdsh, which splits them at spaces, knows no quotes, and replaces escapes."""
     if config is not None and re.search(r"\s", str(config)):
         raise ConfigError(
             Problem(
@@ -103,5 +104,5 @@ def _ssh_arguments(config: Path | None) -> str:
 
 
 def _escaped(command: Callable[[HostPlan, str], str], host: HostPlan, index: str) -> str:
-    """Double what pdsh would take for an escape of its own, as in a path; the number alone is left to it."""
+    """Double each percent sign, which pdsh would take for an escape; only the number is left for pdsh to replace."""
     return command(host, _MARK).replace("%", "%%").replace(_MARK, index)

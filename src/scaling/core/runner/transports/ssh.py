@@ -13,7 +13,7 @@ from scaling.core.runner.transports.client import Client, Verb, chosen, remote_c
 
 @dataclass(frozen=True)
 class Ssh:
-    """Transport `ssh`; `config` is a file of settings instead of the user's own."""
+    """Transport `ssh`; `config` is a configuration file of ssh, instead of the user's own."""
 
     config: Path | None = None
     needs_file = False
@@ -43,14 +43,14 @@ class Ssh:
         ]
 
     def by_hand(self, host: HostPlan) -> str:
-        """Return the ssh command that only tries to get in."""
+        """Return the ssh command that only tries to log in."""
         return by_ssh(self.config, host)
 
 
 def ssh_options(config: Path | None) -> list[str]:
-    """Return the options of every ssh: nobody is asked anything, and a dead connection is noticed within 20 seconds.
+    """Return the options of every ssh: it asks for no input, and notices a dead connection within 20 seconds.
 
-    No connection is shared with another ssh of the user: that one may outlive this one, and with it what this one
+    No connection is shared with another ssh of the user: that ssh may outlive this one, and keep alive what this one
     started.
     """
     settings = {
@@ -66,5 +66,5 @@ def ssh_options(config: Path | None) -> list[str]:
 
 
 def by_ssh(config: Path | None, host: HostPlan) -> str:
-    """Return the ssh command that only tries to get in."""
+    """Return the ssh command that only tries to log in."""
     return shlex.join(["ssh", *([] if config is None else ["-F", str(config)]), host.name, "true"])
