@@ -19,7 +19,7 @@ _REDRAW: Final = 0.1
 
 @final
 class ConsoleSink:
-    """Sink that shows the steps after which the trainer has waited for the device: loss, speed, time left and more.
+    """Sink of steps after which the trainer has waited for the device: shows loss, speed, memory, time left and more.
 
     Where standard error is not a terminal (or `may_draw` is False) steps go to the log as `name value` pairs: the first
     and the last step, and between them one step after each pause of a fiftieth of the time so far, at most one a second

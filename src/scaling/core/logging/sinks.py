@@ -112,7 +112,7 @@ class TensorBoardSink:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Write the buffered metrics."""
         self._writer.close()
 
 

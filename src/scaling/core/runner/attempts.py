@@ -163,7 +163,7 @@ def _record_attempts(log_dir: Path | None, attempts: list[Attempt]) -> None:
 def _record(
     result: Outcome, log_dir: Path | None, *, asked: signal.Signals | None, when: str = "before training began"
 ) -> None:
-    """Write to run_state.json what killed processes could not write, and others knew only the consequences of.
+    """Write to run_state.json how the run ended: killed processes could not, and others knew only consequences.
 
     Nothing is written while another run is using the same folder: this run was refused, or failed before it could be
     refused, and the file holds the state of the other run.

@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: the plan of a run in words and the commands that would be started. Changes nothing."""
+"""The output of `--dry-run`: the plan of a run in words and the commands that would be started. Changes nothing."""
 
 from __future__ import annotations
 

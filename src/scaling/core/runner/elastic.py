@@ -184,8 +184,7 @@ def run_processes(
                 errors.append(error)
 
         def started() -> dict[int, int | None]:
-            # The agent does not publish the state of its processes, and waits 30 seconds for those that outlive a
-            # failure.
+            # The agent does not show the state of its processes, and waits 30 seconds for those that outlive a failure.
             context = agent._pcontext
             handlers = context.subprocess_handlers.values() if isinstance(context, SubprocessContext) else ()
             return {handler.proc.pid: handler.proc.returncode for handler in handlers}

@@ -1,4 +1,4 @@
-"""The facts about a machine on which a run depends, found with the standard library alone.
+"""The facts about a machine that matter to a run, found with the standard library alone.
 
 They are found in well under a second, unless its name servers or the driver of its GPUs do not answer.
 """

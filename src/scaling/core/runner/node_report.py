@@ -1,4 +1,4 @@
-"""NodeReport: the one line in which a machine says how its processes ended."""
+"""NodeReport: the one line in which a machine reports how its processes ended."""
 
 from __future__ import annotations
 

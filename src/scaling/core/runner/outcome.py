@@ -249,8 +249,8 @@ def _first(causes: Sequence[ProcessEnd], losses: Sequence[HostLoss]) -> ProcessE
 def _is_before(other: ProcessEnd | HostLoss, loss: HostLoss) -> bool:
     """Return whether a failure comes before the loss of a machine, and so does not follow from it.
 
-    The loss of a machine that is cut off is noticed only after many seconds, by which time the others may have reported
-    it in their own words: a report that sounds like that, or of a hang, comes after the loss whatever its time.
+    The loss of a machine that is cut off is noticed only after many seconds. By then others may have reported it in
+    their own words: a report of a lost peer, or of a hang, counts as later than the loss whatever its time.
     """
     if other.report is None:
         is_abort = isinstance(other, ProcessEnd) and other.ended_by == signal.SIGABRT

@@ -18,7 +18,7 @@ class Output:
         """Whether nobody reads standard output any more."""
 
     def show(self, line: str, *, is_error: bool) -> None:
-        """Write a line; do nothing once the terminal is gone, so that what runs can still save."""
+        """Write a line; do nothing once the terminal is gone, so that the processes can still save."""
         stream = sys.stderr if is_error else sys.stdout
         with self._turn:
             if self._is_deaf:

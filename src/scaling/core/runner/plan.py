@@ -58,7 +58,7 @@ class LaunchPlan:
     """All that is to be started for one run, whichever transport carries it out."""
 
     run_id: str
-    """Identifies what belongs to this run on every machine: letters, digits and hyphens."""
+    """Identifies everything that belongs to this run on every machine: letters, digits and hyphens."""
     hosts: tuple[HostPlan, ...]
     master_addr: str
     """Address at which all machines reach the first one."""

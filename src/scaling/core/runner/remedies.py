@@ -1,4 +1,4 @@
-"""What to try after a failure whose message does not say so, as those of this library do."""
+"""Advice on what to try after a failure whose message gives none, unlike those of this library."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class RemoteJob:
         return Supervisor(grace=FLEET_GRACE_SECONDS)
 
     def prepare(self, attempt: int) -> None:
-        """Kill what the previous attempt has left, and check all machines; raise `ConfigError` with all problems."""
+        """Kill leftovers of the previous attempt, and check all machines; raise `ConfigError` with all problems."""
         require_programs(self._config, alone=all(host.name == "localhost" for host in self._plan.hosts))
         if attempt:
             clear(self._plan, self._transport)

@@ -117,8 +117,7 @@ class TopologyConfig(BaseConfig):
     The first step takes up to a minute longer. auto: on GPUs; on: on a CPU too; off. With selective checkpointing,
     which works on single operations, nothing is compiled."""
     sequence_parallel: bool = False
-    """Split the activations between tensor-parallel layers along the sequence. Has no effect with model_parallel_size
-    1."""
+    """Split the activations between tensor-parallel layers along the sequence. No effect with model_parallel_size 1."""
     shared_memory: bool = True
     """On a CPU, processes of one machine exchange tensors through shared memory (Linux). false: over the machine's
     loopback network. The results are the same."""

@@ -31,10 +31,10 @@ def draw_layout(
 ) -> str:
     """Return a layout as SVG text: a column for each pipe rank, a row for each copy of the model, a box for each rank.
 
-    The colour of a box stands for its host (with `ranks_per_host`; hosts hold consecutive ranks), or else for its part
-    of a layer. Lines connect the ranks of every group of rank 0; a legend below lists each group's ranks. `stages` says
-    what each pipe rank holds, such as "layers 0-5". Along each axis at most `most_shown` positions are drawn, and a
-    note says how many more there are. Pure.
+    The colour of a box shows its host (with `ranks_per_host`; hosts hold consecutive ranks), or else its part of a
+    layer. Lines connect the ranks of every group of rank 0; a legend below lists each group's ranks. `stages` says what
+    each pipe rank holds, such as "layers 0-5". Along each axis at most `most_shown` positions are drawn, and a note
+    says how many more there are. Pure.
 
     Raises `LayoutError` where `ranks_per_host` or `most_shown` is less than 1, or `stages` does not have one entry for
     each pipe rank.

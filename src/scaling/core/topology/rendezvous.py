@@ -49,8 +49,7 @@ class _Problem(TypedDict):
 
 
 class _Verdict(TypedDict):
-    """The decision of rank 0: about whom, the problem (if any), and when (seconds since the epoch by rank 0's
-    clock)."""
+    """The decision of rank 0: about whom, the problem (if any), and when (seconds since the epoch by its clock)."""
 
     signatures: list[str]
     problem: _Problem | None
@@ -142,7 +141,7 @@ def _gather(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, 
             problem, signatures = objection["problem"], [objection["signature"]]
             break
         current = json.loads(base.get(_CURRENT))
-        if current["nonce"] != nonce:  # whoever opened that attempt no longer sees ours: object there
+        if current["nonce"] != nonce:  # that attempt's rank 0 no longer sees ours, so object there
             problem = _double(_Member(**current["host"]), me)
             _object(dist.PrefixStore(f"scaling/{current['nonce']}", base), me, problem)
             break
@@ -213,7 +212,7 @@ def _join(base: dist.Store, me: _Member, deadline: float, timeout: timedelta, *,
 
 
 def _sign_in(store: dist.Store, me: _Member, host: _Member) -> _Problem | None:
-    """Sign `me` in to the attempt of `host`; return the problem if that fails, which a `host` of this run is told."""
+    """Sign `me` in to the attempt of `host`; return the problem if that fails. A `host` of this run learns of it."""
     if me.is_of_another_run(host):
         return _problem(
             LayoutError,

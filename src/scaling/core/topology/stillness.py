@@ -24,8 +24,8 @@ class Stillness:
     """The time for which a thread has not moved, and the time for which it has waited in one call.
 
     `clock` reads the thread's processor time. `is_foreign` returns whether the thread is in a call of torch.distributed
-    without a mark, one of a user's own; it is called only once the thread has done nothing at all for `patience`
-    seconds.
+    without a mark, such as one of a user's own; it is called only once the thread has done nothing at all for
+    `patience` seconds.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ def transport_of(config: RunnerConfig) -> Transport:
 
 
 def require_programs(config: RunnerConfig, *, alone: bool = False) -> None:
-    """Raise `ConfigError` where a program by which machines are reached is missing; `alone`: only this one is used."""
+    """Raise `ConfigError` where a program by which machines are reached is missing; `alone`: no other machine is."""
     needed = {
         RunnerType.SSH: ["ssh"],
         RunnerType.PDSH: ["pdsh", "ssh"],

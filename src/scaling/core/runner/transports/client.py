@@ -21,7 +21,7 @@ class Verb(str, Enum):
     RUN = "run"
     """Start the processes of this machine, and watch them."""
     LOOK = "look"
-    """Say what this machine has."""
+    """Report the facts about this machine."""
     ASK = "ask"
     """Ask the node of this machine to leave."""
     CLEAR = "clear"

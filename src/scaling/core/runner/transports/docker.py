@@ -35,7 +35,8 @@ class PdshDocker:
         signal: str | None = None,
         only: Sequence[int] | None = None,
     ) -> list[Client]:
-        """Return one pdsh for all machines, or one for each if only some are chosen; no pdsh for this machine alone."""
+        """Return one pdsh for all machines, one for each if only some are chosen or GPUs differ, none for this one
+        alone."""
         if all(host.name == "localhost" for host in plan.hosts):
             return [
                 Client(
