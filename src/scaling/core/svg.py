@@ -1,6 +1,6 @@
 """Drawings as SVG text: boxes, words and arrows, readable on light and on dark paper. Pure, and without a dependency.
 
-A drawing needs nothing from elsewhere: no script, no font, no file. The same shapes give the same bytes.
+A drawing loads no script, no font and no file. The same shapes give the same bytes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Final, Literal, final
 from xml.sax.saxutils import escape, quoteattr
 
 MARGIN: Final = 16.0
-"""Units between the outermost shapes and the edge of the paper. A unit is a pixel where nothing scales the picture."""
+"""Units between the outermost shapes and the edge of the paper. A unit is one pixel in an unscaled picture."""
 
 SMALLEST: Final = 9.0
-"""Size of the smallest type of a label."""
+"""Smallest font size of a label."""
 
 _EM: Final = 0.62
-"""Width of a character in units of the size of the type: more than sans-serif faces take on average."""
+"""Width of a character as a share of the font size: more than the average of sans-serif fonts."""
 
 _INK, _FAINT, _PAPER, _EDGE = (
     ("#1f2328", "#f0f3f6"),
@@ -76,27 +76,27 @@ class Area:
 
     @property
     def right(self) -> float:
-        """Return where it ends from left to right."""
+        """Return the x coordinate of the right edge."""
         return self.x + self.width
 
     @property
     def bottom(self) -> float:
-        """Return where it ends from top to bottom."""
+        """Return the y coordinate of the bottom edge."""
         return self.y + self.height
 
     @property
     def middle(self) -> tuple[float, float]:
-        """Return its centre."""
+        """Return the centre."""
         return self.x + self.width / 2, self.y + self.height / 2
 
 
 def text_width(words: str, size: float) -> float:
-    """Return about how wide a line of words is: rather too much than too little."""
+    """Return an estimate of the width of a line of words: rather too wide than too narrow."""
     return len(words) * size * _EM
 
 
 def nice_step(length: float, most: int) -> float:
-    """Return the least of ..., 0.5, 1, 2, 5, 10, ... that cuts a length above 0 into at most `most` parts."""
+    """Return the smallest of ..., 0.5, 1, 2, 5, 10, ... that cuts a positive length into at most `most` parts."""
     step = 10.0
     while length / (step / 10) <= most:
         step /= 10
@@ -107,7 +107,7 @@ def nice_step(length: float, most: int) -> float:
 
 @final
 class Picture:
-    """A drawing in the making. Later shapes lie on top of earlier ones; the paper grows with what is drawn on it."""
+    """A drawing in the making. Later shapes lie on top of earlier ones; the paper grows to hold all shapes."""
 
     def __init__(self, *, title: str, description: str = "") -> None:
         self._title, self._description = title, description
@@ -118,9 +118,9 @@ class Picture:
     def box(
         self, area: Area, kind: str, *, label: str = "", tip: str = "", size: float = 12, round_by: float = 2
     ) -> None:
-        """Draw a filled box of a kind of `FILLS`. Its label stands in the middle, smaller or left out where it is wide.
+        """Draw a filled box of a kind of `FILLS`. Its label is centred; it shrinks, or is left out, if it does not fit.
 
-        `tip` appears where a reader points at the box.
+        `tip` appears when a reader points at the box.
         """
         self._use("fill", kind)
         self._grow(area.right, area.bottom)
@@ -130,7 +130,7 @@ class Picture:
             f'width="{_number(area.width)}" height="{_number(area.height)}" rx="{_number(round_by)}"'
         )
         if area.width < 4:
-            shape += ' stroke-width="0.25"'  # an edge of 1 would leave nothing of the box
+            shape += ' stroke-width="0.25"'  # a stroke of 1 would cover the whole box
         self._shapes.append(f"{shape}><title>{escape(tip)}</title></rect>" if tip else f"{shape}/>")
         while size > SMALLEST and text_width(label, size) > area.width - 1:
             size -= 0.5
@@ -150,7 +150,7 @@ class Picture:
     def words(
         self, x: float, y: float, words: str, *, anchor: Anchor = "start", size: float = 13, style: str = ""
     ) -> None:
-        """Write one line, whose base line is at `y`. `style` is any of `faint` and `bold`, or both with a space."""
+        """Write one line of text with its baseline at `y`. `style` is `faint`, `bold`, or both with a space between."""
         self._grow(x + {"start": 1.0, "middle": 0.5, "end": 0.0}[anchor] * text_width(words, size), y + 0.25 * size)
         attributes = "" if anchor == "start" else f' text-anchor="{anchor}"'
         attributes += f' class="{style}"' if style else ""
@@ -161,7 +161,7 @@ class Picture:
     def line(
         self, points: Sequence[tuple[float, float]], kind: str, *, arrow: bool = False, width: float = 1.5
     ) -> None:
-        """Draw straight lines through the points, in a kind of `STROKES`; with `arrow`, a head at the last point."""
+        """Draw straight lines through the points, in a kind of `STROKES`; `arrow` adds a head at the last point."""
         self._use("stroke", kind)
         for x, y in points:
             self._grow(x, y)
@@ -171,7 +171,7 @@ class Picture:
         self._shapes.append(f'<path class="stroke-{kind}" stroke-width="{_number(width)}" d="{path}"/>')
 
     def render(self) -> str:
-        """Return the SVG file: it may stand alone, in an `<img>`, or in a page of HTML."""
+        """Return the SVG file, for use on its own, in an `<img>`, or inside an HTML page."""
         width, height = _number(self._right + MARGIN), _number(self._bottom + MARGIN)
         described = f"<desc>{escape(self._description)}</desc>\n" if self._description else ""
         return (
@@ -190,7 +190,7 @@ class Picture:
         self._right, self._bottom = max(self._right, right), max(self._bottom, bottom)
 
     def _style(self) -> str:
-        """Return rules for what is drawn; all of them begin with the picture's class, for a page has rules as well."""
+        """Return the CSS rules of the shapes. All begin with the picture's class, so a page's own rules stay apart."""
         return "".join(
             (
                 ".scaling-picture{max-width:100%;height:auto;"
@@ -219,7 +219,7 @@ class Picture:
 
 
 def _head(before: tuple[float, float], end: tuple[float, float], size: float) -> str:
-    """Return the path of an arrow's head: two short strokes back from its end."""
+    """Return the path of an arrow's head: two short strokes back from the arrow's end."""
     x, y = end[0] - before[0], end[1] - before[1]
     length = (x * x + y * y) ** 0.5 or 1.0
     x, y = x / length * size, y / length * size
@@ -228,5 +228,5 @@ def _head(before: tuple[float, float], end: tuple[float, float], size: float) ->
 
 
 def _number(value: float) -> str:
-    """Return a number with at most two decimals, alike on every machine."""
+    """Return a number with at most two decimals, the same on every machine."""
     return f"{round(value, 2) + 0.0:.2f}".rstrip("0").rstrip(".")

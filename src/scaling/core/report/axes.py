@@ -1,4 +1,4 @@
-"""What a step of each run is in tokens and in time, so that a figure can be drawn over those."""
+"""Tokens and training time at the steps of each run, so that a figure can be drawn over them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from scaling.core.report.series import Series
 
 _POINTS: Final = 200
 _LONGEST: Final = 1e7
-"""Seconds of a step; nobody waits that long, so more is a fault."""
+"""Seconds of a step. Nobody waits that long, so a larger value is a fault."""
 
 
 def training_time(run: Run) -> Series | None:
-    """Return the seconds of training up to each step: the sum of the durations of steps, and nothing between them."""
+    """Return the seconds of training up to each step: the sum of the steps' durations, without the time between."""
     durations = run.series.get(DURATION)
     if durations is None or not len(durations):
         return None
     steps = np.diff(durations.steps, prepend=0)
-    # A run that goes on from another one's checkpoint, or a file that begins late, has no time before its first line.
+    # A run resumed from another run's checkpoint, or a file that begins late, has no time before its first line.
     interval = int(steps[1:].min()) if len(steps) > 1 else 1
     steps[0] = min(int(steps[0]), interval)
     seconds = np.clip(np.nan_to_num(durations.values, posinf=0.0), 0.0, _LONGEST)
@@ -30,7 +30,10 @@ def training_time(run: Run) -> Series | None:
 
 
 def axes_of(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return for tokens and for time a table of each run: some steps, and what they are. Empty where nobody knows."""
+    """Return a table of each run, for tokens and for time: some steps and their values.
+
+    An axis that some run knows nothing about is left out.
+    """
     tables = {
         "tokens": [_table(run.series.get(TOKENS)) for run in runs],
         "time": [_table(training_time(run)) for run in runs],

@@ -1,4 +1,4 @@
-"""Which figures a page has: what everybody looks at first, and the further metrics behind it."""
+"""The figures of a page: those everybody looks at first, then the further metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLES_PER_SECOND: Final = "training/samples_per_second"
 MEMORY: Final = "training/peak_memory_bytes"
 _RATES: Final = "training/learning_rate_"
 _NO_CURVE: Final = frozenset({TOKENS, "training/consumed_samples", "training/epochs"})
-"""What grows steadily says nothing as a curve; tokens are an axis."""
+"""Metrics that grow steadily, whose curves say nothing. Tokens are an axis."""
 _MAX_FURTHER: Final = 60
 _MAX_CURVES: Final = 600
 
@@ -54,7 +54,7 @@ _FURTHER: Final[Mapping[str, _Kind]] = {
 
 
 def main_charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
-    """Return the figures that come first, with those of `runs` that have something for them."""
+    """Return the figures that come first. Each shows those of `runs` that have values for it."""
     losses = [
         Curve(run=index, name=name, series=_of(run, LOSS), again=_again(run, LOSS), points=_of(run, EVALUATION_LOSS))
         for index, (run, name) in enumerate(zip(runs, names, strict=True))
@@ -68,9 +68,9 @@ def main_charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
 
 
 def further_charts(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Chart], list[str]]:
-    """Return figures of all other metrics by their names, and the names of those that are too many.
+    """Return figures of all other metrics, in order of their names, and the names of those beyond the limit.
 
-    Statistics of tensors have figures of another kind: `draw_statistics`.
+    Statistics of tensors are drawn by `draw_statistics` instead.
     """
     shown = {LOSS, EVALUATION_LOSS, *_MAIN, *_NO_CURVE}
     left = [
@@ -84,7 +84,7 @@ def further_charts(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Char
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
-    """Return all names: of training, of evaluation, of statistics, others."""
+    """Return the names of all metrics: of training, of evaluation, of statistics, then others."""
     order = ("training/", "evaluation/", "statistics/")
     found = {metric for run in runs for metric in run.series}
     return sorted(found, key=lambda name: ([not name.startswith(prefix) for prefix in order], name))

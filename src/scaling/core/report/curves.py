@@ -1,7 +1,7 @@
-"""Curves of one or several runs over their steps, as a figure that has its words in HTML and its lines in SVG.
+"""Curves of one or several runs over their steps, as a figure with its words in HTML and its lines in SVG.
 
-The SVG is stretched to whatever place there is, and so keeps its words readable on a telephone. What a script needs to
-draw the figure over another axis, or from nearer by, is in attributes.
+The SVG is stretched to the available space; words outside it stay readable on a telephone. Attributes hold what a
+script needs to draw the figure over another axis, or to zoom in.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from scaling.core.report.scales import GRID, Scale, scale_of
 from scaling.core.report.series import EMPTY, Series, smoothed, thinned, window
 
 _MARKED: Final = 60
-"""So many steps without a finite value are marked; their number is said in any case."""
+"""At most so many steps without a finite value are marked."""
 _LISTED: Final = 3
 _TOP: Final = 300
-"""Where those marks are."""
+"""The height of those marks, in units of the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """What one run has measured."""
+    """The measurements of one run."""
 
     run: int
     """Counted from 0: decides the colour."""
     name: str
     series: Series
     again: Series = EMPTY
-    """Of steps that came again, the first time."""
+    """Of repeated steps, the values measured the first time."""
     points: Series = EMPTY
-    """What is measured now and then, such as the loss of evaluations."""
+    """Values measured now and then, such as the loss of evaluations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Restart:
-    """A run went on from a checkpoint."""
+    """A place where a run resumed from a checkpoint."""
 
     run: int
     step: int
@@ -61,7 +61,7 @@ class Restart:
 
 
 def draw_chart(chart: Chart, steps: Scale, *, restarts: Sequence[Restart] = (), detail: int = 500) -> Markup:
-    """Return a figure over `steps`. Each curve has the extremes of at most `detail` parts. Pure."""
+    """Return a figure over `steps`. Each curve shows the extremes of at most `detail` parts. Pure."""
     smooth = chart.smooth and any(window(len(curve.series)) > 1 for curve in chart.curves)
     values = scale_of(
         [series for curve in chart.curves for series in (curve.series, curve.again, curve.points)],
@@ -76,7 +76,7 @@ def draw_chart(chart: Chart, steps: Scale, *, restarts: Sequence[Restart] = (), 
 def frame(
     title: str, lines: Sequence[Markup], steps: Scale, values: Scale, *below: Markup, label: str, unit: str = ""
 ) -> Markup:
-    """Return `lines` as a figure with its axes and what stands below it; `label` says it to those who do not see."""
+    """Return `lines` as a figure with its axes and `below`; `label` describes it to those who cannot see it."""
     svg = tag(
         "svg",
         *(_rule(values, value) for value in values.ticks()),
@@ -128,7 +128,7 @@ def _path(series: Series, steps: Scale, values: Scale, curve: Curve, *, class_: 
 def draw_path(
     series: Series, steps: Scale, values: Scale, *within: Markup, dots: bool = False, **attributes: str
 ) -> Markup:
-    """Return a line through a series that is interrupted where a value is not finite, or where steps go back."""
+    """Return a line through a series, interrupted where a value is not finite or steps go back."""
     finite = np.isfinite(series.values)
     xs = steps.place(series.steps.astype(np.float64))
     ys = GRID - values.place(np.where(finite, series.values, values.low))
@@ -172,7 +172,7 @@ def _label(axis: str, place: float, value: float) -> Markup:
 
 
 def _in_words(chart: Chart) -> str:
-    """Return what the curves do, for those who do not see them."""
+    """Return a description of the curves, for those who cannot see them."""
     return f"{chart.title} over steps. " + " ".join(_of_each(chart, _course))
 
 
@@ -195,7 +195,7 @@ def _of_each(chart: Chart, say: Callable[[Curve], str]) -> Iterator[str]:
 
 
 def _caption(chart: Chart, values: Scale, *, smooth: bool) -> Markup:
-    """Return how the figure is to be read: what was done to the values, and what it does not show."""
+    """Return how to read the figure: what was done to the values, and what it does not show."""
     said = []
     if smooth:
         widths = sorted({window(len(curve.series)) for curve in chart.curves} - {1})

@@ -1,4 +1,4 @@
-"""What is told about runs in tables: how they went and ended, their attempts and events, versions and hardware."""
+"""Tables about runs: how they went and ended, their attempts and events, versions and hardware."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from scaling.core.report.settings import shown_value
 
 _MAX_EVENTS: Final = 100
 _QUIET: Final = frozenset({"evaluation"})
-"""Events that are in the figures already."""
+"""Events that the figures show already."""
 _FREQUENT: Final = frozenset({"checkpoint"})
-"""Events of which the last is enough, beside their number."""
+"""Events of which only the last is shown, with their number."""
 
 
 def summary(runs: Sequence[Run], names: Sequence[Child]) -> Markup:
@@ -45,7 +45,7 @@ def summary(runs: Sequence[Run], names: Sequence[Child]) -> Markup:
 
 
 def state_of(run: Run) -> Markup:
-    """Return in a few words how a run stands."""
+    """Return the state of a run in a few words."""
     state = run.state
     if state is None:
         return tag("span", "not known", class_="state")
@@ -63,7 +63,7 @@ def state_of(run: Run) -> Markup:
 
 
 def bad_end(run: Run) -> Markup | None:
-    """Return why a run is not running any more and what was said last, None where it has ended well or goes on."""
+    """Return why a run has stopped and the last lines of its log; None where it has ended well or is running."""
     if run.state is None or run.state.state not in (RunPhase.FAILED, RunPhase.PREEMPTED):
         return None
     parts = [tag("p", run.state.reason or "No reason was written down.", class_="reason")]
@@ -91,7 +91,7 @@ def attempts(run: Run) -> Markup | None:
 
 
 def events(run: Run) -> Markup | None:
-    """Return a table of what happened, but for what the figures show."""
+    """Return a table of the events that the figures do not show."""
     kinds = Counter(str(event.get("event")) for event in run.events)
     last = {str(event.get("event")): index for index, event in enumerate(run.events)}
     told = [
@@ -116,7 +116,7 @@ def events(run: Run) -> Markup | None:
 
 
 def versions(runs: Sequence[Run], names: Sequence[Child]) -> Markup | None:
-    """Return a table of versions, hardware, layout and data. What is not the same in all runs stands out."""
+    """Return a table of versions, hardware, layout and data. Values that differ between runs are in bold."""
     shown = [dict(_flat({key: run.about.get(key) for key in _ABOUT})) for run in runs]
     rows = []
     for path in dict.fromkeys(path for values in shown for path in values):
@@ -146,7 +146,7 @@ def _about(name: str, value: Any) -> str:
 
 
 def _time_of(value: object) -> Markup:
-    """Return a time as files have it in the words of people, in UTC."""
+    """Return a time, given as files have it, in a readable form."""
     return tag("span", str(value).replace("T", " ").replace("+00:00", " UTC"), class_="time")
 
 

@@ -1,4 +1,4 @@
-"""HTML and SVG as values: what is text is escaped, what is markup is not escaped twice."""
+"""HTML and SVG as values: text is escaped, markup is not escaped twice."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final, final
 from typing_extensions import Self
 
 _NOT_ALLOWED: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-"""Characters that no HTML document may hold, and halves of characters, which no file can hold."""
+"""Characters that no HTML document may hold, and surrogates, which no file can hold."""
 _VOID: Final = frozenset({"br", "input", "link", "meta"})
-"""Elements without an end."""
+"""Elements without an end tag."""
 
 
 @final
@@ -30,14 +30,14 @@ class Markup(str):
 
 
 Child = Markup | str | int | float | None
-"""What an element may hold."""
+"""A possible child of an element."""
 
 
 def tag(name: str, /, *children: Child, **attributes: str | float | bool | None) -> Markup:
     """Return an element. Text and the values of attributes are escaped.
 
-    `class_` is the attribute class, `data_run` is data-run. An attribute that is None or False is left out, and one
-    that is True has no value.
+    `class_` is the attribute class, `data_run` is data-run. An attribute that is None or False is left out; an
+    attribute that is True has no value.
     """
     parts = [f"<{name}"]
     for key, value in attributes.items():
@@ -51,12 +51,12 @@ def tag(name: str, /, *children: Child, **attributes: str | float | bool | None)
 
 
 def join(children: Iterable[Child]) -> Markup:
-    """Return the children one behind the other."""
+    """Return the children one after the other."""
     return Markup("".join(map(Markup.of, children)))
 
 
 def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], *, class_: str | None = None) -> Markup:
-    """Return a table whose first column names its rows. It scrolls by itself where it is too wide for the page.
+    """Return a table whose first column names its rows. It scrolls sideways where it is too wide for the page.
 
     A head without words is left out.
     """

@@ -11,7 +11,7 @@ _STEPS: Final = (1.0, 2.0, 5.0, 10.0)
 
 
 def short(value: float, *, unit_from: float = 1e4) -> str:
-    """Return a number in four digits: 0.003, 6.035, 5,683, 15k. From `unit_from` on, at least 1,000, with a unit."""
+    """Return a number in four digits: 0.003, 6.035, 5,683, 15k. From `unit_from` (at least 1,000) on, with a unit."""
     size = abs(value)
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "infinity" if value > 0 else "-infinity"
@@ -36,7 +36,7 @@ def duration(seconds: float) -> str:
 
 
 def between(start: object, end: object) -> float | None:
-    """Return the seconds between two times as files have them, None where one of them is no time."""
+    """Return the seconds between two times as files have them; None where either is not a time."""
     try:
         return (datetime.fromisoformat(str(end)) - datetime.fromisoformat(str(start))).total_seconds()
     except (ValueError, TypeError):
@@ -44,7 +44,7 @@ def between(start: object, end: object) -> float | None:
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
-    """Return round numbers in `low` to `high`, about `count` of them."""
+    """Return about `count` round numbers from `low` to `high`."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low]
     rough = (high - low) / count
@@ -55,7 +55,7 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
 
 
 def powers(low: float, high: float, *, count: int = 6) -> list[float]:
-    """Return powers of ten in `low` to `high`, or round numbers where there are hardly any."""
+    """Return powers of ten from `low` to `high`, or round numbers where fewer than two powers are in the range."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     if last - first < 1:
         return ticks(low, high)

@@ -1,4 +1,4 @@
-"""One HTML file about one or several runs, which loads nothing from anywhere."""
+"""One HTML file about one or several runs, which loads nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scaling.core.report.statistics import draw_statistics
 from scaling.core.report.timeline import draw_timeline
 
 _POINTS: Final = 50_000
-"""About so many values are drawn of each kind of line, shared by all curves: a page stays below 2 MB."""
+"""About so many values of each kind of line are drawn, over all curves together: a page stays below 2 MB."""
 _DETAIL: Final = (40, 500)
 _LISTED: Final = 200
 _MAX_CONFIG: Final = 200_000
@@ -35,11 +35,12 @@ _AXES: Final = {"steps": "steps", "tokens": "tokens", "time": "training time"}
 
 
 def report_page(runs: Sequence[Run], *, config_class: type[BaseConfig] | None = None) -> str:
-    """Return the page. `config_class` says what the defaults of the configurations are, where that is known.
+    """Return the page. `config_class`, where it is known, has the defaults of the configurations.
 
-    What a run has written is text in it, never markup, and the page forbids the browser to load anything. Pure.
+    Whatever a run has written appears as text, never as markup, and the page forbids the browser to load anything.
+    Pure.
     """
-    with np.errstate(all="ignore"):  # what is not finite, or becomes so, is drawn and told as such
+    with np.errstate(all="ignore"):  # values that are not finite, or become so, are drawn and reported as such
         return _page(runs, config_class)
 
 
@@ -72,7 +73,7 @@ def _page(runs: Sequence[Run], config_class: type[BaseConfig] | None) -> str:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of paths that tell them apart; their number in front where nothing does. Pure."""
+    """Return the shortest ends of paths that tell them apart; equal paths are numbered. Pure."""
     paths = [folder.absolute().parts for folder in folders]
     names = []
     for index, parts in enumerate(paths):
@@ -105,7 +106,7 @@ def _head(title: str) -> Markup:
 
 
 def _own(name: str) -> str:
-    """Return a file of this package that becomes a part of the page."""
+    """Return the text of a file of this package, as a part of the page."""
     return files(__name__.rpartition(".")[0]).joinpath(name).read_text(encoding="utf-8")
 
 
@@ -118,7 +119,7 @@ def _coloured(run: int, name: str) -> Markup:
 
 
 def _each(runs: Sequence[Run], names: Sequence[str], contents: Sequence[Markup | None]) -> Markup | None:
-    """Return what there is about each run, under its name where there are several."""
+    """Return the content about each run, under the run's name where there are several runs."""
     found = [(name, content) for name, content in zip(names, contents, strict=True) if content]
     if len(runs) == 1 or not found:
         return found[0][1] if found else None
@@ -160,7 +161,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Markup | None:
 
 
 def _steps(runs: Sequence[Run]) -> Scale:
-    """Return the steps of all runs: the axis that all figures share."""
+    """Return the range of steps of all runs: the axis that all figures share."""
     ends = [series.steps[[0, -1]] for run in runs for series in run.series.values() if len(series)]
     low, high = min((int(end[0]) for end in ends), default=0), max((int(end[1]) for end in ends), default=1)
     room = max(high - low, 1) / 100
@@ -181,7 +182,7 @@ def _legend(names: Sequence[str]) -> Markup:
 
 
 def _controls(runs: Sequence[Run]) -> Markup:
-    """Return the choice of the axis, which is hidden until the script can act on it."""
+    """Return the choice of the axis, hidden until the script can act on it."""
     choices = [
         tag(
             "label", tag("input", type="radio", name="axis", value=axis, checked=axis == "steps"), f"over {_AXES[axis]}"
@@ -199,7 +200,7 @@ def _notes(run: Run) -> Markup | None:
 def _configuration(
     runs: Sequence[Run], names: Sequence[str], heads: Sequence[Child], config_class: type[BaseConfig] | None
 ) -> Markup | None:
-    """Return what differs between the runs, then what differs from the defaults in each."""
+    """Return the settings that differ between the runs, then those of each run that differ from the defaults."""
     parts: list[Child] = []
     known = [run.config for run in runs if run.config is not None]
     if len(known) > 1:

@@ -15,11 +15,11 @@ from scaling.core.topology.layout_svg import draw_layout
 
 _MOST_MICRO_BATCHES: Final = 16
 _MOST_RANKS: Final = 1 << 20
-"""A larger world is none that anybody has."""
+"""A larger size is taken for a mistake: nobody has so many ranks."""
 
 
 def layout_of(run: Run) -> Layout | None:
-    """Return the layout that `run.json` tells, None where it tells none that can be."""
+    """Return the layout in `run.json`; None where there is none, or an impossible one."""
     told = run.about.get("layout")
     if not isinstance(told, dict):
         return None
@@ -30,7 +30,7 @@ def layout_of(run: Run) -> Layout | None:
 
 
 def draw_run(run: Run) -> Markup | None:
-    """Return the layout, and below it one step of the pipeline where it has several ranks. Pure."""
+    """Return the layout, and below it one step of the pipeline where several ranks form one. Pure."""
     layout = layout_of(run)
     if layout is None:
         return None

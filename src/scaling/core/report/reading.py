@@ -1,4 +1,4 @@
-"""Read what a run has left in its folder, also where it is unfinished, cut off or of an earlier version."""
+"""Read the files that a run has left in its folder, even if they are unfinished, cut off or of an earlier version."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _RESUMED: Final = re.compile(r"resumed from .* at step (\d{1,15})$")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is known about one run. What its folder lacks is empty or None, and `notes` say so."""
+    """What is known about one run. A field is empty or None where its folder lacks the data, and `notes` say so."""
 
     folder: Path
     series: Mapping[str, Series]
-    """By the names of `metrics.jsonl`, each step once."""
+    """By the metric names in `metrics.jsonl`, with each step once."""
     again: Mapping[str, Series]
-    """What was measured at steps that came again after a restart, the first time."""
+    """Of steps repeated after a restart, the values measured the first time."""
     events: Sequence[Mapping[str, Any]]
     state: RunState | None
     about: Mapping[str, Any]
@@ -46,11 +46,11 @@ class Run:
     config_text: str
     profile: Mapping[str, Any] | None
     restarts: Sequence[int]
-    """The last step before each time the run went on from a checkpoint."""
+    """The steps of the checkpoints from which the run resumed."""
     last_words: LastWords | None
-    """What the rank at fault wrote last, where the run has failed."""
+    """The last lines of the log of the rank at fault, where the run has failed."""
     notes: Sequence[str]
-    """What is odd about the folder."""
+    """Oddities of the folder, for the reader."""
 
     @property
     def last_step(self) -> int:
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def attempts(self) -> Sequence[Mapping[str, Any]]:
-        """Return what became of each attempt of the last command, as far as it was written down."""
+        """Return the outcome of each attempt of the last command, as far as it was written down."""
         found = self.about.get(ATTEMPTS)
         return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
@@ -75,10 +75,10 @@ class LastWords:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a folder that `logger.log_dir` has named. Nothing is written, so the run may go on meanwhile.
+    """Read a folder that `logger.log_dir` has named. Nothing is written, so the run may continue meanwhile.
 
     Raises:
-        ConfigError: It is not there, or holds nothing of a run.
+        ConfigError: The folder does not exist, or holds nothing of a run.
     """
     _require_run(folder)
     notes: list[str] = []
@@ -132,7 +132,7 @@ def _require_run(folder: Path) -> None:
 
 
 def _objects(path: Path, notes: list[str], *, must_be_there: bool = True) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines. What cannot be read is left out, and noted."""
+    """Yield the objects of a file of JSON lines. Lines that cannot be read are left out and noted."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -225,7 +225,7 @@ def _read_profile(folder: Path, config: Mapping[str, Any] | None, notes: list[st
 
 
 def _restarts(folder: Path, events: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return after which step the run went on each time, from its events, or from its log where it has none."""
+    """Return the step of each checkpoint the run resumed from, by its events, or by its log where there are none."""
     started = [event for event in events if event.get("event") == "started"]
     if started:
         steps = [event.get("step") for event in started if event.get("resumed_from")]

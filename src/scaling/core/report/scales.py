@@ -1,4 +1,4 @@
-"""From values to places in a picture, and back to the words on its axes."""
+"""Scales: from values to places in a picture, and the round values on its axes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from scaling.core.report.numbers import powers, ticks
 from scaling.core.report.series import Series
 
 GRID: Final = 10_000
-"""Pictures of curves have so many units in both directions, whatever their shape on the screen."""
+"""Units of a picture of curves in both directions, whatever its shape on the screen."""
 _LOGARITHMIC_FROM: Final = 50.0
-"""From this ratio of the largest to the usual value on, a positive curve is drawn on a logarithmic axis."""
+"""Positive curves whose largest value is more than so many times their median have a logarithmic axis."""
 _LARGEST: Final = 1e100
-"""What is larger is drawn as this, and what differs by less than its inverse as the same: sums of such stay finite."""
+"""Larger values are drawn as this one, and values that differ by less than its inverse as equal: sums stay finite."""
 _SAME: Final = 1e-12
-"""Values that differ by this part of themselves only are drawn as the same."""
+"""Values whose relative difference is no larger are drawn as equal."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Scale:
     logarithmic: bool = False
 
     def place(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return where values are, from 0 at the lower end to `GRID`."""
+        """Return the places of values, from 0 at the lower end to `GRID` at the upper."""
         low, high = self.low, self.high
         if self.logarithmic:
             low, high, values = math.log10(low), math.log10(high), np.log10(np.maximum(values, low))
@@ -40,12 +40,12 @@ class Scale:
         return np.rint(np.clip(places, 0, 1) * GRID).astype(np.int64)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Return round values of the range."""
+        """Return about `count` round values in the range."""
         return powers(self.low, self.high, count=count) if self.logarithmic else ticks(self.low, self.high, count=count)
 
 
 def scale_of(curves: Iterable[Series], *, zero: bool = False) -> Scale:
-    """Return the range in which all finite values of `curves` lie, with some room; from 0 on with `zero`."""
+    """Return the range of all finite values of `curves`, with some room; with `zero` it starts at 0."""
     values = np.concatenate([np.empty(0), *(series.finite.values for series in curves)])
     if not len(values):
         return Scale(0.0, 1.0)

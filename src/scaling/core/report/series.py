@@ -1,4 +1,4 @@
-"""Values over steps: cleaned of repetitions, thinned out for a picture, smoothed."""
+"""Values over steps: freed from repetitions, thinned out for a picture, smoothed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMOOTHED_FROM: Final = 50
-"""A curve of fewer values is not smoothed: its values can be told apart."""
+"""A curve with fewer values is not smoothed: its values can be told apart."""
 _WINDOWS: Final = 40
-"""A curve has so many windows of smoothing."""
+"""A smoothing window is about a curve's number of values divided by this."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Series:
 
     @property
     def finite(self) -> Series:
-        """Return the values that are numbers."""
+        """Return the part of the series whose values are finite."""
         good = np.isfinite(self.values)
         return self if good.all() else Series(self.steps[good], self.values[good])
 
     @property
     def nonfinite_steps(self) -> NDArray[np.int64]:
-        """Return the steps whose value is no finite number."""
+        """Return the steps whose value is not finite."""
         return self.steps[~np.isfinite(self.values)]
 
     def scaled(self, factor: float) -> Series:
@@ -50,7 +50,7 @@ EMPTY: Final = Series.of((), ())
 
 
 def last_of_each_step(series: Series) -> tuple[Series, Series]:
-    """Return the last value of each step in the order of steps, and the values that were written before those."""
+    """Return the last value of each step, in the order of steps, and the earlier values of repeated steps."""
     steps = series.steps
     if len(steps) < 2 or (np.diff(steps) > 0).all():
         return series, EMPTY
@@ -61,10 +61,10 @@ def last_of_each_step(series: Series) -> tuple[Series, Series]:
 
 
 def thinned(series: Series, buckets: int) -> Series:
-    """Return the smallest and the largest value of each of so many parts, and both ends; all where there are few.
+    """Return both ends and the smallest and largest value of each of `buckets` parts; all values where there are few.
 
-    So a spike of a single step stays, and every value returned is one of the series, at its step. What is not finite
-    is left out of a part that has other values.
+    So a spike of a single step stays, and every value returned is a value of the series, at its step. Values that are
+    not finite are left out of a part that has others.
     """
     count = len(series)
     if count <= 2 * buckets:
@@ -81,15 +81,15 @@ def thinned(series: Series, buckets: int) -> Series:
 
 
 def window(count: int) -> int:
-    """Return over how many values a curve of `count` is smoothed: an odd number, 1 where it is not."""
+    """Return over how many values a curve with `count` values is smoothed: an odd number, 1 where it is not."""
     return 1 if count < SMOOTHED_FROM else 2 * max(count // _WINDOWS // 2, 2) + 1
 
 
 def smoothed(series: Series, points: int) -> Series:
-    """Return means over `window` finite values around at most so many steps, spread evenly.
+    """Return means over `window` finite values around at most `points` steps, spread evenly.
 
-    The window is centred, so that the curve is not late; towards both ends it shrinks, so that it begins and ends at
-    the values themselves.
+    The window is centred, so that the curve does not lag; towards both ends it shrinks, so that the curve begins and
+    ends at the values themselves.
     """
     given = series.finite
     count = len(given)
@@ -103,7 +103,7 @@ def smoothed(series: Series, points: int) -> Series:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Return a mean that is finite where the values are, and between them."""
+    """Return the mean, which is finite where the values are, and lies between them."""
     largest = float(np.abs(values).max()) or 1.0
     mean = float((values / largest).mean()) * largest
     return min(max(mean, float(values.min())), float(values.max()))

@@ -1,4 +1,4 @@
-"""Which settings of a run are not the usual ones, and which ones differ between runs."""
+"""The settings of a run that are not the defaults, and the settings that differ between runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scaling.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting with a value of its own."""
+    """A setting whose value is not the default."""
 
     path: str
     value: str
@@ -22,9 +22,10 @@ class Setting:
 
 
 def changed_settings(config: BaseConfig, usual: BaseConfig | None = None, path: str = "") -> Iterator[Setting]:
-    """Yield the settings of `config` that are not those of `usual`, with dotted paths. Pure.
+    """Yield the settings of `config` that differ from those of `usual`, with dotted paths. Pure.
 
-    Without `usual`, and where it has a section of another kind or none, a section is compared with its own defaults.
+    Without `usual`, or where it has no such section or one of another kind, a section is compared with its own
+    defaults.
     """
     usual, plain = usual or _usual(type(config)), config.as_dict()
     for name, field in type(config).model_fields.items():
@@ -46,7 +47,7 @@ def changed_settings(config: BaseConfig, usual: BaseConfig | None = None, path: 
 
 
 def _usual(kind: type[BaseConfig]) -> BaseConfig | None:
-    """Return the defaults of a section, None where something has to be given."""
+    """Return the defaults of a section; None where it has required settings."""
     try:
         return kind()
     except ConfigError:
@@ -72,7 +73,7 @@ def flat_settings(values: Mapping[str, Any], path: str = "") -> dict[str, str]:
 
 
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str | None]]]:
-    """Yield each path whose values are not the same in all configurations, with those; None where it is not there."""
+    """Yield each path whose values differ between configurations, with the values; None for a missing setting."""
     flat = [flat_settings(config) for config in configs]
     for path in dict.fromkeys(path for settings in flat for path in settings):
         values = [settings.get(path) for settings in flat]
@@ -81,12 +82,12 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[s
 
 
 def shown_value(value: Any) -> str:
-    """Return a value as YAML has it."""
+    """Return a value as YAML."""
     return dump_yaml(value).removesuffix("...\n").strip()
 
 
 def _plain(value: Any) -> Any:
-    """Return a default as a file would have it."""
+    """Return a default in the form it would have in a file."""
     match value:
         case None | bool() | int() | float():
             return value

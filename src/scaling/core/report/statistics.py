@@ -1,4 +1,4 @@
-"""Statistics of tensors as figures: one for each kind of tensor and statistic, with a thin line for each tensor."""
+"""Statistics of tensors as figures: one for each kind of tensor and statistic, with a thin line per tensor."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ _MAX_LINES: Final = 64
 _ALL_LINES: Final = 2400
 _FEWEST_LINES: Final = 8
 _MAX_FIGURES: Final = 300
-"""Bounds on a figure, and on all of a page, which stays below 2 MB."""
+"""Limits for a figure and for all figures of a page, which stays below 2 MB."""
 _POINTS: Final = 30_000
 _DETAIL: Final = (8, 200)
-"""The lines of all figures share so many parts, of which each line has the extremes; each has at least and at most."""
+"""The lines of all figures share `_POINTS` parts; each line has at least and at most so many, and shows the extremes
+of each."""
 _NAMED: Final = 6
-"""A figure of so many lines has a legend; the names of more are shown where one points at a line."""
+"""A figure with at most so many lines has a legend; otherwise a name appears where the reader points at a line."""
 _LISTED: Final = 3
 _FIRST_HUE, _LAST_HUE = 220, 380  # from blue over violet to orange: all can be seen on white and on black
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """What a metric is a statistic of."""
+    """The parts of a metric's name: the kind of tensor, the tensor, and the statistic."""
 
     kind: str
     tensor: str
@@ -51,7 +52,7 @@ class Statistic:
 
 
 def statistic_of(metric: str) -> Statistic | None:
-    """Return what `statistics/<kind>/<tensor>/<statistic>` says; None for a metric of another form."""
+    """Return the parts of `statistics/<kind>/<tensor>/<statistic>`; None for a metric of another form."""
     found = _KEY.fullmatch(metric)
     return Statistic(*found.groups()) if found else None
 
@@ -131,7 +132,7 @@ def _draw(
 
 
 def _colour(layer: int | None, last: int) -> str:
-    """Return the style of a line: its colour goes with its layer, and is grey without one."""
+    """Return the style of a line: its colour depends on the layer, and is grey without one."""
     if layer is None:
         return "--c:var(--c7)"
     hue = round(_FIRST_HUE + (_LAST_HUE - _FIRST_HUE) * layer / max(last, 1)) % 360

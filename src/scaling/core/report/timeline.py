@@ -1,4 +1,4 @@
-"""The timeline of a profile as rows of bars, measured and simulated, and what each rank spent its time on."""
+"""The timeline of a profile as rows of bars, measured and simulated, and how each rank spent its time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scaling.core.report.numbers import ticks
 from scaling.core.report.scales import GRID
 
 MEASURED: Final = 0
-"""The process of a profile that holds what was measured, with a thread for each rank."""
+"""The process of a profile that holds the measurements, with a thread for each rank."""
 SIMULATED: Final = 1
-"""The one that holds the schedule as it was planned."""
+"""The process that holds the planned schedule."""
 _TITLES: Final[Mapping[int, str]] = {MEASURED: "Measured", SIMULATED: "Simulated"}
 MAX_SPANS: Final = 3000
 MAX_ROWS: Final = 64
@@ -27,7 +27,7 @@ _SHARES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("data", ("data",)),
     ("evaluation, checkpoint", ("evaluation", "checkpoint")),
 )
-"""What a rank spends its time on. Where several are under way at once, the first of them counts."""
+"""The activities of a rank. Where several overlap in time, the first in this list counts."""
 _NOTHING: Final = "nothing recorded"
 _PLACE: Final = re.compile(r"Coordinate\(|(?:(?:pipe|data|context|model) \d+ ?)+$")
 _ROW_NAME: Final = re.compile(r"(?:pipe )?rank \d+")
@@ -35,7 +35,7 @@ _ROW_NAME: Final = re.compile(r"(?:pipe )?rank \d+")
 
 @dataclass(frozen=True)
 class Span:
-    """Something that took its time."""
+    """An activity with its start and end."""
 
     name: str
     kind: str
@@ -43,12 +43,12 @@ class Span:
     """In microseconds, like `end`."""
     end: float
     step: str = ""
-    """The training step that it is part of, where that is told."""
+    """The training step that the span is part of; empty where the profile does not say."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one thread of a process did, in the order of its starts."""
+    """The spans of one thread of a process, in the order of their starts."""
 
     name: str
     spans: Sequence[Span]
@@ -63,17 +63,17 @@ class Process:
 
     @property
     def start(self) -> float:
-        """Return when its first span begins."""
+        """Return when the first span begins."""
         return min(span.start for row in self.rows for span in row.spans)
 
     @property
     def end(self) -> float:
-        """Return when its last span ends."""
+        """Return when the last span ends."""
         return max(span.end for row in self.rows for span in row.spans)
 
 
 def read_processes(profile: Mapping[str, Any]) -> dict[int, Process]:
-    """Return the measured and the simulated process of a Chrome trace. What is not understood is left out."""
+    """Return the measured and the simulated process of a Chrome trace. Unknown events are left out."""
     events = profile.get("traceEvents")
     found: dict[int, dict[str, list[Span]]] = {}
     names: dict[tuple[int, str], str] = {}
@@ -119,7 +119,7 @@ def _natural(thread: str) -> tuple[int, str]:
 
 
 def shares(row: Row, start: float, end: float) -> dict[str, float]:
-    """Return which part of the time from `start` to `end` a rank spent on what; what is left over is last. Pure."""
+    """Return the share of the time from `start` to `end` for each activity of a rank; the rest comes last. Pure."""
     covered: list[tuple[float, float]] = []
     found, before = {}, 0.0
     for name, kinds in _SHARES:
@@ -131,9 +131,9 @@ def shares(row: Row, start: float, end: float) -> dict[str, float]:
 
 
 def idle(process: Process) -> float | None:
-    """Return which part of the time of its ranks is neither computing nor optimizer, None where nothing computes.
+    """Return the share of all ranks' time that is neither computing nor optimizer; None where nothing computes.
 
-    Time between two steps counts for what was measured; a simulated step has none behind it. Pure.
+    Time between two steps counts in the measured process; in the simulated one, each step is taken by itself. Pure.
     """
     ranks = [row.spans for row in process.rows if any(span.kind in _COMPUTE for span in row.spans)]
     pieces = [ranks]
@@ -152,7 +152,7 @@ def idle(process: Process) -> float | None:
 
 
 def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return intervals that do not overlap and cover the same."""
+    """Return intervals that do not overlap and together cover the same time."""
     merged: list[tuple[float, float]] = []
     for since, until in sorted(intervals):
         if merged and since <= merged[-1][1]:
@@ -163,7 +163,7 @@ def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]
 
 
 def draw_timeline(profile: Mapping[str, Any]) -> Markup | None:
-    """Return the rows of a profile with their shares of idle time, None where it has no spans. Pure."""
+    """Return the rows of a profile with their shares of time; None where it has no spans. Pure."""
     parts: list[Child] = []
     for process, found in read_processes(profile).items():
         parts += [tag("h3", _TITLES[process]), _draw(found), _note(found)]
@@ -201,7 +201,7 @@ def _class_of(kind: str) -> str:
 
 
 def _shown_until(found: Process) -> float:
-    """Return up to when spans are drawn, so that they are not too many."""
+    """Return the time up to which spans are drawn, so that there are not too many."""
     starts = sorted(span.start for row in found.rows[:MAX_ROWS] for span in row.spans)
     return found.end if len(starts) <= MAX_SPANS else starts[MAX_SPANS]
 
@@ -222,7 +222,7 @@ def _draw(found: Process) -> Markup:
 
 
 def _short(row: Row) -> str:
-    """Return which rank a row is of, without its place in the layout, and what else it is."""
+    """Return the rank of a row without its coordinate in the layout, and the rest of its name."""
     found = _ROW_NAME.match(row.name)
     if found is None:
         return row.name
