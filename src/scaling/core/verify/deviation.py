@@ -1,4 +1,4 @@
-"""How far tensors that ranks hold in parts are from a reference: pure arithmetic on arrays and boxes."""
+"""Deviation of tensors that ranks hold in parts from a reference: pure arithmetic on arrays and boxes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from scaling.core.boxes import Box, uncovered, whole
 Array = NDArray[np.float64]
 
 FLOOR = 1e-2
-"""Differences are relative to the tensor's largest element, but to no less than this share of the largest one of all
-tensors: the gradient of some parameters (a bias of keys, without positions) is zero but for rounding, and rounding must
-not be compared with itself."""
+"""Differences are relative to the tensor's largest element, but to no less than this share of the largest element of
+all tensors: the gradient of some parameters (a bias of keys, without positions) is zero except for rounding errors,
+which must not be compared with each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """How far what one rank holds of a tensor is from the reference, where it is farthest."""
+    """The largest deviation from the reference in one rank's part of a tensor."""
 
     key: str
     rank: int
     largest: float
-    """The largest |expected| among the elements this rank holds."""
+    """The largest |expected| of the elements that this rank holds."""
     absolute: float = 0.0
-    """The largest |actual - expected|; infinite where only one of them is finite."""
+    """The largest |actual - expected|; infinite where only one of the two is finite."""
     index: tuple[int, ...] = ()
-    """Global index of that element."""
+    """Global index of the element with the largest difference."""
     actual: float = 0.0
     expected: float = 0.0
     different: int = 0
@@ -39,7 +39,7 @@ class Deviation:
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """How far a tensor is from the reference on the rank where it is farthest, relative to the reference's size."""
+    """The deviation of a tensor from the reference on the rank where it is largest, relative to the reference."""
 
     key: str
     rank: int
@@ -53,7 +53,7 @@ class Distance:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldBoxes:
-    """Which boxes of one tensor a rank holds: no values, only where they belong."""
+    """The boxes of one tensor that a rank holds: their places, without values."""
 
     key: str
     shape: tuple[int, ...]
@@ -93,7 +93,7 @@ def measure(key: str, rank: int, parts: Iterable[tuple[Box, Array, Array]]) -> D
 def distances(deviations: Iterable[Deviation], order: Iterable[str] = ()) -> list[Distance]:
     """Return one distance for each tensor from the deviations of all ranks.
 
-    They come as in `order`, then the others in the order of the model.
+    Tensors in `order` come first, in that order, then the others in the order of the model.
     """
     by_key: dict[str, list[Deviation]] = {}
     for deviation in deviations:
@@ -118,14 +118,14 @@ def distances(deviations: Iterable[Deviation], order: Iterable[str] = ()) -> lis
 
 
 def ratio(absolute: float, scale: float) -> float:
-    """Return `absolute / scale`; no difference is 0 whatever the scale, a difference from nothing infinite."""
+    """Return `absolute / scale`: 0 for no difference, whatever the scale, and infinity for a difference at scale 0."""
     if absolute == 0.0:
         return 0.0
     return absolute / scale if scale > 0.0 else math.inf
 
 
 def relative_difference(actual: float, expected: float) -> float:
-    """Return |actual - expected| / |expected|; infinite where only one of them is a finite number."""
+    """Return |actual - expected| / |expected|; infinite where only one of the two is finite."""
     if actual == expected or (math.isnan(actual) and math.isnan(expected)):
         return 0.0
     gap = abs(actual - expected)
@@ -133,7 +133,7 @@ def relative_difference(actual: float, expected: float) -> float:
 
 
 def in_model_order(keys: Iterable[str]) -> list[str]:
-    """Sort parameter names as the layers come, `layers.2` before `layers.10`; within a layer they stay as given."""
+    """Sort parameter names by layer, `layers.2` before `layers.10`; names within a layer keep their order."""
 
     def layer(key: str) -> list[tuple[int, int, str]]:
         parts = key.split(".")
@@ -149,7 +149,7 @@ def shapes(held_by_rank: Iterable[Iterable[HeldBoxes]]) -> dict[str, tuple[int, 
 
 
 def incomplete(held_by_rank: Sequence[Iterable[HeldBoxes]]) -> Iterator[tuple[str, Box]]:
-    """Yield (tensor, a part of it) for each tensor of which no rank owns that part."""
+    """Yield (tensor, box) for each tensor that has a part, the box, that no rank owns."""
     boxes: dict[str, list[Box]] = {}
     for rank in held_by_rank:
         for tensor in rank:

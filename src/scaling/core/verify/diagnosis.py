@@ -1,4 +1,4 @@
-"""Find the parameters through which two layouts come to compute different losses: pure, given a way to try."""
+"""Find the parameters that make the losses of two layouts differ: pure, given a function that tries weights."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from scaling.core.optimizer.patterns import name_in_layer
 from scaling.core.verify.deviation import in_model_order, relative_difference
 
 Replacement = Literal["zero", "initial"]
-"""What stands in a parameter's place while a loss is tried."""
+"""The values that replace a parameter in a trial."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The loss of one batch in two layouts, at weights changed alike in both."""
+    """The losses of one batch in two layouts, at weights changed in the same way in both."""
 
     actual: float
     expected: float
 
     @property
     def difference(self) -> float:
-        """Return how far apart they are, relative to the expected loss."""
+        """Return the difference of the losses, relative to the expected loss."""
         return relative_difference(self.actual, self.expected)
 
 
 Try = Callable[[Mapping[str, Replacement]], Trial]
-"""Compute both losses with some parameters set to zero or to their initial values, the others as they are."""
+"""Compute both losses with some parameters set to zero or to their initial values, the others unchanged."""
 
 
 def causes(keys: Iterable[str], attempt: Try, *, tolerance: float) -> tuple[str, ...]:
-    """Return the parameters through which the losses differ, in the order of the model; empty where none can be named.
+    """Return the parameters that make the losses differ, in the order of the model; empty where none can be named.
 
-    Where the losses agree at the initial weights, they are those whose own change since then, and nothing else, parts
-    the losses. Otherwise, those that have to be zero for the losses to agree: of several ways to get there the one that
-    changes the expected loss least. Parameters of the same name in different layers are tried together first, because a
-    wrong layer is usually repeated.
+    Where the losses agree at the initial weights, these are the parameters whose change since then alone makes the
+    losses differ. Otherwise, they are the parameters that have to be zero for the losses to agree: of several such
+    sets, the one that changes the expected loss least. Parameters of the same name in different layers are tried
+    together first, because a wrong layer is usually repeated.
     """
     keys = in_model_order(keys)
     all_initial: dict[str, Replacement] = {key: "initial" for key in keys}
@@ -55,7 +55,7 @@ def _groups(keys: Sequence[str]) -> list[tuple[str, ...]]:
 def _parting_alone(
     keys: Sequence[str], neutral: Mapping[str, Replacement], attempt: Try, tolerance: float
 ) -> tuple[str, ...]:
-    """Return the parameters that part the losses when they alone are taken out of `neutral`, where the losses agree."""
+    """Return the parameters that each make the losses differ when left out of `neutral`, at which the losses agree."""
 
     def part(chosen: Iterable[str]) -> bool:
         changes = {key: change for key, change in neutral.items() if key not in set(chosen)}
@@ -74,7 +74,7 @@ def _vanishing(keys: Sequence[str], attempt: Try, tolerance: float) -> tuple[str
     if sufficient:
         chosen = min(sufficient, key=lambda group: abs(alone[group].expected - expected))
         return _parting_alone(keys, _zero(chosen), attempt, tolerance)
-    # Several groups are wrong: set more and more of them to zero, then take back what was not needed.
+    # Several groups are wrong: set more and more of them to zero, then restore those that were not needed.
     zeroed: list[tuple[str, ...]] = []
     for group in sorted(groups, key=lambda group: (alone[group].difference, abs(alone[group].expected - expected))):
         zeroed.append(group)

@@ -1,4 +1,4 @@
-"""Prove that two layouts are the same training run, or find where they part."""
+"""Prove that two layouts are the same training run, or find where they diverge."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from scaling.core.verify.shared_tensors import SharedTensors
 from scaling.core.verify.world import LocalWorld
 
 TOLERANCES: Mapping[str, float] = MappingProxyType({"float64": 1e-10, "float32": 1e-5})
-"""How far layouts may be apart, relative to the largest element. docs/layout_contract.md says why, and why less precise
-types prove nothing."""
+"""Allowed difference of two layouts, relative to the largest element. docs/layout_contract.md gives the reasons, and
+why less precise types prove nothing."""
 
 Progress = Callable[[str], None]
 
@@ -56,11 +56,11 @@ def verify_layout(
 ) -> LayoutReport:
     """Train `recipe` in two layouts at once, in processes of this machine, and compare everything after each step.
 
-    `against` is the reference, one process by default; both have the same global batch. Compared are the initial
-    weights (bit by bit), and in each step the loss, every gradient, the gradient norm and every updated weight, on
-    every rank; at the end the loss over the evaluation set. Parameters and floating-point data are brought to
+    `against` is the reference, one process by default; both must have the same global batch size. The comparison covers
+    the initial weights (bit by bit); in each step the loss, every gradient, the gradient norm and every updated weight,
+    on every rank; and at the end the loss over the evaluation set. Parameters and floating-point data are converted to
     `precision`; None leaves them as they are. `tolerance` is relative (`TOLERANCES` by default); `timeout` is in
-    seconds, for each step. Call it where a program may start others: below `if __name__ == "__main__"`.
+    seconds, for each step. The function starts processes: call it below `if __name__ == "__main__"`.
 
     Raises `ConfigError` where the layouts cannot be compared, and whatever the layers raise.
     """
@@ -114,12 +114,12 @@ def _silent(message: str) -> None:
 
 
 def single_process(layout: TopologyConfig) -> TopologyConfig:
-    """Return the layout of one process that takes each global batch of `layout` as a whole."""
+    """Return the layout of one process that runs each global batch of `layout` as one micro-batch."""
     return TopologyConfig.from_dict({"global_batch_size": layout.global_batch_size, "gradient_accumulation_steps": 1})
 
 
 class _Pair:
-    """Two worlds in step, and what has been found so far."""
+    """Two worlds in step, and the results so far."""
 
     def __init__(
         self, tested: LocalWorld, reference: LocalWorld, directory: Path, tolerance: float, progress: Progress
@@ -131,7 +131,7 @@ class _Pair:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.digest: str | None = None
         self.counted = 0.0
-        """Weight of all samples so far."""
+        """Sum of the weights of all samples so far."""
         self.worst: dict[Quantity, Gap] = {}
 
     @property
@@ -139,7 +139,7 @@ class _Pair:
         return sum(whole(shape).size for shape in self._shapes.values())
 
     def prepare(self) -> None:
-        """Compare which parameters there are, and their initial values."""
+        """Compare the names and shapes of the parameters, and their initial values."""
         self._progress("comparing initial weights")
         tested, reference = self._both("held_boxes")
         self._compare_parameters(tested, reference)
@@ -147,7 +147,7 @@ class _Pair:
         self.digest = SharedTensors(self._directory / "weights").digest(self._shapes)
 
     def step(self, step: int) -> None:
-        """Train on one global batch and compare all it produces, in the order in which it is produced."""
+        """Train on one global batch and compare all results, in the order in which they are computed."""
         self._progress(f"step {step}")
         tested, reference = (answers[0] for answers in self._both("step", step))
         _require_finite("loss", step, tested.loss, reference.loss)
@@ -192,11 +192,11 @@ class _Pair:
         self._shapes = {key: here[key] for key in in_model_order(here)}
 
     def _compare_tensors(self, quantity: Quantity, which: Tensors, step: int) -> None:
-        """Compare everything that the ranks hold with what the reference's owners hold."""
+        """Compare the values that the ranks of both layouts hold with those that the owners in the reference hold."""
         directory = self._directory / which
         self._reference.call("write", which, directory)
         for world, deviations in zip(("layout", "reference"), self._both("compare", which, directory), strict=True):
-            # Gradients come by groups of the optimizer; weights, and so these shapes, as the layers register them.
+            # Gradients come in the optimizer's groups; weights, and so `_shapes`, in the order of registration.
             found = distances((deviation for rank in deviations for deviation in rank), self._shapes)
             gaps = [_gap_of(quantity, step, distance) for distance in found]
             exact = quantity == "initial weights"
@@ -206,7 +206,7 @@ class _Pair:
                 if (distance.different if exact else gap.relative > self._tolerance)
             ]
             if bad:
-                # A wrong gradient makes those of all layers before it wrong: the last one is nearest to the mistake.
+                # A wrong gradient makes those of all earlier layers wrong: the last one is nearest to the mistake.
                 bad = bad[::-1] if quantity == "gradients" else bad
                 message = "" if world == "layout" else "ranks of the reference layout hold different values"
                 raise _Parted(Parting(bad[0], message, tuple(str(gap.key) for gap in bad)))
@@ -234,7 +234,7 @@ class _Pair:
 
 
 def _require_finite(quantity: Quantity, step: int, *values: float) -> None:
-    """Refuse what is finite in neither layout: it would agree whatever the layouts do."""
+    """Refuse a quantity that is finite in neither layout: such values agree whatever the layouts do."""
     if not any(math.isfinite(value) for value in values):
         raise ConfigError(
             f"the {quantity} of step {step} is {values[0]} in both layouts, which proves nothing; lower the learning "

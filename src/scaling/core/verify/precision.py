@@ -1,4 +1,4 @@
-"""A recipe in another precision: its parameters, and the numbers it is fed, brought to one floating-point type."""
+"""A recipe in another precision: its parameters and its floating-point inputs, converted to one type."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _converted(module: nn.Module, *, dtype: torch.dtype) -> nn.Module:
 
 
 def _fed(module: nn.Module, *, dtype: torch.dtype) -> nn.Module:
-    """Let a layer be given its inputs in `dtype`, without a wrapper, which would rename its parameters."""
+    """Convert a layer's inputs to `dtype` by a hook: a wrapper would rename the layer's parameters."""
     module.register_forward_pre_hook(lambda _, arguments: _in(dtype, arguments))
     return module
 

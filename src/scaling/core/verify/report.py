@@ -1,4 +1,4 @@
-"""What a comparison of two layouts found, for a program and, as text, for a person."""
+"""The result of a comparison of two layouts, for a program and, as text, for a person."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Quantity = Literal[
 ]
 
 _SHOWN: Final = 5
-"""So many parameters are named; their number is said in any case."""
+"""At most so many parameters are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """How far apart the layouts are in one quantity, where they are farthest."""
+    """The largest difference between the layouts in one quantity."""
 
     quantity: Quantity
     step: int
@@ -34,16 +34,16 @@ class Gap:
 
 @dataclass(frozen=True)
 class Parting:
-    """Where two layouts stop being the same training run: the first step, and the first quantity of it.
+    """The place where two layouts stop being the same training run: the first quantity that differs in the first step.
 
     As text: what differs, where, and what to look at.
     """
 
     gap: Gap
     message: str = ""
-    """What is wrong, where that is not a number."""
+    """The fault, where numbers do not show it."""
     parameters: tuple[str, ...] = ()
-    """All parameters that differ there, or through which a loss comes to differ; the first to look at comes first."""
+    """All parameters that differ there, or that make a loss differ, starting with the one to look at first."""
 
     def __str__(self) -> str:
         return "\n".join(_explanation(self))
@@ -51,15 +51,15 @@ class Parting:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutReport:
-    """What `verify_layout` found.
+    """The result of `verify_layout`.
 
-    As text: the largest differences, and that the layouts are the same training run or where they part.
+    As text: the largest differences, and either that the layouts are the same training run or where they diverge.
     """
 
     steps: int
     tolerance: float
     digest: str | None = None
-    """SHA-256 of the initial weights, the same in both layouts; None where they are not."""
+    """SHA-256 of the initial weights, the same in both layouts; None where the weights differ."""
     elements: int = 0
     """Number of elements of all parameters."""
     worst: Mapping[Quantity, Gap] = field(default_factory=dict)

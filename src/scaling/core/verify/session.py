@@ -1,4 +1,4 @@
-"""One rank of a training run that is watched: every number a step produces can be written down or compared."""
+"""One rank of a training run under observation: every number of a step can be written down or compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tensors = Literal["weights", "gradients"]
 
 @dataclass(frozen=True, kw_only=True)
 class StepNumbers:
-    """What a step says about itself, the same on every rank."""
+    """The results of a step, the same on every rank."""
 
     loss: float
     gradient_norm: float
@@ -35,9 +35,9 @@ class StepNumbers:
 
 @final
 class Session:
-    """A recipe in one layout, of which everything can be looked at. Every method is collective: all ranks.
+    """A recipe trained in one layout, with access to all its numbers. Every method is collective: all ranks.
 
-    Steps are those of a training, for it is a training's `Learner` that takes them.
+    A training's `Learner` takes the steps, so they are the steps of a real training.
     """
 
     def __init__(self, recipe: Recipe, config: TopologyConfig, topology: Topology) -> None:
@@ -48,7 +48,7 @@ class Session:
         self._before: list[Tensor] = self._initial
 
     def held_boxes(self) -> list[HeldBoxes]:
-        """Return which parts of which weights this rank holds."""
+        """Return the boxes of the weights that this rank holds."""
         return [
             HeldBoxes(
                 key=tensor.key, shape=tensor.shape, boxes=tuple(box for box, _ in tensor.parts), owned=tensor.owned
@@ -57,15 +57,15 @@ class Session:
         ]
 
     def tensors(self, which: Tensors) -> Iterator[GlobalTensor]:
-        """Yield this rank's parts of the weights as they are, or of the gradients of the last step's mean loss."""
+        """Yield this rank's parts of the present weights, or of the gradients of the last step's mean loss."""
         return self.learner.module.global_tensors() if which == "weights" else iter(self._gradients)
 
     def write(self, which: Tensors, directory: Path) -> None:
-        """Write what this rank owns for others to compare with."""
+        """Write the tensors that this rank owns, for others to compare with."""
         SharedTensors(directory).write(self.tensors(which))
 
     def compare(self, which: Tensors, directory: Path) -> list[Deviation]:
-        """Return how far what this rank holds is from what was written, once all that write are done."""
+        """Return the deviations of this rank's tensors from those written. Call after all writers have finished."""
         return SharedTensors(directory).compare(self.tensors(which), rank=self.learner.topology.rank)
 
     def step(self, step: int) -> StepNumbers:
@@ -88,10 +88,10 @@ class Session:
 
     @torch.no_grad()
     def probe(self, step: int, replacements: Mapping[str, Replacement]) -> float:
-        """Return the training loss of global batch `step` at the weights before the last step, but for `replacements`.
+        """Return the training loss of global batch `step` at the weights before the last step, with `replacements`.
 
-        Parameters named there are zero or as they were initially. The weights stay as that makes them: nothing but
-        other probes can follow.
+        Parameters named in `replacements` are zero or have their initial values. The weights stay in this state, so
+        only other probes can follow.
         """
         for (parameter, description), before, initial in zip(
             self.learner.module.parameters_with_meta(), self._before, self._initial, strict=True
@@ -107,7 +107,7 @@ class Session:
         return float(self.learner.training_loss(step).loss)
 
     def close(self) -> None:
-        """Detach from the parameters and stop reading."""
+        """Detach from the parameters and stop reading data."""
         self.learner.close()
 
     def _seek(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Global tensors in memory-mapped files: how the processes of one layout hand their numbers to those of another."""
+"""Global tensors in memory-mapped files: the processes of one layout hand their numbers to those of another."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def as_array(tensor: Tensor) -> Array:
 class SharedTensors:
     """A folder with one file per tensor: its elements in float64, in row-major order.
 
-    Ranks write the parts they own, all at once and without a word to each other; whoever reads waits until all have
-    written. Nothing is kept open.
+    Ranks write the parts they own, all at the same time and without communication; readers must wait until all have
+    written. No file is kept open.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -48,7 +48,7 @@ class SharedTensors:
         return np.array(self._map(key, shape)[box.slices(whole(shape))])
 
     def compare(self, tensors: Iterable[GlobalTensor], *, rank: int) -> list[Deviation]:
-        """Return how far everything that this process holds, owned or not, is from what was written."""
+        """Return the deviations of all tensors that this process holds, owned or not, from those written."""
         return [
             measure(
                 tensor.key,
@@ -59,7 +59,7 @@ class SharedTensors:
         ]
 
     def digest(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        """Return the SHA-256 over names, shapes and elements of all tensors, by layer and by name."""
+        """Return the SHA-256 over names, shapes and elements of all tensors, sorted by layer and name."""
         sha256 = hashlib.sha256()
         for key in in_model_order(sorted(shapes)):
             sha256.update(f"{key} {list(shapes[key])}\n".encode())
@@ -71,7 +71,7 @@ class SharedTensors:
             return np.empty(shape, np.float64)
         path = self.directory / quote(key, safe="")
         if create:
-            # Every owner does this; all but the first change nothing.
+            # Every owner does this; after the first, nothing changes.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 os.ftruncate(descriptor, 8 * whole(shape).size)

@@ -30,11 +30,11 @@ from scaling.core.verify.session import Session
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one process made of a call."""
+    """The answer of one process to a call."""
 
     value: Any = None
     error: bytes | None = None
-    """The pickled exception, where it is one of this library's."""
+    """The pickled exception, where it is an error of this library."""
     traceback: str = ""
     """Empty where the call succeeded."""
 
@@ -48,14 +48,14 @@ class LocalWorld:
     """A `Session` in each of the processes of a layout, on the CPUs of this machine. Use it as a context manager.
 
     Processes come from multiprocessing's fork server, which imports PyTorch once for all of them. They end with the
-    context, and with the process that made them, however that ends.
+    context, or when the process that made them ends, for whatever reason.
     """
 
     def __init__(self, recipe: Recipe, config: TopologyConfig, *, name: str, timeout: float) -> None:
         self._name = name
         self._timeout = timeout
         config = config.model_copy(update={"device": Device.CPU, "process_group_timeout_seconds": timeout})
-        # Served from here, on a port that is free: there is none to choose, and none for another program to take.
+        # Served from here, on a free port: no port has to be chosen, and no other program can take it meanwhile.
         self._store = serve_this_machine(0, setting="MASTER_PORT")
         context = _context()
         self._processes = []
@@ -102,10 +102,10 @@ class LocalWorld:
                 connection.send((method, arguments))
 
     def finish(self) -> list[Any]:
-        """Wait for the last call and return what it returned, by rank.
+        """Wait for the last call and return its results, by rank.
 
-        An error of this library in any process is raised here; any other, a process that ended and one that does not
-        answer in time are a `ScalingError` that names the rank.
+        An error of this library in any process is raised here; any other error, a process that has ended and a process
+        that does not answer in time raise a `ScalingError` that names the rank.
         """
         answers: dict[int, Any] = {}
         deadline = time.monotonic() + self._timeout
@@ -124,12 +124,12 @@ class LocalWorld:
                     answers[missing[connection]] = self._receive(connection, missing[connection])
                 except ScalingError as error:
                     errors.append(error)
-            if errors:  # those of other processes come of the end of one
+            if errors:  # when a process ends, others fail because of it
                 raise min(errors, key=lambda error: not isinstance(error, _ProcessEnded))
         return [answers[rank] for rank in range(len(self._connections))]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of `Session` in every process and return what it returned, by rank."""
+        """Call a method of `Session` in every process and return the results, by rank."""
         self.start(method, *arguments)
         return self.finish()
 
@@ -166,13 +166,13 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # torch._dynamo because every optimizer imports it when it is made: two seconds for each process otherwise.
+    # torch._dynamo too, because every optimizer imports it when created: otherwise two seconds per process.
     context.set_forkserver_preload([__name__, "torch._dynamo"])
     return context
 
 
 def _serve(connection: Connection, recipe: Recipe, config: TopologyConfig, launch: LaunchContext) -> None:
-    """Be one rank: make a session, then do as told until the other end hangs up."""
+    """Act as one rank: make a session, then answer calls until the other end closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller, who ends the world
     torch.set_num_threads(1)  # all ranks share this machine, and sums have one order
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
@@ -192,7 +192,7 @@ def _serve(connection: Connection, recipe: Recipe, config: TopologyConfig, launc
 
 
 def _pickled(error: Exception) -> bytes | None:
-    """Return an error of this library as bytes, None for any other and where it would not survive the way."""
+    """Return an error of this library as bytes; None for other errors, and where it cannot be pickled and unpickled."""
     if not isinstance(error, ScalingError):
         return None
     with suppress(Exception):
