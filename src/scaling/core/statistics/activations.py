@@ -1,4 +1,4 @@
-"""See what modules return, and its gradient, in the forward and backward passes of a step."""
+"""Observe the outputs of modules, and their gradients, in the forward and backward passes of a step."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from scaling.core.topology.placement import CUT, SAME, Placement
 from scaling.core.topology.topology import Topology
 
 Record = Callable[[str, Tensor], None]
-"""Takes a name, and values of this tensor that no other rank records."""
+"""Accepts the name of a tensor, and values of it that no other rank records."""
 
 _ROUNDING: Final = 1e-4
-"""By which share of its magnitudes the sum of an activation may differ between ranks that compute it alike."""
+"""Allowed difference of an activation's sum between ranks that compute the same, as a share of its magnitudes' sum."""
 _CONTAINERS: Final = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A module whose outputs are looked at."""
+    """A module whose outputs are observed."""
 
     module: nn.Module
     names: tuple[str, ...]
-    """A name for each output that is described: the module's, or one beside it."""
+    """A name for each described output: the module's, or one with the output's label in place of its last part."""
     outputs: tuple[Output, ...]
 
 
 def watched_modules(layers: Iterable[tuple[int, nn.Module]], *, usual: Placement, with_type: bool) -> list[Watched]:
-    """Return what is looked at in some layers, given with their numbers in the model. Pure.
+    """Return the modules to observe in some layers, given with their numbers in the model. Pure.
 
-    `usual` is how activations lie between layers on the model axis.
+    `usual` is the placement of activations between layers on the model axis.
     """
     found = []
     for number, layer in layers:
@@ -56,9 +56,9 @@ def watched_modules(layers: Iterable[tuple[int, nn.Module]], *, usual: Placement
 def _described(
     module: nn.Module, path: str, known: Mapping[str, Sequence[Output]]
 ) -> Iterator[tuple[str, nn.Module, Sequence[Output]]]:
-    """Yield (path, module, outputs) of a module and all within it, except those that nothing is recorded of.
+    """Yield (path, module, outputs) of a module and all modules within it, except those that are not recorded.
 
-    `known` says for the start of a path what holds below it; the longest one counts.
+    `known` gives the outputs of all modules below a path; the longest path that fits counts.
     """
     if isinstance(module, DescribesOutputs):
         prefix = f"{path}." if path else ""
@@ -68,7 +68,7 @@ def _described(
     if outputs and not isinstance(module, _CONTAINERS):
         yield path, module, outputs
     for name, child in module.named_children():
-        if not isinstance(child, Edit):  # acts within its layer's own product
+        if not isinstance(child, Edit):  # an edit acts within its layer's own product
             yield from _described(child, f"{path}.{name}" if path else name, known)
 
 
@@ -77,18 +77,18 @@ def _is_below(path: str, start: str) -> bool:
 
 
 def usual_placement(topology: Topology) -> Placement:
-    """Return how activations lie between layers on the model axis."""
+    """Return the placement of activations between layers on the model axis."""
     return CUT if topology.sequence_parallel else SAME
 
 
 @final
 class ActivationWatch:
-    """Hands the outputs of modules and their gradients to `record`, each value on one rank of those that hold it.
+    """Hooks that pass the outputs of modules and their gradients to `record`, each value on one rank that holds it.
 
-    Only between `open` and `close` is anything attached to the modules. What is computed again for the backward pass
-    was seen the first time; several tensors that a module returns count together. Gradients that ranks know in parts
-    are summed over these ranks first. With `compares` it notes what tells whether outputs are alike on model ranks.
-    Making one is collective: all ranks (groups are made).
+    The hooks are attached to the modules only between `open` and `close`. Recomputation for the backward pass is not
+    recorded again; several tensors that a module returns count together. Where each rank has a part of a gradient, the
+    parts are summed over these ranks first. `compares` collects what `differing` needs. The constructor is collective:
+    all ranks (groups are made).
     """
 
     def __init__(
@@ -107,16 +107,16 @@ class ActivationWatch:
         self._handles: list[RemovableHandle] = []
         self._groups = _groups(watched, topology)
         self._alike: dict[str, Tensor] = {}
-        """Of outputs that model ranks are taken to hold alike: sum and sum of magnitudes, until they are compared."""
+        """Sum and sum of magnitudes of outputs that should be the same on all model ranks, until they are compared."""
         self._compares = compares and topology.group(Axis.MODEL) is not None
 
     def open(self) -> None:
-        """Look from now on."""
+        """Start to observe."""
         for one in self._watched:
             self._handles.append(one.module.register_forward_hook(partial(self._returned, one)))
 
     def close(self) -> None:
-        """Look no more. Safe to call twice."""
+        """Stop observing. Safe to call twice."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -146,7 +146,7 @@ class ActivationWatch:
                 self._record(kind + name, part)
 
     def differing(self) -> list[str]:
-        """Return the names of outputs so far that model ranks do not hold alike, although nobody says so.
+        """Return the names of observed outputs that differ between model ranks although their placement is `SAME`.
 
         Collective: the model axis, where the watch compares. Waits for the device.
         """
@@ -166,7 +166,7 @@ class ActivationWatch:
 
 @final
 class _Once:
-    """A hook on a gradient that acts the first time: a backward pass in two halves comes to it twice."""
+    """A hook on a gradient that acts only the first time: a backward pass in two halves calls it twice."""
 
     def __init__(self, act: Callable[[Tensor], None]) -> None:
         self._act: Callable[[Tensor], None] | None = act
@@ -178,12 +178,12 @@ class _Once:
 
 
 def names_of(watched: Watched) -> list[str]:
-    """Return the names of what a module returns, and of the gradients of that."""
+    """Return the names of a module's outputs and of their gradients."""
     return [kind + name for kind in (ACTIVATIONS, ACTIVATION_GRADIENTS) for name in watched.names]
 
 
 def _groups(watched: Iterable[Watched], topology: Topology) -> dict[int | None, ops.Group]:
-    """Return the group of the ranks that share some activations, by how many they are. Collective: all ranks."""
+    """Return the groups of ranks that share activations, by the number of ranks. Collective: all ranks."""
     placements = [output.placement for one in watched for output in one.outputs]
     mine = sorted({one.copies for one in placements if one.gradient_in_parts and one.copies is not None})
     everyone: list[int] = topology.agree("shared activations", mine, _sorted_union)
@@ -198,5 +198,5 @@ def _sorted_union(of_ranks: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _in_backward_pass() -> bool:
-    """Return whether this thread runs a backward pass, in which modules run only to be computed again."""
+    """Return whether this thread runs a backward pass, in which modules run only for recomputation."""
     return torch._C._current_graph_task_id() != -1

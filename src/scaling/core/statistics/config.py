@@ -13,7 +13,7 @@ from scaling.core.errors import Problem
 
 
 class Statistic(str, Enum):
-    """What is computed of a tensor. Those from `median` on gather it on one rank."""
+    """A statistic of a tensor. Those from `median` on gather the tensor on one rank."""
 
     COUNT = "count"
     MEAN = "mean"
@@ -57,7 +57,7 @@ class TensorStatisticsRecorderConfig(BaseConfig):
     on_resume = OnResume.RUNTIME
 
     interval: int = Field(default=100, ge=1)
-    """Record in every step that is a multiple of this."""
+    """Record in every step whose number is a multiple of this."""
     statistics: list[tuple[str, list[Statistic]]] = Field(
         default_factory=lambda: [
             (
@@ -69,12 +69,13 @@ class TensorStatisticsRecorderConfig(BaseConfig):
             )
         ]
     )
-    """Pairs of a pattern and the statistics of the tensors whose name it fits (* stands for anything). The first
-    pattern that fits counts; with an empty list it leaves tensors out. Names: parameters/layers.1.mlp.dense_in.weight,
-    parameter_gradients/ with the same, activations/layers.1.mlp.dense_in (what the module returns) and
-    activation_gradients/ with the same; what stands before the slash may be left out. median, max_sparsity and the
-    quantiles need the whole tensor on rank 0, of an activation that of the whole global batch, with the memory and the
-    messages of that; all others are sums and maxima, which take two messages for all tensors together."""
+    """Pairs of a pattern and the statistics of the tensors whose names it fits (* fits anything). The first pattern
+    that fits counts; with an empty list of statistics it leaves its tensors out. Names:
+    parameters/layers.1.mlp.dense_in.weight, parameter_gradients/ with the same, activations/layers.1.mlp.dense_in (the
+    module's output) and activation_gradients/ with the same; the part before the slash may be left out. median,
+    abs_median, max_sparsity and the quantiles gather the whole tensor on rank 0 (an activation for the whole global
+    batch), which takes that much memory and communication; all others are sums and maxima, which take two all-reduces
+    for all tensors together."""
     include_module_type: bool = False
     """Name activations with the class of their layer: layers.1.PreNorm.mlp."""
 

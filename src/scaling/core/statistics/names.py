@@ -1,4 +1,4 @@
-"""The names of what is recorded, and which statistics each name gets. Pure."""
+"""The names of recorded tensors, and the statistics of each. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTING: Final = "trainer.tensor_statistics_recorder_config.statistics"
 def chosen(names: Iterable[str], config: TensorStatisticsRecorderConfig) -> dict[str, tuple[Statistic, ...]]:
     """Return the statistics of each name that gets any, in the order of the names.
 
-    `ConfigError` for each pattern that fits no name, or none that an earlier pattern has left.
+    `ConfigError` names each pattern that fits no name, or only names that an earlier pattern has taken.
     """
     found: dict[str, tuple[Statistic, ...]] = {}
     names = list(names)
@@ -38,7 +38,7 @@ def chosen(names: Iterable[str], config: TensorStatisticsRecorderConfig) -> dict
 
 
 def fits(name: str, pattern: str) -> bool:
-    """Return whether a pattern fits a name, or what stands behind its slash."""
+    """Return whether a pattern fits a name, or the part of the name after its slash."""
     return fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)
 
 
@@ -60,7 +60,7 @@ def _why_idle(config: TensorStatisticsRecorderConfig, number: int, names: Sequen
 
 
 def joined_names(of_ranks: Sequence[Sequence[str]]) -> list[str]:
-    """Return the names that ranks have, each once: the layers in their order, by kind."""
+    """Return the names of all ranks, each once, sorted by kind and then by layer."""
     every = {name for names in of_ranks for name in names}
     return sorted(every, key=_order)
 

@@ -1,4 +1,4 @@
-"""Statistics that follow from the order of a tensor's elements, and so need all of them in one place. Pure."""
+"""Statistics that follow from the order of a tensor's elements, and so need all elements in one place. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from scaling.core.statistics.config import Statistic
 
 @dataclass(frozen=True)
 class Quantile:
-    """The number that a share of all elements is no larger than, between two elements interpolated linearly."""
+    """The number that a share of all elements does not exceed, interpolated linearly between two elements."""
 
     share: float
     absolute: bool = False
-    """Of the absolute values."""
+    """Whether it is a quantile of the absolute values."""
 
 
 _PERCENT: Final = (1, 10, 25, 75, 90, 99)
@@ -33,12 +33,12 @@ QUANTILES: Mapping[Statistic, Quantile] = MappingProxyType(
         **{Statistic(f"abs_quantile_{percent}"): Quantile(percent / 100, absolute=True) for percent in _PERCENT},
     }
 )
-"""What each of the statistics looks up among the ordered elements."""
+"""The quantile that each of the statistics uses."""
 
 
 @torch.no_grad()
 def ordered_statistics(x: Tensor, statistics: tuple[Statistic, ...]) -> Tensor:
-    """Return these statistics of a vector of at least one element, float64 [len(statistics)], on its device."""
+    """Return these statistics of a vector of at least one element, float64 [len(statistics)], on the device of `x`."""
     orders = {quantile.absolute for quantile in map(QUANTILES.__getitem__, statistics)}
     wide = x.to(torch.float64)
     ordered = {absolute: (wide.abs() if absolute else wide).sort().values for absolute in orders}

@@ -1,4 +1,4 @@
-"""TensorStatisticsRecorder: collect the parts of tensors that ranks have, and make statistics of the wholes."""
+"""TensorStatisticsRecorder: collect each rank's parts of tensors, and compute statistics of the whole tensors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from scaling.core.topology.topology import Topology
 
 @final
 class TensorStatisticsRecorder:
-    """Takes parts of tensors in any order and number, and merges what all ranks took: each value on one of them.
+    """A recorder of parts of tensors, in any order and number, that merges the parts of all ranks.
 
-    `statistics` gives those of each tensor by its name, the same on all ranks.
+    Each value must be recorded on one rank only. `statistics` gives the statistics of each tensor by its name, the
+    same on all ranks.
     """
 
     def __init__(self, statistics: Mapping[str, Sequence[Statistic]], topology: Topology) -> None:
@@ -38,7 +39,7 @@ class TensorStatisticsRecorder:
         self._forget()
 
     def _places_of(self, statistic: Statistic) -> tuple[Tensor, Tensor]:
-        """Return where a statistic is among the numbers, and the rows it is computed of, as indices on the device."""
+        """Return the places of a statistic among the numbers, and the rows it is computed from, on the device."""
         numbers = [number for number, (_, one) in enumerate(self._numbers) if one is statistic]
         rows = [self._rows[self._numbers[number][0]] for number in numbers]
         at, of = torch.tensor([numbers, rows], dtype=torch.int64, device=self._topology.device)
@@ -46,16 +47,16 @@ class TensorStatisticsRecorder:
 
     @property
     def names(self) -> list[str]:
-        """Return the name of each number that is recorded."""
+        """Return the name of each recorded number."""
         return [f"{name}/{statistic.value}" for name, statistic in self._numbers]
 
     @property
     def seen(self) -> list[str]:
-        """Return the tensors of which this rank took anything since the last `merged`."""
+        """Return the names of the tensors of which this rank has recorded parts since the last `merged`."""
         return sorted(self._seen)
 
     def narrowed(self, names: Sequence[str]) -> TensorStatisticsRecorder:
-        """Return a recorder for some of the tensors, with what was taken of them."""
+        """Return a recorder for some of the tensors, with their parts recorded so far."""
         other = TensorStatisticsRecorder({name: self.statistics[name] for name in names}, self._topology)
         rows = [self._rows[name] for name in other.statistics]
         other._sums, other._maxima = self._sums[rows], self._maxima[rows]
@@ -70,7 +71,7 @@ class TensorStatisticsRecorder:
 
     @torch.no_grad()
     def record(self, name: str, part: Tensor) -> None:
-        """Take a part of a tensor, of any shape and type, that no other rank takes. Nothing waits for the device."""
+        """Record a part of a tensor, of any shape and type, that no other rank records. Never waits for the device."""
         if (row := self._rows.get(name)) is None:
             return
         self._seen.add(name)
@@ -82,9 +83,9 @@ class TensorStatisticsRecorder:
     def merged(self, gradient_factor: Tensor) -> Tensor:
         """Return a number for each of `names`, float64 on the device and the same on all ranks, and forget all parts.
 
-        Gradients are those that were taken times `gradient_factor` (0-d). Of a tensor that nobody had, not a number.
-        Collective: all ranks. Two all-reduces, of at most 12 and 4 numbers for each tensor; what depends on the order
-        of elements is gathered on rank 0 besides, tensor by tensor, and its results are broadcast.
+        Gradients are the recorded values times `gradient_factor` (0-d). The number is NaN for a tensor that no rank
+        has recorded. Collective: all ranks. Two all-reduces, of 12 and 4 numbers for each tensor; for statistics that
+        depend on the order of elements, each tensor is also gathered on rank 0 and the results are broadcast.
         """
         world = self._topology.world
         sums, maxima = ops.all_reduce(self._sums, world), ops.all_reduce(self._maxima, world, maximum=True)
@@ -102,7 +103,7 @@ class TensorStatisticsRecorder:
         return found
 
     def _add_ordered(self, found: Tensor, factors: Tensor) -> None:
-        """Fill in what follows from the order of elements. Collective: all ranks."""
+        """Fill in the statistics that follow from the order of elements. Collective: all ranks."""
         topology = self._topology
         mine = [sum(part.numel() for part in parts) for parts in self._kept.values()]
         sizes: list[list[int]] = topology.agree("sizes of gathered tensors", mine, list)

@@ -1,4 +1,4 @@
-"""Sums and maxima from which statistics follow: those of parts of a tensor merge into those of the whole. Pure."""
+"""Sums and maxima from which statistics follow; those of a tensor's parts merge into those of the whole. Pure."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ CHUNK: Final = 2**20
 """Elements that are widened to float64 at a time."""
 
 E4M3_UNDERFLOW: Final = 2.0**-9
-"""Smallest number above zero that 8 bits with 4 of them for the exponent hold."""
+"""Smallest positive number in 8 bits with 4 exponent bits (float8 E4M3)."""
 E5M2_UNDERFLOW: Final = 2.0**-16
-"""The same with 5 bits for the exponent."""
+"""Smallest positive number in 8 bits with 5 exponent bits (float8 E5M2)."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number that is computed of every part of a tensor and merged over parts."""
+    """A number that is computed from every part of a tensor and merged over parts."""
 
     of: Callable[[Tensor], Tensor]
-    """Computes it of a float64 vector, 0-d."""
+    """Computes the number, 0-d, from a float64 vector."""
     degree: int = 0
-    """By which power of a factor it grows, if all elements are multiplied by that."""
+    """The power of a factor by which the number grows if all elements are multiplied by the factor."""
 
 
 SUMS: Mapping[str, Column] = MappingProxyType(
@@ -47,7 +47,7 @@ SUMS: Mapping[str, Column] = MappingProxyType(
         "nan": Column(lambda x: _number(x.isnan())),
     }
 )
-"""What parts add up."""
+"""Numbers that are summed over parts."""
 
 MAXIMA: Mapping[str, Column] = MappingProxyType(
     {
@@ -57,7 +57,7 @@ MAXIMA: Mapping[str, Column] = MappingProxyType(
         "negative_abs_min": Column(lambda x: _largest(-x.abs()), 1),
     }
 )
-"""What parts have the maximum of; minima are those of the negative numbers. What is not a number does not count."""
+"""Numbers whose maximum over parts is taken; minima are maxima of the negative values. NaN does not count."""
 
 
 def _number(chosen: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Formula:
 
     needs: tuple[str, ...]
     of: Callable[[Mapping[str, Tensor]], Tensor]
-    """Takes for each column float64 [n], one number for each of n tensors, and returns the statistic of each, [n]."""
+    """Computes the statistic of n tensors, [n], from one float64 [n] for each column."""
 
 
 def _mean(column: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -86,7 +86,7 @@ def _percent(column: str) -> Formula:
 
 
 def _extreme(column: str, *, sign: float = 1.0) -> Formula:
-    """Return an extreme of what is a number: not a number where nothing is."""
+    """Return the formula of an extreme over all elements that are not NaN; the result is NaN where all are."""
     return Formula(
         ("count", "nan", column), lambda of: torch.where(of["nan"] < of["count"], sign * of[column], torch.nan)
     )
@@ -139,7 +139,7 @@ FORMULAS: Mapping[Statistic, Formula] = MappingProxyType(
 
 
 def columns_of(statistics: Iterable[Statistic]) -> frozenset[str]:
-    """Return the columns that some statistics need, and the count, which says whether a tensor was there at all."""
+    """Return the columns that some statistics need, and the count, which is 0 for a tensor that was not recorded."""
     needed = (FORMULAS[statistic].needs for statistic in statistics if statistic in FORMULAS)
     return frozenset({"count"}).union(*needed)
 
@@ -148,7 +148,7 @@ def columns_of(statistics: Iterable[Statistic]) -> frozenset[str]:
 def add_part(sums: Tensor, maxima: Tensor, x: Tensor, columns: Collection[str]) -> None:
     """Merge a part of a tensor, of any type and shape, into `sums` [len(SUMS)] and `maxima` [len(MAXIMA)], in place.
 
-    Both are float64 and begin as `empty_sums` makes them. Nothing waits for the device.
+    Both are float64 and start as the result of `empty_sums`. Nothing waits for the device.
     """
     for chunk in x.reshape(-1).split(CHUNK):
         if not chunk.numel():
@@ -163,15 +163,15 @@ def add_part(sums: Tensor, maxima: Tensor, x: Tensor, columns: Collection[str]) 
 
 
 def empty_sums(tensors: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return sums [tensors, len(SUMS)] and maxima [tensors, len(MAXIMA)] of nothing, float64."""
+    """Return the sums [tensors, len(SUMS)] and maxima [tensors, len(MAXIMA)] of no elements, float64."""
     sums = torch.zeros(tensors, len(SUMS), dtype=torch.float64, device=device)
     return sums, torch.full((tensors, len(MAXIMA)), -torch.inf, dtype=torch.float64, device=device)
 
 
 def columns_scaled(sums: Tensor, maxima: Tensor, factors: Tensor) -> dict[str, Tensor]:
-    """Return each column [n] of merged sums and maxima, as if all elements of tensor i had been times `factors[i]` > 0.
+    """Return each column [n] of merged sums and maxima, as if all elements of tensor i were times `factors[i]` > 0.
 
-    `factors` is float64 [n]. Counts do not change with them.
+    `factors` is float64 [n]. Counts do not change.
     """
     both = [*zip(SUMS.items(), sums.unbind(1), strict=True), *zip(MAXIMA.items(), maxima.unbind(1), strict=True)]
     return {name: values * factors**column.degree if column.degree else values for (name, column), values in both}
