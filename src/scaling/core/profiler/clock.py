@@ -1,7 +1,8 @@
-"""One clock for all hosts: what round trips say about how far two clocks are apart, and what to add to a time.
+"""One clock for all hosts: offsets between clocks, measured by round trips, and the conversion of times.
 
-A host asks another one for its time, and learns it between asking and being told: the offset lies within half of that
-round trip of its middle (Cristian, Distributed Computing 3, 1989). The shortest round trip says most.
+A host asks another host for its time. The answer was given at some moment between question and reply, so the offset
+computed for the middle of the round trip is off by at most half its length (Cristian, Distributed Computing 3, 1989).
+The shortest round trip is the most precise.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from pathlib import Path
 from typing import Final, final
 
 MOST_DRIFT: Final = 5e-4
-"""Seconds by which two clocks move apart in one: NTP corrects a clock by at most 500 parts in a million."""
+"""Seconds by which two clocks drift apart per second: NTP corrects a clock by at most 500 parts per million."""
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _CLOCKS: Final = Path("/proc/self/ns/time")
 
 
 def host_of_this_process() -> str | None:
-    """Return what names the clock that `time.perf_counter` reads; None where nothing says so.
+    """Return a name of the clock that `time.perf_counter` reads; None where the system does not provide one.
 
-    Processes of one boot share it, and containers too, unless theirs has been moved.
+    Processes of one boot share the clock, and so do containers, unless they have a time namespace of their own.
     """
     try:
         own = _CLOCKS.stat().st_ino if _CLOCKS.exists() else 0
@@ -33,20 +34,20 @@ def host_of_this_process() -> str | None:
 
 @dataclass(frozen=True)
 class HostClock:
-    """The clock of this process, which only ever goes forward. A test has another one."""
+    """The clock of this process, which is monotonic. Tests use another one."""
 
     host: str | None = field(default_factory=host_of_this_process)
-    """Processes whose clocks have the same name have the same clock. None: nobody else has it."""
+    """Processes whose clocks have the same name share one clock. None: no other process shares it."""
 
     def now(self) -> float:
-        """Return seconds since some moment of the past."""
+        """Return seconds since some moment in the past."""
         return time.perf_counter()
 
 
 @final
 @dataclass(frozen=True)
 class Offset:
-    """What was to be added to a clock at one of its times to have another one's."""
+    """The number to add to a clock, at the time `at`, to get the time of another clock."""
 
     at: float
     value: float
@@ -57,27 +58,27 @@ class Offset:
 @final
 @dataclass(frozen=True)
 class RoundTrip:
-    """One question for another clock's time, in seconds: `sent` and `received` by the own clock."""
+    """One question for another clock's time, in seconds. `sent` and `received` are times of the own clock."""
 
     sent: float
     answered: float
     received: float
 
     def offset(self) -> Offset:
-        """Return what the answer says."""
+        """Return the offset that follows from the answer."""
         middle = (self.sent + self.received) / 2
         return Offset(middle, self.answered - middle, (self.received - self.sent) / 2)
 
 
 def best(trips: Sequence[RoundTrip]) -> Offset:
-    """Return what the shortest of some round trips says."""
+    """Return the offset that follows from the shortest of some round trips."""
     return min((trip.offset() for trip in trips), key=lambda offset: offset.uncertainty)
 
 
 @final
 @dataclass(frozen=True)
 class ClockMap:
-    """Takes times of one clock to another, whose offset was measured twice; between and beside, it drifts evenly."""
+    """A conversion of times to another clock, whose offset was measured twice and is taken to drift linearly."""
 
     begin: Offset
     end: Offset
@@ -90,9 +91,9 @@ class ClockMap:
 
     @property
     def uncertainty(self) -> float:
-        """Return how far a time between the two measurements may be off, in seconds.
+        """Return the largest error of a time between the two measurements, in seconds.
 
-        It is that of the worse one, and what they differ by more than the clocks can have drifted.
+        It is the larger uncertainty of the two, plus the part of their difference that drift cannot explain.
         """
         measured = self.begin.uncertainty + self.end.uncertainty
         drift = MOST_DRIFT * abs(self.end.at - self.begin.at)
@@ -101,9 +102,9 @@ class ClockMap:
 
 
 def between_ranks(uncertainties: Sequence[float], hosts: Sequence[str]) -> float:
-    """Return how far times of two ranks may be off against each other, given how far each is against rank 0.
+    """Return the largest error between times of two ranks, given the uncertainty of each rank against rank 0.
 
-    Ranks of one host have one clock, however far it is from that of others.
+    Ranks of one host share one clock, so times on one host have no error between them.
     """
     of_host: dict[str, float] = {}
     for host, uncertainty in zip(hosts, uncertainties, strict=True):

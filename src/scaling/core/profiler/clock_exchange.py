@@ -1,4 +1,4 @@
-"""Measure the offsets of all hosts' clocks from that of rank 0, through the store."""
+"""Measure the offsets between the clocks of all hosts and that of rank 0, through the store."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from scaling.core.topology.topology import Topology
 from scaling.core.waiting import waits
 
 ROUND_TRIPS: Final = 10
-"""Of each host. Most of the first one is waiting for rank 0 to come."""
+"""Round trips of each host. Most of the first one is waiting for rank 0."""
 
 
 def hosts_of(topology: Topology, clock: HostClock) -> list[str]:
-    """Return, by rank, the names of the clocks. Collective: all ranks."""
+    """Return the names of all ranks' clocks, by rank. Collective: all ranks."""
     return topology.agree("hosts of clocks", clock.host, _named)
 
 
@@ -22,10 +22,10 @@ def _named(hosts: list[str | None]) -> list[str]:
 
 
 def measure_offset(topology: Topology, clock: HostClock, hosts: list[str]) -> Offset:
-    """Return what is to be added to this rank's clock now to have rank 0's.
+    """Return the offset to add to this rank's clock to get the time of rank 0's.
 
-    The first rank of each other host asks rank 0, one host after the other, and the rest of the host learns it. What
-    travels: some numbers over the store. Collective: all ranks.
+    The first rank of each other host asks rank 0, one host after the other, and the other ranks of the host get the
+    result. Communicates some numbers over the store. Collective: all ranks.
     """
     prefix = topology.own_prefix("clock")
     leaders = [hosts.index(host) for host in dict.fromkeys(hosts) if host != hosts[0]]

@@ -1,4 +1,4 @@
-"""See every collective that a process makes, and record it under the name of its group."""
+"""Observe every collective of a process, and record it under the name of its group."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scaling.core.topology.topology import Topology
 
 class _OfThread(local):
     exchanges = 0
-    """Calls that went through shared memory so far: they are recorded where that happens."""
+    """Number of calls so far that went through shared memory, which are recorded there."""
 
 
 @final
 class CollectiveObserver:
-    """Records collectives while it is open: what waits for its end in place, what is only started beside it."""
+    """A recorder of collectives: blocking ones in the rank's own row, asynchronous ones beside it."""
 
     def __init__(self, profiler: Profiler, topology: Topology) -> None:
         self._profiler, self._topology = profiler, topology
@@ -27,11 +27,11 @@ class CollectiveObserver:
         self._thread = _OfThread()
 
     def open(self) -> None:
-        """See all calls from now on."""
+        """Start to record all calls."""
         observation.by = self._call
 
     def close(self) -> None:
-        """See no more."""
+        """Stop recording."""
         if observation.by == self._call:
             observation.by = None
 
@@ -41,7 +41,7 @@ class CollectiveObserver:
             return function(*arguments, **keywords)
         profiler, exchanges = self._profiler, self._thread.exchanges
         name, known = self._described(call)
-        known = {**profiler.common, **known}  # as it is now: what is under way may end in another step
+        known = {**profiler.common, **known}  # as of now: an asynchronous call may end in another step
         begin = profiler.now()
         returned = function(*arguments, **keywords)
         if call.starts:

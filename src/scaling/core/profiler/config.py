@@ -11,7 +11,7 @@ from scaling.core.config.fields import OnResume
 
 
 class ProfilerConfig(BaseConfig):
-    """Timeline of what each rank did in a few steps, and of what the schedule makes one expect."""
+    """Timeline of what each rank did in a few steps, and of what the schedule predicts."""
 
     on_resume = OnResume.RUNTIME
 
@@ -20,7 +20,7 @@ class ProfilerConfig(BaseConfig):
     profile_start_at_step: int = Field(default=10, ge=0)
     """First step to record, counted from the start of this process so that warm-up is left out. 0 and 1: the first."""
     profiler_output: Path | None = None
-    """File for the timeline. null: profile.json in logger.log_dir, nothing where that is null too."""
+    """File for the timeline. null: profile.json in logger.log_dir, or no file where that is null too."""
     torch_profiler: bool = False
-    """Whether the timeline also has what torch.profiler sees on each rank: every operation and, on GPUs, every kernel,
-    also those of NCCL. That slows the recorded steps down, and takes some megabytes per rank and step."""
+    """Whether the timeline also has the events of torch.profiler on each rank: every operation and, on GPUs, every
+    kernel, including those of NCCL. This slows the recorded steps down, and takes some megabytes per rank and step."""

@@ -1,4 +1,4 @@
-"""Bring what each rank has recorded to rank 0, through its process group: the store is for small things."""
+"""Gather the recordings of all ranks on rank 0, over the process group: the store is for small data."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from scaling.core.topology.topology import Topology
 
 _LARGEST_PIECE: Final = 2**20
 _MOST_AT_ONCE: Final = 2**26
-"""Bytes of all ranks together: memory that rank 0 has for a round, on its device."""
+"""Bytes of all ranks together in one round: device memory that rank 0 allocates."""
 
 
 def piece_of(sizes: list[int]) -> int:
-    """Return how many bytes each rank sends in a round: the same for all, and no more than the largest has."""
+    """Return how many bytes each rank sends in a round: the same for all, and no more than the largest content."""
     return max(1, min(_LARGEST_PIECE, _MOST_AT_ONCE // len(sizes), max(sizes)))
 
 
 def gather_bytes(topology: Topology, content: bytes) -> list[bytes] | None:
-    """Return what all ranks passed, in rank order, on rank 0, None on the others. Collective: all ranks.
+    """Return the contents of all ranks, in rank order, on rank 0; None on the others. Collective: all ranks.
 
-    What travels: in rounds, a piece of each rank's bytes to rank 0, filled up to the same size.
+    Communicates in rounds: each rank sends a piece of its bytes to rank 0, padded to the same size.
     """
     sizes: list[int] = topology.agree("bytes of the timeline", len(content), list)
     if topology.world is None:

@@ -1,4 +1,4 @@
-"""Profiler: what this process did and for how long, without making the host wait for the device."""
+"""Profiler: record what this process does and for how long, without making the host wait for the device."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ import torch
 
 @dataclass(frozen=True)
 class Span:
-    """One thing that was done, in seconds of the host's clock."""
+    """A recorded activity, in seconds of the host's clock."""
 
     name: str
     category: str
     start: float
     duration: float
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What else is known of it, as JSON."""
+    """Further facts about the activity, as JSON values."""
     under_way: bool = False
-    """Whether the process did something else meanwhile: its spans do not lie within each other."""
+    """Whether the process did something else meanwhile, so that spans may overlap without nesting."""
 
     @property
     def end(self) -> float:
-        """Return when it was over."""
+        """Return when the activity ended."""
         return self.start + self.duration
 
 
 @final
 class Profiler:
-    """Times stretches of code. On a GPU by events in the current stream, read only when the spans are asked for.
+    """A timer of stretches of code. On a GPU it uses events in the current stream, read only by `spans`.
 
-    Make it when recording begins: on a GPU that waits for the device, to know when its clock began. May be called in
-    any thread.
+    Create it when recording begins: on a GPU the constructor waits for the device, to relate its clock to the host's.
+    May be called in any thread.
     """
 
     def __init__(self, device: torch.device, *, now: Callable[[], float] = time.perf_counter) -> None:
         self._device, self._host_now = device, now
         self._recorded: list[_Recorded] = []
         self.common: Mapping[str, Any] = {}
-        """What is noted with everything recorded from now on."""
+        """Arguments added to everything recorded from now on."""
         self._zero, self._zero_at, self.uncertainty = self._anchor()
 
     def now(self) -> Any:
-        """Return a mark of this moment: in the work given to the device, where that is a GPU."""
+        """Return a mark of this moment; on a GPU, of this point in the work queued on the device."""
         if self._device.type != "cuda":
             return self._host_now()
         event = torch.cuda.Event(enable_timing=True)
@@ -55,7 +55,7 @@ class Profiler:
         return event
 
     def record(self, name: str, category: str, **arguments: Any) -> AbstractContextManager[None]:
-        """Return a context; what happens inside it is recorded."""
+        """Return a context manager that records the time spent inside it."""
         return _Recording(self, name, category, arguments)
 
     def add(
@@ -68,7 +68,7 @@ class Profiler:
         arguments: Mapping[str, Any],
         under_way: bool = False,
     ) -> None:
-        """Record what happened between two marks."""
+        """Record an activity between two marks."""
         self._recorded.append(_Recorded(name, category, begin, end, {**self.common, **arguments}, under_way))
 
     def spans(self) -> list[Span]:
@@ -82,7 +82,7 @@ class Profiler:
         ]
 
     def _anchor(self) -> tuple[Any, float, float]:
-        """Return a mark, the time of the host at it, and how far that may be off. On a GPU this waits for it."""
+        """Return a mark, the host's time at the mark, and the uncertainty. On a GPU this waits for the device."""
         if self._device.type != "cuda":
             return 0.0, 0.0, 0.0
         torch.cuda.synchronize(self._device)
@@ -92,13 +92,13 @@ class Profiler:
         return mark, (before + after) / 2, (after - before) / 2
 
     def _seconds(self) -> Callable[[Any], float]:
-        """Return what turns marks into times of the host."""
+        """Return a function that turns marks into times of the host."""
         if self._device.type != "cuda":
             return float
         last, last_at, uncertainty = self._anchor()
         self.uncertainty = max(self.uncertainty, uncertainty)
         length = self._zero.elapsed_time(last)
-        pace = (last_at - self._zero_at) / length if length > 0 else 1e-3  # seconds of the host in its milliseconds
+        pace = (last_at - self._zero_at) / length if length > 0 else 1e-3  # host seconds per device millisecond
         return lambda mark: self._zero_at + pace * float(self._zero.elapsed_time(mark))
 
 
@@ -112,7 +112,7 @@ class _Recorded(NamedTuple):
 
 
 class _Recording:
-    """A stretch of code that is recorded."""
+    """The context manager that `record` returns."""
 
     __slots__ = ("_arguments", "_begin", "_category", "_name", "_profiler")
 
@@ -130,7 +130,7 @@ class _Recording:
 
 
 def size_in_words(size: float) -> str:
-    """Return a number of bytes for people: `512 B`, `1.5 KiB`, `4 MiB`."""
+    """Return a readable number of bytes: `512 B`, `1.5 KiB`, `4 MiB`."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"

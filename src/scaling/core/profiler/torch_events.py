@@ -1,4 +1,4 @@
-"""What torch.profiler sees of this process, moved to the common clock: an addition."""
+"""The events of torch.profiler in this process, moved to the common clock, as an addition to the timeline."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Final, final
 import torch
 
 FIRST_PROCESS: Final = 1000
-"""The process of rank 0's events in the trace. That of rank r is r further."""
+"""The process of rank 0's events in the trace. Rank r has this number plus r."""
 
 
 @final
 class TorchProfiler:
-    """torch.profiler between two moments. Starting it the first time takes a second or more."""
+    """A recording by torch.profiler between two moments. The first start takes a second or more."""
 
     def __init__(self, device: torch.device) -> None:
         kinds = torch.profiler.ProfilerActivity
@@ -26,18 +26,18 @@ class TorchProfiler:
         self._running = False
 
     def start(self) -> None:
-        """Begin to record."""
+        """Start recording."""
         self._profile.start()
         self._running = True
 
     def stop(self) -> None:
-        """Record no more. On a GPU this waits for the device. Safe to call twice."""
+        """Stop recording. On a GPU this waits for the device. Safe to call twice."""
         if self._running:
             self._running = False
             self._profile.stop()
 
     def trace(self) -> dict[str, Any]:
-        """Return what was recorded, as torch writes it, once it is stopped."""
+        """Return the recorded trace as torch writes it. Call after `stop`."""
         with tempfile.TemporaryDirectory(prefix="scaling_profile_") as folder:
             path = Path(folder, "trace.json")
             self._profile.export_chrome_trace(str(path))
@@ -46,11 +46,11 @@ class TorchProfiler:
 
 
 def adapted(trace: Mapping[str, Any], *, rank: int, to_wall: Callable[[float], float]) -> list[dict[str, Any]]:
-    """Return the events of a trace of torch.profiler as those of a rank.
+    """Return the events of a torch.profiler trace as the events of one rank.
 
-    `to_wall` takes seconds of this host's wall clock to those of the common one. torch counts microseconds from
-    `baseTimeNanoseconds` of the wall clock. Its processes, which are this one and the GPUs, become one, whose rows are
-    their threads and streams; arrows are named anew, since all ranks count them from the same number.
+    `to_wall` converts seconds of this host's wall clock to those of the common clock. torch counts microseconds from
+    `baseTimeNanoseconds` of the wall clock. The trace's processes (this one and the GPUs) become one process whose rows
+    are their threads and streams; arrows get new identities, since all ranks count them from the same number.
     """
     base = trace.get("baseTimeNanoseconds", 0) / 1e3
     rows: dict[tuple[Any, Any], int] = {}
@@ -67,7 +67,7 @@ def adapted(trace: Mapping[str, Any], *, rank: int, to_wall: Callable[[float], f
         begin = to_wall((base + event["ts"]) / 1e6) * 1e6
         row = rows.setdefault(place, len(rows))
         moved = {**event, "pid": FIRST_PROCESS + rank, "tid": row, "ts": begin}
-        if "dur" in event:  # between rounded ends, as for other spans
+        if "dur" in event:  # the difference of rounded ends, as for other spans
             moved["dur"] = to_wall((base + event["ts"] + event["dur"]) / 1e6) * 1e6 - begin
         if "id" in event:
             moved["id"] = f"{rank}/{event['id']}"

@@ -1,4 +1,4 @@
-"""Spans as the trace events that Perfetto and chrome://tracing read: a row per rank, further ones for what overlaps."""
+"""Spans as trace events for Perfetto and chrome://tracing: a row per rank, and further rows for overlapping spans."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from scaling.core.topology.layout import Layout
 MEASURED: Final = 0
 """The process of the trace in which each rank has a row."""
 SIMULATED: Final = 1
-"""The process with what the schedule makes one expect."""
+"""The process with the predictions of the schedule."""
 
 Event = Mapping[str, Any]
 
 
 def span_events(spans: Sequence[Span], *, rank: int, world_size: int, to_wall: Callable[[float], float]) -> list[Event]:
-    """Return a rank's spans in the order of their beginnings, with times of the common wall clock.
+    """Return a rank's spans in the order of their starts, with times of the common wall clock.
 
-    What is under way beside other things stands in rows of its own, `world_size` apart: as many as overlap.
+    Spans that are under way beside others are in further rows, `world_size` apart: as many rows as spans overlap.
     """
     aside = [span for span in spans if span.under_way]
     rows = {id(span): rank + world_size * (1 + lane) for span, lane in zip(aside, lanes(aside), strict=True)}
@@ -30,14 +30,14 @@ def span_events(spans: Sequence[Span], *, rank: int, world_size: int, to_wall: C
 
 
 def _box(span: Span, row: int, to_wall: Callable[[float], float]) -> Event:
-    # From rounded ends, so that what lies within another span still does: the wall clock leaves a quarter microsecond.
+    # Computed from rounded ends, so that nested spans stay nested: the wall clock resolves a quarter microsecond.
     begin, end = to_wall(span.start) * 1e6, to_wall(span.end) * 1e6
     box = {"ph": "X", "name": span.name, "cat": span.category, "pid": MEASURED, "tid": row}
     return {**box, "ts": begin, "dur": end - begin, "args": dict(span.arguments)}
 
 
 def lanes(spans: Sequence[Span]) -> list[int]:
-    """Return for each span a lane in which it overlaps no other: the first that is free when it begins."""
+    """Return a lane for each span in which it overlaps no other: the first lane that is free when the span begins."""
     free_at: list[float] = []
     found = [0] * len(spans)
     for number, span in sorted(enumerate(spans), key=lambda one: one[1].start):
@@ -54,7 +54,7 @@ def arrow(name: str, identity: str, *, sends: bool, row: int, at: float) -> Even
 
 
 def measured_rows(events: Sequence[Event], layout: Layout) -> Iterator[Event]:
-    """Yield what names and orders the rows of measured events: each rank's beside what it has under way."""
+    """Yield the events that name and order the measured rows: each rank's row next to those it has under way."""
     yield _named("process_name", MEASURED, 0, name="measured")
     used = {event["tid"] for event in events if event["pid"] == MEASURED}
     size = layout.world_size
@@ -67,7 +67,7 @@ def measured_rows(events: Sequence[Event], layout: Layout) -> Iterator[Event]:
 
 
 def simulated_rows(ranks: int) -> Iterator[Event]:
-    """Yield what names the rows of the simulated schedule, one for each pipe rank."""
+    """Yield the events that name the rows of the simulated schedule, one for each pipe rank."""
     yield _named("process_name", SIMULATED, 0, name="simulated")
     for rank in range(ranks):
         yield _named("thread_name", SIMULATED, rank, name=f"pipe rank {rank}")
