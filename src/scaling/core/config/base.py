@@ -1,4 +1,4 @@
-"""BaseConfig: typed, frozen configuration sections that load from YAML and name every problem at once."""
+"""BaseConfig: typed, frozen configuration sections that load from YAML and report all problems at once."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ from scaling.core.errors import ConfigError, Problem, StorageError
 
 
 class BaseConfig(BaseModel):
-    """A section of the configuration: immutable, unknown keys refused, every default checked like an input.
+    """A section of the configuration: immutable, with unknown keys refused and every default checked like an input.
 
-    A subclass declares fields, each with a docstring below it, and where needed `prepare` (fill in what follows from
-    what was given), `problems` (what does not fit together within the section) and `cross_checks` (what does not fit
-    together between its sub-sections). All problems of a file arrive as one `ConfigError`. In paths a leading ~ is the
-    home folder.
+    A subclass declares fields, each with a docstring below it, and where needed `prepare` (fill in values that follow
+    from the given ones), `problems` (conflicts within the section) and `cross_checks` (conflicts between its
+    sub-sections). All problems of a file are raised as one `ConfigError`. In paths a leading ~ is the home folder.
     """
 
     model_config = ConfigDict(
@@ -51,8 +50,8 @@ class BaseConfig(BaseModel):
     """Functions whose parameters are named after fields; each runs when the fields it names are valid by themselves."""
 
     on_resume: ClassVar[OnResume | None] = None
-    """What a change of a field of this section means to a run that is resumed, where the field has no mark of its own.
-    None: what it means for the field that holds the section; identity in the end."""
+    """How resuming a run treats a changed field of this section, where the field has no mark of its own. None: as for
+    the field that holds the section; as identity where nothing has a mark."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -82,12 +81,12 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def kinds(cls) -> Mapping[str, type[BaseConfig]]:
-        """Return the kinds of section that may stand where this one does, by their names: none but in a family."""
+        """Return the kinds of section allowed in place of this one, by their names: none except in a family."""
         return {}
 
     @classmethod
     def read_former(cls, values: Mapping[str, Any]) -> Reading:
-        """Return what a file says in the present form, where it is in that of an earlier version. Pure.
+        """Return the values of a file in the present form, where the file is of an earlier version. Pure.
 
         Called once for a whole file, after overrides and before validation.
         """
@@ -95,19 +94,19 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def prepare(cls, given: dict[str, Any]) -> Iterable[Problem]:
-        """Fill in what follows from the values given (a private copy, not yet validated); yield what does not fit."""
+        """Fill in values that follow from those given (a private copy, not yet validated); yield the problems."""
         return ()
 
     def problems(self) -> Iterable[Problem]:
-        """Yield what does not fit together within this section. Called when every field is valid by itself."""
+        """Yield the conflicts within this section. Called when every field is valid by itself."""
         return ()
 
     def notes(self) -> Iterable[Problem]:
-        """Yield what is allowed in this section and does nothing, or is probably not meant."""
+        """Yield notes on values of this section that are allowed but have no effect, or are probably a mistake."""
         return ()
 
     def all_notes(self, path: str = "") -> Iterator[Problem]:
-        """Yield the notes of this section and of all below it, by their paths."""
+        """Yield the notes of this section and of all sections below it, with their paths."""
         for note in self.notes():
             yield Problem(path + note.path, note.message)
         for name in type(self).model_fields:
@@ -117,7 +116,7 @@ class BaseConfig(BaseModel):
                     yield from item.all_notes(f"{path}{name}." if key is None else f"{path}{name}.{key}.")
 
     def derived(self) -> Mapping[str, Any]:
-        """Return fields to replace once everything is valid."""
+        """Return fields to replace, by name, once everything is valid."""
         return {}
 
     @classmethod
@@ -169,7 +168,7 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def without_effect(cls, values: Mapping[str, Any], path: str = "") -> Iterator[Problem]:
-        """Yield the keys of `values` that are accepted and do nothing, and why."""
+        """Yield the keys of `values` that are accepted but have no effect, each with the reason."""
         for name, field in cls.model_fields.items():
             value = values.get(name)
             if (no_effect := marker(field, NoEffect)) and value != field.default and value is not None:
@@ -180,7 +179,7 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def _rename(cls, values: dict[str, Any], path: Sequence[str]) -> None:
-        """Give the fields along `path` their present names, in place."""
+        """Rename the fields along `path` to their present names, in place."""
         for old, new in cls.former_names.items():
             if old in values and new not in values:
                 values[new] = values.pop(old)
@@ -224,7 +223,7 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def _take(cls, given: dict[str, Any]) -> Iterator[Problem]:
-        """Bring `given` into present names and kinds, in place; yield what is of a wrong kind."""
+        """Bring `given` to present names and types, in place; yield the values of a wrong type."""
         for old, new in cls.former_names.items():
             if old in given and new in given:
                 yield Problem(old, f"is the earlier name of {new}, which is given too; remove {old}")
@@ -266,7 +265,7 @@ class BaseConfig(BaseModel):
         yield from self.problems()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data: paths and enumerations as text, sections as dictionaries. Loads again as it is."""
+        """Return plain data that can be loaded again: paths and enumerations as text, sections as dictionaries."""
         return {
             name: _plain(getattr(self, name))
             for name, field in type(self).model_fields.items()
@@ -274,7 +273,7 @@ class BaseConfig(BaseModel):
         }
 
     def to_yaml(self) -> str:
-        """Return the resolved configuration as YAML that loads again."""
+        """Return the resolved configuration as YAML that can be loaded again."""
         return dump_yaml(self.as_dict())
 
     def save(self, path: Path | str) -> None:
@@ -285,12 +284,12 @@ class BaseConfig(BaseModel):
             raise StorageError(f"cannot write the configuration to {path}: {error.strerror}") from error
 
     def digest(self) -> str:
-        """Return a digest of everything that has to be the same in all processes of a run."""
+        """Return a digest of all values that have to be the same in all processes of a run."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def run_checks(checks: Iterable[Callable[..., Iterable[Problem]]], fields: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield the problems that checks between fields find; a check runs if all fields its parameters name are there."""
+    """Yield the problems found by checks between fields; a check runs if all fields its parameters name are given."""
     for check in checks:
         names = list(signature(check).parameters)
         if all(name in fields for name in names):

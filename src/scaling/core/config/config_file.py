@@ -1,4 +1,4 @@
-"""Read a configuration file once, and hand what was read to the processes of the run."""
+"""Read a configuration file once, and hand its text to the processes of the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scaling.core.errors import ConfigError, StorageError
 
 
 def read_config(path: Path | str, *, copy: Path | None = None) -> str:
-    """Return the text of a configuration file, or of the `copy` of it that `handed_on` made.
+    """Return the text of a configuration file, or of its `copy` made by `handed_on`.
 
-    A copy of another file is not used: a process of a run may itself start one with another configuration. A file that
-    cannot be read is a `ConfigError`.
+    A copy of another file is not used: a process of a run may itself start a run with another configuration. A file
+    that cannot be read is a `ConfigError`.
     """
     if copy is not None and (text := _copied(path, copy)) is not None:
         return text
@@ -34,9 +34,9 @@ def read_config(path: Path | str, *, copy: Path | None = None) -> str:
 
 @contextlib.contextmanager
 def handed_on(path: Path | str, text: str) -> Iterator[Path]:
-    """Write `text`, which was read from `path`, where only this user can read it; yield where, and remove it again.
+    """Write `text`, which was read from `path`, to a file only this user can read; yield its path, then remove it.
 
-    The file itself may be a pipe that has been read, or may have been changed or deleted since.
+    The file at `path` may be a pipe that has been read, or may have been changed or deleted since.
     """
     with contextlib.ExitStack() as kept:
         try:

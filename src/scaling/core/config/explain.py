@@ -1,4 +1,4 @@
-"""Translate what pydantic found wrong with a section into problems in plain words."""
+"""Translate pydantic's errors about a section into problems in plain words."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def explain(
     root: type[BaseModel] | None = None,
     kinds: Mapping[str, type[BaseModel]] = MappingProxyType({}),
 ) -> list[Problem]:
-    """Return the problems of `section`, one for each place; paths are relative to it.
+    """Return the problems of `section`, one for each place; paths are relative to the section.
 
-    `root` is the configuration being loaded, and `kinds` are those that the section may be of: where an unknown key may
-    belong.
+    An unknown key is looked up in `root`, the configuration being loaded, and in `kinds`, the kinds that the section
+    may be of.
     """
     lines = [(_place(line["loc"], section), line) for line in error.errors(include_url=False)]
     explained = {".".join(place) for place, line in lines if line["type"] == PROBLEMS}
@@ -56,9 +56,9 @@ def sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _place(location: Sequence[int | str], section: type[BaseModel]) -> list[str]:
-    """Return the field, indices of list items and keys of mappings; what follows in `location` names arms of a union.
+    """Return the field, indices of list items and keys of mappings; further parts of `location` name union members.
 
-    A mapping of its own, not one of several types that a value may have, so that the part behind it is a key.
+    A key is returned only where the field's type is a mapping and no union, so that the part after the field is a key.
     """
     field = section.model_fields.get(str(location[0])) if location else None
     keyed = field is not None and get_origin(field.annotation) is dict
@@ -94,7 +94,7 @@ def _message(
 
 
 def _unknown(name: str, known: Sequence[str], former_names: Mapping[str, str], root: type[BaseModel]) -> str:
-    """Say what an unknown key is probably meant to be: one of another section, or a misspelt one of this."""
+    """Return what an unknown key probably is: a key of another section, or a misspelt key of this one."""
     if places := sorted(_places(name, root), key=len):
         return f"unknown key here; it belongs in {places[0]}"
     first, _, rest = name.partition(".")
@@ -109,11 +109,11 @@ def _unknown(name: str, known: Sequence[str], former_names: Mapping[str, str], r
 
 
 def _places(name: str, section: type[BaseModel]) -> Iterator[str]:
-    """Yield the dotted paths below `section` of sections that have a field `name`."""
+    """Yield the dotted paths of sections below `section` that have a field `name`."""
     for key, field in section.model_fields.items():
         if not marker(field, NoEffect) and not marker(field, Unavailable):
             for inner in sections_of(field.annotation):
-                for member in (inner, *inner.__subclasses__()):  # of a family
+                for member in (inner, *inner.__subclasses__()):  # the members of a family
                     if name in member.model_fields:
                         yield key
                     yield from (f"{key}.{place}" for place in _places(name, member))

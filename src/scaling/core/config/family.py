@@ -1,4 +1,4 @@
-"""ConfigFamily: sections of which there are several kinds, chosen by a key such as `type:`."""
+"""ConfigFamily: sections with several kinds, chosen by a key such as `type:`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from scaling.core.errors import ConfigError, Problem
 class ConfigFamily(BaseConfig):
     """A section of several kinds: derive the family from this class, and its members from the family.
 
-    Each member has a text field named like `kind_key` whose default is its kind (`type: str = "adamw"`). A file names a
+    Each member has a text field, named by `kind_key`, whose default is its kind (`type: str = "adamw"`). A file names a
     member by its kind, or by the dotted path of its class in an installed package (`my_package.optimizers.Lion`). Use
-    the family as the type of a field; the value will be of the member's class.
+    the family as the type of a field; the value will be an instance of the member's class.
     """
 
     kind_key: ClassVar[str] = "type"
     default_kind: ClassVar[str | None] = None
-    """Kind of a section that does not say its kind. None: it must."""
+    """Kind of a section that does not name its kind. None: it has to name one."""
 
     def __new__(cls, **values: Any) -> Self:
-        """Make the member that the values name: in a program, the family itself may be called."""
+        """Create the member that the values name, so that a program may call the family itself."""
         return super().__new__(cls.choose(values))
 
     @classmethod
@@ -42,13 +42,13 @@ class ConfigFamily(BaseConfig):
 
     @classmethod
     def kinds(cls) -> Mapping[str, type[BaseConfig]]:
-        """Return the members of the family that this class is of."""
+        """Return the members of the family to which this class belongs, by kind."""
         families = (base for base in reversed(cls.__mro__) if issubclass(base, ConfigFamily))
         return next(family for family in families if family is not ConfigFamily).members()
 
     @classmethod
     def choose(cls, values: Mapping[str, Any]) -> type[Self]:
-        """Return the member that `values` name."""
+        """Return the member class that `values` name."""
         if cls.kind_key in cls.model_fields:
             return cls
         members, kind = cls.members(), values.get(cls.kind_key, cls.default_kind)

@@ -1,4 +1,4 @@
-"""Markers that say what a configuration field is besides a value: `Annotated[bool, NoEffect("why")]`."""
+"""Markers of configuration fields with special roles: `Annotated[bool, NoEffect("why")]`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Marker = TypeVar("Marker")
 
 
 class ConfigWarning(UserWarning):
-    """A configuration holds something that is accepted and does nothing."""
+    """A warning that a configuration holds something that is accepted but has no effect."""
 
 
 @dataclass(frozen=True)
 class NoEffect:
-    """The field is accepted and forgotten, with a warning that says why. Its value is never kept."""
+    """A marker of a field that is accepted but ignored, with a warning that gives the reason. No value is kept."""
 
     why: str
 
@@ -30,10 +30,10 @@ class NoEffect:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """The field names a feature this version does not have: any value but the default is a problem."""
+    """A marker of a field for a feature this version does not have: any value but the default is a problem."""
 
     instead: str = field(default="remove it", repr=False)
-    """What to do."""
+    """The advice in the error message."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {**handler(schema), "deprecated": True}
@@ -41,7 +41,7 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class Derived:
-    """The field may be null or absent: `BaseConfig.prepare` then gives it the value that follows from others."""
+    """A marker of a field that may be null or absent: `BaseConfig.prepare` then derives its value from other fields."""
 
     null_in_template: bool = True
 
@@ -51,26 +51,27 @@ class Derived:
 
 @dataclass(frozen=True)
 class SetByLauncher:
-    """The field differs between the processes of a run: part of no file, no template and no digest."""
+    """A marker of a field that differs between the processes of a run: part of no file, no template and no digest."""
 
 
 class OnResume(str, Enum):
-    """What it means that a run goes on with another value of the field than its checkpoint has.
+    """The meaning of a field's change when a run resumes with another value than its checkpoint has.
 
-    A field without this mark is like the section it is in (`BaseConfig.on_resume`), that like the field which holds it.
+    A field without this mark is treated like its section (`BaseConfig.on_resume`), and a section without one like the
+    field that holds it.
     """
 
     IDENTITY = "identity"
-    """It is another model: refused unless accepted by name. So is what nothing says anything about."""
+    """The model is another one: refused unless accepted by name. This is the default where no mark applies."""
     ORDER = "order"
-    """Other samples come, or in another order, or something else is trained on the same base: counts as identity where
-    the run goes on from its place, else as schedule."""
+    """Other samples come, or in another order, or something else is trained on the same base: treated as identity where
+    the run continues at its position in the data, else as schedule."""
     SCHEDULE = "schedule"
-    """The run goes on differently from here: listed."""
+    """The run continues differently from here: allowed, and listed."""
     RUNTIME = "runtime"
-    """How and where it runs: free."""
+    """How and where the run executes: allowed."""
 
 
 def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
-    """Return the field's marker of this kind, None where it has none."""
+    """Return the field's marker of this kind; None where it has none."""
     return next((item for item in field.metadata if isinstance(item, kind)), None)

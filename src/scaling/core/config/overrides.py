@@ -16,11 +16,11 @@ def apply_overrides(
     *,
     rename: Callable[[dict[str, Any], Sequence[str]], None] = lambda values, path: None,
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """Return a changed deep copy of `values`, and what is wrong with the overrides themselves.
+    """Return a changed deep copy of `values`, and the problems of the overrides themselves.
 
-    A part of the path that is a number indexes a list; the number just behind the last item appends one. Missing
-    sections are created: whether the keys exist is for validation to say. `rename(values, path)` may give the keys
-    along a path their present names first. The value is YAML; an empty one is null.
+    A number in the path is the index of a list item; the index just after the last item appends one. Missing sections
+    are created: validation checks later whether the keys exist. `rename(values, path)` may first give the keys along a
+    path their present names. The value is YAML; an empty value is null.
     """
     result = copy.deepcopy(dict(values))
     problems = []
@@ -42,7 +42,7 @@ def apply_overrides(
 
 
 def _set(container: Any, path: Sequence[str], value: Any) -> None:
-    """Set `value` at `path` below `container`, which is changed in place."""
+    """Set `value` at `path` below `container`, in place."""
     for depth, (part, following) in enumerate(zip(path, (*path[1:], None), strict=True)):
         where = ".".join(path[:depth]) or "the configuration"
         if isinstance(container, list):

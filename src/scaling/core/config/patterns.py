@@ -9,11 +9,11 @@ from typing import Final
 from scaling.core.errors import Problem
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9_-]+$"
-"""What may stand between the dots of a parameter's name: letters, digits, _ and -."""
+"""Characters allowed between the dots of a parameter's name: letters, digits, _ and -."""
 
 
 def pattern_problems(name: str, patterns: Iterable[str]) -> Iterator[Problem]:
-    """Yield a problem for each pattern in the list `name` that is no regular expression."""
+    """Yield a problem for each pattern in the list `name` that is not a regular expression."""
     for index, pattern in enumerate(patterns):
         try:
             re.compile(pattern)

@@ -1,4 +1,4 @@
-"""Say in plain words what a field expects, and whether a value is of that kind."""
+"""Describe in plain words what a field expects, and check whether a value is of that kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LARGEST: Final[Mapping[type, float]] = {int: 2**63 - 1, float: sys.float_info.m
 """Whole numbers have 64 bits, as in files and tensors; other numbers are finite."""
 
 _PATTERNS: Final = {NAME_PATTERN: "of letters, digits, _ and -"}
-"""What a pattern of a text asks for."""
+"""Descriptions of known patterns for text."""
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -34,12 +34,12 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def _items(annotation: Any) -> list[Any]:
-    """Return what the items are of each kind of list that a field takes."""
+    """Return the item type of each list type that a field accepts."""
     return [get_args(arm)[0] for arm in alternatives(annotation) if get_origin(arm) is list]
 
 
 def bounds_of(annotation: Any) -> list[Any]:
-    """Return the bounds in an annotation, as those of a list's items: `Annotated[float, Field(gt=0)]`."""
+    """Return the bounds in an annotation, such as that of a list's items: `Annotated[float, Field(gt=0)]`."""
     if get_origin(annotation) is not Annotated:
         return []
     extras = get_args(annotation)[1:]
@@ -49,8 +49,8 @@ def bounds_of(annotation: Any) -> list[Any]:
 def fits(annotation: Any, value: Any) -> bool:
     """Return whether `value` is of the kind that `annotation` asks for.
 
-    Stricter than pydantic: text is no number, a number no truth value and a truth value no number. A number without a
-    fraction is a whole number however it is written (`1e3`).
+    The check is stricter than pydantic's: text is not a number, a number is not a boolean, and a boolean is not a
+    number. A number without a fraction is a whole number however it is written (`1e3`).
     """
     return any(_fits_one(arm, value) for arm in alternatives(annotation))
 
@@ -82,7 +82,7 @@ def _fits_one(kind: Any, value: Any) -> bool:
 
 
 def with_home(annotation: Any, value: Any) -> Any:
-    """Return `value` with each path in it that begins with ~ written out, as a shell does."""
+    """Return `value` with a leading ~ expanded in each path, as a shell does."""
     arms = alternatives(annotation)
     if Path in arms and isinstance(value, (str, Path)):
         return os.path.expanduser(Path(value))
@@ -93,7 +93,7 @@ def with_home(annotation: Any, value: Any) -> Any:
 
 
 def expected(annotation: Any, bounds: Iterable[Any] = ()) -> str:
-    """Describe the values a field takes: `a whole number of at least 1, or null`."""
+    """Describe the values a field accepts: `a whole number of at least 1, or null`."""
     arms = alternatives(annotation)
     words = [_expected_one(arm, list(bounds)) for arm in arms if arm is not NoneType]
     return " or ".join(words) + (", or null" if NoneType in arms else "")
@@ -144,13 +144,13 @@ def one_of(options: Sequence[str]) -> str:
 
 
 def first_of(names: Sequence[str], limit: int, *, what: str = "") -> str:
-    """Name the first of many: `a, b and 3 more`, or with `what` they are: `a, b and 3 more tensors`."""
+    """Name the first of many: `a, b and 3 more`; with their kind as `what`: `a, b and 3 more tensors`."""
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more {what}".rstrip() if more > 0 else "")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that `word` most probably means, None where nothing is near."""
+    """Return the known word that `word` most probably means; None where no word is similar."""
     candidates = list(known)
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     matches = difflib.get_close_matches(word.lower().replace("-", "_"), by_lower, n=1, cutoff=0.6)
@@ -158,7 +158,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """Write a value as the user would recognise it, on one short line."""
+    """Return a value as text that the user recognises, on one short line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -176,7 +176,7 @@ def shown(value: Any) -> str:
 
 
 def misfits(annotation: Any, bounds: Iterable[Any], value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield (path, message) of every value at or below `path` that is of a wrong kind."""
+    """Yield (path, message) for every value at or below `path` that is of a wrong kind."""
     items = _items(annotation)
     of_keys = [get_args(arm)[1] for arm in alternatives(annotation) if get_origin(arm) is dict]
     if isinstance(value, (list, tuple)) and items:
@@ -190,12 +190,12 @@ def misfits(annotation: Any, bounds: Iterable[Any], value: Any, path: str) -> It
 
 
 def refusal(annotation: Any, bounds: Iterable[Any], value: Any) -> str:
-    """Say what a field expects and what it got instead."""
+    """Return a message about what a field expects and what it got instead."""
     hint = ""
     arms = [arm for arm in alternatives(annotation) if isinstance(arm, type)]
     options = [str(member.value) for arm in arms if issubclass(arm, Enum) for member in arm]
     near = nearest(value, options) if isinstance(value, str) else None
-    if near and near[0].lower() == value[0].lower():  # gpu is no misspelt cpu
+    if near and near[0].lower() == value[0].lower():  # gpu is not a misspelt cpu
         hint = f"; did you mean {near}?"
     elif isinstance(value, (str, int, float)) and any(fits(item, value) for item in _items(annotation)):
         hint = f"; put it in brackets: [{value}]"

@@ -1,4 +1,4 @@
-"""Reading: what a file of an earlier version says, in the present form."""
+"""Reading: the values of a file of an earlier version, in the present form."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scaling.core.errors import Problem
 
 @dataclass(frozen=True)
 class Reading:
-    """Plain data as the present version has them, not yet validated."""
+    """Plain data in the form of the present version, not yet validated."""
 
     values: Mapping[str, Any]
     problems: tuple[Problem, ...] = ()
-    """What could not be brought into the present form; `values` has none of it."""
+    """Values that could not be brought into the present form, and are left out of `values`."""
     notes: tuple[Problem, ...] = ()
-    """What a person should know of the translation."""
+    """Remarks on the translation for the user."""

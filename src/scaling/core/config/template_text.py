@@ -14,9 +14,9 @@ WIDTH = 100
 
 
 def template(config: BaseConfig) -> str:
-    """Return `config` as YAML with a comment above each key. It loads as the same configuration.
+    """Return `config` as YAML with a comment above each key. The YAML loads as the same configuration.
 
-    Keys that do nothing, that are set by the launcher or that name features this version does not have are left out.
+    Keys that have no effect, are set by the launcher or name features this version does not have are left out.
     """
     return "\n".join([*_comment(type(config).__doc__ or "", indent=""), *_section(config, indent="")]) + "\n"
 

@@ -1,4 +1,4 @@
-"""Read YAML 1.2 (and JSON with comments) into plain data, refusing what could surprise; write it back."""
+"""Read YAML 1.2 (and JSON with comments) into plain data, refusing surprising constructs; write it back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaling.core.errors import ConfigError, Problem
 
 MAX_CHARACTERS: Final = 4 * 2**20
 MAX_BYTES: Final = 4 * MAX_CHARACTERS + 3
-"""What as many characters take at most in UTF-8, behind a byte order mark; weights given by mistake are not read."""
+"""The most bytes of so many characters in UTF-8, with a byte order mark. Weights passed by mistake are not read."""
 MAX_VALUES: Final = 200_000
 """Limit on values after aliases are expanded, so that a few lines of aliases cannot fill the memory."""
 
@@ -28,7 +28,7 @@ _CORE_TYPES: Final = (
     ),
     ("merge", r"<<", "<"),
 )
-"""Tag, pattern and first characters of the plain scalars of YAML 1.2 that are no text, and of merge keys."""
+"""Tag, pattern and first characters of the plain scalars of YAML 1.2 that are not text, and of merge keys."""
 
 Reader = TypeVar("Reader", bound=type[yaml.resolver.BaseResolver])
 
@@ -41,14 +41,14 @@ def _with_core_types(reader: Reader) -> Reader:
 
 @_with_core_types
 class _Loader(yaml.SafeLoader):
-    """Composes nodes with the scalar types of YAML 1.2: `1e-4` is a number, `no` and `12:30` are text."""
+    """A loader with the scalar types of YAML 1.2: `1e-4` is a number, `no` and `12:30` are text."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # the stub puts it on instances
 
 
 @_with_core_types
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that YAML 1.1 or 1.2 would read as something else; writes lists of plain values on one line."""
+    """A dumper that quotes text that YAML 1.1 or 1.2 reads as something else, and writes plain lists on one line."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -67,9 +67,9 @@ _Dumper.add_representer(float, _Dumper.represent_float)
 
 
 def parse_yaml(text: str, *, source: str | None = None) -> tuple[dict[str, Any], list[Problem]]:
-    """Return the mapping that `text` holds, and problems that do not prevent reading the rest (repeated keys).
+    """Return the mapping in `text`, and the problems that do not prevent reading the rest (repeated keys).
 
-    Text that is no YAML, holds something other than a mapping or is unreasonably large raises `ConfigError`.
+    Text that is not YAML, holds something other than a mapping or is unreasonably large raises `ConfigError`.
     """
     value, problems = _parse(text, source)
     if value is None:
@@ -126,7 +126,7 @@ def _parse(text: str, source: str | None) -> tuple[Any, list[Problem]]:
 
 
 def _without_slash_comments(text: str) -> str:
-    """Blank out `// comments` and tabs outside quotes, as JSON written by hand has them."""
+    """Blank out `// comments` and tabs outside quotes, which occur in JSON written by hand."""
     token = re.compile(
         r"""(?P<kept>"(?:\\.|[^"\\])*"|'(?:''|[^'])*'|\#[^\n]*)"""
         r"""|(?P<comment>(?:^|(?<=[\s,{}\[\]"']))//[^\n]*)|(?P<tab>\t)""",
@@ -136,7 +136,7 @@ def _without_slash_comments(text: str) -> str:
 
 
 def _check_size(node: yaml.Node | None, sizes: dict[int, int], source: str | None) -> int:
-    """Return the number of values below `node` with aliases expanded; an alias inside itself has no end."""
+    """Return the number of values below `node` with aliases expanded. Refuse an alias to a value that contains it."""
     if node is None:
         return 0
     if sizes.get(id(node)) == 0:
