@@ -15,7 +15,7 @@ from scaling.core.nn.linear import LinearEdit
 class AddedBias(LinearEdit):
     """The product plus a vector that starts at 0. Communicates nothing.
 
-    Of a column-parallel layer the vector is cut as its output; in a row-parallel layer, whose outputs are summed over
+    In a column-parallel layer the vector is cut like the output; in a row-parallel layer, whose outputs are summed over
     the model axis, each rank adds its share.
     """
 

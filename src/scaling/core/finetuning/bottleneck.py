@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a small network with a residual connection, behind a branch (arXiv:1902.00751)."""
+"""Bottleneck adapters: a small network with a residual connection, after a branch (arXiv:1902.00751)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Projection(nn.Module):
 class Bottleneck(Edit):
     """x + gelu(x W_in^T) W_out^T, on activations between layers. Communicates nothing.
 
-    Every rank computes all of it; under sequence parallelism for its slice of the sequence, and so sees a part of the
-    gradient. Computed in float32 within a model of half precision.
+    Every rank computes the whole adapter; under sequence parallelism only for its slice of the sequence, so that it
+    has a part of the gradient. In a half-precision model the adapter computes in float32.
     """
 
     def __init__(self, features: int, width: int, *, std: float, place: Place) -> None:
@@ -47,7 +47,7 @@ class Bottleneck(Edit):
         self.dense_out = Projection(width, features, std=std, place=place)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return activations shaped as `x` [b, s, features], in its type."""
+        """Return activations of the shape [b, s, features] and the type of `x`."""
         inner = F.gelu(self.dense_in(x.to(self.dense_in.weight.dtype)))
         y: Tensor = x + self.dense_out(inner)
         return y.to(x.dtype)

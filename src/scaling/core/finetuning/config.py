@@ -1,4 +1,4 @@
-"""LoRaConfig: which matrices of a model get low-rank updates, and of which form."""
+"""LoRaConfig: the matrices of a model that get low-rank updates, and the form of the updates."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class LoRaConfig(BaseConfig):
     rank: int = Field(default=64, ge=1)
     """Rank of the updates."""
     parallel_modules: list[str] = Field(default=["dense", "key", "value", "query"], min_length=1)
-    """What is updated: any of query, key, value, dense (attention), dense_in, siglu_weight, dense_out (MLP), embedding
-    and head, or patterns (regular expressions, found anywhere in a module's name, such as
+    """Modules to update: any of query, key, value, dense (attention), dense_in, siglu_weight, dense_out (MLP),
+    embedding and head, or patterns (regular expressions, found anywhere in a module's name, such as
     layers.3.self_attention.query)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the updates' input."""
@@ -47,20 +47,20 @@ class LoRaConfig(BaseConfig):
     use_rslora: bool = False
     """Multiply by alpha / sqrt(rank) instead, which keeps updates of high rank from fading (arXiv:2312.03732)."""
     use_dora: bool = False
-    """Learn the lengths of the updated matrices' rows apart from their directions (DoRA, arXiv:2402.09353)."""
+    """Learn the lengths of the updated matrices' rows separately from their directions (DoRA, arXiv:2402.09353)."""
     rank_pattern: dict[str, int] = Field(default_factory=dict)
-    """Other ranks for modules whose names have these patterns; of several the last counts."""
+    """Other ranks for modules whose names match these patterns; if several match, the last counts."""
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
-    """Other alphas for modules whose names have these patterns; of several the last counts."""
+    """Other alphas for modules whose names match these patterns; if several match, the last counts."""
     bias: bool = False
-    """Add a vector to each updated output as well, multiplied as the update is."""
+    """Also add a vector to each updated output, multiplied by the same factor as the update."""
     kaiming_a: float = Field(default=math.sqrt(5), ge=0)
     """Slope of the Kaiming-uniform initialisation of the first matrix; the second starts at 0."""
     version: str = ".unknown."
     """Free text."""
 
     def form_of(self, module: str) -> LowRankForm:
-        """Return the form of the update of a module, by its name in the model."""
+        """Return the form of a module's update, by the module's name in the model."""
         rank, alpha = _last(self.rank_pattern, module, self.rank), _last(self.alpha_pattern, module, self.alpha)
         return LowRankForm(
             rank=int(rank),
@@ -71,7 +71,7 @@ class LoRaConfig(BaseConfig):
         )
 
     def problems(self) -> Iterator[Problem]:
-        """Check the patterns, and what goes together."""
+        """Check the patterns, and settings that exclude each other."""
         words = [word for word in self.parallel_modules if word not in list(LoRaModuleType)]
         yield from pattern_problems("parallel_modules", words)
         yield from pattern_problems("rank_pattern", list(self.rank_pattern))

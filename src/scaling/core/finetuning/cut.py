@@ -1,4 +1,4 @@
-"""How what is added to a linear layer has to be cut, so that it fits the layer's own cut."""
+"""The cut of parameters that are added to a linear layer, so that it fits the layer's own cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ParallelLinear = ColumnParallelLinear | RowParallelLinear
 
 
 def added_dtype(place: Place) -> torch.dtype:
-    """Return the type of parameters that are added to a layer and trained: never less than float32."""
+    """Return the type of trained parameters that are added to a layer: at least float32."""
     return torch.promote_types(place.dtype, torch.float32)
 
 
@@ -26,21 +26,21 @@ def added_dtype(place: Place) -> torch.dtype:
 class Cut:
     """The matrix [out_features, in_features] of a linear layer, or of one output of a fused one, and this rank's part.
 
-    Either the rows are cut or the columns; both are whole where the model axis is one rank.
+    Either the rows or the columns are cut; both are whole where the model axis has one rank.
     """
 
     out_features: int
     in_features: int
     rows: Shard | None
-    """Of a column-parallel layer."""
+    """The cut of the rows, in a column-parallel layer."""
     columns: Shard | None
-    """Of a row-parallel layer."""
+    """The cut of the columns, in a row-parallel layer."""
     span: slice
     """The rows in the local weight, and the features in the local output."""
 
     @classmethod
     def of(cls, layer: ParallelLinear, output: str = "") -> Self:
-        """Return the cut of a layer; `output` names one of a fused layer. `LayoutError` where it has no such output."""
+        """Return the cut of a layer, or of the `output` of a fused layer. `LayoutError` if there is no such output."""
         if isinstance(layer, RowParallelLinear):
             return cls(layer.out_features, layer.in_features, None, layer.inputs, slice(0, layer.out_features))
         if output not in layer.outputs:
@@ -51,13 +51,13 @@ class Cut:
 
     @property
     def joins_sum(self) -> bool:
-        """Return whether the layer's output is a sum over the model axis, of which a rank computes a term."""
+        """Return whether the layer's output is a sum over the model axis, of which each rank computes one term."""
         return self.columns is not None
 
     def of_inputs(self, others: int, initializer: Initializer, place: Place) -> nn.Parameter:
-        """Describe a parameter [others, in_features], cut as the layer's inputs.
+        """Return a new parameter [others, in_features], cut like the layer's inputs.
 
-        Where these are whole, each rank sees what its own outputs give of the gradient.
+        Where the inputs are whole, each rank has the part of the gradient that comes from its own outputs.
         """
         return new_parameter(
             (others, self.in_features),
@@ -68,9 +68,9 @@ class Cut:
         )
 
     def of_outputs(self, others: tuple[int, ...], initializer: Initializer, place: Place) -> nn.Parameter:
-        """Describe a parameter [out_features, *others] for the layer's term, cut as the layer's outputs.
+        """Return a new parameter [out_features, *others] for the layer's term, cut like the layer's outputs.
 
-        Each rank sees a part of the gradient where its term is one of a sum, or where ranks share rows.
+        Each rank has a part of the gradient where its output is one term of a sum, or where ranks share rows.
         """
         return new_parameter(
             (self.out_features, *others),
@@ -81,7 +81,7 @@ class Cut:
         )
 
     def replaced(self, y: Tensor, part: Tensor) -> Tensor:
-        """Return `y` [..., local outputs of the layer] with other features for this output."""
+        """Return `y` [..., local outputs of the layer] with this output's features replaced by `part`."""
         if part.shape[-1] == y.shape[-1]:
             return part
         return torch.cat([y[..., : self.span.start], part, y[..., self.span.stop :]], dim=-1)

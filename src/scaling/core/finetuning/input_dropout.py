@@ -1,4 +1,4 @@
-"""Dropout of the input of a matrix, deep within a layer that is not told which samples it sees."""
+"""Dropout of the input of a matrix, deep within a layer that does not know its samples."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from scaling.core.nn.dropout import Dropout
 
 @final
 class SampleNote:
-    """The samples of the micro-batch that a layer runs on, for what stands deep within it."""
+    """The samples of the micro-batch that a layer runs on, for modules deep within the layer."""
 
     def __init__(self) -> None:
         self.samples: Tensor | None = None
-        """int64 [b]: each row's place in the order of the whole run."""
+        """int64 [b]: the position of each row in the sample order of the whole run."""
 
 
 @final
 class InputDropout(nn.Module):
-    """Dropout of the input of a matrix [b, s, f], where nothing but a note tells the samples.
+    """Dropout of the input [b, s, f] of a matrix. The samples come from a `SampleNote`.
 
-    `features` are those of the model's that the input has, if not all of them.
+    `features` are the global indices of the input's features, where the input has a part of them only.
     """
 
     def __init__(self, dropout: Dropout, note: SampleNote, *, features: range | None = None) -> None:
@@ -33,7 +33,7 @@ class InputDropout(nn.Module):
         self._note = note
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what is left of `x`; `x` itself where nothing is dropped."""
+        """Return `x` after dropout; `x` itself where nothing is dropped."""
         if not self.dropout.active:
             return x
         if self._note.samples is None:

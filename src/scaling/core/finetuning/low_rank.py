@@ -1,4 +1,4 @@
-"""LoRA and DoRA beside a linear layer, whichever way that is cut.
+"""LoRA and DoRA beside a linear layer, whether its rows or its columns are cut.
 
 Shape suffixes: B leading dimensions, I input features, O output features, R rank, i and o the local parts.
 """
@@ -18,18 +18,19 @@ from scaling.core.nn.init import Constant, Uniform
 from scaling.core.nn.linear import LinearEdit
 
 _JOINED = 2**24
-"""Elements of cut rows that are joined at once."""
+"""Elements of cut rows that are gathered at once."""
 
 
 @final
 class LowRank(LinearEdit):
     """y_Bo + s (drop(x_BI) A_RI^T) B_oR^T; with `magnitude` rows are scaled by m / |W + s B A| (the norm is detached).
 
-    In a column-parallel layer A is whole on every rank and B is cut as the layer's rows; in a row-parallel one A is cut
-    as its columns and B is whole. Communicates nothing, but for one sum over the model axis, of a number for each row,
-    with `magnitude` in a row-parallel layer. Computed in float32 beside a layer of half precision.
+    In a column-parallel layer A is whole on every rank and B is cut like the layer's rows; in a row-parallel layer A is
+    cut like the layer's columns and B is whole. Communicates nothing, except with `magnitude` in a row-parallel layer:
+    one all-reduce over the model axis, of one number for each row. Beside a half-precision layer it computes in
+    float32.
 
-    While inputs are dropped, DoRA multiplies the layer's own matrix a second time, with what is left of them, as the
+    While dropout is active, DoRA multiplies the layer's own matrix a second time, by the inputs after dropout, as the
     `peft` library does.
     """
 
@@ -59,11 +60,11 @@ class LowRank(LinearEdit):
         return self.cut.replaced(y, (own + (gain - 1.0) * left + gain * self._added(kept)).to(y.dtype))
 
     def _added(self, kept: Tensor, own: Tensor | None = None) -> Tensor:
-        """Return the update, added to `own`.
+        """Return the update, added to `own` where that is given.
 
-        Thin results are made as [R, tokens] and [R, out], forward and backward: on a CPU a product whose result has a
-        few long rows takes a third of the time of one with many short rows (1024 tokens, 1536 features, rank 8: 0.7
-        against 2.8 ms for the gradient of the inner activations, 0.7 against 4.7 ms for that of B).
+        Thin results are computed as [R, tokens] and [R, out], forward and backward: on a CPU, a product whose result
+        has a few long rows takes a third of the time of one with many short rows (1024 tokens, 1536 features, rank 8:
+        0.7 against 2.8 ms for the gradient of the inner activations, 0.7 against 4.7 ms for that of B).
         """
         low_RN = self.a @ kept.to(self.a.dtype).reshape(-1, kept.shape[-1]).t()
         b_Ro, scale = self.b.t().contiguous(), self.form.scale
@@ -77,9 +78,10 @@ class LowRank(LinearEdit):
 
     @torch.no_grad()
     def follow_base(self) -> None:
-        """Let the magnitudes be the lengths of the rows of the layer's own matrix (B is zero), whatever the layout.
+        """Set the magnitudes to the row lengths of the layer's own matrix (B is zero), the same in every layout.
 
-        So rows that are cut are joined first, some at a time: a sum of squares over ranks would round as these are cut.
+        Cut rows are therefore gathered first, some at a time: rounding of a sum of squares over ranks would depend on
+        the cut. Collective in a row-parallel layer: the model axis.
         """
         if self.magnitude is not None:
             chunks = self._weight.split(max(1, _JOINED // self.cut.in_features))
@@ -88,18 +90,18 @@ class LowRank(LinearEdit):
 
     @torch.no_grad()
     def merged(self, weight_oi: Tensor) -> Tensor:
-        """Return this rank's part of the updated matrix, in the type of the update, for that of the layer's own."""
+        """Return this rank's part of the updated matrix, in the type of the update, given that of the layer's own."""
         updated = weight_oi.to(self.b.dtype) + self.form.scale * (self.b @ self.a)
         return updated if self.magnitude is None else (self.magnitude / self._norms()).unsqueeze(-1) * updated
 
     @property
     def _terms(self) -> int:
-        """Return how many ranks add a bias to one sum."""
+        """Return how many ranks add the bias to the same sum."""
         return self._layer[0].place.parts if self.cut.joins_sum else 1
 
     @property
     def _group(self) -> ops.Group:
-        """Return over which ranks the columns are cut."""
+        """Return the group of ranks over which the columns are cut."""
         return self._layer[0].place.group if self.cut.joins_sum else None
 
     @property
@@ -119,7 +121,7 @@ def row_norms(
     """Return the lengths of the rows of W + s B A [o], or of W, without making that matrix.
 
     |w + s b A|^2 = |w|^2 + 2 s b (A w) + s^2 b (A A^T) b^T. Each term is a sum over columns; where each rank of `group`
-    has a part of these, the squares are summed over it.
+    has a part of the columns, the squares are summed over the group.
     """
     squares = torch.linalg.vector_norm(weight_oi, dim=1).square()
     if a_Ri is not None and b_oR is not None:
@@ -129,7 +131,7 @@ def row_norms(
 
 
 def _joined(rows_oi: Tensor, group: ops.Group) -> Tensor:
-    """Return rows of which each rank of the group has an equal part [o, I]."""
+    """Return the whole rows [o, I], of which each rank of the group has an equal part."""
     if group is None:
         return rows_oi
     parts = rows_oi.new_empty((group.size(), *rows_oi.shape))

@@ -1,4 +1,4 @@
-"""Merge edits into the weights that they change: computed wide, rounded once, on each rank's own parts."""
+"""Merge edits into the weights that they change: in high precision, rounded once, on each rank's own parts."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _Layer = ParallelLinear | VocabParallelEmbedding
 def merge_edits(
     module: nn.Module, chosen: Collection[Edit] | None = None, *, logit_bias: nn.Parameter | None = None
 ) -> None:
-    """Put edits into the weights and biases that they change, and pass over them from then on.
+    """Merge edits into the weights and biases that they change, and deactivate the edits.
 
-    `chosen`: which (None: all that are active). `logit_bias` [v] takes what an update of the head adds to each token's
-    logit. Weights are computed in float32, or float64 where they are that, and rounded once. Collective where the rows
-    of a row-parallel layer have magnitudes: all ranks of the model axis. `LayoutError` before anything is changed where
-    an edit is no change of a weight, or needs a bias that is not there.
+    `chosen` are the edits (None: all active ones). The bias of a head's update is added to `logit_bias` [v]. Weights
+    are computed in float32 (float64 weights in float64) and rounded once. Collective where the rows of a row-parallel
+    layer have magnitudes: all ranks of the model axis. Raises `LayoutError` before anything is changed where an edit is
+    not a change of a weight, needs a bias that does not exist, or would change a table shared with another layer.
     """
     wanted = {edit for edit in module.modules() if isinstance(edit, Edit) and _is_chosen(edit, chosen)}
     layers = [(name, layer, edits) for name, layer in _layers(module) if (edits := _of(layer, wanted))]
@@ -85,7 +85,7 @@ def _problems(
 
 
 def _is_shared(table: VocabParallelEmbedding, module: nn.Module) -> bool:
-    """Return whether other layers have the same table, here or in another pipeline stage."""
+    """Return whether other layers share the table, in this or another pipeline stage."""
     stages = meta(table.weight).placements.on(Axis.PIPE).indices or ()
     here = sum(layer.weight is table.weight for _, layer in _layers(module))
     return len(stages) > 1 or here > 1
@@ -95,14 +95,14 @@ def _merge_linear(layer: ParallelLinear, edits: Sequence[Edit]) -> None:
     wide = added_dtype(layer.place)
     weight = layer.weight.to(wide, copy=True)
     bias = None if layer.bias is None else layer.bias.to(wide, copy=True)
-    for edit in edits:  # within the product, as they act
+    for edit in edits:  # edits within the product first, in the order in which they act
         if isinstance(edit, LowRank):
             weight[edit.cut.span] = edit.merged(weight[edit.cut.span])
             if edit.bias is not None and bias is not None:
                 bias[edit.cut.span] += edit.form.scale * edit.bias
         elif isinstance(edit, AddedBias) and bias is not None:
             bias[edit.cut.span] += edit.bias
-    for edit in edits:  # around it
+    for edit in edits:  # then those around it
         if isinstance(edit, OutputScale):
             for values in (weight, bias):
                 if values is not None:
@@ -115,7 +115,7 @@ def _merge_linear(layer: ParallelLinear, edits: Sequence[Edit]) -> None:
 
 
 def _merge_table(table: VocabParallelEmbedding, edits: Sequence[Edit], logit_bias: nn.Parameter | None) -> None:
-    rows = table.shard.length  # what is beyond is padding, whose values mean nothing
+    rows = table.shard.length  # rows beyond are padding, whose values mean nothing
     weight: Tensor = table.weight
     update: Tensor | None = None
     for edit in edits:

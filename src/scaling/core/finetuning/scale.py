@@ -1,4 +1,4 @@
-"""IA3 (arXiv:2205.05638): outputs, or inputs, of a linear layer times a learned vector."""
+"""IA3 (arXiv:2205.05638): the outputs or inputs of a linear layer times a learned vector."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from scaling.core.nn.parameter import new_parameter
 class OutputScale(LinearEdit):
     """The output, its bias included, times a vector that starts at 1. Communicates nothing.
 
-    Of a column-parallel layer the vector is cut as its output; behind the sum of a row-parallel one it is whole, and
-    under sequence parallelism each rank sees a part of its gradient.
+    In a column-parallel layer the vector is cut like the output; after the sum of a row-parallel layer it is whole, and
+    under sequence parallelism each rank has a part of its gradient.
     """
 
     def __init__(self, layer: ParallelLinear, *, output: str = "") -> None:
@@ -47,8 +47,8 @@ class OutputScale(LinearEdit):
 class InputScale(LinearEdit):
     """The input times a vector that starts at 1. Communicates nothing.
 
-    Before a row-parallel layer the vector is cut as its input; before a column-parallel one it is whole, and each rank
-    sees what its own outputs give of the gradient.
+    Before a row-parallel layer the vector is cut like the input; before a column-parallel layer it is whole, and each
+    rank has the part of the gradient that comes from its own outputs.
     """
 
     def __init__(self, layer: ParallelLinear) -> None:
@@ -68,5 +68,5 @@ class InputScale(LinearEdit):
 
     @torch.no_grad()
     def merged(self, values: Tensor) -> Tensor:
-        """Return this rank's part of the scaled matrix, in the type of the vector; a bias stays."""
+        """Return this rank's part of the scaled matrix, in the type of the vector; a bias stays unchanged."""
         return values if values.dim() == 1 else values * self.scale

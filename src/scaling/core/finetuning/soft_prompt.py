@@ -19,8 +19,8 @@ from scaling.core.nn.place import Place
 class SoftPrompt(Edit):
     """n vectors that replace the embeddings at positions 0 to n - 1 of each text. Communicates nothing.
 
-    The data put n placeholders in front of each text, whose own positions follow. Every model rank holds all vectors;
-    under sequence parallelism it sees those in its slice of the sequence, and so a part of the gradient.
+    The data put n placeholders in front of each text; the text's own positions follow. Every model rank holds all
+    vectors; under sequence parallelism it uses those in its slice of the sequence, and so has a part of the gradient.
     """
 
     def __init__(self, length: int, features: int, *, std: float, place: Place) -> None:
@@ -32,7 +32,10 @@ class SoftPrompt(Edit):
         )
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
-        """Return activations shaped as `x` [b, s, features], in its type; `position_ids` int64 [b, s] are whole."""
+        """Return activations of the shape [b, s, features] and type of `x`.
+
+        `position_ids` int64 [b, s] cover the whole sequence.
+        """
         if self.place.sequence_parallel:
             position_ids = position_ids.chunk(self.place.parts, dim=1)[self.place.index]
         prompted = position_ids < self.length

@@ -1,6 +1,6 @@
-"""Edits of a table of tokens, where it embeds them and where it is the matrix of a head: LoRA, DoRA and single rows.
+"""Edits of a token table, as an embedding and as the matrix of a head: LoRA, DoRA and single rows.
 
-Shape suffixes: v the local part of the vocabulary, with padding, H features, R rank, N rows of their own.
+Shape suffixes: v the local part of the vocabulary, with padding, H features, R rank.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from scaling.core.nn.parameter import new_parameter
 
 @final
 class LowRankEmbedding(TableEdit):
-    """e(t) + s B A_t: A [R, V] is cut as the vocabulary, B [H, R] whole. Communicates nothing.
+    """e(t) + s B A_t: A [R, V] is cut like the vocabulary, B [H, R] is whole. Communicates nothing.
 
-    What a rank adds joins the sum over the model axis, so that it sees a part of the gradient of B. Nothing is dropped.
-    A starts at zero, B normal, as in the `peft` library.
+    Each rank's update joins the sum over the model axis, so that a rank has a part of the gradient of B. There is no
+    dropout. A starts at zero, B with normal values, as in the `peft` library.
     """
 
     def __init__(self, table: VocabParallelEmbedding, form: LowRankForm) -> None:
@@ -42,7 +42,7 @@ class LowRankEmbedding(TableEdit):
         self.b = new_parameter((features, form.rank), Normal(1.0), dtype=dtype, gradient_in_parts=True)
 
     def embedded(self, term: Tensor, local_ids: Tensor, here: Tensor | None) -> Tensor:
-        """Return this rank's term of the embeddings with the update's, in its type."""
+        """Return this rank's term of the embeddings plus that of the update, in the type of `term`."""
         own = F.embedding(local_ids, self.a.t()) * self.form.scale
         update = linear(own if here is None else own * here.unsqueeze(-1), self.b)
         return (term + update).to(term.dtype)
@@ -55,9 +55,9 @@ class LowRankEmbedding(TableEdit):
 
 @final
 class LowRankHead(TableEdit):
-    """Logits h W^T + s (drop(h) A^T) B^T: A [R, H] is whole, B [V, R] cut as the vocabulary. Communicates nothing.
+    """Logits h W^T + s (drop(h) A^T) B^T: A [R, H] is whole, B [V, R] is cut like the vocabulary. Communicates nothing.
 
-    Each rank sees what its part of the vocabulary gives of the gradient of A. DoRA as in `LowRank`.
+    Each rank has the part of A's gradient that comes from its part of the vocabulary. DoRA works as in `LowRank`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LowRankHead(TableEdit):
         self._table = (table,)  # in a tuple, so that it does not join the module tree
 
     def multiplied(self, products: HeadProducts) -> HeadProducts:
-        """Return what logits are the sum of, with the update."""
+        """Return the terms that the logits are the sum of, with the update."""
         hidden, weight = products.hidden, products.weight
         rows, kept = weight.shape[0], hidden if self.dropout is None else self.dropout(hidden)
         down = linear(kept.to(self.a.dtype), self.a) * self.form.scale
@@ -94,7 +94,7 @@ class LowRankHead(TableEdit):
 
     @torch.no_grad()
     def follow_base(self) -> None:
-        """Let the magnitudes be the lengths of the rows of the head's own matrix (B is zero)."""
+        """Set the magnitudes to the lengths of the rows of the head's own matrix (B is zero)."""
         if self.magnitude is not None:
             weight = self._table[0].weight
             self.magnitude.copy_(row_norms(weight.to(self.b.dtype)))
@@ -107,7 +107,7 @@ class LowRankHead(TableEdit):
 
     @torch.no_grad()
     def terms(self, weight_vH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what becomes of this rank's own rows, and what is added to them; rows in their place get that too."""
+        """Return this rank's own rows, scaled, and the update to add to them or to the rows that replace them."""
         own, update = weight_vH.to(self.b.dtype), self.form.scale * (self.b @ self.a)
         if self.magnitude is None:
             return own, update
@@ -120,10 +120,10 @@ class LowRankHead(TableEdit):
 
 @final
 class TokenRows(TableEdit):
-    """Rows of some tokens in place of the table's, which stays as it is. Communicates nothing.
+    """Rows for some tokens that replace the table's, which stays unchanged. Communicates nothing in a step.
 
-    Every model rank holds all of them, and uses those of the tokens in its part of the vocabulary, so that it sees a
-    part of the gradient. They start as the table's rows.
+    Every model rank holds all rows, and uses those of the tokens in its part of the vocabulary, so that it has a part
+    of the gradient. The rows start as copies of the table's rows.
     """
 
     def __init__(self, table: VocabParallelEmbedding, tokens: Sequence[int], *, std: float) -> None:
@@ -139,37 +139,37 @@ class TokenRows(TableEdit):
         places, rows = (torch.tensor([pair[side] for pair in own], dtype=torch.int64) for side in (0, 1))
         row_of = torch.full((table.weight.shape[0],), -1, dtype=torch.int64)
         row_of[places] = rows
-        # Buffers, so that they lie on the device when a step needs them.
+        # Buffers, so that they are on the device when a step needs them.
         self.places: Tensor
-        """Where in this rank's part of the table the tokens are that it has."""
+        """Places, in this rank's part of the table, of the chosen tokens that are in it."""
         self.rows: Tensor
-        """Their rows of the edit."""
+        """Rows of the edit for these tokens."""
         self.row_of: Tensor
-        """For each row of this rank's part of the table that of the edit, -1 where there is none."""
+        """Row of the edit for each row of this rank's part of the table; -1 where there is none."""
         for name, values in (("places", places), ("rows", rows), ("row_of", row_of)):
             self.register_buffer(name, values, persistent=False)
         self._table = (table,)  # in a tuple, so that it does not join the module tree
 
     def embedded(self, term: Tensor, local_ids: Tensor, here: Tensor | None) -> Tensor:
-        """Return this rank's term of the embeddings with the rows, in its type."""
+        """Return this rank's term of the embeddings with the rows, in the type of `term`."""
         rows = self.row_of[local_ids]
         own = rows >= 0 if here is None else (rows >= 0) & here
         vectors = F.embedding(torch.where(own, rows, 0), self.weight).to(term.dtype)
         return torch.where(own.unsqueeze(-1), vectors, term)
 
     def multiplied(self, products: HeadProducts) -> HeadProducts:
-        """Return what logits are the sum of: those of the tokens get the difference of the rows, times hidden."""
+        """Return the terms of the logits, with one more for the tokens: the difference of the rows, times hidden."""
         if not len(self.rows):
             return products
         hidden, weight = products.hidden, products.weight
         difference = self.weight[self.rows] - weight[self.places].to(self.weight.dtype)
-        # [v, n]: each token's logit takes its own product of these.
+        # [v, n]: each token's logit gets its own product only.
         chosen = self.places.unsqueeze(0) == torch.arange(weight.shape[0], device=weight.device).unsqueeze(1)
         return products.plus(LogitTerm(linear(hidden.to(difference.dtype), difference), chosen.to(difference.dtype)))
 
     @torch.no_grad()
     def follow_base(self) -> None:
-        """Let the rows be the table's. A sum over the model axis, since each rank knows its own."""
+        """Set the rows to the table's, by an all-reduce over the model axis, since each rank knows its own part."""
         rows = torch.zeros_like(self.weight)
         rows[self.rows] = self._table[0].weight[self.places].to(rows.dtype)
         self.weight.copy_(ops.all_reduce(rows, self._table[0].place.group))
