@@ -1,4 +1,4 @@
-"""Numbers of bytes as people write them: 2GB, 512MiB."""
+"""Sizes in bytes as people write them: 2GB, 512MiB."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS: Final = {
 
 
 def bytes_of(text: str, *, option: str) -> int:
-    """Return the number that a text stands for; kB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB of 1024."""
+    """Return the number of bytes in a text; kB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB of 1024."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE | re.ASCII)
     unit = None if found is None else _UNITS.get(found[2].lower())
     if found is None or unit is None:

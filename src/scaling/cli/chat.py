@@ -18,7 +18,7 @@ from scaling.transformer.inference.chat import Conversation, chat_text
 from scaling.transformer.inference.generation.sampling_options import SamplingOptions
 
 _MAX_TOKENS: Final = 512
-"""Of an answer, where neither the command nor the model says; but no more than half of the context."""
+"""Default for an answer where neither the command nor the model sets it; at most half of the context."""
 
 
 def chat(
@@ -49,15 +49,15 @@ def chat(
     adapter: AdapterPath = None,
     device: Annotated[
         str,
-        # The name is spelled out: one version of typer takes a metavar that is the name in capitals for the option.
+        # The name is given explicitly: one version of typer mistakes a metavar that is the name in capitals for it.
         typer.Option("--device", metavar="DEVICE", help="cpu, cuda for a GPU, or cuda:N for the one of number N."),
     ] = "cpu",
     precision: PrecisionName = None,
 ) -> None:
     """Talk to a trained model.
 
-    Reads a message a line and writes the answer as it comes; /help says what else can be typed. Where the input is no
-    terminal, the chat ends with it. What is not given is as the model's generation configuration says.
+    Reads one message per line and writes the answer as it is generated; /help lists further commands. Where the input
+    is not a terminal, the chat ends with the input. Options default to the model's generation configuration.
     """
     model, used = opened_model(checkpoint, adapter, Here(device=device), precision=precision)
     text = chat_text(required_tokenizer(model, checkpoint), template)

@@ -1,4 +1,4 @@
-"""A chat line by line: messages and commands, from a terminal or a file, to answers that come piece by piece."""
+"""A chat line by line: messages and commands from a terminal or a file, and answers written piece by piece."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ A message that begins with / has a space in front of it."""
 
 @final
 class Session:
-    """Answers lines, of which some are commands. `answer` gives the pieces of text that follow the tokens of a prompt.
+    """A chat that answers lines, some of which are commands.
 
-    `interactive`: what is refused is said and the chat goes on; Ctrl-C ends an answer, not the chat.
+    `answer` yields the pieces of text that follow the tokens of a prompt. With `interactive`, an error is shown and the
+    chat continues, and Ctrl-C ends an answer, not the chat.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Session:
         self._shown = escaped if is_terminal(sys.stdout) else str
 
     def run(self, lines: Iterator[str]) -> None:
-        """Answer lines up to the last, or to /quit."""
+        """Answer lines up to the last one, or up to /quit."""
         for line in lines:
             try:
                 if line.startswith("/"):
@@ -58,7 +59,7 @@ class Session:
                 _note(f"error: {error}")
 
     def _command(self, name: str, given: str = "") -> bool:
-        """Do what a command says, and return whether the chat goes on."""
+        """Execute a command, and return whether the chat continues."""
         match name:
             case "/quit":
                 return False
@@ -106,7 +107,7 @@ class Session:
                 typer.echo()
             raise
         finally:
-            with suppress(AttributeError):  # of an iterator that is no generator
+            with suppress(AttributeError):  # of an iterator that is not a generator
                 pieces.close()  # type: ignore[attr-defined]
         typer.echo()
         if stopped and not said:
@@ -116,7 +117,7 @@ class Session:
 
 
 def save_conversation(path: Path, messages: Sequence[Message]) -> None:
-    """Add a conversation to a file of records, as the tools for data read them.
+    """Append a conversation to a file of records, in the form that `scaling data` reads.
 
     Raises:
         StorageError: The file cannot be written.
@@ -131,7 +132,7 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> None:
 
 
 def typed() -> Iterator[str]:
-    """Yield what is typed at a terminal, which a library lets one edit, where there is one."""
+    """Yield the lines typed at a terminal, with line editing where readline is available."""
     with suppress(ImportError):
         importlib.import_module("readline")
     at_terminal = is_terminal(sys.stdout)
@@ -169,7 +170,7 @@ def lines_of_input() -> Iterator[str]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let Ctrl-C raise and nothing more: where it stops an answer, nothing may insist that the program ends."""
+    """Let Ctrl-C only raise `KeyboardInterrupt`: it may stop an answer, and must not force the program to end."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
@@ -183,13 +184,13 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def ending_with_terminal() -> Iterator[None]:
-    """End as by the signal of a terminal that is gone, where it was not heard."""
+    """End the process as SIGHUP would, if the terminal is gone and the signal was missed."""
     try:
         yield
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        os._exit(128 + signal.SIGHUP)  # any other way would try to write what is left
+        os._exit(128 + signal.SIGHUP)  # any other exit would try to flush the output
 
 
 def _note(text: str) -> None:
@@ -197,7 +198,7 @@ def _note(text: str) -> None:
 
 
 def is_terminal(stream: object) -> bool:
-    """Tell whether standard input or output is a terminal; it may be closed."""
+    """Return whether standard input or output, which may be closed, is a terminal."""
     try:
         return stream is not None and bool(stream.isatty())  # type: ignore[attr-defined]
     except ValueError:  # closed

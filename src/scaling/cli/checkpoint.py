@@ -167,9 +167,9 @@ def merge_adapters(
     adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="What fine-tunings on it have saved.")],
     target: Target,
 ) -> None:
-    """Merge what was trained on a base into it: a whole model, to train, to export and to generate with.
+    """Merge adapters into the base that they were trained on: a whole model, to train, to export and to generate with.
 
-    Of several adapters one is merged after the other. Tokenizer and templates are taken along.
+    Several adapters are merged one after the other. Tokenizer and templates are copied.
     """
     opened = [find_newest(checkpoints_at(adapter), weights_only=True).require() for adapter in adapters]
     stored = base_meant(checkpoints_at(base), opened[0])
@@ -191,7 +191,7 @@ def import_checkpoint(
 ) -> None:
     """Convert the model of a layer-wise checkpoint (model_state_layer_<i>_<Class>.pt); nothing in it is executed.
 
-    Its config.yml and tokenizer are taken along, for `scaling generate`; the tokenizer is vocab.json in or beside it.
+    Its config.yml and its tokenizer (vocab.json in SRC or beside it) are taken over, for `scaling generate`.
     """
     folder = predecessor_step_folder(checkpoints_at(source))
     tokenizer_file = tokenizer_of(folder)
@@ -234,7 +234,7 @@ def _row(folder: Path) -> dict[str, Any]:
 
 
 def _state_of_base(manifest: Manifest) -> str:
-    """Say where the base of a fine-tuning should be, and whether it is there as far as names and sizes tell."""
+    """Return where the base of a fine-tuning should be, and whether it is there, judging by names and sizes."""
     if problems := reference_problems(manifest.scalars):
         return "; ".join(problems)
     reference = BaseReference.of(manifest.scalars)
@@ -250,7 +250,7 @@ def _shown(value: object) -> str:
 
 
 def _row_cells(row: dict[str, Any]) -> list[str]:
-    """Return the cells of a row; there are fewer where the manifest could not be read."""
+    """Return the cells of a row, which are fewer where the manifest could not be read."""
     cells = [str(row["step"]), row["state"]]
     if "bytes" in row:
         optimizer = "yes" if row["optimizer"] else "no"
@@ -260,7 +260,7 @@ def _row_cells(row: dict[str, Any]) -> list[str]:
 
 
 def _read_all(folder: Path, manifest: Manifest) -> list[str]:
-    """Verify all files, and show how far it is."""
+    """Verify all files, and show the progress."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(folder.name, total=manifest.bytes)

@@ -15,8 +15,8 @@ from scaling.transformer.inference.text import escaped
 
 
 def write(text: str) -> None:
-    """Write a piece of text that may be anything: what would command a terminal appears there as an escape."""
-    sys.stdout.write(escaped(text) if sys.stdout.isatty() else text)  # typer leaves out what it takes for commands
+    """Write a piece of arbitrary text; on a terminal, control characters appear as escapes."""
+    sys.stdout.write(escaped(text) if sys.stdout.isatty() else text)  # typer drops what looks like control sequences
     sys.stdout.flush()
 
 
@@ -40,7 +40,7 @@ def write_texts(prompts: Sequence[Prompt], completions: Sequence[Sequence[Comple
 
 
 def write_json(prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> None:
-    """Write a JSON object for each completion, a line each; on a terminal all but ASCII is escaped in it."""
+    """Write a JSON object for each completion, one per line; on a terminal everything but ASCII is escaped."""
     row = 0
     for prompt, samples in zip(prompts, completions, strict=True):
         for sample, completion in enumerate(samples):

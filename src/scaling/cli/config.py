@@ -33,7 +33,7 @@ def template(
         str | None, typer.Option("--preset", metavar="NAME", help=f"The model of this name: {', '.join(PRESETS)}.")
     ] = None,
 ) -> None:
-    """Write every key with its default and what it means, as YAML; with a preset, the values of that model."""
+    """Write every key with its default and meaning, as YAML; with a preset, the values of that model."""
     config = TransformerConfig()
     if name is not None:
         try:
@@ -46,9 +46,9 @@ def template(
 
 @app.command()
 def schema(output: Output = None) -> None:
-    """Write the JSON schema, by which editors complete and check keys.
+    """Write the JSON schema, which editors use to complete and check keys.
 
-    In a configuration, # yaml-language-server: $schema=FILE names it.
+    In a configuration, # yaml-language-server: $schema=FILE names the schema.
     """
     _write(json.dumps(TransformerConfig.model_json_schema(), indent=2) + "\n", output)
 
@@ -63,7 +63,7 @@ def check(
         typer.Argument(metavar="KEY=VALUE", help="Changes, such as trainer.seed=1.", show_default=False),
     ] = None,
 ) -> None:
-    """Report all that is wrong with a configuration, starting nothing. Exit status 2 if anything is."""
+    """Report every problem of a configuration without starting anything. Exit status 2 if there are any."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConfigWarning)
         try:

@@ -1,4 +1,4 @@
-"""Show what a training step consumes."""
+"""Show the samples that a training step consumes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`scaling data`: make token data sets and tokenizers, look into them, and show what a training step consumes.
+"""`scaling data`: make token data sets and tokenizers, inspect them, and show what a training step consumes.
 
-What reads configurations and makes records is imported by the commands that use it: that takes longer than to tokenize
-20 MB of text.
+Modules that read configurations or make records are imported by the commands that use them: their import takes longer
+than tokenizing 20 MB of text.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ MaxDocumentBytes = Annotated[int, typer.Option(min=1, metavar="N", help="A longe
 
 
 def new_prefix(given: str) -> Path:
-    """Return the prefix of a data set to be written; what names a folder or one of its files is a `DataError`."""
+    """Return the prefix of a data set to write; the name of a folder or of a data set's file is a `DataError`."""
     path = Path(given)
     if given.endswith("/") or path.is_dir():
         raise DataError(
@@ -118,7 +118,7 @@ def tokenize(
 ) -> None:
     """Tokenize texts, or with --format records for fine-tuning, into a memory map.
 
-    Texts are tokenized in parallel. A run that was stopped goes on where it stopped.
+    Texts are tokenized in parallel. A run that was stopped continues where it stopped.
     """
     records = RecordOptions(format_name, chat_template, train_on, too_long, max_length)
     records.require_one_kind(
@@ -290,15 +290,15 @@ def show(
 ) -> None:
     """Show exactly the samples that a training step consumes: text, documents and offsets.
 
-    If the batch size was changed on resume, the metrics in logger.log_dir and
-    the checkpoints in trainer.save_dir tell where the step begins.
+    If the batch size was changed on resume, the start of the step is found from
+    the metrics in logger.log_dir and the checkpoints in trainer.save_dir.
     """
     say_step = imported("scaling.cli.consumed_text:say_step")
     say_step(config, overrides or (), step=step, consumed_samples=consumed_samples)
 
 
 def histogram(by_bits: Sequence[int]) -> list[str]:
-    """Return a line for each number of bits from the first that occurs: how many sizes there are of it."""
+    """Return a line for each number of bits, from the first that occurs: how many sizes have so many bits."""
     lines = []
     for bit, count in enumerate(by_bits):
         if not any(by_bits[: bit + 1]):

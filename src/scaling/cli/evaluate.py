@@ -27,7 +27,7 @@ from scaling.transformer.inference.device import require_device
 from scaling.transformer.inference.module import TransformerInferenceModule
 
 _TASKS: Final = "scaling.transformer.evaluation.tasks"
-"""Loaded when it is asked for."""
+"""Imported only when tasks are evaluated."""
 
 
 def evaluate(
@@ -69,8 +69,8 @@ def evaluate(
 ) -> None:
     """Measure a trained model: loss, perplexity and bits per byte of data, or scores in tasks of lm-eval.
 
-    The data are read as the evaluation of its own training reads them.
-    CHECKPOINT may be that of a fine-tuning, whose base is found by itself.
+    The data are read as in the evaluations of the model's training.
+    CHECKPOINT may be that of a fine-tuning; its base is found automatically.
     """
     _require_something(data, tasks, include_path, copies=data_parallel_size)
     ranks = Ranks(
@@ -115,7 +115,7 @@ def evaluate(
 def _require_something(
     data: Sequence[Path] | None, tasks: Sequence[str] | None, include_path: Path | None, *, copies: int
 ) -> None:
-    """Refuse options from which nothing follows."""
+    """Refuse options that leave nothing to evaluate, or contradict each other."""
     if not data and not tasks:
         raise ConfigError(
             "there is nothing to evaluate; give --data PREFIX, a token data set of `scaling data`, or --tasks NAME, a "
@@ -145,7 +145,7 @@ def _scores(
     limit: int | None,
     progress: ProgressCallback,
 ) -> list[dict[str, Any]]:
-    """Run tasks, and return a row for each number."""
+    """Run tasks, and return a row for each score."""
     lm_eval: Any = importlib.import_module(_TASKS)
     results = lm_eval.run_tasks(model, tasks, include_path=include_path, limit=limit, progress=progress)
     return [asdict(score) for score in lm_eval.scores_of(results)]
@@ -153,7 +153,7 @@ def _scores(
 
 @contextlib.contextmanager
 def _progress(here: Here) -> Iterator[ProgressCallback]:
-    """Show how far it is, on a terminal."""
+    """Show the progress, on a terminal."""
     console = Console(stderr=True)
     if not (here.speaks and console.is_terminal):
         yield silent

@@ -81,14 +81,14 @@ def generate(
     pipe_parallel_size: PipeParallelSize = 1,
     device: DeviceName = "cpu",
 ) -> None:
-    """Continue texts with a trained model. The continuation of one text is printed as it comes.
+    """Continue texts with a trained model. The continuation of a single text is printed as it is generated.
 
-    CHECKPOINT may be that of a fine-tuning, whose base is found by itself, and its run may go on training.
+    CHECKPOINT may be that of a fine-tuning; its base is found automatically. The run may continue training meanwhile.
 
-    What a text spells of special tokens becomes special tokens.
+    Special tokens spelled out in a text are read as special tokens.
 
-    Exit status: 0 done, 2 what was asked for cannot be, 65 the model
-    computes no numbers; 130 after Ctrl-C, 141 where the reader of the output has gone.
+    Exit status: 0 done, 2 the request is invalid, 65 the model's
+    logits are not finite; 130 after Ctrl-C, 141 where the reader of the output has gone.
     """
     if prompt is None and prompts is None:
         raise typer.BadParameter("give --prompt TEXT, once or several times, or --prompts FILE")
@@ -145,7 +145,7 @@ def generate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """What was asked for, but for the processes."""
+    """The options of the command, except those about processes."""
 
     checkpoint: Path
     adapter: Path | None
@@ -179,7 +179,7 @@ def _work(wanted: _Wanted, here: Here) -> None:
     )
     if tokenizer is not None and len(prompts) == wanted.samples == 1 and not wanted.as_json:
         pieces = model.stream_text(prompts[0], adapter=adapter, **chosen)
-        first = next(pieces, "")  # raises what is wrong with the arguments, before anything is printed
+        first = next(pieces, "")  # raises errors about the arguments before anything is printed
         if not here.speaks:
             for _ in pieces:
                 pass
@@ -197,7 +197,10 @@ def _work(wanted: _Wanted, here: Here) -> None:
 
 
 def asked_seeds(requests: Sequence[Request], seed: int | None, here: Here) -> int | list[int] | None:
-    """Return a seed for each prompt where some have their own; the others have that of all, or one by chance."""
+    """Return a seed for each prompt if any has its own; the others get the common seed, or a random one.
+
+    Collective where some prompt has a seed: all processes of the command.
+    """
     if all(request.seed is None for request in requests):
         return seed
     fresh = [secrets.randbits(63) if seed is None else seed for _ in requests]

@@ -1,4 +1,4 @@
-"""`scaling hf`: take models in from Hugging Face folders and write them out as such, without network and GPU."""
+"""`scaling hf`: import models from Hugging Face folders and export them to such, without network or GPU."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def import_folder(
         ),
     ] = None,
 ) -> None:
-    """Write a checkpoint, its tokenizer and templates, and a configuration that trains on from there.
+    """Write a checkpoint, its tokenizer and templates, and a configuration that continues training from there.
 
     The model is read piece by piece, whatever its size. Nothing in the folder is executed, and pickles are refused.
 
-    With --base, write an adapter checkpoint: what PEFT has added to the base.
+    With --base, write an adapter checkpoint: the parameters that PEFT has added to the base.
     """
     if base is not None:
         adapter = import_adapter(source, target, find_newest(checkpoints_at(base), weights_only=True).require())

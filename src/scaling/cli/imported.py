@@ -1,4 +1,4 @@
-"""Import what only some commands use when they use it, by its name."""
+"""Late imports by name, for objects that only some commands use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Any
 
 
 def imported(home: str) -> Any:
-    """Return the object called `module:name`."""
+    """Return the object named `module:name`."""
     module, _, attribute = home.partition(":")
     return getattr(importlib.import_module(module), attribute)

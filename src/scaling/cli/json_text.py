@@ -1,4 +1,4 @@
-"""JSON that every program can read: a number that is infinite, or none, has no name there and becomes null."""
+"""JSON that every program can read: infinity and NaN, which JSON does not have, become null."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 
 def json_text(value: object, *, ascii_only: bool = True, indent: int | None = None) -> str:
-    """Return a value as JSON; Python would write NaN and Infinity, at which other readers fail."""
+    """Return a value as JSON. Python would write NaN and Infinity, which other readers refuse."""
     return json.dumps(_finite(value), ensure_ascii=ascii_only, indent=indent, allow_nan=False)
 
 

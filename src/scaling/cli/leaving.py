@@ -1,4 +1,4 @@
-"""Leave soon when asked, by an exception that cleans up or else without it, and when nobody reads any more."""
+"""End soon on a signal, by an exception that cleans up or else without cleanup, and when the output has no reader."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from scaling.core.errors import OUTPUT_CLOSED
 STANDARD_OUTPUT = 1
 
 PATIENCE_SECONDS = 1.0
-"""How long cleaning up may take. A library that computes hears of no signal: one that trains a tokenizer, say."""
+"""How long cleanup may take. While a library computes, such as the training of a tokenizer, no signal is handled."""
 
 
 def _workers() -> Iterable[Any]:
-    """Return the processes that this one has started as workers. Imports nothing: a signal may come at any time."""
+    """Return this process's workers. Imports nothing: a signal may come at any time."""
     return getattr(sys.modules.get("multiprocessing"), "active_children", list)()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    for worker in _workers():  # those of a pool finish what they are at otherwise
+    for worker in _workers():  # otherwise those of a pool finish their current task
         worker.terminate()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -37,9 +37,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def leaving_soon() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the block within about a second, with the processes that it started.
+    """Let SIGTERM and Ctrl-C end the block within about a second, together with the processes that it started.
 
-    Signals that the block handles in its own way, as a training does, are left to it. For the main thread.
+    Signals for which the block installs its own handlers, as a training does, are left to it. For the main thread.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -57,9 +57,9 @@ def leaving_soon() -> Iterator[None]:
 
 @contextmanager
 def ending_with_reader() -> Iterator[None]:
-    """End the process as soon as the pipe that it writes to has no reader, without a word and whatever it is at.
+    """End the process silently as soon as the pipe on standard output has no reader, whatever it is doing.
 
-    For work that does nothing but write to standard output. A pipe that is written to now and then would not tell.
+    For work whose only result is its output. Without this, a closed pipe is noticed only at the next write.
     """
     stopped, stop = os.pipe()
     watch = threading.Thread(target=_end_unread, args=(stopped,), name="scaling-reader", daemon=True)
@@ -68,7 +68,7 @@ def ending_with_reader() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os._exit(OUTPUT_CLOSED)  # any other way would try to write what is left
+        os._exit(OUTPUT_CLOSED)  # any other exit would try to flush the output
     finally:
         os.close(stop)
         watch.join()
@@ -76,7 +76,7 @@ def ending_with_reader() -> Iterator[None]:
 
 def _end_unread(stopped: int) -> None:
     poller = select.poll()
-    poller.register(stopped, 0)  # hung up once the other end is closed
+    poller.register(stopped, 0)  # reports a hang-up once the other end is closed
     kind = os.fstat(STANDARD_OUTPUT).st_mode if _is_open(STANDARD_OUTPUT) else 0
     if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
         poller.register(STANDARD_OUTPUT, 0)
@@ -94,7 +94,7 @@ def _is_open(place: int) -> bool:
 
 
 def _insist(reader: int) -> None:
-    """End the process where a signal has not ended the block in time."""
+    """End the process if a signal has not ended the block in time."""
     while numbers := os.read(reader, 64):
         for number in numbers:
             if signal.getsignal(number) is _leave:

@@ -1,8 +1,8 @@
-"""The `scaling` command: which sub-commands there are, and how errors end it."""
+"""The `scaling` command: its sub-commands, and how errors end it."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before anything else is imported: a signal that comes meanwhile has its meaning
+if __name__ == "__main__":  # before anything else is imported, so that signals during the imports are handled
     from scaling.core.runner.early_signals import listen_early
 
     listen_early()
@@ -25,13 +25,13 @@ from scaling.core.topology.launch import is_started_by_runner
 
 @dataclass(frozen=True)
 class SubCommand:
-    """Where a sub-command lives, and what it does in a line."""
+    """The location of a sub-command, and its one-line description."""
 
     home: str
-    """`module:name` of a typer app, or of a function that is the command."""
+    """`module:name` of a typer app, or of the function that is the command."""
     help: str
     many: tuple[str, ...] = ()
-    """Options of a function that take every value up to the next option."""
+    """Options of a function that accept every value up to the next option."""
 
     def load(self, name: str) -> Any:
         """Import the sub-command and return it as the command `name`."""
@@ -70,7 +70,7 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
 
 
 class _Loading(TyperGroup):
-    """Import a sub-command when it is called, not before: most need torch or NumPy, and `--help` needs neither."""
+    """A group that imports a sub-command when it is called: most need torch or NumPy, and `--help` needs neither."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -89,7 +89,7 @@ app = typer.Typer(
 
 
 def _stand_in() -> None:
-    """Stand for a sub-command in the list of them."""
+    """Represent a sub-command in the list of sub-commands."""
 
 
 for _name, _sub_command in SUB_COMMANDS.items():
@@ -98,7 +98,7 @@ for _name, _sub_command in SUB_COMMANDS.items():
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version  # costs a tenth of what `--help` takes
+        from importlib.metadata import version  # takes a tenth of the time of `--help`
 
         typer.echo(version("scaling"))
         raise typer.Exit
@@ -115,9 +115,9 @@ def _options(
 
 @contextlib.contextmanager
 def ending_with_message() -> Iterator[None]:
-    """Be the outermost frame of a command. What is the user's to put right ends it with a message and its status."""
+    """Provide the outermost frame of a command: a `ScalingError` ends it with a message and the error's exit status."""
     try:
-        # One of several processes has nothing to clean up, and whoever has started it says how the command ended.
+        # One of several processes has nothing to clean up, and the process that started it reports how it ended.
         with contextlib.nullcontext() if is_started_by_runner() else leaving_soon():
             yield
     except ScalingError as error:

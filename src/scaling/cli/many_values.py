@@ -1,4 +1,4 @@
-"""Options that take every value up to the next option: `--against A=1 B=2` is `--against A=1 --against B=2`."""
+"""Options that accept every value up to the next option: `--against A=1 B=2` is `--against A=1 --against B=2`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def taking_many(*options: str) -> type[TyperCommand]:
     """Return a command class whose `options` may be followed by several values."""
 
     class Command(TyperCommand):
-        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer brings a click of its own, or not
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer may or may not bring its own click
             return super().parse_args(ctx, list(spread(args, options)))
 
     return Command

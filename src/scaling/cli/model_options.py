@@ -1,4 +1,4 @@
-"""Options of commands that name a model, and the model that they name."""
+"""Options of commands that name a model, and loading of that model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scaling.transformer import Opened, TransformerInferenceModule
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer
 
 _NAME: Final = "adapter-option"
-"""Of the adapter that is named beside CHECKPOINT, which may have one of its own that is called as that one is."""
+"""Name under which the adapter of --adapter is loaded: an adapter of CHECKPOINT may have the same name of its own."""
 
 CheckpointPath = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A folder of checkpoints, one step's folder, or a run's folder.")
@@ -41,7 +41,7 @@ PrecisionName = Annotated[
 def opened_model(
     checkpoint: Path, adapter: Path | None, here: Here, *, precision: str | None
 ) -> tuple[TransformerInferenceModule, str | Opened]:
-    """Return the model of a checkpoint, and the adapter that acts; say what its files ask for that is not done.
+    """Return the model of a checkpoint and the adapter to use; print notes on settings in its files that are ignored.
 
     Collective: all processes of the command.
     """

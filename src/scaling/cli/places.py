@@ -1,4 +1,4 @@
-"""Folders of checkpoints as users name them: what is nearly right is found, and said."""
+"""Folders of checkpoints as users name them: a name that is nearly right is resolved, with a note."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from scaling.core.checkpoint.nearby import folder_meant
 
 
 def checkpoints_at(given: Path, *, quiet: bool = False) -> Path:
-    """Return the folder of checkpoints, or the step folder, that is meant; say which where another one was named.
+    """Return the folder of checkpoints, or the step folder, that is meant; print a note if it is not the one given.
 
-    `quiet`: another process of the command says it.
+    `quiet`: print nothing, because another process of the command does.
     """
     meant = folder_meant(given)
     if meant != given and not quiet:

@@ -1,4 +1,4 @@
-"""What an imported checkpoint of the predecessor stores of its configuration, and which tokenizer belongs to it."""
+"""The configuration stored in an imported checkpoint of the predecessor, and the tokenizer that belongs to it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ ARCHITECTURE = "transformer_architecture"
 
 @dataclass(frozen=True)
 class Settings:
-    """What goes into a checkpoint beside its tensors."""
+    """The data stored in a checkpoint beside its tensors."""
 
     scalars: dict[str, Any] = field(default_factory=dict)
     num_layers: int | None = None
-    """How many layers have to be there, None where nothing says it."""
+    """The number of layers that the checkpoint must have; None where it is not known."""
     remarks: tuple[str, ...] = ()
-    """What a person should know."""
+    """Remarks for the user."""
 
 
 def tokenizer_of(folder: Path) -> Path:
-    """Return where the tokenizer of a step folder is, or would be: in it, as published, else beside it, as by a run."""
+    """Return the path of a step folder's tokenizer: in the folder, as published, else beside it, as a run writes it."""
     inside = folder / TOKENIZER_FILE
     return inside if inside.is_file() else folder.absolute().parent / TOKENIZER_FILE
 
 
 def read_settings(config_file: Path, tokenizer_file: Path) -> Settings:
-    """Return what a training with this tokenizer stores of a configuration, of all that can be read of it.
+    """Return the settings that a training with this tokenizer would store, as far as the configuration can be read.
 
     The architecture is enough to generate text, whatever the other sections say: they are about a training that is
-    over. Where they are not read they are not stored either, for a training compares itself with what is there.
+    over. Sections that cannot be read are not stored either, because a later training compares its configuration with
+    the stored one.
     """
     remarks = []
     is_whole = True
@@ -54,7 +55,7 @@ def read_settings(config_file: Path, tokenizer_file: Path) -> Settings:
             remarks=(f"the weights can be trained on, but not generated from, without a configuration: {error}",)
         )
     architecture = config.transformer_architecture
-    # A tied head repeats the embedding, so that nothing is lost where its file is not there.
+    # A tied head repeats the embedding, so nothing is lost where its file is missing.
     num_layers = plan_of(architecture).num_layers - (architecture.lm_head and architecture.weight_tying)
     fingerprints: dict[str, str] = {}
     if tokenizer_file.is_file():
@@ -70,7 +71,7 @@ def read_settings(config_file: Path, tokenizer_file: Path) -> Settings:
         stored = {
             name: stored[name] for name in ("version", ARCHITECTURE, "fingerprints") if name in stored
         } | essential
-    # Without the tokenizer, nobody knows what the configuration has left to it.
+    # Without the tokenizer, the values that the configuration leaves to it are unknown.
     if config.data.eod_token_id is None:
         del stored["data"]["eod_token_id"]
     if not config.transformer_architecture.vocab_size:
@@ -79,9 +80,9 @@ def read_settings(config_file: Path, tokenizer_file: Path) -> Settings:
 
 
 def _essentials(config_file: Path) -> TransformerConfig:
-    """Return a configuration with what a file says of the model and its tokens, everything else at its default.
+    """Return a configuration with a file's settings of the model and its tokens, everything else at its default.
 
-    `ConfigError` where it says nothing of the model, or what this version does not know.
+    `ConfigError` where the file has no settings of the model, or some that this version does not know.
     """
     values, _ = parse_yaml(read_config(config_file), source=str(config_file))
     names = (ARCHITECTURE, *(old for old, new in TransformerConfig.former_names.items() if new == ARCHITECTURE))

@@ -1,4 +1,4 @@
-"""Prompts from a file or standard input, one JSON value a line, and the same for all processes of a command."""
+"""Prompts from a file or standard input, one JSON value per line, the same for all processes of a command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scaling.core import ConfigError, StorageError
 
 STANDARD_INPUT: Final = "-"
 COPY_VARIABLE: Final = "SCALING_PROMPTS_COPY"
-"""Set for the processes that a command starts: where the prompts are that it has read, from what may be a pipe."""
+"""Set for the processes that a command starts: the path of the prompts it has read, perhaps from a pipe."""
 
 _FORMS: Final = '{"prompt": "..."}, {"tokens": [...]} or "..."'
 _KEYS: Final = frozenset({"prompt", "tokens", "seed"})
@@ -25,7 +25,7 @@ _SHOWN: Final = 40
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, a text or token ids, and what it asks for itself."""
+    """A prompt, as text or token ids, and its own options."""
 
     prompt: str | list[int]
     seed: int | None = None
@@ -34,8 +34,8 @@ class Request:
 def read_requests(source: str, *, alone: bool = True) -> list[Request]:
     """Return the prompts of a file, or of standard input.
 
-    `alone`: this process is the only one; else it cannot read what only one of them can. `ConfigError` where a line is
-    no prompt, or there are none.
+    `alone`: this process is the only one. Otherwise standard input, which only one process can read, is refused.
+    `ConfigError` where a line is not a prompt, or there are no prompts.
     """
     if copy := os.environ.get(COPY_VARIABLE):
         return _kept(Path(copy))
@@ -55,7 +55,7 @@ def read_requests(source: str, *, alone: bool = True) -> list[Request]:
 
 
 def requests_of(content: bytes, name: str) -> list[Request]:
-    """Return the prompts in the lines of a file called `name`; empty lines are passed over."""
+    """Return the prompts in the lines of a file called `name`; empty lines are skipped."""
     found = [
         _request(line, f"{name}, line {number}")
         for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
@@ -68,7 +68,7 @@ def requests_of(content: bytes, name: str) -> list[Request]:
 
 @contextmanager
 def kept_for_processes(requests: Sequence[Request]) -> Iterator[Mapping[str, str]]:
-    """Keep prompts where processes that this one starts find them; yield the variables that tell these where."""
+    """Keep prompts in a file for the processes that this one starts; yield the environment variables that name it."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="scaling_prompts_")  # for this user only
         copy = Path(folder.name) / "read.json"

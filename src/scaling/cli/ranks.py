@@ -1,4 +1,4 @@
-"""Run a command over several processes: the options that say over how many, and the way from one to all of them."""
+"""Run a command over several processes: the options for their number, and the start of all of them from one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scaling.core.topology.launch import is_started_by_runner
 from scaling.transformer.inference.device import require_device
 
 COMMAND = "scaling.cli.main"
-"""The module of the command, which is started again with its arguments."""
+"""The module of the command, which is started again with the same arguments."""
 
 _KINDS = ("cpu", "cuda")
 
@@ -33,7 +33,7 @@ DataParallelSize = Annotated[
 ]
 DeviceName = Annotated[
     str,
-    # The name is spelled out: one version of typer takes a metavar that is the name in capitals for the option.
+    # The name is given explicitly: one version of typer mistakes a metavar that is the name in capitals for it.
     typer.Option(
         "--device",
         metavar="DEVICE",
@@ -44,26 +44,26 @@ DeviceName = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Here:
-    """What a process needs to know to do its part of a command."""
+    """The place of a process in a command: its device, and the other processes."""
 
     device: str
     topology: Topology | None = None
-    """All processes of the command; None for one on its own."""
+    """All processes of the command; None for a single process."""
 
     @property
     def speaks(self) -> bool:
-        """Return whether this process writes to standard output: the one on its own, or rank 0."""
+        """Return whether this process writes to standard output: a single process, or rank 0."""
         return self.topology is None or self.topology.rank == 0
 
     @property
     def notes(self) -> bool:
-        """Return whether this process says what is to be noted: unless another one has started it, and said it."""
+        """Return whether this process prints notes: not if it was started by a process that has printed them."""
         return self.speaks and not is_started_by_runner()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Over how many processes a command runs, and on what."""
+    """The number of processes that a command runs over, and their device."""
 
     device: str = "cpu"
     model_parallel_size: int = 1
@@ -77,36 +77,34 @@ class Ranks:
 
     @property
     def are_to_be_started(self) -> bool:
-        """Return whether `run` starts the command again in processes, rather than doing its work in this one."""
+        """Return whether `run` starts the command again in several processes, instead of working in this one."""
         return self.processes > 1 and not LaunchContext.from_environment().launched
 
     def run(
         self, work: Callable[[Here], None], *, variables: Mapping[str, str] | None = None, command: str = COMMAND
     ) -> None:
-        """Do the work of the command here, or start the command again, as it was given, in as many processes.
+        """Do the work of the command here, or start the same command again in as many processes as asked for.
 
-        Each of those comes here again, joins the others and works. `variables` are for their environment. Inside
-        torchrun or srun this process is one of them. A failure is said once, whoever notices it. Ends the process where
-        it is one of several, or where one of those it started did not end well.
+        Each of these calls this function again, joins the others and works. `variables` are added to their environment.
+        Inside torchrun or srun this process is one of them. A failure is reported once, whichever process notices it.
+        Ends the process where it is one of several, or where a process that it started has failed.
         """
         launch = LaunchContext.from_environment()
         if launch.launched:
-            signal.signal(
-                signal.SIGTERM, signal.SIG_DFL
-            )  # nothing is to be saved: what computes need not be waited for
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to save, so computation can be cut off
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             run_process(lambda: self._work_as_rank(work, launch))
         if self.processes == 1:
             with ending_with_reader():
                 work(Here(device=self.device))
             return
-        self._topology()  # what cannot be is said before anything starts
+        self._topology()  # reports impossible options before anything starts
         status = run_program(command, sys.argv[1:], processes=self.processes, variables=variables)
         if status:
             raise typer.Exit(status)
 
     def require_started(self, processes: int) -> None:
-        """Refuse that a launcher has started another number of processes than the options ask for."""
+        """Refuse a number of `processes`, started by a launcher, that is not the number the options ask for."""
         if processes == self.processes:
             return
         sizes = f"--model-parallel-size {self.model_parallel_size} * --pipe-parallel-size {self.pipe_parallel_size}"

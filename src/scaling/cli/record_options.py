@@ -1,6 +1,6 @@
 """Options of `scaling data tokenize` that are about records of fine-tuning data.
 
-What makes data sets of records takes longer to import than 20 MB of text to tokenize, so it is not imported here.
+Modules that make data sets of records are not imported here: that takes longer than tokenizing 20 MB of text.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ MaxLength = Annotated[
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """What `tokenize` is told about records."""
+    """The options of `tokenize` that are about records."""
 
     format: FormatName | None
     template: Path | None
@@ -69,7 +69,7 @@ class RecordOptions:
     max_length: int | None
 
     def require_one_kind(self, of_texts: Mapping[str, object]) -> None:
-        """Refuse options for texts, given by their names, beside records, and those for records beside texts.
+        """Refuse options for texts, given by name, if the input is records, and options for records if it is texts.
 
         Raises:
             DataError: An option is about the other kind of data.

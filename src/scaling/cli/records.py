@@ -29,11 +29,11 @@ def write_records(
     eod_token: str | None,
     max_bad: int,
 ) -> RecordReport:
-    """Make a data set of files of records.
+    """Make a data set from files of records.
 
     Raises:
         DataError: An input, the tokenizer or the template is unusable, or the data set exists already.
-        DataRefusedError: More records are bad than may be.
+        DataRefusedError: There are more bad records than allowed.
         StorageError: A file cannot be read or written.
     """
     for path in inputs:
@@ -53,7 +53,7 @@ def write_records(
 
 
 def say_kind(documents: MemoryMapDocuments) -> None:
-    """Say what a data set of records was made of, and how much of it counts."""
+    """Print the format a data set of records was made from, and how many of its tokens count."""
     made_by = documents.made_by
     if made_by is None:
         return

@@ -13,7 +13,7 @@ from scaling.core.storage.writing import write_atomically
 
 _FILE: Final = "report.html"
 _LANGUAGE_MODEL: Final = ("transformer_architecture", "scaling.transformer.config.root:TransformerConfig")
-"""A section that only the configuration of a language model has, and where that is."""
+"""A section that only the configuration of a language model has, and the class of that configuration."""
 
 
 def report(
@@ -27,8 +27,8 @@ def report(
 ) -> None:
     """Write one HTML file about one run, or several to compare, and print its path.
 
-    Curves, how the run ended, attempts, timeline, versions, hardware and configuration. The file loads nothing from
-    elsewhere, so it can be mailed. A run may go on meanwhile.
+    The file has curves, how the run ended, attempts, timeline, versions, hardware and configuration. It loads nothing
+    from elsewhere, so it can be mailed. A run may continue meanwhile.
     """
     found = [read_run(folder) for folder in runs]
     section, home = _LANGUAGE_MODEL

@@ -1,4 +1,4 @@
-"""Options of commands that say how tokens are chosen."""
+"""Options of commands for how tokens are chosen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scaling.transformer import Sampling
 from scaling.transformer.inference.generation.sampling_options import SamplingOptions
 
 TEMPERATURE: Final = 0.8
-"""Where neither the command nor the model's generation configuration says how tokens are drawn."""
+"""Default where neither the command nor the model's generation configuration sets one."""
 
 _AS_THE_MODEL: Final = "the model's, else off"
 
@@ -55,7 +55,7 @@ RepetitionPenalty = Annotated[
 
 
 def sampling_of(options: SamplingOptions, model: Sampling) -> Sampling:
-    """Return how tokens are chosen: as asked, else as the model's configuration draws them, else as a command does."""
+    """Return how tokens are chosen: by the options, else by the model's configuration, else by command defaults."""
     if model.temperature == 0:  # also where the configuration says nothing
         model = replace(model, temperature=TEMPERATURE)
     return options.over(model)

@@ -1,4 +1,4 @@
-"""Tokens as text for a terminal: what a tokenizer does not know, and what would command the terminal, stays visible."""
+"""Tokens as text for a terminal: tokens unknown to the tokenizer, and control characters, stay visible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scaling.transformer.inference.text import escaped
 
 
 def token_text(tokens: NDArray[np.integer[Any]], decoder: Tokenizer | None) -> str:
-    """Return tokens as text; those that are none of the tokenizer's appear as numbers: they are what one looks for."""
+    """Return tokens as text; tokens outside the tokenizer's vocabulary appear as numbers, so that they stand out."""
     ids = [int(token) for token in tokens]
     if decoder is None:
         return " ".join(map(str, ids))
@@ -29,7 +29,7 @@ def token_text(tokens: NDArray[np.integer[Any]], decoder: Tokenizer | None) -> s
 
 
 def weighed_text(tokens: NDArray[np.integer[Any]], weights: NDArray[np.float32], decoder: Tokenizer | None) -> str:
-    """Return tokens as text, a new line wherever their weight in the loss changes, with the weight in front."""
+    """Return tokens as text, with a new line wherever their weight in the loss changes, and the weight in front."""
     bounds = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(tokens)]
     lines = []
     for start, stop in pairwise(bounds):

@@ -1,4 +1,4 @@
-"""`scaling verify-layout`: prove that two layouts are the same training run, or say where they part."""
+"""`scaling verify-layout`: prove that two layouts are the same training run, or report where they part."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scaling.transformer.verify.comparable import comparable, tolerance_of
 from scaling.transformer.verify.shrink import PROCESSES, differences, shrunk
 from scaling.transformer.verify.synthetic import synthetic_text
 
-_VOCABULARY = 1001  # where the tokenizer would say: divisible by no usual number of ranks
+_VOCABULARY = 1001  # in place of the tokenizer's; not divisible by any usual number of ranks
 _EVALUATION_SAMPLES = 5
 
 
@@ -79,7 +79,7 @@ def verify(
 ) -> None:
     """Train in two layouts at once, on this machine's CPU, and compare weights, losses and gradients after each step.
 
-    The model and its layout are made small, but keep what a layout can break.
+    The model and its layout are shrunk, but keep everything that a layout can break.
     The data are synthetic.
 
     Exit status: 0 the layouts are the same run, 1 they part, 2 the
@@ -117,13 +117,13 @@ def verify(
 
 
 class _Reference(BaseConfig):
-    """What `--against` can set."""
+    """The settings allowed in `--against`."""
 
     topology: TopologyConfig
 
 
 def reference_of(against: Sequence[str]) -> TopologyConfig:
-    """Return the topology of the reference: one process, but for what `against` says. Its batch is a placeholder."""
+    """Return the topology of the reference: one process, with the changes in `against`. Its batch is a placeholder."""
     strange = [setting for setting in against if not setting.startswith("topology.")]
     if strange:
         raise ConfigError(
