@@ -191,7 +191,7 @@ def import_checkpoint(
 ) -> None:
     """Convert the model of a layer-wise checkpoint (model_state_layer_<i>_<Class>.pt); nothing in it is executed.
 
-    Its config.yml and its tokenizer (vocab.json in SRC or beside it) are taken over, for `scaling generate`.
+    Its config.yml and its tokenizer (vocab.json in SRC or beside it) are carried over, for `scaling generate`.
     """
     folder = predecessor_step_folder(checkpoints_at(source))
     tokenizer_file = tokenizer_of(folder)

@@ -58,7 +58,7 @@ def sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
 def _place(location: Sequence[int | str], section: type[BaseModel]) -> list[str]:
     """Return the field, indices of list items and keys of mappings; further parts of `location` name union members.
 
-    A key is returned only where the field's type is a mapping and no union, so that the part after the field is a key.
+    A key is returned only where the field's type is a mapping, not a union: then the part after the field is a key.
     """
     field = section.model_fields.get(str(location[0])) if location else None
     keyed = field is not None and get_origin(field.annotation) is dict

@@ -68,7 +68,7 @@ def main_charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
 
 
 def further_charts(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Chart], list[str]]:
-    """Return figures of all other metrics, in order of their names, and the names of those beyond the limit.
+    """Return figures of all other metrics up to a limit, and the names of the metrics beyond it.
 
     Statistics of tensors are drawn by `draw_statistics` instead.
     """

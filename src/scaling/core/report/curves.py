@@ -19,7 +19,7 @@ from scaling.core.report.scales import GRID, Scale, scale_of
 from scaling.core.report.series import EMPTY, Series, smoothed, thinned, window
 
 _MARKED: Final = 60
-"""At most so many steps without a finite value are marked."""
+"""At most so many steps without a finite value are marked; the caption gives their number in any case."""
 _LISTED: Final = 3
 _TOP: Final = 300
 """The height of those marks, in units of the grid."""

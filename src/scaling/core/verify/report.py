@@ -13,7 +13,7 @@ Quantity = Literal[
 ]
 
 _SHOWN: Final = 5
-"""At most so many parameters are named."""
+"""At most so many parameters are named; their number is given in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
