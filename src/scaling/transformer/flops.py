@@ -7,11 +7,11 @@ from scaling.transformer.config.model_plan import base_plan_of, plan_of
 
 
 def flops_per_token(architecture: ArchitectureConfig) -> int:
-    """Return the operations of forward and backward per token, recomputation not counted.
+    """Return the operations of the forward and backward pass per token, without recomputation.
 
-    6 per matrix weight, and 12 * layers * hidden size * sequence length for the attention scores (Chowdhery et al.,
-    arXiv:2204.02311, appendix B), although a causal kernel skips half of the latter: the convention of the field. 4 per
-    weight of a base that methods of fine-tuning leave as it is: it has no gradient of its own.
+    Counts 6 per matrix weight, and 12 * layers * hidden size * sequence length for the attention scores (Chowdhery et
+    al., arXiv:2204.02311, appendix B). By convention the latter includes the half that a causal kernel skips. A weight
+    of a base that fine-tuning methods leave unchanged counts 4, since it has no gradient.
     """
     whole = plan_of(architecture).multiply_adds
     if not architecture.has_methods:

@@ -1,4 +1,4 @@
-"""What goes into the language model, travels between its layers, and is compared with what comes out."""
+"""The inputs of the language model, the data passed between its layers, and the targets of its loss."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:  # commands that only prepare data make no tensors, and import
 
 @dataclass(frozen=True)
 class TextInputs:
-    """What the first layer receives, for b sequences of s tokens."""
+    """The input of the first layer, for b sequences of s tokens."""
 
     token_ids: Tensor
     """int64 [b, s]."""
     position_ids: Tensor
-    """int64 [b, s]: the place of a token in its document (in its row, where positions do not restart)."""
+    """int64 [b, s]: the position of each token in its document (in its row, where positions do not restart)."""
     document_ids: Tensor | None
     """int32 [b, s]: tokens attend to each other where the numbers agree. None: everything in a row is one document."""
     sample_positions: Tensor
@@ -31,17 +31,17 @@ class TextInputs:
 
 @dataclass(frozen=True)
 class TextTargets:
-    """What the loss receives, for b sequences of s tokens."""
+    """The targets of the loss, for b sequences of s tokens."""
 
     token_ids: Tensor
     """int64 [b, s]: the token that follows each input."""
     loss_weights: Tensor
-    """float32 [b, s]: 0 where a target must not count, otherwise 1."""
+    """float32 [b, s]: the weight of each target in the loss; 0 where it must not count."""
 
 
 @dataclass(frozen=True)
 class TransformerIO:
-    """Activations of a micro-batch, and what the layers need to know about its tokens."""
+    """Activations of a micro-batch, and the data about its tokens that layers need."""
 
     activations: Tensor
     """[b, s, hidden]; under sequence parallelism this rank's slice of s."""
@@ -56,5 +56,5 @@ class TransformerIO:
 
     def with_activations(self, activations: Tensor) -> Self:
         """Return the same micro-batch with other activations."""
-        # Written out: a generated copy takes 15 microseconds, twice for each layer of each token of a generation.
+        # Written out because a generic copy takes 15 microseconds, twice per layer for each generated token.
         return type(self)(activations, self.position_ids, self.document_ids, self.sample_positions, self.past)

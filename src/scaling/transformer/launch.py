@@ -22,10 +22,11 @@ def launch_training(
 ) -> tuple[TransformerConfig, int]:
     """Train in as many processes as the topology asks for; return the configuration and the exit status.
 
-    `ConfigError` with everything that is wrong before anything starts. Inside torchrun or srun no process is started:
-    this one trains. The file is read once: what was checked is what is trained, except on machines that read it
-    themselves. What is allowed and probably not meant is said by one process, once nothing is wrong. For Kubernetes,
-    files and GPUs of this machine are not looked at. `dry_run` prints what would be started, and prepares no data.
+    Raises `ConfigError` with all problems before anything starts. Inside torchrun or srun no process is started: the
+    current one trains. The file is read once, so that the checked configuration is the one that is trained, except on
+    machines that read the file themselves. If there are no problems, one process prints notes on settings that are
+    allowed but probably not meant. For Kubernetes, the files and GPUs of this machine are not checked. `dry_run` prints
+    what would be started, and prepares no data.
     """
     text = read_config(config_path)
     source = str(config_path)
@@ -54,9 +55,9 @@ def launch_training(
 
 
 def host_needs(config: TransformerConfig) -> HostNeeds:
-    """Return what each machine of a training must have: tokenizer, token data sets, and the folders that it writes to.
+    """Return the needs of each machine of a training: tokenizer, token data sets, device, and the folders it writes to.
 
-    Of a data set, those files that are on this machine.
+    Of each data set, only the files that exist on this machine are included.
     """
     return HostNeeds(
         files=tuple(map(str, _files(config))),

@@ -1,4 +1,4 @@
-"""The loss of the language model: cross entropy summed over valid tokens, and what is added to it in training."""
+"""The loss of the language model: cross entropy summed over valid tokens, and the z-loss added to it in training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from scaling.transformer.layers.head import HeadOutput
 class CrossEntropyLoss:
     """Weighted sum of the tokens' cross entropies; the weight is the sum of the loss weights.
 
-    The reported loss is one sum over the global batch divided by the other, never a mean of means.
+    The reported loss is the first sum divided by the second, each over the global batch, never a mean of means.
 
-    With `z_loss` each token adds z_loss * (log Z)^2 to what is trained, Z the sum of its exponentiated logits
-    (arXiv:2204.02311, section 5), and the metric `z_loss` is their mean. It is there only where gradients are wanted:
-    an evaluation's loss is the cross entropy, and so is its perplexity. `chunk_size`: the logits of no more tokens of a
-    micro-batch exist at a time (of twice as many over several model ranks); None: as many as are fast.
+    With `z_loss` each token adds z_loss * (log Z)^2 to the training loss, where Z is the sum of its exponentiated
+    logits (arXiv:2204.02311, section 5), and the metric `z_loss` is the mean of these terms. They are added only where
+    gradients are enabled: the loss of an evaluation is the cross entropy alone, and its perplexity follows from that.
+    `chunk_size` is the largest number of tokens of a micro-batch whose logits exist at a time (twice as many over
+    several model ranks). None: a number that is fast.
 
-    Gradients are made while these logits exist, and kept until the micro-batch's backward pass: one as large as the
-    head's matrix, in at least float32.
+    Gradients are computed while these logits exist, and kept until the micro-batch's backward pass. One of them is as
+    large as the head's matrix, in at least float32.
     """
 
     def __init__(self, *, z_loss: float = 0.0, chunk_size: int | None = None) -> None:

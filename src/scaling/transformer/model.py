@@ -1,4 +1,4 @@
-"""From a plan to the list of layers."""
+"""Make the list of layers from a plan."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ LAYERS: Mapping[str, LayerClass] = {
     "head": TransformerLMHead,
     "tied_head": TransformerLMHeadTied,
 }
-"""What runs the layers of a plan, by their kinds."""
+"""The classes that implement the layers of a plan, by kind of layer."""
 
 
 def layer_specs(config: ArchitectureConfig, topology: Topology, *, seed: int) -> list[LayerSpec]:
     """Return the layers of the model: embedding, blocks, final norm and, with `lm_head`, the head.
 
-    `seed` keys the dropout masks. Costs are multiply-adds per token, for the balanced partition.
+    `seed` keys the dropout masks. The costs for the balanced partition are multiply-adds per token.
     """
     return specs_of(plan_of(config), topology, seed=seed)
 
 
 def specs_of(plan: ModelPlan, topology: Topology, *, seed: int, layers: Layers = LAYERS) -> list[LayerSpec]:
-    """Return the layers of a plan, as `layer_specs` does. `layers` has a class for each kind of layer in it.
+    """Return the layers of a plan, as `layer_specs` does. `layers` maps each kind of layer in the plan to a class.
 
-    `ConfigError` where the plan has something that cannot be built.
+    Raises `ConfigError` if the plan has a part that cannot be built.
     """
     problems = list(unbuilt(plan))
     problems += [f"layers of the kind {layer.kind}" for _, layer in plan.runs if layer.kind not in layers]
@@ -76,7 +76,7 @@ def _spec(make: PartMaker, layer_class: LayerClass, layer: LayerPlan, index: int
 
 
 def _edited(spec: LayerSpec, make: PartMaker, layer: LayerPlan, index: int) -> LayerSpec:
-    """Return the layer with the edits of its plan; what ties share of these comes with them."""
+    """Return the layer with the edits of its plan; parameters of the edits that tied layers share are tied too."""
     if layer.edits:
         spec = spec.then(partial(edit_layer, edits=layer.edits, make=make, layer=index))
     if isinstance(spec, TiedLayerSpec) and layer.tied_edits:

@@ -1,4 +1,4 @@
-"""From the configuration of a language model to the recipe that is trained, and whose layouts are verified."""
+"""Make the recipe of a language model from its configuration, for training and for verifying layouts."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def recipe_of(
     *,
     layers: LayerFunction = layer_specs,
 ) -> Recipe:
-    """Return everything about a training but its layout. `config` names its vocabulary (see `prepare_data`).
+    """Return everything about a training except its layout. `config` must name the vocabulary (see `prepare_data`).
 
-    What is changed here is changed for the training and for the proof of its layout.
+    A change here applies both to the training and to the verification of its layout.
     """
     architecture, seed = config.transformer_architecture, config.trainer.seed
     return Recipe(
@@ -52,7 +52,7 @@ def recipe_of(
 @final
 @dataclass(frozen=True)
 class _Layers:
-    """Makes the layers. Two are equal where they make the same ones, as partial functions are not."""
+    """Factory of the layers. Factories of the same layers are equal, unlike partial functions."""
 
     function: LayerFunction
     architecture: TransformerArchitectureConfig
@@ -65,7 +65,7 @@ class _Layers:
 @final
 @dataclass(frozen=True)
 class _Loss:
-    """Makes the loss function."""
+    """Factory of the loss function."""
 
     config: LossFunctionConfig
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the language model that it holds: its architecture, and the tokenizer beside it."""
+"""Read the architecture of a language model from its checkpoint, and the tokenizer beside the checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaling.transformer.data.tokenizer import TOKENIZER_FILE, Tokenizer, tokeni
 
 
 def architecture_of(stored: StoredCheckpoint) -> tuple[TransformerArchitectureConfig, dict[str, Any]]:
-    """Return the architecture, and all settings that the checkpoint has; `CheckpointError` where it is of no model."""
+    """Return the architecture and all settings of a checkpoint; `CheckpointError` if it is not of a language model."""
     settings: Any = stored.manifest.scalars.get("config")
     match settings:
         case {"transformer_architecture": dict(section)}:
@@ -24,12 +24,12 @@ def architecture_of(stored: StoredCheckpoint) -> tuple[TransformerArchitectureCo
 
 
 def tokenizer_file_beside(folder: Path, settings: Mapping[str, Any]) -> Path | None:
-    """Return the file of the tokenizer beside a step folder, None where there is none; refuse another run's."""
+    """Return the tokenizer file beside a step folder, None where there is none; refuse the tokenizer of another run."""
     path = folder.absolute().parent / TOKENIZER_FILE
     if not path.exists():
         return None
     digest = tokenizer_digest(path)
-    # A training without a tokenizer does not name one.
+    # The checkpoint of a training without a tokenizer has no digest to compare with.
     known = settings.get("fingerprints", {}).get("tokenizer", digest)
     if digest != known:
         raise CheckpointError(
@@ -40,6 +40,6 @@ def tokenizer_file_beside(folder: Path, settings: Mapping[str, Any]) -> Path | N
 
 
 def tokenizer_beside(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
-    """Return the tokenizer that lies beside a step folder, None where there is none; refuse another run's."""
+    """Return the tokenizer beside a step folder, None where there is none; refuse the tokenizer of another run."""
     path = tokenizer_file_beside(folder, settings)
     return None if path is None else Tokenizer.from_file(path)

@@ -5,9 +5,7 @@ torchrun --nproc-per-node 4 -m scaling.transformer.train CONFIG [KEY=VALUE ...]
 
 from __future__ import annotations
 
-if (
-    __name__ == "__main__"
-):  # before torch is imported, which takes seconds: a signal that comes meanwhile has its meaning
+if __name__ == "__main__":  # before torch is imported, which takes seconds: signals that arrive meanwhile are handled
     from scaling.core import listen_early
 
     listen_early()
@@ -60,8 +58,8 @@ from scaling.transformer.recipe import recipe_of
 _log = logging.getLogger(__name__)
 
 CHANGE_RULES = ChangeRules(order=("fingerprints.data",))
-"""Settings say at their fields what a change means to a run that is resumed; the data is no setting. It is known by its
-fingerprint, wherever its files lie."""
+"""Each setting declares at its field what a change means for a resumed run. The data is not a setting: it is identified
+by its fingerprint, wherever its files are."""
 
 DECIDED_BY: Mapping[str, Sequence[str]] = {
     "data": (
@@ -79,13 +77,13 @@ DECIDED_BY: Mapping[str, Sequence[str]] = {
     ),
     "tokenizer": ("transformer_architecture.vocab_file",),
 }
-"""Which settings name what the fingerprints stand for."""
+"""The settings that determine each fingerprint."""
 
 
 def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
-    """Train as `config` says, as one of the processes of `launch`, and return what to end with."""
+    """Train as `config` says, as one of the processes of `launch`, and return the exit status."""
     node = None
-    if config.runner.numa_binding:  # before there is much memory
+    if config.runner.numa_binding:  # before much memory is allocated
         node = bind_to_numa_node(launch.local_rank, choose_device(config.topology.device, launch.local_rank))
     config = prepare_data(config)
     configure_logging(config.logger, rank=launch.rank, world_size=launch.world_size)
@@ -114,7 +112,7 @@ def train(config: TransformerConfig, launch: LaunchContext) -> ExitStatus:
 
 
 def _next_commands(config: TransformerConfig) -> list[str]:
-    """Return what to try with what the training leaves behind."""
+    """Return commands to try on the files that the training writes."""
     save_dir, log_dir = config.trainer.save_dir, config.logger.log_dir
     commands = [] if log_dir is None else [f"scaling report {shlex.quote(str(log_dir))}"]
     if save_dir is not None and config.transformer_architecture.vocab_file is not None:
@@ -123,14 +121,14 @@ def _next_commands(config: TransformerConfig) -> list[str]:
 
 
 def fingerprints_of(config: TransformerConfig, training: BaseDataset[Any]) -> dict[str, str]:
-    """Return digests of what the configuration only points at: token ids mean nothing without their tokenizer."""
+    """Return digests of the data and of the tokenizer, without which token ids mean nothing."""
     vocab_file = config.transformer_architecture.vocab_file
     tokenizer = {} if vocab_file is None else {"tokenizer": tokenizer_digest(vocab_file)}
     return {"data": training.fingerprint(), **tokenizer}
 
 
 def _introduce(config: TransformerConfig, learner: Learner, training: TextMixture) -> None:
-    """Say what is about to be trained."""
+    """Log what is about to be trained."""
     topology = learner.topology
     if topology.rank != 0:
         return
@@ -146,7 +144,7 @@ def _introduce(config: TransformerConfig, learner: Learner, training: TextMixtur
 
 
 def _told_of_training(config: TransformerConfig) -> str:
-    """Say which part of the parameters is trained, and what the optimizer keeps of it on all ranks together."""
+    """Return how many parameters are trained, and how much the optimizer keeps for them on all ranks, as a line."""
     architecture, rule = config.transformer_architecture, config.optimizer.rule()
     trained = list(trained_parameters(config.training_groups, architecture))
     count, whole = sum(prod(parameter.shape) for parameter in trained), plan_of(architecture).num_parameters
@@ -162,9 +160,9 @@ def _told_of_training(config: TransformerConfig) -> str:
 
 
 def _keep_tokenizer(config: TransformerConfig, topology: Topology) -> None:
-    """Leave the tokenizer, and what belongs to it, beside the checkpoints.
+    """Write the tokenizer, and the files that belong to it, beside the checkpoints.
 
-    Collective: all ranks learn whether rank 0 could.
+    Collective: all ranks learn whether rank 0 succeeded, and raise `StorageError` if it did not.
     """
     vocab_file, save_dir = config.transformer_architecture.vocab_file, config.trainer.save_dir
     if vocab_file is None or save_dir is None:
@@ -191,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitStatus:
     launch = LaunchContext.from_environment()
     text = read_config(arguments[0], copy=launch.config_copy)
     config = TransformerConfig.from_str(text, arguments[1:], source=arguments[0], quiet=launch.rank != 0)
-    if launch.rank == 0 and launch.config_copy is None:  # else whoever has read and checked it has told them
+    if launch.rank == 0 and launch.config_copy is None:  # else the process that read and checked it has printed them
         for note in notes(config):
             sys.stderr.write(f"note: {note}\n")
     return train(config, launch)
