@@ -41,39 +41,39 @@ from scaling.transformer.config.float8 import Float8ArchitectureConfig
 from scaling.transformer.config.former import FormerArchitectureConfig
 
 MOST_LAYERS_IN_A_PATTERN = 100_000
-"""Layers that differ are listed one by one."""
+"""Limit for models whose layers differ: these layers are listed one by one."""
 
 
 class InitializationConfig(BaseConfig):
-    """First values of weights: normal around zero. Biases start at 0, norms at 1."""
+    """Initial values of weights: normal around zero. Biases start at 0, norms at 1."""
 
     scheme: InitializationScheme = InitializationScheme.NORMAL
-    """normal: all weights alike; depth_scaled: the two products that lead back to the residual stream get the standard
-    deviation divided by sqrt(2 num_layers)."""
+    """normal: the same for all weights; depth_scaled: the weights of the two products that lead back to the residual
+    stream have the standard deviation divided by sqrt(2 num_layers)."""
     std: float | None = Field(default=None, ge=0)
     """Standard deviation. null: sqrt(2 / (5 hidden_size))."""
 
 
 class ArchitectureConfig(Float8ArchitectureConfig, MethodsConfig):
-    """What this version builds: all settings of `TransformerArchitectureConfig` that do something."""
+    """The settings of `TransformerArchitectureConfig` that have an effect in this version."""
 
     on_resume = OnResume.IDENTITY
 
     vocab_size: Annotated[int, Derived()] = Field(default=0, ge=0)
-    """Tokens the model knows; need not be divisible by anything. With data.corpus, the size of the tokenizer to train.
-    null or 0: as many as the tokenizer has."""
+    """Number of tokens the model knows; need not be divisible by anything. With data.corpus, the size of the tokenizer
+    to train. null or 0: as many as the tokenizer has."""
     vocab_file: Annotated[Path | None, OnResume.RUNTIME] = None
     """Tokenizer, a JSON file of Hugging Face tokenizers. null: none, or that of data.corpus."""
     hidden_size: int = Field(default=256, ge=1)
     """Width of the residual stream."""
     num_layers: int = Field(default=4, ge=1)
-    """Transformer layers."""
+    """Number of transformer layers."""
     num_attention_heads: int = Field(default=4, ge=1)
-    """Query heads of attention; divides hidden_size where attention_head_size is null."""
+    """Number of query heads; must divide hidden_size where attention_head_size is null."""
     attention_head_size: int | None = Field(default=None, ge=1)
     """Features of a head. null: hidden_size / num_attention_heads."""
     attention_num_kv_heads: int | None = Field(default=None, ge=1)
-    """Key and value heads, each shared by the same number of query heads. null: as many as query heads."""
+    """Number of key and value heads, each shared by the same number of query heads. null: as many as query heads."""
     attention_qkv_in_one: Annotated[bool, Derived(), OnResume.RUNTIME] = True
     """One fused weight for query, key and value. null: true, but false where attention_num_kv_heads is set."""
     attention_bias: bool = True
@@ -81,23 +81,25 @@ class ArchitectureConfig(Float8ArchitectureConfig, MethodsConfig):
     attention_qkv_bias: bool | None = None
     """Biases of query, key and value. null: attention_bias."""
     attention_dense_bias: bool | None = None
-    """Bias of the projection behind the heads. null: attention_bias."""
+    """Bias of the projection after the heads. null: attention_bias."""
     attention_score_scale: float | None = Field(default=None, gt=0)
     """Multiplies the scores. null: 1 / sqrt(head size)."""
     attention_score_cap: float | None = Field(default=None, gt=0)
-    """Scores s become cap * tanh(s / cap). null: they stay."""
+    """Scores s become cap * tanh(s / cap). null: no cap."""
     attention_qkv_clip: float | None = Field(default=None, gt=0)
-    """Queries, keys and values are clipped to plus and minus this. null: they stay."""
+    """Queries, keys and values are clipped to between minus and plus this value. null: no clipping."""
     key_query_norm: bool | Literal["per_head", "all_heads"] = False
     """Normalise queries and keys: per_head (or true) within each head, all_heads over the features of all heads."""
     num_local_attention_heads: int = Field(default=0, ge=0)
-    """So many heads, the first, see local_attention_window_size keys only."""
+    """Number of heads, the first ones, that see only local_attention_window_size keys."""
     local_attention_window_size: int | None = Field(default=None, ge=1)
-    """Keys that a token sees in these heads, itself included. null: there are no such heads."""
+    """Number of keys that a token sees in the heads of num_local_attention_heads, itself included. null: there are no
+    such heads."""
     attention_kinds: dict[str, AttentionKindConfig] = Field(default_factory=dict)
-    """Attention of layers that differ, by a name: their window and their rotation."""
+    """Kinds of attention by name, for layers that differ in their window or rotation."""
     attention_pattern: list[str] = Field(default_factory=list)
-    """Names of attention_kinds, repeated over the layers and cut off at the last. Empty: all layers are alike."""
+    """Names of attention_kinds, repeated over the layers and cut off at the last layer. Empty: all layers are the
+    same."""
     rotary_embedding_base: float = Field(default=10000.0, gt=1)
     """Base of the wavelengths of rotary positions."""
     rotary_percentage: float = Field(default=1.0, gt=0, le=1)
@@ -111,22 +113,22 @@ class ArchitectureConfig(Float8ArchitectureConfig, MethodsConfig):
     sequence_length: Annotated[int, OnResume.ORDER] = Field(default=2048, ge=1)
     """Tokens of one sample."""
     norm_placement: NormPlacement = NormPlacement.PRE
-    """pre: before attention and MLP; post: on what they put out; sandwich: both; after_sum: on the residual stream
-    behind each, and no norm behind the last layer."""
+    """pre: before attention and MLP; post: on their outputs; sandwich: both; after_sum: on the residual stream after
+    each, without a final norm."""
     parallel_residual: bool = False
     """Attention and MLP see the same residual stream and are added to it together."""
     parallel_residual_norms: Literal[1, 2] = 2
-    """With parallel_residual: a norm for each of the two, or one for both."""
+    """With parallel_residual: 2, a norm each for attention and MLP, or 1, one norm for both."""
     norm_type: NormType = NormType.LAYERNORM
     """layernorm or rms."""
     layernorm: LayerNormConfig = Field(default_factory=LayerNormConfig)
-    """Constants of the norm, for rms as well."""
+    """Settings of the norm, for rms as well."""
     mlp_type: MLPType = MLPType.DEFAULT
     """default: GELU; swiglu: gated by SiLU, with a third weight; geglu: gated by GELU."""
     activation_function: ActivationFunction | None = None
     """gelu, gelu_tanh (its approximation), relu, squared_relu or silu. null: that of mlp_type."""
     mlp_factor: float = Field(default=4.0, gt=0, le=1e6)
-    """Width of the MLP as a factor of hidden_size; their product is a whole number."""
+    """Width of the MLP as a factor of hidden_size; their product must be a whole number."""
     mlp_size: int | None = Field(default=None, ge=1)
     """Width of the MLP. null: mlp_factor times hidden_size."""
     mlp_size_multiple_of: int = Field(default=1, ge=1)
@@ -136,11 +138,11 @@ class ArchitectureConfig(Float8ArchitectureConfig, MethodsConfig):
     reset_attention_mask: bool = True
     """Do not attend across the end of a document. Records (data.record_format) never attend to each other."""
     reset_position_ids: bool = True
-    """Count positions from 0 in each document. In records (data.record_format) they always are."""
+    """Count positions from 0 in each document. Records (data.record_format) always start at 0."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Multiplies the embeddings."""
     residual_scale: float = Field(default=1.0, gt=0)
-    """Multiplies what attention and MLP add to the residual stream."""
+    """Multiplies the outputs of attention and MLP before they are added to the residual stream."""
     weight_tying: bool = True
     """Use the embedding as the weight of the language model head."""
     lm_head: bool = True
@@ -148,19 +150,19 @@ class ArchitectureConfig(Float8ArchitectureConfig, MethodsConfig):
     logit_scale: float = Field(default=1.0, gt=0)
     """Multiplies the logits."""
     logit_cap: float | None = Field(default=None, gt=0)
-    """Keeps logits between plus and minus this: scaled ones x become cap * tanh(x / cap). null: no cap."""
+    """Keeps logits between minus and plus this value: a scaled logit x becomes cap * tanh(x / cap). null: no cap."""
     lm_head_bias: bool = False
-    """A bias for each token of the vocabulary, added to its logit before the scale."""
+    """A bias for each token of the vocabulary, added to its logit before logit_scale applies."""
     causal: bool = True
     """Attend to earlier tokens only."""
     initialization: Annotated[InitializationConfig, OnResume.SCHEDULE] = Field(default_factory=InitializationConfig)
-    """First values of weights."""
+    """Initial values of weights."""
     masked_softmax: MaskedSoftmaxConfig = Field(default_factory=MaskedSoftmaxConfig)
     """The attention kernel."""
     precision: Annotated[Precision, OnResume.SCHEDULE] = Precision.FLOAT32
     """float32, bfloat16, float16, or float64 for verification."""
     dropout_embedding: Annotated[float, OnResume.SCHEDULE] = Field(default=0.0, ge=0, le=1)
-    """Dropout behind the embedding. 0: off."""
+    """Dropout after the embedding. 0: off."""
     dropout_attention_probs: Annotated[float, OnResume.SCHEDULE] = Field(default=0.0, ge=0, le=1)
     """Dropout of attention probabilities. 0: off."""
     dropout_after_attention: Annotated[float, OnResume.SCHEDULE] = Field(default=0.0, ge=0, le=1)
@@ -194,11 +196,11 @@ class ArchitectureConfig(Float8ArchitectureConfig, MethodsConfig):
         return int(self.head_size * self.rotary_percentage) if rotates else 0
 
     def at_precision(self, precision: str) -> Self:
-        """Return the same model in another type of its weights."""
+        """Return the same model with weights of another type."""
         return self.model_copy(update={"precision": Precision(precision)})
 
     def at_length(self, sequence_length: int) -> Self:
-        """Return the same model for sequences of another length, which rotations of some types follow."""
+        """Return the same model for sequences of another length; rotations of some types adapt to the length."""
         kinds = {
             name: kind.model_copy(update={"rotary": kind.rotary and kind.rotary.pinned(self.sequence_length)})
             for name, kind in self.attention_kinds.items()
@@ -227,7 +229,7 @@ class ArchitectureConfig(Float8ArchitectureConfig, MethodsConfig):
             )
 
     def notes(self) -> Iterator[Problem]:
-        """Yield what no layer does."""
+        """Yield settings that no layer uses."""
         if self.relative_position_embedding_type is not RelativePositionEmbeddingType.NONE:
             return
         kinds = {f"attention_kinds.{name}.rotary": kind.rotary for name, kind in self.attention_kinds.items()}

@@ -32,7 +32,7 @@ class RotaryConfig(ConfigFamily):
     """Base of the wavelengths. null: rotary_embedding_base."""
 
     def pinned(self, sequence_length: int) -> RotaryConfig:
-        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        """Return the same rotation with each null replaced by its value in a model of this sequence length."""
         return self
 
     @abstractmethod
@@ -47,7 +47,7 @@ Divisors = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
 class UnscaledRotaryConfig(RotaryConfig):
-    """Rotation as it was published."""
+    """Rotation as originally published."""
 
     type: Literal["default"] = "default"
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
@@ -64,7 +64,7 @@ class NoRotaryConfig(RotaryConfig):
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
 
     def scaling(self, sequence_length: int) -> None:
-        """Return that nothing is rotated."""
+        """Return None, since nothing is rotated."""
         return None
 
 
@@ -74,7 +74,7 @@ class LinearRotaryConfig(RotaryConfig):
     type: Literal["linear"] = "linear"
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
     factor: Stretch
-    """The factor."""
+    """Factor by which all wavelengths grow."""
 
     def scaling(self, sequence_length: int) -> RotaryScaling:
         """Return the factor."""
@@ -90,10 +90,10 @@ class DynamicRotaryConfig(RotaryConfig):
     """How fast the base grows."""
     trained_length: TrainedLength = None
     """Length up to which nothing changes. null: sequence_length. It is compared with sequence_length, never with the
-    batch at hand."""
+    length of a batch."""
 
     def pinned(self, sequence_length: int) -> RotaryConfig:
-        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        """Return the same rotation with each null replaced by its value in a model of this sequence length."""
         return self.model_copy(update={"trained_length": self.trained_length or sequence_length})
 
     def scaling(self, sequence_length: int) -> RotaryScaling:
@@ -102,30 +102,30 @@ class DynamicRotaryConfig(RotaryConfig):
 
 
 class YarnRotaryConfig(RotaryConfig):
-    """Long wavelengths are scaled, short ones stay, with a ramp between them (arXiv:2309.00071)."""
+    """Long wavelengths are scaled, short ones stay as they are, with a ramp between them (arXiv:2309.00071)."""
 
     type: Literal["yarn"] = "yarn"
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
     factor: Stretch
-    """Of the long wavelengths."""
+    """Factor of the long wavelengths."""
     trained_length: TrainedLength = None
     """Length before the extension. null: sequence_length."""
     beta_fast: Turns = 32.0
-    """A wavelength that makes so many turns within trained_length, or more, stays."""
+    """A wavelength that makes at least this many turns within trained_length stays as it is."""
     beta_slow: Turns = 1.0
-    """A wavelength that makes so many turns within trained_length, or fewer, is scaled in full."""
+    """A wavelength that makes at most this many turns within trained_length is scaled in full."""
     attention_factor: float | None = Field(default=None, gt=0)
-    """Multiplies cosine and sine. null: 1 + 0.1 ln factor, or what mscale and mscale_all_dim say."""
+    """Multiplies cosine and sine. null: 1 + 0.1 ln factor, or the value that mscale and mscale_all_dim give."""
     mscale: float | None = Field(default=None, ge=0)
     """Where mscale_all_dim is given too, and neither is 0, attention_factor is (1 + 0.1 mscale ln factor) /
-    (1 + 0.1 mscale_all_dim ln factor). null: neither of them counts."""
+    (1 + 0.1 mscale_all_dim ln factor). null: neither is used."""
     mscale_all_dim: float | None = Field(default=None, ge=0)
-    """See mscale. null: neither of them counts."""
+    """See mscale. null: neither is used."""
     truncate: bool = True
     """Round the ends of the ramp to whole pairs."""
 
     def pinned(self, sequence_length: int) -> RotaryConfig:
-        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        """Return the same rotation with each null replaced by its value in a model of this sequence length."""
         return self.model_copy(update={"trained_length": self.trained_length or sequence_length})
 
     def problems(self) -> Iterator[Problem]:
@@ -148,25 +148,25 @@ class YarnRotaryConfig(RotaryConfig):
 
 
 class Llama3RotaryConfig(RotaryConfig):
-    """Llama 3.1: long wavelengths are scaled, short ones stay, those between are blended."""
+    """Llama 3.1: long wavelengths are scaled, short ones stay as they are, those between are blended."""
 
     type: Literal["llama3"] = "llama3"
     """default, none, linear, dynamic, yarn, llama3 or longrope."""
     factor: Stretch
-    """Of the long wavelengths."""
+    """Factor of the long wavelengths."""
     low_freq_factor: float = Field(default=1.0, gt=0)
     """Wavelengths above trained_length / low_freq_factor are scaled in full."""
     high_freq_factor: float = Field(default=4.0, gt=0)
-    """Wavelengths below trained_length / high_freq_factor stay."""
+    """Wavelengths below trained_length / high_freq_factor stay as they are."""
     trained_length: TrainedLength = None
     """Length before the extension. null: sequence_length."""
 
     def pinned(self, sequence_length: int) -> RotaryConfig:
-        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        """Return the same rotation with each null replaced by its value in a model of this sequence length."""
         return self.model_copy(update={"trained_length": self.trained_length or sequence_length})
 
     def problems(self) -> Iterator[Problem]:
-        """Check that there is something between the two."""
+        """Check that there are wavelengths between the two limits."""
         if self.high_freq_factor <= self.low_freq_factor:
             yield Problem(
                 "high_freq_factor",
@@ -191,22 +191,23 @@ class LongRopeRotaryConfig(RotaryConfig):
     short_factor: Divisors
     """A factor for each rotated pair where sequence_length is at most trained_length."""
     long_factor: Divisors
-    """A factor for each rotated pair where sequence_length is longer. The batch at hand never decides."""
+    """A factor for each rotated pair where sequence_length is above trained_length. The length of a batch has no
+    influence."""
     trained_length: TrainedLength = None
     """Length before the extension. null: sequence_length."""
     factor: float | None = Field(default=None, gt=0)
-    """By how much the context was extended. null: sequence_length / trained_length."""
+    """Factor by which the context was extended. null: sequence_length / trained_length."""
     attention_factor: float | None = Field(default=None, gt=0)
     """Multiplies cosine and sine. null: sqrt(1 + ln factor / ln trained_length), 1 for a factor of at most 1."""
 
     def pinned(self, sequence_length: int) -> RotaryConfig:
-        """Return the same rotation with the numbers that null stands for in a model of this sequence length."""
+        """Return the same rotation with each null replaced by its value in a model of this sequence length."""
         trained = self.trained_length or sequence_length
         factor = sequence_length / trained if self.factor is None else self.factor
         return self.model_copy(update={"trained_length": trained, "factor": factor})
 
     def problems(self) -> Iterator[Problem]:
-        """Check that the lists are of one length."""
+        """Check that the lists have the same length."""
         if len(self.short_factor) != len(self.long_factor):
             yield Problem(
                 "long_factor",
@@ -215,7 +216,7 @@ class LongRopeRotaryConfig(RotaryConfig):
             )
 
     def divides_by_zero(self, sequence_length: int) -> bool:
-        """Return whether attention_factor is to follow from the logarithm of a trained length of 1."""
+        """Return whether attention_factor would be divided by the logarithm of a trained length of 1."""
         trained = self.trained_length or sequence_length
         factor = sequence_length / trained if self.factor is None else self.factor
         return self.attention_factor is None and trained == 1 and factor > 1
@@ -232,9 +233,10 @@ class LongRopeRotaryConfig(RotaryConfig):
 
 
 class AttentionKindConfig(BaseConfig):
-    """What is special about the attention of some layers."""
+    """Attention settings of one kind of layer."""
 
     window: int | None = Field(default=None, ge=1)
-    """Keys that a token sees, itself included. null: all before it."""
+    """Number of keys that a token sees, itself included. null: all before it."""
     rotary: RotaryConfig | None = None
-    """Rotation of these layers, of the types that transformer_architecture.rotary has. null: that one."""
+    """Rotation of these layers, of the same types as transformer_architecture.rotary. null:
+    transformer_architecture.rotary."""

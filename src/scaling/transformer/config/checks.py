@@ -26,7 +26,7 @@ from scaling.transformer.plan.parts import FeedForwardPlan, PartPlan
 
 
 def methods_fit_the_model(transformer_architecture: TransformerArchitectureConfig) -> Iterator[Problem]:
-    """What methods of fine-tuning name is there, and what they add fits it."""
+    """Check that the modules that fine-tuning methods name exist, and that the methods fit them."""
     for problem in method_problems(base_plan_of(transformer_architecture), transformer_architecture):
         yield Problem(f"transformer_architecture.{problem.path}", problem.message)
 
@@ -34,7 +34,7 @@ def methods_fit_the_model(transformer_architecture: TransformerArchitectureConfi
 def widths_are_divisible(
     transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
 ) -> Iterator[Problem]:
-    """Each tensor-parallel rank has the same number of heads and the same part of the MLP."""
+    """Check that each tensor-parallel rank has the same number of heads and an equal part of the MLP."""
     parts, divisors = topology.model_parallel_size, plan_of(transformer_architecture).divisors
     heads, width = divisors.heads, divisors.width
     possible = [str(size) for size in range(1, min(parts, 1024) + 1) if gcd(heads, width) % size == 0]
@@ -67,7 +67,7 @@ def widths_are_divisible(
 def sequence_is_divisible(
     transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
 ) -> Iterator[Problem]:
-    """Under sequence parallelism each rank has the same part of the sequence."""
+    """Check that each rank has an equal part of the sequence under sequence parallelism."""
     length, parts = plan_of(transformer_architecture).divisors.sequence, topology.model_parallel_size
     if topology.sequence_parallel and length % parts:
         yield Problem(
@@ -80,7 +80,7 @@ def sequence_is_divisible(
 def float8_sizes_are_multiples(
     transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
 ) -> Iterator[Problem]:
-    """Kernels for 8-bit products want sizes that are multiples of 16; what a CPU emulates may have any."""
+    """Check that sizes in 8-bit products are multiples of 16, as kernels need; the emulation on CPUs takes any size."""
     plan = plan_of(transformer_architecture)
     float8, multiple = plan.arithmetic.float8, FLOAT8_MULTIPLE
     if topology.device is Device.CPU or not float8.recipes:
@@ -105,7 +105,7 @@ def float8_sizes_are_multiples(
 def stages_have_layers(
     transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
 ) -> Iterator[Problem]:
-    """No pipeline stage is empty, and explicit boundaries end with the last layer."""
+    """Check that no pipeline stage is empty, and that explicit boundaries end with the last layer."""
     layers, stages = plan_of(transformer_architecture).num_layers, topology.pipe_stages
     bounds = topology.pipe_partition_overwrite
     counted = (
@@ -130,7 +130,7 @@ def stages_have_layers(
 def float16_is_scaled(
     transformer_architecture: TransformerArchitectureConfig, optimizer: OptimizerConfig
 ) -> Iterator[Problem]:
-    """Without loss scaling small float16 gradients vanish."""
+    """Check that float16 has loss scaling, without which small gradients vanish."""
     if transformer_architecture.precision is Precision.FLOAT16 and optimizer.loss_scaler.enable is False:
         yield Problem(
             "optimizer.loss_scaler.enable",
@@ -142,7 +142,7 @@ def float16_is_scaled(
 def constants_do_not_vanish(
     transformer_architecture: TransformerArchitectureConfig, optimizer: OptimizerConfig
 ) -> Iterator[Problem]:
-    """Constants of the update rule are not zero in the type of the master weights."""
+    """Check that constants of the update rule are not zero in the type of the master weights."""
     double = transformer_architecture.precision is Precision.FLOAT64
     yield from vanishing_constants(optimizer, precision="float64" if double else "float32")
 
@@ -150,7 +150,7 @@ def constants_do_not_vanish(
 def loss_has_its_head(
     transformer_architecture: TransformerArchitectureConfig, training: TrainingConfig
 ) -> Iterator[Problem]:
-    """Cross entropy compares logits, which the language model head computes."""
+    """Check that cross entropy has the language model head, which computes its logits."""
     if not transformer_architecture.lm_head and not isinstance(training.loss_function_config, ContrastiveLossConfig):
         yield Problem("transformer_architecture.lm_head", "is false, but cross entropy needs it; set it to true")
 
@@ -158,7 +158,7 @@ def loss_has_its_head(
 def documents_end_in_the_vocabulary(
     transformer_architecture: TransformerArchitectureConfig, data: DataConfig
 ) -> Iterator[Problem]:
-    """The token that ends a document is one the model knows."""
+    """Check that the model knows the token that ends a document."""
     vocab_size, token = transformer_architecture.vocab_size, data.eod_token_id
     if vocab_size and token is not None and token >= vocab_size:
         yield Problem(
@@ -171,7 +171,7 @@ def documents_end_in_the_vocabulary(
 def corpus_brings_its_tokenizer(
     transformer_architecture: TransformerArchitectureConfig, data: DataConfig
 ) -> Iterator[Problem]:
-    """A corpus that the library builds is tokenized by the tokenizer trained on it."""
+    """Check that no other tokenizer is named for a corpus that the library builds, which has its own."""
     vocab_file = transformer_architecture.vocab_file
     if data.corpus is not None and vocab_file is not None:
         yield Problem(
@@ -183,7 +183,7 @@ def corpus_brings_its_tokenizer(
 def groups_are_given_once(
     training_groups: list[TrainingGroupConfig], learning_rate_scheduler: LearningRateSchedulerConfig | None
 ) -> Iterator[Problem]:
-    """Parameters are grouped in one way, and groups have different names."""
+    """Check that parameters are grouped in one way only, and that groups have different names."""
     if training_groups and learning_rate_scheduler is not None:
         yield Problem(
             "learning_rate_scheduler",

@@ -1,4 +1,4 @@
-"""What can be chosen for an architecture, by name."""
+"""Named choices for an architecture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Precision(str, Enum):
 
 
 class MLPType(str, Enum):
-    """Which MLP."""
+    """Type of the MLP."""
 
     DEFAULT = "default"
     SWIGLU = "swiglu"
@@ -35,7 +35,7 @@ class MLPType(str, Enum):
 
 
 class ActivationFunction(str, Enum):
-    """What the MLP applies to the output of its first product."""
+    """Function that the MLP applies to the output of its first product."""
 
     GELU = "gelu"
     GELU_TANH = "gelu_tanh"
@@ -45,7 +45,7 @@ class ActivationFunction(str, Enum):
 
 
 class NormPlacement(str, Enum):
-    """Where the norms of a block stand."""
+    """Position of the norms in a block."""
 
     PRE = "pre"
     POST = "post"
@@ -54,7 +54,7 @@ class NormPlacement(str, Enum):
 
 
 class InitializationScheme(str, Enum):
-    """How the standard deviation of first values depends on the layer."""
+    """How the standard deviation of initial values depends on the layer."""
 
     NORMAL = "normal"
     DEPTH_SCALED = "depth_scaled"

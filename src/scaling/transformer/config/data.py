@@ -29,22 +29,22 @@ class DataConfig(RecordDataConfig):
     """python_stdlib: build a corpus and its tokenizer, once, from the source and documentation of the running Python's
     standard library. null: use data_prefixes."""
     corpus_dir: Path = Path(".data")
-    """Folder in which the corpus is built, or found where it has been."""
+    """Folder in which the corpus is built, or found if it was built before."""
     eod_token_id: Annotated[int | None, OnResume.IDENTITY] = Field(default=None, ge=0)
-    """Token that ends a document: attention and positions start anew behind it, and generation stops there. null: the
-    one that the data sets record, else the tokenizer's; 0 without one."""
+    """Token that ends a document: attention and positions restart after it, and generation stops there. null: the token
+    that the data sets record, else the tokenizer's; 0 without a tokenizer."""
     legacy_dataset: bool = False
     """Read the .bin/.idx files of Megatron."""
     blended_dataset: BlendedDatasetConfig = Field(default_factory=BlendedDatasetConfig)
     """How several training data sets are mixed."""
     validation_blended_dataset: BlendedDatasetConfig | None = None
-    """The same for validation data. An evaluation sees every sample once whatever the weights, so that only
-    minimum_dataset_size counts. null: like the training data."""
+    """How several validation data sets are mixed. An evaluation sees every sample once whatever the weights, so only
+    minimum_dataset_size has an effect. null: as blended_dataset."""
     only_full_sequences: bool = False
-    """Drop what is left of each document behind its last full sequence, instead of packing it with the next
-    document."""
+    """Drop the rest of each document after its last full sequence, instead of packing it with the next document."""
     allow_incomplete_sequences_every_n: int = Field(default=0, ge=0)
-    """With only_full_sequences: pack at most one sequence, from a left-over on, for each n full ones. 0: none."""
+    """With only_full_sequences: for every n full sequences, pack at most one that starts with the rest of a document.
+    0: none."""
     use_mmap: bool = True
     """Map the files into memory; false reads them instead, with retries, for unreliable network file systems."""
     load_mmap_index_to_memory: bool = False
@@ -89,7 +89,7 @@ class DataConfig(RecordDataConfig):
             )
 
     def notes(self) -> Iterator[Problem]:
-        """Yield what is named twice, and what has no effect."""
+        """Yield data sets that are named more than once, and settings that have no effect."""
         for name in ("data_prefixes", "validation_data_prefixes"):
             times = Counter(getattr(self, name) or ())
             for prefix, count in times.items():
@@ -103,7 +103,7 @@ class DataConfig(RecordDataConfig):
             )
 
     def _problems_of_texts(self) -> Iterator[Problem]:
-        """Refuse what concerns a stream of texts beside records."""
+        """Refuse settings for a stream of texts where the data are records."""
         given = {
             "corpus": None if self.corpus is None else self.corpus.value,
             "legacy_dataset": self.legacy_dataset or None,

@@ -1,4 +1,4 @@
-"""Checks of what a configuration needs around it: files, GPUs, something to train on, and what it starts from."""
+"""Checks of the environment that a configuration needs: files, GPUs, training data, and a checkpoint to start from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from scaling.transformer.data.tokenizer import Tokenizer
 def data_and_tokenizer_fit(
     data: DataConfig, transformer_architecture: TransformerArchitectureConfig
 ) -> Iterator[Problem]:
-    """Data sets and tokenizer are there, whole as far as is seen at once, and fit each other and the vocabulary."""
+    """Check that data sets and tokenizer exist, are complete at a quick look, and fit each other and the vocabulary."""
     tokens, problems = _look_at_tokenizer(transformer_architecture)
     quickly = data.model_copy(update={"load_mmap_index_to_memory": False})
     sources = Sources(
@@ -79,7 +79,7 @@ def data_and_tokenizer_fit(
         yield from amount_problems(opened, data, transformer_architecture)
     yield from problems
     methods = transformer_architecture
-    if tokens and not methods.vocab_size and not any(token_problems(0, methods)):  # those are known without it
+    if tokens and not methods.vocab_size and not any(token_problems(0, methods)):  # else already reported
         for problem in token_problems(tokens, methods):
             yield Problem(f"transformer_architecture.{problem.path}", problem.message)
     yield from _records_can_be_tokenized(data, transformer_architecture, files)
@@ -88,7 +88,7 @@ def data_and_tokenizer_fit(
 def _records_can_be_tokenized(
     data: DataConfig, architecture: TransformerArchitectureConfig, files: Mapping[str, Path]
 ) -> Iterator[Problem]:
-    """There is a tokenizer for files of records, and the chat template is one."""
+    """Check that files of records have a tokenizer, and that the chat template is valid."""
     if files and architecture.vocab_file is None:
         place, path = next(iter(files.items()))
         yield Problem(
@@ -106,7 +106,7 @@ def _records_can_be_tokenized(
 
 
 def _look_at_tokenizer(architecture: TransformerArchitectureConfig) -> tuple[int | None, list[Problem]]:
-    """Return how many tokens the tokenizer has, None where there is none to be had, and what is wrong with it."""
+    """Return the number of tokens of the tokenizer, None without a usable one, and the problems with it."""
     size, file = architecture.vocab_size, architecture.vocab_file
     if missing := list(_missing_file("transformer_architecture.vocab_file", file)):
         return None, missing
@@ -123,7 +123,7 @@ def _look_at_tokenizer(architecture: TransformerArchitectureConfig) -> tuple[int
 
 
 def documents_end_alike(data: DataConfig) -> Iterator[Problem]:
-    """The data sets record one end of documents, and the configuration no other."""
+    """Check that data sets and configuration agree on the token that ends documents."""
     try:
         recorded_end(data)
     except ConfigError as error:
@@ -131,20 +131,20 @@ def documents_end_alike(data: DataConfig) -> Iterator[Problem]:
 
 
 def machines_and_script_exist(runner: RunnerConfig) -> Iterator[Problem]:
-    """The files that the runner reads are there."""
+    """Check that the files that the runner reads exist."""
     yield from _missing_file("runner.hostsfile", runner.hostsfile)
     yield from _missing_file("runner.script", runner.script)
 
 
 def packages_are_installed(logger: LoggerConfig) -> Iterator[Problem]:
-    """The optional packages that metrics are sent with are there."""
+    """Check that the optional packages that send metrics are installed."""
     yield from missing_logger_packages(logger)
 
 
 def float8_has_its_package(
     transformer_architecture: TransformerArchitectureConfig, topology: TopologyConfig
 ) -> Iterator[Problem]:
-    """8-bit products on a GPU go through torchao, for a model in bfloat16. What GPU it is, the start of a run tells."""
+    """Check for torchao and bfloat16, which 8-bit products on a GPU need. The start of a run checks the GPU itself."""
     given = [name for name in FLOAT8_SECTIONS if getattr(transformer_architecture, name) is not None]
     if not given or topology.device is not Device.CUDA:
         return
@@ -159,7 +159,7 @@ def float8_has_its_package(
 
 
 def gpus_suffice(topology: TopologyConfig, runner: RunnerConfig) -> Iterator[Problem]:
-    """Each process that the runner starts here has a GPU where GPUs are asked for."""
+    """Check that each process that the runner starts on this machine has a GPU, where GPUs are asked for."""
     gpus = visible_gpus()
     if topology.device is not Device.CUDA or runner.runner_type is not RunnerType.LOCAL or gpus is None:
         return
@@ -183,7 +183,7 @@ ENVIRONMENT_CHECKS: tuple[Callable[..., Iterable[Problem]], ...] = (
 
 
 class TransformerConfigHere(TransformerConfig):
-    """A configuration whose files and devices are there too."""
+    """A configuration that is also checked against the files and devices of this machine."""
 
     cross_checks = (*CHECKS, *ENVIRONMENT_CHECKS)
 

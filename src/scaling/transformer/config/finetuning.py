@@ -1,4 +1,4 @@
-"""The methods of fine-tuning that a model can have: each a section that says what is added to a base and trained."""
+"""The fine-tuning methods of a model: each is a section that says what is added to a base and trained."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from scaling.core import NAME_PATTERN, BaseConfig, LoRaConfig, OnResume, Problem
 
 
 class BitfitBiasConfig(BaseConfig):
-    """Train biases alone (BitFit, arXiv:2106.10199): those of the base, and new ones where asked."""
+    """Train biases alone (BitFit, arXiv:2106.10199): those of the base, and new ones where add_to asks for them."""
 
     name: str = Field(pattern=NAME_PATTERN)
-    """Name of what is trained; part of the names of new biases, bitfit_<name>."""
+    """Name of the biases; part of the parameter names of new ones: bitfit_<name>."""
     add_to: list[str] = Field(default_factory=list)
     """Linear layers that get a new bias, which starts at 0: any of query, key, value, dense, dense_in, siglu_weight,
     dense_out, or patterns of module names. For models without biases."""
@@ -28,32 +28,32 @@ class BitfitBiasConfig(BaseConfig):
 
 
 class SoftpromptConfig(BaseConfig):
-    """Learn vectors that stand in front of each text (prompt tuning, arXiv:2104.08691)."""
+    """Learn vectors in front of each text (prompt tuning, arXiv:2104.08691)."""
 
     name: str = Field(pattern=NAME_PATTERN)
     """Name of the prompt, part of its parameter's name: softprompt_<name>."""
     n_tokens: int = Field(ge=1)
-    """Length of the prompt. Its places count in sequence_length."""
+    """Length of the prompt in tokens, which count towards sequence_length."""
     version: str = ".unknown."
     """Free text."""
 
 
 class AdapterConfig(BaseConfig):
-    """Small networks behind attention and MLP (bottleneck adapters, arXiv:1902.00751)."""
+    """Small networks after attention and MLP (bottleneck adapters, arXiv:1902.00751)."""
 
     name: str = Field(pattern=NAME_PATTERN)
     """Name of the adapters, part of their parameters' names: adapter_<name>."""
     attention_downsampling_factor: float | None = Field(default=None, gt=0)
-    """Width of the adapter behind attention, as a factor of hidden_size. null: none."""
+    """Width of the adapter after attention, as a factor of hidden_size. null: none."""
     mlp_downsampling_factor: float | None = Field(default=None, gt=0)
-    """Width of the adapter behind the MLP, as a factor of hidden_size. null: none."""
+    """Width of the adapter after the MLP, as a factor of hidden_size. null: none."""
     init_std: float = Field(default=1e-5, ge=0)
     """Standard deviation of the initial weights."""
     version: str = ".unknown."
     """Free text."""
 
     def problems(self) -> Iterator[Problem]:
-        """Refuse adapters that are nowhere."""
+        """Refuse a section without adapters."""
         if self.attention_downsampling_factor is None and self.mlp_downsampling_factor is None:
             yield Problem(
                 "attention_downsampling_factor",
@@ -63,15 +63,15 @@ class AdapterConfig(BaseConfig):
 
 
 class IA3Config(BaseConfig):
-    """Learn vectors by which activations are multiplied (IA3, arXiv:2205.05638)."""
+    """Learn vectors that multiply activations (IA3, arXiv:2205.05638)."""
 
     name: str = Field(default="ia3", pattern=NAME_PATTERN)
     """Name of the vectors, part of their parameters' names: ia3_<name>."""
     parallel_modules: list[str] = Field(default=["key", "value", "dense_out"], min_length=1)
-    """Linear layers that get one: any of query, key, value, dense, dense_in, siglu_weight, dense_out, or patterns of
-    module names."""
+    """Linear layers that get a vector: any of query, key, value, dense, dense_in, siglu_weight, dense_out, or patterns
+    of module names."""
     input_modules: list[str] = Field(default=["dense_out"])
-    """Those of them whose input is multiplied, not their output."""
+    """Those of parallel_modules whose input is multiplied instead of their output."""
     version: str = ".unknown."
     """Free text."""
 
@@ -82,21 +82,21 @@ class IA3Config(BaseConfig):
 
 
 class MethodsConfig(BaseConfig):
-    """What is added to a model and trained alone. Empty: the model is trained itself."""
+    """Additions to a model, which are then trained alone. Empty: the model itself is trained."""
 
     lora_config: Annotated[LoRaConfig | None, OnResume.ORDER] = None
     """Low-rank updates of matrices. null: none."""
     ia3_config: Annotated[IA3Config | None, OnResume.ORDER] = None
-    """Vectors by which activations are multiplied. null: none."""
+    """Vectors that multiply activations. null: none."""
     bitfit_bias_config: Annotated[BitfitBiasConfig | None, OnResume.ORDER] = None
     """Train biases. null: no."""
     adapter_config: Annotated[AdapterConfig | None, OnResume.ORDER] = None
-    """Small networks behind attention and MLP. null: none."""
+    """Small networks after attention and MLP. null: none."""
     softprompt_config: Annotated[SoftpromptConfig | None, OnResume.ORDER] = None
     """Vectors in front of each text. null: none."""
     finetunable_token_ids: Annotated[list[int], OnResume.ORDER] = Field(default_factory=list)
-    """Tokens whose embeddings are trained, apart from the table, which stays; of the head too where it has the same
-    table, or one of its own. Empty: none."""
+    """Tokens whose embeddings are trained, in rows apart from the table, which stays as it is. Their rows of the head
+    are trained too, whether it shares the table or has its own. Empty: none."""
 
     def without_methods(self) -> Self:
         """Return the section with nothing added to the model."""

@@ -1,4 +1,4 @@
-"""Read the settings by which version 0.1 of the predecessor chose what is trained: they become training_groups."""
+"""Convert the settings by which version 0.1 of the predecessor chose the trained parameters into training_groups."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _BIAS, _NO_BIAS, _EMBEDDING = r"\.bias$", r"(?<!\.bias)$", r"^embedding\.weight$
 
 
 class FirstTrainingConfig(BaseConfig):
-    """What `training` had in version 0.1 and has no longer."""
+    """Settings of `training` in version 0.1 that no longer exist."""
 
     former_names: ClassVar[Mapping[str, str]] = {"use_seperate_lr_on_embeddings": _SEPARATE}
 
     weight_decay: float = Field(default=1e-4, ge=0)
-    """Of every group but that of biases, which have none."""
+    """Weight decay of every group except that of biases, which have none."""
     finetune: bool = False
-    """Train only what finetunable_parameters match."""
+    """Train only the parameters that finetunable_parameters match."""
     finetunable_parameters: list[str] = Field(default_factory=list)
-    """Patterns of what is trained, each of which matches something."""
+    """Patterns of the trained parameters; each must match one."""
     parameters_exclude: list[str] = Field(default_factory=list)
-    """Patterns of what is taken out of all groups."""
+    """Patterns of parameters to leave out of all groups."""
     use_separate_lr_on_embeddings: bool = False
-    """Train the embedding in a group of its own, by embedding_learning_rate_scheduler."""
+    """Train the embedding in a group of its own, with embedding_learning_rate_scheduler."""
 
     def problems(self) -> Iterator[Problem]:
         """Check what version 0.1 checked."""
@@ -72,7 +72,7 @@ def _embedding_has_its_rate(
 
 
 class _FirstForm(BaseConfig):
-    """All that version 0.1 made its groups of."""
+    """All settings from which version 0.1 made its groups."""
 
     cross_checks = (_embedding_has_its_rate,)
 
@@ -111,7 +111,7 @@ def read_first_version(values: Mapping[str, Any]) -> Reading:
             ),
         )
     separate = any(former.get(name) is True for name in (*FirstTrainingConfig.former_names, _SEPARATE))
-    rates = (_RATE, _EMBEDDING_RATE) if separate else (_RATE,)  # the other one may be anything: nobody uses it
+    rates = (_RATE, _EMBEDDING_RATE) if separate else (_RATE,)  # the other one is not used and may be anything
     try:
         form = _FirstForm.from_dict(
             {_TRAINING: former, **{name: values[name] for name in rates if name in values}}, quiet=True
@@ -129,7 +129,8 @@ def read_first_version(values: Mapping[str, Any]) -> Reading:
 
 
 def _groups(form: _FirstForm, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the groups in the order of version 0.1. What is both wanted and excluded is excluded, as there."""
+    """Yield the groups in the order of version 0.1; a pattern that is both wanted and excluded is excluded, as
+    there."""
     training = form.training
     excluded = training.parameters_exclude
     wanted = [pattern for pattern in training.finetunable_parameters if pattern not in excluded]
@@ -161,7 +162,7 @@ def _group(
 def _not_empty(
     groups: list[dict[str, Any]], training: FirstTrainingConfig, names: set[str] | None
 ) -> list[dict[str, Any]]:
-    """Return the groups that take a parameter, as version 0.1 left out the others; refuse what matches nothing."""
+    """Return the groups that take a parameter, all that version 0.1 kept; refuse patterns that match nothing."""
     if names is None:
         return groups
     unmatched = unmatched_patterns(training.finetunable_parameters, names)
@@ -186,11 +187,11 @@ def _not_empty(
 
 
 def _parameters(values: Mapping[str, Any]) -> set[str] | None:
-    """Return the names within layers of the model's parameters; None where no model is described, which is told."""
+    """Return the names of parameters within their layers; None for an invalid section, which is reported elsewhere."""
     section = values.get("transformer_architecture", {})
     try:
         architecture = TransformerArchitectureConfig.from_dict(section, quiet=True)
-    except (ConfigError, TypeError, ValueError):  # the latter where it is no section
+    except (ConfigError, TypeError, ValueError):  # the last two where it is no section
         return None
     return {name_in_layer(parameter.name) for parameter in plan_of(architecture).parameters()}
 

@@ -1,4 +1,4 @@
-"""Settings of the architecture by which linear layers are computed in 8-bit floating point."""
+"""Settings of the architecture for computing linear layers in 8-bit floating point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOAT8_SECTIONS = (
 
 
 class Float8ArchitectureConfig(BaseConfig):
-    """Which layers are computed in 8 bits. Needs GPUs that have it and torchao; a CPU emulates it, slowly."""
+    """Which layers are computed in 8 bits. Needs torchao and GPUs that support it; a CPU emulates it, slowly."""
 
     fp8_config_attention: Annotated[FP8LinearConfig | None, OnResume.SCHEDULE] = None
     """8-bit query, key and value products. null: in the precision of the model."""

@@ -19,7 +19,7 @@ class PoolingMethod(str, Enum):
 
 
 class EmbeddingHeadConfig(BaseConfig):
-    """A head that makes one vector of a sequence."""
+    """A head that makes one vector from a sequence."""
 
     name: str
     """Name of the head."""
@@ -36,7 +36,7 @@ class UMuPConfig(BaseConfig):
     """Unit-scaled maximal update parametrisation."""
 
     enable: Annotated[bool, Unavailable()] = False
-    """Use it."""
+    """Use u-muP."""
     allow_non_umup_params: Annotated[bool, _ONLY_WITH_UMUP] = False
     """Allow parameters it does not know."""
     normalize_depth_to_num_layers: Annotated[bool, _ONLY_WITH_UMUP] = False
@@ -54,7 +54,7 @@ class UMuPConfig(BaseConfig):
 
 
 class FormerArchitectureConfig(BaseConfig):
-    """What the predecessor's architecture had beyond this version's."""
+    """Settings of the predecessor's architecture that this version does not use."""
 
     attention_use_matmul: Annotated[bool, NoEffect("attention uses PyTorch's fused kernels")] = False
     """Formerly: which product computes attention scores."""
@@ -65,6 +65,6 @@ class FormerArchitectureConfig(BaseConfig):
     )
     """Dropout of the image encoder's output."""
     embedding_head_config: Annotated[EmbeddingHeadConfig | None, Unavailable()] = None
-    """A head that makes one vector of a sequence."""
+    """A head that makes one vector from a sequence."""
     umup: UMuPConfig = Field(default_factory=UMuPConfig)
     """Unit-scaled maximal update parametrisation."""

@@ -1,4 +1,4 @@
-"""Which parameters are trained: what training groups name, else what methods of fine-tuning add. Pure."""
+"""Which parameters are trained: those that training groups name, else those that fine-tuning methods add. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SHOWN = 3
 
 
 def group_patterns(groups: Sequence[TrainingGroupConfig], architecture: ArchitectureConfig) -> tuple[GroupPattern, ...]:
-    """Return which parameters the groups train how.
+    """Return which parameters the groups train, and how.
 
-    Where methods are configured, a group without patterns takes what these train, and nothing else of the model.
+    Where methods are configured, a group without patterns takes the parameters that these train, and no others.
     """
     found = tuple(group.pattern() for group in groups)
     if not architecture.has_methods:
@@ -30,22 +30,22 @@ def group_patterns(groups: Sequence[TrainingGroupConfig], architecture: Architec
 
 
 def freezes_the_rest(training: TrainingConfig, methods: MethodsConfig) -> bool:
-    """Return whether parameters in no group stay as they are; methods leave the base so."""
+    """Return whether parameters in no group stay as they are, as the base does with fine-tuning methods."""
     return training.allow_missing_params_in_optimizer or methods.has_methods
 
 
 def grown_tables(architecture: ArchitectureConfig) -> tuple[str, ...]:
-    """Return patterns of tensors that may have more rows than those of a base: tables with rows of their own for them.
+    """Return patterns of tables that may have more rows than in the base, where trained rows are stored separately.
 
-    New tokens are beyond the base's table. Their rows stand apart, and those of the larger table are never used.
+    New tokens are beyond the base's table. Their rows are separate parameters; extra rows of the table are not used.
     """
     return (r"^layers\.\d+\.(embedding|linear)\.weight$",) if architecture.finetunable_token_ids else ()
 
 
 def free_on_base(architecture: ArchitectureConfig) -> tuple[str, ...]:
-    """Return settings, by their paths, that may differ from the base's although they would make another model of it.
+    """Return paths of settings that may differ from the base's, although a change of them normally means another model.
 
-    The end of documents concerns data alone, and these are others; new tokens come with a tokenizer of their own.
+    The end of documents concerns only the data, which differ from the base's; new tokens come with a new tokenizer.
     """
     new_tokens = ("transformer_architecture.vocab_size", "fingerprints.tokenizer")
     return ("data.eod_token_id", *(new_tokens if architecture.finetunable_token_ids else ()))
@@ -54,7 +54,7 @@ def free_on_base(architecture: ArchitectureConfig) -> tuple[str, ...]:
 def trained_parameters(
     groups: Sequence[TrainingGroupConfig], architecture: ArchitectureConfig
 ) -> Iterator[ParameterPlan]:
-    """Yield the parameters that some group takes, by their names in the model."""
+    """Yield the parameters that some group takes, with their names in the model."""
     patterns = group_patterns(groups, architecture)
     for parameter in plan_of(architecture).parameters():
         if any(pattern.matches(name_in_layer(parameter.name)) for pattern in patterns):
@@ -62,7 +62,7 @@ def trained_parameters(
 
 
 def _patterns_of_methods(architecture: ArchitectureConfig) -> Iterator[str]:
-    """Yield patterns of what the methods train, each of which is found in a parameter's name."""
+    """Yield patterns that are found in the names of the parameters that the methods train."""
     for kind, section in (
         ("lora", architecture.lora_config),
         ("ia3", architecture.ia3_config),
@@ -92,7 +92,7 @@ def group_problems(
     groups: Sequence[TrainingGroupConfig], architecture: ArchitectureConfig, training: TrainingConfig
 ) -> Iterator[Problem]:
     """Yield parameters in no group or in several, groups and patterns that take nothing, and methods without a use."""
-    if any(method_problems(base_plan_of(architecture), architecture)):  # which is to be put right first
+    if any(method_problems(base_plan_of(architecture), architecture)):  # to be corrected first
         return
     patterns = group_patterns(groups, architecture)
     names = [parameter.name for parameter in plan_of(architecture).parameters()]

@@ -1,4 +1,4 @@
-"""From the methods of fine-tuning that a section asks for to edits of the layers, and to what they train. Pure."""
+"""Turn the fine-tuning methods of a section into edits of the layers, and check that they fit. Pure."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Module:
 
     layer: int
     path: str
-    """`self_attention.query`; a part of a fused layer goes by the name it has alone."""
+    """`self_attention.query`; a part of a fused layer has the name of the separate layer."""
     matrix: LinearPlan | TablePlan
     fused: bool = False
-    """It is one output of a layer with several."""
+    """Whether it is one of several outputs of a layer."""
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class Module:
 
     @property
     def short(self) -> str:
-        """Return what it may be called for short."""
+        """Return the short name."""
         if isinstance(self.matrix, TablePlan):
             return "head" if self.matrix.multiplied else "embedding"
         return self.matrix.name
@@ -58,7 +58,7 @@ class Module:
         return self.matrix.outputs, self.matrix.inputs
 
     def is_one_of(self, words: Sequence[str]) -> bool:
-        """Return whether short names or patterns name it."""
+        """Return whether one of these short names or patterns matches it."""
         return any(self.short == word if word in _SHORT else re.search(word, self.name) for word in words)
 
 
@@ -83,7 +83,7 @@ def _modules_in(layer: LayerPlan, index: int) -> Iterator[Module]:
 
 
 def with_methods(plan: ModelPlan, methods: MethodsConfig) -> ModelPlan:
-    """Return the model with what the methods add. A model without any is returned as it is."""
+    """Return the model with the additions of the methods; without methods, return it as it is."""
     if not methods.has_methods:
         return plan
     edited = [_edited(layer, index, methods) for index, layer in enumerate(plan.layers())]
@@ -99,7 +99,7 @@ def _edited(layer: LayerPlan, index: int, methods: MethodsConfig) -> LayerPlan:
 
 
 def _edits(layer: LayerPlan, index: int, methods: MethodsConfig) -> Iterator[EditPlan]:
-    """Yield the edits of one layer: inputs first, then what is added to a product, then outputs."""
+    """Yield the edits of one layer: first those of inputs, then additions to a product, then those of outputs."""
     for module in _modules_in(layer, index):
         yield from _edits_of_module(module, methods)
     if (adapter := methods.adapter_config) is not None:
@@ -115,7 +115,7 @@ def _edits_of_module(module: Module, methods: MethodsConfig) -> Iterator[EditPla
     lora, ia3, bitfit = methods.lora_config, methods.ia3_config, methods.bitfit_bias_config
     path, matrix = module.path, module.matrix
     if isinstance(matrix, TablePlan):
-        if methods.finetunable_token_ids:  # first, so that what updates the table updates these rows too
+        if methods.finetunable_token_ids:  # first, so that updates of the table apply to these rows too
             yield TokenRowsPlan(module=path, tokens=tuple(methods.finetunable_token_ids), table=matrix)
         if lora is not None and module.is_one_of(lora.parallel_modules):
             form, name = lora.form_of(module.name), f"lora_{lora.name}"
@@ -154,7 +154,7 @@ def _bottlenecks(layer: LayerPlan, adapter: AdapterConfig) -> Iterator[EditPlan]
 
 
 def method_problems(plan: ModelPlan, methods: MethodsConfig) -> Iterator[Problem]:
-    """Yield what of the methods does not fit the model. `plan` is the model without them."""
+    """Yield the problems of methods that do not fit the model. `plan` is the model without methods."""
     if not methods.has_methods:
         return
     modules = list(modules_of(plan))
@@ -222,7 +222,7 @@ def _vector_problems(modules: Sequence[Module], methods: MethodsConfig) -> Itera
     linears = [module for module in modules if isinstance(module.matrix, LinearPlan)]
     yield from _unmatched("ia3_config.parallel_modules", ia3.parallel_modules, linears)
     chosen = [module for module in linears if module.is_one_of(ia3.parallel_modules)]
-    if ia3.input_modules != IA3Config().input_modules:  # which is for whatever is chosen
+    if ia3.input_modules != IA3Config().input_modules:  # the default need not match
         yield from _unmatched("ia3_config.input_modules", ia3.input_modules, chosen, of="module in parallel_modules")
     fused = sorted({m.short for m in chosen if m.fused and ia3.input_modules and m.is_one_of(ia3.input_modules)})
     if fused:
@@ -275,7 +275,7 @@ def _adapter_problems(plan: ModelPlan, methods: MethodsConfig) -> Iterator[Probl
 
 
 def token_problems(vocabulary: int, methods: MethodsConfig) -> Iterator[Problem]:
-    """Yield what is wrong with the tokens whose rows are trained. A vocabulary of 0 is one that is not known yet."""
+    """Yield problems of the tokens whose rows are trained. A vocabulary of 0 is not known yet."""
     tokens = methods.finetunable_token_ids
     repeated = sorted({token for token in tokens if tokens.count(token) > 1}) if len(set(tokens)) < len(tokens) else []
     if repeated:

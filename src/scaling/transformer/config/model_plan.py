@@ -1,4 +1,4 @@
-"""From the flat section of the configuration to the plan of the model."""
+"""Make the plan of the model from the flat section of the configuration."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _ACTIVATIONS: Mapping[MLPType, ActivationFunction] = {
 
 
 def plan_of(architecture: ArchitectureConfig) -> ModelPlan:
-    """Return the model that a valid section describes, with what its methods of fine-tuning add."""
+    """Return the model that a valid section describes, with the additions of its fine-tuning methods."""
     return with_methods(base_plan_of(architecture), architecture)
 
 
 def base_plan_of(architecture: ArchitectureConfig) -> ModelPlan:
-    """Return the model that methods are added to. Nothing else reads the section's keys to know what the layers are."""
+    """Return the model that methods are added to. Nothing else derives the layers from the section's keys."""
     embedding, *head = _ends_of(architecture)
     final: list[LayerPlan] = []
     if architecture.norm_placement is not NormPlacement.AFTER_SUM:
@@ -60,7 +60,7 @@ def base_plan_of(architecture: ArchitectureConfig) -> ModelPlan:
 
 
 def _blocks_of(architecture: ArchitectureConfig) -> Iterator[tuple[int, LayerPlan]]:
-    """Yield the blocks, those that are alike and follow each other in one run."""
+    """Yield the blocks as runs: how many equal blocks follow each other, and the block."""
     period = [_block_of(architecture, kind) for kind in architecture.kind_of_layers()]
     if len(set(period)) == 1:  # then a model of any depth needs no list of its layers
         yield architecture.num_layers, period[0]

@@ -1,4 +1,4 @@
-"""Notes on a configuration: what is allowed and probably not meant."""
+"""Notes on a configuration: settings that are allowed but probably not meant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scaling.transformer.config.root import TransformerConfig
 
 
 def notes(config: TransformerConfig) -> Iterator[Problem]:
-    """Yield what is allowed and probably not meant."""
+    """Yield settings that are allowed but probably not meant."""
     architecture, data, trainer = config.transformer_architecture, config.data, config.trainer
     if not data.data_prefixes and data.corpus is None:
         yield Problem("data", "names neither data_prefixes nor a corpus; no training starts without data")
@@ -90,7 +90,7 @@ def notes(config: TransformerConfig) -> Iterator[Problem]:
 
 
 def _holds_anything(trainer: TrainerConfig) -> bool:
-    """Return whether there may be something to start from, in save_dir or load_dir."""
+    """Return whether save_dir or load_dir may hold something to start from."""
     for folder in (trainer.save_dir, trainer.load_dir):
         with suppress(OSError):
             if folder is not None and any(folder.iterdir()):
@@ -99,7 +99,7 @@ def _holds_anything(trainer: TrainerConfig) -> bool:
 
 
 def _notes_on_output(config: TransformerConfig) -> Iterator[Problem]:
-    """Yield what keeps metrics and timelines from being seen."""
+    """Yield settings that keep metrics and timelines from being written."""
     logger, profiler, ranks = config.logger, config.profiler, config.topology.world_size
     for name, is_on in (
         ("metrics_ranks", True),

@@ -18,7 +18,7 @@ _GATED: Final[Section] = {
     "weight_tying": False,
     "precision": "bfloat16",
 }
-"""What Llama (arXiv:2302.13971) and most models after it have in common."""
+"""The settings that Llama (arXiv:2302.13971) and most models after it have in common."""
 
 _GEMMA_2: Final[Section] = {
     **_GATED,
@@ -139,7 +139,7 @@ PRESETS: Final[Mapping[str, Section]] = {
 
 
 def preset(name: str) -> Section:
-    """Return the section of a published model; `ConfigError` naming those there are for another name."""
+    """Return the section of a published model; for another name, raise `ConfigError` with the known names."""
     if name not in PRESETS:
         raise ConfigError(Problem("preset", f"is {name!r}, but must be one of {', '.join(PRESETS)}"))
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""Checks between the model and records: a soft prompt has its places."""
+"""Checks between the model and records: a soft prompt must fit them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaling.transformer.config.data import DataConfig
 def soft_prompt_has_its_places(
     transformer_architecture: TransformerArchitectureConfig, data: DataConfig
 ) -> Iterator[Problem]:
-    """A soft prompt stands in front of every record, and leaves room for it."""
+    """Check that the data are records where there is a soft prompt, and that it leaves room for them."""
     prompt, length = transformer_architecture.softprompt_config, transformer_architecture.sequence_length
     if prompt is None:
         return

@@ -1,4 +1,4 @@
-"""The settings of `data` for records of fine-tuning data, and what they come to: how records are read and laid out."""
+"""The settings of `data` for records of fine-tuning data, and the rules for reading and packing records."""
 
 from __future__ import annotations
 
@@ -19,57 +19,58 @@ FORMER: Mapping[str, RecordFormat | None] = {
     "finetuning_dataset": RecordFormat.PROMPT_COMPLETION,
     "finetuning_chat_dataset": RecordFormat.PIECES,
 }
-"""The predecessor's settings, and the formats of their files. A memory map may be named by two of them."""
+"""The predecessor's settings, and the formats of their files. Two of them may be set for a memory map."""
 
 
 @dataclass(frozen=True)
 class RecordSettings:
-    """How records are read and laid into rows."""
+    """How records are read and packed into rows."""
 
     format: RecordFormat | None
-    """None: recognised, or whatever a data set says that it was made of."""
+    """None: the recognised format, or the one that a data set records."""
     chat_template: Path | None
     """None: the tokenizer's, or the one that a data set was made with."""
     train_on: TrainOn | None
-    """None: the assistant's turns, or what a data set was made for."""
+    """None: the assistant's turns, or the choice that a data set was made with."""
     packing: bool
     too_long: TooLong
     max_bad: int
     prompt_lengths: bool = False
-    """The data sets are memory maps of the predecessor, each document the length of a prompt, the prompt, and its
-    completion."""
+    """Whether the data sets are memory maps of the predecessor, where each document is the length of a prompt, the
+    prompt, and its completion."""
 
 
 class RecordDataConfig(BaseConfig):
-    """Where the data are, and what there is to say of them where they are records of fine-tuning data."""
+    """The paths of the data, and the settings for data that are records of fine-tuning data."""
 
     data_prefixes: list[Path] | None = None
     """Memory-mapped token data sets (paths without .bin / .idx), as `scaling data tokenize` writes them; for records
-    (record_format) JSON and JSON lines files too. null: corpus."""
+    (record_format) JSON and JSON lines files too. null: use corpus."""
     validation_data_prefixes: list[Path] | None = None
-    """The same for validation. null: validation_fraction of the training documents."""
+    """Data sets for validation, as in data_prefixes. null: validation_fraction of the training documents."""
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training documents, or records, that is held out for validation where there are no
     validation_data_prefixes. 0: none."""
     record_format: Literal["auto"] | RecordFormat | None = None
-    """Train on records, which stay whole and of which not every token counts, not on a stream of texts. auto: recognise
-    the format of each file, or take what a data set says; else its name. null: texts."""
+    """Train on records instead of a stream of texts. Records stay whole, and not every token counts in the loss. auto:
+    recognise the format of each file, or take the one that a data set records; otherwise the name of a format. null:
+    texts."""
     chat_template: Path | None = None
-    """File with the Jinja template by which conversations become text. null: the tokenizer's, or the one that a data
+    """File with the Jinja template that turns conversations into text. null: the tokenizer's, or the one that a data
     set was made with."""
     train_on: TrainOn | None = None
-    """Which tokens of a record count: those of the assistant's turns, of the last of them, or all. null: assistant, or
-    what a data set was made for."""
+    """Which tokens of a record count in the loss: those of the assistant's turns (assistant), of its last turn (last),
+    or all. null: assistant, or the choice that a data set was made with."""
     packing: bool | None = None
-    """Put as many whole records in a sequence as there is room for, false: one. null: true, but false for the
-    predecessor's finetuning settings."""
+    """Put as many whole records in a sequence as there is room for. false: one record per sequence. null: true, but
+    false for the predecessor's finetuning settings."""
     too_long: TooLong | None = None
-    """What becomes of a record that is longer than a sequence: refuse, drop, cut_right or cut_left. null: refuse, but
+    """Treatment of a record that is longer than a sequence: refuse, drop, cut_right or cut_left. null: refuse, but
     cut_right for the predecessor's finetuning settings."""
     max_bad_records: int = Field(default=0, ge=0)
-    """Leave out up to so many records of each file that cannot be used, and name them."""
+    """Leave out, and name, up to this many unusable records of each file."""
     records_dir: Path = Path(".data")
-    """Folder in which JSON files that are named as data are kept as tokens, or found where they have been before."""
+    """Folder in which the tokens of JSON files named as data are kept, or found if they were made before."""
     finetuning_dataset: bool = False
     """The predecessor's form of record_format: prompt_completion, without packing."""
     finetuning_chat_dataset: bool = False
@@ -79,9 +80,10 @@ class RecordDataConfig(BaseConfig):
 
     @property
     def records(self) -> RecordSettings | None:
-        """How records are read; None where the data are a stream of texts.
+        """Return how records are read; None where the data are a stream of texts.
 
-        The predecessor gave each record a sequence of its own and cut off what was too long: so do its settings.
+        The predecessor gave each record a sequence of its own and cut off records that were too long. Its settings do
+        the same.
         """
         former = self._former()
         if self.record_format is None and not former:
@@ -107,7 +109,7 @@ class RecordDataConfig(BaseConfig):
         return [name for name in FORMER if given[name]]
 
     def record_problems(self) -> Iterator[Problem]:
-        """Check that what the data are is said once, and that nothing is said about records where there are none."""
+        """Check that the kind of data is given once, and settings for records only where the data are records."""
         former = self._former()
         if self.finetuning_chat_dataset and len(former) > 1:
             yield Problem("finetuning_chat_dataset", f"and {former[0]} are both true; set one of them to false")

@@ -44,13 +44,13 @@ class TransformerConfig(BaseConfig):
     runner: RunnerConfig = Field(default_factory=RunnerConfig)
     """Where the processes of the run are started, and how."""
     logger: LoggerConfig = Field(default_factory=LoggerConfig)
-    """What is logged, and where to."""
+    """What is logged, and where."""
     topology: TopologyConfig = Field(default_factory=TopologyConfig)
-    """Processes on each axis, and how a global batch is cut."""
+    """Processes on each axis, and how a global batch is divided."""
     optimizer: OptimizerConfig = Field(default_factory=AdamWConfig)
     """The optimizer."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
-    """The loss, and what is asked of the training as a whole."""
+    """The loss, and settings of the training as a whole."""
     training_groups: list[TrainingGroupConfig] = Field(default_factory=list)
     """Groups of parameters, each with its weight decay and learning rate. Empty: one group of all parameters."""
     learning_rate_scheduler: LearningRateSchedulerConfig | None = None
@@ -70,11 +70,11 @@ class TransformerConfig(BaseConfig):
 
     @classmethod
     def read_former(cls, values: Mapping[str, Any]) -> Reading:
-        """Make training_groups of what version 0.1 had in their place."""
+        """Make training_groups from the settings that version 0.1 had in their place."""
         return read_first_version(values)
 
     def derived(self) -> Mapping[str, Any]:
-        """Make the short form, or nothing, one group of all parameters: `training_groups` is never empty."""
+        """Turn the short form, or its absence, into one group of all parameters: `training_groups` is never empty."""
         if self.training_groups:
             return {}
         scheduler = self.learning_rate_scheduler or LearningRateSchedulerConfig()

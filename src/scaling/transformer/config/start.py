@@ -1,4 +1,4 @@
-"""Checks of what a run starts from and writes to: folders, checkpoints, and the parameters that it trains."""
+"""Checks of the start of a run: its folders, the checkpoint it starts from, and the parameters that it trains."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from scaling.transformer.config.root import TransformerConfig
 from scaling.transformer.config.training import TrainingConfig, TrainingGroupConfig
 
 _NOT_GIVEN: Final = {"data.eod_token_id": (None,), "transformer_architecture.vocab_size": (None, 0)}
-"""Settings that follow from the data and the tokenizer where they have these values: compared once they are known."""
+"""Settings that, at these values, are derived from data and tokenizer; they are compared once they are known."""
 
 
 def groups_have_parameters(
@@ -42,14 +42,14 @@ def groups_have_parameters(
     transformer_architecture: TransformerArchitectureConfig,
     training: TrainingConfig,
 ) -> Iterator[Problem]:
-    """Every group takes parameters, and every parameter is in one group."""
+    """Check that every group takes parameters, and that every parameter is in one group."""
     if not training_groups:  # one group of all parameters
         return
     yield from group_problems(training_groups, transformer_architecture, training)
 
 
 def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterator[Problem]:
-    """What is written to can be a folder."""
+    """Check that the paths to write to are folders or can become folders."""
     for path, folder in (("trainer.save_dir", trainer.save_dir), ("logger.log_dir", logger.log_dir)):
         for place in (folder, *folder.parents) if folder else ():
             if os.path.exists(place):
@@ -71,7 +71,7 @@ def folders_are_folders(trainer: TrainerConfig, logger: LoggerConfig) -> Iterato
 
 
 def load_dir_has_a_checkpoint(trainer: TrainerConfig) -> Iterator[Problem]:
-    """A folder without a checkpoint is a problem while one is needed: a mistyped path is the likelier cause."""
+    """Check that load_dir has a checkpoint where one is needed: without one, the path is probably mistyped."""
     load_dir, save_dir = trainer.load_dir, trainer.save_dir
     with suppress(OSError):  # a save_dir that cannot be looked into
         if save_dir is not None and list_steps(save_dir):
@@ -118,10 +118,10 @@ def _why_not(search: Search, instead: str) -> str:
 def checkpoint_is_of_this_run(
     trainer: TrainerConfig, transformer_architecture: TransformerArchitectureConfig, data: DataConfig
 ) -> Iterator[Problem]:
-    """The checkpoint that the run starts from is of the same model and, where it goes on from its place, order."""
+    """Check that the checkpoint to start from has the same model and, where the run resumes, the same data order."""
     on_base = transformer_architecture.has_methods
     for own, directory in ((True, trainer.save_dir), (False, trainer.load_dir)):
-        with suppress(OSError):  # which other checks name, or the run
+        with suppress(OSError):  # reported by other checks, or by the run
             stored = None if directory is None else glance(directory).found
             if stored is not None:
                 if own and (problem := refused_return(trainer, stored.step)) is not None:
@@ -173,7 +173,7 @@ def _differences(
 def methods_have_a_base(
     trainer: TrainerConfig, transformer_architecture: TransformerArchitectureConfig
 ) -> Iterator[Problem]:
-    """What methods of fine-tuning leave as it is comes from somewhere."""
+    """Check that fine-tuning methods have a base, which they leave as it is."""
     if trainer.load_dir is not None or not transformer_architecture.has_methods:
         return
     with suppress(OSError):  # a save_dir that cannot be looked into

@@ -1,4 +1,4 @@
-"""TrainingConfig and TrainingGroupConfig: the loss, and which parameters are trained how."""
+"""TrainingConfig and TrainingGroupConfig: the loss, and how groups of parameters are trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scaling.core import (
 
 
 class LossFunctionConfig(ConfigFamily):
-    """What is minimised."""
+    """The loss function that is minimised."""
 
     kind_key: ClassVar[str] = "loss_type"
     default_kind: ClassVar[str | None] = "cross_entropy_loss"
@@ -32,13 +32,14 @@ class CrossEntropyLossConfig(LossFunctionConfig):
     loss_type: str = "cross_entropy_loss"
     """The kind of loss."""
     z_loss: float = Field(default=0.0, ge=0)
-    """Added to the loss in training: this times the square of log Z of each token, Z the sum of its exponentiated
-    logits, which keeps logits from drifting; 1e-4 is usual. 0: off."""
+    """Adds to the loss, in training, this times the square of log Z of each token, where Z is the sum of its
+    exponentiated logits. This keeps logits from drifting; 1e-4 is usual. 0: off."""
     chunk_size: Annotated[int | None, OnResume.RUNTIME] = Field(default=None, ge=1)
-    """Tokens of a micro-batch whose logits exist at a time; over several model ranks those of twice as many. Gradients
-    are made in the same pass: one as large as the head's matrix, in at least float32, is kept for each micro-batch that
-    awaits its backward pass (one under 1F1B, all of a step where all forward passes come first). null: as many as are
-    fast: those with 16 MiB of float32 logits on a CPU, but at least 128; with 512 MiB on a GPU, but at least 1024."""
+    """Number of tokens of a micro-batch whose logits exist at a time; over several model ranks, twice as many.
+    Gradients are computed in the same pass: one as large as the head's matrix, in at least float32, is kept for each
+    micro-batch that awaits its backward pass (one under 1F1B, all of a step where all forward passes come first). null:
+    a number that is fast: as many as have 16 MiB of float32 logits on a CPU, but at least 128; 512 MiB on a GPU, but at
+    least 1024."""
 
 
 class ContrastiveLossConfig(LossFunctionConfig):
@@ -63,16 +64,16 @@ class ContrastiveLossConfig(LossFunctionConfig):
 
 
 class TrainingConfig(BaseConfig):
-    """The loss and what is asked of the training as a whole."""
+    """The loss, and settings of the training as a whole."""
 
     on_resume = OnResume.SCHEDULE
 
     allow_missing_params_in_optimizer: bool = False
     """true: parameters in no training group stay as they are; false: each must be in exactly one group."""
     use_deterministic_torch_algorithms: bool = False
-    """Use only GPU kernels that give the same bits each time, at some cost in speed. On the CPU they always do."""
+    """Use only GPU kernels that give the same bits each time, at some cost in speed. CPU kernels always do."""
     loss_function_config: LossFunctionConfig = Field(default_factory=CrossEntropyLossConfig)
-    """What is minimised."""
+    """The loss function that is minimised."""
 
 
 class TrainingGroupConfig(BaseConfig):
@@ -90,7 +91,7 @@ class TrainingGroupConfig(BaseConfig):
     weight_decay: float = Field(default=1e-4, ge=0)
     """Weights shrink by this times the learning rate in each step. 0: off."""
     independent_weight_decay: bool = False
-    """Divide weight_decay by the peak learning rate, so that it does not depend on it."""
+    """Divide weight_decay by the peak learning rate, so that the decay does not depend on that rate."""
     learning_rate_scheduler: LearningRateSchedulerConfig = Field(default_factory=LearningRateSchedulerConfig)
     """Learning rate of the group."""
 
@@ -108,7 +109,7 @@ class TrainingGroupConfig(BaseConfig):
         )
 
     def problems(self) -> Iterator[Problem]:
-        """Check the patterns and what independent weight decay needs."""
+        """Check the patterns, and the learning rate that independent weight decay divides by."""
         include = self.parameters_include or []
         yield from pattern_problems("parameters_include", include)
         yield from pattern_problems("parameters_exclude", self.parameters_exclude)
