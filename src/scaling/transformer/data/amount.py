@@ -1,4 +1,4 @@
-"""Whether texts are enough for a sequence: of few documents it is known before any process starts."""
+"""Check whether texts are enough for a sequence; for few documents this is known before any process starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scaling.transformer.data.packing import Packing
 from scaling.transformer.data.split import Part, Split
 
 FEW: Final = 4096
-"""Documents whose lengths are looked at at once; more than these are hardly ever too short, and take longer."""
+"""Most documents whose lengths are checked here; more than these are hardly ever too short, and take longer."""
 
 
 def packing_of(data: DataConfig, architecture: TransformerArchitectureConfig, *, drop_last: bool) -> Packing:
@@ -30,7 +30,7 @@ def packing_of(data: DataConfig, architecture: TransformerArchitectureConfig, *,
 
 
 def too_little(name: str, documents: int, sequence_length: int, split: Split) -> str:
-    """Say that documents make no sequence, and what to do."""
+    """Return a message that documents make no sequence, and what to do."""
     part = "" if split.part is Part.ALL else f" in the {split.part.value} part"
     some = "1 document makes" if documents == 1 else f"{documents} documents make"
     return (
@@ -42,7 +42,7 @@ def too_little(name: str, documents: int, sequence_length: int, split: Split) ->
 def amount_problems(
     opened: Mapping[str, tuple[Path, TokenDocuments]], data: DataConfig, architecture: TransformerArchitectureConfig
 ) -> Iterator[Problem]:
-    """Tell which data sets of few documents make no sequence, as `load_datasets` would; `opened` is by setting."""
+    """Yield the data sets of few documents that make no sequence, as `load_datasets` would; `opened` is by setting."""
     held_out = data.validation_fraction > 0 and not data.validation_data_prefixes
     train = Split(Part.TRAIN if held_out else Part.ALL, data.validation_fraction)
     length = architecture.sequence_length

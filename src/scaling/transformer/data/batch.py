@@ -1,4 +1,4 @@
-"""The samples and micro-batches of a language model: token ids, where pieces begin, and what each target counts."""
+"""The samples and micro-batches of a language model: token ids, starts of pieces, and weights of targets."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextSample:
-    """A sequence of s inputs and s targets, where its pieces begin, what each target counts, and where it comes from.
+    """A sequence of s inputs and s targets, with the starts of its pieces, the weight of each target, and its origin.
 
-    All that depends on pieces follows from `starts` and `weights`: only the data set knows them, never the token ids.
+    Everything that depends on pieces follows from `starts` and `weights`: only the data set knows them, never the token
+    ids.
     """
 
     tokens: NDArray[np.int64]
@@ -32,19 +33,19 @@ class TextSample:
     weights: NDArray[np.float32]
     """[s]: the weight of each target in the loss."""
     spans: tuple[Span, ...]
-    """The pieces of documents or records in `tokens`, one after the other; behind the last one is padding."""
+    """The pieces of documents or records in `tokens`, in order; after the last one comes padding."""
     source: str
     """The data set, for messages."""
     unit: str = "document"
     """What the numbers in `spans` count."""
     placeholders: int = 0
-    """Tokens in front of each piece, in the places of a soft prompt; `spans` do not cover them."""
+    """Tokens in front of each piece that hold the places of a soft prompt; `spans` do not cover them."""
 
     @classmethod
     def of_documents(
         cls, tokens: NDArray[np.int64], spans: tuple[Span, ...], source: str, *, eod_token_id: int
     ) -> TextSample:
-        """Make a sample of pieces of documents, each of which ends after `eod_token_id` too."""
+        """Make a sample from pieces of documents; a document also ends after `eod_token_id`."""
         begins = piece_starts([span.stop - span.start for span in spans], len(tokens))
         starts = document_starts(tokens, begins, eod_token_id=eod_token_id)
         return cls(tokens, starts, loss_weights(starts), spans, source)
@@ -55,7 +56,7 @@ class TextSample:
         return sum(self.placeholders + span.stop - span.start for span in self.spans)
 
     def pieces(self) -> Iterator[tuple[Span, int]]:
-        """Yield each span with the place in `tokens` of its first token, behind its placeholders."""
+        """Yield each span with the place in `tokens` of its first token, after its placeholders."""
         place = 0
         for span in self.spans:
             place += self.placeholders
@@ -63,7 +64,7 @@ class TextSample:
             place += span.stop - span.start
 
     def origin(self, place: int) -> str:
-        """Say where the token at a place in this sample comes from, for a message."""
+        """Return where the token at a place in this sample comes from, for a message."""
         for span, first in self.pieces():
             if place < first:
                 return f"a placeholder of the soft prompt in front of {self.unit} {span.document} of {self.source}"
@@ -74,7 +75,7 @@ class TextSample:
 
 @dataclass(frozen=True)
 class TextCollator:
-    """Makes micro-batches of text samples, and refuses tokens that the model has no embedding for."""
+    """Collator of text samples into micro-batches; refuses tokens that the model has no embedding for."""
 
     vocab_size: int
     _: KW_ONLY

@@ -1,8 +1,8 @@
-"""Which records share a row: whole ones, put together once from their lengths alone. Pure.
+"""Which records share a row: whole records, packed once from their lengths alone. Pure.
 
-A window of 1024 records is filled into bins, the largest record first and beside it the largest that still fits, again
-and again. What lies in the worst bins of a window goes back to the next one, so that records for which nothing fits now
-wait for others. Of log-normal lengths less than 2 % of the places stay empty.
+A window of 1024 records is packed into bins: each bin gets the longest record left, and then repeatedly the longest one
+that still fits. The records of the worst bins of a window are carried over to the next window, where other records may
+fit beside them. With log-normal lengths, less than 2 % of the places stay empty.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from scaling.transformer.data.split import uniform
 WINDOW: Final = 1024
 """Records that are looked at together."""
 FULL: Final = 0.98
-"""A bin that is filled so far is good enough."""
+"""A bin filled to this share is good enough."""
 CARRIED: Final = 1 / 4
 """Share of a window that may be carried over to the next one."""
 
 _NUMBER_BITS: Final = 40
-"""A record in a window is one integer, its length in front of its number: integers sort and compare quickly."""
+"""A record in a window is one integer, its length in the bits above its number: integers sort and compare quickly."""
 _NUMBER: Final = (1 << _NUMBER_BITS) - 1
 
 
 @final
 @dataclass(frozen=True)
 class Bins:
-    """Rows of records: 4 to 8 bytes a record, and 8 a row."""
+    """Rows of records, in 4 or 8 bytes per record and 8 per row."""
 
     members: NDArray[np.integer]
     """The numbers of the records, row after row."""
@@ -57,8 +57,8 @@ def one_each(numbers: NDArray[np.int64]) -> Bins:
 def pack(numbers: NDArray[np.int64], lengths: NDArray[np.int64], capacity: int) -> Bins:
     """Put records of these lengths, none above `capacity`, into rows of `capacity` places.
 
-    They come to the windows in an order that is the same for ever and follows no pattern: a file may be sorted by
-    length, or by subject. About a million records a second.
+    Records enter the windows in a fixed pseudo-random order, since a file may be sorted by length or by subject. Packs
+    about a million records a second.
     """
     scattered = np.argsort(uniform(0, len(numbers)), kind="stable")
     keys = (lengths[scattered] << _NUMBER_BITS) | numbers[scattered]
@@ -78,7 +78,7 @@ def pack(numbers: NDArray[np.int64], lengths: NDArray[np.int64], capacity: int) 
 
 
 def _fill(pool: list[int], capacity: int, *, most_carried: int) -> tuple[list[list[int]], list[int]]:
-    """Fill bins with all of a sorted pool; return those that are kept, and the records of the worst ones."""
+    """Fill bins with all of a sorted pool; return the bins that are kept, and the records of the worst ones."""
     enough = capacity - int(capacity * FULL)
     done: list[list[int]] = []
     poor: list[tuple[int, list[int]]] = []
@@ -102,7 +102,7 @@ def _fill(pool: list[int], capacity: int, *, most_carried: int) -> tuple[list[li
 
 
 def filled(lengths: Sequence[int] | NDArray[np.int64], rows: int, capacity: int) -> float:
-    """Return the share of the places of so many rows that records take."""
+    """Return the share of the places of `rows` rows that records take."""
     return float(np.sum(lengths)) / max(rows * capacity, 1)
 
 

@@ -1,7 +1,7 @@
-"""Attention mask, positions and loss weights, all three derived from one thing: where pieces start.
+"""Attention mask, positions and loss weights, all three derived from the starts of pieces.
 
-A piece is one of a document, or a record. Shapes: B rows of a micro-batch, T = S + 1 tokens of a row (S inputs, and S
-targets one token further on).
+A piece is a part of a document, or a record. Shapes: B rows of a micro-batch, T = S + 1 tokens of a row (S inputs, and
+S targets one token further on).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FloatArray = NDArray[np.float32]
 
 
 def piece_starts(sizes: Sequence[int], length: int) -> BoolArray:
-    """Mark the first token of each of the pieces of these sizes, [T = `length`]; each token behind them is a piece."""
+    """Mark the first token of each piece, given their sizes, [T = `length`]; each token after them is a piece."""
     result: BoolArray = np.zeros(length, np.bool_)
     ends = np.cumsum([0, *sizes])
     result[ends[:-1]] = True
@@ -29,8 +29,8 @@ def piece_starts(sizes: Sequence[int], length: int) -> BoolArray:
 def document_starts(tokens_T: IntArray, starts_T: BoolArray, *, eod_token_id: int) -> BoolArray:
     """Mark every token that begins a document, [T] or [B, T].
 
-    A document begins where the data set says so (`starts_T`), after an end-of-document token, and with each row, which
-    cannot see what is before it.
+    A document begins where the data set says so (`starts_T`), after an end-of-document token, and at the start of each
+    row, which cannot see earlier tokens.
     """
     result: BoolArray = starts_T.copy()
     result[..., 0] = True
@@ -57,10 +57,10 @@ def position_ids(starts_BT: BoolArray, *, restart: bool) -> NDArray[np.int64]:
 
 
 def loss_weights(starts_T: BoolArray, token_weights_T: FloatArray | None = None) -> FloatArray:
-    """Weigh each target, [S] or [B, S]: 0 where it begins a piece, for nothing before it could announce it.
+    """Return the weight of each target, [S] or [B, S]: 0 where it begins a piece, since nothing before predicts it.
 
-    The others have their own weight (`token_weights_T`), or else 1. So the loss of packed rows is the sum of the losses
-    of the pieces in them, however they are packed.
+    The others have their own weight (`token_weights_T`), or 1 without such. So the loss of packed rows is the sum of
+    the losses of the pieces in them, however they are packed.
     """
     announced: FloatArray = (~starts_T[..., 1:]).astype(np.float32)
     return announced if token_weights_T is None else announced * token_weights_T[..., 1:]

@@ -1,4 +1,4 @@
-"""A folder that is built once: complete under its name or not there, by one of any number of processes."""
+"""Build a folder once, by one of any number of processes: under its name it is complete or absent."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def built_once(
     what: str,
     progress: ProgressCallback,
 ) -> Path:
-    """Return the folder `final`, building it where it is not there or not intact.
+    """Return the folder `final`, building it where it is missing or not intact.
 
     Any number of processes may call this at once: one builds, the others wait for it. The folder appears by one rename;
-    the rest of a build that was killed is removed by the next.
+    the next build removes the remains of one that was killed.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The folder cannot be written.
     """
     if intact(final):
         return final

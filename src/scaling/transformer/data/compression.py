@@ -1,4 +1,4 @@
-"""Open plain, gzip and Zstandard files alike, for reading bytes; a stream that is cut off never passes for whole."""
+"""Open plain, gzip and Zstandard files the same way, for reading bytes; a truncated stream never passes as complete."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
-"""What reading raises where compressed data is damaged or ends too early."""
+"""The exceptions of reading compressed data that is damaged or ends too early."""
 
 COMPRESSED_BYTES_AT_ONCE = 1 << 10
-"""Few: what they decompress to is held in memory, 32 MB where every block of 4 bytes stands for 128 KiB of one byte."""
+"""Few, as the decompressed data is held in memory: 32 MB where every block of 4 bytes encodes 128 KiB of one byte."""
 
 READ_BYTES = 1 << 18
-"""Read at once from a plain file: lines are longer than Python's own buffer, and cost some calls of the system each."""
+"""Bytes read at once from a plain file: lines are longer than Python's own buffer and would take many system calls."""
 
 
 def open_binary(path: Path) -> IO[bytes]:
@@ -46,13 +46,13 @@ def open_binary(path: Path) -> IO[bytes]:
 
 
 class _ZstandardStream(io.RawIOBase):
-    """Decompresses frame after frame; zstandard's own reader takes a file that is cut off for one that ends there."""
+    """Stream that decompresses frame after frame; zstandard's own reader takes a truncated file for a complete one."""
 
     def __init__(self, path: Path, zstandard: Any) -> None:
         self._file = path.open("rb")
         self._zstandard = zstandard
         self._frame: Any = None
-        self._pending = memoryview(b"")  # taken from by moving its start: to copy the rest each time would be quadratic
+        self._pending = memoryview(b"")  # consumed by moving its start: copying the rest each time would be quadratic
 
     def readable(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""How many samples a run had consumed before a step: from the metrics and the checkpoints that it has left."""
+"""Find how many samples a run had consumed before a step, from its metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Beginning:
 
     consumed_samples: int
     assumption: str | None = None
-    """What is taken for granted in saying so; None where what the run has left proves it."""
+    """The assumption that the number rests on; None where metrics or checkpoints of the run prove it."""
 
 
 @dataclass(frozen=True)
 class _Known:
-    """So many samples were consumed up to a step, and where that is written."""
+    """The number of samples consumed up to a step, and the file that records it."""
 
     step: int
     consumed_samples: int
     path: Path | None = None
-    """None: nowhere, since every run begins like this."""
+    """None: no file, since every run begins like this."""
 
     def __str__(self) -> str:
         if self.path is None:
@@ -38,16 +38,15 @@ class _Known:
 
 
 def consumed_before(config: TransformerConfig, step: int) -> Beginning:
-    """Return how many samples were consumed before `step`, by the metrics and the checkpoints of the run.
+    """Return how many samples were consumed before `step`, according to the metrics and checkpoints of the run.
 
-    They know of batch sizes that were changed on resume. Counted is from the latest step before this one that they
-    tell of, with the batch size of `config`; the earliest one that they tell of from this step on has to agree. Where
-    there is none, the run is thought to go on as configured.
+    They record batch sizes that were changed on resume. The count continues from the latest recorded step before this
+    one, with the batch size of `config`; the earliest recorded step from this one on has to agree. Where there is none,
+    the run is assumed to continue as configured.
 
     Raises:
-        ConfigError: There is no such step, the run took it with another batch size than that of `config`, or what is
-            left is of different runs.
-        StorageError: The metrics or the checkpoints cannot be read.
+        ConfigError: There is no such step, the run took it with another batch size than that of `config`, or metrics
+        and checkpoints are of different runs. StorageError: The metrics or the checkpoints cannot be read.
     """
     require_step(step)
     size = config.topology.global_batch_size
@@ -97,7 +96,7 @@ def _agreed(points: Iterable[_Known]) -> _Known:
 
 
 def _left_by(config: TransformerConfig, step: int) -> Iterator[_Known]:
-    """Yield what a run of `config` has noted, of its checkpoints those next to `step` on both sides."""
+    """Yield what a run of `config` has recorded; of its checkpoints, the nearest on both sides of `step`."""
     own: list[int] = []
     if config.logger.log_dir is not None:
         noted = _in_metrics(config.logger.log_dir / METRICS_FILE)
@@ -110,12 +109,12 @@ def _left_by(config: TransformerConfig, step: int) -> Iterator[_Known]:
         yield from _next_to(step, folders)
     if trainer.load_dir is not None and trainer.load_context:
         folders = _step_folders(trainer.load_dir)
-        # This run began there; what comes after its own first step belongs to another run, which went on as well.
+        # This run began there; later steps than its own first one belong to another run, which continued too.
         yield from _next_to(step, {known: folders[known] for known in folders if not own or known < min(own)})
 
 
 def _in_metrics(path: Path) -> list[_Known]:
-    """Return what a run's metrics tell, of which the last line may be unfinished."""
+    """Return the records in a run's metrics, whose last line may be unfinished."""
     found: dict[int, _Known] = {}
     try:
         with path.open("rb") as lines:
@@ -141,7 +140,7 @@ def _step_folders(directory: Path) -> dict[int, Path]:
 
 
 def _next_to(step: int, folders: dict[int, Path]) -> Iterator[_Known]:
-    """Yield what the nearest readable checkpoints before and from `step` on tell; only their manifests are read."""
+    """Yield the records in the nearest readable checkpoints before and from `step` on; only manifests are read."""
     before = sorted((number for number in folders if number < step), reverse=True)
     after = sorted(number for number in folders if number >= step)
     for numbers in (before, after):
@@ -152,7 +151,7 @@ def _next_to(step: int, folders: dict[int, Path]) -> Iterator[_Known]:
 
 
 def _in_checkpoint(step: int, folder: Path) -> _Known | None:
-    """Return what a checkpoint tells; None where it is damaged, or imported, which tells nothing."""
+    """Return the record in a checkpoint; None where it is damaged, or imported and thus without one."""
     try:
         state: Any = read_manifest(folder).scalars["trainer"]
         found = _Known(int(state["step"]), int(state["consumed_samples"]), folder)

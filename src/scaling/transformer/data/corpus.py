@@ -29,31 +29,31 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class CorpusLimits:
-    """What the corpus is made of, and how large it gets."""
+    """Sizes of the corpus and its tokenizer."""
 
     vocab_size: int = 8192
     max_bytes: int | None = None
-    """Text in the corpus; whole documents are left out evenly. None: all there is, about 13 MB."""
+    """Most text in the corpus; whole documents are left out evenly to stay within it. None: all, about 13 MB."""
     tokenizer_bytes: int = 3 << 20
-    """Text, of the corpus, that the tokenizer is trained on."""
+    """Text of the corpus that the tokenizer is trained on."""
 
 
 @dataclass(frozen=True)
 class CorpusPaths:
-    """Where a corpus lies."""
+    """Paths of a corpus."""
 
     prefix: Path
-    """Of the memory map."""
+    """Prefix of the memory map."""
     tokenizer: Path
 
 
 def build_stdlib_corpus(
     directory: Path, limits: CorpusLimits | None = None, *, progress: ProgressCallback = silent
 ) -> CorpusPaths:
-    """Return the corpus in a folder of `directory`, building it where it is not there or not intact.
+    """Return the corpus in a folder of `directory`, building it where it is missing or not intact.
 
     Any number of processes may call this at once: one builds, the others wait for it. The corpus appears by one rename;
-    the rest of a build that was killed is removed by the next.
+    the next build removes the remains of one that was killed.
 
     Raises:
         DataError: This Python comes without the sources of its standard library.
@@ -149,7 +149,7 @@ def _write_manifest(directory: Path, identity: Mapping[str, object]) -> None:
 
 
 def _intact(directory: Path, identity: Mapping[str, object]) -> bool:
-    """Tell whether a corpus is there, every file of it as it was written (some 10 MB to read)."""
+    """Return whether a corpus exists, with every file as it was written (some 10 MB to read)."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         files = {path.name: _sha256(path) for path in directory.iterdir() if path.name != MANIFEST}

@@ -1,4 +1,4 @@
-"""Encode many texts at once, by `tokenizers` or by gigatoken, into one array of tokens and the length of each text."""
+"""Encode many texts at once, with `tokenizers` or gigatoken, into one array of tokens and the length of each text."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RENEWED_AFTER: Final = 64 << 20
 
 BETWEEN: Final = "\0"
 SHORT: Final = 1000
-"""Mean characters of texts from which on a call for each is cheaper than to join them."""
+"""Mean length of texts, in characters, from which on one call for each is cheaper than joining them."""
 PROBE: Final = ("a", " a b ", "", "\n\n", " ", "\ta.", "a  ", "a", "")
-"""Texts whose tokens change where a tokenizer takes a text that has another before it for its continuation."""
+"""Texts whose tokens change where a tokenizer treats a text after another one as its continuation."""
 _AS_IT_STANDS: Final = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 LATE: Final = (
@@ -36,11 +36,11 @@ LATE: Final = (
 )
 """Characters of the basic plane that Unicode has since version 15, as ranges (both ends included)."""
 SETTLED: Final = ((0x1D400, 0x1D6A5), (0x1D6A8, 0x1D7FF), (0x1F000, 0x1FAFF), (0x20000, 0x2A6DF))
-"""Characters beyond the basic plane that are in use and in no dispute: mathematical letters, emoji, ideographs."""
+"""Characters beyond the basic plane that are in use and undisputed: mathematical letters, emoji, ideographs."""
 
 
 class Engine(str, Enum):
-    """What turns text into tokens."""
+    """Library that turns text into tokens."""
 
     AUTO = "auto"
     """gigatoken where it is installed and its tokens are those of `tokenizers`."""
@@ -50,13 +50,13 @@ class Engine(str, Enum):
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of several texts, one behind the other, and how many each text has."""
+    """The tokens of several texts, one after the other, and how many each text has."""
 
     tokens: NDArray[Any]
     lengths: NDArray[np.int64]
 
     def ended(self, end: int | None, dtype: np.dtype[Any]) -> Encoded:
-        """Return the tokens in a type, with `end` (if any) behind those of each text that has some."""
+        """Return the tokens in a type, with `end` (if any) after those of each text that has some."""
         tokens = self.tokens.astype(dtype)
         if end is None:
             return Encoded(tokens, self.lengths)
@@ -66,7 +66,7 @@ class Encoded:
 
 
 class Encoder(Protocol):
-    """What encodes texts."""
+    """Encoder of texts."""
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Return the tokens of texts without special ones."""
@@ -74,7 +74,7 @@ class Encoder(Protocol):
 
 @final
 class SlowEncoder:
-    """Encodes by the `tokenizers` library, which is the reference."""
+    """Encoder that uses the `tokenizers` library, which is the reference."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -88,19 +88,20 @@ class SlowEncoder:
 
 @final
 class FastEncoder:
-    """Encodes by gigatoken, and by `tokenizers` those few texts about which the two may differ.
+    """Encoder that uses gigatoken, and `tokenizers` for those few texts on which the two may differ.
 
-    These are texts in which a special token turns up, and texts with characters so new that libraries, each with its
-    own edition of Unicode, do not agree on whether they are letters. The tokenizer has to be one for plain text.
+    These are texts in whose encoding a special token occurs, and texts with characters so new that libraries, each with
+    its own edition of Unicode, do not agree on whether they are letters. The tokenizer has to be one for plain text.
 
-    Short texts are joined, and encoded in one call, by a token that is added for this: NUL, which no document holds.
+    Short texts are joined by a token that is added for this, NUL, which no document contains, and encoded in one call.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         import gigatoken
 
         content = json.loads(tokenizer.to_str())
-        # What is not in this list is text. gigatoken looks for special ones only, `tokenizers` for the others only.
+        # Tokens that are not in this list are plain text. gigatoken looks for special ones only, `tokenizers` for the
+        # others only.
         added = [{**token, "special": True} for token in content.get("added_tokens") or () if not token["special"]]
         self._between = tokenizer.vocab_size
         added.append({"id": self._between, "content": BETWEEN, "special": True, **_AS_IT_STANDS})
@@ -129,7 +130,7 @@ class FastEncoder:
     def _joined(self, texts: Sequence[str]) -> Encoded:
         tokens = self._backend.encode(BETWEEN.join(texts))
         places = np.flatnonzero(tokens == self._between)
-        if len(places) != len(texts) - 1:  # a text holds it, or there is no text
+        if len(places) != len(texts) - 1:  # a text contains NUL, or there is no text
             return self._apart(texts)
         return Encoded(np.delete(tokens, places), np.diff(places, prepend=-1, append=len(tokens)) - 1)
 
@@ -147,7 +148,7 @@ class FastEncoder:
 
 
 def _disputed(texts: Sequence[str]) -> set[int]:
-    """Return which texts have a character about which editions of Unicode differ."""
+    """Return which texts have a character on which editions of Unicode differ."""
     others = [number for number, text in enumerate(texts) if not text.isascii()]
     if not others or not _any_disputed("".join(texts[number] for number in others)):
         return set()
@@ -155,7 +156,7 @@ def _disputed(texts: Sequence[str]) -> set[int]:
 
 
 def undisputed(text: str) -> str:
-    """Return the characters of a text about which all editions of Unicode agree."""
+    """Return the characters of a text on which all editions of Unicode agree."""
     numbers = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     return numbers[~_table()[numbers]].tobytes().decode("utf-32-le")
 
@@ -166,7 +167,7 @@ def _any_disputed(text: str) -> bool:
 
 @cache
 def _table() -> NDArray[np.bool_]:
-    """Tell of each character whether editions of Unicode differ about it."""
+    """Return for each character whether editions of Unicode differ on it."""
     table = np.ones(0x110000, np.bool_)
     table[:0x10000] = [unicodedata.category(chr(number)) == "Cn" for number in range(0x10000)]
     for first, last in LATE:

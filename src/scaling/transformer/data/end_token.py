@@ -1,4 +1,4 @@
-"""Which tokens begin and end a document: named, named by files beside the tokenizer, or of a usual name."""
+"""Find the tokens that begin and end a document: by option, by files beside the tokenizer, or by a usual name."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ END_TOKENS: Final = (
     "<|eot_id|>",
     "<|im_end|>",
 )
-"""Usual names of end-of-document tokens; the first that a tokenizer knows is its own where nothing else tells."""
+"""Usual names of end-of-document tokens; the first that a tokenizer knows is used where nothing else names one."""
 
 TOKENIZER_OF_A_MODEL: Final = "tokenizer.json"
-"""The tokenizer of a model as it is published."""
+"""The tokenizer file of a published model."""
 TOKENIZER_OF_A_RUN: Final = "vocab.json"
-"""The tokenizer that lies beside checkpoints. Only beside these two do other files speak of it."""
+"""The tokenizer file beside checkpoints. Only for these two names are other files in the folder consulted."""
 ORIGIN_FILE: Final = "huggingface.json"
-"""What an import leaves beside its checkpoint: among others the ends that the model's configuration names."""
+"""The file that an import leaves beside its checkpoint, with the end tokens that the model's configuration names."""
 
 _SOURCES: Final = (
     (ORIGIN_FILE, "eos_token_id"),
@@ -46,7 +46,7 @@ _NAMED: Final = 8
 
 @dataclass(frozen=True)
 class NamedToken:
-    """What a file says of the token that begins or ends a document."""
+    """The token that begins or ends a document, as a file names it."""
 
     token: str | int
     """Its name, or its id."""
@@ -54,10 +54,10 @@ class NamedToken:
 
 
 def end_token_beside(tokenizer_file: Path) -> NamedToken | None:
-    """Return the end token that the files of the same model name, the first of `_SOURCES` first; None: none does.
+    """Return the end token that the files of the same model name, by the order of `_SOURCES`; None: no file names one.
 
     Raises:
-        DataError: A file is there and cannot be understood.
+        DataError: A file exists but cannot be understood.
     """
     return next(
         _said_beside(tokenizer_file, _SOURCES, what="ends a document", instead=", or name the token with --eod-token"),
@@ -66,10 +66,10 @@ def end_token_beside(tokenizer_file: Path) -> NamedToken | None:
 
 
 def begin_token_beside(tokenizer_file: Path) -> NamedToken | None:
-    """Return the token that the files of the same model name as the begin of a text; None: none does.
+    """Return the token that the files of the same model name as the beginning of a text; None: no file names one.
 
     Raises:
-        DataError: A file is there and cannot be understood.
+        DataError: A file exists but cannot be understood.
     """
     return next(_said_beside(tokenizer_file, _BEGIN_SOURCES, what="begins a text"), None)
 
@@ -99,7 +99,7 @@ def _said_beside(
 
 
 def no_such_token(tokenizer: str, token: str, known: Sequence[str], *, ordinary: bool, source: str) -> DataError:
-    """Return the error for an end token that a tokenizer does not have, or that texts consist of; name near ones."""
+    """Return the error for an end token that a tokenizer lacks or that is ordinary text; it names similar tokens."""
     what = "is an ordinary token of" if ordinary else "is no token of"
     near = difflib.get_close_matches(token, known, n=3, cutoff=0.5)
     if near:

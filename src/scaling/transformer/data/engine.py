@@ -1,4 +1,4 @@
-"""Choose what turns text into tokens: gigatoken where it gives the tokens of `tokenizers`, else the latter."""
+"""Choose the library that tokenizes text: gigatoken where it gives the tokens of `tokenizers`, else the latter."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from scaling.transformer.data.tokenizer import Tokenizer
 EXTRA: Final = "fast_tokenization"
 PLACES: Final = 64
 CHARACTERS: Final = 1 << 11
-"""A sample of the input: so many places, evenly spread over its bytes, and at each about so many characters."""
+"""A sample of the input: `PLACES` places, evenly spread over its bytes, and about `CHARACTERS` characters at each."""
 BEGINNING: Final = 200
-"""Of each text its beginning is tried too, so many characters."""
+"""The beginning of each text, this many characters, is tried too."""
 RECORDS: Final = 256
 """Most records that are read at one place: some may be bad, or empty."""
 _SHOWN: Final = 40
@@ -50,14 +50,14 @@ ODD: Final = (
     *("\U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467\u2764\ufe0f \U0001d4d0\U00020bb7", "\u2028a\u0085b\u200bc"),
     *("\ufeffa\ufffd \x01\x02\x7f", "\uffff\u0378"),
 )
-"""Texts with what tokenizers stumble over."""
+"""Texts that tokenizers stumble over."""
 STEP: Final = 13
-"""Of so many characters of the basic plane one is tried, in a word."""
+"""One in this many characters of the basic plane is tried, within a word."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What encodes, and why."""
+    """The chosen engine, and why."""
 
     engine: Engine
     reason: str
@@ -68,7 +68,7 @@ class Choice:
 
 
 def encoder_of(engine: Engine, tokenizer: Tokenizer) -> Encoder:
-    """Return what encodes; what has not been chosen (`AUTO`) is `tokenizers`."""
+    """Return the encoder of an engine; `AUTO`, where none has been chosen, is `tokenizers`."""
     return FastEncoder(tokenizer) if engine is Engine.GIGATOKEN else SlowEncoder(tokenizer)
 
 
@@ -85,7 +85,7 @@ def choose_engine(
     installed; `fast` is for tests.
 
     Raises:
-        DataError: gigatoken is asked for, and is not installed, cannot read the tokenizer or gives other tokens.
+        DataError: gigatoken is asked for, but is not installed, cannot read the tokenizer or gives other tokens.
     """
     if asked is Engine.TOKENIZERS:
         return Choice(Engine.TOKENIZERS, "as asked for", SlowEncoder(tokenizer))
@@ -111,15 +111,15 @@ def choose_engine(
 def _checked(
     name: str, tokenizer: Tokenizer, batches: Sequence[Sequence[str]], fast: Callable[[Tokenizer], Encoder]
 ) -> Encoder | str:
-    """Return an encoder by gigatoken, or what speaks against it."""
+    """Return an encoder that uses gigatoken, or the reason against it."""
     slow = SlowEncoder(tokenizer)
-    expected = [slow.encode(batch) for batch in batches]  # a text that this refuses is refused whoever encodes
+    expected = [slow.encode(batch) for batch in batches]  # a text that is refused here is refused with any engine
     try:
         encoder = fast(tokenizer)
         found = [encoder.encode(batch) for batch in batches]
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # where Rust panics, the exception is no Exception
+    except BaseException as error:  # a panic in Rust is not a subclass of Exception
         return f"{name} cannot use this tokenizer ({str(error).strip().partition(chr(10))[0]})"
     for batch, right, other in zip(batches, expected, found, strict=True):
         if np.array_equal(right.lengths, other.lengths) and np.array_equal(right.tokens, other.tokens):
@@ -133,7 +133,7 @@ def _checked(
 
 
 def _characters() -> str:
-    """Return a text of words with characters from everywhere; one left to `tokenizers` would have it all left to it."""
+    """Return a text of words with all kinds of characters but disputed ones, which would leave it to `tokenizers`."""
     return "".join(f"a{character}b " for character in undisputed("".join(map(chr, range(1, 0xD800, STEP)))))
 
 
@@ -144,9 +144,9 @@ def _with_added(tokenizer: Tokenizer) -> list[str]:
 
 
 def sample_of(files: Sequence[tuple[Path, int]], *, field: str, max_document_bytes: int) -> Iterator[str]:
-    """Yield documents from places spread evenly over files, given with their sizes; long ones are cut off.
+    """Yield documents from places spread evenly over files, given with their sizes; long documents are cut off.
 
-    A file that cannot be read from the middle is read from its beginning, the further the more of the places are in it.
+    A file that cannot be read from the middle is read from its beginning, further if more of the places are in it.
 
     Raises:
         DataError: A file is not there, or needs a package that is not installed.

@@ -1,4 +1,4 @@
-"""Files in a folder of text that are none of its documents: what this library writes, and what it cannot unpack."""
+"""Files in a folder of text that are not read: those that this library writes, and those that it cannot unpack."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 from scaling.core import names_metrics
 
 SKIPPED_SUFFIX: Final = ".skipped.jsonl"
-"""Of the list of records that `scaling data tokenize` has skipped."""
+"""Suffix of the list of records that `scaling data tokenize` has skipped."""
 
 _SKIPPED_KEYS: Final = {"path", "line", "offset", "reason"}
 _OTHER_COMPRESSIONS: Final = (".bz2", ".xz", ".lzma", ".lz4", ".br", ".z", ".zip", ".7z", ".rar")
@@ -30,9 +30,9 @@ class LeftOut:
 
 
 def own_file(path: Path) -> LeftOut | None:
-    """Return why a file is left out that this library has written beside the text; None where it is text.
+    """Return why a file is left out, if this library has written it beside the text; None where it is text.
 
-    The name alone does not tell: a list of skipped records, or metrics, is known by its first line too.
+    The name alone does not decide: the first line of a list of skipped records, or of metrics, is checked too.
 
     Raises:
         OSError: The file cannot be read.
@@ -46,7 +46,7 @@ def own_file(path: Path) -> LeftOut | None:
 
 
 def packed_file(path: Path, suffixes: tuple[str, ...]) -> LeftOut | None:
-    """Return why a file is left out that would be text if it were unpacked: its name would end in one of `suffixes`."""
+    """Return why a file is left out, if its name without the suffix of a compression would end in one of `suffixes`."""
     name = path.name.lower()
     for packed in _OTHER_COMPRESSIONS:
         if name.endswith(packed) and name.removesuffix(packed).endswith(suffixes):

@@ -1,4 +1,4 @@
-"""How long the documents of a data set are: counted in blocks, so that any number of them takes the same memory."""
+"""Statistics of the lengths of documents, counted in blocks, so that any number of documents takes the same memory."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _BITS: Final = 64
 
 @dataclass(frozen=True)
 class Lengths:
-    """The numbers of tokens of documents, summed up."""
+    """Statistics of the numbers of tokens of documents."""
 
     smallest: int
     largest: int
     mean: float
     median: int
-    """The lower one of the two in the middle; at most `LONGEST`, which then stands for anything from there on."""
+    """The lower one of the two in the middle; at most `LONGEST`, which then means that length or more."""
     by_bits: tuple[int, ...]
-    """How many lengths have b bits, that is, lie from 2^(b - 1) to 2^b - 1; 0 has none."""
+    """How many lengths have b bits, that is, are from 2^(b - 1) to 2^b - 1, by b; a length of 0 has none."""
 
 
 def lengths_of(sizes: Callable[[int, int], NDArray[np.integer[Any]]], documents: int) -> Lengths:
-    """Sum up the lengths of `documents` documents (at least 1); `sizes(start, stop)` returns a range of them."""
+    """Return statistics of `documents` lengths (at least 1); `sizes(start, stop)` returns a range of them."""
     total, smallest, largest = 0, np.iinfo(np.int64).max, 0
     each = np.zeros(LONGEST + 1, np.int64)
     by_bits = np.zeros(_BITS, np.int64)

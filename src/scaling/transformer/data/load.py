@@ -1,4 +1,4 @@
-"""From a prepared configuration to data sets: each process opens what `prepare_data` has named."""
+"""Open the data sets of a prepared configuration: each process opens those that `prepare_data` has named."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load_datasets(config: TransformerConfig) -> tuple[TextMixture, TextMixture |
 
 
 def load_for_evaluation(config: TransformerConfig) -> TextMixture:
-    """Open `data_prefixes` as `load_datasets` opens validation data: whole, and what fills no row to the end with them.
+    """Open `data_prefixes` as `load_datasets` opens validation data: all of it, including a last row that is not full.
 
     Raises:
         DataError: As for `load_datasets`.
@@ -68,7 +68,7 @@ def load_for_evaluation(config: TransformerConfig) -> TextMixture:
 
 
 def told(data: TextMixture) -> Iterator[str]:
-    """Say what the records of the data became, the first few data sets of a large mixture."""
+    """Yield what became of the records of the data, for the first few data sets of a large mixture."""
     for dataset in data.datasets[:_TOLD]:
         if isinstance(dataset, RecordDataset):
             yield dataset.told()
@@ -84,13 +84,13 @@ def _sources(config: TransformerConfig) -> Sources:
 def _whole(
     prefixes: Sequence[Path], sources: Sources, config: TransformerConfig, mixture: BlendedDatasetConfig
 ) -> TextMixture:
-    """Open data of which every token is to be seen once."""
+    """Open data whose every token is to be seen once."""
     opened = _open(prefixes, sources)
     return _blend([_dataset(name, found, config, Split(), drop_last=False) for name, found in opened], mixture)
 
 
 def _open(prefixes: Sequence[Path], sources: Sources) -> list[tuple[str, TokenDocuments]]:
-    """Open data sets, each with a name of its own: one that is named twice is two."""
+    """Open data sets, each under a name of its own: a prefix that is listed twice makes two."""
     times: Counter[Path] = Counter()
     opened = []
     for prefix in prefixes:
@@ -121,7 +121,7 @@ def _record_dataset(
     name: str, documents: TokenDocuments, config: TransformerConfig, settings: RecordSettings, split: Split
 ) -> RecordDataset:
     architecture, end = config.transformer_architecture, config.data.eod_token_id or 0
-    # What is set about the borders of documents is about texts: records keep to themselves.
+    # The settings for boundaries of documents concern texts: records never attend to each other.
     collator = TextCollator(architecture.vocab_size or 0)
     records: Records
     if settings.prompt_lengths or not isinstance(documents, MemoryMapDocuments):

@@ -38,7 +38,7 @@ class Plan(Protocol):
         ...
 
     def spans(self, index: int) -> tuple[Span, ...]:
-        """Return where the s + 1 tokens of a sequence lie (fewer at the very end of the data, where it is kept)."""
+        """Return the spans of the s + 1 tokens of a sequence (fewer at the very end of the data, if that is kept)."""
         ...
 
 
@@ -48,7 +48,7 @@ class Packing:
 
     sequence_length: int
     only_full_sequences: bool = False
-    """Cut sequences out of single documents only, and drop what is left of each document."""
+    """Cut sequences out of single documents only, and drop the rest of each document."""
     allow_incomplete_sequences_every_n: int = 0
     """With `only_full_sequences`: after every n full sequences make one from left-over pieces. 0: never."""
     drop_last: bool = True
@@ -100,7 +100,7 @@ class PrefixSums:
 
 
 def walk(lengths: Lengths, documents: int, start: tuple[int, int], tokens: int) -> tuple[Span, ...]:
-    """Take up to `tokens` tokens from (document, offset) `start` on, through as many documents as that needs."""
+    """Return the spans of up to `tokens` tokens from (document, offset) `start` on, in as many documents as needed."""
     document, offset = start
     spans: list[Span] = []
     while tokens > 0 and document < documents:
@@ -133,17 +133,18 @@ class TokenStream:
         return self._sequences
 
     def spans(self, index: int) -> tuple[Span, ...]:
-        """Return where the tokens of a sequence lie."""
+        """Return the spans of the tokens of a sequence."""
         start = self._sums.find(index * self._sequence_length)
         return walk(self._lengths, self._documents, start, self._sequence_length + 1)
 
 
 class FullSequences:
-    """Sequences out of single documents, and on request one from left-over pieces for every n of them.
+    """Sequences from single documents, and on request one from left-over pieces for every n of these sequences.
 
     The left-over pieces of documents are dropped, with one exception: as soon as there are n full sequences for each
     mixed one and n more, the next left-over piece of two or more tokens begins a mixed sequence. The documents that
-    follow fill it up, and the last of them goes on from the token they share. One that is never filled up is dropped.
+    follow fill it up, and the last of them continues from the shared token. A mixed sequence that is never filled up is
+    dropped.
 
     With n, construction is one pass in Python (some million documents a second) and keeps 24 bytes per mixed sequence.
     """
@@ -194,7 +195,7 @@ class FullSequences:
         return self._sequences
 
     def spans(self, index: int) -> tuple[Span, ...]:
-        """Return where the tokens of a sequence lie."""
+        """Return the spans of the tokens of a sequence."""
         size = self._sequence_length
         latest = bisect_right(self._mixed_index, index) - 1
         if latest < 0:
@@ -203,7 +204,7 @@ class FullSequences:
         mixed = self._mixed(latest)
         if self._mixed_index[latest] == index:
             return mixed
-        # After the mixed sequence its last document goes on from the token they share, then whole documents follow.
+        # After the mixed sequence its last document continues from the token they share, then whole documents follow.
         document, _, stop = mixed[-1]
         piece = index - self._mixed_index[latest] - 1
         rest = (int(self._lengths(document, document + 1)[0]) - stop) // size

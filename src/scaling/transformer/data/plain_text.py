@@ -1,4 +1,4 @@
-"""Keep the names of special tokens that documents spell out as text: no document may hold the end of a document."""
+"""Keep special tokens whose names documents spell out as text: no document may contain an end-of-document token."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from scaling.core import DataError
 
 @final
 class PlainText:
-    """Puts letters in the place of special tokens.
+    """Replacement of special tokens by the tokens of their letters.
 
-    Most tokenizers need this never: what a text spells is kept from being a special token before it gets to the model
-    behind the tokenizer. But some models have `</s>` among their own pieces, and some tokens that end a document were
-    never declared special.
+    Most tokenizers never need this: they keep the text from becoming special tokens before their model sees it. But
+    some models have `</s>` among their own pieces, and some tokens that end a document were never declared special.
     """
 
     def __init__(self, backend: Backend, serialized: str, *, ends: Iterable[str]) -> None:
@@ -27,7 +26,7 @@ class PlainText:
         self._ends = {number for end in ends if (number := backend.token_to_id(end)) is not None}
         added = backend.get_added_tokens_decoder()
         self.special = frozenset(self._ends | {number for number, token in added.items() if token.special})
-        """The tokens that are kept from texts."""
+        """The tokens that no text may become."""
         self._spelled: dict[int, list[int]] = {}
 
     def keep(self, ids: list[int]) -> list[int]:
@@ -39,7 +38,7 @@ class PlainText:
 
     @cached_property
     def _unknown(self) -> set[int]:
-        """The token of what the tokenizer does not know; it stands for other texts than its name."""
+        """The token for text that the tokenizer does not know; it stands for other texts than its name."""
         model = json.loads(self._serialized)["model"]
         found = {model.get("unk_id"), self._backend.token_to_id(model.get("unk_token") or "")}
         return {number for number in found if number is not None} - self._ends

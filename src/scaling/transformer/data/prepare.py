@@ -1,4 +1,4 @@
-"""Resolve a configuration before its processes start: what it names is built, vocabulary and tokens are filled in."""
+"""Resolve a configuration before its processes start: build the data it names, fill in vocabulary and tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from scaling.transformer.data.tokenizer import Tokenizer
 def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = silent) -> TransformerConfig:
     """Build the corpus, tokenize files of records, and fill in what follows from the data and the tokenizer.
 
-    The result names `data_prefixes`, `vocab_size` and `eod_token_id`, and `vocab_file` where there is a tokenizer; for
-    it this function has nothing more to do. Call it before the processes of a run are started; where several call it,
-    one builds and the others wait.
+    The result names `data_prefixes`, `vocab_size` and `eod_token_id`, and `vocab_file` where there is a tokenizer;
+    given the result, this function has nothing more to do. Call it before the processes of a run are started; where
+    several call it, one builds and the others wait.
 
     Raises:
         ConfigError: No data is named, or vocabulary, tokenizer and end-of-document token do not fit together.
-        DataError: The tokenizer file, or a file of records, is unusable.
-        StorageError: The corpus, or what is made of records, cannot be written.
+        DataError: The tokenizer file, or a file of records, is unusable. StorageError: The corpus, or a data set made
+        from records, cannot be written.
     """
     architecture, data = config.transformer_architecture, config.data
     vocab_file, prefixes = architecture.vocab_file, data.data_prefixes
@@ -59,7 +59,7 @@ def resolve_tokens(
 ) -> TransformerConfig:
     """Fill in `vocab_size` and `eod_token_id` where the configuration leaves them to its data and its tokenizer.
 
-    `recorded` is the token with which the documents of the data say they end.
+    `recorded` is the end-of-document token that the data sets record.
 
     Raises:
         ConfigError: Vocabulary, tokenizer and end-of-document token do not fit together.

@@ -1,4 +1,4 @@
-"""Progress of long preparations: a bar on a terminal, now and then a line elsewhere."""
+"""Progress of long preparations: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE_INTERVAL = 10.0
 
 
 class ProgressCallback(Protocol):
-    """Called again and again with what is being done and how far it is."""
+    """Called repeatedly with the current stage and how far it is."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Report `done` of `total` units of a stage; a stage is over when they are equal."""
@@ -27,7 +27,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @final
 class ConsoleProgress:
-    """Shows progress on standard error while its `with` block runs."""
+    """Display of progress on standard error while its `with` block runs."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)

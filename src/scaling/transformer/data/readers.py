@@ -1,7 +1,7 @@
-"""Read documents from text files of several formats; a bad record is reported with its place, and reading goes on.
+"""Read documents from text files of several formats; a bad record is reported with its place, and reading continues.
 
-Formats: `.txt` (a document a file), `.jsonl` (a document a line, in one field of a JSON object), `.parquet` (a document
-a row, in one column); the first two also with `.gz` or `.zst`.
+Formats: `.txt` (one document per file), `.jsonl` (one per line, in one field of a JSON object), `.parquet` (one per
+row, in one column); the first two also with `.gz` or `.zst`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SKIP_BYTES = 1 << 20
 
 
 MAX_DOCUMENT_BYTES: Final = 32 << 20
-"""What a document may have unless somebody says otherwise: longer ones are bad records."""
+"""Default limit for a document: longer ones are bad records."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class BadRecord:
 
     path: Path
     line: int
-    """Counted from 1: in the whole file, or, from the reader of a piece, in that piece. The row of a parquet file."""
+    """Counted from 1: in the whole file or, from the reader of a piece, in that piece. For a Parquet file, the row."""
     offset: int
-    """The byte of the (uncompressed) file at which the trouble, or the line with it, begins."""
+    """The byte of the (uncompressed) file at which the fault, or the line with it, begins."""
     reason: str
 
     def __str__(self) -> str:
@@ -59,12 +59,12 @@ class BadRecord:
 
 
 def find_inputs(inputs: Sequence[Path], *, left_out: Callable[[LeftOut], None] | None = None) -> list[Path]:
-    """List the files to read: those given, and in folders given all of a known format, sorted.
+    """List the files to read: the given ones and, in given folders, all of a known format, sorted.
 
-    `left_out` hears of the files in folders that look like text and are not read.
+    `left_out` is called with each file in a folder that looks like text and is not read.
 
     Raises:
-        DataError: One is missing, of an unknown format, no regular file or given twice, or there is none.
+        DataError: An input is missing, of an unknown format, no regular file or given twice, or there is none.
         StorageError: A folder cannot be read.
     """
     found: list[Path] = []
@@ -109,7 +109,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """Yield the regular files in a folder and all folders below, also those that are links, each folder once.
 
     Raises:
-        OSError: A folder cannot be read. To pass over it would lose data in silence.
+        OSError: A folder cannot be read. Skipping it would lose data silently.
     """
 
     def refuse(error: OSError) -> None:
@@ -124,9 +124,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def text_size(path: Path, *, field: str) -> int:
-    """Return about how many bytes of text a file holds, which takes reading it where it is compressed.
+    """Return about how many bytes of text a file holds; a compressed file has to be read for this.
 
-    What cannot be read counts with the size of its file; iterating over it says why.
+    A file that cannot be read counts with its size; iterating over it reports the reason.
     """
     size = path.stat().st_size
     match path.suffix.lower():
@@ -137,7 +137,7 @@ def text_size(path: Path, *, field: str) -> int:
                     decompressed += len(part)
             return max(decompressed, size)
         case ".parquet":
-            with suppress(Exception):  # the package may be missing, and of pyarrow's errors only some are its own
+            with suppress(Exception):  # the package may be missing, and only some of its errors have classes of its own
                 import pyarrow.parquet
 
                 with pyarrow.parquet.ParquetFile(path) as table:
@@ -148,12 +148,12 @@ def text_size(path: Path, *, field: str) -> int:
 
 
 def names_text(path: Path) -> bool:
-    """Tell whether a file of this name is read where it lies in a folder of text."""
+    """Return whether a file of this name is read where it is in a folder of text."""
     return _suffix(path) is not None
 
 
 def splittable(path: Path) -> bool:
-    """Tell whether a file can be read from the middle."""
+    """Return whether a file can be read from the middle."""
     return _suffix(path) == ".jsonl"
 
 
@@ -164,7 +164,7 @@ def _suffix(path: Path) -> str | None:
 
 @final
 class PieceReader:
-    """Iterates over the documents of a piece: texts, possibly empty, and in the place of what is none a BadRecord.
+    """Iterable of the documents of a piece: texts, possibly empty, and a BadRecord in place of each invalid one.
 
     Memory stays within a few times `max_document_bytes`, whatever the file holds. `lines` counts the lines read so far.
 
@@ -188,9 +188,9 @@ class PieceReader:
         return self._reporting(lambda: self._opened(lambda handle: self._json_lines(handle, self._json_document)))
 
     def values(self) -> Iterator[Any]:
-        """Iterate over the JSON values on the lines, whatever they are, and in the place of what is none a BadRecord.
+        """Iterate over the JSON values on the lines, of any type, with a BadRecord in place of each invalid one.
 
-        `lines` is the number of the line that the last one is from. Raises the same.
+        `lines` is the line number of the latest value. Raises the same errors as iterating over documents.
         """
         return self._reporting(lambda: self._opened(lambda handle: self._json_lines(handle, self._json_value)))
 
@@ -198,7 +198,7 @@ class PieceReader:
         try:
             yield from read()
         except OSError as error:
-            found_nothing = isinstance(error, FileNotFoundError) or error.errno is None  # pyarrow's have no number
+            found_nothing = isinstance(error, FileNotFoundError) or error.errno is None  # pyarrow's have no errno
             category = DataError if found_nothing else StorageError
             raise category(f"{self._piece.path} cannot be read: {error.strerror or error}") from error
 
@@ -236,7 +236,7 @@ class PieceReader:
         start, stop = self._piece.start, self._piece.stop
         offset = start
         if start > 0:
-            # The line that is under way at `start` belongs to the piece before, unless `start` is right behind its end.
+            # A line that begins before `start` belongs to the piece before.
             handle.seek(start - 1)
             offset = start - 1 + _skip_line(handle, enough=None if stop is None else stop - start + 1)
         while stop is None or offset < stop:
@@ -272,7 +272,7 @@ class PieceReader:
             return self._bad(f"not JSON that can be read ({error})", offset=offset)
 
     def _json_document(self, line: bytes, offset: int) -> str | BadRecord:
-        try:  # three times as fast as the standard library; what it refuses, that one may accept, or say why not
+        try:  # three times as fast as the standard library, which may accept a line refused here, or say why not
             text = from_json(line, allow_inf_nan=False, cache_strings="keys")[self._field]
         except (ValueError, LookupError, TypeError):
             text = None
@@ -345,7 +345,7 @@ class _Fault:
 
 
 def _values(column: Any) -> Iterator[Any]:
-    """Yield the values of a column; in the place of one that is none, such as bytes that are not UTF-8, a fault."""
+    """Yield the values of a column, with a fault in place of each invalid one, such as bytes that are not UTF-8."""
     try:
         yield from column.to_pylist()
     except (ValueError, OverflowError):
@@ -372,7 +372,7 @@ def _json_type(value: object) -> str:
 
 
 def _decode(content: bytes, *, start_of_file: bool = True) -> str | _Fault:
-    """Decode UTF-8 without a byte-order mark at the start of the file."""
+    """Decode UTF-8, dropping a byte-order mark at the start of the file."""
     skipped = len(BYTE_ORDER_MARK) if start_of_file and content.startswith(BYTE_ORDER_MARK) else 0
     if (place := content.find(b"\0")) >= 0:
         return _Fault(_NUL, place)
@@ -383,7 +383,7 @@ def _decode(content: bytes, *, start_of_file: bool = True) -> str | _Fault:
 
 
 def _skip_line(handle: IO[bytes], *, enough: int | None) -> int:
-    """Read on to the end of the line, a bounded number of bytes at a time; return how many bytes that were.
+    """Read to the end of the line, a bounded number of bytes at a time; return the number of bytes read.
 
     Once `enough` bytes are passed the rest does not matter: a piece inside a line of 100 GB must not read all of it.
     """

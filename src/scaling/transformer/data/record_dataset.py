@@ -17,12 +17,12 @@ from scaling.transformer.data.split import Part, Split
 
 @final
 class RecordDataset(BaseDataset[TextSample]):
-    """Rows of whole records, each an input of s tokens and the s tokens that follow them.
+    """Rows of whole records, each of s inputs and s targets, which are the inputs shifted by one token.
 
     Which records share a row is computed once, from their lengths; the loader shuffles the rows.
 
     Raises:
-        DataError: A record is too long, and such are refused.
+        DataError: A record is too long, and `rules` refuse such records.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class RecordDataset(BaseDataset[TextSample]):
         return self._collator.collate(samples, positions, valid)
 
     def fingerprint(self) -> str:
-        """Return a digest of the records and of everything that decides what lies in a row."""
-        # What becomes of records that are too long decides nothing where there are none.
+        """Return a digest of the records and of everything that decides the contents of a row."""
+        # The treatment of records that are too long decides nothing where there are none.
         rules = self._rules if self.plan.too_long else replace(self._rules, too_long=TooLong.REFUSE)
         decided = f"{rules} {self._split} window {WINDOW}"
         return hashlib.sha256(f"{self._records.fingerprint()} {decided}".encode()).hexdigest()[:32]
@@ -78,7 +78,7 @@ class RecordDataset(BaseDataset[TextSample]):
             )
 
     def told(self) -> str:
-        """Say how many records lie in how many rows, how full these are, and what is left out or cut."""
+        """Return how many records are in how many rows, how full these are, and what is left out or cut."""
         plan, rows = self.plan, len(self)
         taken = 100 * plan.places / max(rows * self._rules.capacity, 1)
         left_out = self.left_out()
@@ -88,7 +88,7 @@ class RecordDataset(BaseDataset[TextSample]):
         )
 
     def left_out(self) -> str:
-        """Say which records are left out or cut, and why; empty where none is."""
+        """Return how many records are left out or cut, and why; empty where none is."""
         plan, cut = self.plan, self._rules.too_long.value
         counts = {
             f"longer than a sequence ({cut})": plan.too_long,

@@ -25,7 +25,7 @@ from scaling.transformer.data.tokenizer import Tokenizer
 
 REPORT: Final = "records.json"
 _VERSION: Final = 1
-"""Of what is made of a file: a new one tokenizes it again."""
+"""Version of the tokenized form: a new one has files tokenized again."""
 _REPORT_EVERY: Final = 1000
 _BLOCK: Final = 1 << 20
 
@@ -47,7 +47,7 @@ class RecordReport:
     """What else was left out or cut, and why; empty where nothing was."""
 
     def lines(self) -> Iterator[str]:
-        """Say it."""
+        """Yield the report line by line."""
         yield (
             f"{self.records} records ({', '.join(self.formats)}), {self.tokens} tokens, {self.counted} of which count "
             "in the loss"
@@ -55,7 +55,7 @@ class RecordReport:
         yield from self.remarks()
 
     def remarks(self) -> Iterator[str]:
-        """Say what was left out or cut, and name the first few bad records."""
+        """Yield what was left out or cut, and the first few bad records."""
         if self.left_out:
             yield self.left_out
         yield from (f"  {named}" for named in self.bad_named)
@@ -63,7 +63,7 @@ class RecordReport:
 
 @final
 class RecordTokenizer:
-    """Makes tokens and weights of records in files."""
+    """Tokenizer of files of records, into tokens and weights."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class RecordTokenizer:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What decides which tokens and weights a record has."""
+        """Everything that decides which tokens and weights a record has."""
         template = self._template
         return {
             "version": _VERSION,
@@ -102,9 +102,8 @@ class RecordTokenizer:
         """Write the records of files, in their order, as a data set.
 
         Raises:
-            DataError: A file or a record is unusable, and may not be, or the data set exists already.
-            DataRefusedError: More records are bad than may be.
-            StorageError: A file cannot be read or written.
+            DataError: A file is unusable, a record is bad and none may be, or the data set exists already.
+            DataRefusedError: More records are bad than allowed. StorageError: A file cannot be read or written.
         """
         tokens = counted = 0
         dtype = token_dtype(self._tokenizer.vocab_size)
@@ -141,14 +140,13 @@ def tokenized_once(
     longest: int,
     progress: ProgressCallback = silent,
 ) -> Path:
-    """Return the prefix of the data set made of a file, in a folder of `directory`; it is made where it is not there.
+    """Return the prefix of the data set made from a file, in a folder of `directory`; make it where it is missing.
 
-    Any number of processes may call this at once. What it was made of is known by digests.
+    Any number of processes may call this at once. Digests identify the inputs that it was made from.
 
     Raises:
-        DataError: The file is unusable, or more of its records are than may be.
-        DataRefusedError: So many records are bad that the rest was not read.
-        StorageError: A file cannot be read or written.
+        DataError: The file is unusable, or more of its records are bad than allowed. DataRefusedError: So many records
+        are bad that the rest was not read. StorageError: A file cannot be read or written.
     """
     made_of = {**tokenizer.identity, "file": _sha256(path), "longest": longest, "too_long": settings.too_long.value}
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -182,7 +180,7 @@ def tokenized_once(
 
 
 def report_beside(prefix: Path) -> RecordReport | None:
-    """Return what became of the records of the file that a data set was made of; None where that is not known."""
+    """Return the report on the records of the file that a data set was made from; None where there is none."""
     try:
         content: Any = json.loads((prefix.parent / REPORT).read_text(encoding="utf-8"))
         for name in ("formats", "bad_named"):

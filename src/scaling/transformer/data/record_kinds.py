@@ -1,4 +1,4 @@
-"""What a data set of records says about itself, and whether that is what a configuration asks for."""
+"""What a data set of records says about itself, and whether that agrees with a configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scaling.transformer.data.records.template import ChatTemplate
 FORMAT: Final = "format"
 TRAIN_ON: Final = "train_on"
 CHAT_TEMPLATE: Final = "chat_template"
-"""What is recorded: the names of formats, what counts, and the SHA-256 of the template, empty without one."""
+"""The recorded items: the names of formats, which tokens count, and the SHA-256 of the template, empty without one."""
 
 
 def made_by(formats: str, train_on: TrainOn, template: ChatTemplate | None) -> dict[str, str]:
@@ -26,7 +26,7 @@ def made_by(formats: str, train_on: TrainOn, template: ChatTemplate | None) -> d
 
 
 def require_kind(prefix: Path, documents: TokenDocuments, data: DataConfig) -> None:
-    """Refuse records where a stream of texts is read, texts where records are, and records made for something else.
+    """Refuse records where texts are to be read, texts where records are, and records made with other settings.
 
     Raises:
         DataError: The data set is of another kind.
@@ -56,7 +56,7 @@ def require_kind(prefix: Path, documents: TokenDocuments, data: DataConfig) -> N
 
 
 def _differences(recorded: Mapping[str, Any], settings: RecordSettings) -> Iterator[str]:
-    """Yield what a data set was made for and a configuration asks otherwise."""
+    """Yield the differences between what a data set records and the settings of a configuration."""
     formats = str(recorded.get(FORMAT)).split(" ")
     if settings.format is not None and settings.format.value not in formats:
         yield f"was made of records of {' and '.join(formats)}, not of data.record_format {settings.format.value}"

@@ -1,4 +1,4 @@
-"""From files of records that a configuration names as its data to the data sets that are made of them."""
+"""Make data sets from the files of records that a configuration names as its data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scaling.transformer.data.tokenizer import Tokenizer
 
 FIELDS = ("data_prefixes", "validation_data_prefixes")
 RECORD_FILES = tuple(plain + packed for plain in (".json", ".jsonl") for packed in ("", ".gz", ".zst"))
-"""How names of files of records end."""
+"""Suffixes of files of records."""
 
 
 def named_files(data: DataConfig) -> Iterator[tuple[str, Path]]:
@@ -32,7 +32,7 @@ def named_files(data: DataConfig) -> Iterator[tuple[str, Path]]:
 
 
 def row_rules(architecture: TransformerArchitectureConfig, settings: RecordSettings, *, padding: int = 0) -> RowRules:
-    """Return how records lie in the sequences of a model."""
+    """Return the rules for placing records in the sequences of a model."""
     prompt = architecture.softprompt_config
     return RowRules(
         architecture.sequence_length,
@@ -49,7 +49,7 @@ def tokenized_records(
     tokenizer: Tokenizer | None,
     progress: ProgressCallback,
 ) -> Mapping[str, list[Path] | None]:
-    """Return the prefixes of a configuration's data, with the data sets made of the files of records among them.
+    """Return the prefixes of a configuration's data, with files of records replaced by the data sets made from them.
 
     Raises:
         ConfigError: There is no tokenizer.
@@ -84,10 +84,10 @@ def tokenized_records(
 
 
 def chat_template(file: Path | None, vocab_file: Path) -> ChatTemplate | None:
-    """Return the template in a file, or else that of the tokenizer; None where there is none.
+    """Return the template in a file, or else the one beside the tokenizer; None where there is none.
 
     Raises:
-        DataError: It cannot be read, or is none.
+        DataError: The template cannot be read, or is not one.
     """
     if file is not None:
         return ChatTemplate.from_file(file, vocab_file=vocab_file)

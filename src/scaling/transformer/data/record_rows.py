@@ -1,4 +1,4 @@
-"""How records lie in rows: which of them, how much of each, and the tokens, borders and weights of a row. Pure."""
+"""Place records in rows: which of them, how much of each, and the tokens, boundaries and weights of a row. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLACEHOLDER = 0
 
 
 class Records(Protocol):
-    """Records, each readable without the others, found by number for ever."""
+    """Records, each readable without the others, under numbers that never change."""
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -44,11 +44,11 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class RowRules:
-    """How records lie in rows of s + 1 tokens, whose first s are inputs and last s are targets."""
+    """Rules for placing records in rows of s + 1 tokens, whose first s are inputs and last s are targets."""
 
     sequence_length: int
     packing: bool = True
-    """Put as many records in a row as there is room for; otherwise each has a row of its own."""
+    """Put as many records in a row as there is room for; if false, each has a row of its own."""
     placeholders: int = 0
     """Tokens of a soft prompt, put in front of each record."""
     too_long: TooLong = TooLong.REFUSE
@@ -57,7 +57,7 @@ class RowRules:
 
     @property
     def capacity(self) -> int:
-        """The places of a row."""
+        """The number of places in a row."""
         return self.sequence_length + 1
 
     @property
@@ -72,7 +72,7 @@ class RowPlan:
 
     rows: Bins
     places: int
-    """Those that records take, placeholders included."""
+    """Places that records take, placeholders included."""
     too_long: int = 0
     """Records that are longer than a row, which are dropped or cut."""
     too_short: int = 0
@@ -82,10 +82,10 @@ class RowPlan:
 
 
 def plan_rows(records: Records, rules: RowRules, split: Split, *, name: str) -> RowPlan:
-    """Put the records of a part into rows, in the order of their numbers as far as they share none.
+    """Put the records of a part into rows, in the order of their numbers unless they are packed.
 
     Raises:
-        DataError: A record is too long, and such are refused.
+        DataError: A record is too long, and `rules` refuse such records.
     """
     sizes = records.sizes()
     chosen = split.contains(0, len(sizes))
@@ -122,10 +122,10 @@ def cut_span(size: int, rules: RowRules) -> slice:
 
 
 def lay(numbers: Sequence[int], records: Sequence[Record], rules: RowRules, *, name: str) -> TextSample:
-    """Lay whole records, known by their numbers, one after the other into a row, each behind its placeholders.
+    """Put whole records, given with their numbers, one after the other into a row, each after its placeholders.
 
-    What a record's token weighs as a target is its own matter; the first token of a record that has no placeholder is
-    none, whatever it weighs.
+    Each token has its own weight as a target. The first token of a record without placeholders is no target, whatever
+    its weight.
     """
     tokens = np.full(rules.capacity, rules.padding, np.int64)
     weights = np.zeros(rules.capacity, np.float32)

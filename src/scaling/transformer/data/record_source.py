@@ -1,4 +1,4 @@
-"""Records in files: those with weights beside their tokens, and the prompts and completions of the predecessor."""
+"""Records in files: those with weights beside tokens, and the prompts and completions of the predecessor."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class StoredRecords:
 
 @final
 class PromptCompletionRecords:
-    """Documents that are the length of a prompt, the prompt and its completion, in the predecessor's memory maps.
+    """Documents in the predecessor's memory maps, each the length of a prompt, the prompt and its completion.
 
-    Up to 2^16 of them are looked at when they are opened, evenly spread where there are more; each one when it is read.
-    `every_token`: the prompt counts as well.
+    Up to 2^16 of them, evenly spread, are checked when they are opened, and each one when it is read. `every_token`:
+    the prompt counts as well.
 
     Raises:
         DataError: A document is no such record.
@@ -86,6 +86,6 @@ class PromptCompletionRecords:
         return np.asarray(self._documents.sizes(), np.int64)
 
     def fingerprint(self) -> str:
-        """Return a digest of the documents, of the token that is put behind them, and of what counts."""
+        """Return a digest of the documents, of the token that is put after them, and of which tokens count."""
         counts = "all" if self._every_token else "completions"
         return f"{self._documents.fingerprint()} prompts and completions, end {self._eod_token_id}, {counts} count"

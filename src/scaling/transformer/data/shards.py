@@ -1,4 +1,4 @@
-"""Tokenize one chunk of the input into a shard: files that are complete if, and only if, their report is there."""
+"""Tokenize one chunk of the input into a shard: files that are complete if, and only if, their report exists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scaling.transformer.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 1024
-"""Text that is tokenized in one call: enough to make the call cheap, little enough to hold."""
+"""Text that is tokenized in one call: enough to make the call cheap, little enough to hold in memory."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class TokenizeOptions:
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     """Longest document, in bytes; a longer one is a bad record."""
     engine: Engine = Engine.AUTO
-    """What encodes; `tokenize_files` chooses."""
+    """The engine that encodes; `tokenize_files` chooses it."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What encodes, and the token behind each document, if any."""
+    """The encoder, and the token after each document, if any."""
 
     encoder: Encoder
     end: int | None
@@ -53,7 +53,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of a chunk."""
+    """Outcome of tokenizing a chunk."""
 
     documents: int
     tokens: int
@@ -102,12 +102,12 @@ class Shard:
     def write(
         self, chunk: Chunk, options: TokenizeOptions, dtype: np.dtype[Any], loaded: Loaded | None = None
     ) -> ShardReport:
-        """Tokenize a chunk; nothing counts as written unless all of it was.
+        """Tokenize a chunk; nothing counts as written until all of it is.
 
-        `loaded` is what the options ask for; without it, that is loaded, once in a process.
+        `loaded` is the encoder that the options ask for; without it, one is loaded, once per process.
 
-        A worker of a run that was killed may for a moment still be at the same chunk. So each process writes files of
-        its own, and renames them; both write the same.
+        For a moment, a worker of a killed run may still be writing the same chunk. So each process writes files of its
+        own and renames them; both have the same contents.
         """
         counts = _Counts()
         own = {suffix: self._path(f"{suffix}.{os.getpid()}") for suffix in (".tokens", ".lengths")}

@@ -22,15 +22,17 @@ from scaling.transformer.data.tokenizer import tokenizer_digest
 
 
 def missing_files(prefix: Path) -> list[str]:
-    """Return the suffixes of the files that a data set of any format has and this one lacks."""
+    """Return the suffixes of the files that every data set has and this one lacks."""
     return [suffix for suffix in (".bin", ".idx") if not os.path.isfile(f"{prefix}{suffix}")]
 
 
 def recorded_end(data: DataConfig) -> int | None:
-    """Return the token with which documents end, as the data sets tell that `data` names; None where none tells.
+    """Return the end-of-document token that `data` names, else the one that its data sets record; None where none does.
+
+    For a legacy data set, which records none, the result is always None.
 
     Raises:
-        ConfigError: They tell of different ones, or all of another one than `data.eod_token_id`.
+        ConfigError: `data` names no token and the data sets record different ones, or they record only other ones.
     """
     if data.legacy_dataset:
         return None
@@ -63,10 +65,10 @@ def recorded_end(data: DataConfig) -> int | None:
 
 @final
 class Sources:
-    """Opens data sets as `data` says; each has to fit the vocabulary and the tokenizer, where these are known.
+    """Opener of the data sets of `data`; each has to fit the vocabulary and the tokenizer, where these are known.
 
     Raises:
-        DataError: The tokenizer file is missing or no text.
+        DataError: The tokenizer file is missing or not text.
     """
 
     def __init__(self, data: DataConfig, *, vocab_size: int | None, vocab_file: Path | None) -> None:
@@ -93,7 +95,8 @@ class Sources:
         else:
             documents = open_documents(prefix, use_mmap=self._data.use_mmap, load_index_to_memory=in_memory)
         require_kind(prefix, documents, self._data)
-        # The predecessor's memory maps of records hold lengths among their tokens: batches are checked.
+        # The predecessor's memory maps of records hold lengths among their tokens, so their batches are checked
+        # instead.
         if self._vocab_size is not None and (records is None or not records.prompt_lengths):
             documents.check_vocabulary(self._vocab_size)
         recorded = documents.meta.tokenizer_sha256 if isinstance(documents, MemoryMapDocuments) else None

@@ -29,7 +29,7 @@ class Split:
     validation_fraction: float = 0.0
 
     def contains(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Tell for each of the documents `start` to `stop` (exclusive) whether it is in this part."""
+        """Return for each of the documents `start` to `stop` (exclusive) whether it is in this part."""
         if self.part is Part.ALL:
             return np.ones(stop - start, np.bool_)
         validation = uniform(start, stop) < self.validation_fraction

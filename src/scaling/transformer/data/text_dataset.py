@@ -38,9 +38,9 @@ class Documents(Protocol):
 
 @final
 class TextDataset(BaseDataset[TextSample]):
-    """Sequences cut from documents, each an input of s tokens and the s tokens that follow them.
+    """Sequences cut from documents, each of s inputs and s targets, which are the inputs shifted by one token.
 
-    The order of sequences is that of the documents; shuffling is the loader's part. Documents of fewer than two tokens
+    The order of sequences is that of the documents; shuffling is the loader's task. Documents of fewer than two tokens
     are left out, since nothing in them can be predicted.
     """
 

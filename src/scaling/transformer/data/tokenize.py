@@ -1,7 +1,7 @@
-"""Tokenize files into a memory map: in parallel, in a fixed order, and from where it stopped if it was stopped.
+"""Tokenize files into a memory map: in parallel, in a fixed order, resuming where an interrupted run stopped.
 
-The input is cut into chunks; each becomes a shard in `<output>.partial/`, and when all are there they are joined in
-order into the memory map. A second run with the same inputs and options takes over the shards that are there.
+The input is cut into chunks; each becomes a shard in `<output>.partial/`, and when all exist they are joined in order
+into the memory map. A second run with the same inputs and options reuses the shards that exist.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from scaling.transformer.data.shards import Loaded, Shard, ShardReport, Tokenize
 from scaling.transformer.data.tokenizer import Tokenizer
 
 CHUNK_BYTES = 8 << 20
-"""Least input per chunk, some seconds of work: what a run that was stopped has to do again."""
+"""Least input per chunk, some seconds of work: about as much as an interrupted run has to repeat."""
 CHUNKS = 4096
-"""Most chunks into which input is divided that can be divided."""
+"""Most chunks into which divisible input is divided."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TokenizeResult:
     left_out: tuple[LeftOut, ...] = ()
     """Files in folders that look like text and were not read."""
     engine: str = ""
-    """What encoded, and why."""
+    """The engine that encoded, and why."""
 
 
 def tokenize_files(
@@ -94,7 +94,7 @@ def tokenize_files(
         )
     tokenizer = Tokenizer.from_file(options.tokenizer, plain_text=True, end_token=options.eod_token)
     end = tokenizer.eos_token_id if options.append_eod else None
-    if end is not None:  # found out here, once for all workers and for what they have to go on with
+    if end is not None:  # determined here, once for all workers and for the digest of the plan
         options = replace(options, eod_token=tokenizer.eos_token)
         if end not in tokenizer.kept_from_texts:  # named by another file: from now on no text may spell it either
             tokenizer = Tokenizer.from_file(options.tokenizer, plain_text=True, end_token=options.eod_token)
@@ -103,7 +103,7 @@ def tokenize_files(
     sizes = [(path, status.st_size) for path, status in files]
     chunks = plan_chunks(sizes, chunk_bytes)
     directory = _file(output, ".partial")
-    # The builder comes first: it refuses an output that exists, or that another process is at work on.
+    # The builder comes first: it refuses an output that exists, or that another process is writing.
     with MemoryMapDatasetBuilder(output, dtype, tokenizer_sha256=tokenizer.sha256, eod_token_id=end) as builder:
         choice = choose_engine(
             options.engine,
@@ -194,7 +194,7 @@ def _tokenize_chunks(chunks: Sequence[Chunk], work: _Work, progress: ProgressCal
 
 
 def check_budget(bad: Sequence[BadRecord], max_bad: int) -> None:
-    """Refuse more bad records than there may be.
+    """Refuse more bad records than allowed.
 
     Raises:
         DataError: There is one, and there may be none.
@@ -211,7 +211,7 @@ def check_budget(bad: Sequence[BadRecord], max_bad: int) -> None:
 
 
 def _make_shards(chunks: Sequence[Chunk], work: _Work) -> Generator[ShardReport, None, None]:
-    """Yield the report of each chunk in order, having tokenized some chunks ahead of it in worker processes."""
+    """Yield the report of each chunk in order, while worker processes tokenize some chunks ahead of it."""
     if work.workers == 1 or len(chunks) <= 1:
         for chunk in chunks:
             yield work.shard(chunk).write(chunk, work.options, work.dtype, work.loaded)

@@ -30,18 +30,17 @@ TOKENIZER_FILE = TOKENIZER_OF_A_RUN
 """Name under which a run leaves its tokenizer beside its checkpoints."""
 
 _TRIED: Final = 8
-"""Names of tokens that are tried as a text where a tokenizer does not know the simplest ones."""
+"""Number of token names that are tried as a text where a tokenizer does not know the simplest texts."""
 
 
 @final
 class Tokenizer:
     """A tokenizer and its serialised form, whose digest identifies it.
 
-    `plain_text` makes the names of special tokens in a text stand for their own letters, so that no document can hold
-    the end of a document: for tokenizing data. Otherwise they become the special tokens: for prompts.
+    With `plain_text`, for tokenizing data, the names of special tokens in a text are encoded as their letters, so that
+    no document can contain an end-of-document token. Otherwise, for prompts, they become the special tokens.
 
-    `end_token` names the token that ends a document. None: `file` has others beside it that tell, or it has a usual
-    name.
+    `end_token` names the token that ends a document. None: files beside `file` name it, or it has a usual name.
     """
 
     def __init__(
@@ -128,13 +127,13 @@ class Tokenizer:
         return name
 
     def shown_name(self, identifier: int) -> str | None:
-        """Return the name of a token that decoded texts show; None for special tokens and where there is none."""
+        """Return the name of a token, if decoded texts show it; None for special tokens and unknown ids."""
         name = self.token_name(identifier)
         return None if name in self._special_names else name
 
     @cached_property
     def decoder_steps(self) -> frozenset[str]:
-        """What makes a text of tokens, by names of the `tokenizers` library; none: spaces between the tokens."""
+        """The steps of decoding, by their names in the `tokenizers` library; empty: tokens are joined by spaces."""
         decoder = self._backend.decoder
         if decoder is None:
             return frozenset()
@@ -143,7 +142,7 @@ class Tokenizer:
 
     @property
     def file(self) -> Path | None:
-        """The file that it was read from, beside which others may speak of it."""
+        """The file that it was read from; files beside it may name its special tokens."""
         return self._file
 
     @property
@@ -156,10 +155,10 @@ class Tokenizer:
 
     @cached_property
     def eos_token(self) -> str | None:
-        """The name of the end-of-document token; None where nothing tells.
+        """The name of the end-of-document token; None where nothing names it.
 
         Raises:
-            DataError: It is named, and the tokenizer has no such token, or it is one that texts consist of.
+            DataError: The tokenizer does not have the named token, or it is one of ordinary text.
         """
         if self._end_token is not None:
             return self._special(self._end_token, source="--eod-token")
@@ -173,7 +172,7 @@ class Tokenizer:
         """The id of the end-of-document token, which also serves as padding.
 
         Raises:
-            DataError: It is not known, or is none.
+            DataError: The token is not known, or the tokenizer does not have it.
         """
         number = None if self.eos_token is None else self.token_id(self.eos_token)
         if number is None:
@@ -197,7 +196,7 @@ class Tokenizer:
 
     @property
     def kept_from_texts(self) -> frozenset[int]:
-        """The tokens that no text may become, where the names of special tokens stand for their letters; else none."""
+        """The tokens that no text may become: the special ones with `plain_text`, otherwise none."""
         return frozenset() if self._plain is None else self._plain.special
 
     @cached_property
@@ -206,7 +205,7 @@ class Tokenizer:
         return frozenset(token.content for token in added if token.special)
 
     def _special(self, token: str, *, source: str) -> str:
-        """Return a token that may end documents; a word that texts consist of may not, where there are others."""
+        """Return a token that may end documents; an ordinary token may not, where the tokenizer has added ones."""
         added, exists = self.added_tokens, self.token_id(token) is not None
         if not exists or (added and token not in (*added, *END_TOKENS)):
             raise no_such_token(self._name, token, added, ordinary=exists, source=source)
@@ -272,7 +271,7 @@ def tokenizer_digest(path: Path | str) -> str:
     """Return the `sha256` of the tokenizer in a file, without the time that parsing a large one takes.
 
     Raises:
-        DataError: The file is missing or no text.
+        DataError: The file is missing or not text.
     """
     return _digest(_text_of(path))
 

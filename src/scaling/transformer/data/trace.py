@@ -1,4 +1,4 @@
-"""Which samples a training step consumes: from the configuration alone. Nothing has to run."""
+"""Find the samples that a training step consumes, from the configuration alone: nothing has to run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_POSITION: Final = 1 << 62
 
 @dataclass(frozen=True)
 class ConsumedSample:
-    """A sample, and where a run meets it."""
+    """A sample, and where a run consumes it."""
 
     position: int
     """In the order of the whole run, from 0."""
@@ -33,7 +33,8 @@ def samples_of_step(
 ) -> Iterator[ConsumedSample]:
     """Yield the samples of the global batch of `step`, which counts from 1 as in the metrics, in order.
 
-    `consumed_samples` is how many were consumed before it; left out, it follows from a batch size that never changed.
+    `consumed_samples` is the number consumed before the step; without it, the batch size is assumed never to have
+    changed.
 
     Raises:
         ConfigError: There is no such step.
