@@ -129,7 +129,7 @@ def read_first_version(values: Mapping[str, Any]) -> Reading:
 
 
 def _groups(form: _FirstForm, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the groups in the order of version 0.1; a pattern that is both wanted and excluded is excluded, as
+    """Yield the groups in the order of version 0.1; patterns that are both wanted and excluded are excluded, as
     there."""
     training = form.training
     excluded = training.parameters_exclude

@@ -46,7 +46,8 @@ def consumed_before(config: TransformerConfig, step: int) -> Beginning:
 
     Raises:
         ConfigError: There is no such step, the run took it with another batch size than that of `config`, or metrics
-        and checkpoints are of different runs. StorageError: The metrics or the checkpoints cannot be read.
+            and checkpoints are of different runs.
+        StorageError: The metrics or the checkpoints cannot be read.
     """
     require_step(step)
     size = config.topology.global_batch_size

@@ -20,8 +20,8 @@ def prepare_data(config: TransformerConfig, *, progress: ProgressCallback = sile
 
     Raises:
         ConfigError: No data is named, or vocabulary, tokenizer and end-of-document token do not fit together.
-        DataError: The tokenizer file, or a file of records, is unusable. StorageError: The corpus, or a data set made
-        from records, cannot be written.
+        DataError: The tokenizer file, or a file of records, is unusable.
+        StorageError: The corpus, or a data set made from records, cannot be written.
     """
     architecture, data = config.transformer_architecture, config.data
     vocab_file, prefixes = architecture.vocab_file, data.data_prefixes

@@ -103,7 +103,8 @@ class RecordTokenizer:
 
         Raises:
             DataError: A file is unusable, a record is bad and none may be, or the data set exists already.
-            DataRefusedError: More records are bad than allowed. StorageError: A file cannot be read or written.
+            DataRefusedError: More records are bad than allowed.
+            StorageError: A file cannot be read or written.
         """
         tokens = counted = 0
         dtype = token_dtype(self._tokenizer.vocab_size)
@@ -145,8 +146,9 @@ def tokenized_once(
     Any number of processes may call this at once. Digests identify the inputs that it was made from.
 
     Raises:
-        DataError: The file is unusable, or more of its records are bad than allowed. DataRefusedError: So many records
-        are bad that the rest was not read. StorageError: A file cannot be read or written.
+        DataError: The file is unusable, or more of its records are bad than allowed.
+        DataRefusedError: So many records are bad that the rest was not read.
+        StorageError: A file cannot be read or written.
     """
     made_of = {**tokenizer.identity, "file": _sha256(path), "longest": longest, "too_long": settings.too_long.value}
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()

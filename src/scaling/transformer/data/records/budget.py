@@ -1,4 +1,4 @@
-"""Count what becomes of records, and refuse more bad ones than there may be."""
+"""Count what becomes of records, and refuse more bad ones than allowed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMED: Final = 20
 
 
 class TooLong(Enum):
-    """What becomes of a record with more tokens than there may be."""
+    """Treatment of a record with more tokens than allowed."""
 
     REFUSE = "refuse"
     """It is a bad record."""
@@ -30,20 +30,20 @@ class TooLong(Enum):
 
 @dataclass
 class RecordBudget:
-    """Says how many records may be bad and how long they may be, and counts."""
+    """Limits of how many records may be bad and how long they may be, and counts of what became of records."""
 
     max_bad: int = 0
     longest: int | None = None
     """The most tokens that a record may have. None: any number."""
     too_long: TooLong = TooLong.REFUSE
     option: str = "--max-bad"
-    """What sets `max_bad`, for messages."""
+    """Name of the option that sets `max_bad`, for messages."""
     formats: dict[Path, RecordFormat] = field(default_factory=dict)
     """The format of each file."""
     records: int = 0
-    """Those that are trained on."""
+    """Records that are trained on."""
     bad: list[str] = field(default_factory=list)
-    """The first few bad ones, with place and reason."""
+    """The first few bad records, with place and reason."""
     bad_records: int = 0
     without_loss: int = 0
     """Records without a token that counts, left out."""
@@ -56,7 +56,7 @@ class RecordBudget:
         """Count a bad record.
 
         Raises:
-            DataError: There may be none.
+            DataError: No record may be bad.
             DataRefusedError: There are more than `max_bad`, which is above 0.
         """
         self.bad_records += 1
@@ -72,7 +72,7 @@ class RecordBudget:
         )
 
     def admit(self, record: Record, place: str) -> Record | None:
-        """Count a record, having cut it if it is too long and may be cut; None: it is left out.
+        """Count a record and return it, cut if it is too long and may be cut; None: it is left out.
 
         Raises:
             DataError: It is too long and may not be, or is one bad record too many.
@@ -96,7 +96,7 @@ class RecordBudget:
         return record
 
     def left_out(self) -> str:
-        """Say in one line what was left out or changed; empty where nothing was."""
+        """Return in one line what was left out or cut; empty where nothing was."""
         counts = (
             (self.bad_records, "bad"),
             (self.without_loss, "without a token that counts"),
@@ -108,7 +108,7 @@ class RecordBudget:
 
 
 def cut(record: Record, longest: int, *, keep_end: bool) -> Record:
-    """Return the first, or the last, tokens of a record."""
+    """Return the first, or with `keep_end` the last, `longest` tokens of a record."""
     kept = slice(len(record.tokens) - longest, None) if keep_end else slice(longest)
     weights = record.weights[kept].copy()
     weights[:1] = 0

@@ -35,11 +35,11 @@ class MessagesFormat:
     """`{"messages": [{"role", "content"}]}`."""
 
     def recognises(self, record: Any) -> bool:
-        """Tell whether a record looks like one."""
+        """Return whether a record looks like one of this format."""
         return isinstance(record, dict) and "messages" in record
 
     def read(self, record: Any, folder: Path) -> Conversation:
-        """Take a record apart."""
+        """Parse a record."""
         record = an_object(record, "the record")
         messages = read_messages(a_list(field(record, "messages"), "'messages'"), what="'messages'")
         require_order(messages)
@@ -47,14 +47,14 @@ class MessagesFormat:
 
 
 class ShareGptFormat:
-    """`{"conversations": [{"from", "value"}]}`; some have role and content in there."""
+    """`{"conversations": [{"from", "value"}]}`; some files have role and content in their place."""
 
     def recognises(self, record: Any) -> bool:
-        """Tell whether a record looks like one."""
+        """Return whether a record looks like one of this format."""
         return isinstance(record, dict) and "conversations" in record
 
     def read(self, record: Any, folder: Path) -> Conversation:
-        """Take a record apart."""
+        """Parse a record."""
         record = an_object(record, "the record")
         turns = a_list(field(record, "conversations"), "'conversations'")
         if all(isinstance(turn, dict) and "role" in turn for turn in turns):
@@ -71,11 +71,11 @@ class AlpacaFormat:
     """`{"instruction", "input", "output"}`; instruction and input are joined by a newline."""
 
     def recognises(self, record: Any) -> bool:
-        """Tell whether a record looks like one."""
+        """Return whether a record looks like one of this format."""
         return isinstance(record, dict) and "instruction" in record
 
     def read(self, record: Any, folder: Path) -> Conversation:
-        """Take a record apart."""
+        """Parse a record."""
         record = an_object(record, "the record")
         messages: list[Message] = []
         if record.get("system"):
@@ -103,13 +103,13 @@ def read_messages(values: Sequence[Any], *, what: str, given: bool = False) -> l
     """Read messages with role and content; `given`: they belong to a prompt.
 
     Raises:
-        Refusal: One is not right. Their order is not looked at.
+        Refusal: A message is not valid. The order of messages is not checked.
     """
     return [_read_message(value, f"message {n} of {what}", given) for n, value in enumerate(values, start=1)]
 
 
 def _read_message(value: Any, what: str, given: bool) -> Message:
-    # A field without a value is one that is not there: templates print it as "None" otherwise.
+    # A field without a value counts as missing, since templates would print it as "None".
     fields = {name: one for name, one in an_object(value, what).items() if one is not None}
     role = require_role(field(fields, "role", of=what), ROLES, what)
     weight = weight_of(fields.pop("weight", None), what)
@@ -126,7 +126,7 @@ def _read_message(value: Any, what: str, given: bool) -> Message:
 
 
 def _content(value: Any, what: str) -> str | list[Any]:
-    """Return what is said: a text, or parts that are texts."""
+    """Return the content of a message: a text, or parts that are texts."""
     if not isinstance(value, list):
         return a_text(value, what)
     for number, part in enumerate(a_list(value, what), start=1):
@@ -158,10 +158,10 @@ def _optional(value: Any, what: str) -> str:
 
 
 def read_tools(value: Any) -> Sequence[Any] | None:
-    """Return the tools, None where there are none; some files hold them as the text of their JSON.
+    """Return the tools, None where there are none; some files hold them as JSON text.
 
     Raises:
-        Refusal: They are not right.
+        Refusal: The tools are not valid.
     """
     if isinstance(value, str) and value.strip():
         try:

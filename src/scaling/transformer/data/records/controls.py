@@ -1,7 +1,7 @@
-"""Tell the special tokens that a template writes from those that texts of a record spell out.
+"""Distinguish the special tokens that a template writes from those that texts of a record spell out.
 
-Where a text spells one, or begins or ends with a part of one, the conversation is rendered once more with a character
-between its letters that occurs nowhere else: what is whole in that rendering is the template's.
+Where a text spells one, or begins or ends with a part of one, the conversation is rendered once more with a separator
+between its letters, a character that occurs nowhere else: a token that is intact in that rendering is the template's.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ _SEPARATORS = range(0xE000, 0xF8FF)
 
 @final
 class Controls:
-    """The names of special tokens, searched in texts; the longest of those that begin at one place is meant."""
+    """The names of special tokens, searched for in texts; of those that begin at one place, the longest counts."""
 
     def __init__(self, names: Collection[str]) -> None:
         longest_first = sorted(filter(None, names), key=lambda name: (-len(name), name))
         self.names = frozenset(longest_first)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        # Templates write the rest behind or before a text; a single letter is rather worth a look than a mistake.
+        # A template may write the rest after or before a text. Even a single letter counts: a needless check is better
+        # than a mistake.
         self._heads = tuple(sorted({name[:n] for name in longest_first for n in range(1, len(name))}))
         self._tails = tuple(sorted({name[n:] for name in longest_first for n in range(1, len(name))}))
 
     def touched_by(self, value: Any) -> bool:
-        """Tell whether a text in a JSON value may be, or be a part of, a special token."""
+        """Return whether a text in a JSON value contains a special token, or begins or ends with a part of one."""
         return any(
             text.startswith(self._tails) or text.endswith(self._heads) or self._pattern.search(text) is not None
             for text in texts_in(value)
         )
 
     def separated(self, value: Any, separator: str) -> Any:
-        """Return a JSON value with the separator in every special token that its texts spell, and at their ends.
+        """Return a JSON value with the separator in every special token that its texts spell, whole or at an end in
+        part.
 
         Raises:
             Refusal: The name of a field spells one.
@@ -68,15 +70,15 @@ class Controls:
 
 
 def _inside(start: int, stop: int) -> range:
-    """Return the places within a token at which a separator makes it text; one of one letter has one behind it."""
+    """Return the places within a token at which a separator makes it text; after it, if it has only one letter."""
     return range(start + 1, stop) if stop - start > 1 else range(stop, stop + 1)
 
 
 def separator_for(text: str) -> str:
-    """Return a character of private use that a text does not hold.
+    """Return a character of private use that a text does not contain.
 
     Raises:
-        Refusal: It holds them all.
+        Refusal: The text contains them all.
     """
     present = set(text)
     for number in _SEPARATORS:

@@ -1,4 +1,4 @@
-"""What the formats of records become: a conversation for the chat template, pieces of text, or tokens."""
+"""Parsed records of all formats: a conversation for the chat template, pieces of text, or tokens."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TrainOn(Enum):
     """Which tokens of a record count in the loss."""
 
     ASSISTANT = "assistant"
-    """What the assistant writes, with the end of each turn; in other formats, what is to be learnt."""
+    """The text of the assistant, with the end of each turn; in other formats, the text to be learnt."""
     LAST = "last"
-    """The last of those only."""
+    """Only the last of those turns or texts."""
     ALL = "all"
     """Every token."""
 
@@ -33,15 +33,15 @@ class Message:
 
     role: str
     fields: Mapping[str, Any]
-    """What the chat template gets: role, content and whatever else the record has."""
+    """The input of the chat template: role, content and any other field of the record."""
     weight: float | None = None
     """The weight of an assistant's turn where the record names one."""
     given: bool = False
-    """It belongs to the prompt: an assistant's turn that does not count, unless every token does."""
+    """Whether it belongs to the prompt: an assistant's turn in it does not count, unless every token does."""
 
     @property
     def texts(self) -> Sequence[str]:
-        """What is said, in parts; none where there is nothing but a call of tools."""
+        """The texts of the message, by parts; empty where it only calls tools."""
         match self.fields.get("content"):
             case str(text):
                 return [text]
@@ -50,7 +50,7 @@ class Message:
         return []
 
     def counted(self, train_on: TrainOn) -> float:
-        """Return the weight of its tokens, not yet regarding which turn is the last."""
+        """Return the weight of its tokens, regardless of which turn is the last."""
         if train_on is TrainOn.ALL:
             return 1.0 if self.weight is None else self.weight
         if self.role != ASSISTANT or self.given:
@@ -80,7 +80,7 @@ class Pieces:
 
     pieces: Sequence[Piece]
     ends: bool
-    """The end-of-document token follows, and is learnt."""
+    """Whether the end-of-document token follows, and is learnt."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def weight_of(value: Any, what: str) -> float | None:
     """Return the weight of a message, None where it names none.
 
     Raises:
-        Refusal: It is no weight.
+        Refusal: The value is no weight.
     """
     if value is None:
         return None
@@ -108,7 +108,7 @@ def require_role(role: Any, known: Sequence[str], what: str) -> str:
     """Return a role.
 
     Raises:
-        Refusal: It is none of those known.
+        Refusal: The role is none of those known.
     """
     if role not in known:
         raise Refusal(f"{what} has the unknown role {role!r}; the roles are {names(list(known))}")
@@ -119,7 +119,7 @@ def require_order(messages: Sequence[Message]) -> None:
     """Refuse messages in an order that no conversation has.
 
     Raises:
-        Refusal: A system message behind others, or two turns of one side in a row.
+        Refusal: A system message comes after others, a turn does not fit the one before, or there is none.
     """
     before: str | None = None
     for number, message in enumerate(messages, start=1):

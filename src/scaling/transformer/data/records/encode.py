@@ -1,4 +1,4 @@
-"""Make records for training of what files hold: by format, by chat template, into tokens and weights."""
+"""Encode the records of files for training: by format and chat template, into tokens and weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scaling.transformer.data.tokenizer import Tokenizer
 
 @final
 class RecordEncoder:
-    """Encodes records of a format; `format` None: that of each file is recognised from its first record.
+    """Encoder of records of a format; `format` None: the format of each file is recognised from its first record.
 
     `vocab_size` is that of the model; None: that of the tokenizer.
     """
@@ -57,7 +57,7 @@ class RecordEncoder:
         """Return the record of each value, or why it has none.
 
         Raises:
-            DataError: The format takes a chat template, and there is none.
+            DataError: The format needs a chat template, and there is none.
         """
         prepared = [self._prepared(value, format, folder) for value in values]
         rendered = iter(self._texts.renderings([one for one in prepared if isinstance(one, Rendered)]))
@@ -142,7 +142,7 @@ def _read(value: Any, format: RecordFormat, folder: Path) -> Conversation | Piec
 
 
 def _weights(rendered: Rendered, places: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
-    """Return the weight of each token: that of the turn in which it begins, else of the one into which it reaches."""
+    """Return the weight of each token: that of the turn in which it begins, else of the turn into which it reaches."""
     weights = np.full(len(places), rendered.weight, dtype=np.float32)
     begins, ends = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
     for turn in reversed(rendered.turns):

@@ -1,4 +1,4 @@
-"""Take a raw record apart: what is missing or of another kind is refused with what there is instead."""
+"""Parse a raw record: a missing field, or one of another kind, is refused with the name of what is there instead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Refusal(Exception):
 
 
 def kind(value: object) -> str:
-    """Say what a JSON value is, for a message."""
+    """Return the kind of a JSON value, for a message."""
     names = {
         dict: "an object",
         list: "a list",
@@ -27,16 +27,16 @@ def kind(value: object) -> str:
 
 
 def names(values: Sequence[str]) -> str:
-    """List some names for a message."""
+    """Return a list of some names, for a message."""
     more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
     return (", ".join(map(repr, values[:_SHOWN])) or "none") + more
 
 
 def an_object(value: Any, what: str) -> Mapping[str, Any]:
-    """Return an object.
+    """Return a value that has to be an object.
 
     Raises:
-        Refusal: It is none.
+        Refusal: The value is no object.
     """
     if not isinstance(value, dict):
         raise Refusal(f"{what} is {kind(value)}, not an object")
@@ -44,10 +44,10 @@ def an_object(value: Any, what: str) -> Mapping[str, Any]:
 
 
 def a_list(value: Any, what: str) -> list[Any]:
-    """Return a list that holds something.
+    """Return a value that has to be a list with elements.
 
     Raises:
-        Refusal: It is none, or empty.
+        Refusal: The value is no list, or an empty one.
     """
     if not isinstance(value, list):
         raise Refusal(f"{what} is {kind(value)}, not a list")
@@ -57,10 +57,10 @@ def a_list(value: Any, what: str) -> list[Any]:
 
 
 def a_text(value: Any, what: str) -> str:
-    """Return a text.
+    """Return a value that has to be a text.
 
     Raises:
-        Refusal: It is none.
+        Refusal: The value is no text.
     """
     if not isinstance(value, str):
         raise Refusal(f"{what} is {kind(value)}, not text")
@@ -68,10 +68,10 @@ def a_text(value: Any, what: str) -> str:
 
 
 def field(record: Mapping[str, Any], name: str, *, of: str = "the record") -> Any:
-    """Return a field that has to be there.
+    """Return a field that a record must have.
 
     Raises:
-        Refusal: It is missing.
+        Refusal: The field is missing.
     """
     if name not in record:
         near = difflib.get_close_matches(name, list(record), n=1)
@@ -94,7 +94,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def require_characters(value: Any) -> None:
-    """Refuse a JSON value with texts that hold no characters.
+    """Refuse a JSON value with texts that are not valid.
 
     Raises:
         Refusal: There is a NUL, or half a surrogate pair.

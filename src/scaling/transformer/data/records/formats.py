@@ -44,13 +44,13 @@ class Format(Protocol):
     """A format of records."""
 
     def recognises(self, record: Any) -> bool:
-        """Tell whether a record looks like one of this format, whether it is right or not."""
+        """Return whether a record looks like one of this format, whether it is valid or not."""
 
     def read(self, record: Any, folder: Path) -> Conversation | Pieces | Tokens:
-        """Take a record apart; `folder` is where its file lies.
+        """Parse a record; `folder` is the folder of its file.
 
         Raises:
-            Refusal: It is not right.
+            Refusal: The record is not valid.
         """
 
 
@@ -58,11 +58,11 @@ class PromptCompletionFormat:
     """A prompt, which does not count, and its completion, which does."""
 
     def recognises(self, record: Any) -> bool:
-        """Tell whether a record looks like one."""
+        """Return whether a record looks like one of this format."""
         return isinstance(record, dict) and ("prompt" in record or "completion" in record)
 
     def read(self, record: Any, folder: Path) -> Conversation | Pieces:
-        """Take a record apart."""
+        """Parse a record."""
         record = an_object(record, "the record")
         prompt, completion = field(record, "prompt"), field(record, "completion")
         if _of_messages(prompt) or _of_messages(completion):
@@ -79,25 +79,25 @@ class PiecesFormat:
     """A list of texts, each with its own flag."""
 
     def recognises(self, record: Any) -> bool:
-        """Tell whether a record looks like one."""
+        """Return whether a record looks like one of this format."""
         return isinstance(record, list) and all(isinstance(one, dict) and "content" in one for one in record)
 
     def read(self, record: Any, folder: Path) -> Pieces:
-        """Take a record apart."""
+        """Parse a record."""
         return Pieces(
             [_piece(one, f"element {n}") for n, one in enumerate(a_list(record, "the record"), 1)], ends=False
         )
 
 
 class TokensFormat:
-    """Tokens with labels, at the places of the tokens (not moved by one)."""
+    """Tokens with labels, at the places of the tokens (not shifted by one)."""
 
     def recognises(self, record: Any) -> bool:
-        """Tell whether a record looks like one."""
+        """Return whether a record looks like one of this format."""
         return isinstance(record, dict) and "input_ids" in record
 
     def read(self, record: Any, folder: Path) -> Tokens:
-        """Take a record apart."""
+        """Parse a record."""
         record = an_object(record, "the record")
         ids = _numbers(field(record, "input_ids"), "'input_ids'")
         labels = _numbers(field(record, "labels"), "'labels'")
@@ -125,11 +125,11 @@ class TextFormat:
     """A plain text, all of which counts."""
 
     def recognises(self, record: Any) -> bool:
-        """Tell whether a record looks like one."""
+        """Return whether a record looks like one of this format."""
         return isinstance(record, dict) and "text" in record
 
     def read(self, record: Any, folder: Path) -> Pieces:
-        """Take a record apart."""
+        """Parse a record."""
         text = a_text(field(an_object(record, "the record"), "text"), "'text'")
         return Pieces([Piece(_something(text), learnt=True)], ends=True)
 
@@ -143,7 +143,7 @@ FORMATS: Final[Mapping[RecordFormat, Format]] = {
     RecordFormat.PIECES: PiecesFormat(),
     RecordFormat.TEXT: TextFormat(),
 }
-"""In the order in which they are looked for: what says more comes first."""
+"""In the order in which they are tried: a more specific format comes first."""
 
 
 def recognise(record: Any) -> RecordFormat | None:
@@ -152,7 +152,7 @@ def recognise(record: Any) -> RecordFormat | None:
 
 
 def unknown_format(record: Any) -> str:
-    """Say that a record is of no known format."""
+    """Return a message that a record is of no known format."""
     has = f"an object with the fields {names(list(record))}" if isinstance(record, dict) else kind(record)
     known = ", ".join(form.value for form in RecordFormat)
     return f"{has}, which is no known format of records; the formats are {known}"

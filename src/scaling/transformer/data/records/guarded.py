@@ -1,4 +1,4 @@
-"""Render messages, and tell the special tokens that the template writes from those that texts spell."""
+"""Render messages, and distinguish the special tokens that the template writes from those that texts spell."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _PROBE: Final = ({"role": "user", "content": "a"}, {"role": ASSISTANT, "content"
 
 @dataclass(frozen=True)
 class Guarded:
-    """A rendering, and the same with a separator in whatever its texts spell."""
+    """A rendering, and the same with a separator in every special token that its texts spell."""
 
     text: str
     marks: Sequence[tuple[int, int]]
-    """Which characters stand between generation tags."""
+    """Which characters are between generation tags."""
     messages: Sequence[dict[str, Any]]
     """As rendered with separators."""
     tools: Sequence[Any] | None
     real: str
     """The text with separators."""
     separator: str = ""
-    """Empty: no text spells anything."""
+    """Empty: no text spells a special token."""
     written: Sequence[tuple[int, int]] | None = None
-    """Where the template wrote special tokens. None: all that there are."""
+    """Where the template wrote special tokens. None: it wrote all that there are."""
 
 
 def frame_of(template: ChatTemplate) -> str:
-    """Return what a template makes of two messages; nothing where it takes others only."""
+    """Return the rendering of two messages by a template; empty where it does not accept these."""
     try:
         return template.render(_PROBE)[0] + template.render(_PROBE[:1], prompt=True)[0]
     except Refusal:
@@ -41,9 +41,9 @@ def frame_of(template: ChatTemplate) -> str:
 
 
 def guards_of(*, special: Collection[str], framing: Collection[str]) -> Mapping[str, Controls]:
-    """Return the names that texts must not spell, by role; those of the empty one are for all others.
+    """Return the names that texts must not spell, by role; the empty role is for all others.
 
-    An assistant may write what was never declared special: its thoughts may stand between added tokens.
+    An assistant may write added tokens that were never declared special: its thoughts may be between such.
     """
     return {ASSISTANT: Controls(special), "": Controls(framing)}
 
@@ -56,10 +56,10 @@ def render_guarded(
     tools: Sequence[Any] | None = None,
     prompt: bool = False,
 ) -> Guarded:
-    """Render messages, once more with separators where a text spells a special token or may be a part of one.
+    """Render messages, and once more with separators where a text spells a special token or may be a part of one.
 
     Raises:
-        Refusal: The template does not take them, or looks at what is spelled.
+        Refusal: The template does not accept them, or depends on the spelled tokens.
     """
     given = [dict(message) for message in messages]
     text, marks = template.render(given, tools=tools, prompt=prompt)

@@ -1,8 +1,8 @@
-"""What a template may cost: the size of what it makes, and the time that it computes.
+"""Limits on the cost of a template: the size of the values that it makes, and the time that it computes.
 
-A template is data from outside. Every value that it makes is weighed (a list that holds one list twice, which does the
-same again, is small in memory and endless as text), what multiplies is looked at before it is done, and every loop and
-every call looks at the clock.
+A template is untrusted data. Every value that it makes is weighed: lists within lists, each holding the next one twice,
+are small in memory and endless as text. Operations that multiply sizes are checked before they run, and every loop and
+every call checks the clock.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from jinja2.exceptions import TemplateError
 MOST_CHARACTERS: Final = 2**24
 """Far more than the longest conversations have."""
 MOST_MADE: Final = 2**32
-"""In all of one rendering, so that what it keeps by many names is bounded too."""
+"""Total of one rendering, so that values kept under many names are bounded too."""
 MOST_SECONDS: Final = 10.0
-"""Of computing, however busy the machine is; templates take milliseconds."""
+"""CPU time of a rendering, however busy the machine is; templates take milliseconds."""
 _PER_ELEMENT: Final = 64
 _BITS: Final = 10_000
-"""Of a whole number that is multiplied."""
+"""Most bits of a whole number that a multiplication makes."""
 _ROUNDS_BETWEEN_LOOKS: Final = 256
 _STEPS_BETWEEN_LOOKS: Final = 16
-"""Each makes little beside what it is given; a look takes as long as a small step."""
+"""Each step makes little beyond what it is given; checking the clock takes as long as a small step."""
 _NUMBERS: Final = re.compile(r"\d+")
 _WIDTH_OF_FIELD: Final = re.compile(r"\{[^{}]*\{")
 
@@ -38,7 +38,7 @@ class Overrun(TemplateError):
 
 @final
 class Work:
-    """What a rendering has cost so far."""
+    """The cost of a rendering so far."""
 
     def __init__(self) -> None:
         self._ends = time.thread_time() + MOST_SECONDS
@@ -46,10 +46,10 @@ class Work:
         self._steps = 0
 
     def add(self, size: int = 0) -> None:
-        """Count something that was made, and look at the clock now and then.
+        """Count a step and the size of what it made, and check the clock now and then.
 
         Raises:
-            Overrun: It is enough.
+            Overrun: A limit is exceeded.
         """
         self._made += size
         if self._made > MOST_MADE:
@@ -73,14 +73,14 @@ def working() -> Iterator[None]:
 
 
 def step(size: int = 0) -> None:
-    """Count a step of the rendering that is going on."""
+    """Count a step of the current rendering."""
     work = _WORK.get()
     if work is not None:
         work.add(size)
 
 
 def steps(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield the values of a loop, which may do nothing else that looks at the clock."""
+    """Yield the values of a loop, checking the clock, which nothing else in the loop may do."""
     for number, value in enumerate(values):
         if number % _ROUNDS_BETWEEN_LOOKS == 0:
             step()
@@ -88,7 +88,7 @@ def steps(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def sized(value: Any) -> Any:
-    """Return what a template has made, if it is not too large."""
+    """Return a value that a template has made, if it is not too large."""
     if type(value) is str:  # nearly always
         size = len(value)
         require(size)
@@ -102,7 +102,7 @@ def weight(value: Any) -> int:
     """Return about how many characters a value has as text.
 
     Raises:
-        Overrun: They are too many.
+        Overrun: There are too many.
     """
     total, waiting = 0, [value]
     while waiting:
@@ -123,7 +123,7 @@ def weight(value: Any) -> int:
 
 
 def require(size: int) -> None:
-    """Refuse a size, before it is made.
+    """Refuse the size of a value, before it is made.
 
     Raises:
         Overrun: It is too large.
@@ -133,7 +133,7 @@ def require(size: int) -> None:
 
 
 def require_product(left: Any, right: Any) -> None:
-    """Refuse what `left * right` would make."""
+    """Refuse `left * right` if its value would be too large."""
     if isinstance(left, int) and isinstance(right, int):
         _require_bits(left.bit_length() + right.bit_length())
     elif isinstance(left, int) or isinstance(right, int):
@@ -142,7 +142,7 @@ def require_product(left: Any, right: Any) -> None:
 
 
 def require_power(left: Any, right: Any) -> None:
-    """Refuse what `left ** right` would make."""
+    """Refuse `left ** right` if its value would be too large."""
     if isinstance(left, int) and isinstance(right, int):
         _require_bits(left.bit_length() * abs(right))
 
@@ -153,12 +153,12 @@ def _require_bits(bits: int) -> None:
 
 
 def require_percent_format(text: Any, *values: Any, **fields: Any) -> None:
-    """Refuse what `text % values` would make."""
+    """Refuse `text % values` if its value would be too large."""
     _require_format(str(text), "%", values, fields, inner="*" in str(text))
 
 
 def require_brace_format(text: str, *values: Any, **fields: Any) -> None:
-    """Refuse what `text.format(...)` would make."""
+    """Refuse `text.format(...)` if its value would be too large."""
     _require_format(text, "{", values, fields, inner=_WIDTH_OF_FIELD.search(text) is not None)
 
 
@@ -213,7 +213,7 @@ BEFORE_FILTER: Final[Mapping[str, Callable[..., None]]] = {
     "replace": _replaced,
     "sum": _summed,
 }
-"""What is looked at before a filter; called as that is."""
+"""Checks before a filter, called with its arguments."""
 
 BEFORE_METHOD: Final[Mapping[str, Callable[..., None]]] = {
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
@@ -222,11 +222,11 @@ BEFORE_METHOD: Final[Mapping[str, Callable[..., None]]] = {
     "translate": _translated,
     "to_bytes": _without,
 }
-"""What is looked at before a method of a text or a number; called with what it is the method of."""
+"""Checks before a method of a text or a number, called with that and the arguments."""
 
 
 def listed(separator: Any, values: Any) -> list[Any]:
-    """Return what is to be joined."""
+    """Return a list of the values to join, if they are not too large together."""
     found = list(steps(values))
     require(weight(found) + len(found) * weight(separator))
     return found

@@ -14,12 +14,13 @@ from scaling.transformer.data.records.record import Record
 def prompted_record(
     document: npt.NDArray[np.integer[Any]], *, eos_token_id: int, vocab_size: int, every_token: bool = False
 ) -> Record:
-    """Return a document as a record: the completion counts, and the end-of-document token, which is not stored.
+    """Return a document as a record: the completion counts, and so does the end-of-document token, which is not stored.
 
     `every_token`: the prompt counts as well.
 
     Raises:
-        Refusal: It does not begin with the length of a prompt, has no completion, or a token outside the vocabulary.
+        Refusal: It does not begin with the length of a prompt, has no completion, or has a token outside the
+            vocabulary.
     """
     if len(document) == 0:
         raise Refusal("the document is empty")

@@ -29,8 +29,8 @@ def read_records(path: Path, encoder: RecordEncoder, budget: RecordBudget) -> It
     """Yield the records of a file that can be trained on; what becomes of the others is counted in `budget`.
 
     Raises, while iterating:
-        DataError: The file is not there, is no file of records or has none that can be trained on; more records are
-            bad than may be.
+        DataError: The file is not there, is no file of records or has none that can be trained on; more records are bad
+            than allowed.
         StorageError: The file cannot be read.
     """
     raws = iter(raw_records(path))
@@ -80,10 +80,10 @@ def raw_records(path: Path) -> Iterator[Raw]:
 
 
 def _recognised(batch: list[Raw]) -> RecordFormat | None:
-    """Return the format of the first record; None where there are none but bad ones.
+    """Return the format of the first record; None where all records are bad.
 
     Raises:
-        DataError: It is of no known format.
+        DataError: The record is of no known format.
     """
     for place, value in batch:
         if not isinstance(value, Refusal):

@@ -1,4 +1,4 @@
-"""A record as training takes it: its tokens, and how much each counts as a target."""
+"""A record for training: its tokens, and how much each counts as a target."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy.typing as npt
 @final
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A conversation, or a prompt with its completion, in tokens; it is trained on whole, beside others or alone."""
+    """A conversation, or a prompt with its completion, in tokens; it stays whole, packed with others or alone."""
 
     tokens: npt.NDArray[np.int64]
     """[n]"""
     weights: npt.NDArray[np.float32]
-    """[n]: the weight of token i in the loss as a target. That of the first is 0: nothing predicts it."""
+    """[n]: the weight of token i in the loss as a target. The weight of the first token is 0: nothing predicts it."""
 
     def __post_init__(self) -> None:
         shapes: tuple[Any, ...] = (self.tokens.shape, self.weights.shape)
@@ -26,5 +26,5 @@ class Record:
 
     @property
     def counts(self) -> bool:
-        """Tell whether any token counts in the loss."""
+        """Return whether any token counts in the loss."""
         return bool(self.weights.any())

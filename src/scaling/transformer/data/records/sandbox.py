@@ -36,14 +36,14 @@ from scaling.transformer.data.records.limits import (
 )
 
 MOST_IN_SOURCE: Final = 2**20
-"""Characters of a template."""
+"""Most characters of a template."""
 _STEPS: Final = "_steps"
 _SIZED: Final = "_sized"
 
 
 @dataclass
 class Marks:
-    """What a template has written so far, and which characters of it between generation tags."""
+    """The text that a template has written so far, and which characters of it are between generation tags."""
 
     written: list[str] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
@@ -58,7 +58,7 @@ class GenerationTag(Extension):
     tags = {"generation"}  # noqa: RUF012  # as the base class has it
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Make the tag a call of `_mark` with what is between."""
+        """Turn the tag into a call of `_mark` with its content."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
@@ -83,7 +83,7 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """`namespace`, without names that lead out of a sandbox, and no text: one may hold another twice, and so on."""
+    """`namespace`, without names that lead out of a sandbox, and shown without its contents, which may be endless."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
@@ -116,12 +116,12 @@ def _now(layout: str) -> str:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Unlike Jinja's own filter: without escapes for HTML."""
+    """Return JSON without escapes for HTML, unlike Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 class _Limiter(NodeTransformer):
-    """Let loops count their steps, and weigh what is put together of parts."""
+    """Transformer that makes loops count their steps and weighs values that are composed of parts."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -150,7 +150,7 @@ def _through(name: str, value: Any, node: nodes.Node) -> nodes.Filter:
 
 @final
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with bounds to what a template computes."""
+    """The sandbox, with limits on what a template computes."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
@@ -158,10 +158,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, LoopControlExtension])
         self.filters["tojson"] = _to_json
         self.filters = {name: _limited(name, function) for name, function in self.filters.items()}
-        # Named in the context they are never computed while a template is compiled.
+        # Filters that take the context are never computed while a template is compiled.
         self.filters[_STEPS] = pass_context(lambda _, values: steps(values))
         self.filters[_SIZED] = pass_context(lambda _, value: sized(value))
-        del self.globals["lipsum"]  # writes as much as it is asked to
+        del self.globals["lipsum"]  # writes as much as a template asks for
         self.globals.update(raise_exception=_raise_exception, strftime_now=_now, dict=_Dict(), namespace=_Namespace)
 
     @staticmethod
@@ -201,7 +201,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return limited
 
     def call(self, context: Context, function: Any, /, *args: Any, **fields: Any) -> Any:
-        """Look at what multiplies, then call; parameters have places only, since a template may name any."""
+        """Check methods that multiply sizes, then call. Parameters are positional, since templates may use any name."""
         owner = getattr(function, "__self__", None)
         if isinstance(function, LoopContext) and args:
             args = (steps(args[0]), *args[1:])
@@ -215,7 +215,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that is looked at before it works, and whose outcome is weighed."""
+    """Return a filter that is checked before it runs, and whose result is weighed."""
     before = BEFORE_FILTER.get(name)
     first = 0 if getattr(function, "jinja_pass_arg", None) is None else 1
 
@@ -235,7 +235,7 @@ def compile_template(source: str) -> jinja2.Template:
     """Compile a chat template.
 
     Raises:
-        TemplateError: It is not one.
+        TemplateError: The source is not one.
     """
     if len(source) > MOST_IN_SOURCE:
         raise TemplateError(f"it has {len(source)} characters; at most {MOST_IN_SOURCE} are taken")
@@ -248,10 +248,10 @@ def compile_template(source: str) -> jinja2.Template:
 
 
 def render(template: jinja2.Template, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
-    """Return what a template makes of variables, and the spans of characters between generation tags.
+    """Return the text that a template makes of variables, and the spans of characters between generation tags.
 
     Raises:
-        Overrun: It makes too much, or takes too long.
+        Overrun: The template makes too much, or takes too long.
     """
     marks = Marks()
     token = _MARKS.set(marks)

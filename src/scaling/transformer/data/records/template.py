@@ -1,4 +1,4 @@
-"""Chat templates: conversations to text, by the template beside a tokenizer or one in a file."""
+"""Chat templates: turn conversations into text, by the template beside a tokenizer or one in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPLATE_FILE: Final = "chat_template.jinja"
 _CONFIG: Final = "tokenizer_config.json"
 _SPECIAL: Final = "special_tokens_map.json"
 _REASONING: Final = ("reasoning_content", "thinking", "reasoning")
-"""The names that a message's reasoning goes by; templates know one of the first two."""
+"""The names of a message's field of reasoning; templates know one of the first two."""
 
 _PROBE: Final = "What is asked"
 
@@ -42,20 +42,20 @@ class ChatTemplate:
 
     @classmethod
     def from_file(cls, path: Path, *, vocab_file: Path | None = None) -> ChatTemplate:
-        """Read a template; the special tokens are those that lie beside `vocab_file`.
+        """Read a template; the special tokens are those named beside `vocab_file`.
 
         Raises:
-            DataError: It cannot be read, or is none.
+            DataError: The file cannot be read, or is no template.
         """
         special = {} if vocab_file is None else special_tokens_beside(vocab_file)
         return cls(_text(path), name=f"the chat template {path}", special=special)
 
     @classmethod
     def beside(cls, vocab_file: Path) -> ChatTemplate | None:
-        """Return the template that belongs to a tokenizer: it lies beside its file. None: there is none.
+        """Return the template that belongs to a tokenizer, which is beside the tokenizer's file. None: there is none.
 
         Raises:
-            DataError: A file is there and cannot be understood.
+            DataError: A file exists but cannot be understood.
         """
         if vocab_file.name not in (TOKENIZER_OF_A_MODEL, TOKENIZER_OF_A_RUN):
             return None
@@ -69,7 +69,7 @@ class ChatTemplate:
         """Read a template that a user names: a file with one, or a tokenizer_config.json.
 
         Raises:
-            DataError: It cannot be read, or has none.
+            DataError: The file cannot be read, or has no template.
         """
         if path.suffix != ".json":
             return cls.from_file(path, vocab_file=vocab_file)
@@ -104,25 +104,25 @@ class ChatTemplate:
 
     @cached_property
     def marks(self) -> bool:
-        """Tell whether the template says by generation tags what the assistant writes."""
+        """Return whether the template marks the assistant's text by generation tags."""
         tokens = self._compiled.environment.lex(self.source)
         return any(kind == "name" and value == "endgeneration" for _, kind, value in tokens)
 
     @cached_property
     def _takes(self) -> tuple[bool, bool]:
-        """Tell whether the template writes a content that is a text, and one that is a list of parts."""
+        """Return whether the template writes contents that are texts, and contents that are lists of parts."""
         found = []
         for content in (_PROBE, _parts(_PROBE)):
             messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
             try:
                 text, _ = render(self._compiled, {**self.special, "messages": messages, "add_generation_prompt": False})
-            except Exception:  # what a template may run into is without bounds
+            except Exception:  # a template may raise any exception
                 text = ""
             found.append(text.count(_PROBE) == 2 and "'type'" not in text)
         return found[0] or not found[1], found[1]
 
     def _shaped(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a message with its content in a shape that the template takes, the one it has if possible."""
+        """Return a message with its content in a shape that the template writes, unchanged if possible."""
         content = message.get("content")
         texts, parts = self._takes
         if isinstance(content, str) and not texts:
@@ -136,12 +136,12 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text of messages, and which characters stand between generation tags.
+        """Return the text of messages, and which characters are between generation tags.
 
-        `prompt`: an assistant's answer is to follow.
+        `prompt`: an answer of the assistant is to follow.
 
         Raises:
-            Refusal: The template does not take them.
+            Refusal: The template does not accept them.
         """
         if tools is not None and "tools" not in self._variables:
             raise Refusal(f"the record has 'tools', which {self.name} leaves out")
@@ -158,7 +158,7 @@ class ChatTemplate:
             raise Refusal(f"{self.name} was stopped: {error}") from error
         except TemplateError as error:
             raise Refusal(f"{self.name} refuses it: {error}") from error
-        except Exception as error:  # what a template may run into is without bounds
+        except Exception as error:  # a template may raise any exception
             raise Refusal(f"{self.name} fails on it ({type(error).__name__}: {error})") from error
 
 
@@ -166,12 +166,12 @@ def special_tokens_beside(vocab_file: Path) -> dict[str, str]:
     """Return the special tokens that the files beside a tokenizer name: `bos_token`, `eos_token` and so on.
 
     Raises:
-        DataError: A file is there and cannot be understood.
+        DataError: A file exists but cannot be understood.
     """
     if vocab_file.name not in (TOKENIZER_OF_A_MODEL, TOKENIZER_OF_A_RUN):
         return {}
     found: dict[str, str] = {}
-    for name in (_SPECIAL, _CONFIG):  # what the second says goes
+    for name in (_SPECIAL, _CONFIG):  # the second file wins
         found |= _special_tokens(vocab_file.parent / name)
     return found
 

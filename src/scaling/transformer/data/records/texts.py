@@ -1,4 +1,4 @@
-"""Texts to tokens: special tokens are those that the template wrote, and nothing that a text spells."""
+"""Tokenize texts: special tokens are only those that the template wrote, never what a text spells."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _STAND_INS: Final = 0xF0000
 """The first of the characters of private use that stand in for special tokens."""
 
 Tokenized = tuple[Sequence[int], Sequence[tuple[int, int]]]
-"""Tokens, and the characters that each stands for: from the first to before the second."""
+"""Tokens, and the characters that each stands for: start and stop (exclusive)."""
 
 
 @final
 class TextTokenizer:
-    """Makes tokens of renderings and of pieces of text.
+    """Tokenizer of renderings and of pieces of text.
 
-    `frame` is what the chat template makes of a conversation of no importance: the added tokens in it frame turns, and
-    are the template's alone even where they were never declared special.
+    `frame` is the chat template's rendering of an arbitrary conversation: the added tokens in it frame turns, and only
+    the template may write them, even where they were never declared special.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, eos_token: str, frame: str = "") -> None:
@@ -48,12 +48,12 @@ class TextTokenizer:
 
     @cached_property
     def _continuing(self) -> Tokenizer:
-        """The same without a space that it puts before a text."""
+        """The same tokenizer, which puts no space before a text."""
         edited = json.dumps(_without_space(json.loads(self._serialized)))
         return Tokenizer(edited, plain_text=True, end_token=self._eos_token)
 
     def pieces(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-        """Return the tokens of each piece of each text; encoded by itself: a prompt is as when asked."""
+        """Return the tokens of each piece of each text, each encoded by itself: a prompt is as at inference."""
         first = iter(self._plain.encode_batch([pieces[0] for pieces in texts]))
         later = iter(self._continuing.encode_batch([piece for pieces in texts for piece in pieces[1:]]))
         return [[next(first), *(next(later) for _ in pieces[1:])] for pieces in texts]
@@ -67,10 +67,10 @@ class TextTokenizer:
         ]
 
     def _separately(self, rendered: Rendered, written: Sequence[tuple[int, int]]) -> Tokenized | Refusal:
-        """Encode a text that spells special tokens: those that the template wrote stand under other names.
+        """Encode a text that spells special tokens: those that the template wrote are renamed first.
 
-        The names are as long, so that characters keep their places, and the tokenizer treats them as it did the
-        tokens; whatever else looks like a special token is none.
+        The new names are as long, so that characters keep their places, and the tokenizer treats them as it does the
+        tokens. Whatever else looks like a special token is text.
         """
         text = rendered.text
         if any(ord(character) >= _STAND_INS for character in text):
@@ -109,9 +109,10 @@ class TextTokenizer:
 
     @cached_property
     def _ids_of_renamed(self) -> dict[int, int]:
-        """Ids of the tokenizer with other names to those of the one that is meant.
+        """Map from ids of the tokenizer with the new names to the original ids.
 
-        Names without a place in the vocabulary of the model get the next ids, and so may the tokens behind them.
+        Names without a place in the vocabulary of the model get the next ids, and the tokens after them may get other
+        ids too.
         """
         found = {}
         for name in self.added | self.framing:

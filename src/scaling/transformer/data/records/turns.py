@@ -1,9 +1,9 @@
-"""Find the assistant's turns in the text that a chat template makes of a conversation.
+"""Find the assistant's turns in the text that a chat template makes from a conversation.
 
-A template with generation tags says it. In one without, a unique word stands in the place of each text of the
-assistant. A turn begins behind what the template makes of the messages before as a prompt, and ends where the text
-behind does no longer depend on whether more messages follow: behind the end-of-turn token and what belongs to it. The
-last turn ends with the text. Putting the texts back has to give the real rendering, else the record is refused.
+A template with generation tags marks them. For one without, each text of the assistant is replaced by a unique word. A
+turn begins after the rendering, as a prompt, of the messages before it. It ends where the text after it begins to
+depend on whether more messages follow: after the end-of-turn token and what belongs to it. The last turn ends with the
+text. Putting the texts back has to give the real rendering, else the record is refused.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from scaling.transformer.data.records.guarded import render_guarded
 from scaling.transformer.data.records.template import ChatTemplate
 
 _TRIMS: Final[Sequence[Callable[[str], str]]] = (lambda text: text, str.strip, str.lstrip, str.rstrip)
-"""What templates do to texts."""
+"""How templates may trim texts."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The characters `start` to `stop` (exclusive), and how much the tokens that have one of them count."""
+    """The characters `start` to `stop` (exclusive), and the weight of the tokens that contain one of them."""
 
     start: int
     stop: int
@@ -34,24 +34,24 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The text of a conversation, and what of it counts."""
+    """The text of a conversation, and which parts of it count."""
 
     text: str
     turns: Sequence[Turn]
     """In order, none within another."""
     weight: float
-    """Of all that is in no turn."""
+    """Weight of everything outside turns."""
     written: Sequence[tuple[int, int]] | None = None
-    """Where the template wrote special tokens; the others are text. None: all there are."""
+    """Where the template wrote special tokens; the others are text. None: it wrote all that there are."""
 
 
 def render_conversation(
     conversation: Conversation, template: ChatTemplate, controls: Mapping[str, Controls], train_on: TrainOn
 ) -> Rendered:
-    """Render a conversation and find what counts; `controls` are those that matter in texts of a role.
+    """Render a conversation and find the parts that count; `controls` are the special tokens for texts of each role.
 
     Raises:
-        Refusal: The template does not take it, or where the turns are cannot be told for certain.
+        Refusal: The template does not accept it, or the turns cannot be located for certain.
     """
     made = render_guarded(
         [message.fields for message in conversation.messages], template, controls, tools=conversation.tools
@@ -72,9 +72,9 @@ def render_conversation(
 
 
 def _require_said(conversation: Conversation, text: str, template: ChatTemplate) -> None:
-    """Refuse what the template leaves out; it may divide a text, but the last line has to be there."""
+    """Refuse a text that the template leaves out; it may divide the text, but must write its last line."""
     for number, message in enumerate(conversation.messages, start=1):
-        # A template may have reasons to leave out what is said beside a call of tools.
+        # A template may have reasons to leave out the text beside a call of tools.
         if message.role in (ASSISTANT, "user") and not message.fields.get("tool_calls"):
             lines = [line.strip() for said in message.texts for line in said.splitlines() if line.strip()]
             if lines and lines[-1] not in text:
@@ -99,7 +99,7 @@ def _turns_by_marks(marks: Sequence[tuple[int, int]], weights: Mapping[int, floa
     if uniform and all(weight == 1 for weight in weights.values()):
         return [Turn(start, stop, 1.0) for start, stop in marks]
     stretches = list(marks)
-    if len(stretches) != len(weights):  # what ends a conversation may be marked by itself
+    if len(stretches) != len(weights):  # the end of a conversation may be marked by itself
         stretches = []
         for start, stop in marks:
             if stretches and stretches[-1][1] == start:
@@ -156,7 +156,7 @@ class _Placeholders:
             raise Refusal(f"the template does not write each text of the assistant once, in order: {_NEEDS_MARKS}")
 
     def turns(self, weights: Mapping[int, float], real: str, separator: str) -> list[Turn]:
-        """Return the turns of some messages, by their places, in the real text, once the separators are taken out."""
+        """Return the turns of the messages at some places, in the real text without separators."""
         texts = self._as_written(real)
         found, end = [], 0
         for place, weight in weights.items():
@@ -172,7 +172,7 @@ class _Placeholders:
         return self._template.render(self._replaced[:count], tools=self._tools, prompt=prompt)[0]
 
     def _as_written(self, real: str) -> list[str]:
-        """Return the texts as the template writes them, having made sure that they give the real rendering."""
+        """Return the texts as the template writes them, after checking that they give the real rendering."""
         for trim in _TRIMS:
             texts = [trim(text) for text in self._texts]
             if self._put_back(len(self._text), texts) == real:
@@ -180,17 +180,17 @@ class _Placeholders:
         raise Refusal(f"the template changes what the assistant says, so that it cannot be found: {_NEEDS_MARKS}")
 
     def _put_back(self, place: int, texts: Sequence[str]) -> str:
-        """Return what stands before a place that is in no word, with the texts in the places of the words."""
+        """Return the text before a place that is in no word, with the words replaced by the texts."""
         pieces = self._word.split(self._text[:place])[::2]
         return pieces[0] + "".join(map(str.__add__, texts, pieces[1:]))
 
     def _start(self, place: int) -> int:
-        """Return where the turn of a message begins: behind the prompt that leads to it."""
+        """Return where the turn of a message begins: after the prompt that leads to it."""
         word = self._found[self._number[place]].start()
         prompt = self._render(place, prompt=True)
         if self._text.startswith(prompt) and len(prompt) <= word:
             return len(prompt)
-        # The messages before may be rendered in another way where others follow; the words that lead to the turn not.
+        # Earlier messages may be rendered differently where others follow, but not the words that lead to the turn.
         lead = prompt[_common(self._render(place), prompt, self._controls) :]
         if lead and self._text.endswith(lead, 0, word):
             return word
@@ -199,7 +199,7 @@ class _Placeholders:
         )
 
     def _stop(self, place: int) -> int:
-        """Return where the turn of a message ends: behind what ends it, whether others follow or not."""
+        """Return where the turn of a message ends: after the text that ends it, whether others follow or not."""
         word = self._found[self._number[place]]
         behind = self._text[word.end() :]
         if place + 1 == len(self._replaced):
@@ -213,7 +213,8 @@ class _Placeholders:
             stop = _common(alone, behind, self._controls)
             if not (stop == len(alone) or self._token_at(alone, stop) or self._token_at(behind, stop)):
                 raise Refusal(f"where the turn of message {place + 1} ends cannot be told: {_NEEDS_MARKS}")
-        # A space behind the end is the beginning of the next turn's first token, if that is of the kind with a space.
+        # A space after the end belongs to the next turn's first token, if its tokenizer has tokens that begin with a
+        # space.
         stop = len(behind[:stop].rstrip(" "))
         if stop == 0:
             raise Refusal(
@@ -230,7 +231,7 @@ _NEEDS_MARKS: Final = "it takes a template with generation tags to tell where th
 
 
 def _common(left: str, right: str, controls: Controls) -> int:
-    """Return how far two texts are the same, not ending within a special token of either."""
+    """Return the length of the common beginning of two texts, not ending within a special token of either."""
     place = next((n for n, (one, other) in enumerate(zip(left, right, strict=False)) if one != other), None)
     if place is None:
         place = min(len(left), len(right))
