@@ -61,7 +61,7 @@ class InitializationScheme(str, Enum):
 
 
 class DropoutStream(str, Enum):
-    """What the random masks of dropout depend on."""
+    """Whether the random masks of dropout depend on the layout."""
 
     LAYOUT_INVARIANT = "layout_invariant"
     PER_RANK = "per_rank"

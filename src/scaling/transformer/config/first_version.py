@@ -44,7 +44,7 @@ class FirstTrainingConfig(BaseConfig):
     """Train the embedding in a group of its own, with embedding_learning_rate_scheduler."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check what version 0.1 checked."""
+        """Make the checks of version 0.1."""
         yield from pattern_problems("finetunable_parameters", self.finetunable_parameters)
         yield from pattern_problems("parameters_exclude", self.parameters_exclude)
         if self.finetune and not self.finetunable_parameters:
@@ -129,8 +129,7 @@ def read_first_version(values: Mapping[str, Any]) -> Reading:
 
 
 def _groups(form: _FirstForm, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the groups in the order of version 0.1; patterns that are both wanted and excluded are excluded, as
-    there."""
+    """Yield the groups in the order of version 0.1; a pattern both wanted and excluded is excluded, as there."""
     training = form.training
     excluded = training.parameters_exclude
     wanted = [pattern for pattern in training.finetunable_parameters if pattern not in excluded]

@@ -30,7 +30,7 @@ def packing_of(data: DataConfig, architecture: TransformerArchitectureConfig, *,
 
 
 def too_little(name: str, documents: int, sequence_length: int, split: Split) -> str:
-    """Return a message that documents make no sequence, and what to do."""
+    """Return a message that documents make no sequence, with a remedy."""
     part = "" if split.part is Part.ALL else f" in the {split.part.value} part"
     some = "1 document makes" if documents == 1 else f"{documents} documents make"
     return (

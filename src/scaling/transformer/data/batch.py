@@ -37,7 +37,7 @@ class TextSample:
     source: str
     """The data set, for messages."""
     unit: str = "document"
-    """What the numbers in `spans` count."""
+    """The unit that the document numbers in `spans` count."""
     placeholders: int = 0
     """Tokens in front of each piece that hold the places of a soft prompt; `spans` do not cover them."""
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scaling.transformer.data.split import uniform
 
 WINDOW: Final = 1024
-"""Records that are looked at together."""
+"""Records that are packed together."""
 FULL: Final = 0.98
 """A bin filled to this share is good enough."""
 CARRIED: Final = 1 / 4

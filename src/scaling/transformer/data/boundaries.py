@@ -59,7 +59,7 @@ def position_ids(starts_BT: BoolArray, *, restart: bool) -> NDArray[np.int64]:
 def loss_weights(starts_T: BoolArray, token_weights_T: FloatArray | None = None) -> FloatArray:
     """Return the weight of each target, [S] or [B, S]: 0 where it begins a piece, since nothing before predicts it.
 
-    The others have their own weight (`token_weights_T`), or 1 without such. So the loss of packed rows is the sum of
+    The others have their own weight (`token_weights_T`), or 1 without those. So the loss of packed rows is the sum of
     the losses of the pieces in them, however they are packed.
     """
     announced: FloatArray = (~starts_T[..., 1:]).astype(np.float32)

@@ -97,7 +97,7 @@ def _agreed(points: Iterable[_Known]) -> _Known:
 
 
 def _left_by(config: TransformerConfig, step: int) -> Iterator[_Known]:
-    """Yield what a run of `config` has recorded; of its checkpoints, the nearest on both sides of `step`."""
+    """Yield the records that a run of `config` has left; of its checkpoints, the nearest on both sides of `step`."""
     own: list[int] = []
     if config.logger.log_dir is not None:
         noted = _in_metrics(config.logger.log_dir / METRICS_FILE)

@@ -103,7 +103,7 @@ def _source_text(path: Path) -> str | None:
 
 
 def _help_topics() -> Mapping[str, str]:
-    """Return the texts behind Python's `help()`, where this Python has them."""
+    """Return the texts of Python's `help()`, where this Python has them."""
     try:
         topics = import_module("pydoc_data.topics").topics
     except (ImportError, AttributeError):

@@ -64,7 +64,7 @@ def find_inputs(inputs: Sequence[Path], *, left_out: Callable[[LeftOut], None] |
     `left_out` is called with each file in a folder that looks like text and is not read.
 
     Raises:
-        DataError: An input is missing, of an unknown format, no regular file or given twice, or there is none.
+        DataError: An input is missing, of an unknown format, no regular file or given twice, or there is no file.
         StorageError: A folder cannot be read.
     """
     found: list[Path] = []

@@ -32,7 +32,7 @@ _BLOCK: Final = 1 << 20
 
 @dataclass(frozen=True)
 class RecordReport:
-    """What became of the records of some files."""
+    """The outcome of tokenizing the records of some files."""
 
     formats: tuple[str, ...]
     """In the order of their files, each once."""
@@ -44,7 +44,7 @@ class RecordReport:
     bad_named: tuple[str, ...]
     """The first few bad records, with place and reason."""
     left_out: str
-    """What else was left out or cut, and why; empty where nothing was."""
+    """The numbers of records left out or cut, by reason; empty where there are none."""
 
     def lines(self) -> Iterator[str]:
         """Yield the report line by line."""

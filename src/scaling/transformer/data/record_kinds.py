@@ -1,4 +1,4 @@
-"""What a data set of records says about itself, and whether that agrees with a configuration."""
+"""The kind that a data set of records has recorded, and whether a configuration asks for that kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHAT_TEMPLATE: Final = "chat_template"
 
 
 def made_by(formats: str, train_on: TrainOn, template: ChatTemplate | None) -> dict[str, str]:
-    """Return what a data set of records says about itself."""
+    """Return the kind of a data set of records, to be recorded in it."""
     digest = "" if template is None else hashlib.sha256(template.source.encode()).hexdigest()
     return {FORMAT: formats, TRAIN_ON: train_on.value, CHAT_TEMPLATE: digest}
 

@@ -68,7 +68,7 @@ class RowRules:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Which records are in which row, and what became of those that did not fit."""
+    """Which records are in which row, and how many did not fit."""
 
     rows: Bins
     places: int

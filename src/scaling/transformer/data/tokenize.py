@@ -49,7 +49,7 @@ CHUNKS = 4096
 
 @dataclass(frozen=True)
 class TokenizeResult:
-    """What went into a memory map, and what did not."""
+    """The documents that went into a memory map, and those that did not."""
 
     documents: int
     tokens: int
@@ -134,7 +134,7 @@ def _file(output: Path, suffix: str) -> Path:
 def _plan_digest(
     files: Sequence[tuple[Path, os.stat_result]], options: TokenizeOptions, tokenizer: Tokenizer, chunk_bytes: int
 ) -> str:
-    """Identify everything that decides what is in the shards (how many bad records are allowed does not)."""
+    """Return a digest of everything that decides the contents of the shards (the limit of bad records does not)."""
     inputs = [(str(path.resolve()), status.st_size, status.st_mtime_ns) for path, status in files]
     rules = replace(options, tokenizer=Path(tokenizer.sha256), max_bad=0)
     return hashlib.sha256(json.dumps([inputs, repr(rules), chunk_bytes]).encode()).hexdigest()

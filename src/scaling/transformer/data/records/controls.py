@@ -37,8 +37,7 @@ class Controls:
         )
 
     def separated(self, value: Any, separator: str) -> Any:
-        """Return a JSON value with the separator in every special token that its texts spell, whole or at an end in
-        part.
+        """Return a JSON value with the separator in special tokens that its texts spell, whole or in part at an end.
 
         Raises:
             Refusal: The name of a field spells one.

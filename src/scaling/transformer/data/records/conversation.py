@@ -119,7 +119,7 @@ def require_order(messages: Sequence[Message]) -> None:
     """Refuse messages in an order that no conversation has.
 
     Raises:
-        Refusal: A system message comes after others, a turn does not fit the one before, or there is none.
+        Refusal: A system message comes after others, a turn cannot follow the one before, or there is no turn.
     """
     before: str | None = None
     for number, message in enumerate(messages, start=1):

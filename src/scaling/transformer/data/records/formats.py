@@ -152,7 +152,7 @@ def recognise(record: Any) -> RecordFormat | None:
 
 
 def unknown_format(record: Any) -> str:
-    """Return a message that a record is of no known format."""
+    """Return a message that the format of a record is not known."""
     has = f"an object with the fields {names(list(record))}" if isinstance(record, dict) else kind(record)
     known = ", ".join(form.value for form in RecordFormat)
     return f"{has}, which is no known format of records; the formats are {known}"

@@ -43,7 +43,7 @@ def frame_of(template: ChatTemplate) -> str:
 def guards_of(*, special: Collection[str], framing: Collection[str]) -> Mapping[str, Controls]:
     """Return the names that texts must not spell, by role; the empty role is for all others.
 
-    An assistant may write added tokens that were never declared special: its thoughts may be between such.
+    An assistant may write added tokens that were never declared special: its thoughts may be enclosed in such tokens.
     """
     return {ASSISTANT: Controls(special), "": Controls(framing)}
 
