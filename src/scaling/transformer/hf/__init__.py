@@ -1,1 +1,1 @@
-"""Models of Hugging Face: which families there are, and how their files and ours say the same."""
+"""Models of Hugging Face: the supported families, and the translation between their files and ours."""

@@ -16,22 +16,23 @@ from scaling.transformer.stored_model import architecture_of
 
 TOKENS: Final = 33
 TOLERANCE: Final = 1e-4
-"""Of the largest logit: two right programs differ by a tenth of it, a wrong one by all of it."""
+"""Accepted difference, relative to the largest logit. Correct programs differ by a tenth of this, wrong ones by far
+more."""
 FIRST_VERSION: Final = 5
-"""Of `transformers` with the present form of rotary parameters."""
+"""First major version of `transformers` with the present form of rotary parameters."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """How a comparison went."""
+    """The result of a comparison."""
 
     remark: str
     difference: float | None = None
-    """Largest difference of logits, in parts of the largest logit. None: nothing was compared."""
+    """Largest difference of the logits, relative to the largest logit. None: nothing was compared."""
 
 
 def reason_not_to_check() -> str | None:
-    """Return why a check is not possible here, None where it is."""
+    """Return the reason why a check is not possible here, or None if it is possible."""
     remedy = "`pip install 'scaling[hf]'`"
     try:
         found = version("transformers")
@@ -45,17 +46,17 @@ def reason_not_to_check() -> str | None:
 def check_export(checkpoint: Path, exported: Path, *, dtype: torch.dtype | None = None) -> Checked:
     """Run the same tokens through the checkpoint and the exported folder, both in float32 with the written weights.
 
-    `dtype` is what the export rounded the weights to. Both models are in memory at the same time.
+    `dtype` is the type that the export rounded the weights to. Both models are in memory at the same time.
 
     Raises:
-        CheckpointError: They differ by more than rounding.
+        CheckpointError: The logits differ by more than rounding.
     """
     reason = reason_not_to_check()
     if reason is not None:
         return Checked(reason)
     architecture, _ = architecture_of(Checkpointer(None).find(checkpoint, weights_only=True).require())
     length = min(TOKENS, architecture.sequence_length)
-    # In transformers, rotations that depend on a length follow that of the batch.
+    # In transformers, rotations that depend on a length follow the length of the batch.
     ours = TransformerInferenceModule.from_checkpoint(checkpoint, precision="float32", sequence_length=length)
     if dtype is not None:
         with torch.no_grad():
@@ -78,8 +79,8 @@ def _their_logits(folder: Path, tokens: Tensor) -> Tensor:
     from transformers import AutoModelForCausalLM, utils
 
     said: Any = utils.logging
-    said.disable_progress_bar()  # of a model that is there already
-    said.set_verbosity_error()  # of what its owner has set for the generation of text
+    said.disable_progress_bar()  # the model is on disk already
+    said.set_verbosity_error()  # no warnings about the owner's settings for text generation
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     )

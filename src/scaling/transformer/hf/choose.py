@@ -1,4 +1,4 @@
-"""Find the family of a config.json, or one that can express an architecture."""
+"""Find the family of a config.json, or a family that can express an architecture."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NOT_THE_MODEL: Final[Mapping[str, Any]] = {
     "dropout_after_mlp": 0.0,
     "attention_qkv_in_one": False,
 }
-"""Settings that change how a model is trained or computed, with one value for the comparison of models."""
+"""Settings of training and computation that do not change the model, with the values used to compare models."""
 
 
 def family_of(config: Mapping[str, Any], *, source: str = "config.json") -> Family:
-    """Return the family of a config.json; `ConfigError` with everything that cannot be had of it."""
+    """Return the family of a config.json; raise `ConfigError` with everything in it that is not supported."""
     family = BY_TYPE.get(str(config.get("model_type")))
     if family is None:
         raise ConfigError(_unknown_type(config), source=source)
@@ -42,12 +42,12 @@ def family_of(config: Mapping[str, Any], *, source: str = "config.json") -> Fami
 
 
 def inert(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a config.json that a file with the same section could do without; kept, they come back."""
+    """Return the fields of a config.json that can be left out without changing the section, to restore in an export."""
     return family_of(config).inert(config)
 
 
 def family_for(architecture: TransformerArchitectureConfig, *, model_type: str | None = None) -> Family:
-    """Return the family that can express an architecture exactly, `model_type` first; else `ConfigError`."""
+    """Return a family that can express an architecture exactly, trying `model_type` first; else raise `ConfigError`."""
     families = sorted(FAMILIES, key=lambda family: family.model_type != model_type)
     for family in families:
         if _expressed(architecture, family):
@@ -69,7 +69,7 @@ def family_for(architecture: TransformerArchitectureConfig, *, model_type: str |
 def _named(
     architecture: TransformerArchitectureConfig, key: str, mine: Any, theirs: Any
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield a difference by the names and values that a configuration has."""
+    """Yield a difference with the names and values used in a configuration."""
     if key != "layers":
         yield key, architecture.mlp_type.value if key == "mlp_type" else mine, theirs
         return
@@ -85,7 +85,7 @@ def _unknown_type(config: Mapping[str, Any]) -> Problem:
     if given is None:
         return Problem("model_type", f"is missing, so the family of the model is unknown; add one of {names}")
     near = nearest(given, BY_TYPE) if isinstance(given, str) else None
-    # A Mixtral is no Mistral that somebody misspelled, as its class tells.
+    # Mixtral is not a misspelled Mistral: `architectures` shows that it is another model.
     is_slip = near is not None and config.get("architectures") in (None, [BY_TYPE[near].architecture])
     hint = f"; did you mean {near}?" if is_slip else ""
     if "text_config" in config:
@@ -111,7 +111,7 @@ def _class_problems(family: Family, config: Mapping[str, Any]) -> Iterator[Probl
 
 
 def _is_named_alike(program: Any, family: Family) -> bool:
-    """Return whether the classes of `auto_map` are the family's own, of before `transformers` had them."""
+    """Return whether the classes of `auto_map` are the family's own, from before `transformers` had them."""
     if not isinstance(program, dict):
         return False
     stem = family.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
@@ -124,7 +124,7 @@ def _is_named_alike(program: Any, family: Family) -> bool:
 
 
 def _section_problems(family: Family, config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what the section does not accept, by the names of the fields."""
+    """Yield the values that the section does not accept, under the names of their fields."""
     try:
         TransformerArchitectureConfig.from_dict(family.section(config))
     except ConfigError as error:
@@ -142,7 +142,7 @@ def _expressed(architecture: TransformerArchitectureConfig, family: Family) -> b
 
 
 def _again(architecture: TransformerArchitectureConfig, family: Family) -> TransformerArchitectureConfig | None:
-    """Return what a family's configuration says of an architecture, None where it says nothing valid."""
+    """Return an architecture as read back from a family's configuration of it, or None where that is not valid."""
     config = family.config(architecture)
     if any(True for _ in family.problems(config)):
         return None
@@ -153,7 +153,7 @@ def _again(architecture: TransformerArchitectureConfig, family: Family) -> Trans
 
 
 def _model(architecture: TransformerArchitectureConfig) -> ModelPlan:
-    """Return what a model computes, without what its training or its kernel change."""
+    """Return the plan of a model, without the settings that change only its training or its kernel."""
     usual = TransformerArchitectureConfig()
     kernel = usual.masked_softmax.model_copy(update={"scale": architecture.masked_softmax.scale})
     update = {
@@ -168,7 +168,7 @@ def _model(architecture: TransformerArchitectureConfig) -> ModelPlan:
 
 
 def follows_length(architecture: TransformerArchitectureConfig) -> bool:
-    """Return whether a model would be another one with another length."""
+    """Return whether another sequence length would change the model."""
     return any(layer["rotary"]["type"] in FOLLOWS_LENGTH for layer in _settings(architecture)["layers"])
 
 
@@ -177,7 +177,7 @@ def _settings(architecture: TransformerArchitectureConfig) -> dict[str, Any]:
 
 
 def _differences(architecture: TransformerArchitectureConfig, family: Family) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that a family writes and reads again as something else: (ours, theirs)."""
+    """Return the settings that change when a family writes them and reads them back: (ours, theirs)."""
     again = _again(architecture, family)
     if again is None:
         return {}

@@ -1,4 +1,4 @@
-"""What lies beside a model's weights and travels with them: tokenizer, special tokens, chat templates, generation."""
+"""The files that accompany a model's weights: tokenizer, special tokens, chat templates, generation defaults."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
 from scaling.transformer.hf.folder import GENERATION_FILE, read_object, require_within
 
 TEMPLATES: Final = "additional_chat_templates"
-"""A folder of chat templates by name."""
+"""Folder of named chat templates."""
 ACCOMPANYING: Final = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_FILE)
-"""Files that have one name on both sides."""
+"""Files that have the same name in a model folder and beside checkpoints."""
 OF_CHECKPOINTS: Final = (*ACCOMPANYING, ORIGIN_FILE)
 _ALL_TEMPLATES: Final = f"{TEMPLATES}/*.jinja"
 MAX_BYTES: Final = 256 * 2**20
-"""Far more than any tokenizer has."""
+"""Far larger than any tokenizer file."""
 MAX_TEMPLATES: Final = 100
 
 _TEMPLATE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}\.jinja")
@@ -31,17 +31,18 @@ _TEMPLATE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}\.jinja")
 
 @dataclass(frozen=True)
 class Companions:
-    """The files beside the weights, by content."""
+    """The contents of the files beside the weights."""
 
     tokenizer: bytes | None
     """In the format of the `tokenizers` library."""
     others: Mapping[str, bytes] = field(default_factory=dict)
-    """By the path within the folder."""
+    """The other files, by their path within the folder."""
 
     def write(self, folder: Path, *, tokenizer_name: str, replace: bool = False, doing: str | None = None) -> None:
-        """Write all that is not there; the tokenizer in place of another one. `doing`: what failed, if it does.
+        """Write the files that do not exist yet; a different tokenizer is replaced.
 
-        `replace`: whatever is there is what an interrupted import has left, and makes room.
+        `doing` describes the operation in the error if writing fails. `replace`: files that an
+        interrupted import has left in the folder are removed first.
 
         Raises:
             StorageError: A file cannot be written.
@@ -55,7 +56,7 @@ class Companions:
                     *folder.glob(_ALL_TEMPLATES),
                 ):
                     path.unlink(missing_ok=True)
-            # The origin comes first: it tells a later import that all this is of one.
+            # The origin is written first: it shows a later import that these files come from an import.
             for name, content in sorted((named | dict(self.others)).items(), key=lambda one: one[0] != ORIGIN_FILE):
                 path = folder / name
                 replaced = name == tokenizer_name or (replace and name == ORIGIN_FILE)
@@ -66,11 +67,11 @@ class Companions:
 
 
 def companions_of_model(folder: Path) -> Companions:
-    """Return what lies in a model folder of Hugging Face, which is read without trust.
-
+    """Return the companions in a model folder of Hugging Face, which is read without trust.
     Raises:
-        CheckpointError: A file is none, leads out of the folder, or is too large.
-        StorageError: It cannot be read.
+        ConfigError: A `.json` file does not hold a JSON object.
+        CheckpointError: A file is not a regular file, leads out of the folder, or is too large.
+        StorageError: A file cannot be read.
     """
     with storage_errors(f"reading tokenizer and templates in {folder}"):
         for name in (TOKENIZER_OF_A_MODEL, TEMPLATES):
@@ -78,29 +79,29 @@ def companions_of_model(folder: Path) -> Companions:
         found = Companions(_content(folder / TOKENIZER_OF_A_MODEL), dict(_others(folder, ACCOMPANYING)))
         for name in found.others:
             if name.endswith(".json"):
-                read_object(folder / name)  # refuses what is none
+                read_object(folder / name)  # refuses a file without a JSON object
         return found
 
 
 def companions_of_checkpoints(folder: Path) -> Companions:
-    """Return what lies beside the step folders of a directory; the tokenizer may be a link, as it always might.
+    """Return the companions beside the step folders of a directory; the tokenizer may be a link, as it always could.
 
-    Raises the same.
+    Raises the errors of `companions_of_model`, except `ConfigError`.
     """
     with storage_errors(f"reading tokenizer and templates in {folder}"):
         return Companions(_content(folder / TOKENIZER_FILE), dict(_others(folder, OF_CHECKPOINTS)))
 
 
 def companions_of_predecessor(tokenizer_file: Path) -> Companions:
-    """Return the tokenizer of a checkpoint of the predecessor, which has nothing else."""
+    """Return the tokenizer of a checkpoint of the predecessor, which has no other companions."""
     with storage_errors(f"reading {tokenizer_file}"):
         return Companions(_content(tokenizer_file))
 
 
 def companions_of_tokenizer(file: Path) -> Companions:
-    """Return a tokenizer that a training uses, with what lies beside it and belongs to the same model.
+    """Return a tokenizer used for training, with the files beside it that belong to the same model.
 
-    What is no plain file there is left: a training needs none of it.
+    Anything there that is not a plain file is skipped: training needs none of it.
     """
     of_import = file.name == TOKENIZER_FILE and (file.parent / ORIGIN_FILE).exists()
     names = OF_CHECKPOINTS if of_import else ACCOMPANYING if file.name == TOKENIZER_OF_A_MODEL else ()
@@ -109,9 +110,9 @@ def companions_of_tokenizer(file: Path) -> Companions:
 
 
 def require_place(companions: Companions, source: Path, target: Path) -> None:
-    """Refuse a folder whose checkpoints belong to another tokenizer or model: it has room for one, which all share.
+    """Refuse a folder whose checkpoints belong to another tokenizer or model: all checkpoints in a folder share one.
 
-    `source` is where the companions are from.
+    `source` is the folder that the companions come from.
     """
     kept = target / TOKENIZER_FILE
     with storage_errors(f"comparing what lies beside {source} with {target}"):
@@ -133,13 +134,13 @@ def require_place(companions: Companions, source: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What an import keeps of a model, so that an export can write it back: `ORIGIN_FILE` beside the step folders."""
+    """Facts about a model that an import keeps for an export to write back: `ORIGIN_FILE` beside the step folders."""
 
     model_type: str
     end_token_ids: tuple[int, ...] = ()
-    """The end of a document first."""
+    """The token that ends a document comes first."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of config.json that change nothing, or say what goes without saying."""
+    """Fields of config.json that change nothing, or only restate a default."""
 
     def encode(self) -> bytes:
         """Return the content of the file."""
@@ -148,10 +149,11 @@ class Origin:
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """Return what an import has left beside the step folders of a directory, None where none has.
+    """Return the origin that an import has left beside the step folders of a directory, or None where there is none.
 
     Raises:
-        ConfigError: The file is damaged.
+        ConfigError: The file does not hold a JSON object.
+        CheckpointError: The object is not one that an import writes.
     """
     found = read_object(folder / ORIGIN_FILE)
     match found:
@@ -163,7 +165,7 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def _others(folder: Path, names: Sequence[str], *, strict: bool = True) -> Iterator[tuple[str, bytes]]:
-    """Yield regular files of the folder only, of bounded size and with plain names: nothing else is taken along."""
+    """Yield the folder's regular files of bounded size and with plain names; nothing else is copied."""
     templates = folder / TEMPLATES
     named: list[str] = []
     if templates.is_dir():

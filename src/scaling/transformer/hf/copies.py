@@ -1,4 +1,4 @@
-"""Which box of ours is which box of theirs, and the pieces in which a tensor is moved: pure."""
+"""The mapping between boxes of our tensors and of theirs, and the pieces in which a tensor is moved: pure functions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from scaling.core import Box, whole
 from scaling.transformer.hf.tensors import Rows, Source, TensorMap
 
 PIECE_BYTES: Final = 64 * 2**20
-"""How much of a tensor is moved at a time."""
+"""Bytes of a tensor that are moved at a time."""
 
 
 class Copy(NamedTuple):
-    """A box of one of our tensors, and the same values in theirs (as in their file)."""
+    """A box of one of our tensors, and the box of theirs with the same values (as in their file)."""
 
     key: str
     ours: Box
@@ -21,9 +21,9 @@ class Copy(NamedTuple):
 
 
 def pieces_of_ours(theirs: TensorMap, source: Source, elements: int) -> Iterator[Box]:
-    """Cut one of our tensors into boxes of so many elements whose values lie together in their file.
+    """Cut one of our tensors into boxes of at most `elements` elements that are contiguous in their file.
 
-    Where they transpose, these are columns of ours: rows of theirs are read one after the other.
+    Where their tensor is transposed, the boxes are columns of ours, so that rows of theirs are read in order.
     """
     if not theirs.transposed:
         yield from whole(source.shape).cut(elements)
@@ -33,12 +33,12 @@ def pieces_of_ours(theirs: TensorMap, source: Source, elements: int) -> Iterator
 
 
 def pieces_of_theirs(theirs: TensorMap, elements: int) -> Iterator[Box]:
-    """Cut one of their tensors into boxes of so many elements, in the order of their file."""
+    """Cut one of their tensors into boxes of at most `elements` elements, in the order of their file."""
     yield from whole(theirs.shape).cut(elements)
 
 
 def copies_from(theirs: TensorMap, source: Source, box: Box) -> Iterator[Copy]:
-    """Yield where a box of one of our tensors lies in theirs; together it is all of the box."""
+    """Yield the places of a box of one of our tensors in theirs; together they cover the box."""
     if source.rows is None:
         yield Copy(source.key, box, _turned(box) if theirs.transposed else box)
         return
@@ -52,7 +52,7 @@ def copies_from(theirs: TensorMap, source: Source, box: Box) -> Iterator[Copy]:
 
 
 def copies_into(theirs: TensorMap, box: Box) -> Iterator[Copy]:
-    """Yield what a box of theirs consists of."""
+    """Yield the boxes of our tensors that make up a box of theirs."""
     seen = _turned(box) if theirs.transposed else box
     for source in theirs.sources:
         if source.rows is None:
@@ -68,7 +68,7 @@ def copies_into(theirs: TensorMap, box: Box) -> Iterator[Copy]:
 
 
 def _blocks_between(rows: Rows, count: int, start: int, stop: int) -> range:
-    """Return the numbers of the blocks that can have rows in start..stop of theirs."""
+    """Return the numbers of the blocks that can have rows in the range start..stop of theirs."""
     first = max(0, (start - rows.offset) // rows.stride)
     last = max(0, -(-(stop - rows.offset) // rows.stride))
     return range(first, min(last, count // rows.block))

@@ -1,4 +1,4 @@
-"""Export a checkpoint of any layout as a model folder of Hugging Face, streamed, which appears by one rename."""
+"""Export a checkpoint of any layout as a model folder of Hugging Face: streamed, and published by one rename."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from scaling.transformer.hf.tensors import TensorMap
 from scaling.transformer.stored_model import architecture_of, tokenizer_beside
 
 MAX_SHARD_BYTES: Final = 5 * 10**9
-"""How large a file becomes, where no single tensor is larger."""
+"""Largest size of a weight file, unless a single tensor is larger."""
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 _NAMED: Final = 5
@@ -47,18 +47,18 @@ _NAMED: Final = 5
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has written."""
+    """The result of an export."""
 
     path: Path
     model_type: str
     files: tuple[str, ...]
-    """Of weights."""
+    """Names of the weight files."""
     remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Written:
-    """One of their tensors, and the type that it is written in."""
+    """One of their tensors, and the type in which it is written."""
 
     theirs: TensorMap
     dtype: torch.dtype
@@ -76,13 +76,13 @@ def export_model(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
-    """Write the model of a checkpoint, in `dtype` or as it is stored, with what lies beside its step folder.
+    """Write the model of a checkpoint, in `dtype` or in its stored types, with the companions of its step folder.
 
-    Memory is bounded whatever the model's size. A kill or a full disk leaves nothing by the name of `target`.
+    Memory is bounded whatever the model's size. After a kill or on a full disk, nothing is left at `target`.
 
     Raises:
-        ConfigError: No family can express the architecture, or `target` holds something.
-        CheckpointError: It is no language model's checkpoint, or its tensors are not those of its configuration.
+        ConfigError: No family can express the architecture, or `target` exists and is not an empty folder.
+        CheckpointError: The checkpoint is not a language model's, or its tensors are not those of its configuration.
         StorageError: Something cannot be read or written.
     """
     require_free(target)
@@ -91,7 +91,7 @@ def export_model(
     beside = stored.path.absolute().parent
     companions, origin = companions_of_checkpoints(beside), read_origin(beside)
     if companions.tokenizer is not None:
-        tokenizer_beside(stored.path, settings)  # refuses that of another run: its ids would mean something else
+        tokenizer_beside(stored.path, settings)  # refuses a tokenizer of another run: its ids would mean something else
     family = family_for(architecture, model_type=None if origin is None else origin.model_type)
     written = _tensors(stored, family.tensors(plan_of(architecture)), dtype)
     shards = in_shards(written, max_shard_bytes)
@@ -111,9 +111,9 @@ def export_model(
 
 
 def in_shards(tensors: Sequence[Written], max_bytes: int) -> dict[str, list[Written]]:
-    """Distribute tensors over files, in order: a file holds at least one, and is bounded. Wide types come first.
+    """Distribute tensors over files, in order; each file holds at least one tensor and is bounded in size.
 
-    With them, each tensor of a file lies at a multiple of the size of its values.
+    In a file, wide types come first, so that each tensor starts at a multiple of the size of its values.
     """
     shards: list[list[Written]] = [[]]
     size = 0
@@ -132,7 +132,7 @@ def in_shards(tensors: Sequence[Written], max_bytes: int) -> dict[str, list[Writ
 
 
 def _tensors(stored: StoredCheckpoint, maps: Sequence[TensorMap], dtype: torch.dtype | None) -> list[Written]:
-    """Return what is written; what the checkpoint holds is exactly that."""
+    """Return the tensors to write; refuse a checkpoint that does not hold exactly these."""
     entries = {name: entry for name, entry in stored.manifest.tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
     written, used = [], set()
     for theirs in maps:
@@ -175,7 +175,7 @@ def _plain(reader: CheckpointReader, one: Written) -> PlainTensor:
 
 
 def _load(reader: CheckpointReader, one: Written, box: Box) -> Tensor:
-    """Put a box of one of their tensors together."""
+    """Assemble a box of one of their tensors."""
     found = torch.empty(box.shape, dtype=one.dtype)
     for copy in copies_into(one.theirs, box):
         into = found[copy.theirs.slices(box)]
@@ -198,7 +198,7 @@ def _config(
     *,
     is_cast: bool,
 ) -> dict[str, Any]:
-    """Return config.json: what the family says, and of an import what it kept where that still holds."""
+    """Return config.json: the fields of the family, and those that an import has kept, where they still hold."""
     if origin is not None and origin.model_type == family.model_type:
         kept = {name: value for name, value in origin.config.items() if name not in ("dtype", "transformers_version")}
         has_precision = is_cast or "dtype" in origin.config
@@ -208,7 +208,7 @@ def _config(
     said = family.config(architecture, kept)
     length = kept.get(LENGTH)
     if isinstance(length, int) and length > said.get(LENGTH, length) and not follows_length(architecture):
-        said[LENGTH] = length  # a training on shorter texts takes nothing away
+        said[LENGTH] = length  # training on shorter texts does not shorten what the model can read
     said.pop("dtype", None)
     if has_precision:
         sizes = {name: sum(one.bytes for one in written if one.dtype is kind) for name, kind in WEIGHT_TYPES.items()}
@@ -217,7 +217,7 @@ def _config(
 
 
 def _write_companions(folder: Path, companions: Companions, ends: Sequence[int]) -> None:
-    """Write tokenizer, templates and generation defaults; what an import did not bring is made as far as it is known.
+    """Write tokenizer, templates and generation defaults; files that no import brought are made as far as possible.
 
     A tokenizer file alone does not tell `transformers` how to read it, nor where a text ends.
     """

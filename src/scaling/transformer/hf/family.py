@@ -1,4 +1,4 @@
-"""Family: what the models of one `model_type` of Hugging Face have in common, as data."""
+"""Family: the common properties of the models of one `model_type` of Hugging Face, as data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ABOUT: Final = frozenset({"model_type", "architectures", "auto_map", "transforme
 """Fields that name the family and the program."""
 
 _NAMED: Final = 20
-"""Most unknown fields that are named."""
+"""Maximum number of unknown fields to name."""
 _LONGEST: Final = 100
-"""Most characters of the name of a field in a message."""
+"""Maximum length of a field's name in a message."""
 
 PRECISION: Final = Field("dtype", str, None, "precision", nullable=True, former="torch_dtype")
 
@@ -34,14 +34,14 @@ class Family:
 
     model_type: str
     architecture: str
-    """The class that reads them: `LlamaForCausalLM`."""
+    """The class of `transformers` that reads these models, such as `LlamaForCausalLM`."""
     parts: Sequence[Part]
-    """All fields that change what is computed."""
+    """All fields that change the computation."""
     fixed: Mapping[str, Any]
     """Settings of ours that are the same in all models of the family."""
     table: Table
     implied: Callable[[Config], Mapping[str, Any]] = lambda config: {}
-    """Settings that follow from fields which stand for others as well."""
+    """Settings that follow from fields which determine other settings as well."""
     inert_names: frozenset[str] = frozenset()
     """Fields of this family that change nothing."""
     ignored: Sequence[str] = ()
@@ -49,9 +49,9 @@ class Family:
     former_names: Sequence[tuple[str, str]] = ()
     """(regular expression, replacement) for names of tensors in old files."""
     modules_in_memory: Mapping[str, str] = field(default_factory=dict)
-    """What the class calls modules that files have another name for; adapters are named by it."""
+    """The class's names of modules that have another name in the files; adapters use the class's names."""
     scales_embedding: bool = True
-    """A factor of the embeddings is the embedding module's own: what stands in its place is not multiplied."""
+    """Whether the embedding module itself applies its factor: a prompt in place of its output is then not scaled."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -90,7 +90,7 @@ class Family:
                 yield from only.problems(config)
         for part in sorted(self.parts, key=lambda part: not isinstance(part, Field)):
             if failed and not isinstance(part, Field):
-                return  # what follows counts layers and positions
+                return  # the remaining parts count layers and positions
             for problem in part.problems(complete):
                 failed = True
                 yield problem
@@ -117,8 +117,8 @@ class Family:
     ) -> dict[str, Any]:
         """Return the config.json of a section, in the present schema.
 
-        `kept` are fields of a file that was read (`inert`): they are written again so far as that leaves the section
-        as it is, also where they say what goes without saying.
+        `kept` are fields of a file that was read (`inert`): each is written again if the section stays the same, even
+        where it only restates a default.
         """
         written = self._written(resolved(architecture.as_dict()))
         if not kept:
@@ -134,9 +134,9 @@ class Family:
         return with_kept
 
     def inert(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of a valid config.json that a file with the same section could do without.
+        """Return the fields of a valid config.json that can be left out without changing the section.
 
-        So could it without those that an export alone would write by another name of the same value.
+        Fields to which an export alone would give another name of the same value are included.
         """
         ropes = [part for part in self.parts if isinstance(part, (Rope, RopeByKind))]
         former = {*PRECISION.names, *(name for rope in ropes for name in rope.former)}
@@ -156,7 +156,7 @@ class Family:
         }
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """Return the field that each setting of a section comes from."""
+        """Return, for each setting of a section, the name of the field that it comes from."""
         complete = self._complete(config)
         found = {key: _origin(part, key, config) for part in (*self.parts, PRECISION) for key in part.read(complete)}
         by_kind = next((part for part in self.parts if isinstance(part, RopeByKind)), None)
@@ -164,18 +164,18 @@ class Family:
         return {**found, "attention_kinds": "sliding_window", **rotation}
 
     def tensors(self, plan: ModelPlan) -> tuple[TensorMap, ...]:
-        """Return all tensors of theirs, in the order of their files."""
+        """Return the maps of all their tensors, in the order of their files."""
         return tuple(self.table.maps(plan))
 
     def renamed(self, name: str) -> str:
-        """Return the present name of a tensor that goes by an older one; other names stay."""
+        """Return the present name of a tensor that has an older name; other names are returned unchanged."""
         for pattern, replacement in self.former_names:
             if re.fullmatch(pattern, name):
                 return re.sub(pattern, replacement, name)
         return name
 
     def in_memory(self, module: str) -> str:
-        """Return what the class calls a module of the table."""
+        """Return the class's name for a module of the table."""
         return self.modules_in_memory.get(module, module)
 
     def _complete(self, config: Config) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class Family:
 
 
 def _origin(part: Part, key: str, config: Config) -> str:
-    """Return the name by which a file says a setting."""
+    """Return the name of the field in which a file gives a setting."""
     if isinstance(part, Rope) and config.get(PRESENT) is None:
         former = {"rotary": FORMER, "rotary_embedding_base": part.base_name, "rotary_percentage": part.partial_name}
         return former[key]

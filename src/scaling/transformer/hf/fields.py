@@ -1,7 +1,7 @@
-"""Fields of a config.json, each a line of a table: its name, its default, and the setting of ours it stands for.
+"""Fields of a config.json, each a line of a table: its name, its default, and the setting of ours that it gives.
 
-Settings are flat here, by dotted names (`layernorm.bias`); `Ours` has none that is null because it follows from
-another one. `layers` is special: what is particular to the attention of each layer.
+Settings are flat here, with dotted names (`layernorm.bias`). In `Ours`, a setting that would be null because it follows
+from another one has its value. `layers` is special: it holds the particulars of the attention of each layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Ours = Mapping[str, Any]
 
 
 class Part(Protocol):
-    """Some fields that belong together, in both directions. `problems` is asked before `read`."""
+    """Fields that belong together, in both directions. `problems` is called before `read`."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -28,7 +28,7 @@ class Part(Protocol):
         ...
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield what is wrong with the fields, or not built."""
+        """Yield problems of the fields: values that are wrong, or not built."""
         ...
 
     def read(self, config: Config) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Part(Protocol):
 
 
 def shown(value: Any) -> str:
-    """Write a value as in the file, on one short line."""
+    """Format a value as in the file, on one short line."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -57,13 +57,13 @@ WORDS: Final[Mapping[type, str]] = {
 
 
 def given(config: Config, name: str, default: Any) -> Any:
-    """Return a value of a file, the default where it is null or absent. Zero is a value."""
+    """Return a value of a file, or the default where it is null or absent. Zero counts as a value."""
     value = config.get(name)
     return default if value is None else value
 
 
 def is_of(kind: type, value: Any) -> bool:
-    """Return whether a value of a file is of a kind. Whole numbers are numbers, truth values are not."""
+    """Return whether a value of a file is of a kind. Whole numbers count as numbers, booleans do not."""
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is float:
@@ -78,37 +78,37 @@ class Field:
     name: str
     kind: type
     default: Any
-    """Of the configuration class, where the file does not have the field."""
+    """Default of the configuration class, for files without the field."""
     key: str
     """Our setting."""
     to_ours: Callable[[Any], Any] = lambda value: value
     to_theirs: Callable[[Any], Any] = lambda value: value
     nullable: bool = False
-    """It may be null, which is passed on as it is."""
+    """The field may be null, which is passed on unchanged."""
     former: str | None = None
-    """Name in older files."""
+    """Name of the field in older files."""
     above: float | None = None
     """The value must be above this."""
     most: int | None = None
-    """The largest value."""
+    """The largest accepted value."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Return one name, or two."""
+        """Return the name, and the former name where there is one."""
         return (self.name,) if self.former is None else (self.name, self.former)
 
     def value(self, config: Config) -> Any:
-        """Return what the file says, or the default."""
+        """Return the value in the file, or the default."""
         former = config.get(self.former, self.default) if self.former is not None else self.default
         value = config.get(self.name, former)
         return int(value) if self.kind is int and isinstance(value, float) and value.is_integer() else value
 
     def given(self, config: Config) -> Iterator[tuple[str, Any]]:
-        """Yield the present name with the value, for others that ask for it."""
+        """Yield the present name with the value, for other parts that read it."""
         yield self.name, self.value(config)
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield a value of the wrong kind, or out of bounds."""
+        """Yield a problem for a value of the wrong kind, or out of bounds."""
         value = self.value(config)
         if value is None and self.nullable:
             return
@@ -132,12 +132,12 @@ class Field:
 
 @dataclass(frozen=True)
 class Choice:
-    """A field with a few values, each of which stands for some settings."""
+    """A field with a few values, each of which determines some settings."""
 
     name: str
     default: Any
     values: Mapping[Any, Mapping[str, Any]]
-    """The first that fits is written."""
+    """An export writes the first value whose settings fit."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -145,7 +145,7 @@ class Choice:
         return (self.name,)
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield a value that is not built."""
+        """Yield a problem for a value that is not built."""
         value = config.get(self.name, self.default)
         if isinstance(value, (list, dict)) or value not in self.values:
             built = ", ".join(shown(value) for value in dict.fromkeys(self.values))
@@ -165,12 +165,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Only:
-    """A field that is built for some values only, which change nothing."""
+    """A field that is built only for some values, which change nothing."""
 
     name: str
     values: Sequence[Any]
     why: str
-    """What another value means, and what to do."""
+    """The meaning of any other value, and what to do about it; for a message."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -178,7 +178,7 @@ class Only:
         return (self.name,)
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield another value."""
+        """Yield a problem for any other value."""
         if self.name in config and config[self.name] not in self.values:
             yield Problem(self.name, f"is {shown(config[self.name])}: {self.why}")
 
@@ -193,7 +193,7 @@ class Only:
 
 @dataclass(frozen=True)
 class Computed:
-    """Fields and settings that depend on several of the other side."""
+    """Fields and settings that depend on several settings or fields of the other side."""
 
     fields: Mapping[str, type]
     """Each may be null or absent."""
@@ -208,7 +208,7 @@ class Computed:
         return tuple(self.fields)
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield values of the wrong kind."""
+        """Yield problems for values of the wrong kind, or out of bounds."""
         for name, kind in self.fields.items():
             value = config.get(name)
             if value is None:
@@ -228,9 +228,9 @@ class Computed:
 
 
 def simplest(value: float, *, made_by: Callable[[float], float], undone_by: Callable[[float], float]) -> float:
-    """Return the number with the fewest digits from which `made_by` makes `value`.
+    """Return the number with the fewest digits from which `made_by` computes `value`.
 
-    Numbers in configuration files are short; what a formula makes of them is not.
+    Numbers in configuration files are short; numbers computed from them are not.
     """
     exact = undone_by(value)
     for digits in range(16):

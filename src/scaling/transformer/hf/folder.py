@@ -1,4 +1,4 @@
-"""A model folder of Hugging Face: what it holds, read without trust, and refused where it is not plain weights."""
+"""A model folder of Hugging Face: its contents, read without trust, and refused where they are not plain weights."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ WEIGHTS_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 GENERATION_FILE: Final = "generation_config.json"
 LENGTH: Final = "max_position_embeddings"
-"""The field of the longest text that a model is for."""
+"""The field with the length of the longest text that a model is made for."""
 
 MAX_JSON_BYTES: Final = 64 * 2**20
-"""Far more than any index has."""
+"""Far larger than any index."""
 MAX_NAME_LENGTH: Final = 1000
 
 _SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MOST_DIGITS: Final = 300
-"""Of a whole number, so that it is within the range of other numbers."""
+"""Maximum number of digits of an integer, so that it is within the range of floats."""
 _NAMED: Final = 5
-"""Most names that a message lists."""
+"""Maximum number of names in a message."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a folder, by what the header of its file says."""
+    """A tensor of a folder, as described in the header of its file."""
 
     file: str
     dtype: str
@@ -52,7 +52,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder whose configuration can be read and whose files hold together."""
+    """A folder whose configuration can be read and whose files are consistent."""
 
     path: Path
     config: Mapping[str, Any]
@@ -60,20 +60,20 @@ class ModelFolder:
     """generation_config.json; empty where there is none."""
     tensors: Mapping[str, StoredTensor]
     files: Mapping[str, FileEntry]
-    """By which a file is known again."""
+    """Entries that show later whether a file is still the same."""
 
     @property
     def config_file(self) -> Path:
-        """Return where the configuration is, for messages."""
+        """Return the path of the configuration, for messages."""
         return self.path / CONFIG_FILE
 
 
 def read_folder(path: Path) -> ModelFolder:
-    """Read configuration, index and headers; no tensor.
+    """Read configuration, index and headers, but no tensor.
 
     Raises:
         ConfigError: There is no such folder or no configuration in it.
-        CheckpointError: The weights are not there, not plain, cut off, or not what the index says.
+        CheckpointError: The weights are missing, not plain, truncated, or different from the index.
         StorageError: Something cannot be read.
     """
     with storage_errors(f"reading the model folder {path}"):
@@ -103,12 +103,12 @@ def read_folder(path: Path) -> ModelFolder:
 
 
 def require_within(folder: Path, path: Path) -> None:
-    """Refuse a link that leads out of a model folder, but to where downloads are kept, or nowhere.
+    """Refuse a link that leads nowhere, or out of a model folder to a place other than the download cache.
 
-    Else a folder from somewhere could have any file of this machine copied beside the checkpoint.
+    Otherwise a folder of unknown origin could have any file of this machine copied beside the checkpoint.
 
     Raises:
-        CheckpointError: It is such a link.
+        CheckpointError: `path` is such a link.
     """
     if not path.exists():
         if path.is_symlink():
@@ -119,7 +119,7 @@ def require_within(folder: Path, path: Path) -> None:
     if real.is_relative_to(home) or real.is_relative_to(shared):
         return
     if real.parent.name == "blobs" and real.parents[1].name.startswith("models--"):
-        return  # as older downloads link to their cache
+        return  # older downloads link to their cache like this
     raise CheckpointError(
         f"{path} leads to {real}, outside of the folder, and was not read; put the file itself there if it belongs to "
         "the model"
@@ -127,10 +127,10 @@ def require_within(folder: Path, path: Path) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, None where there is no such file.
+    """Return the object in a JSON file, or None where there is no such file.
 
     Raises:
-        ConfigError: It is something else.
+        ConfigError: The file does not hold a JSON object, is not a regular file, or is too large.
     """
     try:
         status = path.stat()
@@ -168,7 +168,7 @@ def _bounded(text: str) -> int:
 
 
 def _weight_map(path: Path) -> dict[str, str] | None:
-    """Return which file holds each tensor, None where all are in one; refuse what is not there or not plain."""
+    """Return the file of each tensor, or None where all are in one; refuse files that are missing or not plain."""
     if (path / WEIGHTS_FILE).exists():
         return None
     index = read_object(path / INDEX_FILE)
@@ -195,7 +195,7 @@ def _weight_map(path: Path) -> dict[str, str] | None:
 
 
 def _no_weights(path: Path) -> str:
-    """Say why a folder without safetensors files cannot be read, and what makes it one that can."""
+    """Return the reason why a folder without safetensors files cannot be read, and how to convert it."""
     save = "save_pretrained"
     pickled = sorted({file.name for pattern in _PICKLES for file in path.glob(pattern)})
     gguf = sorted(file.name for file in path.glob("*.gguf"))
@@ -221,7 +221,7 @@ def _no_weights(path: Path) -> str:
 
 
 def _headers(path: Path, weight_map: Mapping[str, str] | None) -> tuple[dict[str, StoredTensor], dict[str, FileEntry]]:
-    """Read the headers of all files; they hold exactly what the index says."""
+    """Read the headers of all files; refuse files that do not hold exactly the tensors in the index."""
     tensors: dict[str, StoredTensor] = {}
     files: dict[str, FileEntry] = {}
     for file in [WEIGHTS_FILE] if weight_map is None else sorted(set(weight_map.values())):
@@ -248,9 +248,9 @@ def _headers(path: Path, weight_map: Mapping[str, str] | None) -> tuple[dict[str
 
 
 def end_token_ids(folder: ModelFolder) -> tuple[int, ...]:
-    """Return the tokens that end a text, the end of a document first, as the model's configuration names them.
+    """Return the tokens that end a text, as the model's configuration names them; the end of a document comes first.
 
-    config.json tells first, then generation_config.json adds the ends of turns: names of tokens say nothing.
+    Those in config.json come first; generation_config.json adds the ends of turns. Names of tokens prove nothing.
     """
     found: dict[int, None] = {}
     for config, source in ((folder.config, CONFIG_FILE), (folder.generation, GENERATION_FILE)):

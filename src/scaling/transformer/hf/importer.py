@@ -1,4 +1,4 @@
-"""Import a model of Hugging Face: everything is looked at first, then streamed into a checkpoint piece by piece."""
+"""Import a model of Hugging Face: everything is checked first, then streamed into a checkpoint piece by piece."""
 
 from __future__ import annotations
 
@@ -45,48 +45,48 @@ from scaling.transformer.hf.tensors import Source, TensorMap
 from scaling.transformer.plan.attention import AttentionPlan
 
 STEP: Final = 0
-"""Of the checkpoint that is written: nothing has been trained here yet."""
+"""Step of the written checkpoint: nothing has been trained here yet."""
 
 _NAMED: Final = 5
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import has written."""
+    """The result of an import."""
 
     checkpoint: Path
     config_file: Path
     model_type: str
     remarks: tuple[str, ...] = ()
-    """What a person should know."""
+    """Remarks for the user."""
 
 
 @dataclass(frozen=True)
 class _Model:
-    """A folder that has been found to be a model of a family, whole and without anything else."""
+    """A folder that has been checked to hold one whole model of a family and nothing else."""
 
     folder: ModelFolder
     family: Family
     section: Mapping[str, Any]
-    """What the family says of the architecture."""
+    """The section `transformer_architecture`, as the family reads it, with the precision of the weights."""
     architecture: TransformerArchitectureConfig
     maps: tuple[TensorMap, ...]
     names: Mapping[str, str]
-    """How each tensor is called in the files, by its present name."""
+    """Name of each tensor in the files, by its present name."""
     head: TensorMap | None
-    """A tied head that the files hold all the same."""
+    """A tied head that the files hold nevertheless."""
 
 
 def import_model(source: Path, target: Path) -> Imported:
     """Write the model in a folder of Hugging Face as the checkpoint of step 0 in `target`, weights only.
 
-    Tokenizer, templates and a configuration that trains on from there are left beside the step folder, which comes
+    Tokenizer, templates and a configuration for further training are written beside the step folder, which appears
     last. Memory is bounded whatever the model's size; nothing in the folder is executed.
 
     Raises:
-        ConfigError: The configuration, or the tokenizer, is not of a model that is built here.
-        CheckpointError: The weights are not all there, not plain or not those of the configuration; or there is a
-            checkpoint in `target`.
+        ConfigError: The configuration or the tokenizer does not belong to a model that is built here.
+        CheckpointError: The weights are incomplete, not plain or not those of the configuration; or `target` already
+            holds a checkpoint of step 0, or checkpoints of another model or tokenizer.
         StorageError: Something cannot be read or written.
     """
     folder = read_folder(source)
@@ -136,7 +136,7 @@ def _require_folder(target: Path, source: Path) -> None:
 
 
 def _model_in(folder: ModelFolder) -> _Model:
-    """Find the family, and make sure that the files hold its tensors, and nothing else."""
+    """Find the family, and check that the files hold all its tensors and nothing else."""
     family = family_of(folder.config, source=str(folder.config_file))
     sizes: dict[str, int] = {}
     for name, tensor in folder.tensors.items():
@@ -163,7 +163,7 @@ def _model_in(folder: ModelFolder) -> _Model:
 def _tied_head(
     family: Family, architecture: TransformerArchitectureConfig, maps: Sequence[TensorMap]
 ) -> TensorMap | None:
-    """Return the tensor that the head would be if it were not the embedding."""
+    """Return the map of the head as it would be if it were not tied to the embedding, or None if it is not tied."""
     if not (architecture.weight_tying and architecture.lm_head):
         return None
     table = next(theirs for theirs in maps if theirs.name == family.embedding)
@@ -171,7 +171,7 @@ def _tied_head(
 
 
 def _names(folder: ModelFolder, family: Family, maps: Sequence[TensorMap]) -> dict[str, str]:
-    """Return the names in the files by the present ones; refuse tensors that are none of the family's."""
+    """Return the names in the files, by the present names; refuse tensors that do not belong to the family."""
     known = {theirs.name: theirs for theirs in maps}
     found: dict[str, str] = {}
     extra = []
@@ -209,7 +209,7 @@ def _require_all(folder: ModelFolder, maps: Sequence[TensorMap], names: Mapping[
 
 
 def _companions(model: _Model) -> tuple[Companions, Tokenizer | None]:
-    """Return what lies beside the weights, with what an export will write back; the tokenizer fits the vocabulary."""
+    """Return the companions, with the origin for an export, and the tokenizer; refuse one beyond the vocabulary."""
     folder, size = model.folder, model.architecture.vocab_size
     inert = model.family.inert(folder.config)
     if any(name in folder.config for name in ("dtype", "torch_dtype")):
@@ -235,7 +235,7 @@ def _companions(model: _Model) -> tuple[Companions, Tokenizer | None]:
 
 
 def _config(model: _Model, ends: Sequence[int]) -> TransformerConfig:
-    """Return the configuration of the model, everything about a training at its default."""
+    """Return the configuration of the model, with every setting of training at its default."""
     return TransformerConfig.from_dict(
         {
             "transformer_architecture": model.architecture.as_dict(),
@@ -247,7 +247,7 @@ def _config(model: _Model, ends: Sequence[int]) -> TransformerConfig:
 
 
 def _stored(config: TransformerConfig, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the checkpoint says of its configuration: a training from it compares itself with that alone."""
+    """Return the configuration that the checkpoint stores: only the parts that a training from it is compared with."""
     stored = RunIdentity(config, fingerprints).as_dict()
     names: tuple[str, ...] = ("version", "transformer_architecture", "fingerprints")
     kept = {name: stored[name] for name in names}
@@ -279,7 +279,7 @@ def _remarks_on_length(architecture: TransformerArchitectureConfig) -> Iterator[
 
 
 def _lazy(files: _Files, model: _Model, theirs: TensorMap) -> Iterator[LazyTensor]:
-    """Yield our tensors that one of theirs consists of."""
+    """Yield the tensors of ours that make up one of theirs."""
     name = model.names[theirs.name]
     dtype = WEIGHT_TYPES[model.folder.tensors[name].dtype]
     for source in theirs.sources:
@@ -291,7 +291,7 @@ def _lazy(files: _Files, model: _Model, theirs: TensorMap) -> Iterator[LazyTenso
 
 
 def _load(files: _Files, name: str, theirs: TensorMap, source: Source, box: Box, dtype: torch.dtype) -> Tensor:
-    """Read a box of one of our tensors out of their file."""
+    """Read a box of one of our tensors from their file."""
     found = torch.empty(box.shape, dtype=dtype)
     for copy in copies_from(theirs, source, box):
         into = found[copy.ours.slices(box)]
@@ -320,7 +320,7 @@ def _require_tied(files: _Files, model: _Model, head: TensorMap) -> None:
 
 
 class _Files:
-    """The files of a folder, one open at a time, each still what it was when its header was first read."""
+    """The files of a folder, one open at a time; a file that has changed since its header was first read is refused."""
 
     def __init__(self, folder: ModelFolder) -> None:
         self._folder = folder
@@ -334,7 +334,7 @@ class _Files:
         self._close()
 
     def read_into(self, name: str, box: Box, into: Tensor) -> None:
-        """Copy a box of a tensor."""
+        """Copy a box of a tensor into `into`."""
         file = self._folder.tensors[name].file
         if self._open is None or self._name != file:
             self._close()

@@ -63,7 +63,7 @@ REFUSED: Final = (
     Only("use_mrope", _NOTHING, f"positions have several axes; {NOT_BUILT}"),
     Only("dual_chunk_attention_config", _NOTHING, f"attention goes by chunks of the text; {NOT_BUILT}"),
 )
-"""Fields that are refused unless they say no; where a family reads one of them, its own table tells."""
+"""Fields that are refused unless they are switched off; where a family reads one of them, its own table decides."""
 
 _NAMES: Final = " ".join((_ABOUT_THE_FILE, _ABOUT_TRAINING_AND_OUTPUT, _ABOUT_GENERATION))
 

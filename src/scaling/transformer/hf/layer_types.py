@@ -13,12 +13,12 @@ from scaling.transformer.hf.settings import NO_ROTARY
 SLIDING: Final = "sliding_attention"
 FULL: Final = "full_attention"
 MOST: Final = 2**53
-"""Keys of a window: more than any text has."""
+"""Maximum number of keys in a window: more than any text has."""
 
 
 @dataclass(frozen=True)
 class OneWindow:
-    """`sliding_window` is that of all layers."""
+    """One window for all layers: `sliding_window`."""
 
     default: int | None
 
@@ -28,7 +28,7 @@ class OneWindow:
         return ("sliding_window",)
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield a window that is none."""
+        """Yield a problem for an invalid window."""
         yield from _window_problems(config)
 
     def read(self, config: Config) -> dict[str, Any]:
@@ -43,18 +43,18 @@ class OneWindow:
 
 @dataclass(frozen=True)
 class LayerTypes:
-    """`layer_types` says which layers have the window of `sliding_window`."""
+    """The layers that have the window of `sliding_window`, as given by `layer_types`."""
 
     usual: Callable[[Config, int], bool]
-    """Whether a layer slides in a file without `layer_types`; asked only where there is a window."""
+    """Whether a layer has the window in a file without `layer_types`; called only where there is a window."""
     default: int | None = 4096
-    """Window."""
+    """Default window."""
     switch: bool = False
     """There is no window unless `use_sliding_window` is true."""
     others: Mapping[str, Any] = field(default_factory=dict)
-    """Other fields that `usual` reads, whole numbers, and their defaults."""
+    """Other fields that `usual` reads (whole numbers), with their defaults."""
     least: int = 0
-    """Of those numbers."""
+    """Smallest accepted value of those numbers."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -77,7 +77,7 @@ class LayerTypes:
         return [SLIDING if slides and self.usual(known, layer) else FULL for layer in layers]
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield a window that is none, and types that are not built."""
+        """Yield problems for an invalid window, and for types that are not built."""
         yield from _window_problems(config)
         if self.switch and not isinstance(config.get("use_sliding_window", False), bool):
             yield Problem("use_sliding_window", f"must be true or false, not {shown(config['use_sliding_window'])}")
@@ -93,7 +93,7 @@ class LayerTypes:
         for layer, kind in enumerate(given):
             if kind not in (SLIDING, FULL):
                 yield Problem(f"layer_types.{layer}", f"is {shown(kind)}, which is not built; {FULL} and {SLIDING} are")
-                return  # the others are no better, and there may be many
+                return  # the others may be as wrong, and there may be many
         layers = config["num_hidden_layers"]
         if len(given) != layers:
             yield Problem("layer_types", f"has {len(given)} entries, but num_hidden_layers is {layers}; give one each")
@@ -120,10 +120,10 @@ class LayerTypes:
 
 @dataclass(frozen=True)
 class NoRope:
-    """`no_rope_layers` says which layers are rotated (1) and which are not (0)."""
+    """The layers that are rotated (1) and those that are not (0), as given by `no_rope_layers`."""
 
     interval: int = 4
-    """Every so many layers one is not, in files that do not say."""
+    """In files without the interval, every layer of this number is not rotated."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -139,7 +139,7 @@ class NoRope:
         return [(layer + 1) % interval != 0 for layer in range(config["num_hidden_layers"])]
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield a list that does not fit."""
+        """Yield a problem for a list that does not fit."""
         given, layers = config.get("no_rope_layers"), config["num_hidden_layers"]
         interval = config.get("no_rope_layer_interval")
         if interval is not None and (not is_of(int, interval) or interval < 1):
@@ -154,7 +154,7 @@ class NoRope:
             )
 
     def read(self, config: Config) -> dict[str, Any]:
-        """Return no rotation for the layers without."""
+        """Return the rotation type "none" for the layers that are not rotated."""
         rotated = self.of(config)
         return {} if all(rotated) else {"layers": [{} if one else {"rotary": dict(NO_ROTARY)} for one in rotated]}
 

@@ -1,4 +1,4 @@
-"""A folder that is written under another name beside its place, and appears there by one rename."""
+"""A folder that is written under a temporary name beside its place and published by one rename."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scaling.core import ConfigError, StorageError, sync_folder, temporary_name,
 
 
 def require_free(target: Path) -> None:
-    """Refuse a place where something is, but for an empty folder."""
+    """Refuse a place where something exists, other than an empty folder."""
     try:
         taken = target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
     except OSError as error:
@@ -25,7 +25,7 @@ def require_free(target: Path) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield the folder to write into; a kill or a full disk leaves nothing by the name of `target`."""
+    """Yield the folder to write into; after a kill or on a full disk, nothing is left at `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(target)
     _sweep(temporary)
@@ -42,7 +42,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def _sweep(temporary: Path) -> None:
-    """Remove what killed exports to the same place have left."""
+    """Remove the leftovers of killed exports to the same place."""
     begin = temporary.name[: -len(temporary.name.rpartition("-")[2])]
     for path in list(temporary.parent.iterdir()):
         if path.name.startswith(begin) and fullmatch(r"[0-9a-f]{8}", path.name[len(begin) :]) and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""Rotary positions of config.json, in the present schema (`rope_parameters`) and in those before it."""
+"""Rotary positions of config.json, in the present schema (`rope_parameters`) and in the older ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FORMER: Final = "rope_scaling"
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a rotation: its name, ours, and its kind."""
+    """A parameter of a rotation: our name for it, and its kind."""
 
     ours: str
     kind: type = float
     required: bool = False
     usual: Any = None
-    """The value where there is none; it is not written."""
+    """The value where the file has none; this value is not written."""
 
 
 LENGTH: Final = {"original_max_position_embeddings": Parameter("trained_length", int)}
@@ -60,7 +60,7 @@ TYPES: Final[Mapping[str, Mapping[str, Parameter]]] = {
 
 
 def type_of(parameters: Mapping[str, Any], renamed: Mapping[str, str]) -> str:
-    """Return the type of a rotation; older files say `type`."""
+    """Return the type of a rotation, whose field is `type` in older files."""
     name = str(parameters.get("rope_type", parameters.get("type", "default")))
     return renamed.get(name, name)
 
@@ -75,7 +75,7 @@ def rotary(parameters: Mapping[str, Any], length: int) -> dict[str, Any]:
     if kind in TRAINED_LENGTH:
         result.setdefault("trained_length", length)
     if kind == "longrope" and "attention_factor" not in result:
-        # Written out, or training with another sequence_length would change the model.
+        # The factor is written out; otherwise, training with another sequence_length would change the model.
         result.setdefault("factor", length / result["trained_length"])
     return result
 
@@ -95,7 +95,7 @@ def parameters_of(ours: Mapping[str, Any], length: int) -> dict[str, Any]:
 
 
 def problems_of(path: str, parameters: Mapping[str, Any], extra: Sequence[str]) -> Iterator[Problem]:
-    """Yield what is wrong with one entry that has its type as `rope_type`."""
+    """Yield the problems of one entry that has its type as `rope_type`."""
     kind = parameters["rope_type"]
     if kind not in TYPES:
         yield Problem(f"{path}.rope_type", f"is {shown(kind)}, which is not built; these are: {', '.join(TYPES)}")
@@ -132,19 +132,19 @@ class Rope:
 
     base: float = 10000.0
     partial: float | None = None
-    """Share of a head that is rotated where the file does not say; None: the family rotates all of it."""
+    """Share of a head that is rotated where the file does not say; None: the family rotates the whole head."""
     base_name: str = "rope_theta"
-    """Of the base in older files."""
+    """Name of the base in older files."""
     partial_name: str = "partial_rotary_factor"
-    """Of the share in older files."""
+    """Name of the share in older files."""
     echoes: Sequence[str] = ()
-    """Other names under which some files repeat base and share, in this order; nobody reads them."""
+    """Other names under which some files repeat base and share, in this order; no model uses them."""
     length_name: str | None = None
-    """A field beside `rope_parameters` that has the trained length, and is believed first."""
+    """A field beside `rope_parameters` with the trained length, which takes precedence."""
     length: int | None = None
-    """Its default."""
+    """Default of the field `length_name`."""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Other names of types."""
+    """Other names of types, each with the usual name."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -155,12 +155,12 @@ class Rope:
 
     @property
     def former(self) -> Sequence[str]:
-        """Return the names that are of older schemas only."""
+        """Return the names that only older schemas have."""
         share = () if self.partial_name == "partial_rotary_factor" else (self.partial_name,)
         return (FORMER, self.base_name, *share, *self.echoes)
 
     def present(self, config: Config) -> dict[str, Any]:
-        """Return `rope_parameters` as transformers completes it, with all that the file says."""
+        """Return `rope_parameters` as transformers completes them, with everything the file says."""
         said = config.get(FORMER) or config.get(PRESENT) or {}
         result = {key: value for key, value in said.items() if value is not None}
         result["rope_type"] = type_of(said, self.renamed)
@@ -173,7 +173,7 @@ class Rope:
         return result
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield what is wrong, or not built."""
+        """Yield problems: values that are wrong, or not built."""
         if (yield from schema_problems(config)):
             return
         wrong = [name for name in self.names[1:] if name != FORMER and not _is_number(config.get(name))]
@@ -235,7 +235,7 @@ class RopeByKind:
     sliding: float
     """Default base of sliding layers."""
     sliding_name: str | None = None
-    """Of the base of sliding layers in older files, where `rope_theta` is that of full layers only."""
+    """Name of the base of sliding layers in older files, where `rope_theta` is the base of full layers only."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -248,7 +248,7 @@ class RopeByKind:
         return (FORMER, "rope_theta", *(() if self.sliding_name is None else (self.sliding_name,)))
 
     def present(self, config: Config) -> dict[str, Any]:
-        """Return `rope_parameters` as transformers completes it, with all that the file says."""
+        """Return `rope_parameters` as transformers completes them, with everything the file says."""
         said = config.get(PRESENT) or {}
         bases = {
             "full_attention": given(config, "rope_theta", self.full),
@@ -265,7 +265,7 @@ class RopeByKind:
         return result
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Yield what is wrong, or not built."""
+        """Yield problems: values that are wrong, or not built."""
         if (yield from schema_problems(config)):
             return
         wrong = [name for name in self.former[1:] if not _is_number(config.get(name))]
@@ -316,7 +316,7 @@ class RopeByKind:
 
 
 def schema_problems(config: Config) -> Generator[Problem, None, bool]:
-    """Yield what is wrong with the two schemas as such; return whether anything is."""
+    """Yield the problems of the two schemas as such; return whether there are any."""
     found = False
     for name in (PRESENT, FORMER):
         if config.get(name) is not None and not isinstance(config[name], Mapping):

@@ -1,4 +1,4 @@
-"""The settings of an architecture as families see them: flat, resolved, and with what is particular to each layer."""
+"""The settings of an architecture as families see them: flat, resolved, and with the particulars of each layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import cycle, islice
 from typing import Any, Final
 
 Layer = Mapping[str, Any]
-"""`window` and `rotary` of one layer; either may be missing: all keys, the rotation of the model."""
+"""`window` and `rotary` of one layer. Without `window`, it attends to all keys; without `rotary`, it rotates as the
+model does."""
 
 USUAL_ACTIVATION: Final[Mapping[str, str]] = {"default": "gelu", "swiglu": "silu", "geglu": "gelu"}
 
@@ -16,11 +17,11 @@ FOLLOWS_LENGTH: Final[frozenset[str]] = frozenset({"dynamic", "longrope"})
 """Rotations that depend on the configured length."""
 
 TRAINED_LENGTH: Final[frozenset[str]] = frozenset({"dynamic", "yarn", "llama3", "longrope"})
-"""Rotations that know the length before an extension."""
+"""Rotations that have as a parameter the length trained before an extension."""
 
 
 def flat(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a section with dotted names in place of the sections within it that families name the settings of."""
+    """Return a section in which nested sections are replaced by dotted names, where families use their settings."""
     result = dict(section)
     for name in ("layernorm",):
         for key, value in result.pop(name, {}).items():
@@ -40,15 +41,15 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a section that has all keys, as `as_dict` gives it.
 
-    What is null because it follows from something else is what follows. `layers` says the window and the rotation of
-    each layer, `mlp_type` only whether there is a gate (swiglu).
+    A setting that is null because it follows from another one gets the value that follows. `layers` gives the window
+    and the rotation of each layer; `mlp_type` says only whether there is a gate (swiglu).
     """
     ours = flat(section)
     heads, hidden = ours["num_attention_heads"], ours["hidden_size"]
     width, multiple = ours["mlp_size"] or round(hidden * ours["mlp_factor"]), ours.pop("mlp_size_multiple_of")
     activation = ours["activation_function"] or USUAL_ACTIVATION[ours["mlp_type"]]
     bias = ours["attention_bias"]
-    if ours["num_local_attention_heads"] == heads:  # a window of all heads is one of all layers
+    if ours["num_local_attention_heads"] == heads:  # a window for all heads is a window for all layers
         usual = {"window": ours["local_attention_window_size"], "rotary": None}
         ours |= {"num_local_attention_heads": 0, "local_attention_window_size": None}
     else:
@@ -77,7 +78,7 @@ def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layers_of(ours: Mapping[str, Any], usual: Layer) -> list[dict[str, Any]]:
-    """Return `window` and `rotary` of every layer, the rotation without what is null; `usual`: without kinds."""
+    """Return `window` and `rotary` of every layer, the rotation without nulls; `usual`: where there are no kinds."""
     kinds = [ours["attention_kinds"][name] for name in ours["attention_pattern"]] or [usual]
     rotates = ours["relative_position_embedding_type"] != "none"
     cycled = [
@@ -101,7 +102,7 @@ def _rotary(ours: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, A
 
 
 def kinds_of(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return `attention_kinds` and `attention_pattern` of layers, nothing where all are as the model is."""
+    """Return `attention_kinds` and `attention_pattern` of layers; nothing where no layer differs from the model."""
     if not any(layers):
         return {}
     names: dict[str, Layer] = {}

@@ -1,4 +1,4 @@
-"""The configuration that an import leaves: the model as it is, and a training that starts from it."""
+"""The configuration that an import writes: the model unchanged, and a training that starts from it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from scaling.transformer.data.tokenizer import TOKENIZER_FILE
 
 STARTING_CONFIG: Final = "config.yml"
 FIRST_LINE: Final = "# Written by `scaling hf import`."
-"""By which the file is known as one that a later import may replace."""
+"""Marks a file that a later import may replace."""
 
 ITERATIONS: Final = 1000
 SAVE_INTERVAL: Final = 250
 WARMUP_STEPS: Final = 50
 LEARNING_RATE: Final = 1e-5
-"""Usual for all weights of a trained model."""
+"""A usual value for training all weights of a trained model further."""
 LEARNING_RATE_MINIMUM: Final = 1e-6
 GRADIENT_ACCUMULATION_STEPS: Final = 8
 
 
 def require_place_for_config(target: Path) -> None:
-    """Refuse a folder with a configuration that somebody has written."""
+    """Refuse a folder with a configuration that was not written by an import."""
     path = target / STARTING_CONFIG
     with storage_errors(f"reading {path}"):
         if path.exists() and not path.read_text(errors="replace").startswith(FIRST_LINE):
@@ -35,7 +35,7 @@ def require_place_for_config(target: Path) -> None:
 def write_starting_config(
     section: Mapping[str, Any], target: Path, *, end_token_id: int | None, has_tokenizer: bool
 ) -> Path:
-    """Write the configuration of a training that starts from the checkpoint in `target`; only data are missing.
+    """Write the configuration of a training that starts from the checkpoint in `target`; only the data are missing.
 
     `section` is the model's `transformer_architecture`.
     """

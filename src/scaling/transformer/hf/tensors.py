@@ -1,6 +1,6 @@
-"""TensorMap: one tensor of a Hugging Face file and the tensors of ours that it consists of; Table: those of a family.
+"""TensorMap: one tensor of a Hugging Face file and the tensors of ours that it consists of; Table: maps of a family.
 
-Names are the family's data, shapes and layers are the plan's: what a model does not have is in no table.
+Names come from the family's data, shapes and layers from the plan: a tensor that a model does not have has no map.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _LAYER: Final = re.compile(r"layers\.(\d+)\.(.+)")
 class Rows:
     """Where the rows of one of our tensors lie along dimension 0 of theirs: in blocks, in order.
 
-    Theirs is seen before it is transposed.
+    Their tensor is meant as it is before it is transposed.
     """
 
     offset: int
     """First row of the first block."""
     block: int
-    """Rows of a block; divides our rows."""
+    """Number of rows of a block; divides the number of our rows."""
     stride: int
-    """From the beginning of a block to the beginning of the next."""
+    """Rows from the beginning of a block to the beginning of the next."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,20 @@ class Source:
     key: str
     shape: tuple[int, ...]
     rows: Rows | None = None
-    """None: it is all of theirs."""
+    """None: the source is the whole of their tensor."""
 
 
 @dataclass(frozen=True)
 class TensorMap:
-    """A tensor of theirs, and what it consists of."""
+    """A tensor of theirs, and the tensors of ours that it consists of."""
 
     name: str
     shape: tuple[int, ...]
-    """As in their file."""
+    """Shape in their file."""
     sources: tuple[Source, ...]
-    """Together they fill it, each value once."""
+    """Together they fill the tensor, each value once."""
     transposed: bool = False
-    """Their file holds the transpose of what the sources make up (GPT-2's `Conv1D`). Never of one dimension."""
+    """Their file holds the transpose of the combined sources (GPT-2's `Conv1D`). False for tensors of one dimension."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Row:
 
     theirs: str
     ours: Sequence[str]
-    """Within the layer."""
+    """Names within the layer."""
     order: Literal["blocks", "heads"] = "blocks"
-    """blocks: one of ours behind the other; heads: the rows of a head of each, then those of the next head."""
+    """blocks: our modules in turn; heads: the rows of one head of each module, then those of the next head."""
     transposed: bool = False
 
     def maps(self, prefix: str, ours: Shapes, layer: int, head_size: int) -> Iterator[TensorMap]:
-        """Yield weight and bias, so far as the model has them, and take the parts out of `ours`."""
+        """Yield the maps of weight and bias, as far as the model has them, and remove the parts from `ours`."""
         for kind in ("weight", "bias"):
             keys = [f"layers.{layer}.{name}.{kind}" for name in self.ours]
             if all(key in ours for key in keys):
@@ -98,13 +98,13 @@ class Table:
     block: str
     """Name of a block; the number of the layer takes the place of {}."""
     rows: Sequence[Row]
-    """Of a block."""
+    """Modules of a block."""
     norm: Row
     head: Row
     positions: Sequence[Row] = field(default=())
 
     def maps(self, plan: ModelPlan) -> Iterator[TensorMap]:
-        """Yield all tensors of a model."""
+        """Yield the maps of all tensors of a model."""
         ours = {parameter.name: parameter.shape for parameter in plan.parameters()}
         blocks = len({name.split(".")[1] for name in ours if ".self_attention." in name})
         head_size = plan.parts(AttentionPlan)[0].head_size
