@@ -1,4 +1,4 @@
-"""The families of Hugging Face models, the plainest first."""
+"""The families of Hugging Face models, the simplest first."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ FAMILIES: Final[tuple[Family, ...]] = (
     GEMMA3,
     PHI3,
 )
-"""In the order in which an architecture is tried on them."""
+"""All families, in the order in which an architecture is tried on them."""

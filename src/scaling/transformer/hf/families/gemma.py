@@ -25,7 +25,7 @@ from scaling.transformer.hf.tensors import Row
 
 FIXED: Final = {**RMS, "mlp_bias": False, "norm_placement": "sandwich", "layernorm.weight_offset": 1}
 
-# The name `post_attention_layernorm` is that of another norm in Llama, where it stands before the MLP.
+# In Llama, the name `post_attention_layernorm` means another norm, the one before the MLP.
 NORMS: Final = (
     Row("post_attention_layernorm", ["attention_output_layernorm"]),
     Row("pre_feedforward_layernorm", ["post_attention_layernorm"]),
@@ -114,6 +114,6 @@ GEMMA3: Final = Family(
     fixed={**FIXED, "key_query_norm": "per_head"},
     implied=embedding_scale,
     table=llama_names(between=NORMS),
-    # Nobody passes on the cap of the scores, and the number of the pattern is read without its underscore only.
+    # The cap of the scores is never passed on, and the number of the pattern is read only without its underscore.
     inert_names=frozenset({"hidden_act", "attn_logit_softcapping", "_sliding_window_pattern"}),
 )

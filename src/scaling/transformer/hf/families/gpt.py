@@ -58,7 +58,7 @@ GPT_NEOX: Final = Family(
         norm=Row("gpt_neox.final_layer_norm", ["norm"]),
         head=Row("embed_out", ["linear"]),
     ),
-    # The former names of the dropouts, which nobody reads any more.
+    # The former names of the dropouts, which are no longer read.
     inert_names=frozenset({"classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"}),
     ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
     former_names=((r"lm_head\.weight", "embed_out.weight"),),

@@ -162,7 +162,7 @@ GRANITE_SCALE: Final = Computed(
     lambda config: {"attention_score_scale": config.get("attention_multiplier", 1.0)},
     _score_scale,
 )
-"""Of the scores, in place of 1 / sqrt(head size)."""
+"""Factor of the scores, in place of 1 / sqrt(head size)."""
 
 GRANITE: Final = Family(
     model_type="granite",
@@ -215,7 +215,7 @@ PHI3: Final = Family(
         ),
         OneWindow(None),
         dropout("resid_pdrop", ["dropout_after_attention", "dropout_after_mlp"]),
-        # Fields of the program that came with the first files; the class of today does not know them.
+        # Fields of the code that came with the first files; the present class does not know them.
         *(Only(name, (None, False), f"there are biases; {NOT_BUILT}") for name in BIASES_OF_PHI),
         *(Only(name, (None, 1), f"not all layers attend alike; {NOT_BUILT}") for name in FACTORS_OF_PHI),
         *COMMON,

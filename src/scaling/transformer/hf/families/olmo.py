@@ -49,7 +49,7 @@ OLMO: Final = Family(
 
 FIXED: Final = {**RMS, "mlp_bias": False, "norm_placement": "post", "key_query_norm": "all_heads"}
 
-# The name `post_attention_layernorm` is that of another norm in Llama, where it stands before the MLP.
+# In Llama, the name `post_attention_layernorm` means another norm, the one before the MLP.
 NAMES: Final = llama_names(
     between=(
         Row("post_attention_layernorm", ["attention_output_layernorm"]),
@@ -73,7 +73,7 @@ OLMO3: Final = Family(
     parts=(
         *COMMON,
         epsilon("rms_norm_eps", 1e-5),
-        # In older files rope_theta is that of full layers only, and sliding ones have the default.
+        # In older files, rope_theta is the base of full layers only, and sliding layers have the default.
         RopeByKind(OLMO3_LAYERS, full=500000.0, sliding=500000.0),
         OLMO3_LAYERS,
     ),

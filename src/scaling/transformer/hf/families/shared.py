@@ -9,7 +9,7 @@ from scaling.transformer.hf.fields import Choice, Computed, Config, Field, Ours
 from scaling.transformer.hf.tensors import Row, Table
 
 MOST_LAYERS: Final = 4096
-"""Many times more than any model has, and few enough to be looked at in a moment."""
+"""Many times more than any model has, and few enough to be checked quickly."""
 
 PLAIN: Final[Mapping[str, str]] = {
     "silu": "silu",
@@ -24,7 +24,7 @@ PLAIN: Final[Mapping[str, str]] = {
     "relu": "relu",
     "relu2": "squared_relu",
 }
-"""Their names of activations, and ours; the first of several is written."""
+"""Their names of activations, with ours; of several names for one of ours, the first is written."""
 
 
 def gated(name: str, default: str) -> Choice:
@@ -35,7 +35,7 @@ def gated(name: str, default: str) -> Choice:
 
 
 def plain(name: str, default: str) -> Choice:
-    """Return the field of the activation of an MLP without a gate; the default is written before others that do."""
+    """Return the field of the activation of an MLP without a gate; the default is preferred to its synonyms."""
     names = {default: PLAIN[default], **PLAIN}
     return Choice(
         name, default, {theirs: {"mlp_type": "default", "activation_function": ours} for theirs, ours in names.items()}
@@ -43,7 +43,7 @@ def plain(name: str, default: str) -> Choice:
 
 
 def tied(default: bool) -> Field:
-    """Return the field that says whether the head is the embedding."""
+    """Return the field that says whether the head is tied to the embedding."""
     return Field("tie_word_embeddings", bool, default, "weight_tying")
 
 
@@ -61,7 +61,7 @@ ATTENTION_DROPOUT: Final = dropout("attention_dropout", ["dropout_attention_prob
 
 
 def head_size(default: int | None = None, *, written: Callable[[Ours], bool] = lambda ours: True) -> Computed:
-    """Return the field of the features of a head; null: hidden size / heads. `written`: whether it is."""
+    """Return the field of the size of a head; null: hidden size / heads. `written`: whether to write the field."""
 
     def read(config: Config) -> dict[str, Any]:
         size = config.get("head_dim", default)
@@ -80,7 +80,7 @@ def is_unusual(ours: Ours) -> bool:
 
 
 UNUSUAL_HEAD_SIZE: Final = head_size(written=is_unusual)
-"""Of families whose classes have no such field, but follow it."""
+"""Head size in families whose classes have no such field, but use it where it is given."""
 
 
 def kv_heads(default: int | None) -> Computed:
@@ -109,17 +109,17 @@ def sizes(*, vocabulary: int, hidden: int, width: int, layers: int, heads: int, 
 
 
 def epsilon(name: str, default: float) -> Field:
-    """Return the field of what norms add to the variance."""
+    """Return the field of the number that norms add to the variance."""
     return Field(name, float, default, "layernorm.layernorm_epsilon", above=0)
 
 
 ATTENTION_BIAS: Final = Field("attention_bias", bool, False, "attention_bias")
-"""Of all four projections."""
+"""Bias of all four projections."""
 
 MLP_BIAS: Final = Field("mlp_bias", bool, False, "mlp_bias")
 
 RMS: Final[Mapping[str, Any]] = {"norm_type": "rms", "relative_position_embedding_type": "rotary"}
-"""Fixed in nearly all families of today."""
+"""Settings that are the same in nearly all present families."""
 
 NO_BIAS: Final[Mapping[str, Any]] = {"attention_bias": False, "mlp_bias": False}
 
@@ -137,7 +137,7 @@ def llama_names(
     ),
     gate_and_up: Sequence[Row] = (Row("mlp.gate_proj", ["mlp.dense_in"]), Row("mlp.up_proj", ["mlp.siglu_weight"])),
 ) -> Table:
-    """Return the names of Llama and of those that took them over, with `between` as the norms behind the first."""
+    """Return the names of Llama and of families that adopted them, with `between` as the norms after the first."""
     return Table(
         embedding=Row("model.embed_tokens", ["embedding"]),
         block="model.layers.{}.",

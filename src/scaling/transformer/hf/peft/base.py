@@ -22,7 +22,7 @@ def modules_on(architecture: TransformerArchitectureConfig, base_folder: Path | 
     """Return the modules of a base, whose step folders are in `base_folder`; `architecture` may have methods.
 
     Raises:
-        ConfigError: No family of Hugging Face can express it.
+        ConfigError: No family of Hugging Face can express the base.
     """
     base = architecture.without_methods()
     origin = read_origin(base_folder) if base_folder is not None and base_folder.is_dir() else None
@@ -39,7 +39,7 @@ def sections_of(architecture: TransformerArchitectureConfig) -> dict[str, Any]:
 
 
 class BaseTensors:
-    """The tensors of a base, which is only looked for once one is needed."""
+    """The tensors of a base, which is searched for only when the first tensor is needed."""
 
     def __init__(self, find: Callable[[], StoredCheckpoint]) -> None:
         self._find = find
@@ -53,7 +53,7 @@ class BaseTensors:
             self._reader.close()
 
     def __call__(self, key: str) -> Values:
-        """Return a tensor by its name; `CheckpointError` where it, or the base, is not there."""
+        """Return a tensor by its name; `CheckpointError` where the tensor or the base is missing."""
         if self._reader is None:
             self._reader = CheckpointReader(self._find())
         reader = self._reader

@@ -1,4 +1,4 @@
-"""Tensors of the base in an adapter: trained whole, or copies of what they were."""
+"""Tensors of the base in an adapter: trained whole, or copied unchanged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from scaling.transformer.hf.tensors import TensorMap
 _NAMED = 5
 
 Base = Callable[[str], Values]
-"""Returns a tensor of the base by its name; `CheckpointError` where the base is not there."""
+"""Function that returns a tensor of the base by its name; `CheckpointError` where the base is missing."""
 
 
 def read_whole(adapter: AdapterTensors, modules: Modules, settings: Mapping[str, Any], base: Base) -> dict[str, Values]:
-    """Return the tensors of the base that the adapter brings its own of, by our names.
+    """Return the adapter's own versions of tensors of the base, by our names.
 
     Raises:
-        ConfigError: One that is shared would stand for one of its places only.
+        ConfigError: A tied tensor would apply in only one of its two places.
         CheckpointError: A copy that was saved beside an adapter is not the base's.
     """
     found: dict[str, Values] = {}
@@ -55,13 +55,13 @@ def read_whole(adapter: AdapterTensors, modules: Modules, settings: Mapping[str,
 
 
 def ours_of(tensor: TensorMap, values: Values) -> dict[str, Values]:
-    """Return the tensors of ours that one of theirs consists of."""
+    """Return the tensors of ours that make up one of theirs."""
     whole = values.turned() if tensor.transposed else values
     return {source.key: whole.rows(source.shape[0], source.rows) for source in tensor.sources}
 
 
 def theirs_of(tensor: TensorMap, ours: Mapping[str, Values], base: Base) -> Values:
-    """Return a tensor of theirs; what is not among `ours` is the base's."""
+    """Return a tensor of theirs; parts that are not among `ours` come from the base."""
     parts = [(source.rows, ours[source.key] if source.key in ours else base(source.key)) for source in tensor.sources]
     shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
     whole = joined(shape, parts, fill=0.0)
@@ -71,7 +71,7 @@ def theirs_of(tensor: TensorMap, ours: Mapping[str, Values], base: Base) -> Valu
 def _require_copy(
     adapter: AdapterTensors, module: Module, tensor: TensorMap, settings: Mapping[str, Any], base: Base
 ) -> None:
-    """Refuse a copy of a matrix, saved beside its adapter, that the base does not have."""
+    """Refuse a copy of a matrix, saved beside its adapter, that differs from the base."""
     if tensor.name.endswith(f".{kinds.BIAS}") and settings.get("bias", "none") != "none":
         return
     copy = adapter.take(module, f"{kinds.BASE}{tensor.name.rpartition('.')[2]}", tensor.shape)
@@ -86,7 +86,7 @@ def _require_same_head(
     found: Mapping[str, Values],
     base: Base,
 ) -> None:
-    """Refuse a head of its own where the base's is its embedding."""
+    """Refuse a separate head where the base's head is tied to its embedding."""
     embedding = modules.by_role("embedding")
     assert embedding is not None
     tensor = embedding.tensor(kinds.WEIGHT)
@@ -125,7 +125,7 @@ class Whole:
 def write_whole(
     trained: Mapping[str, Values], adapted: Sequence[str], modules: Modules, base: Base, *, has_bias: bool
 ) -> Whole:
-    """Return what stands for base tensors that were trained. `has_bias`: the method can say that of biases alone.
+    """Return how trained tensors of the base are written. `has_bias`: the method has a field for trained biases.
 
     Raises:
         ConfigError: A module is adapted and trained at once.
@@ -183,7 +183,7 @@ def write_whole(
 
 
 def write_norms(trained: Mapping[str, Values], modules: Modules, base: Base) -> Whole | None:
-    """Return the form of LN tuning, None where something else than norms was trained."""
+    """Return the form of LN tuning, or None where something other than norms was trained."""
     keys = set(trained)
     norms = [module for module in modules if module.role == "norm" and _keys(module.tensors) & keys]
     if keys - {key for module in norms for key in _keys(module.tensors)}:

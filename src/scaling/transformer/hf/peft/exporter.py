@@ -34,7 +34,7 @@ _NAMED: Final = 5
 
 @dataclass(frozen=True)
 class ExportedAdapter:
-    """What an export has written."""
+    """The result of an export."""
 
     path: Path
     method: str
@@ -44,13 +44,13 @@ class ExportedAdapter:
 def export_adapter(
     stored: StoredCheckpoint, target: Path, *, dtype: torch.dtype | None = None, base: Path | None = None
 ) -> ExportedAdapter:
-    """Write what a checkpoint holds beside its base, in `dtype` or as it is stored.
+    """Write the adapter in a checkpoint, in `dtype` or in its stored types.
 
-    `base` is where that is now, if it was moved.
+    `base` is the place of its base, if that was moved.
 
     Raises:
-        ConfigError: PEFT has no form for it, or `target` holds something.
-        CheckpointError: It is no adapter checkpoint, or its base is needed and not there.
+        ConfigError: PEFT has no form for the adapter, or `target` exists and is not an empty folder.
+        CheckpointError: The checkpoint is not an adapter, or its base is needed and missing.
         StorageError: Something cannot be read or written.
     """
     require_free(target)
@@ -81,9 +81,9 @@ def export_adapter(
 
 
 def _told_by_base(reference: BaseReference | None) -> tuple[str | None, int | None]:
-    """Return where a base was imported from, and how many tokens it has, if it is where it was.
+    """Return where a base was imported from and how many tokens it has, if it is still in its place.
 
-    Nothing that is computed depends on it.
+    Nothing that is computed depends on these.
     """
     try:
         manifest = None if reference is None else read_manifest(reference.path)
@@ -104,7 +104,7 @@ def _remarks(tokens: int, of_base: int | None) -> Iterator[str]:
 
 
 def _folder_of(reference: BaseReference | None, base: Path | None) -> Path | None:
-    """Return where the base's step folders are."""
+    """Return the folder of the base's step folders."""
     given = base if base is not None or reference is None else reference.path
     if given is None:
         return None
@@ -112,7 +112,7 @@ def _folder_of(reference: BaseReference | None, base: Path | None) -> Path | Non
 
 
 def _require_all(adapter: StoredAdapter) -> None:
-    """Refuse an adapter of which a part was not trained, and so not saved."""
+    """Refuse an adapter of which a part was not trained and thus not saved."""
     planned = {parameter.name for parameter in adapter.plan.parameters()}
     of_base = {parameter.name for parameter in base_plan_of(adapter.architecture).parameters()}
     if missing := sorted(planned - of_base - adapter.tensors):

@@ -1,4 +1,4 @@
-"""The fields of adapter_config.json: what they may be, and which methods and variants are built."""
+"""The fields of adapter_config.json: their accepted values, and the methods and variants that are built."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Known:
     default: Any
     accepts: Callable[[Any], bool]
     what: str
-    """What it has to be, for a message."""
+    """Description of the accepted values, for a message."""
 
 
 @dataclass(frozen=True)
 class Off:
-    """A field that is only accepted while it is switched off."""
+    """A field that is accepted only while it is switched off."""
 
     why: str
 
@@ -136,7 +136,7 @@ METHODS: Final[Mapping[str, Mapping[str, Known]]] = {
     },
     "LN_TUNING": {**_COMMON, "target_modules": _TARGETS, "exclude_modules": _TARGETS},
 }
-"""What is built: a method's fields that change what is computed."""
+"""The methods that are built, each with its fields that change the computation."""
 
 OFF: Final[Mapping[str, Off]] = {
     "alora_invocation_tokens": Off(f"the adapter acts behind these tokens only (aLoRA); {NOT_BUILT}"),
@@ -179,7 +179,7 @@ INERT: Final = frozenset(
         "velora_config",
     }
 )
-"""Fields that say how an adapter was made or is loaded. `init_lora_weights` is looked at beside."""
+"""Fields that say how an adapter was made or is loaded. `init_lora_weights` is checked separately."""
 
 _HARMLESS_STARTS: Final = ("gaussian", "eva", "orthogonal")
 _CHANGED_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -187,7 +187,7 @@ _START: Final = "init_lora_weights"
 
 
 def problems_of(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what keeps an adapter_config.json from being one of a method that is built, on a language model."""
+    """Yield the reasons why an adapter_config.json is not of a method that is built, on a language model."""
     method = config.get("peft_type")
     known = METHODS.get(method) if isinstance(method, str) else None
     if known is None:
@@ -219,7 +219,7 @@ def problems_of(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a valid configuration that change what is computed, with their defaults."""
+    """Return the fields of a valid configuration that change the computation, with their defaults."""
     found = {}
     for name, known in METHODS[config["peft_type"]].items():
         value = config.get(name)

@@ -1,4 +1,4 @@
-"""A folder of PEFT: its configuration and the header of its file, read without trust; and how one is written."""
+"""A folder of PEFT: its configuration and the header of its file, read without trust; and writing such a folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PICKLED: Final = "adapter_model.bin"
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """A folder whose configuration can be read and whose file holds together, and is open: close it, or use a `with`.
+    """A folder whose configuration can be read and whose file is consistent and open: close it, or use a `with`.
 
     Tensors are loaded from the open file when they are asked for.
     """
@@ -52,12 +52,12 @@ class AdapterFolder:
 
     @property
     def config_file(self) -> Path:
-        """Return where the configuration is, for messages."""
+        """Return the path of the configuration, for messages."""
         return self.path / CONFIG_FILE
 
     @property
     def weights_file(self) -> Path:
-        """Return where the tensors are."""
+        """Return the path of the tensors."""
         return self.path / WEIGHTS_FILE
 
 
@@ -66,7 +66,7 @@ def read_adapter(path: Path) -> AdapterFolder:
 
     Raises:
         ConfigError: There is no such folder or no configuration in it.
-        CheckpointError: The tensors are not there, not plain, or cut off.
+        CheckpointError: The tensors are missing, not plain, or truncated.
         StorageError: Something cannot be read.
     """
     with storage_errors(f"reading the adapter {path}"):
@@ -91,13 +91,13 @@ def read_adapter(path: Path) -> AdapterFolder:
 
 
 def write_adapter(target: Path, adapter: Theirs) -> None:
-    """Write a new folder, which appears by one rename; one tensor is in memory at a time.
+    """Write a new folder, published by one rename; one tensor is in memory at a time.
 
     Raises:
-        ConfigError: `target` holds something.
-        StorageError: It cannot be written.
+        ConfigError: `target` exists and is not an empty folder.
+        StorageError: The folder cannot be written.
     """
-    # Wide types come first, so that each tensor lies at a multiple of the size of its values.
+    # Wide types come first, so that each tensor starts at a multiple of the size of its values.
     tensors = sorted(adapter.tensors.items(), key=lambda one: (-one[1].dtype.itemsize, one[0]))
     with storage_errors(f"writing the adapter {target}"), new_folder(target) as folder:
         write_plain(
@@ -153,6 +153,6 @@ def _lazy(file: TensorFile, name: str, dtype: torch.dtype, shape: tuple[int, ...
 
 
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an export writes again: where the base came from."""
+    """Return the fields that an export writes again: where the base came from."""
     names = ("base_model_name_or_path", "revision")
     return {name: config[name] for name in names if isinstance(config.get(name), str)}

@@ -14,14 +14,14 @@ from scaling.transformer.hf.peft.stored import AdapterTensors
 from scaling.transformer.hf.peft.values import Values, joined, same
 
 Scales = Mapping[str, tuple[Values, bool]]
-"""By our modules: factors, and whether they are those of the input."""
+"""By our modules: their factors, and whether these are factors of the input."""
 
 
 def read_ia3(settings: Mapping[str, Any], adapter: AdapterTensors, modules: Modules) -> Scales:
     """Return the factors of our modules.
 
     Raises:
-        ConfigError: What the configuration asks for is not built.
+        ConfigError: The configuration asks for something that is not built.
         CheckpointError: The tensors are not those of the configuration.
     """
     found: dict[str, tuple[Values, bool]] = {}
@@ -62,7 +62,7 @@ def section_of(found: Scales, modules: Modules) -> dict[str, Any]:
 
 
 def ia3_in(section: Mapping[str, Any], tensors: Mapping[str, Values], modules: Modules) -> Scales:
-    """Return the factors in a checkpoint of ours."""
+    """Return the factors in one of our checkpoints, by the names of modules."""
     ending = f".ia3_{section['name']}.scale"
     names = {key.removesuffix(ending): values for key, values in tensors.items() if key.endswith(ending)}
     return {name: (values, is_chosen(name, section["input_modules"], modules)) for name, values in names.items()}

@@ -29,14 +29,14 @@ from scaling.transformer.hf.peft.translate import from_peft
 from scaling.transformer.stored_model import architecture_of
 
 STEP: Final = 0
-"""Of the checkpoint that is written: nothing has been trained here yet."""
+"""Step of the written checkpoint: nothing has been trained here yet."""
 KEPT: Final = "adapter_config"
-"""Among the information of the checkpoint: fields that change nothing, for an export."""
+"""Entry in the checkpoint's information with fields that change nothing, for an export."""
 
 
 @dataclass(frozen=True)
 class ImportedAdapter:
-    """What an import has written."""
+    """The result of an import."""
 
     checkpoint: Path
     method: str
@@ -47,8 +47,8 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
     """Write the adapter in a folder of PEFT as the checkpoint of step 0 in `target`, on the checkpoint `base`.
 
     Raises:
-        ConfigError: The adapter is not of a kind that is built, or the base is of no family of Hugging Face.
-        CheckpointError: The tensors are not those of the configuration and the base; or there is a checkpoint there.
+        ConfigError: The adapter is not of a kind that is built, or no family of Hugging Face can express the base.
+        CheckpointError: The tensors are not those of the configuration and the base; or `target` has one.
         StorageError: Something cannot be read or written.
     """
     new_step_folder(target, STEP)
@@ -86,7 +86,7 @@ def import_adapter(source: Path, target: Path, base: StoredCheckpoint) -> Import
 def _methods(section: dict[str, Any], *, source: str) -> dict[str, Any]:
     """Return the sections of methods, with their defaults.
 
-    What a configuration of ours would not accept, such as a prompt that leaves no room for a text, is refused.
+    Settings that our configuration would not accept, such as a prompt that leaves no room for a text, are refused.
     """
     architecture = TransformerArchitectureConfig.from_dict({**section, "vocab_file": None})
     problems = [

@@ -1,4 +1,4 @@
-"""LoRA: the matrices of modules of theirs, cut into those of ours, and put together again."""
+"""LoRA: the matrices of their modules, cut into those of ours and joined again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scaling.transformer.hf.peft.stored import AdapterTensors
 from scaling.transformer.hf.peft.values import Values, joined, same, stacked
 
 ROLES: Final = ("linear", "embedding", "head")
-"""What can be adapted."""
+"""Roles of modules that can be adapted."""
 
 
 @final
@@ -38,7 +38,7 @@ class Lora:
         return self.a.shape[0]
 
     def scale(self, *, rslora: bool) -> float:
-        """Return what the product is multiplied by."""
+        """Return the factor of the product."""
         return self.alpha / (math.sqrt(self.rank) if rslora else self.rank)
 
     def tensors(self, module: str, name: str) -> Iterator[tuple[str, Values]]:
@@ -52,7 +52,7 @@ def read_lora(settings: Mapping[str, Any], adapter: AdapterTensors, modules: Mod
     """Return the adapters of our modules, by their names.
 
     Raises:
-        ConfigError: What the configuration asks for is not built.
+        ConfigError: The configuration asks for something that is not built.
         CheckpointError: The tensors are not those of the configuration.
     """
     if settings["use_dora"] and settings["lora_bias"]:
@@ -152,7 +152,7 @@ def section_of(settings: Mapping[str, Any], found: Mapping[str, Lora], modules: 
 
 
 def lora_in(section: Mapping[str, Any], tensors: Mapping[str, Values]) -> dict[str, Lora]:
-    """Return the adapters in a checkpoint of ours, by the names of modules."""
+    """Return the adapters in one of our checkpoints, by the names of modules."""
     ending, found = f".lora_{section['name']}.a", {}
     for key, a in tensors.items():
         if not key.endswith(ending):
@@ -204,7 +204,7 @@ def write_lora(
 
 
 def _written(module: Module, found: Mapping[str, Lora], *, rslora: bool) -> Lora:
-    """Return the one adapter that is the same as those of the parts of a module."""
+    """Return the one adapter of a module that is equivalent to the adapters of its parts."""
     parts = [part for part in module.parts if part.name in found]
     own = [found[part.name] for part in parts]
     if len(module.parts) == 1:
@@ -248,5 +248,5 @@ def _vector(module: Module, parts: Sequence[Part], values: Sequence[Values | Non
 
 
 def plain(value: float) -> float | int:
-    """Write a whole number as one, as PEFT does."""
+    """Return a number as an int if it is whole, as PEFT writes it."""
     return int(value) if float(value).is_integer() else value

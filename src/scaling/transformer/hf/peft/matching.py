@@ -1,4 +1,4 @@
-"""How PEFT's configurations name modules: by endings or regular expressions, within layers; and the way back."""
+"""The names of modules in PEFT's configurations: endings or regular expressions, within layers; both ways."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ ALL_LINEAR = "all-linear"
 
 
 def is_named(names: str | Collection[str], module: str) -> bool:
-    """Return whether a module is meant: by a regular expression that fits it whole, or by an ending between dots."""
+    """Return whether `names` select a module: a regular expression for the whole name, or whole-word endings."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def is_target(settings: Mapping[str, Any], module: str, *, is_linear: bool) -> bool:
-    """Return whether the configuration of an adapter means a module. `is_linear`: a linear one, and not the head."""
+    """Return whether an adapter's configuration selects a module. `is_linear`: it is linear, and not the head."""
     targets, excluded, saved = (settings.get(key) for key in ("target_modules", "exclude_modules", "modules_to_save"))
     if excluded and is_named(excluded, module):
         return False
@@ -56,7 +56,7 @@ def value_of(patterns: Mapping[str, Value], module: str, default: Value) -> Valu
 
 
 def endings(wanted: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Name modules by endings that mean them and nothing else of what is known; the shortest, without numbers."""
+    """Return endings that select the wanted modules and no other known one; the shortest endings, without numbers."""
     meant, names = frozenset(wanted), list(known)
     return list(dict.fromkeys(_ending(module, meant, names) for module in wanted))
 
@@ -72,7 +72,7 @@ def by_ending(values: Mapping[str, Value], default: Value) -> dict[str, Value]:
 
 
 def raw_endings(wanted: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Do the same where a name ends anywhere, not only at a dot: so are `modules_to_save` read."""
+    """Return endings as `endings` does, but valid where an ending may begin anywhere, as in `modules_to_save`."""
     meant, names = frozenset(wanted), list(known)
 
     def fits(ending: str) -> bool:
@@ -86,7 +86,7 @@ def _ending(module: str, wanted: frozenset[str], known: Sequence[str]) -> str:
 
 
 def _shortest(module: str, fits: Callable[[str], bool]) -> str:
-    """Return the shortest ending that fits; what has a number in it is said whole."""
+    """Return the shortest ending that fits; an ending with a number in it is replaced by the whole name."""
     words = module.split(".")
     for count in range(1, len(words)):
         if words[-count].isdigit():

@@ -1,4 +1,4 @@
-"""Module: what an adapter can name in a model of a family, and which of our modules it consists of."""
+"""Module: a module that an adapter can name in a model of a family, and the modules of ours that it consists of."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Part:
     """A module of ours."""
 
     name: str
-    """In the model: `layers.3.self_attention.query`."""
+    """Name in the model, such as `layers.3.self_attention.query`."""
     outputs: int
     rows: Rows | None
-    """Where its outputs lie among those of theirs; None: they are all."""
+    """Where its outputs lie among those of their module; None: they are all of them."""
     short: str
-    """What configurations call it wherever it is: `query`, `embedding`, `head`."""
+    """Name in configurations, independent of the layer: `query`, `embedding`, `head`."""
 
 
 @final
@@ -35,21 +35,21 @@ class Module:
     """A module of theirs with a weight."""
 
     name: str
-    """As the class of today calls it in memory."""
+    """Name in the present class, in memory."""
     role: Role
     inputs: int
-    """Features; of an embedding, its tokens. A norm has none."""
+    """Number of input features; for an embedding, of tokens. A norm has none."""
     outputs: int
     parts: tuple[Part, ...]
-    """Together they have its outputs, each once."""
+    """Together they have the outputs of the module, each once."""
     tensors: tuple[TensorMap, ...]
-    """Weight and bias, so far as files hold them: a tied head has none."""
+    """Weight and bias, as far as files hold them: a tied head has none."""
     former: str | None = None
-    """How files, and classes of before, call it."""
+    """Name in files and in former classes, where it differs."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all names that it goes by."""
+        """Return all names of the module."""
         return (self.name,) if self.former is None else (self.name, self.former)
 
     @property
@@ -58,7 +58,7 @@ class Module:
         return any(tensor.transposed for tensor in self.tensors)
 
     def tensor(self, kind: str) -> TensorMap | None:
-        """Return its `weight` or `bias`."""
+        """Return the map of its `weight` or `bias`."""
         return next((one for one in self.tensors if one.name.endswith(f".{kind}")), None)
 
 
@@ -70,12 +70,12 @@ class Modules:
     model_type: str
     all: tuple[Module, ...]
     tied: bool
-    """The head is the embedding."""
+    """Whether the head is the embedding."""
     heads: int
     layers: int
-    """Blocks."""
+    """Number of blocks."""
     prompt_scale: float = 1.0
-    """By which a prompt of theirs is multiplied in the model."""
+    """Factor that the model applies to a prompt of theirs."""
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self.all)
@@ -90,7 +90,7 @@ class Modules:
         return {part.name: part.short for module in self.all for part in module.parts}
 
     def of(self, names: Iterable[str]) -> list[Module]:
-        """Return the modules that have any of our modules of these names."""
+        """Return the modules that contain any of our modules with these names."""
         wanted = set(names)
         return [module for module in self.all if any(part.name in wanted for part in module.parts)]
 

@@ -1,4 +1,4 @@
-"""How our configurations name modules: short names where all are meant, else exact patterns."""
+"""The names of modules in our configurations: short names where all are meant, else exact patterns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def exactly(part: str) -> str:
 
 
 def chosen(parts: Collection[str], modules: Modules) -> list[str]:
-    """Return how `parallel_modules` name modules of ours."""
+    """Return the entries of `parallel_modules` that select modules of ours."""
     partly = {short for part, short in modules.short.items() if part not in parts}
     return list(
         dict.fromkeys(exactly(part) if modules.short[part] in partly else modules.short[part] for part in parts)
@@ -30,7 +30,7 @@ def chosen(parts: Collection[str], modules: Modules) -> list[str]:
 
 
 def is_chosen(part: str, names: Collection[str], modules: Modules) -> bool:
-    """Return whether a configuration of ours means a module: by its short name, or by a pattern found in its name."""
+    """Return whether `names` of our configuration select a module: by short name, or by a pattern found in its name."""
     short = modules.short[part]
     return any(name == short if name in _SHORT else re.search(name, part) is not None for name in names)
 

@@ -10,9 +10,9 @@ from scaling.transformer.hf.peft.modules import Module, Modules
 from scaling.transformer.hf.peft.values import Values
 
 PREFIX: Final = "base_model.model."
-"""Of the names of all tensors but a prompt."""
+"""Prefix of the names of all tensors but a prompt."""
 PREFIX_BESIDE_PROMPT: Final = "base_model."
-"""Where the model is not wrapped."""
+"""Prefix where PEFT does not wrap the model."""
 PROMPT: Final = "prompt_embeddings"
 A, B, B_BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
@@ -22,7 +22,7 @@ ROWS_OF_LORA, ROWS = "token_adapter.trainable_tokens_delta", "trainable_tokens_d
 NORM: Final = "ln_tuning_layers."
 BASE: Final = "base_layer."
 REPEATED: Final = ("modules_to_save.", "original_module.")
-"""What `bias: all` saves again of a module that is trained whole; nobody reads it."""
+"""Prefixes of tensors that `bias: all` saves again for a module that is trained whole; they are not used."""
 WEIGHT, BIAS = "weight", "bias"
 
 _KINDS: Final = (
@@ -34,10 +34,10 @@ _NAMED: Final = 5
 
 
 class AdapterTensors:
-    """The tensors of a file, of which each is taken once; what nobody takes is too much."""
+    """The tensors of a file. Each is taken once; any that is left is refused."""
 
     def __init__(self, tensors: Mapping[str, Values], modules: Modules, *, source: str, prefix: str = PREFIX) -> None:
-        """Sort them; `source` is the file, for messages.
+        """Sort the tensors by module; `source` is the file, for messages.
 
         Raises:
             CheckpointError: A tensor belongs to no module of the model.
@@ -65,10 +65,10 @@ class AdapterTensors:
             self._refuse(strange, known, modules)
 
     def take(self, module: Module, kind: str, shape: tuple[int, ...]) -> Values | None:
-        """Return a tensor of a module, None where there is none.
+        """Return a tensor of a module, or None where there is none.
 
         Raises:
-            CheckpointError: It has another shape.
+            CheckpointError: The tensor has another shape.
         """
         values = self._by_module.get(module.name, {}).pop(kind, None)
         if values is not None and values.shape != shape:
@@ -79,7 +79,7 @@ class AdapterTensors:
         return values
 
     def require(self, module: Module, kind: str, shape: tuple[int, ...]) -> Values:
-        """Return a tensor that has to be there."""
+        """Return a tensor of a module; `CheckpointError` where it is missing or has another shape."""
         values = self.take(module, kind, shape)
         if values is None:
             raise CheckpointError(
@@ -94,7 +94,7 @@ class AdapterTensors:
         return None if values is None else values.shape
 
     def holds(self, module: Module, *kinds: str) -> bool:
-        """Return whether any of these tensors of a module is there."""
+        """Return whether any of these tensors of a module exists and has not been taken."""
         return any(kind in self._by_module.get(module.name, {}) for kind in kinds)
 
     def take_prompt(self) -> Values | None:
@@ -103,7 +103,7 @@ class AdapterTensors:
         return prompt
 
     def require_empty(self, method: str) -> None:
-        """Refuse what nobody has taken."""
+        """Refuse a file with tensors that have not been taken."""
         rest = list(self._rest())
         if rest:
             raise CheckpointError(
@@ -135,7 +135,7 @@ class AdapterTensors:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Return the module that a tensor belongs to, and what it is of it."""
+    """Return the name of a tensor's module, and the kind of the tensor."""
     for kind in _KINDS:
         if name.endswith(f".{kind}"):
             return name[: -len(kind) - 1], kind

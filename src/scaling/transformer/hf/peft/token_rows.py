@@ -1,4 +1,4 @@
-"""Rows of the embedding, and of the head, that an adapter brings its own of."""
+"""An adapter's own rows of the embedding and of the head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rows = dict[str, Values]
 
 
 def ids_by_module(settings: Mapping[str, Any], modules: Modules, *, source: str) -> dict[str, list[int]]:
-    """Return the tokens of each module that has rows, by the module's name; a list alone is the embedding's."""
+    """Return the tokens of each module with rows of its own, by the module's name; a plain list is the embedding's."""
     tables = [module for module in modules if module.role in ("embedding", "head")]
     given = settings.get("trainable_token_indices", settings.get("token_indices"))
     if not given:
@@ -45,10 +45,10 @@ def ids_by_module(settings: Mapping[str, Any], modules: Modules, *, source: str)
 def read_rows(
     settings: Mapping[str, Any], adapter: AdapterTensors, modules: Modules, base: Base
 ) -> tuple[list[int], Rows]:
-    """Return the tokens and our tensors; rows of an untied head that the adapter leaves alone are the base's.
+    """Return the tokens and our tensors; rows of an untied head that the adapter does not change are the base's.
 
     Raises:
-        ConfigError: What the configuration asks for is not built.
+        ConfigError: The configuration asks for something that is not built.
         CheckpointError: The tensors are not those of the configuration.
     """
     by_module = ids_by_module(settings, modules, source=adapter.source)
@@ -92,9 +92,9 @@ def read_rows(
 def write_rows(
     ids: Sequence[int], tensors: Mapping[str, Values], modules: Modules, base: Base, *, alone: bool
 ) -> tuple[dict[str, Any], dict[str, Values]]:
-    """Return the fields of adapter_config.json and the tensors; rows that are the base's are left out.
+    """Return the fields of adapter_config.json and the tensors; rows equal to the base's are left out.
 
-    `alone`: as a method of its own.
+    `alone`: the rows are a method of their own.
     """
     written: Rows = {}
     unchanged: set[str] = set()
@@ -112,7 +112,7 @@ def write_rows(
     named = {f"{name}.{kind}": values for name, values in written.items()}
     if alone:
         head = modules.by_role("head")
-        if modules.tied and head is not None:  # which peft gives rows of its own, the same
+        if modules.tied and head is not None:  # peft stores the same rows for the tied head too
             named |= {f"{head.name}.{kind}": values for values in written.values()}
         return {"token_indices": list(ids), "target_modules": names}, named
     embedding = modules.by_role("embedding")
@@ -121,7 +121,7 @@ def write_rows(
 
 
 def _are_of_base(values: Values, module: Module, ids: Sequence[int], base: Base) -> bool:
-    """Return whether rows are those of the base, which has none of new tokens."""
+    """Return whether rows equal those of the base, which has no rows of new tokens."""
     weight = module.tensor(kinds.WEIGHT)
     assert weight is not None
     is_new = max(ids) >= base(weight.sources[0].key).shape[0]

@@ -15,7 +15,7 @@ from scaling.transformer.hf.peft.stored import PREFIX, PREFIX_BESIDE_PROMPT, PRO
 from scaling.transformer.hf.peft.values import Values
 
 NAMES: Final[Mapping[str, str]] = {"lora_config": "lora", "ia3_config": "ia3", "softprompt_config": "softprompt"}
-"""Of what is read; in files of PEFT adapters have none."""
+"""Names given to adapters that are read; in files of PEFT they have none."""
 
 _METHODS: Final = ("lora_config", "ia3_config", "softprompt_config", "finetunable_token_ids")
 _NAMED: Final = 5
@@ -24,17 +24,17 @@ _NAMED: Final = 5
 @final
 @dataclass(frozen=True)
 class Ours:
-    """What a checkpoint of ours holds of an adapter."""
+    """An adapter as one of our checkpoints holds it."""
 
     sections: Mapping[str, Any]
-    """Of `transformer_architecture`: those of the methods."""
+    """Sections of `transformer_architecture` for the methods."""
     tensors: Mapping[str, Values]
 
 
 @final
 @dataclass(frozen=True)
 class Theirs:
-    """What a folder of PEFT holds."""
+    """An adapter as a folder of PEFT holds it."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Values]
@@ -93,11 +93,11 @@ def _prompt(settings: Mapping[str, Any], adapter: AdapterTensors, modules: Modul
 
 
 def to_peft(ours: Ours, modules: Modules, base: Base) -> Theirs:
-    """Translate what a checkpoint of ours holds.
+    """Translate an adapter in one of our checkpoints.
 
     Raises:
-        ConfigError: PEFT has no form for it.
-        CheckpointError: The base is needed and not there.
+        ConfigError: PEFT has no form for the adapter.
+        CheckpointError: The base is needed and missing.
     """
     given = {name: value for name, value in ours.sections.items() if value}
     without_form = ["adapter_config"] if "adapter_config" in given else []
@@ -120,16 +120,16 @@ def to_peft(ours: Ours, modules: Modules, base: Base) -> Theirs:
 
 @dataclass(frozen=True)
 class _Written:
-    """What stands for the methods of a checkpoint."""
+    """The PEFT form of the methods of a checkpoint."""
 
     method: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Values] = field(default_factory=dict)
-    """By names within the model."""
+    """Tensors by their names within the model."""
     used: frozenset[str] = frozenset()
-    """Tensors of ours that they are made of."""
+    """Names of our tensors that they are made of."""
     adapted: tuple[str, ...] = ()
-    """Modules of ours."""
+    """Names of our modules that are adapted."""
 
 
 def _written(given: Mapping[str, Any], ours: Ours, modules: Modules, base: Base) -> _Written:
@@ -173,7 +173,7 @@ def _prompt_of(section: Mapping[str, Any], ours: Ours, modules: Modules) -> _Wri
 
 
 def _with_rest(written: _Written, ours: Ours, modules: Modules, base: Base) -> Theirs:
-    """Add the tensors of the base that were trained whole, and what every file says."""
+    """Add the tensors of the base that were trained whole, and the fields that every file has."""
     method = written.method
     trained = {key: values for key, values in ours.tensors.items() if key not in written.used}
     if not method:

@@ -1,4 +1,4 @@
-"""Values: a tensor of an adapter that is loaded when it is needed, one after the other."""
+"""Values: a tensor of an adapter that is loaded only when it is needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scaling.transformer.hf.tensors import Rows
 @final
 @dataclass(frozen=True)
 class Values:
-    """A tensor by type and shape, and what loads it."""
+    """A tensor by type and shape, with a function that loads it."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -23,7 +23,7 @@ class Values:
 
     @staticmethod
     def of(tensor: Tensor) -> Values:
-        """Return a tensor that is there already."""
+        """Return the values of a tensor that is already loaded."""
         return Values(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     def shaped(self, *shape: int) -> Values:
@@ -43,7 +43,7 @@ class Values:
         return Values(self.dtype, self.shape[::-1], lambda: self.load().t().contiguous())
 
     def rows(self, count: int, at: Rows | None) -> Values:
-        """Return the rows of theirs that so many rows of ours are."""
+        """Return the `count` rows of this tensor of theirs that `at` assigns to ours."""
         if at is None:
             return self
         return Values(self.dtype, (count, *self.shape[1:]), lambda: self.load()[places(count, at)])
@@ -56,9 +56,9 @@ def joined(
     first_column: Sequence[int] = (),
     fill: float,
 ) -> Values:
-    """Return a tensor whose rows are those of several; `fill` where none has any.
+    """Return a tensor of the rows of several parts; `fill` where no part has values.
 
-    `first_column`: where in theirs the columns of each begin; without it each has all of them.
+    `first_column`: the first column of each part in theirs; without it, each part has all columns.
     """
     if len(parts) == 1 and parts[0][0] is None:
         return parts[0][1]
@@ -79,7 +79,7 @@ def joined(
 
 
 def stacked(parts: Sequence[Values]) -> Values:
-    """Return tensors one below the other."""
+    """Return tensors stacked along dimension 0."""
     dtype = parts[0].dtype
     for part in parts[1:]:
         dtype = torch.promote_types(dtype, part.dtype)
@@ -102,7 +102,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def places(count: int, at: Rows | None) -> Tensor:
-    """Return the rows of theirs that rows of ours are, in the order of ours."""
+    """Return the indices of their rows that hold our rows, in the order of ours."""
     ours = torch.arange(count)
     if at is None:
         return ours
