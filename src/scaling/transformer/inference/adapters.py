@@ -1,4 +1,4 @@
-"""Adapters beside a loaded base: one of them acts at a time, or none; merged into the base and taken out again."""
+"""Adapters beside a loaded base: at most one acts at a time; they can be merged into the base and removed again."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Loaded:
     stored: StoredAdapter
     edits: tuple[Edit, ...]
     replaced: Mapping[nn.Parameter, Tensor]
-    """Values for parameters of the base."""
+    """Values that replace parameters of the base."""
     prompt: int
-    """How many placeholders stand in front of each text."""
+    """Number of placeholders in front of each text."""
 
 
 @final
 class Adapters:
-    """The adapters of one model, by name. Which of them acts is a matter of flags and pointers: nothing is copied."""
+    """The adapters of one model, by name. Flags and pointers select the one that acts: nothing is copied."""
 
     def __init__(self, module: ParallelModule, config: TransformerArchitectureConfig, topology: Topology) -> None:
         self._module = module
@@ -57,18 +57,18 @@ class Adapters:
         self._checkpointer = Checkpointer(None, communicator=communicator(topology))
         self._make = PartMaker(plan_of(config), topology, seed=0)
         self._own = {parameter: parameter.data for parameter in module.parameters()}
-        self._weights = list(module.global_tensors())  # views of the base, whatever is put in its place for a while
+        self._weights = list(module.global_tensors())  # views of the base, even while an adapter replaces parameters
         self._base: StoredCheckpoint | None = None
         self._grown: dict[str, list[tuple[Tensor, Tensor]]] = {}  # rows that are not stored, and their values
         self._loaded: dict[str, Loaded] = {}
         self._active: str | None = None
         self.merged: list[str] = []
-        """Names of those that are part of the weights now."""
+        """Names of the adapters that are merged into the weights."""
 
     def read_base(self, stored: StoredCheckpoint, *, grown: Sequence[str] = ()) -> None:
         """Load the base from its checkpoint, each rank its own part. Collective: all ranks.
 
-        `grown`: patterns of tables that have more rows than are stored.
+        `grown`: patterns of tables with more rows than are stored.
         """
         self._copy(stored, grown)
         self._base = stored
@@ -80,7 +80,7 @@ class Adapters:
                 self._grown[tensor.key] = [(view[rows:], view[rows:].clone()) for _, view in tensor.parts]
 
     def load(self, stored: StoredAdapter, name: str | None) -> str:
-        """Put an adapter beside the base and return its name."""
+        """Load an adapter beside the base and return its name."""
         chosen = stored.require_name(name)
         if chosen in self._loaded:
             raise ConfigError(
@@ -96,7 +96,7 @@ class Adapters:
         self.use(None)
         edits: list[Edit] = []
         with CheckpointReader(stored.stored) as reader:
-            reader.open_all()  # a layer is edited once, whatever becomes of the folder meanwhile
+            reader.open_all()  # files stay readable if the folder is removed meanwhile, as layers are edited only once
             replaced = replaced_values(stored, reader, self._module.parameters_with_meta())
             for index, layer in self._module.layers():
                 edits += put_edits(stored, reader, layer, index, name=chosen, make=self._make)
@@ -104,7 +104,7 @@ class Adapters:
         return chosen
 
     def use(self, name: str | None) -> int:
-        """Let an adapter act, or none, and return how many placeholders it wants in front of a text."""
+        """Make an adapter act, or none, and return the number of placeholders that it needs in front of a text."""
         if name is not None and self.merged:
             raise ConfigError(
                 f"adapter ({name}) cannot act while {', '.join(self.merged)} is merged into the base; leave adapter "
@@ -121,7 +121,7 @@ class Adapters:
 
     @torch.no_grad()
     def merge(self, name: str) -> None:
-        """Make an adapter part of the weights."""
+        """Merge an adapter into the weights."""
         found = self._require(name)
         if name in self.merged:
             raise ConfigError(f"adapter ({name}) is merged already; call unmerge_adapter to have the base again")
@@ -143,7 +143,7 @@ class Adapters:
         self.use(None)
         for parameter, values in found.replaced.items():
             wide = torch.float64 if values.dtype is torch.float64 else torch.float32
-            if self.merged:  # what it changed, behind what others have
+            if self.merged:  # add the adapter's change to those of the adapters merged before
                 values = parameter.to(wide) + (values.to(wide) - self._as_stored(parameter).to(wide))
             parameter.copy_(values)
         bias = next((part.weight for part in self._module.modules() if isinstance(part, LogitBias)), None)
@@ -152,7 +152,7 @@ class Adapters:
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Bring back all bits of the base, from its checkpoint. Collective: all ranks."""
+        """Restore all bits of the base from its checkpoint. Collective: all ranks."""
         if not self.merged:
             raise ConfigError("no adapter is merged, so there is nothing to take out of the weights")
         base = self._require_base()

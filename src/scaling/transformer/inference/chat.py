@@ -29,7 +29,7 @@ _ANSWER: Final = "What is answered"
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """What the model gets to answer to."""
+    """The prompt that the model answers."""
 
     text: str
     tokens: Sequence[int]
@@ -37,7 +37,7 @@ class ChatPrompt:
 
 @final
 class ChatText:
-    """Makes text and tokens of messages; a special token is what the template writes, never what a text spells."""
+    """Text and tokens of messages; special tokens come only from the template, never from the spelling in a message."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._template = template
@@ -46,13 +46,13 @@ class ChatText:
         self._texts = texts
         self._guards = guards_of(special=texts.special, framing=texts.framing)
         self.end_token_ids = frozenset(self._ends(tokenizer))
-        """The token that the template writes behind an answer; none where it writes none."""
+        """The token that the template writes after an answer; empty where it writes none."""
 
     def prompt(self, messages: Sequence[Message]) -> ChatPrompt:
-        """Return what leads to the assistant's next answer. No tokens are added: templates write their own.
+        """Return the prompt for the assistant's next answer. No tokens are added: templates write their own.
 
         Raises:
-            ConfigError: The template does not take the messages, or a text is none.
+            ConfigError: The template does not accept the messages, or a content is not text.
         """
         try:
             require_characters([dict(message) for message in messages])
@@ -64,14 +64,14 @@ class ChatText:
             if isinstance(tokens, Refusal):
                 raise tokens
         except Refusal as refusal:
-            raise ConfigError(escaped(str(refusal))) from refusal  # in words of the template, which is not trusted
+            raise ConfigError(escaped(str(refusal))) from refusal  # worded by the template, which is not trusted
         return ChatPrompt(made.text, tokens[0])
 
     def require_fits(self, system: str | None) -> None:
-        """Refuse a template that takes no messages at all, or none of the system where there is one.
+        """Refuse a template that accepts no messages at all, or no system message where there is one.
 
         Raises:
-            ConfigError: It does not.
+            ConfigError: The template refuses a message, or leaves it out.
         """
         asked = {"role": _USER, "content": _PROBE}
         if system is None:
@@ -108,11 +108,11 @@ class ChatText:
 
 
 def chat_text(tokenizer: Tokenizer, named: Path | None = None) -> ChatText:
-    """Return what makes tokens of messages: by the template in a file, or else the one beside the tokenizer.
+    """Return the conversion of messages to tokens: by the template in a file, or else by the one beside the tokenizer.
 
     Raises:
         ConfigError: There is no template.
-        DataError: It cannot be understood.
+        DataError: The template cannot be understood.
     """
     if named is not None:
         return ChatText(tokenizer, ChatTemplate.named(named, vocab_file=tokenizer.file))
@@ -130,7 +130,7 @@ def chat_text(tokenizer: Tokenizer, named: Path | None = None) -> ChatText:
 
 
 def _additional(vocab_file: Path) -> ChatTemplate | None:
-    """Return the template that is called default among those of a folder; refuse to choose among others."""
+    """Return the template named default among those of a folder; refuse to choose among others."""
     files = {path.stem: path for path in sorted((vocab_file.parent / TEMPLATES).glob("*.jinja"))}
     if not files or vocab_file.name != TOKENIZER_FILE:
         return None
@@ -144,22 +144,22 @@ def _additional(vocab_file: Path) -> ChatTemplate | None:
 
 @dataclass(frozen=True)
 class Question:
-    """A message that is to be answered, with as much of the history as fits."""
+    """A message to answer, with as much of the history as fits."""
 
     content: str
     prompt: ChatPrompt
     first: int
-    """The oldest turn that is in the prompt."""
+    """Index of the oldest turn in the prompt."""
     left_out: int
-    """Turns that were in the prompt before and no longer fit."""
+    """Number of turns that were in the prompt before and no longer fit."""
 
 
 @final
 class Conversation:
     """A system message and turns of user and assistant. Turns that no longer fit are left out, the oldest first.
 
-    `messages` may be those of an earlier conversation, a system's first. `context_length`: the most tokens of prompt
-    and answer together, None for no bound; `max_tokens`: those kept free for the answer.
+    `messages` may be those of an earlier conversation, a system message first. `context_length`: the largest number of
+    tokens of prompt and answer together, None for no limit; `max_tokens`: the number kept free for the answer.
     """
 
     def __init__(
@@ -189,19 +189,19 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        """All messages, those that no longer fit too."""
+        """All messages, including those that no longer fit."""
         return [*self._system, *(message for turn in self._turns for message in turn)]
 
     @property
     def turns(self) -> int:
-        """How many turns there are, those that no longer fit too."""
+        """Number of turns, including those that no longer fit."""
         return len(self._turns)
 
     def ask(self, content: str) -> Question:
-        """Return the prompt for an answer to a message. The history changes when it is `answered`.
+        """Return the prompt for an answer to a message. The history changes only by `answered`.
 
         Raises:
-            ConfigError: The message does not fit by itself, or the template does not take it.
+            ConfigError: The message does not fit even without history, or the template does not accept it.
         """
         asked = {"role": _USER, "content": content}
         for first in range(self._first, len(self._turns) + 1):
@@ -222,6 +222,6 @@ class Conversation:
         self._first = question.first
 
     def reset(self) -> None:
-        """Forget all but the system message."""
+        """Forget all messages but the system message."""
         self._turns.clear()
         self._first = 0

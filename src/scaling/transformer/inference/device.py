@@ -1,4 +1,4 @@
-"""The device that a model is to run on: refused before anything is built for it, with those that can be used."""
+"""The device that a model runs on: one that cannot be used is refused before anything is built, naming usable ones."""
 
 from __future__ import annotations
 

@@ -48,25 +48,25 @@ _BALANCED = TopologyConfig(pipe_partition_method=PipePartitionMethod.BALANCED)
 
 
 class Opened(Enum):
-    """Stands for the adapter whose checkpoint `from_checkpoint` opened; for none where that was a whole model's."""
+    """Marker for the adapter that `from_checkpoint` opened, or for none where it opened a whole model."""
 
     OPENED = "opened"
 
 
 Adapter: TypeAlias = str | Opened | None
-"""Which adapter acts in a call: by its name, the one that was opened, or none."""
+"""The adapter that acts in a call: by its name, the one that was opened, or none."""
 
 
 @final
 class TransformerInferenceModule:
-    """Scores and continues texts. Make one with `from_checkpoint`.
+    """A trained model that scores and continues texts. Create one with `from_checkpoint`.
 
-    With a `topology` of several ranks the model is cut over its pipe and model axes, each rank holds its part alone,
-    and all calls are collective: made alike on all ranks of these two axes, on each of which they return the same.
-    Replicas along the data axis know nothing of each other, and may be given texts of their own.
+    With a `topology` of several ranks, the model is split over its pipe and model axes, and each rank holds only its
+    part. All calls are collective: they must be made in the same way on all ranks of these two axes, and return the
+    same on each. Replicas along the data axis are independent, and may be given different texts.
 
-    Every call takes the name of the `adapter` that acts in it, or None for the base alone. Left out it is the one that
-    `from_checkpoint` opened, where it opened one.
+    Every call accepts the name of the `adapter` that acts in it, or None for the base alone. If it is left out, the
+    adapter that `from_checkpoint` opened acts, if any.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TransformerInferenceModule:
         self.config = config
         self.tokenizer = tokenizer
         self.defaults = defaults or GenerationDefaults()
-        """How texts are continued where a call does not say."""
+        """Options of generation where a call does not say."""
         if eod_token_id is None and tokenizer is not None and tokenizer.eos_token is not None:
             eod_token_id = tokenizer.eos_token_id
         ends = () if eod_token_id is None else (eod_token_id,)
@@ -93,7 +93,7 @@ class TransformerInferenceModule:
             require_device(device)
             topology = Topology.single(device)
         self.topology = topology
-        # A token costs what reading the weights costs, so stages of a pipeline get as many of these each.
+        # The cost of a token is that of reading the weights, so the stages of a pipeline get equal shares of these.
         specs = specs_of(replace(plan_of(config), sequence=1), topology, seed=seed)
         self.module = ParallelModule(specs, topology, _BALANCED, seed=seed)
         self.module.eval()
@@ -116,15 +116,14 @@ class TransformerInferenceModule:
     ) -> Self:
         """Load the newest checkpoint of a directory, or one step folder, of any layout; a run's folder is searched.
 
-        Where the checkpoint holds only what was trained on a base, that is loaded too, from where it was or else from
-        `base`, and the adapter acts in each call that names no other. `precision` converts the weights (`float32`,
+        If the checkpoint holds only parameters trained on a base, the base is loaded too, from its former place or else
+        from `base`, and the adapter acts in each call that names no other. `precision` converts the weights (`float32`,
         `bfloat16`, `float16`, `float64`); None keeps the trained one. `sequence_length` is the length that rotations of
         the types `dynamic` and `longrope` follow, in place of the trained one. The tokenizer is the one the run left
-        beside its checkpoints, if any, or else that of the base. With a `topology`, collective: all ranks, each of
-        which reads its own part; `device` is the topology's then. A training may go on meanwhile: a checkpoint that it
-        removes is passed over for the next. `CheckpointError` if there is none to load, the base is not there or
-        another one, or the tokenizer is another one than the run's, `ConfigError` for a precision or device that does
-        not exist.
+        beside its checkpoints, if any, or else that of the base. With a `topology`, the call is collective: all ranks,
+        each of which reads its own part; `device` is then the topology's. A training may continue meanwhile: if it
+        removes a checkpoint, the next one is loaded. `CheckpointError` if there is none to load, the base is missing or
+        another one, or the tokenizer is not the run's; `ConfigError` for a precision or device that does not exist.
         """
         require_precision(precision)
         if topology is None:
@@ -167,28 +166,28 @@ class TransformerInferenceModule:
 
     @property
     def context_length(self) -> int:
-        """Return the most tokens of a text that the model was made for, a soft prompt's placeholders not counted."""
+        """Return the longest text, in tokens, that the model was made for, without a soft prompt's placeholders."""
         return self.config.absolute_positions or self.config.sequence_length
 
     def load_adapter(self, path: Path | str, name: str | None = None) -> str:
-        """Load the newest adapter of a directory beside the base, or that of a step folder, and return its name.
+        """Load the newest adapter of a directory, or that of a step folder, beside the base, and return its name.
 
-        The name is that of its configuration, or the given one; calls choose by it. `CheckpointError` for an adapter
-        that was trained on another base, `ConfigError` for a name that there is already.
+        The name is the given one, or that of its configuration; calls select the adapter by name. `CheckpointError` for
+        an adapter that was trained on another base, `ConfigError` for a name that is already taken.
         """
         stored = Checkpointer(None).find(folder_meant(Path(path)), weights_only=True).require()
         return self._adapters.load(StoredAdapter.of(stored), name)
 
     def merge_adapter(self, name: str) -> None:
-        """Make an adapter part of the weights, which then act in each call; several one after the other.
+        """Merge an adapter into the weights, so that it acts in each call; several can be merged one after another.
 
-        Weights are computed in float32, or float64 where they are that, and rounded once. `ConfigError` for an adapter
-        that is no change of weights, or is merged already.
+        Merged weights are computed in float32 (float64 ones in float64) and rounded once. `ConfigError` for an adapter
+        that is not a change of weights, or is merged already.
         """
         self._adapters.merge(name)
 
     def unmerge_adapter(self) -> None:
-        """Take all that is merged out of the weights: those of the base are read again, to the last bit."""
+        """Remove all merged adapters from the weights: those of the base are read again, exact to the last bit."""
         self._adapters.unmerge()
 
     def logits(self, input_ids: Tensor, *, adapter: Adapter = Opened.OPENED) -> Tensor:
@@ -198,9 +197,9 @@ class TransformerInferenceModule:
     def hidden_states(
         self, input_ids: Tensor, layers: Sequence[int], *, adapter: Adapter = Opened.OPENED
     ) -> Mapping[int, Tensor]:
-        """Return what some layers put out, [b, s, hidden], for token ids int64 [b, s].
+        """Return the outputs [b, s, hidden] of some layers for token ids int64 [b, s], by layer.
 
-        Layer 0 is the embedding, layer i the i-th block, the next one the final norm.
+        Layer 0 is the embedding, layer i the i-th block; the layer after the last block is the final norm.
         """
         return self._scoring.hidden_states(input_ids, layers, placeholders=self._use(adapter))
 
@@ -223,9 +222,9 @@ class TransformerInferenceModule:
     ) -> Tensor | list[Likelihood]:
         """Return log p(token | tokens before it), in at least float32.
 
-        Of equal rows int64 [b, s]: for all but the first token, [b, s - 1]. Of contexts and as many continuations,
-        token ids of any lengths: for each continuation the log-probabilities of its tokens, their sum, and whether they
-        are the most likely ones.
+        For rows of equal length int64 [b, s]: of all but the first token, [b, s - 1]. For contexts and as many
+        continuations, token ids of any lengths: for each continuation, the log-probabilities of its tokens, their sum,
+        and whether they are the most likely ones.
         """
         placeholders = self._use(adapter)
         if isinstance(contexts, Tensor):
@@ -272,12 +271,12 @@ class TransformerInferenceModule:
         adapter: Adapter = Opened.OPENED,
         **asked: Unpack[Asked],
     ) -> Completion | list[Completion] | list[list[Completion]]:
-        """Continue prompts, each a text or the ids of its tokens, until they end or have as many tokens as asked for.
+        """Continue prompts, each a text or token ids, until they end or have as many new tokens as asked for.
 
-        One prompt gives a completion, several give a list of them; with `samples`, so many texts from one reading of
-        the prompt, each of these is a list. `Asked` has the options. A text is the same alone, among others and in any
-        layout. The former way to call it still works: `generate(max_tokens, input_text=...)`, or `input_tokens`.
-        `ConfigError` for a prompt or an option that cannot be, `DataRefusedError` where the model gives no numbers.
+        One prompt gives a completion, several give a list of completions. With `samples`, each of these is a list of
+        this many texts, from one reading of the prompt. `Asked` has the options. A text is the same alone, among others
+        and in any layout. The former call still works: `generate(max_tokens, input_text=...)`, or `input_tokens`.
+        `ConfigError` for an invalid prompt or option, `DataRefusedError` where the model's logits are not finite.
         """
         if isinstance(prompts, int) or prompts is None:
             if isinstance(prompts, int):
@@ -303,10 +302,10 @@ class TransformerInferenceModule:
         adapter: Adapter = Opened.OPENED,
         **asked: Unpack[Asked],
     ) -> Iterator[tuple[int, int]]:
-        """Yield (row, token) of new tokens as they come, of row prompt * samples + sample; options as in `generate`.
+        """Yield (row, token) of new tokens as they come; row is prompt * samples + sample. Options as in `generate`.
 
-        Between two tokens the model is free for other calls. What is kept of the texts is given back when the iterator
-        ends or is closed. Collective: all ranks take as many tokens.
+        Between two tokens, the model can serve other calls. The memory of the texts is released when the iterator
+        ends or is closed. Collective: all ranks must take the same number of tokens.
         """
         ready, tokens, options = self._asked(prompts, asked, samples, adapter)
         for row, decision in self._completing.start(tokens, options, placeholders=ready(), ready=ready):
@@ -336,14 +335,14 @@ class TransformerInferenceModule:
         adapter: Adapter = Opened.OPENED,
         **asked: Unpack[Asked],
     ) -> GenerationPlan:
-        """Return what `generate` would keep in memory for these prompts and options; nothing is computed."""
+        """Return the memory plan of `generate` for these prompts and options; nothing is computed."""
         ready, tokens, options = self._asked(prompts, asked, samples, adapter)
         return self._completing.plan(tokens, options, placeholders=ready())
 
     def _asked(
         self, prompts: Prompt | Sequence[Prompt], asked: Asked, samples: int | None, adapter: Adapter
     ) -> tuple[Callable[[], int], list[list[int]], Options]:
-        """Return what lets the adapter act and counts its placeholders, the tokens of the prompts, and the options."""
+        """Return the tokens of the prompts, the options, and first a function that makes the adapter act."""
         every: list[Prompt] = [prompts] if is_one(prompts) else list(prompts)  # type: ignore[list-item, arg-type]
         options = options_of(
             asked,
@@ -377,7 +376,7 @@ class TransformerInferenceModule:
         return ready, tokens, options
 
     def _use(self, adapter: Adapter) -> int:
-        """Let an adapter act from now on, and return how many placeholders it wants in front of a text."""
+        """Make an adapter act from now on, and return the number of placeholders that it needs in front of a text."""
         if isinstance(adapter, Opened):
             adapter = None if self._adapters.merged else self._opened
         return self._adapters.use(adapter)

@@ -1,4 +1,4 @@
-"""What a checkpoint has for inference: architecture, weights, perhaps an adapter, tokenizer, and how it generates."""
+"""Parts of a checkpoint for inference: architecture, weights, perhaps an adapter, tokenizer, generation defaults."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _BASE_REMEDY = (
 @final
 @dataclass(frozen=True)
 class OpenedModel:
-    """A checkpoint, read but for its tensors."""
+    """A checkpoint that has been read except for its tensors."""
 
     architecture: TransformerArchitectureConfig
     whole: StoredCheckpoint | None
-    """Has the weights of the model, or those of the base. None: the adapter was trained on none."""
+    """The checkpoint with the weights of the model or of the base. None: the adapter was trained on random weights."""
     adapter: StoredAdapter | None
     tokenizer: Tokenizer | None
     eod_token_id: int | None
-    """Ends the documents that the model was trained on."""
+    """The token that ends the documents that the model was trained on."""
     defaults: GenerationDefaults
 
 
 def open_model(
     stored: StoredCheckpoint, *, base: Path | None, precision: str | None, sequence_length: int | None
 ) -> OpenedModel:
-    """Return what a checkpoint has, and what its base has, found where it was or at `base`.
+    """Open a checkpoint and its base, which is found in its former place or at `base`.
 
-    `CheckpointError` where it is no model's, the base is not there or another one, or the tokenizer is not the run's.
+    `CheckpointError` where it is not a model's, the base is missing or another one, or the tokenizer is not the run's.
     """
     architecture, settings = architecture_of(stored)
     adapter = StoredAdapter.of(stored) if is_on_base(stored.manifest) else None
@@ -49,7 +49,7 @@ def open_model(
     if adapter is not None:
         elsewhere = None if base is None else folder_meant(base)
         architecture, whole = adapter.base_architecture, adapter.find_base(elsewhere, remedy=_BASE_REMEDY)
-    # What a scale for a whole operand rounds away depends on the texts beside one's own.
+    # With one scale for a whole operand, the rounding of a text would depend on the texts beside it.
     architecture = architecture.without_float8()
     if precision is not None:
         architecture = architecture.at_precision(precision)
@@ -79,7 +79,7 @@ def _tokenizer(folders: list[Path], settings: dict[str, Any]) -> Tokenizer | Non
 
 
 def _defaults(folders: list[Path]) -> GenerationDefaults:
-    """Return those of the first folder that says any; what ends a text ends it wherever that is said."""
+    """Return the defaults of the first folder that gives any; the tokens that end a text are those of all folders."""
     found = [read_defaults(folder) for folder in folders]
     ends = tuple(dict.fromkeys(end for one in found for end in one.end_token_ids))
     given = (one for one in found if one != GenerationDefaults(end_token_ids=one.end_token_ids))

@@ -13,7 +13,7 @@ from scaling.transformer.inference.text import escaped
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _BYTES_OF_A_COMMAND_LINE: Final = range(0xDC80, 0xDD00)
-"""What Python makes of bytes that are not UTF-8: 0x80 to 0xff, plus 0xdc00."""
+"""Code points that Python substitutes for bytes that are not UTF-8: 0x80 to 0xff, plus 0xdc00."""
 _AROUND: Final = 12
 
 
@@ -22,11 +22,11 @@ def prompt_tokens(
 ) -> list[int]:
     """Return the tokens of a prompt, at least one.
 
-    Special tokens that a text spells become special tokens. What the tokenizer itself puts in front of a text (BOS) is
-    there once, also where the text spells it; what it would put behind is left out. Token ids are taken as they are.
-    Where there are no letters and no ids, the text begins with BOS.
+    Special tokens spelled in a text become special tokens. Tokens that the tokenizer itself puts in front of a text
+    (BOS) occur once, also where the text spells them; tokens that it would put at the end are left out. Token ids are
+    taken unchanged. An empty text, or an empty list of ids, becomes BOS.
 
-    `number`: which of several prompts it is, counted from 0.
+    `number`: index of the prompt among several, counted from 0.
 
     Raises:
         ConfigError: The prompt is empty and there is no BOS, it is not text, or it has ids outside the vocabulary.
@@ -45,7 +45,7 @@ def prompt_tokens(
 
 
 def require_known(tokens: list[int], who: str, *, vocab_size: int) -> list[int]:
-    """Return token ids that are in the vocabulary, or refuse the first that is not."""
+    """Return token ids that are all in the vocabulary; refuse the first that is not."""
     outside = [token for token in tokens if not 0 <= token < vocab_size]
     if outside:
         raise ConfigError(f"{who} has token {outside[0]}, outside the vocabulary of {vocab_size}")
@@ -53,19 +53,19 @@ def require_known(tokens: list[int], who: str, *, vocab_size: int) -> list[int]:
 
 
 def token_ids(row: Any, who: str) -> list[int]:
-    """Return whole numbers of any kind as token ids, or refuse what is something else."""
+    """Return whole numbers of any type as token ids; refuse anything else."""
     if isinstance(row, str | bytes) or not isinstance(row, Iterable):
         raise ConfigError(f"{who} is {row!r}; give token ids, a list of whole numbers")
     return [_token_id(token, who) for token in row]
 
 
 def name_of_prompt(number: int | None) -> str:
-    """Return what messages call a prompt: one of several by its index."""
+    """Return the name of a prompt in messages; one of several is named by its index."""
     return "the prompt" if number is None else f"prompts[{number}]"
 
 
 def require_text(text: str, *, who: str) -> None:
-    """Refuse what is a Python string and yet no text: half of a character, as bytes that are not UTF-8 become."""
+    """Refuse a Python string that is not text: with half of a character, which bytes that are not UTF-8 become."""
     found = _SURROGATE.search(text)
     if found is None:
         return
@@ -92,10 +92,10 @@ def require_fits(
 ) -> list[int]:
     """Return the tokens of a prompt that fits into the context, or refuse it; `truncate_left` cuts its first tokens.
 
-    `learned`: `context` is the number of learned positions, behind which there are none; the last new token is not
-    read and needs none, placeholders of a soft prompt do. Otherwise it is the length the model was trained on, beyond
-    which a text may grow, but which a prompt may not exceed. None: there is no limit. `opening`: tokens that stay in
-    front of what is cut.
+    `learned`: `context` is the number of learned positions, after which there are none; the last new token is not
+    read and needs no position, placeholders of a soft prompt need one each. Otherwise, `context` is the length the
+    model was trained on, beyond which a text may grow, but which a prompt may not exceed. None: there is no limit.
+    `opening`: tokens that stay in front when the prompt is cut.
 
     Raises:
         ConfigError: The prompt is too long, or nothing of it would be left.
@@ -126,7 +126,7 @@ def require_fits(
 
 
 def _shortened(tokens: Sequence[int], longest: int, max_tokens: int, opening: Sequence[int], *, who: str) -> list[int]:
-    """Return the last tokens of a prompt, so many that the text will have at most `longest`; its opening stays."""
+    """Return the last tokens of a prompt, so that the text will have at most `longest` tokens; its opening stays."""
     room = longest - max_tokens
     if len(tokens) <= room:
         return list(tokens)
@@ -145,14 +145,14 @@ def _tokens_of_text(text: str, tokenizer: Tokenizer | None, who: str) -> list[in
     if tokenizer is None:
         raise ConfigError(f"this checkpoint has no tokenizer beside it; give {who} as token ids")
     require_text(text, who=who)
-    if not text:  # some tokenizers make a space of nothing
+    if not text:  # some tokenizers turn an empty text into a space
         return []
     tokens, opening = tokenizer.encode(text), list(tokenizer.opening)
     return tokens if tokens[: len(opening)] == opening else [*opening, *tokens]
 
 
 def _beginning(tokenizer: Tokenizer | None) -> list[int]:
-    """Return the tokens of a text that has no letters yet."""
+    """Return the tokens of an empty text."""
     if tokenizer is None:
         return []
     if tokenizer.opening:

@@ -1,7 +1,7 @@
-"""Probabilities of given texts, of many lengths, without padding and without more logits than are asked for.
+"""Probabilities of given texts, of many lengths, without padding and without more logits than are needed.
 
-Every method is called alike on all ranks of the pipe and model axes, and returns the same on all of them: the rank with
-the last layer computes, and what it found is broadcast over the pipe axis.
+Every method must be called in the same way on all ranks of the pipe and model axes. If not said otherwise, it returns
+the same on all of them: the rank with the last layer computes the result and broadcasts it over the pipe axis.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from scaling.transformer.io import TextInputs, TransformerIO
 from scaling.transformer.layers.head import HeadOutput
 
 _PACK = 1024
-"""Tokens of rows of several lengths that run together. Where a mask says who sees whom, attention costs their square:
-of 40 rows of 20 to 200 tokens, 576 features, one thread, 512 at a time take 3.3 s, 1024 3.6 s, 4096 7.3 s, alone 3.9 s.
+"""Number of tokens of rows of several lengths that run together. Attention with a mask costs its square: 40 rows of 20
+to 200 tokens, 576 features, one thread, take 3.3 s with 512 at a time, 3.6 s with 1024, 7.3 s with 4096, 3.9 s alone.
 """
 
 _LOGITS = 2**24
-"""Logits that exist at a time where only the probability of a token is wanted: 64 MiB of float32."""
+"""Number of logits that exist at a time where only the probability of a token is needed: 64 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How likely a continuation is behind its context."""
+    """The likelihood of a continuation after its context."""
 
     log_probabilities: Tensor
-    """log p of each of its tokens, given all tokens before it [n], in at least float32, on the CPU."""
+    """log p [n] of each token of the continuation, given all tokens before it, in at least float32, on the CPU."""
     is_greedy: bool
-    """Whether each of its tokens is the most likely one; of equally likely ones it has to be that of the lowest id."""
+    """Whether each of its tokens is the most likely one; of equally likely tokens, that with the lowest id counts."""
     total: float
     """The sum of the log-probabilities, added in float64."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What the last layer gave for rows of tokens, one behind the other, on ranks that run it."""
+    """The output of the last layer for rows of tokens, one after another, on ranks that run this layer."""
 
     output: HeadOutput | None
     starts: tuple[int, ...]
-    """Where the tokens of each row begin, counted through all that ran."""
+    """Index of the first token of each row, among all tokens that ran."""
 
 
 def plan_packs(lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
-    """Return which rows run together: the longest first, as many as have `limit` tokens, a longer one alone."""
+    """Return the rows that run together: the longest first, up to `limit` tokens; a longer row runs alone."""
     packs: list[tuple[int, ...]] = []
     pack: list[int] = []
     free = 0
@@ -68,9 +68,9 @@ def plan_packs(lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
 
 @final
 class Scoring:
-    """Scores texts with a model, over whatever ranks it is cut. Keeps nothing between calls.
+    """Scoring of texts with a model, split over any ranks. Nothing is kept between calls.
 
-    `placeholders`: how many positions a soft prompt takes in front of each text; they show in no result.
+    `placeholders`: number of positions of a soft prompt in front of each text; results leave them out.
     """
 
     def __init__(self, module: ParallelModule, config: TransformerArchitectureConfig, topology: Topology) -> None:
@@ -114,10 +114,10 @@ class Scoring:
         placeholders: int = 0,
         pack: int = _PACK,
     ) -> list[Likelihood]:
-        """Return how likely each continuation is behind its context: token ids, rows of any lengths.
+        """Return the likelihood of each continuation after its context: token ids, rows of any lengths.
 
-        Texts that differ in their last token alone run once. `pack`: how many tokens run at a time; longer rows run
-        alone. `DataRefusedError` where the model gives what is no number.
+        Texts that differ only in their last token run once. `pack`: number of tokens that run at a time; longer rows
+        run alone. `DataRefusedError` where a log-probability is nan.
         """
         asked = self._asked(contexts, continuations)
         rows = list(dict.fromkeys(text[:-1] for text, new in asked if new))
@@ -126,7 +126,7 @@ class Scoring:
         for request, (text, new) in enumerate(asked):
             if new:
                 wanted[number[text[:-1]]].append(request)
-        order: list[int] = []  # of the requests, as their scores come
+        order: list[int] = []  # indices of the requests, in the order of their scores
         scores: list[Tensor] = []
         for members in plan_packs([placeholders + len(row) for row in rows], pack):
             ran = self.packed([rows[member] for member in members], placeholders=placeholders)
@@ -150,10 +150,10 @@ class Scoring:
 
     @torch.no_grad()
     def hidden_states(self, input_ids: Tensor, layers: Sequence[int], *, placeholders: int = 0) -> Mapping[int, Tensor]:
-        """Return what layers of the model put out for token ids int64 [b, s], by their numbers: [b, s, hidden].
+        """Return the outputs [b, s, hidden] of layers of the model for token ids int64 [b, s], by the layers' numbers.
 
-        Layer 0 is the embedding, 1 to n are the n blocks, whose output is the residual stream behind them, and n + 1 is
-        the final norm. What comes next, the head, has logits instead.
+        Layer 0 is the embedding, 1 to n are the n blocks, whose output is the residual stream after them, and n + 1 is
+        the final norm. The next layer, the head, has logits instead.
         """
         self.require_known(input_ids)
         last = self._module.num_layers - 2
@@ -182,7 +182,7 @@ class Scoring:
         return found
 
     def output(self, input_ids: Tensor, *, placeholders: int = 0) -> HeadOutput | None:
-        """Run token ids int64 [b, s], each row a text; return the output for them on ranks that run the last layer."""
+        """Run token ids int64 [b, s], each row a text; return the output on ranks that run the last layer."""
         input_ids = F.pad(input_ids.to(self._topology.device), (placeholders, 0))
         rows, length = input_ids.shape
         self._require_positions(length)
@@ -191,7 +191,7 @@ class Scoring:
         return output.behind(placeholders) if output is not None and placeholders else output
 
     def packed(self, rows: Sequence[Sequence[int]], *, placeholders: int = 0) -> Packed:
-        """Run rows of any lengths together, none of them empty: each sees itself alone, at positions from 0."""
+        """Run rows of any lengths together, none of them empty: each attends only to itself, at positions from 0."""
         lengths = [placeholders + len(row) for row in rows]
         ends = list(accumulate(lengths))
         starts = tuple(end - len(row) for end, row in zip(ends, rows, strict=True))
@@ -208,7 +208,7 @@ class Scoring:
         return Packed(self._run(padded[None], positions[None], documents[None]), starts)
 
     def require_known(self, input_ids: Tensor) -> Tensor:
-        """Return token ids [b, s] that the model has embeddings for; `ConfigError` for any other."""
+        """Return token ids [b, s]; raise `ConfigError` for ids that the model has no embeddings for."""
         if not isinstance(input_ids, Tensor):
             raise ConfigError(
                 f"input_ids is of type {type(input_ids).__name__}; give token ids as a tensor, int64 [batch, sequence]"
@@ -249,7 +249,7 @@ class Scoring:
     def _asked(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
     ) -> list[tuple[tuple[int, ...], int]]:
-        """Return each text and how many of its last tokens are asked for."""
+        """Return each text and the number of its last tokens that are to be scored."""
         if len(contexts) != len(continuations):
             raise ConfigError(
                 f"there are {len(contexts)} contexts and {len(continuations)} continuations; give as many of one as of "
@@ -275,7 +275,7 @@ class Scoring:
     def _likelihoods(
         self, asked: Sequence[tuple[tuple[int, ...], int]], order: Sequence[int], scores: Tensor | None, total: int
     ) -> list[Likelihood]:
-        """Return what was asked for; `scores` float64 [2, total] are in `order`, on ranks that run the last layer."""
+        """Return the likelihoods; `scores` float64 [2, total] are in `order`, on ranks that run the last layer."""
         empty = Likelihood(torch.zeros(0, dtype=self._dtype), is_greedy=True, total=0.0)
         found = [empty] * len(asked)
         if not total:
@@ -293,7 +293,7 @@ class Scoring:
 
 
 def _keeper(kept: dict[int, Tensor], number: int) -> Any:
-    """Return a hook that keeps what a layer puts out."""
+    """Return a hook that keeps the output of a layer."""
 
     def keep(_layer: nn.Module, _inputs: Any, output: TransformerIO) -> None:
         kept[number] = output.activations

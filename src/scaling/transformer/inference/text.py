@@ -14,16 +14,16 @@ _BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 """A token that stands for one byte, where a vocabulary does not consist of bytes."""
 
 _KEPT: Final = 6
-"""Tokens that stay in front of the next ones, so that these are decoded as within a text, not as its beginning. An
-unfinished character has at most three bytes, so what the last three tokens begin is seen too."""
+"""Tokens that are kept in front of the next ones, so that these are decoded as within a text, not as its beginning. An
+unfinished character has at most three bytes, so a character that the last three tokens begin is seen too."""
 _MOST: Final = 12
-"""Tokens that are decoded at a time."""
+"""Largest number of tokens that are decoded at a time."""
 
 _COMMANDS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escaped(text: str) -> str:
-    """Return text that does nothing to a terminal: what would command it, or turn text around, appears as an escape.
+    """Return text that is safe for a terminal: characters that control it, or reverse text, appear as escapes.
 
     Tabs and newlines stay.
     """
@@ -32,7 +32,7 @@ def escaped(text: str) -> str:
 
 @final
 class TextStream:
-    """The text of tokens that come one by one.
+    """The text of tokens that arrive one by one.
 
     The pieces together are the text of all tokens (special ones left out) before the first stop text. A piece is held
     back while it may still be part of a character or of a stop text, so nothing that was shown is ever taken back.
@@ -72,7 +72,7 @@ class TextStream:
         text = self._held + new
         ends = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
         end = min(ends, default=len(text))
-        # What begins in front of it may yet become the first.
+        # A stop text that begins before this one may still become the first.
         opened = end if last else self._opened(text, end)
         self._stopped = bool(ends) and opened == end
         self._held = "" if self._stopped else text[opened:]
@@ -82,7 +82,7 @@ class TextStream:
         return piece
 
     def _opened(self, text: str, end: int) -> int:
-        """Return where the end of `text` could begin a stop text; `end` where it does not do so before that."""
+        """Return the first place before `end` where the end of `text` could begin a stop text; else `end`."""
         first = max(0, len(text) - self._longest + 1)
         places = (place for place in range(first, end) if any(stop.startswith(text[place:]) for stop in self._stop))
         return next(places, end)
@@ -92,9 +92,9 @@ class TextStream:
 class _Decoding:
     """The text of tokens, decoded in a window of the last ones.
 
-    Decoders look around. At the beginning of a text a space may be dropped, so a few tokens stay in front whose text
-    is known. At its end a character may be unfinished; and where tokens stand for single bytes, one that is not UTF-8
-    makes replacement characters of all bytes beside it, so they wait for one another.
+    Decoders depend on the context. At the beginning of a text, a space may be dropped, so a few tokens whose text is
+    known stay in front. At its end, a character may be unfinished; and where tokens stand for single bytes, one that is
+    not UTF-8 turns all bytes beside it into replacement characters, so the bytes wait for one another.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -103,8 +103,8 @@ class _Decoding:
         self._falls_back = "ByteFallback" in tokenizer.decoder_steps
         self._window: list[int] = []
         self._names: list[str] = []
-        self._returned = 0  # characters of the window's text
-        self._bytes = bytearray()  # of the tokens at its end that stand for one each
+        self._returned = 0  # number of characters of the window's text
+        self._bytes = bytearray()  # of the tokens at the window's end that stand for one byte each
 
     def push(self, token: int) -> str:
         name = self._tokenizer.shown_name(token)
@@ -133,16 +133,16 @@ class _Decoding:
         return new
 
     def _finished(self) -> str:
-        """Return the text of the window but for an unfinished character at its end."""
+        """Return the text of the window without an unfinished character at its end."""
         text = self._tokenizer.decode(self._window)
         if not self._in_bytes or not text.endswith(_REPLACEMENT):
             return text
-        # It may be in the text itself, as a token's name or spelled in letters that stand for its bytes.
+        # The text itself may hold a replacement character: in a token's name, or as letters that stand for its bytes.
         return text if "".join(self._names).endswith((_REPLACEMENT, "ï¿½")) else text[:-1]
 
 
 def _unfinished(content: bytes | bytearray) -> int:
-    """Return how many bytes at the end are a part of a character, where all others are UTF-8."""
+    """Return the number of bytes at the end that begin a character; 0 where other bytes are not UTF-8."""
     try:
         content.decode()
     except UnicodeDecodeError as error:

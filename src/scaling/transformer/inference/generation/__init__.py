@@ -1,1 +1,1 @@
-"""Continue prompts: what is asked for, what runs next on which rank, and which token is chosen."""
+"""Continue prompts: the options, the schedule of rows on the ranks, and the choice of tokens."""

@@ -1,6 +1,6 @@
-"""Which rows run next, and what becomes of them: the state that every rank keeps of a generation, without a tensor.
+"""The rows that run next, and their results: the state of a generation that every rank keeps, without tensors.
 
-All ranks have the same state, since they are told the same decisions in the same order. So none of them ever asks
+All ranks have the same state, since they receive the same decisions in the same order. So no rank ever has to ask
 another what to do next, or what shape a message has.
 """
 
@@ -17,35 +17,35 @@ from scaling.transformer.inference.generation.plan import GenerationPlan
 
 
 class End(IntEnum):
-    """Whether a row goes on after a token, as it is told from rank to rank."""
+    """Whether a row continues after a token; sent from rank to rank as a number."""
 
     NOT_YET = 0
     STOP = 1
-    """An end of the text, or a stop text."""
+    """A token that ends the text, or a stop text."""
     LENGTH = 2
-    """As many new tokens as were allowed."""
+    """The allowed number of new tokens."""
     NOT_FINITE = 3
-    """The logits were no numbers, and there is no token."""
+    """The logits were not finite, and there is no token."""
 
 
 @final
 @dataclass(frozen=True)
 class Decision:
-    """What was chosen for a row."""
+    """The choice for a row."""
 
     token: int
     end: End = End.NOT_YET
     numbers: tuple[float, ...] = ()
-    """Log-probabilities, where they are wanted."""
+    """Log-probabilities, where they are requested."""
 
 
 @final
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and how many texts continue it."""
+    """A prompt, and the number of texts that continue it."""
 
     tokens: tuple[int, ...]
-    """With the placeholders of a soft prompt in front."""
+    """Tokens of the prompt, with the placeholders of a soft prompt in front."""
     samples: int = 1
 
 
@@ -55,31 +55,31 @@ class Row:
     """One text."""
 
     number: int
-    """Among the rows of all requests, in the order of these."""
+    """Index among the rows of all requests, in the order of these."""
     tokens: list[int]
     prompt: int
-    """Tokens of the prompt."""
+    """Number of tokens of the prompt."""
     filled: int = 0
-    """Positions whose keys and values are kept."""
+    """Number of positions whose keys and values are kept."""
     leader: Row | None = None
     """The sample of the same prompt whose prefill serves this one too."""
     decisions: list[Decision] = field(default_factory=list)
 
     @property
     def ready(self) -> bool:
-        """Whether its next step is that of one token."""
+        """Whether the row decodes: the prompt has been read, and the next step has one token."""
         return len(self.tokens) > self.prompt
 
     @property
     def ended(self) -> bool:
-        """Whether it goes on no more."""
+        """Whether the row has ended."""
         return bool(self.decisions) and self.decisions[-1].end is not End.NOT_YET
 
 
 @final
 @dataclass(frozen=True)
 class Move:
-    """Keys and values of the first `length` positions of a row are to be those of another row too."""
+    """A copy of the keys and values of the first `length` positions of one row to another."""
 
     pool: int
     source: int
@@ -90,15 +90,15 @@ class Move:
 @final
 @dataclass(frozen=True)
 class Item:
-    """What a group computes at once: tokens of several rows, one behind the other."""
+    """The work of a group in one step: tokens of several rows, one after another."""
 
     moves: tuple[Move, ...]
-    """Done first, in this order."""
+    """Copies to make first, in this order."""
     spans: tuple[Span, ...]
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
     choices: tuple[tuple[int, Row], ...]
-    """Rows for which a token is chosen, each with the place, in `tokens`, of the token that it follows."""
+    """Rows for which a token is chosen, each with the index in `tokens` of the token before the chosen one."""
 
 
 @final
@@ -111,7 +111,7 @@ class _Pool:
         self.moves: list[Move] = []
 
     def let_go(self) -> None:
-        """Close the gaps that ended rows leave, so that those which decode stand in front."""
+        """Close the gaps that ended rows leave, so that decoding rows are in front."""
         slots: list[Row | None] = [None if row.ended else row for row in self.active]
         while None in slots:
             gap = slots.index(None)
@@ -140,7 +140,7 @@ class _Pool:
 
 @final
 class Batching:
-    """The rows of all requests. Feed it with decisions, in the order of the items that asked for them."""
+    """The rows of all requests; `take` must receive decisions in the order of the items that asked for them."""
 
     def __init__(self, plan: GenerationPlan, requests: Sequence[Request]) -> None:
         self._plan = plan
@@ -151,9 +151,9 @@ class Batching:
             for group in range(plan.groups)
         ]
         self._asked: dict[int, tuple[Row, ...]] = {}
-        """By group: the rows for which its last item has a token chosen."""
+        """By group: the rows for which its last item chooses a token."""
         self.rows: list[Row] = []
-        """Of all requests, in their order, the samples of one behind the other."""
+        """Rows of all requests, in their order; the samples of a request are next to each other."""
         self._of_request: list[list[Row]] = []
         for request in requests:
             of_prompt = [
@@ -171,9 +171,9 @@ class Batching:
         return all(not pool.waiting and not pool.active for pool in self._pools)
 
     def next_item(self, group: int) -> Item | None:
-        """Return what a group computes next, None where it has nothing to do.
+        """Return the next item of a group, or None where it has nothing to do.
 
-        What was chosen for its last item must have been told before.
+        The decisions for its last item must have been passed to `take` before.
         """
         moves: list[Move] = []
         spans: list[Span] = []
@@ -212,7 +212,7 @@ class Batching:
         return Item(tuple(moves), tuple(spans), tuple(tokens), tuple(positions), tuple(choices))
 
     def take(self, group: int, decisions: Sequence[Decision]) -> list[tuple[Row, Decision]]:
-        """Take in what was chosen for the rows of the group's last item, in its order, and return it by row."""
+        """Store the decisions for the rows of the group's last item, in its order, and return each with its row."""
         told = list(zip(self._asked.pop(group), decisions, strict=True))
         for row, decision in told:
             row.decisions.append(decision)
@@ -225,7 +225,7 @@ class Batching:
         return told
 
     def _prefilling(self, pool: _Pool) -> list[tuple[int, Row]]:
-        """Return the rows whose prompts are to be read, with their slots, having let in those that find a place."""
+        """Admit the waiting requests that fit, and return the rows whose prompts are to be read, with their slots."""
         while pool.waiting:
             entering = self._of_request[pool.waiting[0]]
             if len(pool.active) + len(entering) > pool.rows:
@@ -240,7 +240,7 @@ class Batching:
 
 
 def _leading(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows in front that all decode."""
+    """Return the rows in front of the first that does not decode."""
     found = []
     for row in rows:
         if not row.ready:

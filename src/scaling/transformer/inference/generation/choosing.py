@@ -15,27 +15,27 @@ from scaling.transformer.inference.generation.contenders import most_likely
 from scaling.transformer.inference.generation.sampling import Sampling, drawable, penalized
 
 NOT_FINITE: Final = -1
-"""In place of a token, where logits are not finite."""
+"""Returned in place of a token where logits are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What one row wants."""
+    """The options for the choice of one row's token."""
 
     sampling: Sampling
     seed: int
     position: int
-    """Of the new token in its text, the prompt included."""
+    """Position of the new token in its text, the prompt included."""
     seen: Sequence[int] | Tensor | None = None
-    """Tokens of the text so far, for the repetition penalty. None: it has none."""
+    """Tokens of the text so far, for the repetition penalty. None: no penalty."""
     forbidden: frozenset[int] = frozenset()
-    """Tokens that must not be chosen, where any other can be."""
+    """Tokens that must not be chosen if any other can be."""
     best: int | None = None
     """How many of the most likely tokens to report. None: no log-probabilities at all."""
 
     @property
     def is_plain(self) -> bool:
-        """Return whether the row wants the most likely token of its logits as they are."""
+        """Return whether the row takes the most likely token of its unchanged logits."""
         return self.sampling.temperature == 0 and not self.is_changed
 
     @property
@@ -51,21 +51,21 @@ class Draw:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What became of one row. Log-probabilities are the model's own, whatever was drawn from."""
+    """The result for one row. Log-probabilities are the model's own, whatever distribution was drawn from."""
 
     token: int
-    """`NOT_FINITE` where the row's logits are: any is nan or infinite, or all are at minus infinity."""
+    """`NOT_FINITE` where the row's logits are not finite: any is nan or plus infinity, or all are minus infinity."""
     log_probability: float | None = None
     best: tuple[tuple[int, float], ...] = ()
-    """The most likely tokens and their log-probabilities, equal ones by their ids."""
+    """The most likely tokens and their log-probabilities; equally likely tokens are in the order of their ids."""
 
 
 def choose_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[Chosen]:
-    """Choose a token for each row of logits [r, V]; one transfer to the host.
+    """Choose a token for each row of logits [r, V], with one transfer to the host.
 
-    The most likely one at temperature 0, the lowest id of equal ones. Above, the token at which the cumulative
-    distribution, in the order of ids, exceeds a number that follows from the seed and the position of the draw: so a
-    row's token does not depend on its neighbours, nor on who chooses.
+    At temperature 0, it is the most likely token; of equally likely ones, the one with the lowest id. Above, it is the
+    token at which the cumulative distribution, in the order of ids, exceeds a number that follows from the seed and the
+    position of the draw. So a row's token depends neither on its neighbours nor on the rank that chooses.
     """
     if not draws:
         return []
@@ -94,17 +94,17 @@ def choose_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[Chosen]:
 
 def uniform(draw: Draw) -> float:
     """Return the number in [0, 1) that decides a draw: a function of its seed and position alone."""
-    return (derive_seed(draw.seed, "token", draw.position) >> 10) / 2**53  # as many digits as there are: below 1
+    return (derive_seed(draw.seed, "token", draw.position) >> 10) / 2**53  # 53 bits, as many as a float64 has: below 1
 
 
 def _on_host(columns: Tensor) -> list[list[float]]:
-    """Wait for the device: nothing can go on before the tokens are known."""
+    """Copy to the host, waiting for the device: nothing can continue before the tokens are known."""
     numbers: list[list[float]] = columns.tolist()
     return numbers
 
 
 def _token(token: float, highest: float) -> int:
-    """Return the token, if the largest logit is finite: one that is nan would be the largest."""
+    """Return the token, or `NOT_FINITE` if the largest logit is not finite: a nan would be the largest."""
     return int(token) if highest - highest == 0 else NOT_FINITE
 
 
@@ -117,7 +117,7 @@ def _chosen(token: int, numbers: Sequence[float], most: int, draw: Draw) -> Chos
 
 
 def _groups(keys: Sequence[Sampling | None]) -> list[tuple[Sampling, list[int]]]:
-    """Return the rows of equal options; those of None are in none."""
+    """Return the rows grouped by equal options; rows with None are left out."""
     found: dict[Sampling, list[int]] = {}
     for row, key in enumerate(keys):
         if key is not None:
@@ -126,11 +126,11 @@ def _groups(keys: Sequence[Sampling | None]) -> list[tuple[Sampling, list[int]]]
 
 
 def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the place of the first largest number of each row, and the number: nan is above all."""
+    """Return the index of the first largest number of each row, and the number: nan is above all others."""
     if scores.device.type != "cpu":
         highest, first = scores.max(dim=-1)
         return first, highest
-    # 39 us for 8 x 49152 float32 numbers, where torch's maximum with its place takes 372 us.
+    # 39 us for 8 x 49152 float32 numbers, where torch's maximum with its index takes 372 us.
     scores = scores if scores.dtype == torch.float64 else scores.float()
     first = torch.from_numpy(np.argmax(scores.numpy(), axis=-1))
     return first, scores.gather(-1, first.unsqueeze(-1)).squeeze(-1)
@@ -152,14 +152,14 @@ def _tokens(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> Tensor
     cumulative = kept.exp_().cumsum(dim=-1)
     total = cumulative[:, -1:]
     numbers = torch.tensor([[uniform(draw)] for draw in draws], dtype=torch.float64, device=logits.device)
-    # Below the total, so that there is a token above it; what it exceeds has a probability, however small.
+    # Below the total, so that the sum exceeds it at some token; that token's probability is above 0, however small.
     target = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
     place = torch.searchsorted(cumulative, target, right=True)
-    return ids.gather(-1, place.clamp_(max=ids.shape[-1] - 1)).squeeze(-1)  # what is not finite has no place
+    return ids.gather(-1, place.clamp_(max=ids.shape[-1] - 1)).squeeze(-1)  # a row that is not finite has no place
 
 
 def _places(ids: Sequence[Sequence[int] | Tensor | None], scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return row and id of the tokens of each row, as often as they are there, without those beyond the vocabulary."""
+    """Return row and id of the tokens of each row, with repetitions, without those beyond the vocabulary."""
     device = scores.device
     given = [torch.as_tensor(() if own is None else own, dtype=torch.int64, device=device) for own in ids]
     token = torch.cat(given)
@@ -170,7 +170,7 @@ def _places(ids: Sequence[Sequence[int] | Tensor | None], scores: Tensor) -> tup
 
 
 def _report(logits: Tensor, tokens: Tensor, most: int) -> Tensor:
-    """Return per row the token's log-probability, the ids of the most likely, their log-probabilities: float64."""
+    """Return per row, in float64: the token's log-probability, the most likely ids, and their log-probabilities."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     normal = logits.logsumexp(dim=-1, keepdim=True).double()
     own = logits.gather(-1, tokens.unsqueeze(-1)).double() - normal

@@ -38,7 +38,7 @@ from scaling.transformer.layers.kernels import scores_of
 
 @final
 class Completing:
-    """Starts generations of one model. Making it is collective: all ranks of the pipe and model axes."""
+    """A factory of generations of one model. Creating it is collective: all ranks of the pipe and model axes."""
 
     def __init__(
         self,
@@ -53,16 +53,16 @@ class Completing:
         self._tokenizer = tokenizer
         self._ring = RingEngine(module, topology)
         self.groups = topology.size(Axis.PIPE)
-        """Into how many groups the rows are dealt: as many as pipe ranks keep all of these busy."""
+        """Number of groups that the rows are divided into: one for each pipe rank, which keeps all of these busy."""
         self._dtype = getattr(torch, config.precision.value)
         plan = base_plan_of(config)
         self._stages = [attention_layers(plan, layers) for layers in module.partition]
         self._own = list(zip(_attentions(module), self._stages[topology.index(Axis.PIPE)], strict=True))
 
     def plan(self, prompts: Sequence[Sequence[int]], options: Options, *, placeholders: int = 0) -> GenerationPlan:
-        """Return what a generation will keep, on any rank. Collective where it asks how much memory is free.
+        """Return the memory plan of a generation, for any rank. Collective if the free memory has to be found out.
 
-        `ConfigError` where it does not fit.
+        `ConfigError` if the generation does not fit.
         """
         if options.max_tokens == 0:
             return GenerationPlan((), groups=1, chunk=options.chunk_size, bytes=0)
@@ -83,9 +83,9 @@ class Completing:
         placeholders: int = 0,
         ready: Callable[[], object],
     ) -> Generation:
-        """Return a generation that has not begun; its caches are there.
+        """Return a generation that has not begun, with its caches allocated.
 
-        `prompts` are token ids, and each is preceded by so many placeholders of a soft prompt. `ready` is called before
+        `prompts` are token ids; each is preceded by `placeholders` positions of a soft prompt. `ready` is called before
         each step.
         """
         if not self._config.causal:
@@ -118,11 +118,11 @@ class Completing:
         return caches
 
     def _free_share(self) -> int | None:
-        """Return what caches may have on each rank: a share of what is free on the one that has least."""
+        """Return the bytes that caches may take on each rank: a share of the free memory of the rank that has least."""
         topology = self._topology
         free = free_bytes(topology.device)
         if free is not None and topology.device.type == "cpu":
-            free //= topology.layout.world_size  # which may all be on this machine
+            free //= topology.layout.world_size  # the ranks may all be on this machine
         unknown = torch.iinfo(torch.int64).max
         share = unknown if free is None else int(SHARE_OF_FREE * free)
         least = topology.smallest(share, Axis.PIPE, Axis.MODEL)

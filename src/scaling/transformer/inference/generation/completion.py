@@ -1,4 +1,4 @@
-"""What a generation returns for a text."""
+"""The result of a generation for one text."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from scaling.transformer.inference.text import TextStream
 @final
 @dataclass(frozen=True)
 class Completion:
-    """What continues a prompt."""
+    """The continuation of a prompt."""
 
     completion_tokens: list[int]
-    """The new tokens, without the prompt; with the one that ended them, if one did."""
+    """The new tokens, without the prompt; including the token that ended them, if one did."""
     completion_text: str
-    """Their text, without the token or text that ended them; empty for a model without a tokenizer."""
+    """The text of the new tokens, without the token or text that ended it; empty for a model without a tokenizer."""
     finish_reason: Literal["stop", "length"] = "length"
-    """`stop`: an end of the text, or a stop text. `length`: there were as many new tokens as were asked for."""
+    """`stop`: a token that ends the text, or a stop text. `length`: as many new tokens as were asked for."""
     log_probabilities: list[float] | None = None
-    """log p of each new token, of the model itself, whatever the sampling makes of it. None: not asked for."""
+    """log p of each new token under the model itself, whatever the sampling. None: not asked for."""
     best: list[list[tuple[int, float]]] | None = None
-    """In the place of each new token the most likely ones, with theirs."""
+    """For the position of each new token, the most likely tokens and their log p. None: not asked for."""
 
 
 def completion_of(row: Row, options: Options, tokenizer: Tokenizer | None) -> Completion:
-    """Return the completion of a row that has ended, or for which no token was asked."""
+    """Return the completion of a row that has ended, or for which no tokens were requested."""
     tokens = [decision.token for decision in row.decisions]
     stopped = bool(row.decisions) and row.decisions[-1].end is End.STOP
     wanted = options.best is not None

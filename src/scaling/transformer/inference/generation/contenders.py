@@ -1,4 +1,4 @@
-"""Find the few tokens that can be among those wanted, in about one pass, so that only these are sorted."""
+"""Find the few tokens that can be among the most likely, in about one pass, so that only these are sorted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _BLOCK = 64
 def bound_of_top(scores: Tensor, k: int) -> Tensor | None:
     """Return a number per row [r, 1] that the k largest of scores [r, V] reach; None where it would not help.
 
-    The k-th largest of the maxima of blocks is one. A pass for maxima is 5 us for 49152 float32 numbers on one thread,
-    `topk` 420 us.
+    The k-th largest of the maxima of blocks is such a number. A pass for maxima takes 5 us for 49152 float32 numbers on
+    one thread, `topk` 420 us.
     """
     blocks = scores.shape[-1] // _BLOCK
     if k > blocks:
@@ -22,9 +22,9 @@ def bound_of_top(scores: Tensor, k: int) -> Tensor | None:
 
 
 def contenders(scores: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the scores [r, C] that reach the bound of their row [r, 1], and their ids int64 [r, C], which ascend.
+    """Return the scores [r, C] that reach the bound of their row [r, 1], and their ids int64 [r, C], ascending.
 
-    A row with fewer than others ends in scores at -inf. None is no bound.
+    A row with fewer such scores than others is filled up with -inf. Without a bound (None), all scores are returned.
     """
     rows, vocabulary = scores.shape
     if bound is None:
@@ -42,7 +42,7 @@ def contenders(scores: Tensor, bound: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def most_likely(scores: Tensor, most: int) -> Tensor:
-    """Return the ids of the largest of each row, int64 [r, most], equal ones in the order of their ids."""
+    """Return the ids of the largest scores of each row, int64 [r, most]; equal scores are in the order of their ids."""
     if not most:
         return torch.zeros(len(scores), 0, dtype=torch.int64, device=scores.device)
     found, ids = contenders(scores, bound_of_top(scores, most))

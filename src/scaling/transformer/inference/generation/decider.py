@@ -1,4 +1,4 @@
-"""The rank that chooses: from the logits of some rows to their next tokens, and whether these end them."""
+"""The work of the rank that chooses: from the logits of rows to their next tokens, and whether these end the rows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from scaling.transformer.inference.text import TextStream
 
 
 def numbers_of(options: Options) -> int:
-    """Return how many numbers tell what was chosen for a row."""
+    """Return how many numbers describe the decision for a row."""
     return 2 + (0 if options.best is None else 1 + 2 * options.best)
 
 
 def told(decisions: Sequence[Decision], numbers: int) -> Tensor:
-    """Return decisions as the message that travels: float64 [rows, numbers], which holds any token id exactly."""
+    """Return decisions as a message: float64 [rows, numbers], which holds any token id exactly."""
     return torch.tensor([(one.token, one.end, *one.numbers) for one in decisions], dtype=torch.float64).reshape(
         len(decisions), numbers
     )
@@ -34,7 +34,7 @@ def understood(message: Tensor) -> list[Decision]:
 
 @final
 class Decider:
-    """Chooses for the rows of one generation. `placeholders`: tokens in front of each prompt that are none."""
+    """The choice of tokens for the rows of one generation. `placeholders`: those in front of each prompt."""
 
     def __init__(self, options: Options, tokenizer: Tokenizer | None, *, placeholders: int) -> None:
         self._options = options
@@ -43,7 +43,7 @@ class Decider:
         self._texts: dict[int, TextStream] = {}
 
     def decide(self, logits: Tensor, rows: Sequence[Row]) -> list[Decision]:
-        """Return what is chosen of logits [rows, vocabulary]."""
+        """Return the decisions for rows with logits [rows, vocabulary]."""
         chosen = choose_tokens(logits, [self._draw(row) for row in rows])
         return [self._decision(row, one) for row, one in zip(rows, chosen, strict=True)]
 
@@ -63,7 +63,7 @@ class Decider:
     def _decision(self, row: Row, chosen: Chosen) -> Decision:
         numbers: tuple[float, ...] = ()
         if self._options.best is not None:
-            padding = ((0, -torch.inf),) * (self._options.best - len(chosen.best))  # of a tiny vocabulary
+            padding = ((0, -torch.inf),) * (self._options.best - len(chosen.best))  # for a tiny vocabulary
             pairs = (*chosen.best, *padding)
             numbers = (chosen.log_probability or 0.0, *(number for pair in pairs for number in pair))
         return Decision(chosen.token, self._end(row, chosen.token), numbers)

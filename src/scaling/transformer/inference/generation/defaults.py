@@ -1,4 +1,4 @@
-"""How a model generates where nobody says otherwise: as the files beside its checkpoints say."""
+"""The defaults of a model's generation, from the files beside its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from scaling.transformer.hf.folder import GENERATION_FILE, read_object
 from scaling.transformer.inference.generation.sampling import Sampling
 
 TOP_K: Final = 50
-"""Of transformers, where tokens are drawn and nothing else is said."""
+"""Default of transformers where tokens are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """How to generate, as a model's files say."""
+    """The options of generation that a model's files give."""
 
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
-    """The most new tokens. None: as many as there is room for."""
+    """Largest number of new tokens. None: the files give none."""
     min_tokens: int = 0
-    """No token that ends the text is chosen before so many new ones."""
+    """No token that ends the text is chosen before this number of new tokens."""
     end_token_ids: tuple[int, ...] = ()
-    """Tokens that end a text, the end of a document first."""
+    """Tokens that end a text; the end of a document comes first."""
     notes: tuple[str, ...] = ()
-    """What a file asks for that is not done here, one sentence each."""
+    """Requests of a file that are not supported here, one sentence each."""
 
 
 def read_defaults(folder: Path) -> GenerationDefaults:
-    """Return how the model in a folder of step folders generates: as imported, and as edited since.
+    """Return the generation defaults of the model in a folder of step folders, as imported and as edited since.
 
-    Without a file it takes the most likely token each time. Tokens that end a text are those of the import, and then
-    those of the file.
+    Without a file, the most likely token is chosen each time. Tokens that end a text are those of the import, followed
+    by those of the file.
 
     Raises:
-        CheckpointError: A file is damaged, or says what cannot be.
+        CheckpointError: A file is damaged, or has an invalid value.
     """
     path = folder / GENERATION_FILE
     origin = read_origin(folder)
@@ -99,35 +99,35 @@ _NOT_DONE: Final[Mapping[str, Callable[[Any], bool]]] = {
     "stop_strings": _other_than([]),
     "max_time": _other_than(),
 }
-"""Fields that change a text in ways that there are none of here, and which values do; null never does."""
+"""Fields that change a text in ways not supported here, with a test for the values that do so; null never does."""
 _NOT_DRAWN: Final[Mapping[str, Callable[[Any], bool]]] = {
     "typical_p": _below(1),
     "epsilon_cutoff": _above(0),
     "eta_cutoff": _above(0),
     "top_h": _other_than(),
 }
-"""Those that act only where tokens are drawn."""
+"""Such fields that act only where tokens are drawn."""
 _LENGTHS: Final = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
-"""Of whole texts, with their prompts, and what counts in their place."""
+"""Limits of whole texts, prompts included, and the fields that take precedence over them."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """The fields of a generation configuration, which may be anything."""
+    """The fields of a generation configuration, whose values may be anything."""
 
     path: Path
     fields: Mapping[str, Any]
 
     def sampling(self) -> Sampling:
-        """Return how tokens are chosen, as `transformers` understands the fields; null is as if they were not there."""
+        """Return how tokens are chosen, as `transformers` understands the fields; a null field counts as absent."""
         penalty = _first(self.number("repetition_penalty"), 1.0)
         numbers = {name: self.number(name) for name in ("temperature", "top_p", "min_p")}
         top_k = self.whole("top_k", least=0)
-        # What is no number in its range is refused even where it does not act yet.
+        # A value that is out of range is refused even where it has no effect yet.
         drawn = Sampling(
             temperature=self.within("temperature", _first(numbers["temperature"], 1.0)),
             top_k=_first(top_k, TOP_K) or None,
-            # With 0 there still is the most likely token.
+            # With 0, the most likely token remains.
             top_p=self.within("top_p", numbers["top_p"] if numbers["top_p"] != 0 else _LEAST_SHARE),
             min_p=self.within("min_p", numbers["min_p"] or None),
             repetition_penalty=self.within("repetition_penalty", penalty),
@@ -135,7 +135,7 @@ class _File:
         return drawn if self.is_drawn() else Sampling(repetition_penalty=drawn.repetition_penalty)
 
     def within(self, name: str, value: Any) -> Any:
-        """Return a value that `Sampling` takes for this field."""
+        """Return the value of this field; refuse one that `Sampling` does not accept."""
         try:
             Sampling(**{name: value})
         except ConfigError as error:
@@ -150,14 +150,14 @@ class _File:
         return bool(given)
 
     def number(self, name: str) -> float | None:
-        """Return a number, None where there is none."""
+        """Return a number, or None where there is none."""
         given = self.fields.get(name)
         if given is not None and not _is_number(given):
             raise self.wrong(name, "a number")
         return None if given is None else float(given)
 
     def whole(self, name: str, *, least: int) -> int | None:
-        """Return a whole number, None where there is none."""
+        """Return a whole number, or None where there is none."""
         given = self.fields.get(name)
         if given is None:
             return None
@@ -174,7 +174,7 @@ class _File:
         return tuple(values)
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is asked for that is not done."""
+        """Return the requests that are not supported."""
         acting = {**_NOT_DONE, **(_NOT_DRAWN if self.is_drawn() else {})}
         acting |= {name: _above(0) for name, other in _LENGTHS.items() if self.fields.get(other) is None}
         return tuple(
@@ -184,7 +184,7 @@ class _File:
         )
 
     def wrong(self, name: str, needed: str) -> CheckpointError:
-        """Return the error for a field that cannot be."""
+        """Return the error for a field with an invalid value."""
         given = _shown(self.fields.get(name))
         return CheckpointError(f"{self.path}: {name} is {given}; it has to be {needed}, or null")
 

@@ -13,7 +13,7 @@ _USED: Final = Path("/sys/fs/cgroup/memory.current")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return what this machine, or the group of processes that this one is in, has left; None where nobody can say."""
+    """Return the free bytes of the device (on a CPU, also within this process's control group); None where unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         held: int = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""What a generation is asked for, beside its prompts."""
+"""The options of a generation, beside its prompts."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ from scaling.transformer.inference.prompts import require_known, token_ids
 Prompt: TypeAlias = "str | Sequence[int]"
 """A text, or the ids of its tokens."""
 CHUNK = 1024
-"""Tokens of prompts that are computed at a time, where nobody says."""
+"""Default number of prompt tokens that are computed at a time."""
 NEW_TOKENS = 128
-"""At most, where neither the caller nor the model says."""
+"""Largest number of new tokens, where neither the caller nor the model gives one."""
 
 
 class Asked(TypedDict, total=False):
-    """What a caller asks for. What is left out, or None, is as the model's generation configuration says."""
+    """Options of a caller. An option that is left out, or None, follows the model's generation configuration."""
 
     max_tokens: int | None
-    """New tokens at most. Nobody says: 128."""
+    """Largest number of new tokens. If neither the caller nor the model gives one: 128."""
     min_tokens: int | None
-    """So many new tokens come before an end of the text may."""
+    """No token that ends the text is chosen before this number of new tokens."""
     sampling: Sampling | None
-    """How a token is chosen. Nobody says: the most likely one."""
+    """How a token is chosen. If neither the caller nor the model says: the most likely one."""
     seed: int | Sequence[int] | None
-    """Of what is drawn: one for all prompts, or one each. With the place of a token in its text it decides the draw, so
-    one seed gives a prompt one text, whatever else is generated. None: another text each time."""
+    """Seed of the draws: one for all prompts, or one each. The seed and the position of a token in its text decide its
+    draw, so a seed gives a prompt the same text, whatever else is generated. None: another text each time."""
     stop: str | Sequence[str]
-    """Texts before which a text ends, or one."""
+    """A text before which a completion ends, or several."""
     stop_tokens: Sequence[int] | None
     """Tokens that end a text, in place of the model's."""
     log_probabilities: int | None
-    """Report log p of each new token, and of so many most likely ones in its place. None: do not."""
+    """Report log p of each new token, and of this many most likely tokens in its place. None: report none."""
     truncate_left: bool
     """Leave out the beginning of a prompt that is too long, instead of refusing it."""
     max_cache_bytes: int | None
-    """Bytes of keys and values on a rank, at most; prompts that find no place wait. None: half of what is free."""
+    """Limit for the bytes of keys and values on a rank; prompts that do not fit wait. None: half the free memory."""
     chunk_size: int | None
-    """Tokens of prompts that are computed at a time, at most. None: 1024."""
+    """Largest number of prompt tokens that are computed at a time. None: 1024."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What holds for all prompts of a call. Checked: `ConfigError` where one cannot be."""
+    """The options of a call, the same for all its prompts. They are checked: `ConfigError` for an invalid one."""
 
     max_tokens: int
     min_tokens: int = 0
-    """So many new tokens come before an end of the text may."""
+    """No token that ends the text is chosen before this number of new tokens."""
     sampling: Sampling = field(default_factory=Sampling)
     ends: frozenset[int] = frozenset()
     """Tokens that end a text."""
     stop: tuple[str, ...] = ()
-    """Texts that end a text, before they begin."""
+    """Texts before which a completion ends."""
     seeds: tuple[int, ...] = (0,)
-    """By prompt."""
+    """Seed of each prompt."""
     samples: int = 1
     best: int | None = None
-    """Report the log-probabilities of the chosen tokens and of so many most likely ones. None: of none."""
+    """Report the log-probabilities of the chosen tokens and of this many most likely ones. None: report none."""
     truncate_left: bool = False
     """Leave out the beginning of a prompt that is too long, instead of refusing it."""
     max_cache_bytes: int | None = None
-    """Of keys and values on a rank. None: half of what is free."""
+    """Largest number of bytes of keys and values on a rank. None: half the free memory."""
     chunk_size: int = CHUNK
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse invalid options."""
         at_least = {"max_tokens": 0, "min_tokens": 0, "samples": 1, "chunk_size": 1, "max_cache_bytes": 1}
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -95,13 +95,13 @@ class Options:
             raise ConfigError("a stop text is empty; leave it out, or give the text to end before")
 
     def seed_of(self, prompt: int, sample: int) -> int:
-        """Return the seed of a sample: that of the prompt, and for further samples one derived from it."""
+        """Return the seed of a sample: the prompt's for the first, one derived from it for further samples."""
         seed = self.seeds[prompt]
         return seed if sample == 0 else derive_seed(seed, "sample", sample)
 
 
 def require_whole(name: str, value: Any) -> int:
-    """Return a whole number, of whatever kind; refuse what is something else."""
+    """Return a whole number of any type as an int; refuse anything else."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(f"{name} ({value!r}) must be a whole number")
     return int(value)
@@ -117,7 +117,7 @@ def is_one(prompts: Any) -> bool:
 
 
 def one_prompt(text: str | None, tokens: Sequence[int] | None) -> Prompt:
-    """Return the prompt of a call that names it: one of the two."""
+    """Return the prompt of a call that names it: exactly one of the two must be given."""
     if (text is None) == (tokens is None):
         raise ConfigError("give the prompt either as input_text or as input_tokens")
     return tokens if text is None else text  # type: ignore[return-value]
@@ -126,9 +126,9 @@ def one_prompt(text: str | None, tokens: Sequence[int] | None) -> Prompt:
 def options_of(
     asked: Asked, defaults: GenerationDefaults, *, ends: frozenset[int], vocab_size: int, prompts: int, samples: int
 ) -> Options:
-    """Return what a caller asks for, and the model's defaults where nothing is asked.
+    """Return the options of a caller, with the model's defaults for those that are not given.
 
-    `ends`: tokens that end a text of this model. `ConfigError` for what cannot be.
+    `ends`: tokens that end a text of this model. `ConfigError` for invalid options.
     """
     if unknown := asked.keys() - Asked.__annotations__.keys():
         known = ", ".join(Asked.__annotations__)

@@ -1,7 +1,7 @@
-"""What a generation keeps in memory, planned before anything runs: pools of rows, their capacities, bytes per rank.
+"""The memory of a generation, planned before anything runs: pools of rows, their capacities, bytes per rank.
 
-Pure, and the same on all ranks. A pool holds rows of one capacity, so that those of similar length stand together and
-little is kept for positions that no row has.
+Pure functions, with the same result on all ranks. A pool holds rows of one capacity; rows of similar length share a
+pool, so that little memory is kept for positions that no row has.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from scaling.transformer.plan.attention import AttentionPlan
 from scaling.transformer.plan.model import ModelPlan
 
 MOST_PADDING = 1.25
-"""Bytes of all pools over those that the rows need by themselves, at most."""
+"""Largest ratio of the bytes of all pools to those that the rows need by themselves."""
 _STEP = 1.05
-"""Requests whose lengths differ by less are not put into different pools."""
+"""Requests whose lengths differ by a smaller factor are not put into different pools."""
 SHARE_OF_FREE = 0.5
-"""Of the memory that is free, what caches may have where nobody says."""
+"""Share of the free memory that caches may take by default."""
 
 RowBytes = Callable[[int], int]
-"""Bytes of one row of a capacity, on the rank that has most."""
+"""Function from a capacity to the bytes of one row, on the rank that has most."""
 
 
 @final
 @dataclass(frozen=True)
 class Need:
-    """What a request needs."""
+    """The memory needs of a request."""
 
     positions: int
-    """Keys and values that are kept at most: of the prompt, and of all new tokens but the last, which is not read."""
+    """Largest number of positions kept: those of the prompt, and of all new tokens but the last, which is not read."""
     rows: int = 1
-    """Samples of one prompt. They start from one prefill, so they stand in one pool."""
+    """Number of samples of one prompt. They start from one prefill, so they are in one pool."""
 
 
 @final
@@ -44,27 +44,27 @@ class PoolPlan:
     """Rows of one capacity, which serve some requests one after another."""
 
     group: int
-    """Which of the pipeline's groups of rows it belongs to."""
+    """Index of the pipeline's group of rows that the pool belongs to."""
     capacity: int
     rows: int
     requests: tuple[int, ...]
-    """By number, in the order in which they are begun."""
+    """Numbers of the requests, in the order in which they are begun."""
 
 
 @final
 @dataclass(frozen=True)
 class GenerationPlan:
-    """The pools of all groups, and the tokens that are computed at a time."""
+    """The pools of all groups, and the number of tokens that are computed at a time."""
 
     pools: tuple[PoolPlan, ...]
     groups: int
     chunk: int
-    """Tokens of prompts in one forward pass, at most."""
+    """Largest number of prompt tokens in one forward pass."""
     bytes: int
-    """Of all keys and values. No rank has more; one that runs all layers has as many."""
+    """Bytes of all keys and values. No rank has more; one that runs all layers has as many."""
 
     def cache_shapes(self, layer: AttentionPlan, parts: int) -> tuple[CacheShape, ...]:
-        """Return what one of `parts` model ranks keeps of a layer, by pool."""
+        """Return the shapes of the caches that one of `parts` model ranks keeps for a layer, by pool."""
         one = cache_shape(layer, parts)
         return tuple(replace(one, rows=pool.rows, capacity=pool.capacity) for pool in self.pools)
 
@@ -80,14 +80,14 @@ def attention_layers(model: ModelPlan, layers: range | None = None) -> list[Atte
 
 
 def cache_shape(layer: AttentionPlan, parts: int) -> CacheShape:
-    """Return what one row of one position takes. Ranks that share a head of keys and values keep it each."""
-    window = layer.window if layer.windowed_heads is None else None  # heads without it need all positions
+    """Return the shape of a cache for one row of one position. Ranks that share a key-value head each keep it."""
+    window = layer.window if layer.windowed_heads is None else None  # heads without a window need all positions
     heads = max(1, layer.kv_heads // parts)
     return CacheShape(rows=1, capacity=1, heads=heads, head_size=layer.head_size, window=window)
 
 
 def row_bytes(stages: Sequence[Sequence[AttentionPlan]], parts: int, item_size: int) -> RowBytes:
-    """Return how many bytes a row of a capacity takes on the stage with most of them."""
+    """Return a function that gives the bytes of a row of a capacity on the stage that has most."""
     shapes = [[cache_shape(layer, parts) for layer in layers] for layers in stages]
     return partial(_row_bytes, shapes, item_size)
 
@@ -100,9 +100,9 @@ def _row_bytes(stages: Sequence[Sequence[CacheShape]], item_size: int, capacity:
 def plan_generation(
     needs: Sequence[Need], *, groups: int, chunk: int, bytes_of: RowBytes, limit: int | None = None
 ) -> GenerationPlan:
-    """Return the pools for some requests, of at most `limit` bytes on a rank (None: as many as all rows take at once).
+    """Return the pools for some requests, of at most `limit` bytes on a rank (None: enough for all rows at once).
 
-    Requests that find no place wait for one. `ConfigError` where not even one finds a place.
+    Requests that do not fit wait. `ConfigError` where not even one fits.
     """
     if chunk < 1:
         raise ConfigError(f"chunk_size ({chunk}) must be at least 1 token")
@@ -124,7 +124,7 @@ def plan_generation(
 
 
 def _all_pools(needs: Sequence[Need], groups: int, bytes_of: RowBytes) -> Iterator[PoolPlan]:
-    """Yield pools in which all rows have a place at once; as few as keep the padding small."""
+    """Yield pools that have room for all rows at once: as few as keep the padding small."""
     longest_first = sorted(range(len(needs)), key=lambda number: -needs[number].positions)
     for group in range(groups):
         own = longest_first[group::groups]
@@ -134,8 +134,8 @@ def _all_pools(needs: Sequence[Need], groups: int, bytes_of: RowBytes) -> Iterat
 
 
 def _bounds(needs: Sequence[Need], bytes_of: RowBytes) -> list[int]:
-    """Return where pools of requests, the longest first, begin and end: of the fewest that will do the cheapest."""
-    levels = [0]  # where a pool may begin
+    """Return the bounds of pools of requests, longest first: of the fewest pools that will do, the cheapest choice."""
+    levels = [0]  # places where a pool may begin
     for place, need in enumerate(needs):
         if needs[levels[-1]].positions > _STEP * need.positions:
             levels.append(place)
@@ -179,7 +179,7 @@ def _one_pool_each(needs: Sequence[Need], groups: int) -> Iterator[PoolPlan]:
 def _with_fewer_rows(
     pools: Sequence[PoolPlan], needs: Sequence[Need], bytes_of: RowBytes, limit: int
 ) -> tuple[PoolPlan, ...] | None:
-    """Return the pools with so many of their rows that they fit, all in the same proportion; None if none do."""
+    """Return the pools with as many of their rows as fit, all in the same proportion; None if none do."""
     least = [max(needs[number].rows for number in pool.requests) for pool in pools]
     for share in range(64, -1, -1):
         fewer = tuple(

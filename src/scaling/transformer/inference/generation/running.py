@@ -19,10 +19,10 @@ Told = list[tuple[Row, Decision]]
 
 @final
 class Generation:
-    """One generation, on a rank. Iterate over it, alike on all ranks of the pipe and model axes.
+    """One generation on a rank. Iterate over it in the same way on all ranks of the pipe and model axes.
 
-    `ready` is called before each step, since between steps the model is free for others. The caches are given back
-    when the iteration ends, in whatever way it does.
+    `ready` is called before each step, since others may use the model between steps. The caches are released when the
+    iteration ends, however it ends.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Generation:
 
     @property
     def rows(self) -> Sequence[Row]:
-        """Return the texts, in the order of the prompts, the samples of one behind the other."""
+        """Return the texts, in the order of the prompts; the samples of a prompt are next to each other."""
         return self._batching.rows
 
     def __iter__(self) -> Iterator[tuple[Row, Decision]]:
-        """Yield each new token's row and decision, as they come. `DataRefusedError` where there is none to choose."""
+        """Yield each new token's row and decision as they come; raise `DataRefusedError` if logits are not finite."""
         micro_batch = 0
         try:
             while not self._batching.finished:
@@ -58,7 +58,7 @@ class Generation:
                 self._ready()
                 self._go_on(micro_batch)
                 micro_batch += 1
-        except (GeneratorExit, DataRefusedError):  # on all ranks: what is on its way between them is taken in
+        except (GeneratorExit, DataRefusedError):  # on all ranks: messages on their way between them are received
             self._work.begin_no_more()
             for last in range(micro_batch, micro_batch + self._work.groups):
                 self._run.take_in(last)
@@ -74,7 +74,7 @@ class Generation:
 
 @final
 class GenerationWork:
-    """What this rank does at the actions of the ring."""
+    """The work of this rank for the actions of the ring."""
 
     def __init__(
         self,
@@ -101,12 +101,12 @@ class GenerationWork:
         self._ends = False
 
     def news(self) -> Told:
-        """Return what was decided since this was asked last."""
+        """Return the decisions made since the last call."""
         news, self._news = self._news, []
         return news
 
     def begin_no_more(self) -> None:
-        """Compute nothing any more."""
+        """Begin no further items."""
         self._ends = True
 
     def begins(self, micro_batch: int) -> bool:
@@ -126,24 +126,24 @@ class GenerationWork:
         return TextInputs(token_ids, *self._beside(item), past=Past(self._caches, item.spans))
 
     def arrived(self, micro_batch: int, activations: Tensor) -> TransformerIO:
-        """Return the activations that came, with what the layers need to know about them."""
+        """Return the received activations as input of the layers, with positions and caches."""
         item = self._items[micro_batch]
         return TransformerIO(activations, *self._beside(item), past=Past(self._caches, item.spans))
 
     def left(self, micro_batch: int, output: TransformerIO) -> Tensor:
-        """Return the activations."""
+        """Return the activations to send."""
         return output.activations
 
     def shape(self, micro_batch: int) -> tuple[int, ...]:
-        """Return that of the activations."""
+        """Return the shape of the activations."""
         return 1, len(self._items[micro_batch].tokens), self._hidden
 
     def chosen_shape(self, micro_batch: int) -> tuple[int, int]:
-        """Return that of the decisions."""
+        """Return the shape of the decisions."""
         return len(self._items[micro_batch].choices), self._numbers
 
     def choose(self, micro_batch: int, output: HeadOutput) -> Tensor:
-        """Return the decisions: made by one model rank, to which the logits are gathered, and told to the others."""
+        """Return the decisions: one model rank gathers the logits, decides, and sends the decisions to the others."""
         choices = self._items[micro_batch].choices
         places = torch.tensor([place for place, _ in choices], device=self._topology.device)
         logits = gather_vocabulary(output.at(places).logits()[0], output.place, self._vocabulary)
@@ -154,7 +154,7 @@ class GenerationWork:
         return self._topology.share(message.to(self._topology.device), Axis.MODEL)
 
     def accept(self, micro_batch: int, chosen: Tensor) -> None:
-        """Take the decisions in."""
+        """Apply the received decisions."""
         del self._items[micro_batch]
         self._news += self._batching.take(micro_batch % self.groups, understood(chosen))
 

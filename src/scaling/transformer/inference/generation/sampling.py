@@ -1,4 +1,4 @@
-"""What tokens may be drawn from: temperature, top-k, top-p, min-p, repetition penalty. Pure functions on [r, V]."""
+"""Distribution of the next token: temperature, top-k, top-p, min-p, repetition penalty. Pure functions on [r, V]."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scaling.core import ConfigError
 from scaling.transformer.inference.generation.contenders import bound_of_top, contenders
 
 _LEAST: Final = 1e-30
-"""What scores are divided by is at least this, and at most one over this."""
+"""The divisor of scores is at least this, and at most one over this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. The default takes the most likely one."""
+    """How the next token is drawn. By default, it is the most likely one."""
 
     temperature: float = 0.0
     """0: the most likely token; 1: the model's distribution; above: flatter."""
@@ -30,7 +30,7 @@ class Sampling:
     min_p: float | None = None
     """Draw from the tokens at least this many times as likely as the most likely one (arXiv:2407.01082). None: off."""
     repetition_penalty: float = 1.0
-    """Divide the logits of tokens of the text so far by it, multiply those below 0 (arXiv:1909.05858). 1: off."""
+    """Divide logits of tokens in the text so far by this; multiply those below 0 by it (arXiv:1909.05858). 1: off."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -56,8 +56,9 @@ class Sampling:
 
 
 def penalized(scores: Tensor, penalty: float) -> Tensor:
-    """Return the scores of tokens that have been seen, lower for a penalty above 1."""
-    # Within what float32 can divide by, and no further than the largest number: only what is impossible is at -inf.
+    """Return the scores of tokens that have been seen, lowered by a penalty above 1."""
+    # The penalty is clamped to numbers that float32 can divide by, and scores to finite ones: only impossible tokens
+    # are at -inf.
     penalty = min(max(penalty, _LEAST), 1 / _LEAST)
     most = torch.finfo(scores.dtype).max
     changed = torch.where(scores < 0, scores * penalty, scores / penalty).clamp(-most, most)
@@ -65,19 +66,19 @@ def penalized(scores: Tensor, penalty: float) -> Tensor:
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """Return scores [r, C] with all below the k-th largest of each row at -inf; what equals it stays."""
+    """Return scores [r, C] with all below the k-th largest of each row at -inf; scores equal to it stay."""
     threshold = scores.topk(min(k, scores.shape[-1]), dim=-1).values[:, -1:]
     return scores.masked_fill(scores < threshold, -torch.inf)
 
 
 def keep_top_p(scores: Tensor, p: float, whole: Tensor | None = None) -> Tensor:
-    """Return scores [r, C] with all but the most likely tokens of each row at -inf, so many that they reach p.
+    """Return scores [r, C] with all but the most likely tokens of each row at -inf: the fewest that reach p.
 
-    Of those that are equally likely the lower ids come first. `whole` [r, 1] is what exponentials of scores, seen from
-    the largest, add up to, where there are tokens beside these.
+    Of equally likely tokens, those with lower ids come first. `whole` [r, 1]: the sum of the exponentials of all
+    scores, relative to the largest, where there are more tokens than these.
     """
     if p == 1:
-        return scores  # in the digits there are, some may add up to 1 before the last
+        return scores  # by rounding, the sum may reach 1 before the last token
     ordered, index = scores.sort(dim=-1, descending=True, stable=True)
     weights = (ordered - ordered[:, :1]).exp()
     reached = weights.cumsum(dim=-1)
@@ -87,27 +88,27 @@ def keep_top_p(scores: Tensor, p: float, whole: Tensor | None = None) -> Tensor:
 
 
 def keep_min_p(scores: Tensor, p: float) -> Tensor:
-    """Return scores [r, C] with those at -inf whose probability is below p times the largest of the row."""
+    """Return scores [r, C] with tokens at -inf whose probability is below p times the largest of the row."""
     return scores.masked_fill(scores - scores.amax(dim=-1, keepdim=True) < log(p), -torch.inf)
 
 
 def drawable(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Return the scores float64 [r, C] of tokens that may be drawn at a temperature above 0, and their ids [r, C].
 
-    The largest of each row is 0, and those of tokens that may not be drawn are at -inf. Ids ascend.
+    The largest of each row is 0, and tokens that may not be drawn are at -inf. Ids ascend.
     """
-    # With a temperature that float32 can divide by, no quotient is too large and none is undefined.
+    # With a temperature that float32 can divide by, no quotient is too large or undefined.
     temperature = min(max(sampling.temperature, _LEAST), 1 / _LEAST)
     relative = scores - scores.amax(dim=-1, keepdim=True)
     bounds: list[Tensor | None] = []
     whole = None
     if sampling.min_p is not None and (sampling.top_k is None or sampling.top_p is None):
-        # Else top-p is a share of all that top-k keeps, which min-p must not have left out yet.
+        # Otherwise, top-p is a share of all that top-k keeps, and min-p must not have removed any of these before.
         bounds.append(_at_least(torch.full_like(relative[:, :1], log(sampling.min_p)), temperature))
     if sampling.top_k is not None:
         bounds.append(bound_of_top(relative, sampling.top_k))
     elif sampling.top_p is not None and sampling.top_p < 1:
-        # All tokens less likely than this one together have no more than what top-p leaves out.
+        # All tokens less likely than this bound have together no more than the share that top-p leaves out.
         whole = (relative / temperature).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
         least = log((1 - sampling.top_p) / relative.shape[-1])
         bounds.append(_at_least(whole.log().to(relative.dtype) + least, temperature))
@@ -124,5 +125,5 @@ def drawable(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 
 def _at_least(logarithms: Tensor, temperature: float) -> Tensor:
-    """Return the lowest score, before it is divided by the temperature, of a token so likely; lower than rounding."""
+    """Return the lowest score, before division by the temperature, of tokens this likely, with a rounding margin."""
     return (logarithms - 1e-3) * (temperature * (1 + 1e-3))

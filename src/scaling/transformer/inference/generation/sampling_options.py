@@ -1,4 +1,4 @@
-"""What a caller asks of the sampling, over what the model's files say of it."""
+"""Sampling options of a caller, which override those in the model's files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scaling.transformer.inference.generation.sampling import Sampling
 @final
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """The fields of `Sampling`. None leaves one to the model."""
+    """The fields of `Sampling`. None leaves a field to the model."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -24,7 +24,7 @@ class SamplingOptions:
     """1: off."""
 
     def over(self, present: Sampling) -> Sampling:
-        """Return how tokens are chosen where these options win over a model's sampling.
+        """Return a model's sampling with these options in place of its own.
 
         Raises:
             ConfigError: An option is outside its range.
