@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of token data sets: what the evaluation of a training would say, in any layout."""
+"""Loss, perplexity and bits per byte of token data sets: as the evaluation of a training gives them, in any layout."""
 
 from __future__ import annotations
 
@@ -52,40 +52,40 @@ from scaling.transformer.io import TextTargets
 from scaling.transformer.recipe import recipe_of
 
 _IN_FLIGHT: Final = 4
-"""Micro-batches of a step for each pipeline rank: of P ranks, P - 1 in 5 P - 1 are idle."""
+"""Micro-batches of a step for each pipeline rank: with P ranks, the idle share is (P - 1) / (5 P - 1)."""
 
 
 @dataclass(frozen=True)
 class CorpusLoss:
-    """What a model makes of a data set. Nats and bytes are weighted as targets are in the loss; most count 0 or 1."""
+    """The loss of a model on a data set. Nats and bytes are weighted like targets in the loss, mostly by 0 or 1."""
 
     data: str
     checkpoint: str
     """The step folder."""
     nats: float
-    """Of all targets that count."""
+    """Sum over all targets that count."""
     weight: float
-    """The sum of their weights."""
+    """Sum of the weights of these targets."""
     tokens: int
-    """Their number."""
+    """Number of these targets."""
     bytes: float | None
-    """UTF-8 bytes of their text; None without a tokenizer."""
+    """UTF-8 bytes of the targets' text; None without a tokenizer."""
     samples: int
-    """Rows of the model's sequence length."""
+    """Number of rows of the model's sequence length."""
 
     @property
     def loss(self) -> float:
-        """Return the nats of a target."""
+        """Return the nats per target."""
         return self.nats / self.weight
 
     @property
     def perplexity(self) -> float:
-        """Return e to the power of the loss; infinity where that is no number any more."""
+        """Return e to the power of the loss; infinity where that is too large for a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Return the bits of a byte of text; None without a tokenizer, or without any text."""
+        """Return the bits per byte of text; None without a tokenizer, or without any text."""
         return self.nats / math.log(2) / self.bytes if self.bytes else None
 
 
@@ -109,7 +109,7 @@ class CountingLoss:
 
 @final
 class SomeSamples(BaseDataset[TextSample]):
-    """A few samples of a data set, spread evenly over it as those of a limited evaluation of a training are."""
+    """A few samples of a data set, spread evenly over it like those of a limited evaluation of a training."""
 
     def __init__(self, dataset: BaseDataset[TextSample], count: int) -> None:
         self._dataset = dataset
@@ -142,13 +142,14 @@ def evaluate_corpora(
 ) -> Iterator[CorpusLoss]:
     """Yield the loss of each data set. Collective: all ranks of `topology`, which is of `layout`.
 
-    The checkpoint, of any layout, is the newest of a directory or a step folder, of a whole model or of what was
-    trained on a base. Each data set is read as the evaluation of that training reads its validation data, all of it:
-    every sample once in every layout. `samples` is their largest number, spread evenly over the data. `precision`
-    converts the weights; None keeps the trained one. What is wrong with a data set is said before the model is loaded.
+    The checkpoint, of any layout, is the newest of a directory or a step folder; it holds a whole model, or only
+    parameters trained on a base. Each data set is read completely, as the evaluation of that training reads its
+    validation data: every sample once in every layout. `samples` is the largest number of samples, spread evenly over
+    the data. `precision` converts the weights; None keeps the trained one. Errors of a data set are raised before the
+    model is loaded.
 
     Raises:
-        CheckpointError: There is no such checkpoint, or its base is gone, or the tokenizer beside it is another one.
+        CheckpointError: There is no such checkpoint, its base is missing, or the tokenizer beside it is another one.
         ConfigError: The model cannot be laid out like this.
         DataError: Data are missing, damaged, made with another tokenizer or for a larger vocabulary, or empty.
         DataRefusedError: A loss is not finite.
@@ -173,11 +174,11 @@ class _Loaded:
 
     checkpoint: str
     recipes: Sequence[Recipe]
-    """One for each data set."""
+    """One recipe for each data set."""
     module: ParallelModule
     layout: TopologyConfig
     sizes: Tensor | None
-    """The bytes of each token."""
+    """Number of bytes of each token."""
 
 
 def _load(
@@ -198,7 +199,7 @@ def _load(
 
 
 def micro_batches(samples: Sequence[int], layout: TopologyConfig) -> int:
-    """Return how many micro-batches of a data rank make a step: enough for the pipeline, no more than there are."""
+    """Return the number of micro-batches per step on a data rank: enough for the pipeline, no more than there are."""
     at_once = layout.data_parallel_size * layout.micro_batch_size
     useful = _IN_FLIGHT * layout.pipe_parallel_size if layout.pipe_parallel_size > 1 else 1
     return min(useful, max(-(-count // at_once) for count in samples))
@@ -219,7 +220,7 @@ def _open(
 
 
 def _require_tokenizer(model: EvaluatedModel, prefix: Path) -> None:
-    """Refuse data of another tokenizer where that of the training is not there, but known."""
+    """Refuse data of another tokenizer where the training's tokenizer is missing but its digest is known."""
     known = model.settings.get("fingerprints", {}).get("tokenizer")
     if model.tokenizer_file is not None or known is None:
         return
@@ -233,7 +234,7 @@ def _require_tokenizer(model: EvaluatedModel, prefix: Path) -> None:
 
 
 def _table(sizes: NDArray[np.int64] | None, vocab_size: int, topology: Topology) -> Tensor | None:
-    """Return the bytes of each token of the model; tokens beyond the tokenizer's have no text."""
+    """Return the number of bytes of each token of the model; tokens beyond the tokenizer's have no text."""
     if sizes is None:
         return None
     table = torch.zeros(vocab_size, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""What a model answers to lm-eval (github.com/EleutherAI/lm-evaluation-harness), as its model class `hf` would.
+"""The answers of a model to lm-eval (github.com/EleutherAI/lm-evaluation-harness), as its model class `hf` gives them.
 
-Nothing here imports that package: `tasks.py` makes a model class of it out of these answers.
+Nothing here imports that package: `tasks.py` makes one of its model classes from these answers.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from scaling.transformer.inference.generation.sampling_options import SamplingOp
 from scaling.transformer.inference.module import TransformerInferenceModule
 
 _NEW_TOKENS: Final = 256
-"""Where a task does not say how many to generate."""
+"""Number of tokens to generate where a task does not give one."""
 _NAMES_OF_NEW_TOKENS: Final = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""The first of these that a task gives."""
+"""Names of the limit of new tokens; the first that a task gives is used."""
 _CHANGE_NOTHING: Final[Mapping[str, Any]] = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 _BLOCK: Final = 2**15
-"""Tokens between two reports of progress, or a little more."""
+"""Number of tokens between two reports of progress, or a little more."""
 
 Pair = tuple[list[int], list[int]]
-"""Tokens of a context and of what is scored behind it."""
+"""Tokens of a context, and of the continuation that is scored after it."""
 
 
 def rolling_windows(tokens: Sequence[int], prefix: int, length: int) -> Iterator[Pair]:
-    """Yield windows in which each token of a text is scored once, with as much before it as `length` inputs allow.
+    """Yield windows in which each token of a text is scored once; a window has at most `length` inputs.
 
-    The first token stands behind `prefix`; the last window is as full as the others, and scores what is left.
+    The first token comes after `prefix`; the last window is as full as the others, and scores the remaining tokens.
     """
     if tokens:
         yield [prefix], list(tokens[:length])
@@ -42,9 +42,9 @@ def rolling_windows(tokens: Sequence[int], prefix: int, length: int) -> Iterator
 
 
 def shortened(context: Sequence[int], continuation: Sequence[int], length: int) -> Pair:
-    """Return a pair of which no more than `length` tokens are read, the first ones left out.
+    """Return a pair of which no more than `length` tokens are read, by leaving out the first ones.
 
-    `ConfigError` where that leaves nothing in front of the continuation.
+    `ConfigError` where nothing would remain in front of the continuation.
     """
     if len(continuation) > length:
         raise ConfigError(
@@ -64,7 +64,7 @@ def until_first(text: str, ends: Sequence[str]) -> str:
 def sampling_of_task(wanted: Mapping[str, Any], model: Sampling) -> Sampling:
     """Return how a task's `generation_kwargs` choose tokens: greedily, unless they ask for more.
 
-    What they leave open is as `model`, its generation configuration, has it, as in transformers.
+    Options that they leave open follow `model`, the model's generation configuration, as in transformers.
     """
     temperature = float(wanted.get("temperature") or 0.0)
     drawn = wanted.get("do_sample")
@@ -80,14 +80,14 @@ def sampling_of_task(wanted: Mapping[str, Any], model: Sampling) -> Sampling:
 
 
 class HarnessAnswers:
-    """The answers of a model, to be mixed into `lm_eval.api.model.TemplateLM`, which asks.
+    """The answers of a model: a mixin for `lm_eval.api.model.TemplateLM`, which asks for them.
 
-    Every method is called alike on all ranks of the pipe and model axes. Texts become tokens as `--model hf` makes
-    them: with what the tokenizer puts around a text, unless the text begins with the first of it.
+    Every method must be called in the same way on all ranks of the pipe and model axes. Texts become tokens as with
+    `--model hf`: with the tokens that the tokenizer puts around a text, unless the text begins with the first of them.
     """
 
     cache_hook: Any
-    """Of lm-eval: takes what has been answered."""
+    """Object of lm-eval that receives the answers."""
 
     def __init__(self, model: TransformerInferenceModule, *, progress: ProgressCallback = silent) -> None:
         super().__init__()
@@ -104,18 +104,18 @@ class HarnessAnswers:
 
     @property
     def prefix_token_id(self) -> int:
-        """Return the token that stands in front of a text's first one: what begins a text, or else what ends one."""
+        """Return the token that precedes the first token of a text: the one that begins texts, or else ends them."""
         begins = self._tokenizer.bos_token_id
         return self.eot_token_id if begins is None else begins
 
     @property
     def max_length(self) -> int:
-        """Return how many tokens the model reads at most."""
+        """Return the largest number of tokens that the model reads."""
         return self._model.context_length
 
     @property
     def tokenizer_name(self) -> str:
-        """Return what tells tokenizers apart, for caches of requests."""
+        """Return a string that distinguishes tokenizers, for caches of requests."""
         return self._tokenizer.sha256
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_others: Any) -> list[int]:
@@ -126,9 +126,9 @@ class HarnessAnswers:
         return self._tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_how: Any) -> Any:
-        """Return (log-likelihood, is it the greedy one) of each continuation, given (key, context, continuation).
+        """Return (log-likelihood, whether it is greedy) of each continuation, given (key, context, continuation).
 
-        A context of spaces alone has no tokens, since its spaces begin the continuation: the prefix token is in its
+        A context of only spaces has no tokens, since its spaces begin the continuation: the prefix token takes its
         place.
         """
         pairs = [(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
@@ -153,7 +153,7 @@ class HarnessAnswers:
         return answers
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return what continues each context, before the first text that ends it."""
+        """Return the continuation of each context, up to the first text that ends it."""
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
@@ -181,7 +181,7 @@ class HarnessAnswers:
         return answers
 
     def _prompt(self, text: str) -> list[int]:
-        """Return the tokens of a context, of which the model itself says whether it begins with BOS already."""
+        """Return the tokens of a context; the model's own BOS decides whether the context begins with it already."""
         begins = self._tokenizer.bos_token_id
         if begins is None:
             return self.tok_encode(text, add_special_tokens=True)
@@ -191,7 +191,7 @@ class HarnessAnswers:
     def _continued(
         self, contexts: Sequence[list[int]], wanted: Mapping[str, Any], numbers: Sequence[int]
     ) -> Iterator[str]:
-        """Yield what continues contexts that are asked for with the same `generation_kwargs`."""
+        """Yield the continuations of contexts with the same `generation_kwargs`."""
         new_tokens = next((int(wanted[name]) for name in _NAMES_OF_NEW_TOKENS if wanted.get(name) is not None), None)
         new_tokens = _NEW_TOKENS if new_tokens is None else new_tokens
         room = self.max_length - new_tokens
@@ -233,7 +233,7 @@ class HarnessAnswers:
 
 
 def _blocks(places: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Yield places in their order, as many at a time as have about `_BLOCK` tokens."""
+    """Yield places in their order, in blocks of about `_BLOCK` tokens."""
     block: list[int] = []
     total = 0
     for place in places:

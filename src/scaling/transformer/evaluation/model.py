@@ -1,4 +1,4 @@
-"""EvaluatedModel: a checkpoint, of a whole model or of what was trained on a base, loaded in any layout."""
+"""EvaluatedModel: a checkpoint, of a whole model or of parameters trained on a base, loaded in any layout."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _REMEDY: Final = (
 @final
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What there is to load, and what it says of itself. Every method is collective: all ranks."""
+    """A checkpoint to load, with its settings. Every method is collective: all ranks."""
 
     stored: StoredCheckpoint
     base: StoredCheckpoint | None
-    """None: of no base, or one of random weights."""
+    """The base. None: the model is whole, or was trained on random weights."""
     architecture: TransformerArchitectureConfig
     settings: Mapping[str, Any]
-    """All that the checkpoint has."""
+    """All settings of the checkpoint."""
     tokenizer_file: Path | None
-    """That which lies beside the checkpoint, or else beside its base."""
+    """The tokenizer beside the checkpoint, or else beside its base."""
     ranks: Communicator | None
-    """None: this process is on its own."""
+    """None: this process is alone."""
 
     @classmethod
     def of(cls, stored: StoredCheckpoint, *, precision: str | None = None, ranks: Communicator | None = None) -> Self:
@@ -54,7 +54,7 @@ class EvaluatedModel:
         `precision` is the type that weights are converted to; None: as they were trained.
 
         Raises:
-            CheckpointError: It is no model's, or its base is gone, or the tokenizer is another one.
+            CheckpointError: The checkpoint is not a model's, its base is missing, or the tokenizer is another one.
         """
         architecture, settings = architecture_of(stored)
         reference = BaseReference.of(stored.manifest.scalars) if is_on_base(stored.manifest) else None

@@ -1,4 +1,4 @@
-"""From the settings of a checkpoint to those by which a data set is evaluated: as its training would have read it."""
+"""From the settings of a checkpoint to those for evaluating a data set, which is read as its training would read it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def evaluation_settings(
 ) -> TransformerConfig:
     """Return the configuration of a training that has `prefix` as its only data.
 
-    Of what the checkpoint says, that stays which decides what a row holds and what a target counts. Whether the data
-    are texts or records they tell themselves, and so they do with which token documents end.
+    Of the checkpoint's settings, those that decide the contents of a row and the weight of a target are kept. Whether
+    the data are texts or records, and the token that ends documents, are taken from the data where they record it.
 
     Raises:
-        ConfigError: The model cannot be laid out like this, or has nothing to do with such data.
+        ConfigError: The model cannot be laid out like this, or cannot be used with such data.
         DataError: There are no such data.
     """
     return TransformerConfig.from_dict(
@@ -65,7 +65,7 @@ def data_settings(trained: Mapping[str, Any], prefix: Path) -> dict[str, Any]:
     documents = open_documents(prefix)
     if isinstance(documents, MemoryMapDocuments) and documents.made_by is not None:
         return {**found, **_chosen(trained, _RECORDS), "record_format": "auto"}
-    if trained.get("finetuning_dataset_memory_map"):  # which do not tell that they are records
+    if trained.get("finetuning_dataset_memory_map"):  # such files do not record that they hold records
         return {**found, **_chosen(trained, (*_RECORDS, *_KINDS))}
     return {**found, **_chosen(trained, _TEXTS)}
 

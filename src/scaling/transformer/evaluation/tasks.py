@@ -1,4 +1,4 @@
-"""Run tasks of lm-eval with a model. The package is an extra, and imported when a task is run."""
+"""Run tasks of lm-eval with a model. The package is an extra, imported only when a task is run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scaling.transformer.inference.module import TransformerInferenceModule
 
 _SEED: Final = 0
 _SEED_OF_OTHERS: Final = 1234
-"""Those of lm-eval, so that it draws the same examples."""
+"""The seeds of lm-eval, so that it draws the same examples."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class TaskScore:
     metric: str
     value: float
     error: float | None
-    """Its standard error, None where there is none."""
+    """Standard error of the number; None where there is none."""
     filter: str
-    """What was made of the answers before they were scored; `none` is nothing."""
+    """The filter applied to the answers before they were scored; `none` for no filter."""
     shots: int | None
-    """Examples in front of each question."""
+    """Number of examples in front of each question."""
     samples: int | None
     higher_is_better: bool | None
 
@@ -54,10 +54,10 @@ def run_tasks(
     samples: bool = False,
     progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
-    """Return what `lm_eval.evaluate` returns for tasks, each the name (or pattern of names) of one or a YAML file.
+    """Return what `lm_eval.evaluate` returns for tasks, each a name (or pattern of names) or a YAML file.
 
-    `include_path`: a folder of further tasks. `limit`: only the first so many documents of each. `shots`: examples in
-    front of each question, where the task does not forbid any. `samples`: return each document's answer too.
+    `include_path`: a folder of further tasks. `limit`: only the first `limit` documents of each task. `shots`:
+    examples in front of each question, unless the task forbids any. `samples`: also return each document's answer.
     Collective: all ranks of the pipe and model axes, which return the same. `ConfigError` where the package is missing,
     or there is no such task.
     """
@@ -81,14 +81,14 @@ def run_tasks(
 
 
 def _loaded(manager_class: Any, tasks: Sequence[str | Path], include_path: Path | None) -> Any:
-    """Return what lm-eval makes of tasks. Its own are looked through, which takes 10 seconds, where they are needed."""
+    """Return tasks as lm-eval loads them. Its own tasks, whose search takes 10 seconds, are only searched if needed."""
     for with_its_own in (True,) if any("*" in str(task) for task in tasks) else (False, True):
         manager = manager_class(
             include_path=None if include_path is None else str(include_path), include_defaults=with_its_own
         )
         try:
             return manager.load([name for task in tasks for name in names_of(task, manager.all_tasks)])
-        except Exception as error:  # of whatever reads files and data sets for it
+        except Exception as error:  # from any library that reads files and data sets for lm-eval
             if not with_its_own:
                 continue
             if isinstance(error, ConfigError):
@@ -101,7 +101,7 @@ def _loaded(manager_class: Any, tasks: Sequence[str | Path], include_path: Path 
 
 
 def names_of(task: str | Path, known: Sequence[str]) -> list[str]:
-    """Return what lm-eval calls a task: the path of a file, or the known names that fit."""
+    """Return the names of a task in lm-eval: the path of a file, or the known names that match."""
     path = Path(task)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -119,7 +119,7 @@ def names_of(task: str | Path, known: Sequence[str]) -> list[str]:
 
 
 def scores_of(results: Mapping[str, Any]) -> list[TaskScore]:
-    """Return the numbers in what `run_tasks` returned, task by task."""
+    """Return the numbers in the results of `run_tasks`, task by task."""
     scores: list[TaskScore] = []
     for task, values in results["results"].items():
         for key, value in values.items():
@@ -144,13 +144,13 @@ def scores_of(results: Mapping[str, Any]) -> list[TaskScore]:
 
 
 def _mute() -> None:
-    """Let lm-eval say nothing on this rank: rank 0 says it."""
+    """Silence lm-eval on this rank: rank 0 reports."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
 
 
 def _package() -> tuple[Any, Any, Any]:
-    """Return the package, its class of task managers, and its class of models that get tokens."""
+    """Return the package, its class of task managers, and its class of models that receive tokens."""
     try:
         lm_eval = importlib.import_module("lm_eval")
         tasks, model = importlib.import_module("lm_eval.tasks"), importlib.import_module("lm_eval.api.model")

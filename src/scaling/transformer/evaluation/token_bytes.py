@@ -1,4 +1,4 @@
-"""How many bytes of text each token of a tokenizer stands for, so that texts can be measured without decoding them."""
+"""The number of bytes of text of each token of a tokenizer, so that texts can be measured without decoding them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NEIGHBOUR: Final = "a"
 
 
 def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """Return the UTF-8 bytes that each token adds to a text, int64 [vocab_size]; 0 for special tokens and gaps.
+    """Return how many UTF-8 bytes each token adds to a text, int64 [vocab_size]; 0 for special tokens and gaps.
 
-    The sum over the tokens of a text is the length of that text: also where tokens cut characters, as those of a
+    The sum over the tokens of a text is the length of that text, even where tokens cut characters, as those of a
     byte-level vocabulary and the `<0x..>` of a byte fallback do. Other tokens are measured by the tokenizer's decoder,
-    between two neighbours. So where a decoder treats the first token of a text in its own way (SentencePiece writes no
-    space in front of it, WordPiece no separating one), the sum is right for what follows the first token, as targets
-    do. What a tokenizer does not keep (letter case, the spaces around a word of WordPiece) is counted as it is decoded.
+    between two neighbours. Where a decoder treats the first token of a text differently (SentencePiece writes no space
+    in front of it, WordPiece no separating one), the sum is therefore right for the tokens after the first, as targets
+    are. Text that a tokenizer does not keep (letter case, spaces around a word of WordPiece) is counted as decoded.
     """
     backend = Backend.from_str(tokenizer.to_str())
     measure = _measure(backend, tokenizer.decoder_steps)
@@ -35,7 +35,7 @@ def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
     for number, added in backend.get_added_tokens_decoder().items():
         if added.special:
             sizes[number] = 0
-        elif "ByteLevel" in tokenizer.decoder_steps:  # it stands for its own letters, not for the bytes that they name
+        elif "ByteLevel" in tokenizer.decoder_steps:  # its text is its own letters, not the bytes that they stand for
             sizes[number] = len(added.content.encode())
     return sizes
 

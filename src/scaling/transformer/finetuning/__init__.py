@@ -1,1 +1,1 @@
-"""What a fine-tuning left: read, put beside a base that is loaded, or merged into it."""
+"""The results of a fine-tuning: read, put beside a loaded base, or merged into it."""

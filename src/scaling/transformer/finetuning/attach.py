@@ -1,4 +1,4 @@
-"""Put what an adapter adds to a layer that is built already, under a name of its own, and what it replaces of it."""
+"""Add an adapter's edits to a layer that is already built, under a name of their own, and read values it replaces."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from scaling.transformer.plan.edits import EditPlan, LowRankHeadPlan, LowRankLin
 def put_edits(
     adapter: StoredAdapter, reader: CheckpointReader, layer: nn.Module, index: int, *, name: str, make: PartMaker
 ) -> list[Edit]:
-    """Edit layer `index`, whose own weights are loaded, and return the edits: with values, and passed over for now.
+    """Edit layer `index`, whose own weights are loaded, and return the edits: with values, but not yet active.
 
-    `name` tells apart what several adapters call alike. What the adapter does not hold was frozen when it was trained,
-    and has the values that it had then.
+    `name` distinguishes edits that have the same name in several adapters. Parameters that the adapter does not hold
+    were frozen in its training, and get the values that they had then.
     """
     return [_put(adapter, reader, layer, index, edit, name=name, make=make) for edit in adapter.layers[index].edits]
 
@@ -38,13 +38,13 @@ def _put(
     name: str,
     make: PartMaker,
 ) -> Edit:
-    # A tied head calls its table otherwise than one that has been given a table of its own.
+    # A head with a table of its own has another name for the table than a tied head.
     module = "linear" if isinstance(layer, TransformerLMHead) else edit.module
     renamed: EditPlan
     if isinstance(edit, LowRankLinearPlan | LowRankHeadPlan):
         renamed = replace(edit, name=f"{edit.name}@{name}", module=module, dropout=0.0)
     else:
-        renamed = replace(edit, name=f"{edit.name}@{name}", module=module)  # type: ignore[type-var]  # all are dataclasses
+        renamed = replace(edit, name=f"{edit.name}@{name}", module=module)  # type: ignore[type-var]  # all dataclasses
     edit_layer(layer, edits=[renamed], make=make, layer=index)
     made = layer.get_submodule(_joined(module, renamed.name))
     assert isinstance(made, Edit)
@@ -69,7 +69,7 @@ def _put(
 def replaced_values(
     adapter: StoredAdapter, reader: CheckpointReader, parameters: Iterable[tuple[nn.Parameter, ParameterMeta]]
 ) -> dict[nn.Parameter, Tensor]:
-    """Return the values of those parameters of the base that the adapter trained itself."""
+    """Return new values for the parameters of the base that the adapter trained itself."""
     return {
         parameter: stored_values(parameter, description, reader, adapter.of_base)
         for parameter, description in parameters
@@ -81,7 +81,7 @@ def replaced_values(
 def stored_values(
     parameter: nn.Parameter, description: ParameterMeta, reader: CheckpointReader, stored: frozenset[str]
 ) -> Tensor:
-    """Return a parameter's values with those pieces that a checkpoint has in place of its own."""
+    """Return a parameter's values, with the pieces that a checkpoint holds in place of its own."""
     values = parameter.detach().clone()
     for piece in description.pieces:
         if piece.key in stored:

@@ -44,20 +44,21 @@ from scaling.transformer.model import layer_specs
 from scaling.transformer.stored_model import architecture_of
 
 MERGED: Final = "merged"
-"""The scalar of a merged checkpoint: the base, and the adapters."""
+"""Name of the scalar of a merged checkpoint that records the base and the adapters."""
 
 _TABLE: Final = "layers.0.embedding.weight"
 
 
 def merge_checkpoint(base: StoredCheckpoint, adapters: Sequence[StoredCheckpoint], target: Path) -> Path:
-    """Write the base with the adapters merged into it, one after the other, as a checkpoint; return its step folder.
+    """Write the base with the adapters merged into it, one after another, as a checkpoint; return its step folder.
 
-    Its step is that of the last adapter, as is its configuration, but for the precision and the methods. Weights are
-    computed in float32, or float64 where they are that, and rounded once to the type that the base has.
+    Its step is that of the last adapter, as is its configuration, except for precision and methods. Weights are
+    computed in float32 (float64 ones in float64) and rounded once to the type that the base has.
 
     Raises:
-        CheckpointError: The base is none, an adapter is for another one or is in it already, or the step is there.
-        ConfigError: An adapter is no change of weights.
+        CheckpointError: The base is not a whole model, an adapter is for another base or is already merged into it, or
+            `target` holds a checkpoint of the step.
+        ConfigError: An adapter is not a change of weights.
         StorageError: Something cannot be read or written.
     """
     require_whole(base, instead="name the base itself")
@@ -85,7 +86,7 @@ def merge_checkpoint(base: StoredCheckpoint, adapters: Sequence[StoredCheckpoint
 
 
 def base_meant(folder: Path, adapter: StoredCheckpoint) -> StoredCheckpoint:
-    """Return the base in a folder: of several steps that on which the adapter was trained, else the newest."""
+    """Return the base in a folder: the step on which the adapter was trained, or else the newest."""
     reference = StoredAdapter.of(adapter).reference
     for step in list_steps(folder):
         glimpsed = glance(step).found
@@ -95,13 +96,13 @@ def base_meant(folder: Path, adapter: StoredCheckpoint) -> StoredCheckpoint:
 
 
 def companions_of_merged(base: StoredCheckpoint, adapter: StoredCheckpoint) -> Companions:
-    """Return what lies beside an adapter, and for what does not, beside its base."""
+    """Return the companions of an adapter, with those of its base for the ones that it lacks."""
     first, second = (companions_of_checkpoints(stored.path.absolute().parent) for stored in (adapter, base))
     return Companions(first.tokenizer or second.tokenizer, {**second.others, **first.others})
 
 
 def _told(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a merged model keeps of a configuration beside its architecture: not how it was trained."""
+    """Return the settings that a merged model keeps beside its architecture: nothing about its training."""
     kept = {"version": settings["version"]} if "version" in settings else {}
     if "tokenizer" in settings.get("fingerprints", {}):
         kept["fingerprints"] = {"tokenizer": settings["fingerprints"]["tokenizer"]}
@@ -138,7 +139,7 @@ def _require_different(adapters: Sequence[StoredAdapter]) -> None:
 
 
 def _architecture(base: StoredCheckpoint, adapters: Sequence[StoredAdapter]) -> TransformerArchitectureConfig:
-    """Return the merged model: with the biases and the head that it needs, and without methods."""
+    """Return the architecture of the merged model: with the biases and the head that it needs, and without methods."""
     stored, _ = architecture_of(base)
     changes: dict[str, Any] = {name: getattr(stored, name) for name in SETTINGS}
     for adapter in adapters:
@@ -154,7 +155,7 @@ def _architecture(base: StoredCheckpoint, adapters: Sequence[StoredAdapter]) -> 
 
 @final
 class _MergedLayers:
-    """Makes the layers of the merged model one at a time, as their tensors are asked for."""
+    """The layers of the merged model, made one at a time as their tensors are requested."""
 
     def __init__(
         self,
@@ -213,7 +214,7 @@ class _MergedLayers:
         return weights
 
     def _replace(self, adapter: StoredAdapter, reader: CheckpointReader, key: str, values: Tensor) -> None:
-        """Take over what an adapter trained of the base itself, and what those before it changed of that."""
+        """Apply an adapter's own values of a tensor of the base, keeping the changes made by the adapters before it."""
         source = key if key in adapter.of_base else self._table_of(key)
         if source not in adapter.of_base:
             return
@@ -225,12 +226,12 @@ class _MergedLayers:
             values += before - started
 
     def _read(self, reader: CheckpointReader, source: str, into: Tensor) -> None:
-        """Read a tensor, which may have fewer rows than are wanted: the others keep their initial values."""
+        """Read a tensor, which may have fewer rows than are needed: the other rows keep their initial values."""
         shape = reader.stored.manifest.tensors[source].shape
         into[: shape[0]] = reader.read(source).to(into.dtype)
 
     def _source(self, key: str) -> str | None:
-        """Return what a tensor starts as; None: zeros, for a bias that the base has not."""
+        """Return the base's tensor that a tensor starts from; None: zeros, for a bias that the base does not have."""
         stored = self._base.stored.manifest.tensors
         if key in stored:
             return key
@@ -241,6 +242,6 @@ class _MergedLayers:
         raise CheckpointError(f"{self._base.stored.path} lacks {key}; name a checkpoint that holds the whole model")
 
     def _table_of(self, key: str) -> str:
-        """Return the name of the table that a head shared before the merge; of anything else its own."""
+        """Return the name of the table that a head shared before the merge; for any other tensor, its own name."""
         last = self._plan.num_layers - 1
         return _TABLE if key in (f"layers.{last}.linear.weight", f"layers.{last}.embedding.weight") else key

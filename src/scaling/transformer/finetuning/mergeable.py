@@ -1,4 +1,4 @@
-"""What merging an adapter asks of the model: what cannot be merged, and which settings change. Pure."""
+"""The needs of merging an adapter: the parts that cannot be merged, and the settings that change. Pure functions."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ SETTINGS: Final = (
     "mlp_bias",
     "lm_head_bias",
 )
-"""Of the architecture: those that decide which weights and biases there are to merge into."""
+"""Settings of the architecture that decide which weights and biases exist to merge into."""
 
 
 @dataclass(frozen=True)
 class MergeNeeds:
-    """What stands in the way of a merge."""
+    """The obstacles to a merge, and the settings that it changes."""
 
     impossible: tuple[str, ...]
-    """What is no change of a weight."""
+    """Descriptions of the methods that are not changes of weights."""
     settings: Mapping[str, bool]
-    """Settings that the merged model has otherwise: biases it gets, a head that no longer is the embedding's table."""
+    """Settings that the merged model needs: biases that are added, a head that is no longer the embedding's table."""
 
 
 def merge_needs(plan: ModelPlan) -> MergeNeeds:

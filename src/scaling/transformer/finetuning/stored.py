@@ -1,4 +1,4 @@
-"""StoredAdapter: a checkpoint that holds only what was trained on a base, and whether it fits a model."""
+"""StoredAdapter: a checkpoint that holds only parameters trained on a base, and the check that it fits a model."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class StoredAdapter:
 
     stored: StoredCheckpoint
     architecture: TransformerArchitectureConfig
-    """With the methods."""
+    """The architecture with the methods."""
     settings: Mapping[str, Any]
-    """All that the checkpoint has."""
+    """All settings of the checkpoint."""
     reference: BaseReference | None
-    """The base; None where it was trained on random weights."""
+    """The base; None where the adapter was trained on random weights."""
 
     @classmethod
     def of(cls, stored: StoredCheckpoint) -> Self:
@@ -61,22 +61,22 @@ class StoredAdapter:
 
     @property
     def digest(self) -> str:
-        """Return the digest of its weights."""
+        """Return the digest of the stored weights."""
         return self.stored.manifest.weights_digest
 
     @property
     def base_architecture(self) -> TransformerArchitectureConfig:
-        """Return the model without the methods."""
+        """Return the architecture without the methods."""
         return self.architecture.without_methods()
 
     @property
     def seed(self) -> int:
-        """Return the seed of the fine-tuning: values that it did not train, and so did not save, follow from it."""
+        """Return the seed of the fine-tuning: values that were not trained, and so not saved, follow from the seed."""
         return int(self.settings.get("trainer", {}).get("seed", 0))
 
     @property
     def name(self) -> str:
-        """Return what its configuration calls it."""
+        """Return the adapter's name in its configuration."""
         found = self.architecture
         sections = (
             found.lora_config,
@@ -90,7 +90,7 @@ class StoredAdapter:
 
     @property
     def prompt(self) -> int:
-        """Return how many placeholders stand in front of each text."""
+        """Return the number of placeholders in front of each text."""
         return sum(edit.length for edit in self.layers[0].edits if isinstance(edit, SoftPromptPlan))
 
     @cached_property
@@ -105,12 +105,12 @@ class StoredAdapter:
 
     @cached_property
     def tensors(self) -> frozenset[str]:
-        """Return the names of what it holds, but for states of the optimizer."""
+        """Return the names of the stored tensors, without states of the optimizer."""
         return frozenset(name for name in self.stored.manifest.tensors if not name.startswith(OPTIMIZER_PREFIX))
 
     @cached_property
     def of_base(self) -> frozenset[str]:
-        """Return the names of those that replace tensors of the base."""
+        """Return the names of the stored tensors that replace tensors of the base."""
         return self.tensors & {parameter.name for parameter in base_plan_of(self.architecture).parameters()}
 
     @cached_property
@@ -122,15 +122,15 @@ class StoredAdapter:
         return owners
 
     def key(self, layer: int, name: str) -> str:
-        """Return by which name it stores a parameter of a layer: what layers share, by that in the first of them."""
+        """Return the stored name of a layer's parameter; one that layers share has its name in the first of them."""
         return self._shared[name] if name in self.layers[layer].shared else f"layers.{layer}.{name}"
 
     def find_base(self, elsewhere: Path | None = None, *, remedy: str) -> StoredCheckpoint | None:
-        """Return the base, from where it was or else from `elsewhere`; None where there is none."""
+        """Return the base, from its former place or else from `elsewhere`; None where there is none."""
         return None if self.reference is None else find_base(self.reference, elsewhere, remedy=remedy)
 
     def require_fits(self, model: ModelPlan, base: StoredCheckpoint | None, *, remedy: str) -> None:
-        """Refuse an adapter for another base: by digest where that of the base is known, then by shapes.
+        """Refuse an adapter for another base: by digest where the base's digest is known, then by shapes.
 
         `model` is the model that is loaded, without methods; `remedy` says what to do about another base.
         """
@@ -144,7 +144,7 @@ class StoredAdapter:
             raise CheckpointError(f"{self.path} does not fit the model:\n{shown}{more}\n{remedy}")
 
     def require_name(self, name: str | None) -> str:
-        """Return the name it gets, its own where none is given; `ConfigError` for one that no adapter may have."""
+        """Return the given name, or the adapter's own where none is given; `ConfigError` for an invalid name."""
         chosen = self.name if name is None else name
         if re.fullmatch(NAME_PATTERN, chosen) is None:
             raise ConfigError(f"name ({chosen!r}) of an adapter must be letters, digits, _ and -")
@@ -172,7 +172,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def require_whole(stored: StoredCheckpoint, *, instead: str) -> None:
-    """Refuse a checkpoint that holds only what was trained on a base, and say what to do `instead`."""
+    """Refuse a checkpoint that holds only parameters trained on a base, and say what to do `instead`."""
     if not is_on_base(stored.manifest):
         return
     reference = BaseReference.of(stored.manifest.scalars)
