@@ -14,7 +14,7 @@ Norm: TypeAlias = LayerNorm | RMSNorm
 
 
 class TransformerLayer(nn.Module):
-    """The parts of a block, under the names that checkpoints know. Each order of them is a class with a `forward`."""
+    """The parts of a block, under their names in checkpoints. Each order of them is a class with a `forward`."""
 
     self_attention: ParallelSelfAttention
     mlp: ParallelMLP | ParallelSwiGLUMLP

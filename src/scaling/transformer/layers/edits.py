@@ -43,7 +43,7 @@ from scaling.transformer.plan.edits import (
 
 
 def edit_layer(module: nn.Module, *, edits: Sequence[EditPlan], make: PartMaker, layer: int) -> nn.Module:
-    """Return the layer of index `layer` with the edits made, the parameters of which are described and not filled."""
+    """Return the layer of index `layer` with the edits made; their parameters are described but not filled."""
     editor = _Editor(module, make, layer)
     for edit in edits:
         editor.carry_out(edit)
@@ -101,10 +101,10 @@ class _Editor:
         linear.edit(edit.name, made, owner=owner)
 
     def _linear(self, path: str) -> tuple[ColumnParallelLinear | RowParallelLinear, str, nn.Module]:
-        """Return a linear layer, which of its outputs is meant, and the module by whose name that goes.
+        """Return a linear layer, the name of the output that is meant, and the module that has its name.
 
-        An output of a fused layer goes by the name of the layer that it would be alone, so that a module of that name
-        is made, which holds nothing but edits.
+        An output of a fused layer has the name that it would have as a layer of its own. A module of that name is
+        created, which holds nothing but edits.
         """
         above, _, name = path.rpartition(".")
         parent = self._module.get_submodule(above)
@@ -129,7 +129,7 @@ class _Editor:
     ) -> InputDropout | None:
         if not probability:
             return None
-        if not self._noted:  # the hook runs in recomputation too, and before other micro-batches run
+        if not self._noted:  # the hook runs before each micro-batch, in recomputation too
             self._noted = True
             self._module.register_forward_pre_hook(self._take_note)
         dropout = Dropout(

@@ -13,10 +13,10 @@ from scaling.transformer.layers.residual import Scale
 
 @final
 class EmbeddingInput(nn.Module):
-    """Look up the tokens' embeddings, scale them, add learned positions, and drop some of their features."""
+    """The embedding of tokens: looked up and scaled, with learned positions added and some features dropped."""
 
     compiles: ClassVar[bool] = False
-    """It is a lookup; its parts of the vocabulary and its prompts are what a compiler would stumble over."""
+    """It is a lookup; a compiler would stumble over its parts of the vocabulary and its prompts."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class EmbeddingInput(nn.Module):
         self._prompts: tuple[SoftPrompt, ...] = ()
 
     def put_prompt(self, name: str, prompt: SoftPrompt) -> None:
-        """Let a soft prompt stand for its placeholders; its parameter is named `name.weight` within the layer."""
+        """Put a soft prompt in place of its placeholders; its parameter is named `name.weight` within the layer."""
         self.add_module(name, prompt)
         self._prompts = (*self._prompts, prompt)
 

@@ -36,7 +36,7 @@ from scaling.transformer.io import TransformerIO
 
 @final
 class LayerNormWrapper(nn.Module):
-    """Normalise the residual stream after the last block."""
+    """The norm of the residual stream after the last block."""
 
     def __init__(self, norm: LayerNorm | RMSNorm) -> None:
         super().__init__()
@@ -50,30 +50,30 @@ class LayerNormWrapper(nn.Module):
 @final
 @dataclass(frozen=True)
 class HeadOutput:
-    """What the model returns: everything that logits are made of, for whoever needs them, and no logits.
+    """The output of the model: everything that logits are computed from, but no logits.
 
-    `token_losses` are cross entropies, of no more logits at a time than one likes; a loss of another kind asks for
-    `logits()`. Gradients reach the model either way.
+    `token_losses` computes cross entropies with as few logits at a time as is wanted; another kind of loss calls
+    `logits()`. Gradients reach the model in both cases.
     """
 
     hidden: Tensor
-    """[b, s, hidden], alike on all model ranks. Backward: all-reduce (or reduce-scatter) of its gradient."""
+    """[b, s, hidden], the same on all model ranks. Backward: all-reduce (or reduce-scatter) of its gradient."""
     weight: Tensor
     """[v, hidden]: this rank's part of the vocabulary, without padding. v may be 0."""
     bias: Tensor | None = None
     """[v]."""
     terms: tuple[LogitTerm, ...] = ()
-    """Products beside hidden weight^T: a low-rank update, rows that stand apart from the matrix."""
+    """Products that are added to hidden weight^T: of a low-rank update, or of rows stored apart from the matrix."""
     scale: float = 1.0
-    """Multiplies hidden weight^T + terms + bias."""
+    """Factor of hidden weight^T + terms + bias."""
     cap: float | None = None
-    """Scaled logits x become cap * tanh(x / cap). None: they stay."""
+    """Scaled logits x become cap * tanh(x / cap). None: no cap."""
     offset: int = 0
-    """The first token of this rank's part of the vocabulary."""
+    """Id of the first token of this rank's part of the vocabulary."""
     part: int | None = None
-    """Size of the largest part of the vocabulary that a model rank has. None: of this one."""
+    """Size of the largest part of the vocabulary on any model rank. None: the size of this part."""
     place: Place = field(default_factory=Place)
-    """Over whose model axis the vocabulary is cut."""
+    """Place whose model axis cuts the vocabulary."""
 
     def logits(self) -> Tensor:
         """Return the logits [b, s, v], in the type of the hidden states."""
@@ -104,7 +104,7 @@ class HeadOutput:
     ) -> LossSum:
         """Return the sum of the tokens' losses times `weights` [b, s], as `linear_cross_entropy_sum` does.
 
-        `chunk_size` None: as many tokens at a time as are fast (`tokens_per_chunk`). Collective over the model axis.
+        `chunk_size` None: a fast number of tokens at a time (`tokens_per_chunk`). Collective over the model axis.
         """
         if chunk_size is None:
             part = self.weight.shape[0] if self.part is None else self.part
@@ -147,19 +147,19 @@ class HeadOutput:
         )
 
     def behind(self, tokens: int) -> Self:
-        """Return the output for all but the first tokens of each row."""
+        """Return the output for all but the first `tokens` tokens of each row."""
         terms = tuple(term._replace(hidden=term.hidden[:, tokens:]) for term in self.terms)
         return replace(self, hidden=self.hidden[:, tokens:], terms=terms)
 
     def at(self, places: Tensor) -> Self:
-        """Return the output for some tokens as one row; `places` int64 [n] count through all rows."""
+        """Return the output for some tokens as one row; `places` int64 [n] are indices through all rows."""
         terms = tuple(term._replace(hidden=term.hidden.flatten(0, 1)[places].unsqueeze(0)) for term in self.terms)
         return replace(self, hidden=self.hidden.flatten(0, 1)[places].unsqueeze(0), terms=terms)
 
 
 @final
 class LogitBias(nn.Module):
-    """A number for each token of the vocabulary, which is added to its logit; cut as the head's matrix is."""
+    """A number for each token of the vocabulary, which is added to its logit; cut like the head's matrix."""
 
     def __init__(self, vocabulary: int, *, place: Place) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class LogitBias(nn.Module):
 
 @final
 class LogitRange(nn.Module):
-    """By what logits are multiplied and at which size they are capped."""
+    """The factor of the logits, and the size at which they are capped."""
 
     def __init__(self, scale: float = 1.0, cap: float | None = None) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class TransformerLMHead(nn.Module):
     """A head with a matrix of its own."""
 
     compiles: ClassVar[bool] = False
-    """There is nothing to fuse: the products are made by the loss."""
+    """There is nothing to fuse: the loss computes the products."""
 
     def __init__(
         self, linear: VocabParallelEmbedding, logit_bias: LogitBias | None = None, logits: LogitRange | None = None
@@ -213,11 +213,11 @@ class TransformerLMHead(nn.Module):
         self.logits = logits
 
     def forward(self, x: TransformerIO) -> HeadOutput:
-        """Return what the logits are made of."""
+        """Return the output that logits are computed from."""
         return _output(x, self.linear, self.logit_bias, self.logits)
 
     def described_outputs(self) -> Mapping[str, Sequence[Output]]:
-        """Return nothing: there are no logits before the loss makes them."""
+        """Return nothing: there are no logits before the loss computes them."""
         return {"": []}
 
 
@@ -226,7 +226,7 @@ class TransformerLMHeadTied(nn.Module):
     """A head whose matrix is the embedding's, which the first layer shares under the tie `embedding_tying`."""
 
     compiles: ClassVar[bool] = False
-    """There is nothing to fuse: the products are made by the loss."""
+    """There is nothing to fuse: the loss computes the products."""
 
     def __init__(
         self, embedding: VocabParallelEmbedding, logit_bias: LogitBias | None = None, logits: LogitRange | None = None
@@ -237,9 +237,9 @@ class TransformerLMHeadTied(nn.Module):
         self.logits = logits
 
     def forward(self, x: TransformerIO) -> HeadOutput:
-        """Return what the logits are made of."""
+        """Return the output that logits are computed from."""
         return _output(x, self.embedding, self.logit_bias, self.logits)
 
     def described_outputs(self) -> Mapping[str, Sequence[Output]]:
-        """Return nothing: there are no logits before the loss makes them."""
+        """Return nothing: there are no logits before the loss computes them."""
         return {"": []}

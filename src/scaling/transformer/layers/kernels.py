@@ -1,4 +1,4 @@
-"""Which kernel computes the attention of each layer of a plan: chosen for the whole model, on all ranks alike."""
+"""The kernels for the attention of each layer of a plan: chosen for the whole model, the same on all ranks."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Choice:
     otherwise: AttentionKernel
 
     def __str__(self) -> str:
-        """Return it as users are told."""
+        """Return the choice in the words that users see."""
         if self.training is self.otherwise:
             return self.training.value
         return f"{self.training.value} while probabilities are dropped, else {self.otherwise.value}"
 
 
 def scores_of(part: AttentionPlan) -> Scores:
-    """Return what the scores of a layer are."""
+    """Return the description of a layer's scores."""
     return Scores(
         scale=part.scale, causal=part.causal, window=part.window, cap=part.cap, windowed_heads=part.windowed_heads
     )
@@ -41,13 +41,13 @@ def scores_of(part: AttentionPlan) -> Scores:
 def choices(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) -> Mapping[AttentionPlan, Choice]:
     """Return the kernels of each kind of layer on a type of device; `ConfigError` where none can compute it.
 
-    `found`: the kernels that the machine has beyond those that every machine has.
+    `found`: the kernels that this machine has in addition to those that every machine has.
     """
     return {part: _choice(part, plan.arithmetic, device, found) for part in plan.parts(AttentionPlan)}
 
 
 def needs_of(part: AttentionPlan, precision: str, device: str, *, dropout: bool) -> AttentionNeeds:
-    """Return what a layer asks of a kernel; rows may always be packed."""
+    """Return the requirements of a layer for a kernel; rows may always be packed."""
     return AttentionNeeds.of(
         scores_of(part),
         grouped=part.heads != part.kv_heads,
@@ -69,7 +69,7 @@ def _choice(part: AttentionPlan, arithmetic: Arithmetic, device: str, found: Col
 
 
 def told_of_linears(plan: ModelPlan, device: str) -> str:
-    """Return what multiplies in the linear layers, in a line."""
+    """Return the arithmetic of the linear layers, in one line."""
     arithmetic = plan.arithmetic
     if not arithmetic.float8.recipes:
         return arithmetic.precision
@@ -78,7 +78,7 @@ def told_of_linears(plan: ModelPlan, device: str) -> str:
 
 
 def told(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) -> str:
-    """Return the choice in a line: by numbers of layers where they differ."""
+    """Return the choice in one line; where layers differ, with the number of layers of each kernel."""
     chosen = choices(plan, device, found)
     layers: dict[str, int] = {}
     for count, layer in plan.runs:
@@ -92,5 +92,5 @@ def told(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) -> st
 
 
 def told_of_kernels(plan: ModelPlan, device: str, found: Collection[AttentionKernel]) -> str:
-    """Return, in the line by which a training begins, what has been chosen for this device: nothing is else tried."""
+    """Return the line on the kernels chosen for this device that a training begins with: no others are tried."""
     return f"kernels: attention {told(plan, device, found)}; linear layers {told_of_linears(plan, device)}"

@@ -78,7 +78,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @final
 class PartMaker:
-    """Makes parts of layers. One serves all layers of a rank, which share the masks and the rotations it keeps."""
+    """A maker of parts of layers. One serves all layers of a rank, which share its masks and rotations."""
 
     def __init__(self, plan: ModelPlan, topology: Topology, *, seed: int) -> None:
         self.plan = plan
@@ -93,7 +93,7 @@ class PartMaker:
         self._rotations: dict[RotationPlan, RotaryEmbedding] = {}
 
     def __call__(self, part: PartPlan, layer: int) -> nn.Module:
-        """Return the module of a part of layer `layer`, its parameters described and not yet filled."""
+        """Return the module of a part of layer `layer`, with parameters that are described but not yet filled."""
         match part:
             case NormPlan():
                 return self._norm(part, self.place)
@@ -155,7 +155,7 @@ class PartMaker:
     def _key_query_norm(self, part: AttentionPlan, planned: KeyQueryNormPlan) -> KeyQueryNorm:
         norm = planned.norm
         if not planned.over_all_heads:
-            whole = replace(self.place, sequence_parallel=False)  # within attention the sequence is whole
+            whole = replace(self.place, sequence_parallel=False)  # within attention, every rank has the whole sequence
             return NormPerHead(self._norm(norm, whole), self._norm(norm, whole))
         query, key = (
             RMSNormOverHeads(
@@ -204,13 +204,13 @@ class PartMaker:
         return layer
 
     def _round(self, layer: ColumnParallelLinear | RowParallelLinear, float8: Float8Recipe | None) -> None:
-        """Let the layer multiply in 8 bits where there is a recipe."""
+        """Make the layer multiply in 8 bits where there is a recipe."""
         if float8 is not None:
             layer.product = Float8Product(float8, self.place, inputs_cut=isinstance(layer, RowParallelLinear))
 
 
 def unbuilt(plan: ModelPlan) -> Iterator[str]:
-    """Yield what a plan has that no part of this version does."""
+    """Yield the features of a plan that no part of this version implements."""
     for norm in plan.parts(NormPlan):
         if norm.kind is NormType.RMS and norm.bias:
             yield "an RMSNorm with a bias"

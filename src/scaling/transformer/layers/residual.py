@@ -1,4 +1,4 @@
-"""What stands between the parts: a branch is added to the residual stream, activations are multiplied by a constant."""
+"""The steps between the parts: a branch is added to the residual stream, activations are multiplied by a constant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaling.core import Dropout, Edit
 
 @final
 class Residual(nn.Module):
-    """x + scale * dropout(branch), and what stands behind that sum."""
+    """x + scale * dropout(branch), followed by edits of this sum."""
 
     def __init__(self, dropout: Dropout, *, scale: float = 1.0) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class Residual(nn.Module):
         self._behind: tuple[Edit, ...] = ()
 
     def put_behind(self, name: str, edit: Edit) -> None:
-        """Let the sum go through an edit, behind those before it; its parameters are named `name.` within this."""
+        """Add an edit of the sum, after the earlier ones; its parameters are named `name.` within this module."""
         self.add_module(name, edit)
         self._behind = (*self._behind, edit)
 
     def forward(self, x: Tensor, branch: Tensor, samples: Tensor) -> Tensor:
-        """Return activations, shaped as both; `samples` int64 [b] as `Dropout` takes them."""
+        """Return activations, shaped as both inputs; `samples` int64 [b] as for `Dropout`."""
         if self.dropout.active:
             branch = self.dropout(branch, samples)
         x = x + branch if self.scale == 1.0 else x + self.scale * branch
@@ -38,7 +38,7 @@ class Residual(nn.Module):
 
 @final
 class Scale(nn.Module):
-    """factor * x, the factor rounded to the type of x, as the models were trained that have one (Gemma)."""
+    """factor * x, with the factor rounded to the type of x, as models with such a factor were trained (Gemma)."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()

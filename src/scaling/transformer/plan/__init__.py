@@ -1,1 +1,1 @@
-"""What a language model is made of, without torch: its parts, parameters, products and divisors."""
+"""The composition of a language model, without torch: its parts, parameters, products and divisors."""

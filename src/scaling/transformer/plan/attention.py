@@ -1,4 +1,4 @@
-"""Self-attention as a part of a layer: heads, rotation, norms of queries and keys, and which keys are seen."""
+"""Self-attention as a part of a layer: heads, rotation, norms of queries and keys, and the keys that are seen."""
 
 from __future__ import annotations
 
@@ -12,64 +12,64 @@ from scaling.transformer.plan.parts import LinearPlan, MultiplyAdds, NormPlan
 
 @dataclass(frozen=True)
 class RotationPlan:
-    """Rotary positions: pairs of the first `dimensions` features of a head are turned."""
+    """Rotary positions: pairs of the first `dimensions` features of a head are rotated."""
 
     dimensions: int
     base: float
     interleaved: bool
-    """Pairs are neighbours, instead of a feature of the first half and one of the second."""
+    """Whether pairs are neighbours, instead of a feature of the first half and one of the second."""
     scaling: RotaryScaling
     length: int
-    """Of the configured sequences, which some scalings depend on."""
+    """Length of the configured sequences, on which some scalings depend."""
 
 
 @dataclass(frozen=True)
 class KeyQueryNormPlan:
-    """Queries and keys are normalised, within each head or over the features of all heads."""
+    """Norms of queries and keys, within each head or over the features of all heads."""
 
     norm: NormPlan
-    """Of one head."""
+    """Norm of one head."""
     over_all_heads: bool = False
 
     def cut_of(self, heads: int) -> Cut:
-        """Return how the model axis cuts the weights for so many heads, of which a rank sees its own only."""
+        """Return how the model axis cuts the weights for `heads` heads, of which a rank has only its own."""
         return Heads(heads, self.norm.features) if self.over_all_heads else Whole(always_in_parts=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPlan:
-    """Self-attention of grouped heads."""
+    """Self-attention with grouped heads."""
 
     hidden: int
     heads: int
     kv_heads: int
     head_size: int
     fused: bool
-    """Query, key and value in one product; checkpoints hold three weights all the same."""
+    """Whether query, key and value are one product; checkpoints hold three weights all the same."""
     scale: float
-    """Of the scores, in place of 1 / sqrt(head size)."""
+    """Factor of the scores, in place of 1 / sqrt(head size)."""
     causal: bool
     projection_bias: bool
-    """Of query, key and value."""
+    """Whether query, key and value have biases."""
     output_bias: bool
     projection_std: float
     output_std: float
     rotation: RotationPlan | None = None
     norm: KeyQueryNormPlan | None = None
     clip: float | None = None
-    """Queries, keys and values are clipped to plus and minus this. None: they stay."""
+    """Queries, keys and values are clipped to plus and minus this. None: they are not clipped."""
     window: int | None = None
-    """Keys that a token sees, itself included. None: all."""
+    """Number of keys that a token sees, itself included. None: all."""
     windowed_heads: int | None = None
-    """Only so many heads, the first, have the window. None: all."""
+    """Only this many heads, the first ones, have the window. None: all."""
     cap: float | None = None
-    """Scores s become cap * tanh(s / cap). None: they stay."""
+    """Scores s become cap * tanh(s / cap). None: no cap."""
     dropout: float = 0.0
-    """Of the probabilities."""
+    """Dropout of the probabilities."""
 
     @property
     def projections(self) -> tuple[LinearPlan, ...]:
-        """Return the products that make queries, keys and values."""
+        """Return the products that compute queries, keys and values."""
         counts = {"query": self.heads, "key": self.kv_heads, "value": self.kv_heads}
         return tuple(
             LinearPlan(
@@ -85,7 +85,7 @@ class AttentionPlan:
 
     @property
     def dense(self) -> LinearPlan:
-        """Return the product that takes the heads back to the residual stream."""
+        """Return the product that maps the heads back to the residual stream."""
         return LinearPlan(
             name="dense",
             inputs=self.heads * self.head_size,
@@ -106,7 +106,7 @@ class AttentionPlan:
                 yield from replace(norm, features=features).parameters(f"{name}.{own}", cut=cut)
 
     def multiply_adds(self, sequence: int) -> MultiplyAdds:
-        """Return those of the projections and of the scores."""
+        """Return the multiply-adds of the projections and of the scores."""
         windowed = self.heads if self.windowed_heads is None else min(self.heads, self.windowed_heads)
         window = sequence if self.window is None else min(self.window, sequence)
         keys = (self.heads - windowed) * sequence + windowed * window

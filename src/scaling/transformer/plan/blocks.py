@@ -1,4 +1,4 @@
-"""The orders in which a block can have its parts. What runs each is in `layers/block.py`, under the same names."""
+"""The possible orders of the parts of a block. The code that runs each is in `layers/block.py`, under the same name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scaling.transformer.plan.parts import FeedForwardPlan, NormPlan, PartPlan, 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockParts:
-    """What every block has; the order says which norms there are, and where."""
+    """The parts that every block has; the order determines the norms and their places."""
 
     norm: NormPlan
     attention: AttentionPlan
@@ -60,7 +60,7 @@ def _block(
     between: Iterable[str] = (),
     behind: Iterable[str] = (),
 ) -> LayerPlan:
-    """Return a block with norms of these names before attention, between attention and MLP, and behind the MLP."""
+    """Return a block with norms of these names before attention, between attention and MLP, and after the MLP."""
     parts: list[tuple[str, PartPlan]] = [
         *((name, block.norm) for name in before),
         ("self_attention", block.attention),

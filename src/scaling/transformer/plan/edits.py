@@ -1,4 +1,4 @@
-"""Edits of layers: what methods of fine-tuning add to the parts that a layer has. Each knows its parameters."""
+"""Edits of layers: the additions of fine-tuning methods to the parts of a layer. Each knows its parameters."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ class EditPlan(Protocol):
 
     @property
     def module(self) -> str:
-        """Return the module of the layer that is changed, by its dotted name; empty: the layer itself."""
+        """Return the dotted name of the module of the layer that is changed; empty: the layer itself."""
         ...
 
     @property
     def name(self) -> str:
-        """Return under which name the module gets the edit."""
+        """Return the name of the edit within the module."""
         ...
 
     def parameters(self) -> Iterator[ParameterPlan]:
-        """Yield what is added, by names within the layer."""
+        """Yield the added parameters, by names within the layer."""
         ...
 
     def multiply_adds(self) -> MultiplyAdds:
-        """Return what one token costs."""
+        """Return the multiply-adds for one token."""
         ...
 
 
 def _low_rank(
     below: str, form: LowRankForm, shape: tuple[int, int], *, of_inputs: Cut, of_outputs: Cut
 ) -> Iterator[ParameterPlan]:
-    """Yield the parameters of an update of a matrix of this shape that is multiplied, named `below.`."""
+    """Yield the parameters, named `below.`, of an update of a matrix of this shape that is used in a product."""
     outputs, inputs = shape
     start = Start("uniform", form.initial_bound(inputs))
     yield ParameterPlan(name=f"{below}.a", shape=(form.rank, inputs), cut=of_inputs, start=start)
@@ -61,7 +61,7 @@ class LowRankLinearPlan:
     dropout: float = 0.0
 
     def parameters(self) -> Iterator[ParameterPlan]:
-        """Return A, B, and what the form has besides."""
+        """Return A, B, and the other parameters of the form."""
         linear, joins_sum = self.linear, self.linear.cut == Even(1)
         of_inputs: Cut = Even(1) if joins_sum else _ALL_RANKS
         of_outputs: Cut = _ALL_RANKS if joins_sum else linear.cut
@@ -69,7 +69,7 @@ class LowRankLinearPlan:
         return _low_rank(below, self.form, shape, of_inputs=of_inputs, of_outputs=of_outputs)
 
     def multiply_adds(self) -> MultiplyAdds:
-        """Return those of A and B."""
+        """Return the multiply-adds of A and B."""
         return MultiplyAdds(self.form.rank * (self.linear.inputs + self.linear.outputs), 0)
 
 
@@ -90,7 +90,7 @@ class LowRankEmbeddingPlan:
         yield ParameterPlan(name=f"{below}.b", shape=(table.hidden, rank), cut=_ALL_RANKS, start=normal)
 
     def multiply_adds(self) -> MultiplyAdds:
-        """Return those of B."""
+        """Return the multiply-adds of B."""
         return MultiplyAdds(self.form.rank * self.table.hidden, 0)
 
 
@@ -105,18 +105,18 @@ class LowRankHeadPlan:
     dropout: float = 0.0
 
     def parameters(self) -> Iterator[ParameterPlan]:
-        """Return A, B, and what the form has besides."""
+        """Return A, B, and the other parameters of the form."""
         below, shape = f"{self.module}.{self.name}", (self.table.vocabulary, self.table.hidden)
         return _low_rank(below, self.form, shape, of_inputs=_ALL_RANKS, of_outputs=Padded())
 
     def multiply_adds(self) -> MultiplyAdds:
-        """Return those of A and B."""
+        """Return the multiply-adds of A and B."""
         return MultiplyAdds(self.form.rank * (self.table.hidden + self.table.vocabulary), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VectorPlan:
-    """A vector by which the outputs of a linear layer, or its inputs, are multiplied."""
+    """A vector that multiplies the outputs of a linear layer, or its inputs."""
 
     module: str
     name: str
@@ -158,7 +158,7 @@ class AddedBiasPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckPlan:
-    """A small network behind a residual sum."""
+    """A small network after a residual sum."""
 
     module: str
     name: str
@@ -173,7 +173,7 @@ class BottleneckPlan:
             yield ParameterPlan(name=name, shape=shape, cut=Whole(), start=start)
 
     def multiply_adds(self) -> MultiplyAdds:
-        """Return those of both."""
+        """Return the multiply-adds of both matrices."""
         return MultiplyAdds(2 * self.hidden * self.width, 0)
 
 
@@ -199,7 +199,7 @@ class SoftPromptPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRowsPlan:
-    """Rows of some tokens in place of a table's."""
+    """Rows of some tokens that replace those of a table."""
 
     module: str
     tokens: tuple[int, ...]
@@ -212,5 +212,5 @@ class TokenRowsPlan:
         yield ParameterPlan(name=f"{self.module}.{self.name}.weight", shape=shape, cut=_ALL_RANKS, start=start)
 
     def multiply_adds(self) -> MultiplyAdds:
-        """Return those of a head, whose logits of the tokens are added to."""
+        """Return the multiply-adds in a head, where the logits of the tokens are corrected; a lookup has none."""
         return MultiplyAdds(2 * len(self.tokens) * self.table.hidden, 0) if self.table.multiplied else NONE

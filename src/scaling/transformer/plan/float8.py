@@ -1,4 +1,4 @@
-"""Which linear layers of a model are computed in 8-bit floating point, and how."""
+"""The linear layers of a model that are computed in 8-bit floating point, and their recipes."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from scaling.transformer.plan.parts import FeedForwardPlan, LinearPlan, PartPlan
 class Float8Plan:
     """The recipes of the linear layers within the blocks; None: their products are in the model's precision.
 
-    Embedding, head and norms are never in 8 bits: what comes of their rounding is not averaged out by later layers.
+    Embedding, head and norms are never in 8 bits: later layers do not average out the effects of their rounding.
     """
 
     attention: Float8Recipe | None = None
-    """Of queries, keys and values."""
+    """Recipe of queries, keys and values."""
     attention_out: Float8Recipe | None = None
     mlp: Float8Recipe | None = None
-    """Of the ways in."""
+    """Recipe of the products on the way in."""
     mlp_out: Float8Recipe | None = None
 
     @property
     def recipes(self) -> list[Float8Recipe]:
-        """Return those there are, each once."""
+        """Return the recipes in use, each once."""
         found = (self.attention, self.attention_out, self.mlp, self.mlp_out)
         return list(dict.fromkeys(recipe for recipe in found if recipe is not None))
 
     @property
     def scales_micro_batches(self) -> bool:
-        """Return whether some scale is found over a whole micro-batch, so that its size decides what it is."""
+        """Return whether some scale is computed over a whole micro-batch, and so depends on the micro-batch size."""
         return any(not recipe.per_row or recipe.grad_weight is not None for recipe in self.recipes)
 
     def linears(self, parts: Iterable[PartPlan]) -> Iterator[tuple[LinearPlan, Float8Recipe]]:
-        """Yield the layers of some parts that are in 8 bits."""
+        """Yield the linear layers of some parts that are in 8 bits, with their recipes."""
         for part in parts:
             found: list[tuple[LinearPlan, Float8Recipe | None]] = []
             if isinstance(part, AttentionPlan):
@@ -48,7 +48,7 @@ class Float8Plan:
             yield from ((linear, recipe) for linear, recipe in found if recipe is not None)
 
     def odd_sizes(self, parts: Iterable[PartPlan], ranks: int, multiple: int) -> Iterator[str]:
-        """Yield what each of so many model ranks has of these layers that is no multiple: `24 inputs of dense`."""
+        """Yield sizes of these layers on each of `ranks` model ranks that are no `multiple`: `24 inputs of dense`."""
         for linear, _ in self.linears(parts):
             sizes = {"inputs": linear.inputs, "outputs": linear.outputs}
             cut = linear.cut
@@ -59,7 +59,7 @@ class Float8Plan:
             yield from (f"{size} {name} of {linear.name}" for name, size in sizes.items() if size % multiple)
 
     def __str__(self) -> str:
-        """Return which layers, by recipe, as users are told."""
+        """Return the layers by recipe, in the words that users see."""
         names = {
             "query, key, value": self.attention,
             "dense": self.attention_out,

@@ -1,4 +1,4 @@
-"""ModelPlan: the list of layers, and what it says of the model as a whole."""
+"""ModelPlan: the list of layers, and the properties of the whole model that follow from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Part = TypeVar("Part", bound=PartPlan)
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A layer of the pipeline: which class runs it, and the parts it is made of, by the names checkpoints know."""
+    """A layer of the pipeline: the class that runs it, and its parts, by their names in checkpoints."""
 
     kind: str
     """`embedding`, `pre`, `norm`, `head`, ...: how the parts are put together."""
@@ -27,9 +27,9 @@ class LayerPlan:
     tied: tuple[str, ...] = ()
     """Parameters of the parts shared with the other layers that tie the same names."""
     edits: tuple[EditPlan, ...] = ()
-    """What is added to the parts."""
+    """Additions to the parts."""
     tied_edits: tuple[str, ...] = ()
-    """Parameters of the edits that are shared likewise."""
+    """Parameters of the edits that are shared in the same way."""
 
     @property
     def shared(self) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ class LayerPlan:
             yield from edit.parameters()
 
     def multiply_adds(self, sequence: int) -> MultiplyAdds:
-        """Return what one token costs in a sequence of so many."""
+        """Return the multiply-adds for one token in a sequence of this length."""
         each = [part.multiply_adds(sequence) for _, part in self.parts]
         each += [edit.multiply_adds() for edit in self.edits]
         return MultiplyAdds(sum(one.matrices for one in each), sum(one.scores for one in each))
@@ -52,42 +52,42 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How the model is computed; nothing of it changes the model."""
+    """How the model is computed; nothing here changes the model."""
 
     precision: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
     """Type of parameters and activations."""
     kernel: Literal["torch", "flash_attention"] = "torch"
-    """Of attention."""
+    """Kernel of attention."""
     deterministic: bool = False
-    """The backward pass of flash attention gives the same bits each time."""
+    """Whether the backward pass of flash attention gives the same bits each time."""
     dropout_stream: Literal["layout_invariant", "per_rank"] = "layout_invariant"
-    """Whether masks are the same in every layout, or drawn faster."""
+    """Whether dropout masks are the same in every layout, or are drawn faster."""
     float8: Float8Plan = NO_FLOAT8
-    """Which products are in 8 bits."""
+    """The products that are in 8 bits."""
 
 
 @dataclass(frozen=True)
 class Divisors:
-    """The numbers that have to come out even where a model is cut."""
+    """Numbers that must divide evenly where a model is cut."""
 
     heads: int
-    """The model-parallel size divides it: the greatest common divisor of all layers' numbers of heads."""
+    """Greatest common divisor of all layers' numbers of heads; the model-parallel size must divide it."""
     width: int
-    """The model-parallel size divides it: that of all feed-forward widths."""
+    """Greatest common divisor of all feed-forward widths; the model-parallel size must divide it."""
     kv_heads: tuple[int, ...]
-    """Each is a multiple of the model-parallel size, or divides it."""
+    """Numbers of key-value heads; each must be a multiple of the model-parallel size, or divide it."""
     sequence: int
-    """Under sequence parallelism the model-parallel size divides it."""
+    """Sequence length; under sequence parallelism, the model-parallel size must divide it."""
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model: its layers from the first to the last, those that are alike and follow each other in one run."""
+    """A model: its layers from the first to the last, with equal consecutive layers in one run."""
 
     runs: tuple[tuple[int, LayerPlan], ...]
-    """(how many, layer)."""
+    """(number of layers, layer)."""
     sequence: int
-    """Tokens of one sample."""
+    """Number of tokens of one sample."""
     arithmetic: Arithmetic = Arithmetic()
 
     @property
@@ -108,7 +108,7 @@ class ModelPlan:
 
     @property
     def multiply_adds(self) -> MultiplyAdds:
-        """Return what a forward pass costs, per token."""
+        """Return the multiply-adds of a forward pass, per token."""
         each = [(count, layer.multiply_adds(self.sequence)) for count, layer in self.runs]
         return MultiplyAdds(
             sum(count * one.matrices for count, one in each), sum(count * one.scores for count, one in each)
@@ -117,7 +117,7 @@ class ModelPlan:
     def parameters(self, layers: range | None = None) -> Iterator[ParameterPlan]:
         """Yield the parameters of some layers (None: of all) by their global names, each once.
 
-        What layers share goes by the name it has in the first of them.
+        A parameter that layers share has the name that it has in the first of them.
         """
         owners: dict[str, str] = {}
         seen = set()
@@ -132,7 +132,7 @@ class ModelPlan:
 
     @property
     def num_parameters(self) -> int:
-        """Return how many numbers are learned: the sizes of all tensors, those that layers share counted once."""
+        """Return how many numbers are learned: the sizes of all tensors, with those that layers share counted once."""
         total, shared = 0, set()
         for count, layer in self.runs:
             for parameter in layer.parameters():
@@ -144,12 +144,12 @@ class ModelPlan:
         return total
 
     def parts(self, kind: type[Part]) -> list[Part]:
-        """Return the different parts of a kind."""
+        """Return the distinct parts of a kind."""
         return list(dict.fromkeys(part for _, layer in self.runs for _, part in layer.parts if isinstance(part, kind)))
 
     @property
     def divisors(self) -> Divisors:
-        """Return what the sizes of the axes have to divide."""
+        """Return the numbers that the sizes of the axes must divide."""
         attentions = self.parts(AttentionPlan)
         return Divisors(
             heads=gcd(*(attention.heads for attention in attentions)),

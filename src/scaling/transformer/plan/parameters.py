@@ -1,4 +1,4 @@
-"""The parameters of a planned model: names, whole shapes, first values, and what each model rank holds of them."""
+"""The parameters of a planned model: names, whole shapes, initial values, and the part that each model rank holds."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from scaling.core import SAME, SAME_IN_PARTS, Heads, Placement, Shard, even_shar
 
 @dataclass(frozen=True)
 class Whole:
-    """Every model rank holds all of it."""
+    """No cut: every model rank holds the whole parameter."""
 
     always_in_parts: bool = False
-    """Each rank sees a part of the gradient in every layout. False: only where ranks hold slices of the sequence."""
+    """Whether ranks get only parts of the gradient in every layout. False: only if they hold slices of the sequence."""
 
 
 @dataclass(frozen=True)
 class Even:
-    """One dimension is cut into equal parts: 0 rows (output features), 1 columns (input features)."""
+    """A cut of one dimension into equal parts: 0 rows (output features), 1 columns (input features)."""
 
     dim: int
 
 
 @dataclass(frozen=True)
 class Padded:
-    """One dimension is cut into parts of one length, the last ones filled up with padding (a vocabulary)."""
+    """A cut of one dimension into parts of one length, the last ones filled up with padding (a vocabulary)."""
 
     dim: int = 0
 
@@ -36,7 +36,7 @@ Cut: TypeAlias = "Whole | Even | Padded | Heads"
 
 @dataclass(frozen=True)
 class Start:
-    """First values: normal with this standard deviation, uniform between plus and minus this, or all equal to it."""
+    """Initial values: normal with this standard deviation, uniform between plus and minus this, or all equal to it."""
 
     kind: Literal["normal", "uniform", "constant"]
     value: float
@@ -47,13 +47,13 @@ class ParameterPlan:
     """A named tensor of the whole model, as checkpoints hold it."""
 
     name: str
-    """Within its layer at first; `ModelPlan.parameters` gives the name in the model."""
+    """Name within its layer at first; `ModelPlan.parameters` gives the name in the model."""
     shape: tuple[int, ...]
     cut: Cut
     start: Start
 
     def shard(self, ranks: int, index: int) -> Shard | None:
-        """Return what model rank `index` of `ranks` holds, None for all of it; `LayoutError` where that is no cut."""
+        """Return the part of model rank `index` of `ranks`, None for the whole; `LayoutError` for an invalid cut."""
         match self.cut:
             case Whole():
                 return None
@@ -65,7 +65,7 @@ class ParameterPlan:
                 return heads.shard(ranks, index)
 
     def placement(self, ranks: int, *, sequence_parallel: bool) -> Placement:
-        """Return how it lies along a model axis of `ranks`: who holds the same, and what they know of the gradient."""
+        """Return the placement along a model axis of `ranks`: who holds the same, and whether gradients are partial."""
         shard, in_parts = self.shard(ranks, 0), False
         if isinstance(self.cut, Whole):
             in_parts = sequence_parallel or self.cut.always_in_parts

@@ -1,6 +1,6 @@
-"""The parts of a layer: norms, tables, products, feed-forward, and what has no weights. Attention has its own file.
+"""The parts of a layer: norms, tables, products, feed-forward, and those without weights. Attention has its own file.
 
-Each knows its parameters and its products; sizes are those of the whole model, whatever the layout.
+Each part knows its parameters and its products; sizes are those of the whole model, whatever the layout.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ class MultiplyAdds(NamedTuple):
     """Multiply-adds of a forward pass for one token."""
 
     matrices: int
-    """With weights: one for each."""
+    """Multiply-adds with weights: one for each weight."""
     scores: int
-    """Of queries with keys, and of probabilities with values, as if every token saw the whole sequence."""
+    """Multiply-adds of queries with keys, and of probabilities with values, as if tokens saw the whole sequence."""
 
     @property
     def cost(self) -> float:
-        """Return what the balanced partition weighs: of the scores a causal kernel computes half."""
+        """Return the cost for the balanced partition: a causal kernel computes half of the scores."""
         return self.matrices + self.scores / 2
 
 
@@ -34,17 +34,17 @@ class PartPlan(Protocol):
     """A part of a layer."""
 
     def parameters(self, name: str) -> Iterator[ParameterPlan]:
-        """Yield the parameters of the part, which its layer calls `name`."""
+        """Yield the parameters of the part, whose name in its layer is `name`."""
         ...
 
     def multiply_adds(self, sequence: int) -> MultiplyAdds:
-        """Return what one token costs in a sequence of so many."""
+        """Return the multiply-adds for one token in a sequence of this length."""
         ...
 
 
 @dataclass(frozen=True)
 class DropoutPlan:
-    """Dropout of activations, at a site by which its masks are told apart from others."""
+    """Dropout of activations, at a site that distinguishes its masks from others."""
 
     site: str
     probability: float
@@ -75,10 +75,10 @@ class ScalePlan:
 
 @dataclass(frozen=True)
 class ResidualPlan:
-    """Adds the output of a branch to the residual stream: dropped out, and multiplied by a constant."""
+    """The sum of the residual stream and the output of a branch, with dropout and a constant factor."""
 
     site: str
-    """Tells the masks of its dropout apart from others."""
+    """Distinguishes the masks of its dropout from others."""
     dropout: float = 0.0
     scale: float = 1.0
 
@@ -101,10 +101,10 @@ class NormPlan:
     bias: bool = False
     weight: bool = True
     offset: int = 0
-    """Added to the weight where it is used."""
+    """Number that is added to the weight where the weight is used."""
 
     def parameters(self, name: str, *, cut: Cut | None = None) -> Iterator[ParameterPlan]:
-        """Yield weight and bias; `cut`: how the model axis cuts them, if not as those of the residual stream."""
+        """Yield weight and bias; `cut`: how the model axis cuts them, if not like those of the residual stream."""
         cut = Whole() if cut is None else cut
         for own, present, value in (("weight", self.weight, 1.0 - self.offset), ("bias", self.bias, 0.0)):
             if present:
@@ -131,7 +131,7 @@ class TablePlan:
         yield ParameterPlan(name=f"{name}.weight", shape=shape, cut=Padded(), start=start)
 
     def multiply_adds(self, sequence: int) -> MultiplyAdds:
-        """Return those of a head."""
+        """Return the multiply-adds of a head; a lookup has none."""
         return MultiplyAdds(self.vocabulary * self.hidden, 0) if self.multiplied else NONE
 
 
@@ -153,11 +153,11 @@ class LogitBiasPlan:
 
 @dataclass(frozen=True)
 class LogitRangePlan:
-    """What becomes of a head's logits x: cap * tanh(scale * x / cap)."""
+    """The range of a head's logits x, which become cap * tanh(scale * x / cap)."""
 
     scale: float = 1.0
     cap: float | None = None
-    """None: they are only scaled."""
+    """None: the logits are only scaled."""
 
     def parameters(self, name: str) -> Iterator[ParameterPlan]:
         """Yield nothing."""
@@ -198,7 +198,7 @@ class LinearPlan:
     std: float
 
     def parameters(self, name: str) -> Iterator[ParameterPlan]:
-        """Yield weight and bias; a bias behind a sum over the model axis is whole on every rank."""
+        """Yield weight and bias; a bias after a sum over the model axis is whole on every rank."""
         shape, start = (self.outputs, self.inputs), Start("normal", self.std)
         yield ParameterPlan(name=f"{name}.{self.name}.weight", shape=shape, cut=self.cut, start=start)
         if self.bias:
@@ -253,5 +253,5 @@ class FeedForwardPlan:
             yield from linear.parameters(name)
 
     def multiply_adds(self, sequence: int) -> MultiplyAdds:
-        """Return those of the matrices."""
+        """Return the multiply-adds of the matrices."""
         return MultiplyAdds(sum(linear.inputs * linear.outputs for linear in (*self.inputs, self.output)), 0)
