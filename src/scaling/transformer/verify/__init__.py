@@ -1,1 +1,1 @@
-"""Proof that a configuration trains alike in two layouts: its own parts, brought to the size of a laptop."""
+"""Proof that a configuration trains the same way in two layouts: its own parts, shrunk to the size of a laptop."""

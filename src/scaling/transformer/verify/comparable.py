@@ -1,4 +1,4 @@
-"""A configuration whose first steps move the weights, by more than rounding does, and how far layouts may be apart."""
+"""A configuration whose first steps move the weights by more than rounding does, and the tolerance between layouts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ LEAST_EPS = 1e-3
 """In float32, gradients agree to some 1e-6 of the largest; weights then agree to 1e-5 at usual learning rates."""
 
 FLOAT8_TOLERANCE = 4e-6
-"""2^-18: how far numbers may round apart, relative to the largest, where layouts have 8-bit scales of their own."""
+"""2^-18: accepted difference, relative to the largest number, where layouts have 8-bit scales of their own."""
 
 
 def tolerance_of(config: TransformerConfig, precision: str) -> float | None:
-    """Return the relative difference that is allowed; None: the usual one of that precision."""
+    """Return the accepted relative difference; None: the usual one of that precision."""
     coarse = precision == "float64" and config.transformer_architecture.float8_plan.scales_micro_batches
     return FLOAT8_TOLERANCE if coarse else None
 
@@ -22,9 +22,9 @@ def comparable(config: TransformerConfig) -> TransformerConfig:
     """Return the configuration with updates that move the weights and can be compared.
 
     Learning rates are constant: without warm-up, the first steps move the weights. `optimizer.eps` is above the
-    rounding: AdamW would scale a gradient that is nothing but rounding up to a step of the learning rate, and some are
-    (the bias of the keys, which the softmax does not feel). Gradients and moments are not rounded to bfloat16: a last
-    bit of float32 can decide to which neighbour, and 2^-8 lie between two.
+    rounding: otherwise, AdamW would scale a gradient of nothing but rounding up to a step of the learning rate, and
+    such gradients exist (of the keys' bias, which the softmax cancels). Gradients and moments are not rounded to
+    bfloat16: the last bit of float32 can decide to which neighbour, and neighbours are 2^-8 apart.
     """
     groups = [
         group.model_copy(

@@ -1,4 +1,4 @@
-"""Make a model and its layout small without changing what a layout can break in them. Pure."""
+"""Make a model and its layout small, but keep everything in them that a layout can break. Pure functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEQUENCE = 16
 _VOCABULARY = 48
 _EXTRA_LAYERS = 2
 _CHUNK = 7
-"""So that logits in chunks stay in several, of which the last is a smaller one."""
+"""Chunk size with which logits in chunks still need several chunks, the last of them smaller."""
 
 Sizes = dict[str, int]
 
@@ -29,13 +29,13 @@ Sizes = dict[str, int]
 def shrunk(
     config: TransformerConfig, *, also: TopologyConfig | None = None, processes: int = PROCESSES
 ) -> TransformerConfig:
-    """Return the configuration with small sizes that keep its structure, for at most so many processes.
+    """Return the configuration with small sizes that keep its structure, for at most `processes` processes.
 
     Kept are which axes have several processes, the schedule and its options, tying, biases, dropout and norms; whether
     layers are even or odd in number and divide evenly over the stages, whether the vocabulary divides by the
     model-parallel size, whether there are fewer key-value heads than model ranks, and a layer of each kind. `also` is
-    another layout that the model has to fit. Settings of the data are dropped, since no real data have the small
-    vocabulary, but for whether they are records.
+    another layout that the model must fit. Settings of the data are dropped, since no real data have the small
+    vocabulary; only whether the data are records is kept.
     """
     large, architecture = config.topology, config.transformer_architecture
     plan = plan_of(architecture)
@@ -82,7 +82,7 @@ def shrunk(
 
 
 def _widths(architecture: TransformerArchitectureConfig, heads: int, fits: int) -> dict[str, Any]:
-    """Return small widths for so many heads, which keep whether heads fill the hidden size and what is rotated."""
+    """Return small widths for `heads` heads; whether heads fill the hidden size, and how much is rotated, are kept."""
     size = min(architecture.head_size, _HEAD_SIZE)
     changes: dict[str, Any] = {"hidden_size": heads * size}
     if architecture.attention_head_size is not None:
@@ -105,7 +105,7 @@ def _widths(architecture: TransformerArchitectureConfig, heads: int, fits: int) 
 
 
 def _rotated(architecture: TransformerArchitectureConfig, size: int) -> int:
-    """Return how many features of a head of a small size are rotated: all where all were, and never more than were."""
+    """Return how many features of a head of a small size are rotated: all where all were, never more than before."""
     rotated = architecture.rotated_dimensions
     if size == architecture.head_size:
         return rotated
@@ -113,7 +113,7 @@ def _rotated(architecture: TransformerArchitectureConfig, size: int) -> int:
 
 
 def _lengths(architecture: TransformerArchitectureConfig, sequence: int) -> dict[str, Any]:
-    """Return what is measured in tokens for a small length of sequences: windows still hide keys."""
+    """Return the settings that are measured in tokens, for a small sequence length: windows still hide keys."""
     values, before = architecture.as_dict(), architecture.sequence_length
     pairs = max(1, _rotated(architecture, min(architecture.head_size, _HEAD_SIZE)) // 2)
 
@@ -127,7 +127,7 @@ def _lengths(architecture: TransformerArchitectureConfig, sequence: int) -> dict
             name: section[name][:pairs] for name in ("short_factor", "long_factor") if name in section
         }
         trained = section.get("trained_length")
-        if trained is not None and sequence != before:  # shorter sequences than trained ones stay so, longer ones too
+        if trained is not None and sequence != before:  # sequences stay shorter or longer than the trained length
             changes["trained_length"] = max(1, sequence // 2) if before > trained else max(trained, sequence)
         return {**section, **changes}
 
@@ -153,7 +153,7 @@ def shorter_soft_prompt(section: dict[str, Any] | None, sequence: int) -> dict[s
 def axis_sizes(topology: TopologyConfig, processes: int) -> Sizes:
     """Return sizes of the axes whose product is at most `processes`; an axis of several processes keeps at least two.
 
-    The data axis shrinks first, the model axis last, by whole factors as far as that goes.
+    The data axis shrinks first, the model axis last, by whole factors as far as possible.
     """
     names = ("data_parallel_size", "pipe_parallel_size", "model_parallel_size")
     sizes: Sizes = {name: getattr(topology, name) for name in names}
@@ -186,13 +186,13 @@ def scaled_boundaries(boundaries: list[int], stages: int, layers: int) -> list[i
     spare = layers - stages
     wanted = [(stop - start) * layers / boundaries[-1] for start, stop in pairwise(chosen)]
     lengths = [1] * stages
-    for _ in range(spare):  # to the stage that has least of what it should have
+    for _ in range(spare):  # to the stage that is furthest below its share
         lengths[min(range(stages), key=lambda stage: lengths[stage] - wanted[stage])] += 1
     return list(accumulate(lengths, initial=0))
 
 
 def differences(before: TransformerConfig, after: TransformerConfig) -> Iterator[str]:
-    """Yield what has become smaller, in words."""
+    """Yield the sizes that have changed, in words."""
     for (name, old), new in zip(_sizes(before).items(), _sizes(after).values(), strict=True):
         if old != new:
             yield f"{name} {old} -> {new}"
@@ -223,7 +223,7 @@ def _heads(
         few = ranks // (shared if shared > 1 else ranks)
     else:
         few = min(kv_heads, fits)
-        if few % ranks and ranks % few:  # three heads for three ranks, of which two are left
+        if few % ranks and ranks % few:  # such as three heads for three ranks, of which two ranks are left
             few = fits
     ratio = min(2, attention.heads // kv_heads)
     while few * ratio % fits:

@@ -1,4 +1,4 @@
-"""Make methods of fine-tuning fit a model that was made small, and keep which kinds of modules they change. Pure."""
+"""Make methods of fine-tuning fit a shrunk model; the kinds of modules that they change are kept. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scaling.transformer.config.model_plan import base_plan_of
 
 
 def without_methods() -> dict[str, Any]:
-    """Return settings of an architecture that nothing is added to."""
+    """Return settings of an architecture without methods."""
     return MethodsConfig().as_dict()
 
 
@@ -53,7 +53,7 @@ def shrunk_methods(large: ArchitectureConfig, small: ArchitectureConfig) -> dict
 
 
 def _words(words: Sequence[str], before: Iterable[Module], after: Sequence[Module]) -> list[str]:
-    """Return words that name modules: short names in place of patterns whose layers are gone."""
+    """Return the words that select modules, with short names in place of patterns whose layers are gone."""
     found: dict[str, None] = {}
     for word in words:
         if any(module.is_one_of([word]) for module in after):
@@ -64,6 +64,6 @@ def _words(words: Sequence[str], before: Iterable[Module], after: Sequence[Modul
 
 
 def _found(patterns: Mapping[str, Any], modules: Iterable[Module]) -> dict[str, Any]:
-    """Return the patterns that are found in the name of a module."""
+    """Return the patterns that match the name of a module."""
     names = [module.name for module in modules]
     return {pattern: value for pattern, value in patterns.items() if any(re.search(pattern, name) for name in names)}

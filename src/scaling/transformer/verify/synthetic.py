@@ -1,4 +1,4 @@
-"""Synthetic data with everything that makes layouts part: packed pieces, padding, samples without a valid token."""
+"""Synthetic data with everything that can make layouts differ: packing, padding, samples without a valid token."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def synthetic_text(
 class SyntheticText(BaseDataset[TextSample]):
     """Sequences of random tokens, each a pure function of its index.
 
-    Most are several documents of random length. One in five ends early and is padded; one in seven is all padding, so
+    Most hold several documents of random length. One in five ends early and is padded; one in seven is all padding, so
     that there are micro-batches in which nothing counts. However short sequences are, some documents have two tokens:
-    one to go in and one to be predicted.
+    an input and one to be predicted.
     """
 
     length: int
