@@ -1,4 +1,4 @@
-"""The base of a fine-tuning: which checkpoint its frozen weights come from, recorded beside what is trained on it."""
+"""The base of a fine-tuning: the checkpoint of its frozen weights, recorded with the weights that are trained on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scaling.core.errors import CheckpointError, ScalingError
 from scaling.core.storage.json_values import Json, is_count
 
 BASE: Final = "base"
-"""The scalar of a checkpoint that holds only what was trained on a base: the base, null where there was none."""
+"""Name of the scalar for the base, in checkpoints of weights trained on a base; null where there was none."""
 
 _SHOWN_DIGITS: Final = 12
 _REMEDY: Final = "set trainer.load_dir to the folder that the base is in now"
@@ -32,7 +32,7 @@ _REMEDY: Final = "set trainer.load_dir to the folder that the base is in now"
 
 @dataclass(frozen=True)
 class BaseReference:
-    """Which checkpoint is the base: where it was, its step, and the digest of its weights, which decides."""
+    """A reference to a base: its path, its step, and the digest of its weights, by which it is recognised."""
 
     path: Path
     step: int
@@ -45,9 +45,9 @@ class BaseReference:
 
     @classmethod
     def of(cls, scalars: Mapping[str, Json]) -> Self | None:
-        """Return what a checkpoint's scalars say of its base, None where it has none.
+        """Return the reference to the base in a checkpoint's scalars, None where there is none.
 
-        What is no reference is a `CheckpointError`.
+        A malformed reference is a `CheckpointError`.
         """
         found: Any = scalars.get(BASE)
         if found is None:
@@ -57,11 +57,11 @@ class BaseReference:
         return cls(Path(found["path"]), found["step"], found["digest"])
 
     def as_dict(self) -> dict[str, str | int]:
-        """Return the reference for a checkpoint."""
+        """Return the reference in the form that a checkpoint stores."""
         return {"path": str(self.path), "step": self.step, "digest": self.digest}
 
     def differences(self, manifest: Manifest) -> Sequence[str]:
-        """Return why a checkpoint is not the base, nothing where it is."""
+        """Return why a checkpoint is not the base; empty where it is."""
         digest = manifest.weights_digest
         if digest == self.digest:
             return []
@@ -77,12 +77,12 @@ class BaseReference:
 
 
 def is_on_base(manifest: Manifest) -> bool:
-    """Return whether a checkpoint holds only what was trained on a base, which has to be loaded first."""
+    """Return whether a checkpoint holds only weights trained on a base, so that the base must be loaded first."""
     return BASE in manifest.scalars
 
 
 def reference_problems(scalars: Mapping[str, Json]) -> list[str]:
-    """Return what keeps the scalar `base`, where there is one, from being a reference. Pure."""
+    """Return why the scalar `base`, where there is one, is not a valid reference. Pure."""
     found = scalars.get(BASE)
     if found is None:
         return []
@@ -103,10 +103,11 @@ def find_base(
     *,
     remedy: str = _REMEDY,
 ) -> StoredCheckpoint:
-    """Return the base, verified but for optimizer states, from where it was or else from `elsewhere`.
+    """Return the base, verified except for optimizer states, from its recorded path or else from `elsewhere`.
 
-    `elsewhere` is a step folder or a folder of them. Collective: all ranks share the reading and get the same; a base
-    that is not there, or another one, is a `CheckpointError` that says what was found where, and `remedy`.
+    `elsewhere` is a step folder or a folder of step folders. Collective: all ranks share the reading and get the same
+    result. Where the base is missing, or another checkpoint is in its place, a `CheckpointError` says what was found
+    where, and `remedy`.
     """
     tried = []
     for place in _places(reference, elsewhere):
@@ -118,7 +119,7 @@ def find_base(
 
 
 def glance_at_base(reference: BaseReference, elsewhere: Path | None = None) -> str | None:
-    """Return what is wrong with the base as far as manifests, names and sizes tell; None where it is there."""
+    """Return what is wrong with the base, judged by manifests, names and sizes only; None where nothing is."""
     tried = []
     for place in _places(reference, elsewhere):
         rejected = []

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """What loading did, the same on all ranks."""
+    """The outcome of loading, the same on all ranks."""
 
     path: Path
     step: int
@@ -39,12 +39,12 @@ class Loaded:
     unexpected: tuple[str, ...]
     """Stored tensors that were not read (and were allowed to be there, or ignored)."""
     absent: tuple[str, ...] = ()
-    """Optional tensors that kept their values because they are not stored, or ignored."""
+    """Optional tensors that kept their values because they are not stored or are ignored."""
 
 
 @final
 class Checkpointer:
-    """Saves into and loads from directories that all ranks share.
+    """Checkpoints, saved into and loaded from directories that all ranks share.
 
     All methods are collective: every rank calls them in the same order. With `asynchronous`, `save` copies the tensors
     to host memory and returns; a thread writes them. `save_dir` None turns saving off. `information` is stored for
@@ -77,14 +77,15 @@ class Checkpointer:
     def save(
         self, step: int, tensors: Iterable[GlobalTensor], scalars: Mapping[str, Json], *, packed: bool = False
     ) -> Path | None:
-        """Save what all ranks own as the checkpoint of `step`; rank 0's `scalars` are stored.
+        """Save the tensors that the ranks own as the checkpoint of `step`; the `scalars` of rank 0 are stored.
 
-        `packed` stores small tensors together, which saves room where there are hardly any others.
+        `packed` stores small tensors together, which saves space where most tensors are small.
 
-        Returns the step folder, None where the save goes on in the background or there is no `save_dir`. A failure
-        raises on all ranks alike: `StorageError` where writing failed (training may go on: earlier checkpoints are
-        untouched, another save may succeed), `CheckpointError` where the tensors do not fit together. A save in the
-        background that failed for storage is logged by the next `save` and counted in `failures`; `wait` raises it.
+        Returns the step folder; None where the save continues in the background or there is no `save_dir`. A failure
+        raises the same error on all ranks: `StorageError` where writing failed (training may continue: earlier
+        checkpoints are untouched, another save may succeed), `CheckpointError` where the tensors do not fit together.
+        The `StorageError` of a background save is counted in `failures`, and logged by the next `save` or raised by
+        `wait`.
         """
         self._settle()
         if self.save_dir is None:
@@ -101,7 +102,7 @@ class Checkpointer:
         return None
 
     def wait(self) -> SaveReport | None:
-        """Wait for a save in the background; raise if it failed. Returns its report, None where none was running."""
+        """Wait for the background save; raise its error if it failed. Returns its report, None without a save."""
         report = self._join()
         if report is not None and report.error is not None:
             raise report.error
@@ -116,9 +117,10 @@ class Checkpointer:
     ) -> Search:
         """Verify the checkpoints of a directory (or one step folder; default: `save_dir`) from the newest on.
 
-        All ranks share the reading and get the same result: the newest one that is complete and intact, and those
-        rejected with the reason. An empty or absent directory is no error. `weights_only` saves the reading of
-        optimizer states where they will not be loaded; what `check` finds in a manifest is a reason to reject it.
+        All ranks share the reading and get the same result: the newest checkpoint that is complete and intact, and the
+        rejected ones with the reasons. An empty or absent directory is not an error. `weights_only` skips the reading
+        of optimizer states that will not be loaded; problems that `check` finds in a manifest are reasons to reject the
+        checkpoint.
         """
         self._settle()
         where = self.save_dir if directory is None else directory
@@ -145,10 +147,10 @@ class Checkpointer:
     ) -> Loaded:
         """Copy stored values into this rank's views of `tensors`, reading only the slices it holds.
 
-        A path is verified first, as by `find`. Differences that the regular expressions do not allow are reported all
-        together in one `CheckpointError` on all ranks, before anything is overwritten. Floating-point types convert;
-        `masters` is the prefix of wider copies that weights convert from and to; for it, `optional`
-        and `grown` see `Rules`.
+        A path is verified first, as by `find`. Differences that the regular expressions do not allow are reported
+        together in one `CheckpointError` on all ranks, before anything is overwritten. Floating-point types are
+        converted. `masters` is the prefix of wider copies that weights are converted from and to; for `masters`,
+        `optional` and `grown`, see `Rules`.
         """
         self._settle()
         rules = Rules(allowed_missing, allowed_unexpected, ignore, optional, grown, masters)
@@ -164,7 +166,7 @@ class Checkpointer:
         problem = None
         try:
             execute(stored.path, stored.manifest, matched.reads)
-        except Exception as error:  # voted on, so that all ranks raise alike
+        except Exception as error:  # voted on, so that all ranks raise the same error
             problem = problem_of(error)["text"]
         self._agree(problem, f"{stored.path} could not be read")
         return Loaded(
@@ -190,14 +192,14 @@ class Checkpointer:
         started = time.monotonic()
         try:
             self._background = saver.run(job)
-        except Exception as error:  # raised by the thread that asks
+        except Exception as error:  # raised later, in the thread that waits for the save
             failure = (
                 error if isinstance(error, ScalingError) else ScalingError(f"step {job.step} was not saved: {error!r}")
             )
             self._background = SaveReport(job.step, None, failure, time.monotonic() - started, 0)
 
     def _join(self) -> SaveReport | None:
-        """Wait for the save in the background and return its report, None where none was running."""
+        """Wait for the background save and return its report, None where no save was running."""
         if self._thread is None:
             return None
         self._thread.join()
@@ -206,7 +208,7 @@ class Checkpointer:
         return None if report is None else self._count(report)
 
     def _settle(self) -> None:
-        """Let no two operations overlap: wait for the save in the background; raise only what the next cannot mend."""
+        """Wait for the background save, so that operations do not overlap; raise only what the next cannot mend."""
         report = self._join()
         if report is None or report.error is None:
             return

@@ -1,7 +1,7 @@
-"""How the ranks of a job agree on a checkpoint: small JSON values to rank 0 and back, over a key-value store.
+"""How the ranks of a job agree on a checkpoint: small JSON values travel to rank 0 and back over a key-value store.
 
-A store instead of a process group, because an asynchronous save votes in a thread while the training thread runs its
-own collectives, and because a store works before and after the process groups exist.
+A store is used instead of a process group because an asynchronous save votes in a thread while the training thread runs
+its own collectives, and because a store works before and after the process groups exist.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _LONGEST_PAUSE: Final = 0.05
 
 
 class Communicator(Protocol):
-    """What the ranks need to agree. All ranks call the same methods in the same order; values are JSON."""
+    """The operations by which ranks agree. All ranks call the same methods in the same order; values are JSON."""
 
     @property
     def rank(self) -> int:
-        """Return this process's number."""
+        """Return the rank of this process."""
 
     @property
     def world_size(self) -> int:
         """Return the number of processes."""
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Return everyone's value in rank order on rank 0, None on the others. Collective."""
+        """Return the values of all ranks, in rank order, on rank 0, None on the others. Collective."""
 
     def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value. Collective."""
+        """Return the value of rank 0. Collective."""
 
 
 @final
@@ -65,10 +65,10 @@ class Store(Protocol):
         """Store a value."""
 
     def get(self, key: str, /) -> bytes:
-        """Return a value that is there."""
+        """Return the value of an existing key."""
 
     def check(self, keys: list[str], /) -> bool:
-        """Return whether all keys are there."""
+        """Return whether all keys exist."""
 
     def delete_key(self, key: str, /) -> bool:
         """Remove a key."""
@@ -76,10 +76,11 @@ class Store(Protocol):
 
 @final
 class StoreCommunicator:
-    """Ranks that share a store (TCPStore, FileStore, HashStore, or a PrefixStore of one).
+    """A communicator over a store that all ranks share (TCPStore, FileStore, HashStore, or a PrefixStore of one).
 
-    `prefix` must be this communicator's own within the store. A rank that does not take part within `timeout` is a
-    `ScalingError` on those that wait. Waiting polls: a blocking `get` would lock the store for the training thread.
+    `prefix` must belong to this communicator alone within the store. If a rank does not take part within `timeout`, the
+    ranks that wait for it raise a `ScalingError`. Waiting polls the store, because a blocking `get` would lock it for
+    the training thread.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class StoreCommunicator:
         self._delivered: list[str] = []
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Return everyone's value in rank order on rank 0, None on the others. Collective."""
+        """Return the values of all ranks, in rank order, on rank 0, None on the others. Collective."""
         self._round += 1
         with _store_errors():
             if self.rank:
@@ -116,7 +117,7 @@ class StoreCommunicator:
             return values
 
     def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value. Collective."""
+        """Return the value of rank 0. Collective."""
         self._round += 1
         with _store_errors():
             if self.rank:
@@ -161,7 +162,7 @@ class StoreCommunicator:
 def _store_errors() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # what every store of torch raises when its server is gone
+    except RuntimeError as error:  # every store of torch raises this when its server is gone
         raise ScalingError(
             f"the store that connects the ranks does not answer ({error}): its process has died"
         ) from error

@@ -1,4 +1,4 @@
-"""Read files that somebody else may have put there: nothing cut off unnoticed, no links followed, nothing too large."""
+"""Read files of unknown origin: truncation is noticed, links are not followed, and sizes are limited."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Final
 from scaling.core.errors import CheckpointError
 
 CHUNK_BYTES: Final = 8 * 2**20
-"""How much is written, read and hashed at a time."""
+"""How many bytes are written, read and hashed at a time."""
 
 
 def open_regular(path: Path) -> io.FileIO:
-    """Open a file for reading without buffer; a symbolic link or anything but a regular file is a `CheckpointError`."""
+    """Open a file for unbuffered reading; a symbolic link or anything but a regular file is a `CheckpointError`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -43,7 +43,7 @@ def read_small(path: Path, limit: int) -> bytes:
 def iterate_chunks(file: io.FileIO, start: int, stop: int, buffer: memoryview) -> Iterator[memoryview]:
     """Yield the bytes start..stop of a file, read into `buffer`; each view is only valid until the next one.
 
-    Leaves the file's position alone: several threads may read it, each into a buffer of its own.
+    The file's position does not change: several threads may read the file, each into its own buffer.
     """
     while start < stop:
         count = os.preadv(file.fileno(), [buffer[: min(len(buffer), stop - start)]], start)

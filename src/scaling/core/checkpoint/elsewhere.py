@@ -1,4 +1,4 @@
-"""Tell what a folder that holds no checkpoint is instead, and which one was probably meant."""
+"""Report what a folder without a checkpoint is instead, and which folder was probably meant."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _OTHERS: Final[Mapping[str, tuple[str, ...]]] = {
     "Megatron": ("latest_checkpointed_iteration.txt", "mp_rank_*/model_optim_rng.pt", "iter_*/mp_rank_*/*.pt"),
     "torch.distributed.checkpoint": (".metadata", "*/.metadata"),
 }
-"""Files by which checkpoints of other libraries are known."""
+"""Files by which checkpoints of other libraries are recognised."""
 _FORMER: Final = ("model_state_layer_*.pt", "*/model_state_layer_*.pt")
 
 
 def instead_of_checkpoint(folder: Path) -> str:
-    """Return what a folder without a checkpoint of this library is, or which folder was probably meant; else empty."""
+    """Return what a folder without a checkpoint is instead, or which folder was probably meant; empty if unknown."""
     for pattern in _FORMER:
         if (found := next(folder.glob(pattern), None)) is not None:
             return f"it is of the predecessor; convert it: scaling checkpoint import {found.parent} TARGET"
@@ -45,7 +45,7 @@ def instead_of_checkpoint(folder: Path) -> str:
 
 
 def _listed(steps: list[Path], *, near: str) -> str:
-    """Return a few names, those like `near` first."""
+    """Return a few names, those similar to `near` first."""
     names = [step.name for step in steps]
     likely = difflib.get_close_matches(near, names, n=_SHOWN, cutoff=0.7)
     return first_of(list(dict.fromkeys([*likely, *names])), _SHOWN)

@@ -1,4 +1,4 @@
-"""Data files: boxes of tensors written with digests on the way, and read back slice by slice in bounded memory."""
+"""Data files: boxes of tensors, hashed while they are written, and read back slice by slice in bounded memory."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ TORCH_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
         "C64": torch.complex64,
     }
 )
-"""The torch type behind each name of the format."""
+"""The torch type for each type name of the format."""
 
 TYPE_NAMES: Final[Mapping[torch.dtype, str]] = MappingProxyType({value: key for key, value in TORCH_TYPES.items()})
-"""The format's name of each torch type."""
+"""The format's name for each torch type."""
 
 HASHERS: Final = 4
 """Threads that hash a file's pieces: one core hashes more slowly than a good disk writes."""
 
 AHEAD_BYTES: Final = 256 * 2**20
-"""How much may have been written and not yet hashed."""
+"""How many bytes may be written but not yet hashed."""
 
 SPAN_BYTES: Final = 64 * 2**10
-"""Rows up to this size are read whole where only some of their columns are wanted: one read beats many small ones."""
+"""Rows up to this size are read whole even if only some columns are wanted: one read beats many small ones."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Piece:
 
     @property
     def key(self) -> str:
-        """Return the name inside the file: the tensor's own, followed by the slices where it is only a part."""
+        """Return the name inside the file: that of the tensor, followed by the slices where this is only a part."""
         return self.tensor if self.box == whole(self.shape) else f"{self.tensor}{self.box}"
 
     @property
@@ -84,15 +84,15 @@ class Piece:
 
 
 def constant(tensor: Tensor) -> Callable[[], Tensor]:
-    """Return the `load` of a piece that is in memory."""
+    """Return a `load` function for a piece that is in memory already."""
     return lambda: tensor
 
 
 def write_file(path: Path, pieces: Sequence[Piece], *, before: Callable[[Piece], None]) -> tuple[FileEntry, list[str]]:
-    """Write `pieces` in this order into a new safetensors file and force it to the disk; return it with their digests.
+    """Write `pieces` in this order to a new safetensors file, force it to disk, and return its entry and their digests.
 
-    Calls `before` ahead of each piece. Threads hash what this one writes. Pieces that are not in host memory already
-    take `AHEAD_BYTES` of it at most, or as much as the largest one.
+    Calls `before` ahead of each piece. Other threads hash the data that this one writes. Pieces that are not in host
+    memory yet need at most `AHEAD_BYTES` of it, or the size of the largest piece if that is more.
     """
     header = encode_header((piece.key, piece.dtype, piece.box.shape) for piece in pieces)
     digests: list[Future[str]] = []
@@ -111,7 +111,7 @@ def write_file(path: Path, pieces: Sequence[Piece], *, before: Callable[[Piece],
             ahead.append((piece.bytes, digests[-1]))
             bytes_ahead += piece.bytes
             write_fully(file.fileno(), data)
-            del data  # or it would stay until the next piece is there
+            del data  # otherwise it would stay in memory until the next piece is loaded
         os.fsync(file.fileno())
     total = len(header) + sum(piece.bytes for piece in pieces)
     return FileEntry(total, hashlib.sha256(header).hexdigest()), [digest.result() for digest in digests]
@@ -122,20 +122,20 @@ def _sha256(data: memoryview) -> str:
 
 
 def byte_view(tensor: Tensor) -> memoryview:
-    """Return the bytes of a CPU tensor in row-major order; no copy where it is contiguous already."""
+    """Return the bytes of a CPU tensor in row-major order; without a copy where it is contiguous already."""
     flat = tensor.detach().contiguous().reshape(-1)
     flat = flat.as_strided(flat.shape, (1,))  # a single element counts as contiguous with any stride
     return flat.view(torch.uint8).numpy().data
 
 
 class Scratch(threading.local):
-    """A buffer for each thread, kept between its reads: large blocks that come and go would fragment the heap."""
+    """A buffer for each thread, kept between its reads: allocating and freeing large blocks would fragment the heap."""
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a tensor without defined content, valid until the next call."""
+        """Return a tensor with undefined content, valid until the next call."""
         size = prod(shape) * dtype.itemsize
         if len(self._bytes) < size:
             self._bytes = torch.empty(max(size, CHUNK_BYTES), dtype=torch.uint8)
@@ -143,9 +143,10 @@ class Scratch(threading.local):
 
 
 class TensorFile:
-    """One data file, open for reading slices. Plain reads: a damaged disk is then an error, not a SIGBUS as in a map.
+    """One data file, open for reading slices. Plain reads turn a damaged disk into an error; a map would cause SIGBUS.
 
-    Without an `entry` nothing is known of it beforehand; its own then tells another reader that it is still the same.
+    Without an `entry`, nothing is known of the file beforehand. The `entry` attribute lets a later reader check that
+    the file is still the same.
     """
 
     def __init__(self, folder: Path, name: str, entry: FileEntry | None, *, scratch: Scratch | None = None) -> None:
@@ -178,29 +179,29 @@ class TensorFile:
     def mapped(self) -> Tensor:
         """Return the bytes of the file, mapped into memory for as long as a view of them is kept.
 
-        Writing copies a page for this process alone. The file must not become shorter meanwhile.
+        Writing to a page copies it for this process alone. The file must not become shorter while it is mapped.
         """
         return torch.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
 
     def read_into(self, key: str, box: Box, into: Tensor) -> None:
-        """Copy `box` of the tensor stored under `key` (in that tensor's own coordinates) into a tensor of its shape.
+        """Copy `box` of the tensor stored under `key` (in that tensor's coordinates) into a tensor of the box's shape.
 
-        Converts to the type and device of `into`. Needs `CHUNK_BYTES` of memory at most, none where `into` is a
+        Converts to the type and device of `into`. Needs at most `CHUNK_BYTES` of memory, none where `into` is a
         contiguous CPU tensor of the stored type.
         """
         self._read_slot(self.slots[key], box, into)
 
     def read_part(self, part: Part, box: Box, into: Tensor) -> None:
-        """Copy `box` of a part, in its own coordinates, as `read_into` does; the part may be one of a pack."""
+        """Copy `box` of a part, in its own coordinates, as `read_into` does; the part may be in a pack."""
         self._read_slot(self.slot_of(part), box, into)
 
     def fills(self, part: Part, box: Box, into: Tensor) -> bool:
-        """Return whether `read_part` reads straight into this memory; it may then be called from any thread."""
+        """Return whether `read_part` reads straight into this memory; any thread may then call it."""
         slot = self.slot_of(part)
         return box.shape[1:] == slot.shape[1:] and _takes_bytes(into, TORCH_TYPES[slot.dtype])
 
     def slot_of(self, part: Part) -> Slot:
-        """Return where the values of a part are."""
+        """Return the slot that holds the values of a part."""
         slot = self.slots[part.key]
         if part.start is None:
             return slot

@@ -29,14 +29,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints are kept; every limit is off where it is None."""
+    """Which checkpoints are kept; None turns a limit off."""
 
     keep_last: int | None = None
-    """The newest n complete ones are kept and older ones deleted."""
+    """The newest n complete checkpoints are kept, older ones are deleted."""
     keep_every: int | None = None
-    """Steps that are a multiple of m are kept for ever."""
+    """Checkpoints whose step is a multiple of m are kept for ever."""
     keep_optimizer_last: int | None = None
-    """Optimizer states are removed from all but the newest n: those can still be evaluated, but not resumed exactly."""
+    """Optimizer states are removed from all but the newest n checkpoints: the others can still be evaluated, but not
+    resumed exactly."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -45,20 +46,20 @@ class Retention:
 
 
 def step_folder(save_dir: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
+    """Return the folder of the checkpoint of a step."""
     return save_dir / f"global_step{step}"
 
 
 def new_step_folder(save_dir: Path, step: int) -> Path:
-    """Return where the checkpoint of a step will lie; `CheckpointError` if something is there."""
+    """Return the folder for the checkpoint of a step; a `CheckpointError` if something is there already."""
     target = step_folder(save_dir, step)
-    if os.path.lexists(target):  # False where it cannot be told: the save then says why
+    if os.path.lexists(target):  # False where this is unknown: the save then says why
         raise CheckpointError(f"{target} exists already; name another directory")
     return target
 
 
 def step_of(folder: Path) -> int | None:
-    """Return the step that a folder's name promises, None where it is not a step folder."""
+    """Return the step in a folder's name, None where it is not that of a step folder."""
     found = _STEP.fullmatch(folder.name)
     if found is None and (aside := _ASIDE.fullmatch(folder.name)):
         found = _STEP.fullmatch(aside[1])
@@ -66,9 +67,10 @@ def step_of(folder: Path) -> int | None:
 
 
 def list_steps(directory: Path) -> list[Path]:
-    """Return the step folders of a directory, newest step first; complete or not, a look inside has to tell.
+    """Return the step folders of a directory, newest step first, without checking whether they are complete.
 
-    A folder set aside by a save of the same step counts where the kill came before the new one took its name.
+    A folder that was set aside by a save of the same step counts if that save was killed before its own folder took the
+    name.
     """
     names = set(os.listdir(directory)) if directory.is_dir() else set()
     found = {int(match[1]): name for name in names if (match := _STEP.fullmatch(name))}
@@ -79,7 +81,7 @@ def list_steps(directory: Path) -> list[Path]:
 
 
 def prepare(save_dir: Path, step: int) -> Path:
-    """Clean up after killed saves and create the folder that the step is first written to."""
+    """Clean up after killed saves and create the temporary folder that the step is first written to."""
     save_dir.mkdir(parents=True, exist_ok=True)
     sweep(save_dir)
     temporary = temporary_name(step_folder(save_dir, step))
@@ -99,7 +101,7 @@ def sweep(save_dir: Path) -> None:
 
 
 def commit(temporary: Path, manifest: Manifest, target: Path) -> None:
-    """Write the manifest into `temporary` and give the folder its name, in place of an older save of the same step."""
+    """Write the manifest into `temporary` and rename it to `target`, in place of an older save of the same step."""
     data = manifest.encode()
     if len(data) > manifests.MAX_BYTES:
         raise CheckpointError(f"the manifest would have {len(data)} bytes; at most {manifests.MAX_BYTES} are accepted")
@@ -133,7 +135,7 @@ def point_latest(target: Path) -> None:
 
 
 def retain(newest: Path, retention: Retention) -> None:
-    """Delete what `retention` does not keep; `newest` has just been completed, so it and everything later is spared."""
+    """Delete what `retention` does not keep; `newest` has just been completed, so it and all later steps are spared."""
     current = step_of(newest)
     older = [path for path in list_steps(newest.parent) if path != newest and (step_of(path) or 0) < (current or 0)]
     trash = []
@@ -147,7 +149,7 @@ def retain(newest: Path, retention: Retention) -> None:
     for path in trash:
         remove(path)
     if retention.keep_optimizer_last is not None:
-        kept = [path for path in older if path.exists() and not path.is_symlink()]  # what is elsewhere stays whole
+        kept = [path for path in older if path.exists() and not path.is_symlink()]  # links lead elsewhere: kept whole
         for path in _beyond(kept, retention.keep_optimizer_last - 1):
             try:
                 drop_optimizer(path)
@@ -156,12 +158,12 @@ def retain(newest: Path, retention: Retention) -> None:
 
 
 def drop_optimizer(folder: Path) -> None:
-    """Remove the optimizer's tensors from a checkpoint; it is complete without them at every moment."""
+    """Remove the optimizer's tensors from a checkpoint, which stays a complete checkpoint at every moment."""
     files = [path for path in folder.iterdir() if _OPTIMIZER_FILE.fullmatch(path.name)]
     if not files:
         return
     manifest = read_manifest(folder).without(OPTIMIZER_PREFIX)
-    for rest in folder.glob(f"{TEMPORARY_PREFIX}*"):  # of a kill at this place
+    for rest in folder.glob(f"{TEMPORARY_PREFIX}*"):  # left by a kill at this point
         rest.unlink()
     write_atomically(folder / manifests.FILE_NAME, manifest.encode())
     for path in files:
@@ -181,7 +183,7 @@ def remove(path: Path) -> None:
 
 
 def _beyond(newest_first: Sequence[Path], count: int) -> list[Path]:
-    """Return the folders after the first `count` that are complete as far as names and sizes tell."""
+    """Return the folders after the first `count` complete ones, judged by names and sizes."""
     kept = 0
     for index, path in enumerate(newest_first):
         if kept == count:

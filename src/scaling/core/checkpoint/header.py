@@ -26,12 +26,12 @@ MAX_HEADER_BYTES: Final = 100_000_000
 """The limit of the safetensors library itself."""
 
 ALIGNMENT: Final = 64
-"""Data begins at a multiple of so many bytes, as arrays in memory do."""
+"""Data begins at a multiple of this many bytes, as arrays in memory do."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of a file; `start` and `stop` are byte positions in the file."""
+    """One tensor in a file; `start` and `stop` are byte positions in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds: its first bytes as they are, and the tensor behind each key in file order."""
+    """The header of a file: its bytes as they are, and the tensor of each key, in file order."""
 
     raw: bytes
     slots: Mapping[str, Slot]
@@ -53,12 +53,12 @@ def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
 
 
 def placed(dtype: str, size: int) -> tuple[bool, int]:
-    """Return what sorts tensors of these types and numbers of bytes so that as many as can be begin aligned."""
+    """Return the sort key of a tensor by its type and bytes, so that as many tensors as possible begin aligned."""
     return size % ALIGNMENT != 0, -ITEM_BYTES[dtype]
 
 
 def encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """Return the first bytes of a file that holds these (key, dtype, shape), their data following in this order."""
+    """Return the first bytes of a file of these tensors (key, dtype, shape), whose data follow in this order."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for key, dtype, shape in tensors:
@@ -73,8 +73,7 @@ def encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
 def read_header(file: BinaryIO, file_bytes: int) -> Header:
     """Read and check the header of a file that is `file_bytes` long.
 
-    Data that is not exactly covered by the header's tensors, and everything else that does not fit, is a
-    `CheckpointError`.
+    Data that the header's tensors do not cover exactly, or any other inconsistency, is a `CheckpointError`.
     """
     file.seek(0)
     length_bytes = file.read(8)

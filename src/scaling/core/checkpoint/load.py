@@ -20,7 +20,7 @@ from scaling.core.checkpoint.manifest import Manifest, Part, TensorEntry
 from scaling.core.errors import ConfigError
 
 READERS: Final = 4
-"""Threads that read a file into memory: one copies more slowly than the page cache or a good disk gives."""
+"""Threads that read a file into memory: one thread copies more slowly than the page cache or a good disk delivers."""
 
 _SLOT: Final = re.compile(re.escape(OPTIMIZER_PREFIX) + r"[^.]+\.")
 _NAMED: Final = 10
@@ -29,26 +29,26 @@ _NAMED: Final = 10
 
 @dataclass(frozen=True)
 class Rules:
-    """Which differences between the checkpoint and the model are accepted: regular expressions, searched in names.
+    """The accepted differences between the checkpoint and the model: regular expressions, searched in names.
 
-    What holds for a parameter holds for its optimizer tensors: `^layers\\.0\\.` also covers
+    A pattern that covers a parameter covers its optimizer tensors too: `^layers\\.0\\.` also covers
     `optimizer.exp_avg.layers.0.weight`.
     """
 
     allowed_missing: Sequence[str] = ()
     """Wanted tensors that need not be stored: they keep the values they have."""
     allowed_unexpected: Sequence[str] = ()
-    """Stored tensors that nobody needs to want."""
+    """Stored tensors that the model need not have."""
     ignore: Sequence[str] = ()
     """Stored tensors to treat as if they were not there (they are then missing, and that has to be allowed)."""
     optional: Collection[str] | None = None
-    """Names of wanted tensors that need not be stored, as those of a base that a fine-tuning adds to. Given, `ignore`
-    concerns these alone: what is frozen has no values but the stored ones."""
+    """Names of wanted tensors that need not be stored, such as those that a fine-tuning adds to its base. If given,
+    `ignore` applies to these alone: frozen tensors have no values but the stored ones."""
     grown: Sequence[str] = ()
-    """Wanted tensors that may be longer in the first dimension than stored: what is beyond keeps the values it has."""
+    """Wanted tensors that may be longer in the first dimension than stored: additional rows keep their values."""
     masters: str | None = None
-    """Prefix under which the optimizer keeps wider copies of weights (None: there are none). A weight that is wanted
-    wider than it is stored is read from its copy; a copy that is not stored is read from its weight."""
+    """Prefix of the names of the optimizer's wider copies of weights (None: there are none). A weight that is wanted in
+    a wider type than it is stored in is read from its copy; a copy that is not stored is read from its weight."""
 
     def __post_init__(self) -> None:
         for pattern in (*self.allowed_missing, *self.allowed_unexpected, *self.ignore, *self.grown):
@@ -70,7 +70,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Match:
-    """What this rank has to read, and the differences it sees."""
+    """The reads of this rank, and the differences that it sees."""
 
     reads: Sequence[Read] = ()
     missing: Sequence[tuple[str, str]] = ()
@@ -80,9 +80,9 @@ class Match:
     mismatched: Sequence[tuple[str, str]] = ()
     """(name, the two shapes or types)."""
     found: frozenset[str] = frozenset()
-    """Stored names of what is wanted."""
+    """Stored names of the wanted tensors."""
     problem: str | None = None
-    """Why this rank could not even compare."""
+    """Why this rank could not compare the tensors at all."""
 
 
 def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> Match:
@@ -124,8 +124,8 @@ def match(manifest: Manifest, tensors: Iterable[GlobalTensor], rules: Rules) -> 
 def execute(folder: Path, manifest: Manifest, reads: Sequence[Read]) -> None:
     """Copy the planned boxes, file by file in the order of the data.
 
-    Threads read what goes into memory as it is stored. What is converted, strided or on a device is copied by the
-    calling thread alone, whose streams and modes of autograd the others do not have.
+    Threads read the boxes that go into memory as they are stored. Boxes that are converted, strided or on a device are
+    copied by the calling thread alone, because other threads do not share its streams and autograd modes.
     """
     by_file: dict[str, list[Read]] = defaultdict(list)
     for read in reads:
@@ -152,11 +152,11 @@ def _read_all(file: TensorFile, reads: Sequence[Read]) -> None:
         for future in started:
             future.result()
     finally:
-        pool.shutdown(cancel_futures=True)  # no thread reads any longer when the file is closed
+        pool.shutdown(cancel_futures=True)  # no thread reads any more when the file is closed
 
 
 def report_of(matched: Match, manifest: Manifest) -> dict[str, Any]:
-    """Return the differences one rank sees as JSON; the stored names it wants as one bit each."""
+    """Return the differences one rank sees as JSON, with one bit for each stored name: whether the rank wants it."""
     bits = sum(1 << index for index, name in enumerate(manifest.tensors) if name in matched.found)
     return {
         "missing": matched.missing,
@@ -168,7 +168,7 @@ def report_of(matched: Match, manifest: Manifest) -> dict[str, Any]:
 
 
 def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: Rules) -> dict[str, Any]:
-    """Join what all ranks see: every list sorted and without repetition, split into accepted and refused."""
+    """Join the reports of all ranks: every list sorted, without duplicates, split into accepted and refused."""
     bits = 0
     for report in reports:
         bits |= int(report["found"], 16)
@@ -191,7 +191,7 @@ def join_reports(reports: Sequence[dict[str, Any]], manifest: Manifest, rules: R
 
 
 def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | None:
-    """Return the message that tells of every refused difference, the first of each kind by name; None without any."""
+    """Return the message about all refused differences, the first of each kind by name; None where there are none."""
     titles = {
         "problems": "not comparable",
         "missing": "missing in the checkpoint (trainer.allowed_missing_keys_in_checkpoint)",
@@ -220,14 +220,14 @@ def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | No
 
 
 def covered(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether one of the regular expressions is found in `name`, or in that of the parameter it belongs to."""
+    """Return whether one of the patterns is found in `name`, or in the name of the parameter that it belongs to."""
     slot = _SLOT.match(name)
     names = (name,) if slot is None else (name, name[slot.end() :])
     return any(re.search(pattern, known) for pattern in patterns for known in names)
 
 
 def _source(tensor: GlobalTensor, stored: Mapping[str, TensorEntry], masters: str | None) -> str:
-    """Return the stored name that comes closest to what is wanted."""
+    """Return the name of the stored tensor from which to read a wanted one."""
     key = tensor.key
     if masters is None:
         return key
@@ -241,7 +241,7 @@ def _source(tensor: GlobalTensor, stored: Mapping[str, TensorEntry], masters: st
 
 
 def _as_formerly(tensor: GlobalTensor, former: Former) -> GlobalTensor:
-    """Return the same memory as the rows of the tensor in which an older format has them."""
+    """Return the same memory as part of the tensor that holds these rows in an older format."""
     parts = [(there, view[here.slices(box)]) for box, view in tensor.parts for here, there in former.pieces(box)]
     return GlobalTensor(former.key, former.shape, parts, tensor.owned)
 
@@ -251,7 +251,7 @@ def _is_longer(shape: Sequence[int], stored: Sequence[int]) -> bool:
 
 
 def _clipped(parts: Iterable[tuple[Box, Tensor]], shape: Sequence[int]) -> Iterable[tuple[Box, Tensor]]:
-    """Yield what of the parts lies in a tensor of this shape."""
+    """Yield the parts, clipped to a tensor of this shape."""
     for box, view in parts:
         common = box.intersect(whole(shape))
         if common is not None:
@@ -266,7 +266,7 @@ def _reads(parts: Sequence[Part], box: Box, view: Tensor) -> Iterable[Read]:
 
 
 def _misfits(entry: TensorEntry, box: Box, view: Tensor) -> Iterable[str]:
-    """Yield why a stored tensor cannot be copied into a view. Among types, only floating-point ones convert."""
+    """Yield why a stored tensor cannot be copied into a view. Only floating-point types convert."""
     dtype = TORCH_TYPES[entry.dtype]
     if dtype != view.dtype and not (dtype.is_floating_point and view.dtype.is_floating_point):
         yield f"stored as {entry.dtype}, wanted as {view.dtype}"

@@ -24,7 +24,7 @@ _WITHOUT_PACKS: Final = 2
 READABLE: Final = (1, 2, 3)
 
 OPTIMIZER_PREFIX: Final = "optimizer."
-"""Tensors whose name starts like this are kept in files of their own, so that retention can drop them."""
+"""Tensors whose name starts with this are kept in files of their own, so that retention can drop them."""
 
 MAX_BYTES: Final = 256 * 2**20
 MAX_FILES: Final = 100_000
@@ -48,7 +48,7 @@ class Part:
     key: str
     sha256: str
     start: int | None = None
-    """Where it begins, in elements, in a pack: a vector of many small parts. None: it is stored alone."""
+    """Where the part begins in a pack (a vector of many small parts), in elements. None: it is stored alone."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class Manifest:
     scalars: Mapping[str, Json] = field(default_factory=dict)
     """Everything that is not a tensor: trainer state, optimizer scalars, data position, fingerprints, configuration."""
     information: Mapping[str, Json] = field(default_factory=dict)
-    """For people: when, with which versions and in which layout it was written. Loading never depends on it."""
+    """For people: when, with which versions and in which layout it was written. Loading never depends on this."""
     removed: tuple[str, ...] = ()
     """Prefixes of the tensors that retention has removed since."""
     digest: str = field(default="", compare=False)
     """The digest of the file that was read."""
 
     def encode(self) -> bytes:
-        """Return the file's bytes. Numbers that JSON has no word for (NaN, infinity) are a `CheckpointError`."""
+        """Return the file's bytes. Numbers that JSON cannot express (NaN, infinity) are a `CheckpointError`."""
         packs, rows = tensors_to_json(self.tensors)
         version = VERSION if packs else _WITHOUT_PACKS
         head = {"format": FORMAT, "version": version, "step": self.step, "removed": list(self.removed)}
@@ -133,7 +133,7 @@ class Manifest:
         return manifest
 
     def problems(self) -> list[str]:
-        """Return what keeps the parts from being an exact cover of every tensor and every file."""
+        """Return why the parts are not an exact cover of every tensor and every file; empty where they are."""
         found: list[str] = []
         keys: dict[str, set[str]] = {name: set() for name in self.files}
         packs: set[tuple[str, str]] = set()
@@ -154,7 +154,7 @@ class Manifest:
         return found + [f"{name} holds no tensor" for name, stored in keys.items() if not stored]
 
     def keys_of_files(self) -> dict[str, dict[str, tuple[str, TensorEntry, Part]]]:
-        """Return for every file the (tensor name, tensor, part) behind each of its keys.
+        """Return, for every file, the (tensor name, tensor, part) of each of its keys.
 
         A pack counts as one tensor, which is named after those whose parts are in it.
         """
@@ -171,7 +171,7 @@ class Manifest:
         return table
 
     def _members_of_packs(self) -> dict[tuple[str, str], list[tuple[str, str, Part]]]:
-        """Return for the place of every pack, file and key, the (tensor name, type, part) in it, in their order."""
+        """Return the (tensor name, type, part) of all members of every pack, in their order, by its (file, key)."""
         packs: dict[tuple[str, str], list[tuple[str, str, Part]]] = defaultdict(list)
         for name, entry in self.tensors.items():
             for part in entry.parts:
@@ -180,7 +180,7 @@ class Manifest:
         return {place: sorted(members, key=lambda one: one[2].start or 0) for place, members in packs.items()}
 
     def without(self, prefix: str) -> Manifest:
-        """Return the manifest without the tensors whose name starts with `prefix`, nor files that held only those."""
+        """Return the manifest without tensors whose name starts with `prefix` and files that held only those."""
         tensors = {name: entry for name, entry in self.tensors.items() if not name.startswith(prefix)}
         used = {part.file for entry in tensors.values() for part in entry.parts}
         files = {name: entry for name, entry in self.files.items() if name in used}
@@ -192,9 +192,10 @@ class Manifest:
 
     @property
     def weights_digest(self) -> str:
-        """Return a digest of the weights: names, shapes, types, and of every stored part its place and bytes.
+        """Return a digest of the weights: names, shapes, types, and the place and bytes of every stored part.
 
-        A copy has the same, also one without the optimizer's states; the same weights saved in another layout have not.
+        A copy of the checkpoint has the same digest, even without the optimizer's states; the same weights saved in
+        another layout have a different one.
         """
         digest = hashlib.sha256()
         for name, entry in sorted(self.tensors.items()):
@@ -210,9 +211,9 @@ class Manifest:
 
 
 def tensors_to_json(tensors: Mapping[str, TensorEntry]) -> tuple[list[dict[str, str]], dict[str, dict[str, Any]]]:
-    """Return the JSON form of the table of packs, whose places in it tensors refer to, and of that of tensors.
+    """Return the JSON forms of the table of packs and of the table of tensors, which refers to packs by number.
 
-    Rows of packed parts are short: there are many of them, of few bytes.
+    Rows of packed parts are short, because there are many of them with few bytes each.
     """
     packs: dict[tuple[str, str, str], int] = {}
 
@@ -231,7 +232,7 @@ def tensors_to_json(tensors: Mapping[str, TensorEntry]) -> tuple[list[dict[str, 
 
 
 def tensors_from_json(table: Any, packs: Any = ()) -> dict[str, TensorEntry]:
-    """Read the table of tensors; what is malformed is a `ValueError` or `CheckpointError`."""
+    """Read the table of tensors; a malformed one is a `ValueError` or `CheckpointError`."""
     if not isinstance(packs, (list, tuple)):
         raise ValueError(f"expected a list of packs, found {type(packs).__name__}")
     places = [(_file(pack["file"]), _text(pack["key"]), _sha256(pack["sha256"])) for pack in packs]
@@ -250,7 +251,7 @@ def files_from_json(table: Any) -> dict[str, FileEntry]:
 
 
 def json_text(value: Json, what: str) -> str:
-    """Return `value` as JSON; what cannot be stored is a `CheckpointError` that names `what`."""
+    """Return `value` as JSON; a value that cannot be stored is a `CheckpointError` that names `what`."""
     try:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
@@ -278,7 +279,7 @@ def _cover_problems(name: str, entry: TensorEntry) -> list[str]:
 
 
 def _pack_problems(place: tuple[str, str], members: list[tuple[str, str, Part]]) -> list[str]:
-    """Return what keeps the parts of a pack from being of one type and one behind the other."""
+    """Return why the parts of a pack are not of one type, one directly after another."""
     file, key = place
     if len({(dtype, part.sha256) for _, dtype, part in members}) > 1:
         return [f"{file} is said to hold {key} with several types or digests"]

@@ -21,18 +21,18 @@ Key = TypeVar("Key")
 
 
 class Held(NamedTuple):
-    """A box of a named tensor, and where in a local one it starts."""
+    """A box of a named tensor, and where it starts in a local tensor."""
 
     tensor: str
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """The shape of the whole tensor."""
     box: Box
     place: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A local tensor and what it holds of named ones."""
+    """A local tensor, and the boxes of named tensors that it holds."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -49,10 +49,11 @@ class View:
 
 
 def plan_view(wanted: Wanted, manifest: Manifest, slots: Mapping[str, Mapping[str, Slot]]) -> View | None:
-    """Return where a file has a local tensor as it is in memory, None where no file has. Pure.
+    """Return the view of a file that equals a local tensor in memory, None where no file has one. Pure.
 
-    It must have the stored type; what it holds must be all of it, and lie in the file as it lies in memory. Views start
-    where torch would have begun an array: products of matrices that do not may differ in their last bits.
+    The local tensor must have the stored type, consist of named tensors entirely, and be laid out in the file as in
+    memory. A view starts at an aligned position, as torch's arrays do: products of unaligned matrices may differ in
+    their last bits.
     """
     item = wanted.dtype.itemsize
     found: set[View] = set()
@@ -78,10 +79,10 @@ def plan_view(wanted: Wanted, manifest: Manifest, slots: Mapping[str, Mapping[st
 
 
 def map_tensors(stored: StoredCheckpoint, wanted: Mapping[Key, Wanted]) -> dict[Key, Tensor]:
-    """Return those of the local tensors, by their keys, that a verified checkpoint's files have as they are in memory.
+    """Return, by key, the local tensors that a verified checkpoint's files hold exactly as they are in memory.
 
-    Nothing is read. Writing to such a tensor copies the page for this process; the file stays as it is. A file that
-    becomes shorter while it is mapped ends the process.
+    Nothing is read. Writing to such a tensor copies the page for this process; the file does not change. A file that
+    becomes shorter while it is mapped kills the process.
     """
     manifest = stored.manifest
     names = {held.tensor for one in wanted.values() for held in one.held}

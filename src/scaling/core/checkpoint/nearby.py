@@ -1,4 +1,4 @@
-"""Find the folder of checkpoints that a path means which is nearly right: a run's folder, `latest`, a misspelt name."""
+"""Find the folder of checkpoints meant by a path that is nearly right: a run's folder, `latest`, a misspelt name."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from scaling.core.config.plain_words import first_of
 from scaling.core.errors import CheckpointError, StorageError
 
 LEVELS_BELOW: Final = 2
-"""How far below a folder checkpoints are looked for: those of a run, and those of a folder of runs."""
+"""How many levels below a folder are searched for checkpoints: one for a run's folder, two for a folder of runs."""
 LOOKED_AT: Final = 1000
-"""Most folders that are looked into, and entries of one, since somebody may name a whole disk."""
+"""The most folders that are searched, and the most entries of each, since somebody may name a whole disk."""
 NAMED: Final = 8
-"""Most folders that a message names."""
+"""The most folders that a message names."""
 
 
 def folder_meant(given: Path) -> Path:
     """Return the folder of checkpoints, or the step folder, that a path means.
 
-    A folder without checkpoints means the only one below it that has some; `latest` means what it names, and any other
-    file what it lies in. For those who only read: a run that writes must never take another run's folder for its own.
+    A folder without checkpoints means the only folder below it that has some; the file `latest` means the folder that
+    it names, and any other file the folder that it is in. Only for callers that read: a run that writes must never take
+    another run's folder for its own.
 
     Raises:
-        CheckpointError: There is none, or several, which the message names.
+        CheckpointError: There is no such folder, or there are several, which the message names.
         StorageError: The path cannot be read.
     """
     try:
@@ -43,7 +44,7 @@ def folder_meant(given: Path) -> Path:
 
 
 def folders_near(given: Path) -> list[Path]:
-    """Return the folders with checkpoints that a path may mean: only itself where it has some.
+    """Return the folders with checkpoints that a path may mean: only the path itself where it has some.
 
     Raises:
         OSError: The path cannot be read.
@@ -73,7 +74,7 @@ def _below(top: Path) -> Iterator[Path]:
             if (target := os.path.realpath(folder)) in seen:
                 continue
             seen.add(target)
-            with suppress(OSError):  # what cannot be read is not what is meant
+            with suppress(OSError):  # a folder that cannot be read is not the one meant
                 if candidates(folder):
                     yield folder
                 else:
@@ -82,7 +83,7 @@ def _below(top: Path) -> Iterator[Path]:
 
 
 def folders_in(parent: Path) -> list[Path]:
-    """Return the folders in one, links last; none whose name begins with a dot, and none where it cannot be read."""
+    """Return the folders in another, links last, without names that begin with a dot; empty if it cannot be read."""
     with suppress(OSError), os.scandir(parent) as entries:
         found = [entry for entry in islice(entries, LOOKED_AT) if not entry.name.startswith(".") and entry.is_dir()]
         return [parent / entry.name for entry in sorted(found, key=lambda entry: (entry.is_symlink(), entry.name))]

@@ -1,4 +1,4 @@
-"""Load the newest checkpoint of a folder that a training saves into, and removes old ones from, meanwhile."""
+"""Load the newest checkpoint of a folder while a training saves into it and removes old checkpoints."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scaling.core.errors import CheckpointError, ScalingError, StorageError
 T = TypeVar("T")
 
 ATTEMPTS: Final = 100
-"""How often the newest may be removed while it is read: whoever reads so slowly for so long had better copy it."""
+"""How often the newest checkpoint may be removed while it is read: a reader as slow as that should copy it first."""
 
 
 def load_newest(directory: Path, load: Callable[[StoredCheckpoint], T], communicator: Communicator | None = None) -> T:
-    """Return what `load` makes of the newest complete and intact checkpoint, whose optimizer states are not verified.
+    """Return the result of `load` for the newest complete and intact checkpoint; optimizer states are not verified.
 
-    Where the step folder that was found is removed before `load` is done, or other files take the place of those in it,
-    what `load` raises is passed over, and it is called again with what is the newest then. Where `directory` is one
-    step folder, that is a `CheckpointError`. Collective: all ranks call it alike, and `load` is called on all alike.
+    If the step folder is removed or its files are replaced before `load` is done, the error of `load` is dropped, and
+    `load` is called again with the checkpoint that is then the newest. Where `directory` is itself a step folder, this
+    is a `CheckpointError` instead. Collective: all ranks call this function, and `load` is called on all of them.
     """
     ranks = communicator or Alone()
     is_one = is_step_folder(directory)
@@ -64,7 +64,7 @@ def _verdict(stored: StoredCheckpoint, problems: list[str | None]) -> dict[str, 
 
 
 def _is_removed(stored: StoredCheckpoint) -> bool:
-    """Return whether the files that were found are not all there any more."""
+    """Return whether any of the files that were found has been removed or replaced."""
     try:
         manifest = read_manifest(stored.path)
         return manifest.digest != stored.manifest.digest or bool(quick_problems(stored.path, manifest))
@@ -73,7 +73,7 @@ def _is_removed(stored: StoredCheckpoint) -> bool:
 
 
 def _state(directory: Path) -> dict[str, tuple[int, int]]:
-    """Return what tells the checkpoints of a directory from those of another moment."""
+    """Return the identities of the manifests in a directory, by which a later change is noticed."""
     state = {}
     with suppress(OSError):
         for name in candidates(directory):

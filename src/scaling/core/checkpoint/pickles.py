@@ -1,4 +1,4 @@
-"""Tell pickles that can run code from other files by their operations, without unpickling anything."""
+"""Distinguish pickles that can run code from other files by their operations, without unpickling anything."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Final
 
 PREFIX_BYTES: Final = 2**20
-"""How much of a file is looked at."""
+"""How many bytes of a file are examined."""
 
 _NAMING_IMPORTS: Final = frozenset({"GLOBAL", "INST"})
-"""Their argument is the module and the name, with a space between them."""
+"""Operations whose argument is the module and the name, with a space between them."""
 _IMPORTS: Final = _NAMING_IMPORTS | {"STACK_GLOBAL"}
 _ENDS: Final = frozenset({"INST", "OBJ", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD", "STOP"})
-"""Call what was imported, or return it."""
+"""Operations that call the imported object, or return it."""
 
 
 def may_unpickle_to_code(path: Path) -> bool:
     """Return whether unpickling a file may import something and call it.
 
-    Old protocols have no first bytes of their own, and text is full of letters that are operations. But text soon has
-    one that is none, whose argument cannot be its own, or for which the stack holds too little.
+    Old protocols have no magic bytes, and text is full of letters that are operations. But text soon contains a letter
+    that is none, an argument that does not fit its operation, or an operation for which the stack holds too little.
     """
     with path.open("rb") as file:
         data = file.read(PREFIX_BYTES)
     stream = io.BytesIO(data)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of backslashes in what is no pickle
+        warnings.simplefilter("ignore", DeprecationWarning)  # about backslashes in files that are not pickles
         try:
             while stream.tell() < len(data):  # another pickle may follow one that has ended
                 if _imports_and_ends(stream):
@@ -39,7 +39,7 @@ def may_unpickle_to_code(path: Path) -> bool:
 
 
 def _imports_and_ends(stream: io.BytesIO) -> bool:
-    heights = [0]  # of the stack above each mark
+    heights = [0]  # of the stack, above each mark
     imported = False
     for operation, argument, _ in pickletools.genops(stream):
         if operation.name in _NAMING_IMPORTS and not _is_import(str(argument)):
@@ -57,14 +57,14 @@ def _is_import(argument: str) -> bool:
 
 
 def _apply(operation: pickletools.OpcodeInfo, heights: list[int]) -> None:
-    """Let an operation take from the stack and put on it; `ValueError` where the stack holds too little."""
+    """Apply an operation to the heights of the stack; `ValueError` where the stack holds too little."""
     needed = list(operation.stack_before)
-    if pickletools.markobject in needed:  # everything above the mark, and what lies below it
+    if pickletools.markobject in needed:  # takes everything above the mark, then items below it
         if len(heights) == 1:
             raise ValueError("no mark")
         heights.pop()
         needed = needed[: needed.index(pickletools.markobject)]
-    elif operation.name == "POP" and heights[-1] == 0 and len(heights) > 1:  # it takes a mark, too
+    elif operation.name == "POP" and heights[-1] == 0 and len(heights) > 1:  # it may take a mark, too
         heights.pop()
         return
     heights[-1] -= len(needed)

@@ -1,4 +1,4 @@
-"""Save a checkpoint of tensors whose pieces are loaded one after the other, as they are written. One process."""
+"""Save a checkpoint of tensors whose pieces are loaded one after another, as they are written. One process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from scaling.core.checkpoint.share import Share
 from scaling.core.storage.json_values import Json
 
 FILE_BYTES: Final = 4 * 2**30
-"""How large a data file becomes, where no single piece is larger."""
+"""The largest size of a data file, unless a single piece is larger."""
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A whole tensor by name; each of its boxes comes with what loads its values, in this type."""
+    """A whole tensor by name; each of its boxes comes with a function that loads its values, in `dtype`."""
 
     key: str
     shape: tuple[int, ...]
@@ -48,10 +48,10 @@ def save_pieces(
     scalars: Mapping[str, Json],
     information: Mapping[str, Json],
 ) -> Path:
-    """Write tensors, which their parts cover exactly, as the checkpoint of a step that is not there yet.
+    """Write tensors, which their parts must cover exactly, as the checkpoint of a step that does not exist yet.
 
-    Nothing is held but what is being written and hashed; where only what was trained on a base is stored, all small
-    pieces, which are packed. The versions of today are added to `information`.
+    Only data being written and hashed are held in memory; in a checkpoint of weights trained on a base, also all small
+    pieces, which are packed. The present versions are added to `information`.
 
     Raises:
         CheckpointError: The step folder exists, or a tensor is not covered.

@@ -1,4 +1,4 @@
-"""Safetensors files as other programs have them: opened without trust, written tensor by tensor, piece by piece."""
+"""Safetensors files of other programs: opened without trust, written tensor by tensor, piece by piece."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scaling.core.storage.writing import write_fully
 
 @dataclass(frozen=True)
 class PlainTensor:
-    """A tensor to be written; `pieces` return its values one after the other, in row-major order."""
+    """A tensor to be written; the functions in `pieces` return its values one after another, in row-major order."""
 
     key: str
     dtype: torch.dtype
@@ -36,10 +36,10 @@ class PlainTensor:
 def open_plain(path: Path, *, known: FileEntry | None = None, scratch: Scratch | None = None) -> TensorFile:
     """Open a safetensors file whose header fits it exactly; links are followed, to a regular file.
 
-    `known` is the entry of an earlier reading: the file is then still the same.
+    With `known`, the entry of an earlier reading, the file must still be the same.
 
     Raises:
-        CheckpointError: It is missing, cut off, changed or no safetensors file.
+        CheckpointError: The file is missing, cut off, changed or not a safetensors file.
     """
     try:
         real = path.resolve(strict=True)
@@ -59,7 +59,7 @@ def write_plain(path: Path, tensors: Sequence[PlainTensor]) -> None:
     """Write a new safetensors file and force it to the disk; one piece is in memory at a time.
 
     Raises:
-        OSError: It cannot be written; what was written of it is left there.
+        OSError: The file cannot be written; the part that was written is left there.
     """
     with path.open("xb", buffering=0) as file:
         header = encode_header((tensor.key, TYPE_NAMES[tensor.dtype], tensor.shape) for tensor in tensors)
@@ -71,6 +71,6 @@ def write_plain(path: Path, tensors: Sequence[PlainTensor]) -> None:
                 assert piece.dtype == tensor.dtype
                 write_fully(file.fileno(), byte_view(piece))
                 written += piece.nbytes
-                del piece  # or it would stay until the next one is there
+                del piece  # otherwise it would stay in memory until the next one is loaded
             assert written == tensor.bytes
         os.fsync(file.fileno())

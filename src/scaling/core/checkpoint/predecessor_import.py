@@ -75,8 +75,8 @@ def import_predecessor(
 ) -> Path:
     """Convert the model of a predecessor's checkpoint into one of this library; return its step folder.
 
-    `step` defaults to the one in the folder's name, 0 where that says none, as published checkpoints' do; `num_layers`
-    to as many as there are. Optimizer state, counters and random state are not converted.
+    `step` defaults to the one in the folder's name, or to 0 where the name has none, as with published checkpoints;
+    `num_layers` defaults to as many as there are. Optimizer state, counters and random state are not converted.
     """
     source = predecessor_step_folder(folder)
     number = (step_of(source.absolute()) or 0) if step is None else step
@@ -117,7 +117,7 @@ def _require_layers(folder: Path, found: Set[int], num_layers: int | None) -> No
 
 
 def _tensors_of(path: Path) -> dict[str, Tensor]:
-    # The texts of torch are left out: some recommend to load the file with code and all.
+    # The messages of torch are left out: some recommend loading the file including its code.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle protocols
@@ -133,7 +133,7 @@ def _tensors_of(path: Path) -> dict[str, Tensor]:
         ) from error
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # torch raises many kinds for bytes that make no sense
+    except Exception as error:  # torch raises many kinds of errors for malformed bytes
         raise CheckpointError(
             f"{path} is damaged, cut off or no file of torch; copy it again from where the checkpoint was written"
         ) from error

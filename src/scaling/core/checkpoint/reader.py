@@ -1,4 +1,4 @@
-"""Read stored tensors by name, in any cut, and derive new checkpoints or differences from them. One process."""
+"""Read stored tensors, or boxes of them, by name, and derive new checkpoints or differences. One process."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from scaling.core.checkpoint.search import StoredCheckpoint
 from scaling.core.errors import CheckpointError
 
 PIECE_BYTES: Final = 256 * 2**20
-"""How much of a tensor is in memory at a time."""
+"""How many bytes of a tensor are in memory at a time."""
 
 COMPARED_ELEMENTS: Final = 2 * 2**20
-"""How many elements are compared at a time: in float64, with what is computed from them, about 100 bytes each."""
+"""How many elements are compared at a time: in float64, with intermediate results, about 100 bytes each."""
 
 
 @final
 class CheckpointReader:
-    """Reads tensors of a verified checkpoint. Keeps the file it read last open; close it, or use it in a `with`."""
+    """A reader of a verified checkpoint's tensors. It keeps the last file open; close it, or use it in a `with`."""
 
     def __init__(self, stored: StoredCheckpoint) -> None:
         self.stored = stored
@@ -51,7 +51,7 @@ class CheckpointReader:
         return found
 
     def read_into(self, name: str, box: Box, into: Tensor) -> None:
-        """Copy a box of a stored tensor into a tensor of its shape, whose type it takes."""
+        """Copy a box of a stored tensor into a tensor of the box's shape, converted to its type."""
         for part in self._entry(name).parts:
             common = part.box.intersect(box)
             if common is not None:
@@ -59,7 +59,7 @@ class CheckpointReader:
                 file.read_part(part, common.inside(part.box), into[common.slices(box)])
 
     def open_all(self) -> None:
-        """Open the files of all tensors but optimizer states: what is removed from now on can still be read."""
+        """Open the files of all tensors but optimizer states, so that they can be read even after they are removed."""
         self._keeps_all = True
         for name in self.stored.manifest.without(OPTIMIZER_PREFIX).files:
             self._file(name)
@@ -123,7 +123,7 @@ def differences(a: StoredCheckpoint, b: StoredCheckpoint) -> Iterator[Difference
 def cast(source: StoredCheckpoint, save_dir: Path, dtype: torch.dtype) -> Path:
     """Write the model's tensors as a checkpoint of the same step, floating-point ones in `dtype`; return its folder.
 
-    Optimizer states stay behind: they would not fit the rounded weights.
+    Optimizer states are left out: they would not fit the rounded weights.
     """
     with CheckpointReader(source) as reader:
         tensors = [

@@ -1,4 +1,4 @@
-"""Compare a stored configuration with the present one: what forbids resuming, what to point out, what is free. Pure."""
+"""Compare a stored configuration with the present one: changes that forbid resuming, need a note, or are free. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Absent(Enum):
 
 
 FINGERPRINTS: Final = "fingerprints"
-"""The section with digests of what a configuration only points at."""
+"""The section with digests of data that a configuration only points to."""
 
 ABSENT: Final = _Absent.ABSENT
 """The value of a setting that one of the two configurations does not have."""
@@ -46,10 +46,10 @@ class Change:
 
 @dataclass(frozen=True)
 class ChangeRules:
-    """What a change of which settings means: dotted paths, each standing for everything below it.
+    """The meaning of changes of settings: dotted paths by kind, each of which covers everything below it.
 
-    A segment may have the wildcards of file names (`training_groups.*.name`). The path with more segments decides; of
-    equally long ones the stricter kind. What no path covers is identity.
+    A segment may have the wildcards of file names (`training_groups.*.name`). The path with the most segments decides;
+    among equally long paths, the stricter kind. A setting that no path covers is identity.
     """
 
     identity: Sequence[str] = ()
@@ -59,14 +59,14 @@ class ChangeRules:
 
     @classmethod
     def of(cls, config: type[BaseConfig]) -> Self:
-        """Collect what the fields and sections of a configuration say (`OnResume`)."""
+        """Collect the rules that the fields and sections of a configuration declare (`OnResume`)."""
         paths: dict[str, list[str]] = {kind.value: [] for kind in OnResume}
         for path, kind in _marks(config):
             paths[kind.value].append(path)
         return cls(**paths)
 
     def over(self, others: ChangeRules) -> ChangeRules:
-        """Return these rules and, of `others`, those of other paths."""
+        """Return these rules, and those of `others` for paths that these do not name."""
         own = {path for kind in OnResume for path in self._paths(kind)}
         joined = {
             kind.value: (*self._paths(kind), *(path for path in others._paths(kind) if path not in own))
@@ -75,7 +75,7 @@ class ChangeRules:
         return ChangeRules(**joined)
 
     def find(self, path: str) -> OnResume | None:
-        """Return what a rule says a change at `path` means, None where there is none."""
+        """Return what a change at `path` means by these rules, None where no rule covers it."""
         best, found = 0, None
         for kind in OnResume:  # the strictest first
             for pattern in self._paths(kind):
@@ -94,7 +94,7 @@ class ChangeRules:
 
 
 def _marks(section: type[BaseConfig], below: str = "") -> Iterator[tuple[str, OnResume]]:
-    """Yield the paths of the fields that say what a change means, by themselves or by their sections."""
+    """Yield the paths of the fields that declare, themselves or by their sections, what a change means."""
     for name, field in section.model_fields.items():
         path = f"{below}{name}"
         inner = [found for found in sections_of(field.annotation) if issubclass(found, BaseConfig)]
@@ -110,11 +110,11 @@ def _marks(section: type[BaseConfig], below: str = "") -> Iterator[tuple[str, On
 
 @dataclass(frozen=True)
 class Comparison:
-    """All differences, by what they mean."""
+    """All differences, by their meaning."""
 
     refused: tuple[Change, ...]
     accepted: tuple[Change, ...]
-    """Would be refused, but are accepted by name."""
+    """Changes that would be refused, but are accepted by name."""
     schedule: tuple[Change, ...]
     runtime: tuple[Change, ...]
 
@@ -125,7 +125,7 @@ class Comparison:
     def require(self, setting: str = "trainer.accept_changes", *, reasons: Mapping[str, str] | None = None) -> None:
         """Raise a `ConfigError` that names every refused change and the setting that would accept it.
 
-        `reasons` say, for the paths of changes, what they come from.
+        `reasons` gives, for the paths of changes, their causes.
         """
         if self.refused:
             raise ConfigError(
@@ -149,9 +149,9 @@ def compare(
 ) -> Comparison:
     """Return how `present` differs from `stored`.
 
-    `accept` lists paths (as in `ChangeRules`) of changes to let through. `continues` says whether the run goes on from
-    its place in the data, not from weights alone. A setting that one side does not have at all, for example because the
-    library was newer, is listed rather than refused.
+    `accept` lists paths (as in `ChangeRules`) of changes to accept. `continues` says whether the run continues from its
+    position in the data, not from weights alone. A setting that only one side has, for example because the library was
+    newer, is listed rather than refused.
     """
     by_kind: dict[OnResume, list[Change]] = {kind: [] for kind in OnResume}
     for path, before, now in differing_values(stored, present):
@@ -172,9 +172,9 @@ def compare(
 
 
 def behind_digests(found: Comparison, settings: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return, for each digest that differs, which of the settings that decide it differ, with their values.
+    """Return the cause of each digest that differs: the changed settings that it depends on, or else changed files.
 
-    `settings` lists these, as paths, for the name of each digest.
+    `settings` lists, for the name of each digest, the paths of the settings that it depends on.
     """
     changes, reasons = found.all(), {}
     for digest in (change for change in changes if change.path.startswith(f"{FINGERPRINTS}.")):
@@ -200,7 +200,7 @@ def covers(pattern: str, path: str) -> bool:
 def differing_values(
     stored: Json | _Absent, present: Json | _Absent, path: str = ""
 ) -> Iterator[tuple[str, Json | _Absent, Json | _Absent]]:
-    """Yield the path of each value that differs, and the two values; `ABSENT` stands for one that is not there."""
+    """Yield the path of each value that differs, and the two values; `ABSENT` stands for a missing one."""
     if isinstance(stored, Mapping) and isinstance(present, Mapping):
         for key in sorted({*stored, *present}):
             below = f"{path}.{key}" if path else key
@@ -213,7 +213,7 @@ def differing_values(
 
 
 def _meaning(change: Change) -> str:
-    """Say what is behind a digest; other settings speak for themselves."""
+    """Explain what a digest belongs to; other settings speak for themselves."""
     section, _, name = change.path.partition(".")
     return f"the {name} is not what the checkpoint's run used: its digest is " if section == FINGERPRINTS else ""
 

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SaveReport:
-    """How a finished save went, the same on all ranks; `path` is set or `error` is."""
+    """The outcome of a finished save, the same on all ranks; either `path` or `error` is set."""
 
     step: int
     path: Path | None
@@ -42,12 +42,12 @@ class SaveReport:
 
 @dataclass(frozen=True)
 class Job:
-    """One rank's part in one save. A `problem` it already has is voted on like one that comes up while writing."""
+    """One rank's part in one save. An existing `problem` is voted on like one that occurs while writing."""
 
     step: int
     share: Share = field(default_factory=Share)
     scalars: str = "{}"
-    """JSON; rank 0's counts."""
+    """JSON; only that of rank 0 is stored."""
     ready: Callable[[], None] = lambda: None
     """Blocks until the share's data is in place."""
     problem: Mapping[str, str] | None = None
@@ -56,7 +56,7 @@ class Job:
 @final
 @dataclass(frozen=True)
 class Saver:
-    """What stays the same from save to save."""
+    """The save protocol, with the settings that stay the same from save to save."""
 
     save_dir: Path
     ranks: Communicator
@@ -65,7 +65,7 @@ class Saver:
     max_file_bytes: int
 
     def run(self, job: Job) -> SaveReport:
-        """Save. Collective; a failure of any rank is in the report of all. Only a lost peer raises."""
+        """Save a step. Collective; a failure on any rank is in the report on all ranks. Only a lost rank raises."""
         started = time.monotonic()
         opened = self.ranks.broadcast(self._open(job.step) if self.ranks.rank == 0 else None)
         temporary = None if opened["folder"] is None else self.save_dir / opened["folder"]
@@ -95,14 +95,14 @@ class Saver:
             return {"problem": problem_of(error)}
 
     def _finish(self, job: Job, temporary: Path | None, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Rank 0's part once all have written: decide, make the checkpoint visible, then tidy up."""
+        """Do rank 0's part once all ranks have written: decide, make the checkpoint visible, then tidy up."""
         target = folders.step_folder(self.save_dir, job.step)
         problem = _joint_problem(reports)
         size = 0
         if problem is None and temporary is not None:
             try:
                 size = self._complete(job, temporary, target, reports)
-            except Exception as error:  # told to all ranks
+            except Exception as error:  # reported to all ranks
                 problem = problem_of(error)
         if problem is not None:
             if temporary is not None and temporary.exists():
@@ -126,7 +126,7 @@ class Saver:
         return manifest.bytes
 
     def _pass_points(self, names: Sequence[str]) -> None:
-        """Pass the fault points of what rank 0 does meanwhile, so that any rank can be made to die at any of them."""
+        """Pass the fault points that rank 0 passes meanwhile, so that any rank can be made to die at any of them."""
         for name in names:
             try:
                 faults.point(name, rank=self.ranks.rank)

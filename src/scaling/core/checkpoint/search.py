@@ -17,7 +17,7 @@ from scaling.core.checkpoint.verify import file_problems, quick_problems, read_m
 from scaling.core.errors import CheckpointError, ScalingError, StorageError
 
 Check: TypeAlias = Callable[[Manifest], Sequence[str]]
-"""Returns what else makes a checkpoint unfit for who asks, the same on all ranks; nothing where it is fit."""
+"""Returns further reasons why a checkpoint is unfit for the caller, the same on all ranks; none where it is fit."""
 
 WeightsOnly: TypeAlias = Callable[[Manifest], bool]
 """Returns whether the optimizer's states of a checkpoint will not be read."""
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A step folder that has been verified, byte for byte where nothing else was asked for."""
+    """A step folder that has been verified, byte for byte unless less was asked for."""
 
     path: Path
     manifest: Manifest
 
     @property
     def step(self) -> int:
-        """Return the optimizer step it was saved after."""
+        """Return the optimizer step after which the checkpoint was saved."""
         return self.manifest.step
 
 
@@ -48,14 +48,14 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Search:
-    """What was found, and everything newer that had to be passed over."""
+    """The checkpoint that was found, and all newer folders, which were rejected."""
 
     directory: Path
     found: StoredCheckpoint | None
     rejected: tuple[Rejected, ...]
 
     def require(self) -> StoredCheckpoint:
-        """Return the checkpoint; without one, a `CheckpointError` that says what was rejected."""
+        """Return the checkpoint; without one, raise a `CheckpointError` that says what was rejected."""
         if self.found is not None:
             return self.found
         if not self.rejected:
@@ -80,10 +80,10 @@ def find_newest(
     """Verify step folders from the newest on, until one is complete and intact.
 
     `directory` holds step folders or is one itself. Collective: rank 0 decides on the candidates, all ranks share the
-    reading so that each file is read once, and all return the same. Nothing is changed or executed. With `weights_only`
-    files of optimizer states, most of the bytes, are checked by name and size only: for those who do not read them.
-    What `check` finds in a manifest is a reason to pass the folder over like any other. With `step`, only the folder of
-    that step is looked at where there are several.
+    reading so that each file is read once, and all return the same. Nothing is changed or executed. With
+    `weights_only`, files of optimizer states (most of the bytes) are checked by name and size only, for callers that do
+    not read them. A problem that `check` finds in a manifest is a reason to reject the folder like any other. With
+    `step`, only the folder of that step is examined where there are several.
     """
     ranks = communicator or Alone()
     listed = ranks.broadcast(_list(directory, step) if ranks.rank == 0 else None)
@@ -98,15 +98,15 @@ def find_newest(
         if not reason and manifest is not None:
             return Search(directory, StoredCheckpoint(folder, manifest), tuple(rejected))
         rejected.append(Rejected(folder, reason))
-        if ranks.rank == 0 and os.path.lexists(folder):  # what a training has removed meanwhile is nobody's concern
+        if ranks.rank == 0 and os.path.lexists(folder):  # no warning where a training has removed it meanwhile
             _log.warning("rejected the checkpoint %s: %s", folder, reason)
     return Search(directory, None, tuple(rejected))
 
 
 def glance(directory: Path) -> Search:
-    """Return the newest checkpoint that is complete as far as its manifest, names and sizes tell; reads no tensor.
+    """Return the newest complete checkpoint, judged by its manifest, names and sizes; no tensor is read.
 
-    `OSError` where the directory cannot be read.
+    Raises an `OSError` where the directory cannot be read.
     """
     rejected: list[Rejected] = []
     for name in candidates(directory):
@@ -123,7 +123,7 @@ def glance(directory: Path) -> Search:
 
 
 def name_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Return what is wrong with the name of a step folder: it promises another step than the folder holds."""
+    """Return what is wrong with the name of a step folder: it names another step than the folder holds."""
     named = step_of(folder.resolve())
     if named is None or named == manifest.step:
         return []
@@ -136,9 +136,9 @@ def is_step_folder(directory: Path) -> bool:
 
 
 def candidates(directory: Path, step: int | None = None) -> list[str]:
-    """Return the names, newest first, of what may be checkpoints in a directory; `.` where it may be one itself.
+    """Return the names of possible checkpoints in a directory, newest first; `.` where it may be one itself.
 
-    With `step` that of this step, where there are several; nothing where the directory is not there.
+    With `step`, return only the name of that step where there are several; nothing where the directory does not exist.
     """
     if step is not None and not directory.exists():
         return []
@@ -160,7 +160,7 @@ def _list(directory: Path, step: int | None) -> dict[str, Any]:
 def _examine(
     folder: Path, ranks: Communicator, *, weights_only: bool | WeightsOnly, check: Check
 ) -> tuple[Manifest | None, dict[str, Any]]:
-    """Read the manifest and this rank's share of the files; return it with a report for rank 0."""
+    """Read the manifest and this rank's share of the files; return the manifest with a report for rank 0."""
     try:
         manifest = read_manifest(folder)
         problems = [*name_problems(folder, manifest), *check(manifest)]
@@ -170,7 +170,7 @@ def _examine(
             wanted = manifest.without(OPTIMIZER_PREFIX) if few else manifest
             problems = file_problems(folder, manifest, share_of(wanted, ranks.rank, ranks.world_size))
         return manifest, {"problems": problems, "digest": manifest.digest}
-    except Exception as error:  # a reason to pass the folder over on all ranks, whatever it is
+    except Exception as error:  # a reason for all ranks to reject the folder, whatever it is
         text = str(error) if isinstance(error, (ScalingError, OSError)) else f"{type(error).__name__}: {error}"
         return None, {"problems": [text], "digest": ""}
 

@@ -35,25 +35,25 @@ _PACK: Final = "packed:"
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank writes, and the shapes of the tensors it knows of but leaves to others."""
+    """The pieces that one rank writes, and the shapes of all tensors that it knows of, including those of others."""
 
     pieces: Sequence[Piece] = ()
     mentioned: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     packed: bool = False
-    """Whether small pieces are stored together. Stored alone, each takes about 450 bytes beside its own, and a damaged
-    one can be told from the others."""
+    """Whether small pieces are stored together. Stored alone, each takes about 450 bytes besides its data, and damage
+    can be traced to the single piece."""
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """What is stored under one key: a piece, or a pack of several."""
+    """The content stored under one key: a piece, or a pack of several."""
 
     piece: Piece
     members: Sequence[Piece]
-    """Those of a pack, in their order."""
+    """The pieces of a pack, in order; empty for a piece stored alone."""
 
     def parts(self, file: str, sha256: str) -> Iterator[tuple[Piece, Part]]:
-        """Yield the pieces and what to say of each."""
+        """Yield the pieces, each with its part for the manifest."""
         if not self.members:
             yield self.piece, Part(self.piece.box, file, self.piece.key, sha256)
         start = 0
@@ -115,9 +115,9 @@ def write_share(folder: Path, rank: int, share: Share, max_file_bytes: int) -> d
 
 
 def join_shares(reports: Sequence[Mapping[str, Any]]) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
-    """Join what the ranks have written; ranks that disagree on a tensor are a `CheckpointError`.
+    """Join the reports of what the ranks have written; a disagreement on a tensor is a `CheckpointError`.
 
-    Whether the parts cover each tensor exactly once is for `Manifest.problems` to say.
+    `Manifest.problems` checks whether the parts cover each tensor exactly once.
     """
     files: dict[str, FileEntry] = {}
     tensors: dict[str, TensorEntry] = {}
@@ -157,7 +157,7 @@ def _cut(key: str, shape: tuple[int, ...], box: Box, view: Tensor, max_file_byte
 
 
 def _packed(pieces: Sequence[Piece]) -> list[_Stored]:
-    """Join the small pieces of a file, those of each type, and leave the others."""
+    """Join the small pieces of a file into one pack for each type, and leave the others as they are."""
     small: dict[str, list[Piece]] = {}
     found = []
     for piece in pieces:

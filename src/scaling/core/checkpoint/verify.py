@@ -30,10 +30,10 @@ _CODE_SUFFIXES: Final = frozenset(
 )
 """Endings of files that other programs unpickle, import or run."""
 MAX_STRANGE: Final = 10_000
-"""How many files that do not belong to a checkpoint are looked at."""
+"""How many files that do not belong to a checkpoint are examined."""
 
 _FILES_AHEAD: Final = 1
-"""How many files are opened before the one is done whose digests are waited for: no thread rests at a file's end."""
+"""How many further files are opened before the current one is done, so that no thread is idle at the end of a file."""
 
 _CODE_MAGIC: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x7fELF")
 
@@ -57,7 +57,7 @@ def read_manifest(folder: Path) -> Manifest:
 def strange_files(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     """Return the names that the manifest does not list: (those that may hold code, harmless ones).
 
-    Folders within are looked through, links are not followed. More than `MAX_STRANGE` files are a `CheckpointError`.
+    Subfolders are searched, links are not followed. More than `MAX_STRANGE` files are a `CheckpointError`.
     """
     known = {manifests.FILE_NAME, *manifest.files}
     with os.scandir(folder) as entries:
@@ -83,7 +83,7 @@ def strange_files(folder: Path, manifest: Manifest) -> tuple[list[str], list[str
 
 
 def quick_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Return what is wrong with a folder's files as far as names, sizes and the beginning of strange files tell."""
+    """Return what is wrong with a folder's files, judged by names, sizes and the beginnings of strange files."""
     found = [
         f"{name} does not belong to the checkpoint and may hold code; it was not opened"
         for name in strange_files(folder, manifest)[0]
@@ -115,7 +115,7 @@ def file_problems(
             opened.file.close()
         advance(manifest.files[name].bytes)
 
-    with contextlib.ExitStack() as files, _Digests() as digests:  # no thread reads any longer when files are closed
+    with contextlib.ExitStack() as files, _Digests() as digests:  # no thread reads any more when files are closed
         for name in names:
             problem: _Opened | str | None = _size_problem(folder, manifest, name)
             try:
@@ -132,10 +132,10 @@ def file_problems(
 
 @final
 class _Digests:
-    """Threads that read and hash parts of files side by side: one core hashes more slowly than a good disk reads.
+    """Threads that read and hash parts of files in parallel: one core hashes more slowly than a good disk reads.
 
-    Each has a buffer that it keeps: large blocks that come and go fragment the heap. It fits into a core's own cache,
-    where what has just been read is hashed about a fifth faster than from main memory.
+    Buffers are kept, because allocating and freeing large blocks fragments the heap. Each fits into a core's own cache,
+    from which data are hashed about a fifth faster than from main memory.
     """
 
     _THREADS: Final = 4
@@ -156,9 +156,9 @@ class _Digests:
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, file: io.FileIO, spans: Sequence[tuple[int, int]]) -> list[Future[str]]:
-        """Start on the SHA-256 digests of the bytes start..stop of a file, for each of these spans.
+        """Start computing the SHA-256 digests of the bytes start..stop of a file, for each of these spans.
 
-        The longest begin first, so that none is left for one thread alone at the end.
+        The longest spans begin first, so that none is left to a single thread at the end.
         """
         order = sorted(range(len(spans)), key=lambda index: spans[index][0] - spans[index][1])
         futures = {index: self._pool.submit(self._digest, file, *spans[index]) for index in order}
@@ -189,7 +189,7 @@ def share_of(manifest: Manifest, rank: int, world_size: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A file whose header is the one that was written, and the digests of its tensors on their way."""
+    """A file with a verified header, and the pending digests of its tensors."""
 
     path: Path
     file: io.FileIO
@@ -219,7 +219,7 @@ def _open(
 
 
 def _compare(opened: _Opened, contents: Mapping[str, tuple[str, TensorEntry, Part]]) -> list[str]:
-    wait(opened.digests)  # for all of them, also if one fails: the file is not closed under the others
+    wait(opened.digests)  # for all of them, even if one fails: the file must not be closed while others read it
     found = []
     for (key, slot), digest in zip(opened.header.slots.items(), opened.digests, strict=True):
         name, tensor, part = contents[key]
