@@ -1,9 +1,9 @@
 """Blend several data sets into one: each in its own shuffled order, mixed in exact proportions for as long as needed.
 
-As a data set, a blend is simply all its sources one after the other: an evaluation of it sees every sample once. What
-makes it a mixture is its order: which source stands at a position follows from the weights (`mixture.py`), and which of
-its samples from how often the source was drawn before: it goes through its samples in epochs of its own, shuffled anew.
-So a source with a large weight is repeated (up-sampled) while one with a small weight is still on its first epoch.
+As a data set, a blend is simply all its sources one after another: an evaluation of it sees every sample once. Its
+order makes it a mixture: the source at a position follows from the weights (`mixture.py`), and the sample from how
+often that source was drawn before. Each source goes through its samples in its own epochs, shuffled anew each time. So
+a source with a large weight is repeated (up-sampled) while one with a small weight is still in its first epoch.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class BlendedDataset(OrderedDataset[Sample]):
         return self.datasets[source][item]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return the source of item `index`, and its item there. Beyond the last sample, items begin again."""
+        """Return the source of item `index`, and its item there. Beyond the last sample, items start over."""
         if index not in range(self._length):
             raise IndexError(f"item {index} does not exist: the blend has {self._length}")
         index %= self._offsets[-1]
@@ -112,7 +112,7 @@ class BlendedDataset(OrderedDataset[Sample]):
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
     def order(self, *, key: tuple[int, ...], shuffle: bool) -> Order:
-        """Return the order of an endless run; that of the data set itself where there is only one."""
+        """Return the order of an endless run; that of the data set itself where there is only one data set."""
         if len(self.datasets) == 1:
             return order_of(self.datasets[0], key=key, shuffle=shuffle)
         interleaving: Interleaving | ScatteredInterleaving = self.interleaving
@@ -127,7 +127,7 @@ class BlendedDataset(OrderedDataset[Sample]):
         )
 
     def epochs(self, consumed_samples: int) -> dict[str, float]:
-        """Return how often each source has been gone through; with shuffle_dataset_indices exact at window borders."""
+        """Return the epochs of each source so far; with shuffle_dataset_indices exact at window borders only."""
         draws = self.interleaving.draws_before(consumed_samples)
         return {
             name: drawn / size if size else 0.0 for name, drawn, size in zip(self.names, draws, self.sizes, strict=True)

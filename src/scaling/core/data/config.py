@@ -32,9 +32,9 @@ class BlendedDatasetConfig(BaseConfig):
     ep_temperature: float = Field(default=1.0, gt=0)
     """Temperature, with weight_examples_proportional: 1 keeps the shares, larger ones even them out."""
     minimum_dataset_size: int = Field(default=0, ge=0)
-    """Repeat the mixture until it has at least so many samples. 0: off."""
+    """Repeat the mixture until it has at least this many samples. 0: off."""
     shuffle_dataset_indices: bool = False
-    """Shuffle which data set the next sample comes from too, within windows of 4096 samples, which keep the shares."""
+    """Also shuffle which data set the next sample comes from, within windows of 4096 samples, which keep the shares."""
     cache_directory: Annotated[Path | None, NoEffect(_COMPUTED)] = None
     """Formerly: folder for stored indices."""
     load_dataset_indices_to_memory: Annotated[bool, NoEffect(_COMPUTED)] = False

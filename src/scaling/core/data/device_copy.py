@@ -1,4 +1,4 @@
-"""Copy micro-batches to a device; on a GPU on a stream of its own, while earlier work is still running."""
+"""Copy micro-batches to a device; on a GPU in a separate stream, while earlier work is still running."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DeviceCopy:
         self._stream = _new_stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: MicroBatch) -> MicroBatch:
-        """Return `batch` on the device; what is computed on the current stream from now on may use it."""
+        """Return `batch` on the device; work launched on the current stream from now on may use it."""
         if self._device.type == "cpu":
             return batch
         if self._pin_memory:
@@ -34,7 +34,7 @@ class DeviceCopy:
         current.wait_stream(self._stream)
 
         def keep_until_used(tensor: Tensor) -> Tensor:
-            tensor.record_stream(current)  # allocated on the copy's stream, which knows nothing of its later use
+            tensor.record_stream(current)  # allocated on the copy's stream, which does not know about its later use
             return tensor
 
         kept: MicroBatch = map_tensors(keep_until_used, batch)

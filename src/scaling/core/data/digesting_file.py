@@ -1,4 +1,4 @@
-"""Files of numbers that are being written, each with the digest of what was written."""
+"""Files of numbers that are being written, each with the digest of its bytes so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WRITE_BUFFER: Final = 4 << 20
 
 @final
 class DigestingFile:
-    """A file being written, and the digest of what was written."""
+    """A file being written, and the digest of its bytes so far."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=_WRITE_BUFFER)
@@ -29,7 +29,7 @@ class DigestingFile:
         self._digest.update(data)
 
     def close(self) -> str:
-        """Make the file safe on disk and return its digest."""
+        """Force the file to disk, close it, and return its digest."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -37,13 +37,13 @@ class DigestingFile:
 
     def abandon(self) -> None:
         """Close the file, whatever is in it."""
-        with suppress(OSError):  # what is still buffered may not fit on the disk
+        with suppress(OSError):  # buffered data may not fit on the disk
             self._file.close()
 
 
 @final
 class WeightFile:
-    """Weights being written: a byte each as long as all are 0 or 1, a float32 each from the first other one on."""
+    """Weights being written: one byte each as long as all are 0 or 1, float32 from the first other value on."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,7 +57,7 @@ class WeightFile:
         self._file.write(np.ascontiguousarray(weights, self.dtype))
 
     def close(self) -> str:
-        """Make the file safe on disk and return its digest."""
+        """Force the file to disk, close it, and return its digest."""
         return self._file.close()
 
     def abandon(self) -> None:
@@ -65,7 +65,7 @@ class WeightFile:
         self._file.abandon()
 
     def _widen(self) -> None:
-        """Write what is there once more, in the larger type. The old file loses its name and goes when it is closed."""
+        """Rewrite the weights so far in the larger type. The old file is unlinked, and vanishes when it is closed."""
         self._file.close()
         self.dtype = np.dtype("<f4")
         with self._path.open("rb") as bytes_before:

@@ -1,8 +1,8 @@
-"""Documents of token ids in files: what every file format offers, and the checks that they share.
+"""Documents of token ids in files: the interface of every file format, and the checks that the formats share.
 
 Files may be truncated, damaged or foreign, and may hold billions of documents. So each format checks sizes, counts and
 a fixed number of places when it is opened, in a time that does not grow with the data; every access checks the entry
-that it uses; whoever reads the whole index gets it checked as a whole; and `verify` checks every byte.
+that it uses; reading the whole index checks all of it; and `verify` checks every byte.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scaling.core.errors import DataError, StorageError
 Integers = NDArray[np.integer[Any]]
 
 SPOT_CHECKS: Final = 256
-"""How many places of a large file are looked at when a look at all of it would take too long."""
+"""How many places of a large file are checked when checking all of it would take too long."""
 SPOT_SIZE: Final = 2048
 BLOCK_SIZE: Final = 1 << 20
 """How many elements are read at once when all of a file is read."""
@@ -40,7 +40,7 @@ def damaged(path: Path, what: str) -> DataError:
 
 
 def unreadable(path: Path, error: OSError, where: str = "") -> StorageError:
-    """Return the error for a file that is there and cannot be read; `where` may name a place in it."""
+    """Return the error for a file that exists but cannot be read; `where` may name a place in it."""
     what_to_do = advice(error, "check the file system and the permissions")
     return StorageError(f"{path} cannot be read{where}: {error}; {what_to_do}")
 
@@ -73,7 +73,7 @@ class Elements(ABC):
 
     @abstractmethod
     def read(self, start: int, count: int) -> Integers:
-        """Return `count` elements from `start` on, all of which exist. The result is not to be written to."""
+        """Return `count` elements from `start` on, all of which exist. The result must not be written to."""
 
     def blocks(self) -> Iterator[Integers]:
         """Yield all elements in blocks."""
@@ -83,7 +83,7 @@ class Elements(ABC):
     def spots(self) -> Iterator[Integers]:
         """Yield a fixed number of short pieces, evenly spread from the first element to the last.
 
-        Up to SPOT_CHECKS * SPOT_SIZE elements, 2^19, they leave none out.
+        Of up to SPOT_CHECKS * SPOT_SIZE elements (2^19), none is left out.
         """
         size = min(SPOT_SIZE, self.count)
         for start in spread(self.count - size + 1):
@@ -103,7 +103,7 @@ class Elements(ABC):
 
 @final
 class ArrayElements(Elements):
-    """Elements in an array: of this process's memory, or a memory map that the operating system pages in."""
+    """Elements in an array: in this process's memory, or in a memory map that the operating system pages in."""
 
     def __init__(self, path: Path, array: Integers) -> None:
         super().__init__(path, array.dtype, len(array))
@@ -119,7 +119,7 @@ class ArrayElements(Elements):
             raise damaged(path, f"it has room for {available} elements of {dtype} from byte {offset} on, not {count}")
         try:
             with path.open("rb") as file:
-                make_room(file.fileno())  # the map keeps a copy of it
+                make_room(file.fileno())  # the map keeps a copy of the descriptor
                 mapped = np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=(count,))
         except OSError as error:
             what_to_do = advice(error, "set use_mmap to false")
@@ -134,7 +134,7 @@ class ArrayElements(Elements):
 
 
 def exists(path: Path) -> bool:
-    """Return whether there is a file at `path`; where that cannot be known it is a `StorageError`."""
+    """Return whether there is a file at `path`; a `StorageError` where this is unknown."""
     try:
         return path.exists()
     except OSError as error:
@@ -186,18 +186,18 @@ class TokenDocuments(ABC):
     def sizes(self, start: int = 0, stop: int | None = None) -> Integers:
         """Return the number of tokens of documents `start` to `stop` (not negative). Not to be written to.
 
-        The first call checks the whole index; then a range costs what it holds, in time and memory.
+        The first call checks the whole index; later calls take time and memory in proportion to the range.
         """
 
     @abstractmethod
     def verify(self) -> None:
-        """Check every byte, in a time that grows with the data; what is wrong is a `DataError`."""
+        """Check every byte, in a time that grows with the data; any fault is a `DataError`."""
 
     def fingerprint(self) -> str:
         """Return a short digest of the data's identity, in a time that does not grow with the data.
 
-        It is made of spots of what the files hold now, which are all of it up to 2^19 elements a file, and of the
-        digests of everything that the format recorded when the files were written. `verify` notices the rest.
+        It covers spots of the files' present contents (all of a file of up to 2^19 elements), and the digests that the
+        format recorded when the files were written. Only `verify` notices other changes.
         """
         digest = hashlib.sha256(f"{self.dtype.name} {self.document_count} {self.token_count}".encode())
         for part in self._identity():
@@ -207,8 +207,8 @@ class TokenDocuments(ABC):
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse documents with tokens outside range(vocab_size).
 
-        Exact where the format records the largest token (ours does). Otherwise spots are checked, which notices a
-        foreign tokenizer but not one bad token: check batches too, or call `verify`.
+        The check is exact where the format records the largest token (ours does). Otherwise spots are checked, which
+        reveals a foreign tokenizer but not a single bad token: check batches too, or call `verify`.
         """
         if self.max_token is not None:
             smallest, largest = 0, self.max_token

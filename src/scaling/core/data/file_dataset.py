@@ -1,4 +1,4 @@
-"""Read a memory map's files with seek and read, patiently: for network file systems where mapping files fails.
+"""Read a memory map's files with seek and read, and with retries: for network file systems where mapping fails.
 
 A process that touches a page of a mapped file which the server cannot deliver is killed (SIGBUS). A read fails with an
 error instead, so it can be repeated.

@@ -14,7 +14,7 @@ from scaling.core.errors import DataError, StorageError
 
 
 def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_memory: bool = False) -> TokenDocuments:
-    """Open a memory map, which has a meta file, or else a Megatron data set; what is neither is a `DataError`.
+    """Open a memory map, which has a meta file, or else a Megatron data set; anything else is a `DataError`.
 
     `use_mmap: false` reads a memory map's files with seek and read; a Megatron data set is always mapped.
     """
@@ -34,9 +34,9 @@ def open_documents(prefix: Path | str, *, use_mmap: bool = True, load_index_to_m
 
 
 def recorded_eod_token_id(prefix: Path | str) -> int | None:
-    """Return the token with which, as a data set records, each of its documents ends; None where it records none.
+    """Return the token that ends each document according to the data set's record; None where none is recorded.
 
-    Only the meta file is read. What is not there, or is damaged, records nothing: opening the data set says so.
+    Only the meta file is read. A missing or damaged one counts as recording none: opening the data set reports it.
     """
     meta_path = with_suffix(Path(prefix), ".meta.json")
     with suppress(DataError, StorageError):

@@ -1,4 +1,4 @@
-"""Feed a rank its micro-batches: read ahead by worker processes, copied to the device beside the computation."""
+"""Feed a rank its micro-batches: read ahead by worker processes, copied to the device during the computation."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class DataLoader(Iterator[MicroBatch]):
 
     @property
     def consumed_samples(self) -> int:
-        """How many samples all ranks have consumed in completed steps, however many were read ahead."""
+        """Return how many samples all ranks have consumed in completed steps, however many were read ahead."""
         steps = self._yielded // self.geometry.gradient_accumulation_steps
         return self._start + steps * self.geometry.global_batch_size
 
     def seek(self, consumed_samples: int) -> None:
-        """Go on with the step that follows `consumed_samples` samples."""
+        """Continue with the step that follows `consumed_samples` samples."""
         if consumed_samples < 0:
             raise DataError(f"consumed_samples is {consumed_samples}; a run cannot have consumed less than nothing")
         self._start = consumed_samples
@@ -88,7 +88,7 @@ class DataLoader(Iterator[MicroBatch]):
     def take_waited(self) -> float:
         """Return the seconds for which the host waited for micro-batches since the last call.
 
-        Where there are no workers, the host reads the samples itself: that is waiting, too.
+        Without workers, the host reads the samples itself; that counts as waiting, too.
         """
         waited, self._waited = self._waited, 0.0
         return waited
@@ -101,7 +101,7 @@ class DataLoader(Iterator[MicroBatch]):
         return batch
 
     def close(self) -> None:
-        """Stop the workers. The next micro-batch, if one is asked for, starts them again."""
+        """Stop the workers. The next request for a micro-batch starts them again."""
         self._batches.close()
 
 
@@ -121,9 +121,9 @@ def evaluation_batches(
 ) -> Generator[MicroBatch, None, None]:
     """Yield one rank's micro-batches of one pass over `dataset`, in its order: every sample once, in every layout.
 
-    `evaluation_steps` says how many steps of `gradient_accumulation_steps` micro-batches these are; `limit` is their
-    largest number. Where that is too small for all samples, those taken are spread evenly over the data set, so that
-    each source of a blend has its part. The last step is filled up with samples that are not valid.
+    `evaluation_steps` returns the number of steps, of `gradient_accumulation_steps` micro-batches each; `limit` is the
+    largest number of steps. If that is too small for all samples, those taken are spread evenly over the data set, so
+    that each source of a blend is represented. The last step is padded with samples that are not valid.
     """
     geometry = BatchGeometry(data_parallel_size, micro_batch_size, gradient_accumulation_steps)
     taken = evaluation_steps(len(dataset), geometry, limit=limit) * geometry.global_batch_size

@@ -36,12 +36,12 @@ MAGIC: Final = b"MMIDIDX\x00\x00"
 VERSION: Final = 1
 HEADER: Final = struct.Struct("<9sQBQQ")
 TOKEN_DTYPES: Final[Mapping[int, str]] = MappingProxyType({1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"})
-"""Codes 6 and 7 are floating point, which no token is."""
+"""Codes 6 and 7 are floating-point types, which tokens never have."""
 
 
 @final
 class MegatronDataset(TokenDocuments):
-    """The documents of a Megatron data set, memory-mapped. One may be empty, or joined from several sequences."""
+    """The memory-mapped documents of a Megatron data set. Some may be empty, or joined from several sequences."""
 
     def __init__(self, prefix: Path | str, load_index_to_memory: bool = False) -> None:
         prefix = Path(prefix)
@@ -87,14 +87,14 @@ class MegatronDataset(TokenDocuments):
         return np.diff(before[borders - first])
 
     def verify(self) -> None:
-        """Check that the index is consistent and no token negative; the format has no digests."""
+        """Check that the index is consistent and no token is negative; the format has no digests."""
         self._check_index()
         smallest, _ = extremes(self._tokens.blocks())
         if smallest < 0:
             raise damaged(self._tokens.path, f"it holds token {smallest}, and token ids are not negative")
 
     def __reduce__(self) -> tuple[type[MegatronDataset], tuple[Path, bool]]:
-        """Open the files again in the other process instead of sending what they hold."""
+        """Open the files again in the other process instead of sending their contents."""
         return type(self), (self.prefix, self._load_index_to_memory)
 
     def _array(self, path: Path, dtype: str, offset: int, count: int) -> Elements:
@@ -119,7 +119,7 @@ class MegatronDataset(TokenDocuments):
         return start // self.dtype.itemsize, size // self.dtype.itemsize
 
     def _check_index(self) -> None:
-        """Check the whole index, once, in blocks: that of 10^9 documents takes gigabytes."""
+        """Check the whole index, once, in blocks: an index of 10^9 documents takes gigabytes."""
         if self._is_checked:
             return
         self._sequences.check()
@@ -141,7 +141,7 @@ class MegatronDataset(TokenDocuments):
 
 
 def beginning(path: Path) -> bytes:
-    """Return the bytes of a file that exists where the index of a Megatron data set has `MAGIC`."""
+    """Return the first bytes of an existing file, where the index of a Megatron data set has `MAGIC`."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC))

@@ -55,7 +55,7 @@ class MemoryMapDocuments(TokenDocuments):
 
     @property
     def made_by(self) -> Mapping[str, str] | None:
-        """How the documents were made, if they are records: they have weights and stay whole. None: they are none."""
+        """Return how the documents were made if they are records, which have weights and stay whole; None if not."""
         return self.meta.made_by
 
     def weights(self, index: int) -> NDArray[np.float32]:
@@ -66,7 +66,7 @@ class MemoryMapDocuments(TokenDocuments):
         return self._weights.read(first, size).astype(np.float32)
 
     def counted_tokens(self) -> int:
-        """Return how many tokens of records have a weight, in a time that grows with the data."""
+        """Return how many tokens of records have a weight other than 0, in a time that grows with the data."""
         return 0 if self._weights is None else sum(int(np.count_nonzero(block)) for block in self._weights.blocks())
 
     def sizes(self, start: int = 0, stop: int | None = None) -> Integers:
@@ -77,7 +77,7 @@ class MemoryMapDocuments(TokenDocuments):
         return sizes
 
     def verify(self) -> None:
-        """Check every byte: that the index is consistent, all tokens within the recorded range, both digests right."""
+        """Check every byte: the index is consistent, all tokens are in the recorded range, the digests are right."""
         self._index.check()
         _check_digest(self._pairs, self.meta.index_sha256)
         _check_digest(self._tokens, self.meta.tokens_sha256)
@@ -97,7 +97,7 @@ class MemoryMapDocuments(TokenDocuments):
         return self._index.span(index)
 
     def _identity(self) -> Iterator[bytes]:
-        """The recorded digests tell apart what was written; spots notice what was changed in the files since."""
+        """Yield the recorded digests, which identify the written data, and spots, which reveal later changes."""
         yield f"{self.meta.index_sha256} {self.meta.tokens_sha256}".encode()
         yield from (piece.tobytes() for elements in (self._pairs, self._tokens) for piece in elements.spots())
         if self._weights is not None:
@@ -133,5 +133,5 @@ class MemoryMapDataset(MemoryMapDocuments):
         super().__init__(Path(prefix), ArrayElements.mapped, load_index_to_memory=load_index_to_memory)
 
     def __reduce__(self) -> tuple[type[MemoryMapDataset], tuple[Path, bool]]:
-        """Open the files again in the other process instead of sending what they hold."""
+        """Open the files again in the other process instead of sending their contents."""
         return type(self), (self.prefix, self._load_index_to_memory)

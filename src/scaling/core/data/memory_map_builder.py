@@ -1,7 +1,8 @@
 """Write a memory map, document by document: complete under its name, or not there at all.
 
 Everything is written to `<prefix>.*.building` and renamed at the end, the meta file last: a memory map opens only with
-its meta file, so a build that is killed at any moment leaves nothing that opens, and the next build replaces its rest.
+its meta file, so a build that is killed at any moment leaves nothing that opens, and the next build replaces its
+leftovers.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ _SUFFIXES: Final = (".bin", ".idx", ".weights", ".meta.json")
 
 @final
 class MemoryMapDatasetBuilder:
-    """Writes documents as a memory map. As a context manager it finalizes at the end, and discards on an error.
+    """A writer of documents as a memory map. As a context manager it finalizes at the end, and discards on an error.
 
-    `eod_token_id` is recorded: the token that each document added ends with, for whoever trains on them. `made_by` says
-    of records, documents that stay whole and whose tokens have weights, how they were made; without it there are none.
+    `eod_token_id`, the token that each added document ends with, is recorded for trainings on the data. `made_by`
+    describes how records were made, which are documents that stay whole and whose tokens have weights; without it, the
+    documents are not records.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class MemoryMapDatasetBuilder:
         self._tokenizer_sha256 = tokenizer_sha256
         self._eod_token_id = eod_token_id
         self.made_by = None if made_by is None else dict(made_by)
-        """What is said of records; it may be completed until the end."""
+        """The description of records; it may be completed until the build is finalized."""
         self._is_open = True
         self._final = {suffix: with_suffix(self.prefix, suffix) for suffix in _SUFFIXES}
         self._building = {suffix: with_suffix(self.prefix, f"{suffix}.building") for suffix in _SUFFIXES}
@@ -66,11 +68,11 @@ class MemoryMapDatasetBuilder:
             self._meta_descriptor = self._claim()
             self._tokens = DigestingFile(self._building[".bin"])
             self._index = DigestingFile(self._building[".idx"])
-            self._building[".weights"].unlink(missing_ok=True)  # the rest of a build that was killed
+            self._building[".weights"].unlink(missing_ok=True)  # left by a build that was killed
             self._weights = None if made_by is None else WeightFile(self._building[".weights"])
 
     def add(self, tokens: Sequence[int] | Integers, weights: ArrayLike | None = None) -> None:
-        """Append one document, or a record with the weights of its tokens. One without tokens is counted and left out.
+        """Append one document, or a record with the weights of its tokens. Empty ones are counted and left out.
 
         Raises:
             DataError: A token or a weight cannot be stored.
@@ -100,7 +102,7 @@ class MemoryMapDatasetBuilder:
         self.max_token = max(self.max_token, largest)
 
     def add_documents(self, tokens: Integers, lengths: NDArray[np.int64]) -> None:
-        """Append documents whose tokens lie one behind the other; those without tokens are counted and left out.
+        """Append documents whose tokens lie one after another; those without tokens are counted and left out.
 
         Raises:
             DataError: A token cannot be stored; no document is added then.
@@ -114,7 +116,7 @@ class MemoryMapDatasetBuilder:
             return
         largest = int(tokens.max())
         if int(tokens.min()) < 0 or largest > int(np.iinfo(self.dtype).max):
-            for document in np.split(tokens, np.cumsum(sizes)[:-1]):  # to name the one
+            for document in np.split(tokens, np.cumsum(sizes)[:-1]):  # to name the document
                 self._check_range(int(document.min()), int(document.max()))
                 self.document_count += 1
         if self.token_count + tokens.size > np.iinfo(self.index_dtype).max:
@@ -134,7 +136,7 @@ class MemoryMapDatasetBuilder:
         try:
             with _storing(self.prefix):
                 self._write_meta()
-                for suffix in self._written():  # the meta file is the last: with it the memory map exists
+                for suffix in self._written():  # the meta file last: it completes the memory map
                     faults.point("data.build.rename")
                     self._building[suffix].rename(self._final[suffix])
                 sync_folder(self.prefix.parent)
@@ -144,7 +146,7 @@ class MemoryMapDatasetBuilder:
         self._release()
 
     def discard(self) -> None:
-        """Give the build up and remove what it has written."""
+        """Abandon the build and remove its files."""
         if not self._is_open:
             return
         if not self._final[".meta.json"].exists():
@@ -189,13 +191,13 @@ class MemoryMapDatasetBuilder:
             )
 
     def _claim(self) -> int:
-        """Make sure that nobody has built or is building here; lock, and return, the meta file that is to be."""
+        """Make sure that nobody has built or is building here; lock the future meta file and return its descriptor."""
         path = self._building[".meta.json"]
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not try_lock(descriptor):
                 raise DataError(f"another process is building {self.prefix} now; wait for it, or stop it")
-            # First of all: what was opened may by now have another name, and the file of this name another builder.
+            # First of all: the opened file may have been renamed, and the file of this name may be another builder's.
             if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
                 raise DataError(f"another process was building {self.prefix} until now; start again")
             existing = [final for final in self._final.values() if final.exists()]
@@ -211,7 +213,7 @@ class MemoryMapDatasetBuilder:
         return descriptor
 
     def _were_left_by_killed_build(self) -> bool:
-        """Return whether a build was killed while it renamed: its meta file is complete, and what has a name moved."""
+        """Return whether a build was killed while renaming: its meta file is complete, and no file has both names."""
         try:
             MemoryMapMeta.load(self._building[".meta.json"])
         except DataError:
@@ -250,7 +252,7 @@ class MemoryMapDatasetBuilder:
         self._index.abandon()
         if self._weights is not None:
             self._weights.abandon()
-        os.close(self._meta_descriptor)  # and with it the lock
+        os.close(self._meta_descriptor)  # this also releases the lock
 
 
 @contextmanager

@@ -17,14 +17,14 @@ from scaling.core.errors import DataError
 FORMAT: Final = "scaling memory map"
 VERSION: Final = 1
 RECORDS_VERSION: Final = 2
-"""Of a memory map with weights: what knows version 1 only would take records for documents that may be cut."""
+"""Version with weights: a reader that knows only version 1 would take records for documents that may be cut."""
 _CHECKSUM: Final = "meta_sha256"
 _OF_RECORDS: Final = ("weights_dtype", "weights_sha256", "made_by")
 
 
 @dataclass(frozen=True)
 class MemoryMapMeta:
-    """What a memory map says about itself. Fields that are None were not recorded by earlier writers (version 0)."""
+    """A memory map's description of itself. Fields that are None were not recorded by earlier writers (version 0)."""
 
     dtype: str
     index_dtype: str
@@ -38,9 +38,9 @@ class MemoryMapMeta:
     tokens_sha256: str | None = None
     tokenizer_sha256: str | None = None
     eod_token_id: int | None = None
-    """The token that each document ends with; None where they end with none, or it was not recorded."""
+    """The token that each document ends with; None where there is no such token, or it was not recorded."""
     weights_dtype: str | None = None
-    """The type of the weights of tokens, one for each, of a memory map of records; None: its documents have none."""
+    """The type of the weights in a memory map of records, one for each token; None: documents have no weights."""
     weights_sha256: str | None = None
     made_by: dict[str, str] | None = None
     """How the records were made."""

@@ -1,9 +1,9 @@
 """Decide from which source each sample of a mixture comes: exact proportions, computed for one position at a time.
 
-A mixture is given by whole numbers, its shares: of every sum(shares) consecutive samples from a multiple of that number
-on, exactly shares[i] come from source i. In between, each source keeps as close to its share as whole samples allow.
-Nothing is stored and nothing is drawn by lot, so position 10^12 costs as much as position 0. On request the sources
-change places within windows.
+A mixture is given by whole numbers, its shares: of every sum(shares) consecutive samples that start at a multiple of
+this sum, exactly shares[i] come from source i. In between, each source keeps as close to its share as whole samples
+allow. Nothing is stored and nothing is random, so position 10^12 costs as much as position 0. On request, sources are
+shuffled within windows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST_TOTAL: Final = 1 << 31
 """Shares with a larger sum are rounded, by less than 10^-9 of the mixture: products of two such numbers fit 64 bits."""
 
 SCATTER_WINDOW: Final = 1 << 12
-"""Within so many positions sources change places: up to 2 ms for each micro-batch of up to 100 sources."""
+"""Sources are shuffled within this many positions: up to 2 ms for each micro-batch of up to 100 sources."""
 
 Count = TypeVar("Count", int, NDArray[np.int64])
 
@@ -34,7 +34,8 @@ def weights_by_num_docs(sizes: Sequence[int], *, alpha: float = 1.0) -> list[Fra
     """Return weights with which each source's part of the mixture is its part of all samples, to the power of `alpha`.
 
     A weight says how often a sample is seen, relative to the samples of other sources. With p = size / sum(sizes), the
-    parts are p^alpha (over their sum) and the weights parts / p: 1 leaves all samples alike, 0 makes all parts equal.
+    parts are p^alpha (over their sum) and the weights parts / p: `alpha` 1 weighs all samples the same, 0 makes all
+    parts equal.
     """
     return _weights_for_parts(sizes, _powers(sizes, alpha))
 
@@ -83,8 +84,8 @@ def mixture_shares(sizes: Sequence[int], weights: Sequence[Fraction]) -> tuple[i
 class Interleaving:
     """The order of sources in a mixture.
 
-    The sources are halved again and again, down to single ones. At each halving, of the first n samples that arrive,
-    round(n * left / total) go to the left half. So the whole way of a sample follows from its position.
+    The sources are halved again and again, down to single ones. At each halving, round(n * left / total) of the first n
+    samples that arrive go to the left half. So the whole path of a sample follows from its position.
     """
 
     def __init__(self, shares: Sequence[int]) -> None:
@@ -131,10 +132,11 @@ class Interleaving:
 class ScatteredInterleaving:
     """The order of sources in a mixture, shuffled within windows, so that no pattern is left.
 
-    Sources change places, not samples: each source is drawn from in turn as before, so what goes through its samples in
-    epochs still does. A window holds as many samples of each source as it would unshuffled. Windows never cross the
-    border of a cycle, the least multiple of sum(shares) that is not below `samples`, so there the shares are exact;
-    with `samples` from sources whose shares are in proportion to their sizes, it is one epoch of all of them.
+    Sources are shuffled, not samples: each source still supplies its samples in the same order, so its epochs stay
+    intact. A window holds as many samples of each source as it would unshuffled. Windows never cross the end of a
+    cycle, the least multiple of sum(shares) that is not below `samples`, so the shares are exact there. If `samples` is
+    the number of all samples and the shares are in proportion to the sizes of the sources, a cycle is one epoch of all
+    of them.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Keep more files open than a process may at first: a mixture of 1000 sources keeps thousands mapped or open.
+"""Keep more files open than a process may initially: a mixture of 1000 sources keeps thousands mapped or open.
 
-Usually a process may open 1024 files, and may allow itself many times more.
+Usually a process may open 1024 files, and may raise this limit many times over.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _WANTED: Final = 1 << 16
 
 
 def make_room(descriptor: int) -> None:
-    """Raise the limit of open files as far as this process may, once about half of those it allows are open.
+    """Raise the limit of open files as far as this process may, once about half of the present limit is used.
 
-    `descriptor` is one that is open. So some are left for whatever else the process opens.
+    `descriptor` is any open one. Raising the limit early leaves room for other files that the process opens.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _WANTED if hard == resource.RLIM_INFINITY else hard
     if soft != resource.RLIM_INFINITY and soft < wanted and _lowest_free(descriptor) >= soft // 2:
-        with suppress(OSError, ValueError):  # macOS has a limit below the one it tells
+        with suppress(OSError, ValueError):  # macOS has a lower limit than it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _lowest_free(descriptor: int) -> int:
-    """Return the number that the next file gets, at most the limit; the system gives the lowest that is free."""
+    """Return the descriptor of the next file, at most the limit; the system assigns the lowest one that is free."""
     try:
         copy = os.dup(descriptor)
     except OSError:
@@ -38,7 +38,7 @@ def _lowest_free(descriptor: int) -> int:
 
 
 def advice(error: OSError, usual: str) -> str:
-    """Return what to do about a file that cannot be opened: about rights or numbers of files, or else the usual."""
+    """Return what to do about a file that cannot be opened: advice on permissions or on open files, or else `usual`."""
     if isinstance(error, PermissionError):
         return "check the permissions"
     if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -1,4 +1,4 @@
-"""A worker's micro-batch in the form in which it travels: packed where an error is still an answer."""
+"""A worker's micro-batch in the form in which it is sent: packed where an error can still be reported."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, final
 @final
 @dataclass(frozen=True)
 class Packed:
-    """What a worker sends. Its tensors lie in shared memory.
+    """The answer of a worker. Its tensors are in shared memory.
 
-    PyTorch would pack it in a thread of the worker, which prints an error and sends nothing: with a full /dev/shm, or
-    without a free file descriptor, the training process would wait for ever.
+    PyTorch would pack it in a thread of the worker, which only prints an error and sends nothing: with a full /dev/shm,
+    or without a free file descriptor, the training process would wait for ever.
     """
 
     content: bytes = b""
@@ -23,14 +23,14 @@ class Packed:
 
     @classmethod
     def of(cls, value: object) -> Packed:
-        """Pack a value. In a worker."""
+        """Pack a value, in a worker."""
         try:
             return cls(bytes(ForkingPickler.dumps(value)))
-        except Exception as error:  # whatever it is, somebody waits for an answer
+        except Exception as error:  # whatever it is, the training process waits for an answer
             return cls(problem=f"it read a micro-batch that it cannot send: {error}")
 
     def unpack(self) -> Any:
-        """Return the value, once. `RuntimeError` where it could not be packed. In the training process."""
+        """Return the value, in the training process and only once; a `RuntimeError` where it could not be packed."""
         if self.problem:
             raise RuntimeError(self.problem)
         return pickle.loads(self.content)

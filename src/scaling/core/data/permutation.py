@@ -1,7 +1,8 @@
 """Shuffle without storing: a keyed bijection of range(length), computed for one index at a time.
 
-A shuffled index of 10^9 samples would take 8 GB and minutes to make on every rank. A Feistel network takes nothing: it
-is a small cipher whose messages are the numbers below `length`, so the sample at a place is simply its encryption.
+A shuffled index of 10^9 samples would take 8 GB and minutes to make on every rank. A Feistel network needs neither: it
+is a small cipher whose messages are the numbers below `length`, so the sample at a position is simply the encryption of
+the position.
 
 An index is written as two digits, `row * columns + column` with rows and columns near the square root of `length`. A
 round adds a keyed hash of one digit to the other; it is undone by subtracting the same hash, so any number of rounds is

@@ -23,12 +23,13 @@ from scaling.core.data.worker_losses import WorkerLosses
 from scaling.core.errors import DataError
 
 _abandoned: Final[list[object]] = []
-"""Workers that may be stuck for good. Torch waits five seconds for each when it lets go of them, so nothing does."""
+"""Workers that may be stuck for good. Torch waits five seconds for each when an iterator is deleted, so they are
+kept."""
 
 
 @final
 class _Positions:
-    """Positions still to be read. Those which workers were asked for count as unread until they have delivered."""
+    """Positions still to be read. Those requested from workers count as unread until they are delivered."""
 
     def __init__(self) -> None:
         self.asked: deque[range] = deque()
@@ -44,7 +45,7 @@ class _Positions:
 
 @final
 class _Worker(TorchDataset["Packed"]):
-    """What a worker does: read, and pack what was read."""
+    """The work of a worker: read a micro-batch and pack it."""
 
     def __init__(self, reader: MicroBatchReader) -> None:
         self._reader = reader
@@ -55,11 +56,11 @@ class _Worker(TorchDataset["Packed"]):
 
 @final
 class ReadAhead(Iterator[MicroBatch]):
-    """Reads the micro-batches at given positions in order, in this process or ahead of time in workers.
+    """The micro-batches at given positions in order, read in this process or ahead of time in workers.
 
     A worker that dies (out of memory, or by a signal meant for the whole job) is replaced: since a micro-batch follows
-    from its positions, what was lost is simply read again. `losses` says how often that may happen. Workers that were
-    waited for when the wait was broken off are not waited for at the end: they end with this process.
+    from its positions, lost ones are simply read again. `losses` limits how often that may happen. If Ctrl-C
+    interrupted a wait for workers, `close` does not wait for them either: they end with this process.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class ReadAhead(Iterator[MicroBatch]):
         self._is_broken_off = False
 
     def start(self, positions: Iterator[range]) -> None:
-        """Go on with the micro-batches at `positions`, and forget what was read ahead."""
+        """Continue with the micro-batches at `positions`, and drop those that were read ahead."""
         self._positions.asked.clear()
         self._positions.rest = positions
         self._results = None
@@ -144,7 +145,7 @@ class ReadAhead(Iterator[MicroBatch]):
     def _replace_workers(self, error: Exception) -> None:
         if self._num_workers == 0:
             raise error
-        error.__traceback__ = None  # its frames would keep the workers that are left
+        error.__traceback__ = None  # its frames would keep the remaining workers
         self.close()
         self._losses.note_death(error)
 

@@ -1,4 +1,4 @@
-"""Read one micro-batch: what a worker process does, and how its errors reach the training process by name."""
+"""Read one micro-batch, as a worker process does, and carry its errors to the training process with their class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scaling.core.errors import DataError, DataRefusedError, ScalingError, Stora
 @final
 @dataclass(frozen=True)
 class ReadFailure:
-    """An error in a worker, as data: raised there, it would arrive wrapped in PyTorch's words and its own traceback."""
+    """An error in a worker, as data: raised there, it would arrive wrapped in a message and traceback of PyTorch."""
 
     category: type[ScalingError]
     message: str
@@ -38,7 +38,7 @@ class ReadFailure:
 
 @final
 class MicroBatchReader(TorchDataset["MicroBatch | ReadFailure"]):
-    """The micro-batches of a data set in a given order, found by the range of positions that they hold."""
+    """The micro-batches of a data set in a given order, indexed by the range of positions that they hold."""
 
     def __init__(self, dataset: BaseDataset[Any], order: Order, *, end: int | None = None) -> None:
         self._dataset = dataset
@@ -77,7 +77,7 @@ def ignore_keyboard(worker: int) -> None:
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Turn any error into one of this library's that begins with `what`, and keep its meaning for the exit status."""
+    """Turn any error into one of this library whose message begins with `what`, and keep its exit status."""
     try:
         yield
     except ScalingError as error:

@@ -31,7 +31,7 @@ Sample = TypeVar("Sample")
 
 
 class Order(Protocol):
-    """Which item of a data set stands at each position of the endless run."""
+    """Which item of a data set is at each position of the endless run."""
 
     def items(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the item at each of `positions`."""
@@ -44,7 +44,7 @@ class EpochOrder:
 
     length: int
     key: tuple[int, ...]
-    """What the shuffling depends on, the seed first."""
+    """The key of the shuffling, the seed first."""
     shuffle: bool = True
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class BatchGeometry:
 
     @property
     def global_batch_size(self) -> int:
-        """The number of samples that all ranks together consume in one step."""
+        """Return the number of samples that all ranks together consume in one step."""
         return self.data_parallel_size * self.micro_batch_size * self.gradient_accumulation_steps
 
     def places(self, *, micro_batch: int, data_parallel_rank: int) -> range:
@@ -137,7 +137,7 @@ def positions_of(consumed_samples: int, geometry: BatchGeometry, *, micro_batch:
 
 
 def items_of(order: Order, positions: range) -> list[int]:
-    """Return the items that stand at `positions`."""
+    """Return the items at `positions`."""
     return [int(item) for item in order.items(np.arange(positions.start, positions.stop, dtype=np.int64))]
 
 
@@ -159,8 +159,9 @@ def evaluation_positions(
 ) -> Iterator[range]:
     """Yield the positions of one rank's micro-batches in one pass over `samples` samples.
 
-    Over all ranks every position below `samples` comes once. Shapes stay static, so the last batch may go on beyond:
-    positions from `samples` on fill it up and must not count. Every rank gets the same number of micro-batches.
+    Over all ranks, every position below `samples` occurs once (with `limit`, those of the first batches). Shapes stay
+    static, so the last batch may extend beyond: positions from `samples` on are padding and must not count. Every rank
+    gets the same number of micro-batches.
     """
     micro_batches = evaluation_steps(samples, geometry, limit=limit) * geometry.gradient_accumulation_steps
     yield from islice(training_positions(0, geometry, data_parallel_rank=data_parallel_rank), micro_batches)

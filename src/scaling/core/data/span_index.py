@@ -1,7 +1,7 @@
 """Where each document begins and how long it is, every entry confirmed by its neighbours.
 
 Documents follow each other without gaps. So an entry is right only if it begins where the one before it ends, and ends
-where the next one begins: one look at three entries notices any single damaged number.
+where the next one begins: one look at three entries reveals any single damaged number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scaling.core.data.documents import BLOCK_SIZE, damaged, spread
 from scaling.core.errors import DataError
 
 ENTRIES_CHECKED_AT_OPENING: Final = 1 << 20
-"""An index of up to so many entries is checked as a whole when it is opened: about 20 ms."""
+"""An index of up to this many entries is checked as a whole when it is opened: about 20 ms."""
 
 
 @final

@@ -1,4 +1,4 @@
-"""What a data set is to the engine: an indexed collection of samples, and micro-batches collated from them."""
+"""A data set as the engine sees it: an indexed collection of samples, and micro-batches collated from them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class BaseDataset(ABC, Generic[Sample]):
         """Make one micro-batch.
 
         `positions[i]` is the place of sample i in the order of the whole run (0 = the first sample ever trained on):
-        the same in every layout, the key of its dropout masks. Where `valid[i]` is False the sample only fills up the
-        last batch of an evaluation and must not count: its weight in the loss is zero.
+        the same in every layout, and the key of the sample's dropout masks. Where `valid[i]` is False the sample only
+        fills up the last batch of an evaluation and must not count: its weight in the loss is zero.
         """
 
     @abstractmethod

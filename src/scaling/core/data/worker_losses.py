@@ -1,4 +1,4 @@
-"""How many dead data workers are bad luck, and from when on they are the way the run is set up."""
+"""Count dead data workers, and decide when their deaths are no longer bad luck but a fault of the run's setup."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scaling.core.errors import ScalingError
 _log = logging.getLogger(__name__)
 
 MAX_IN_A_ROW: Final = 5
-"""So many deaths in a row end the run: each costs seconds, and what goes on like that is a hundred times too slow."""
+"""This many deaths in a row end the run: each costs seconds, and to continue like that is a hundred times too slow."""
 RECOVERED_AFTER: Final = 200
-"""So many micro-batches after a death the next one does not belong to the same row."""
+"""A death that comes at least this many micro-batches after the last one begins a new row."""
 
 _OPEN_FILES: Final = ("Too many open files", "ancdata")  # the latter: descriptors that were sent and did not arrive
 _SHARED_MEMORY: Final = ("shared memory", "Bus error", "No space left")
@@ -28,11 +28,11 @@ class WorkerLosses:
         self._delivered = RECOVERED_AFTER
 
     def note_delivery(self) -> None:
-        """Note that a micro-batch came."""
+        """Note that a micro-batch arrived."""
         self._delivered += 1
 
     def note_death(self, error: Exception) -> None:
-        """Log a death that may be bad luck; raise `ScalingError`, with what to do, where it can be none."""
+        """Log a death that may be bad luck; where it cannot be, raise a `ScalingError` that says what to do."""
         self._in_a_row = self._in_a_row + 1 if self._delivered < RECOVERED_AFTER else 1
         cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         if self._in_a_row > 1 and self._delivered == 0:
