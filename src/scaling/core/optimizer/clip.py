@@ -12,16 +12,16 @@ from scaling.core.collectives import ops
 from scaling.core.topology.topology import Topology
 
 ROW: Final = 1024
-"""Elements whose squares are added in float32. Over 50 million elements that alone is off by 0.4 % on a CPU."""
+"""Elements whose squares are added in float32. Adding 50 million squares in float32 alone is off by 0.4 % on a CPU."""
 CONVERTED: Final = 2**19
-"""Elements of half precision that are converted at a time on a CPU, where PyTorch's norm of them takes 18 times as long
-as that of float32; elsewhere the norm itself converts."""
+"""Half-precision elements that are converted at a time on a CPU, where PyTorch's norm of them takes 18 times as long as
+that of float32; elsewhere the norm itself converts."""
 
 
 def squared_norm(counted: Sequence[Tensor], topology: Topology) -> Tensor:
-    """Return the sum of squares of all elements of all ranks, 0-d float64. Collective: all ranks; one number.
+    """Return the sum of squares of all elements of all ranks, 0-d float64. Collective: all ranks; one all-reduce.
 
-    Vectors are read once. Squares are added up by rows in float32 (float64 of float64), rows in float64.
+    Vectors are read once. Squares are added up by rows in float32 (in float64 for float64), and rows in float64.
     """
     norms = [norm for vector in counted for norm in _row_norms(vector)]
     if norms:
@@ -33,7 +33,7 @@ def squared_norm(counted: Sequence[Tensor], topology: Topology) -> Tensor:
 
 def _row_norms(vector: Tensor) -> list[Tensor]:
     if vector.dtype.itemsize < 4 and vector.device.type == "cpu":
-        # Memory that is taken anew for each part costs several times the conversion.
+        # Memory that is allocated anew for each part costs several times the conversion.
         scratch = torch.empty(min(CONVERTED, len(vector)), dtype=torch.float32)
         parts = [vector[start : start + CONVERTED] for start in range(0, len(vector), CONVERTED)]
         return [norm for part in parts for norm in _row_norms(scratch[: len(part)].copy_(part))]

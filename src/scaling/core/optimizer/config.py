@@ -16,9 +16,9 @@ from scaling.core.errors import Problem
 from scaling.core.optimizer.rule import AdamW, UpdateRule
 
 MOST_BFLOAT16_BETA: Final = 1 - 2.0**-7
-"""Above it a running mean in bfloat16 stands still too often. Half a unit in the last place is up to 2^-8 of a value,
-so a value decays only where 1 - beta is more; at twice that, a mean comes within a half of what it follows even where
-that never changes."""
+"""Above this, a running mean in bfloat16 stalls too often. Half a unit in the last place is up to 2^-8 of a value, so a
+value decays only where 1 - beta is larger. At twice that, a mean comes within a half of the value that it follows, even
+where that value never changes."""
 
 
 class LossScalerConfig(BaseConfig):
@@ -50,7 +50,7 @@ class LossScalerConfig(BaseConfig):
 
 
 class OptimizerConfig(ConfigFamily):
-    """What every update rule has around it; a member of the family names a rule by its `method`."""
+    """Settings around every update rule; a member of the family names its rule by `method`."""
 
     kind_key: ClassVar[str] = "method"
     default_kind: ClassVar[str | None] = "adamw"
@@ -69,18 +69,18 @@ class OptimizerConfig(ConfigFamily):
     """Formerly: save each rank's shard as it is."""
     grad_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which gradients are summed over micro-batches and ranks, and sent. bfloat16 saves 2 bytes a parameter and
-    halves what is sent, but rounds each sum to 8 bits; norm and update are float32. Gradients of float64 weights are
+    halves the bytes sent, but rounds each sum to 8 bits; norm and update are float32. Gradients of float64 weights are
     float64."""
     debug_log: Annotated[bool, Unavailable()] = False
     """Log norms of every parameter and its gradient."""
 
     @abstractmethod
     def rule(self) -> UpdateRule:
-        """Return the rule of parameter groups that bring none."""
+        """Return the rule of parameter groups that have none of their own."""
 
 
 class _AdamWConstants(BaseConfig):
-    """Apart from the member, so that its keys come before those of all rules in a file."""
+    """AdamW's own settings, in a separate class so that their keys come before the common ones in a file."""
 
     method: Literal["adamw"] = "adamw"
     """The update rule: adamw."""
@@ -100,10 +100,10 @@ class _AdamWConstants(BaseConfig):
 
 @final
 class AdamWConfig(OptimizerConfig, _AdamWConstants):
-    """AdamW on float32 master weights, on request sharded over the data-parallel ranks (ZeRO stage 1)."""
+    """AdamW on float32 master weights, optionally sharded over the data-parallel ranks (ZeRO stage 1)."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check that moments move in the type in which they are kept."""
+        """Check that moments can change in the type in which they are kept."""
         for name, dtype, beta, value in (
             ("exp_avg_dtype", self.exp_avg_dtype, "beta1", self.beta1),
             ("exp_avg_sq_dtype", self.exp_avg_sq_dtype, "beta2", self.beta2),

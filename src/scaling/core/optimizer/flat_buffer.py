@@ -1,6 +1,6 @@
 """Flat buffers: parameters and their gradients as views of contiguous memory, cut into buckets.
 
-All parameters of a buffer are alike in everything the optimizer asks: group, type, and what their gradients need. So
+All parameters of a buffer agree in everything the optimizer asks: group, type, and the sums of their gradients. So
 every later operation (reduction, norm, update, cast) is a few calls on long vectors instead of one per parameter.
 """
 
@@ -21,7 +21,7 @@ from scaling.core.topology.layout import Layout
 from scaling.core.topology.placement import Placements
 
 ALIGNMENT = 64  # elements: 128 bytes in half precision, so that every parameter starts on a cache line
-MOST_PADDING = 1 / 8  # of a bucket of whole parameters, except the last
+MOST_PADDING = 1 / 8  # fraction of a bucket of whole parameters, except the last
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class BufferKind:
 
     @property
     def order(self) -> tuple[int, float, str]:
-        """Return what sorts kinds of the same placements, alike on all ranks that have them."""
+        """Return the sort key of kinds with the same placements, the same on all ranks that have them."""
         return self.group, self.lr_scale, str(self.dtype)
 
 
@@ -65,8 +65,8 @@ class Placement:
 def plan(sizes: Sequence[int], *, bucket_size: int, parts: int) -> tuple[list[Placement], list[Bucket]]:
     """Place parameters of the given sizes one after another and cut the buffer into buckets. Pure.
 
-    Each starts aligned. A bucket closes once it holds `bucket_size` elements, and is filled up so that it divides into
-    `parts` aligned slices; no parameter lies in two buckets.
+    Each parameter starts aligned. A bucket closes once it holds `bucket_size` elements, and is padded so that it
+    divides into `parts` aligned slices; no parameter lies in two buckets.
     """
     placements: list[Placement] = []
     buckets: list[Bucket] = []
@@ -85,9 +85,9 @@ def plan(sizes: Sequence[int], *, bucket_size: int, parts: int) -> tuple[list[Pl
 def plan_whole(sizes: Sequence[int], *, bucket_size: int, parts: int) -> tuple[list[Placement], list[Bucket]]:
     """Place parameters so that each lies in one of the `parts` equal slices of its bucket. Pure.
 
-    A bucket closes once it holds `bucket_size` elements and at most an eighth of that is padding. What is left at the
-    end is the last bucket, whose padding is less than `parts` times its largest parameter: little for many parameters,
-    much where there are fewer than `parts`.
+    A bucket closes once it holds `bucket_size` elements and at most an eighth of the bucket is padding. The remaining
+    parameters are the last bucket, whose padding is less than `parts` times its largest parameter: little for many
+    parameters, much where there are fewer than `parts`.
     """
     placements: list[Placement] = []
     buckets: list[Bucket] = []
@@ -112,14 +112,14 @@ def plan_whole(sizes: Sequence[int], *, bucket_size: int, parts: int) -> tuple[l
 
 
 def _too_padded(length: int, parts: int, total: int) -> bool:
-    """Whether `parts` slices of `length`, or any longer ones, that hold `total` elements are padding for too much."""
+    """Return whether `total` elements in `parts` slices of `length`, or of more, leave too much padding."""
     return length * parts - total > length * parts * MOST_PADDING
 
 
 def _deal(sizes: Sequence[int], parts: int) -> tuple[int, list[tuple[int, int]]]:
-    """Give each size, from the largest on, to the part that has least; return the most a part has, and (part, offset).
+    """Give each size, the largest first, to the part with the least; return the largest sum and each (part, offset).
 
-    No part has more than an equal share of the sum and the largest size (Graham, SIAM J. Appl. Math. 17, 1969).
+    No part has more than an equal share of the sum plus the largest size (Graham, SIAM J. Appl. Math. 17, 1969).
     """
     loads = [(0, part) for part in range(parts)]
     heapify(loads)
@@ -201,7 +201,7 @@ class FlatBuffer:
 
 
 def left_out(ranges: Iterable[slice], length: int) -> list[slice]:
-    """Return the ranges between these, which are in order and do not overlap, within a length. Pure."""
+    """Return the gaps between these ranges, which are in order and do not overlap, within a length. Pure."""
     found, position = [], 0
     for one in (*ranges, slice(length, length)):
         if position < one.start:
@@ -221,8 +221,8 @@ def build_buffers(
     """Return the buffers of all groups: parameters sorted by kind, within a kind from the last layer to the first.
 
     Gradients become complete from the last layer on, so the first bucket can be reduced while the rest is computed.
-    Where ranks with other layers hold the same parameters, the order is that of their names, which all of them know.
-    In the groups of the numbers `whole` no parameter is cut by the slices of a bucket.
+    Where ranks with other layers hold the same parameters, these are sorted by name instead, which is the same order on
+    all of them. In the groups whose numbers are in `whole`, no parameter is cut by the slices of a bucket.
     """
     by_kind: dict[BufferKind, list[tuple[nn.Parameter, ParameterMeta]]] = {}
     for number, parameters in enumerate(groups):

@@ -1,4 +1,4 @@
-"""Sum gradients over the batch while the backward pass still runs, then over whatever else shares them."""
+"""Sum gradients over the batch while the backward pass still runs, then over all other ranks that share them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from scaling.core.waiting import waits
 class GradientSync:
     """Starts the reduction of a bucket as soon as its last gradient of the step has arrived.
 
-    With `zero` each rank along the axes that split the batch receives the sum of its own slice (reduce-scatter:
-    (d-1)/d of the bytes leave a rank), else of everything (all-reduce: twice that). Buckets start in one order on all
-    ranks, whatever order autograd finds. Then, over few ranks and for few parameters, come the sums over whichever
-    other ranks hold the same values and a part of their gradient: model replicas, stages of a tie. Construct it on all
-    ranks alike.
+    With `zero`, each rank along the axes that split the batch receives the sum of its own slice (reduce-scatter:
+    (d-1)/d of the bytes leave a rank); without it, the sum of everything (all-reduce: twice that). Reductions start in
+    the same order on all ranks, whatever order autograd finds. Then follow the sums over other ranks that hold the same
+    values and a part of their gradient (model replicas, stages of a tie): few ranks and few parameters. All ranks must
+    construct it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class GradientSync:
         self._next = 0
 
     def sharded(self, number: int) -> bool:
-        """Return whether each rank along the batch axes updates a slice of its own of buffer `number`."""
+        """Return whether each rank along the batch axes updates only its own slice of buffer `number`."""
         return self._zero and self._groups[number] is not None
 
     def _arrived(self, number: int) -> Callable[[nn.Parameter], None]:
@@ -94,7 +94,7 @@ class GradientSync:
 
     @waits
     def finish(self) -> None:
-        """Reduce what has not been yet and wait for everything. Collective: all ranks that share a parameter."""
+        """Reduce the remaining buckets and wait for all reductions. Collective: all ranks that share a parameter."""
         while self._next < len(self._buckets):
             self._start(self._next)
         for work in self._works:
@@ -107,7 +107,7 @@ class GradientSync:
         self._next = 0
 
     def owned(self, number: int) -> list[slice]:
-        """Return the ranges of buffer `number` this rank updates: its slices of the buckets with ZeRO, else all."""
+        """Return the ranges of buffer `number` that this rank updates: with ZeRO its slices of buckets, else all."""
         buckets = self._buffers[number].buckets
         if not self.sharded(number):
             return [slice(0, buckets[-1].stop)]
@@ -115,7 +115,7 @@ class GradientSync:
 
     @waits
     def gather_weights(self) -> None:
-        """Give all ranks along the batch axes the slices each of them updated. Collective: those ranks; all-gather."""
+        """All-gather the updated slices along the batch axes. Collective: all ranks along these axes."""
         works = []
         for number, buffer in enumerate(self._buffers):
             group = self._groups[number]
@@ -139,7 +139,8 @@ def _make_groups(
 ) -> tuple[list[ops.Group], list[tuple[int, ops.Group]]]:
     """Return each buffer's group along the axes that split the batch, and (buffer, group) of all other sums, in order.
 
-    Every rank takes part in making every group, also those that only other stages need: they tell each other which.
+    Every rank takes part in creating every group, also those that only other stages need; the ranks first exchange
+    which groups they need.
     """
     layout = topology.layout
     batch = [buffer.kind.placements.batch_axes(layout) for buffer in buffers]
@@ -154,8 +155,8 @@ def _make_groups(
         for axis, copies, indices in sums
     }
     groups = {which: topology.holders_group(*which) for which in sorted(everyone, key=_order)}
-    # Stages hold different parameters in common. In one order of groups, none of them waits for one that waits for it;
-    # within a group all have the same kinds.
+    # Pairs of stages share different parameters. With one order of groups, no two ranks wait for each other; within a
+    # group, all ranks have the same kinds.
     found = [
         (_order(which), buffer.kind.order, number, groups[which])
         for number, (buffer, sums) in enumerate(zip(buffers, other, strict=True))
@@ -167,7 +168,7 @@ def _make_groups(
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:
-    """Return each of some values once, as it travels."""
+    """Return the distinct values, in the form in which they are sent."""
     return [json.loads(text) for text in sorted({json.dumps(value) for value in values})]
 
 

@@ -30,14 +30,14 @@ class ParameterGroup:
     learning_rate_scheduler: LearningRateSchedulerConfig
     weight_decay: float = 0.01
     independent_weight_decay: bool = False
-    """Decay by weight_decay * learning rate / peak learning rate a step, whatever the peak (arXiv:2309.14322)."""
+    """Decay by weight_decay * learning rate / peak learning rate in each step, whatever the peak (arXiv:2309.14322)."""
     rule: UpdateRule | None = None
-    """How they are updated; None: as the optimizer's configuration says."""
+    """The update rule of the group; None: that of the optimizer's configuration."""
     parameters: Sequence[tuple[nn.Parameter, ParameterMeta]] = ()
 
     @property
     def decay_coefficient(self) -> float:
-        """Return what is multiplied with the learning rate."""
+        """Return the factor by which the learning rate is multiplied to get the decay of a step."""
         peak = self.learning_rate_scheduler.learning_rate
         return self.weight_decay / peak if self.independent_weight_decay and peak else self.weight_decay
 
@@ -59,9 +59,9 @@ class GroupPattern:
 
 
 def pattern_problems_of(patterns: Sequence[GroupPattern], names: Iterable[str]) -> list[str]:
-    """Return which groups take nothing of all trainable parameters, and which patterns match none of them. Pure.
+    """Return which groups take no trainable parameter, and which patterns match none of them. Pure.
 
-    `names` are those within layers. Every pattern must match, for beside a good one a mistyped one is not missed.
+    `names` are the names within layers. Every pattern must match: beside a good one, a mistyped one would go unnoticed.
     """
     names = set(names)
     problems = []
@@ -86,9 +86,9 @@ def assign(
 ) -> list[ParameterGroup]:
     """Return the groups with this rank's parameters. Collective: all ranks, over the store.
 
-    A parameter in no group or in several, and a group or a pattern that takes no parameter on any rank, are one
-    `ConfigError` that is the same on all ranks. With `allow_missing` parameters in no group are frozen: they need no
-    gradient from then on. Parameters that need none already belong to no group.
+    A parameter in no group or in several, and a group or a pattern that takes no parameter on any rank, are reported in
+    one `ConfigError`, the same on all ranks. With `allow_missing`, parameters in no group are frozen: they require no
+    gradient from then on. Parameters that already require none belong to no group.
     """
     trainable = {
         description.name: (parameter, description) for parameter, description in parameters if parameter.requires_grad
@@ -105,7 +105,7 @@ def assign(
 
 
 def check_groups(names: Iterable[str], patterns: Sequence[GroupPattern], *, allow_missing: bool = False) -> None:
-    """Raise the `ConfigError` that `assign` raises where these are the trainable parameters. Pure, without torch."""
+    """Raise the `ConfigError` that `assign` raises for trainable parameters of these names. Pure, without torch."""
     found = _match(names, patterns)
     _require_fit(found.alone, found.several, sorted(found.names), patterns=patterns, allow_missing=allow_missing)
 
@@ -115,11 +115,11 @@ class _Match:
     """Which groups take which parameters, by name."""
 
     taken: list[list[str]]
-    """For each group."""
+    """The names that each group takes."""
     alone: list[str] = field(default_factory=list)
-    """Taken by no group."""
+    """The names that no group takes."""
     several: list[str] = field(default_factory=list)
-    """What to say of those that several groups take."""
+    """Messages about the names that several groups take."""
     names: set[str] = field(default_factory=set)
     """All names within layers."""
 
@@ -141,7 +141,7 @@ def _match(names: Iterable[str], patterns: Sequence[GroupPattern]) -> _Match:
 
 
 def _joined(reports: Sequence[tuple[list[str], list[str], list[str]]]) -> tuple[list[str], list[str], list[str]]:
-    """Return which parameters no group takes, what all ranks complain of, and all names within layers."""
+    """Return the parameters that no group takes, the messages of all ranks, and all names within layers."""
     alone, several, names = (sorted(set().union(*lists)) for lists in zip(*reports, strict=True))
     return alone, several, names
 

@@ -29,7 +29,7 @@ class LossScaler:
         self._clean_steps = torch.zeros((), dtype=torch.float64, device=device)
 
     def update(self, overflow: Tensor) -> None:
-        """Take note of a step; `overflow` is 0-d, 1.0 where its gradients were not finite."""
+        """Update the scale after a step; `overflow` is 0-d, 1.0 where its gradients were not finite."""
         if not self.enabled:
             return
         config, bad = self.config, overflow > 0
@@ -43,9 +43,9 @@ class LossScaler:
         self._clean_steps = torch.where(bad, torch.zeros_like(self._clean_steps), self._clean_steps + 1)
 
     def state(self) -> dict[str, float]:
-        """Return the state as plain numbers (reads the device); nothing where it is not in use.
+        """Return the state as plain numbers (reads the device); empty where the scaler is not in use.
 
-        A run that goes on in float16 then starts from its own initial scale, not from a 1 that nobody has tried.
+        A run that continues in float16 then starts from its own initial scale, not from an untested scale of 1.
         """
         if not self.enabled:
             return {}
@@ -62,7 +62,7 @@ class LossScaler:
 
 
 def scaler_state_problems(stored: Any) -> list[str]:
-    """Return what keeps a stored value from being a state of a loss scaler, in use or not. Pure."""
+    """Return why a stored value is not a valid state of a loss scaler, in use or not. Pure."""
     if not isinstance(stored, Mapping):
         return [f"optimizer.loss_scaler is {stored!r:.100}, not a table"]
     if not stored:

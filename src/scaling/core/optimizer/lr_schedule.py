@@ -71,7 +71,7 @@ class LearningRateSchedulerConfig(BaseConfig):
         if style is LearningRateDecayStyle.CONSTANT:
             return
         if end == 0 and self.learning_rate == self.learning_rate_minimum:
-            return  # it decays to where it is
+            return  # it decays to the value that it has already
         if end == 0:
             yield Problem(
                 "learning_rate_decay_iters",
@@ -100,13 +100,13 @@ class LearningRateSchedulerConfig(BaseConfig):
             )
 
     def notes(self) -> Iterator[Problem]:
-        """Yield what keeps anything from being learnt."""
+        """Yield the settings with which nothing is learnt."""
         if self.learning_rate == 0:
             yield Problem("learning_rate", "is 0: nothing is learnt by it")
 
 
 def steps_at_zero(config: LearningRateSchedulerConfig, target: int) -> int:
-    """Return how many steps of a training to step `target` come after the step with which the rate has decayed to 0."""
+    """Return how many steps of a training that ends at step `target` come after the rate has decayed to 0."""
     if config.learning_rate_decay_style is LearningRateDecayStyle.CONSTANT or config.learning_rate_minimum > 0:
         return 0
     return max(0, target - config.learning_rate_decay_iters)

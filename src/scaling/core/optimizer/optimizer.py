@@ -28,11 +28,11 @@ from scaling.core.topology.placement import Placements
 from scaling.core.topology.topology import Topology
 
 MASTERS: Final = "optimizer.master."
-"""How the names of the float32 copies of half-precision weights start in a checkpoint."""
+"""Prefix of the names of the float32 copies of half-precision weights in a checkpoint."""
 
 
 class Model(Protocol):
-    """What the optimizer asks of a model; `ParallelModule` is one."""
+    """The part of a model that the optimizer needs; `ParallelModule` has it."""
 
     micro_batches: int
 
@@ -43,7 +43,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did: device scalars (0-d float64) that nobody has waited for, and learning rates."""
+    """Results of one optimizer step: device scalars (0-d float64), for which the host has not waited, and the rates."""
 
     global_grad_norm: Tensor
     overflow: Tensor
@@ -53,18 +53,18 @@ class StepReport:
 
 
 GradientObserver = Callable[[Iterator[GlobalTensor], Tensor], None]
-"""Takes this rank's parts of a step's summed gradients, as views, and what makes them gradients of the mean loss when
-they are multiplied with it (0-d, on the device)."""
+"""Receives this rank's parts of a step's summed gradients, as views, and the factor (0-d, on the device) that makes
+them gradients of the mean loss."""
 
 
 @final
 class Optimizer:
-    """An update rule for each group over flat shards, its state cut over the data axis with `zero`.
+    """An update rule for each group over flat shards; with `zero`, its state is sharded over the data axis.
 
     ZeRO stage 1 (Rajbhandari et al., arXiv:1910.02054): gradients are reduce-scattered, each data rank updates its
     slice and the weights are all-gathered; without `zero` gradients are all-reduced and every data rank updates
-    everything. Weights in half precision have float32 masters. Construct it on all ranks alike; parameters then live
-    in its buffers. Groups without a rule of their own have the configuration's.
+    everything. Weights in half precision have float32 masters. All ranks must construct it; parameters then live in its
+    buffers. Groups without a rule of their own use that of the configuration.
 
     `usual_weight` is the usual weight of a global batch in the loss (its number of tokens): backward passes are scaled
     by one over it, which keeps float16 in range, and `step` corrects for the actual weight.
@@ -106,8 +106,8 @@ class Optimizer:
             for number, buffer in enumerate(self._buffers)
             for owned in self._sync.owned(number)
         ]
-        # Gradients pass through frozen parameters too. Whether *any* rank has float16 ones must be agreed: the scale
-        # multiplies the loss on the last stage only.
+        # Gradients pass through frozen parameters too. Ranks must agree whether *any* of them has float16 parameters:
+        # the scale multiplies the loss on the last stage only.
         half = any(parameter.dtype == torch.float16 for parameter in uses)
         scaled = config.loss_scaler.enabled(float16=topology.agree("float16", half, any))
         self.loss_scaler = LossScaler(config.loss_scaler, topology.device, enabled=scaled)
@@ -131,9 +131,9 @@ class Optimizer:
             for number, buffer in enumerate(self._buffers)
             for left in left_out(self._sync.owned(number), len(buffer.gradients))
         ]
-        """Gradients that other data ranks update; what this rank updates is cleared with the update."""
+        """Gradients of ranges that other data ranks update; those of this rank's ranges are cleared with the update."""
         self._updates = torch.zeros((), dtype=torch.float64, device=topology.device)
-        """Updates so far, also of ranks that have nothing to train: a checkpoint stores what rank 0 counts."""
+        """Updates so far, counted also on ranks that have nothing to train: a checkpoint stores the count of rank 0."""
 
     def _placements(self, number: int) -> Placements:
         placements = self._buffers[number].kind.placements
@@ -142,16 +142,16 @@ class Optimizer:
 
     @property
     def gradient_scale(self) -> Tensor:
-        """Return what loss sums are multiplied with before they are differentiated, 0-d float64 on the device."""
+        """Return the factor applied to loss sums before they are differentiated, 0-d float64 on the device."""
         return self.loss_scaler.scale / self._usual_weight
 
     def step(self, step: int, *, weight: Tensor) -> StepReport:
         """Update the weights with the gradients of one global batch and clear the gradients.
 
         `step` counts from 1; it fixes the learning rates. `weight` is the weight of the whole global batch. Collective:
-        all ranks. Communicates the gradients over the data axis (what the backward pass has not sent already), one
-        number over the world for the norm, with ZeRO the weights over the data axis. The host waits for nothing.
-        Gradients that are not finite anywhere skip the update everywhere.
+        all ranks. Communicates the gradients over the data axis (those that the backward pass has not sent already),
+        one number over the world for the norm, and with ZeRO the weights over the data axis. The host waits for
+        nothing. If gradients are not finite on any rank, all ranks skip the update.
         """
         self._sync.finish()
         squared = squared_norm([shard.gradients for shard in self._counted], self.topology)
@@ -186,7 +186,7 @@ class Optimizer:
         self._updates += 1 - overflow
 
     def refresh(self) -> None:
-        """Take the weights as they are now as the masters (after loading weights without optimizer state)."""
+        """Copy the present weights to the masters (after loading weights without optimizer state)."""
         for shard in self._shards:
             if shard.separate:
                 shard.master.copy_(shard.weights)
@@ -194,7 +194,7 @@ class Optimizer:
     def global_tensors(self) -> Iterator[GlobalTensor]:
         """Yield this rank's parts of the optimizer's tensors: `optimizer.<slot>.<parameter>`, as views.
 
-        Slots: those of the rules, and `master` where the weights have less than float32.
+        Slots: those of the rules, and `master` where the weights are narrower than float32.
         """
         for slot in dict.fromkeys(("master", *(slot for rule in self._rules for slot in rule.slots))):
             yield from self._boxed(f"optimizer.{slot}.", partial(_stored, slot))
@@ -222,7 +222,7 @@ class Optimizer:
         return shard.placements.stands_for(topology.layout, topology.coordinate, spread=zlib.crc32(key.encode()))
 
     def state(self) -> dict[str, Any]:
-        """Return what is not a tensor of a parameter: the update count and the loss scaler (reads the device)."""
+        """Return the state outside parameter tensors: the update count and the loss scaler (reads the device)."""
         return {"updates": int(self._updates.item()), "loss_scaler": self.loss_scaler.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -240,7 +240,7 @@ class Optimizer:
 
 
 def optimizer_state_problems(stored: Any) -> list[str]:
-    """Return what keeps a stored value from being what `Optimizer.state` returns. Pure."""
+    """Return why a stored value is not a valid result of `Optimizer.state`. Pure."""
     if not isinstance(stored, Mapping):
         return [f"optimizer is {stored!r:.100}, not a table"]
     found = scaler_state_problems(stored.get("loss_scaler"))

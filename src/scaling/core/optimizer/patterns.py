@@ -1,4 +1,4 @@
-"""Patterns on names of parameters: what they take, and which of them match nothing. Needs no PyTorch."""
+"""Patterns on names of parameters: which names they take, and which patterns match nothing. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def name_in_layer(key: str) -> str:
 
 
 def takes_parameter(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Return whether any pattern of `include` (all, if empty) and none of `exclude` is found in a name in its layer."""
+    """Return whether a pattern of `include` (all, if empty) and none of `exclude` is found in a name within a layer."""
     included = not include or any(re.search(pattern, name) for pattern in include)
     return included and not any(re.search(pattern, name) for pattern in exclude)
 
 
 def unmatched_patterns(include: Iterable[str], names: Iterable[str]) -> Mapping[str, str]:
-    """Return the patterns that are found in none of the `names`, which are those within layers, and what to say of it.
+    """Return the patterns that are found in none of the `names` (those within layers), each with a message about it.
 
-    A pattern that others leave nothing to has matched all the same: it names something that is there.
+    A pattern whose matches are all taken by others counts as matched: it names parameters that exist.
     """
     known = sorted(set(names))
     return {
@@ -33,7 +33,7 @@ def unmatched_patterns(include: Iterable[str], names: Iterable[str]) -> Mapping[
 
 
 def _hint(pattern: str, names: Sequence[str]) -> str:
-    """Say what was probably meant: of all parts of all names between dots, the one that is nearest."""
+    """Suggest what was probably meant: the nearest one of all dotted parts of all names."""
     near = nearest(re.sub(r"[\\^$()*?]", "", pattern), dict.fromkeys(part for name in names for part in _parts(name)))
     return "" if near is None else f"; did you mean {near}?"
 

@@ -1,4 +1,4 @@
-"""Update rules: how weights follow from gradients, whoever summed these and wherever the state is kept."""
+"""Update rules: how weights follow from gradients, however these are summed and wherever the state is kept."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pace:
-    """How far a rule goes in one update; the tensors are on the device, and nobody waits for them."""
+    """The size of one update; the tensors are on the device, and the host does not wait for them."""
 
     rate: float
     """The learning rate."""
     decay: float
-    """Weight decay: every weight loses this times the rate of itself."""
+    """Weight decay: every weight loses `decay` times `rate` of its value."""
     updates: Tensor
     """Which update this is, from 1 (0-d float32). Steps that were skipped do not count."""
     skip: Tensor
@@ -27,27 +27,27 @@ class Pace:
 
 
 class UpdateRule(Protocol):
-    """How the weights of a parameter group are updated. It keeps nothing itself: its state lies in slots.
+    """How the weights of a parameter group are updated. A rule keeps no state itself: its state is in slots.
 
     Rules are chosen by the configuration (`optimizer.method`), or for one group by `ParameterGroup.rule`.
     """
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Return the names of its state, which starts at zero: one number per weight and slot, cut as the weights are.
+        """Return the names of the state, which starts at zero: one number per weight and slot, cut as the weights are.
 
-        A checkpoint holds each as `optimizer.<slot>.<parameter>`. `master` is the name of the weights themselves.
+        A checkpoint holds each as `optimizer.<slot>.<parameter>`. The name `master` is that of the weights themselves.
         """
         ...
 
     @property
     def bfloat16_slots(self) -> Container[str]:
-        """Return which of its slots are kept in bfloat16, rounded to nearest; beside float64 weights none is."""
+        """Return the slots that are kept in bfloat16, rounded to nearest; with float64 weights, none is."""
         ...
 
     @property
     def whole_matrices(self) -> bool:
-        """Return whether it needs whole parameters, in `FlatShard.matrices`, or takes any range of a buffer.
+        """Return whether the rule needs whole parameters, in `FlatShard.matrices`, or accepts any range of a buffer.
 
         With ZeRO each parameter then lies in the shard of one data rank.
         """
@@ -56,15 +56,15 @@ class UpdateRule(Protocol):
     def update(self, shards: Sequence[FlatShard], pace: Pace) -> None:
         """Update `master` and `slots` of the shards, which are of one group and type, by their summed `gradients`.
 
-        A rule that takes any range is called for one range after another, as many times a step as the sizes of this
-        rank's shards make it, so it does not communicate. All it sees is of the master's type; gradients and slots that
-        are stored in less were converted before and are rounded again afterwards.
+        A rule that accepts any range is called for one range after another; the number of calls in a step depends on
+        the sizes of this rank's shards, so the rule must not communicate. All tensors that it sees are of the master's
+        type; gradients and slots that are stored in a narrower type are converted before and rounded again afterwards.
 
-        A rule of whole matrices is called once a step for every kind of buffers, on all ranks of the axes that cut its
-        parameters alike, and sees gradients and slots as they are stored.
+        A rule of whole matrices is called once in a step for every kind of buffer, on all ranks of the axes that cut
+        its parameters, and sees gradients and slots as they are stored.
 
-        Both are called with `pace.skip` too: weights and slots must then stay as they are, bit for bit, although
-        gradients may be nan.
+        Both are called also where `pace.skip` is 1.0: weights and slots must then stay as they are, bit for bit,
+        although gradients may be nan.
         """
         ...
 
@@ -72,7 +72,7 @@ class UpdateRule(Protocol):
 @final
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with weight decay apart from the gradient (Loshchilov and Hutter, arXiv:1711.05101), one kernel for all."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101), in one kernel for all shards."""
 
     beta1: float = 0.9
     beta2: float = 0.95
@@ -85,7 +85,7 @@ class AdamW:
     """Every weight is updated by itself."""
 
     def update(self, shards: Sequence[FlatShard], pace: Pace) -> None:
-        """Update the shards with PyTorch's fused kernel, which looks at `skip` on the device."""
+        """Update the shards with PyTorch's fused kernel, which reads `skip` on the device."""
         import torch  # here, because checking a configuration names the rule, and importing torch takes seconds
 
         torch._fused_adamw_(

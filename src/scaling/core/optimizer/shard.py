@@ -1,4 +1,4 @@
-"""Shards: the ranges of flat buffers that a rank updates, and the whole matrices in them for rules that need those."""
+"""Shards: the ranges of flat buffers that a rank updates, and the whole matrices in them for rules that need these."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from scaling.core.topology.topology import Topology
 
 @dataclass(frozen=True)
 class Matrix:
-    """A named tensor (of any number of dimensions) of which this rank updates what it holds: all of it, or a part.
+    """A named tensor (of any number of dimensions), of which this rank updates the part that it holds, or all of it.
 
-    Where parallel layers cut it, every rank of the cut works on its part at the same time: what a rule computes from
-    the whole, it computes on each of them alike. `master`, `gradients` and `slots` are views without padding.
+    Where parallel layers cut it, every rank of the cut works on its part at the same time: computations from the whole
+    are repeated on each of them, with the same result. `master`, `gradients` and `slots` are views without padding.
     """
 
     piece: Piece
-    """Its name, its whole shape, and which box of it this rank holds: an empty one where its part is all padding."""
+    """Its name, its whole shape, and the box of it that this rank holds: an empty one where the part is all padding."""
     master: Tensor
     gradients: Tensor
     slots: Mapping[str, Tensor]
     cut_over: Sequence[ops.Group]
     """The groups whose ranks hold the whole together, one for each axis that cuts it."""
     gives: bool
-    """False where another rank of the cut holds the same part and gives it."""
+    """False where another rank of the cut holds the same part and contributes it to the whole."""
 
     def whole(self, part: Tensor) -> Tensor:
-        """Return the whole of which each rank passes its part. Collective: all ranks of the cut; all-reduce.
+        """Return the whole tensor, of which each rank passes its part. Collective: all ranks of the cut; all-reduce.
 
-        That sends the matrix twice where an all-gather would do so once, but takes any boxes.
+        An all-reduce sends the matrix twice where an all-gather would send it once, but works with any boxes.
         """
         if not self.cut_over:
             return part
@@ -62,19 +62,19 @@ class FlatShard:
     buffer: FlatBuffer
     owned: slice
     placements: Placements
-    """How it lies along each axis: with ZeRO it is this rank's alone along those that split the batch."""
+    """The shard's placement along each axis: with ZeRO, it is this rank's alone along those that split the batch."""
     weights: Tensor
     gradients: Tensor
     master: Tensor
     """The weights that are updated, in at least float32: `weights` themselves, or their copies."""
     slots: Mapping[str, Tensor]
-    """The rule's state, of the master's type, or bfloat16 where the rule says so."""
+    """The rule's state, in the master's type, or in bfloat16 where the rule says so."""
     matrices: tuple[Matrix, ...]
     """The named tensors that lie in the range, where the rule asks for whole ones."""
 
     @property
     def stored(self) -> Mapping[str, Tensor]:
-        """Return what a checkpoint holds besides the weights: the slots, and the master where it is a copy."""
+        """Return the tensors that a checkpoint holds besides weights: the slots, and the master where it is a copy."""
         return {"master": self.master, **self.slots} if self.separate else self.slots
 
     @property
@@ -83,7 +83,7 @@ class FlatShard:
         return self.master is not self.weights
 
     def part(self, start: int, stop: int) -> FlatShard:
-        """Return a range of it, counted from its own start, without matrices; all vectors are views."""
+        """Return a range of the shard, counted from the shard's start, without matrices; all vectors are views."""
         weights = self.weights[start:stop]
         return replace(
             self,
@@ -112,7 +112,7 @@ def make_shard(
 
 
 def slot_dtype(master: torch.dtype, *, bfloat16: bool) -> torch.dtype:
-    """Return the type in which a slot is kept beside a master of a type: float64 stays float64. Pure."""
+    """Return the type in which a slot is kept for a master of a type: float64 stays float64. Pure."""
     return torch.bfloat16 if bfloat16 and master != torch.float64 else master
 
 
@@ -123,7 +123,7 @@ def slot_bytes(rule: UpdateRule, weights: torch.dtype) -> int:
 
 
 def _matrices(buffer: FlatBuffer, owned: slice, vectors: Mapping[str, Tensor], topology: Topology) -> Iterator[Matrix]:
-    """Yield the tensors of the parameters in a range, none of which lies in it by half."""
+    """Yield the tensors of the parameters in a range, which cuts none of them."""
     placements, layout = buffer.kind.placements, topology.layout
     cut = placements.cut_axes(layout)
     gives = placements.cut(axis for axis in Axis if axis not in cut).stands_for(layout, topology.coordinate)

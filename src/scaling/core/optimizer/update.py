@@ -1,4 +1,4 @@
-"""The update in chunks: scale, convert, update and clear what a cache holds, before going on to the next."""
+"""The update in chunks that fit into a cache: scale, convert, update and clear each one before the next."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ CPU_CHUNK: Final = 2**19
 """Elements at a time on a CPU: 8 MiB of weights, gradients and two moments. Threads wait for each other at the end of
 each operation, so smaller chunks cost more than they save."""
 SCRATCH_CHUNK: Final = 2**24
-"""Elements at a time elsewhere, where something is converted: 64 MiB of each, some hundred launches for a billion."""
+"""Elements at a time elsewhere, where something is converted: 64 MiB of each vector, some hundred launches for a
+billion elements."""
 
 
 def cut(lengths: Sequence[int], *, most: int) -> list[list[tuple[int, int, int]]]:
-    """Cut vectors, one after another, into chunks of `most` elements: (which, start, stop) of each piece. Pure.
+    """Cut vectors, one after another, into chunks of `most` elements: (vector, start, stop) of each piece. Pure.
 
-    Chunks but the last are full, so small vectors share one.
+    All chunks but the last are full, so small vectors share a chunk.
     """
     chunks: list[list[tuple[int, int, int]]] = []
     room = 0
@@ -44,17 +45,17 @@ class _Chunk:
     """Some ranges of shards that are updated together."""
 
     seen: Sequence[FlatShard]
-    """As the rule sees them: what is stored in less than the master's type is in the scratch memory."""
+    """The ranges as the rule sees them: vectors in a narrower type than the master's are in the scratch memory."""
     scaled: list[Tensor]
-    """Their gradients."""
+    """The gradients of `seen`."""
     stored: list[Tensor]
-    """What is converted into `wide`: gradients and slots."""
+    """The gradients and slots that are converted into `wide`."""
     wide: list[Tensor]
     stored_slots: list[Tensor]
-    """What is converted back from `wide_slots`."""
+    """The slots that are converted back from `wide_slots`."""
     wide_slots: list[Tensor]
     weights: list[Tensor]
-    """The weights of which `masters` are the masters."""
+    """The weights to which `masters` are copied."""
     masters: list[Tensor]
     summed: list[Tensor]
     """Gradients in the flat buffers, to be cleared."""
@@ -62,11 +63,12 @@ class _Chunk:
 
 @final
 class ChunkedUpdate:
-    """Scales the gradients of shards of one kind, updates these by a rule, and clears the gradients.
+    """Scales the gradients of shards of one kind, updates the shards by a rule, and clears the gradients.
 
-    On a CPU gradients then travel between memory and caches once instead of four times. What is kept in less than
-    float32 is converted chunk by chunk in scratch memory that all chunks use, so nothing is held twice. Chunks change
-    no bit, since every weight is updated by itself. Rules of whole matrices get all shards at once, as they are stored.
+    On a CPU, gradients then travel between memory and caches once instead of four times. Vectors narrower than float32
+    are converted chunk by chunk in scratch memory that all chunks share, so nothing is held twice. Chunks change no bit
+    of the result, since every weight is updated by itself. Rules of whole matrices get all shards at once, as they are
+    stored.
     """
 
     def __init__(self, shards: Sequence[FlatShard], rule: UpdateRule, scratch: Tensor) -> None:
@@ -86,7 +88,7 @@ class ChunkedUpdate:
             self._chunks.append(_chunk(stored, seen))
 
     def update(self, coefficient: Tensor, pace: Pace) -> None:
-        """Update the shards with their gradients times `coefficient` (0-d, on the device), and clear these."""
+        """Update the shards with their gradients times `coefficient` (0-d, on the device), and clear the gradients."""
         factor = coefficient.to(self._dtype)
         for chunk in self._chunks:
             if chunk.stored:
@@ -101,7 +103,7 @@ class ChunkedUpdate:
 
 
 def scratch_for(shards: Sequence[FlatShard]) -> Tensor:
-    """Return memory for what a chunk of any of these shards converts: a row for each vector, float32."""
+    """Return scratch memory for a chunk of any of these shards: one float32 row for each vector that is converted."""
     rows = max((len(_narrow(shard)) for shard in shards), default=0)
     used = min(sum(len(shard.master) for shard in shards), _most(shards)) if rows else 0
     return torch.empty((rows, used), dtype=torch.float32, device=shards[0].master.device if shards else None)
@@ -114,12 +116,12 @@ def _most(shards: Sequence[FlatShard]) -> int:
 
 
 def _narrow(shard: FlatShard) -> list[Tensor]:
-    """Return gradients and slots of a shard that are stored in less than the type of the master."""
+    """Return gradients and slots of a shard that are stored in a narrower type than the master."""
     return [vector for vector in (shard.gradients, *shard.slots.values()) if vector.dtype != shard.master.dtype]
 
 
 def _widened(part: FlatShard, rows: Tensor) -> FlatShard:
-    """Return a shard in which what is narrower than the master is replaced by a row each."""
+    """Return a shard in which each vector narrower than the master is replaced by a row of scratch memory."""
     free = iter(rows)
     gradients, *slots = (
         vector if vector.dtype == part.master.dtype else next(free) for vector in (part.gradients, *part.slots.values())
