@@ -18,7 +18,7 @@ from scaling.core.training.learner import Learner
 
 
 def statistics_hooks(config: TrainerConfig, learner: Learner) -> list[TrainerHook]:
-    """Return what records statistics of tensors, where that is asked for. Collective: all ranks."""
+    """Return the hooks that record statistics of tensors, if configured. Collective: all ranks."""
     statistics = config.tensor_statistics_recorder_config
     return [] if statistics is None else [StatisticsHook(statistics, learner)]
 
@@ -34,9 +34,9 @@ def builtin_hooks(
 
 @final
 class RunStateHook(TrainerHook):
-    """Tells run_state.json how far the run is, for people and for a failure to name its step.
+    """Records the progress of the run in run_state.json, for people and so that a failure can name its step.
 
-    How a run ends is recorded by whoever knows its exit status.
+    The end of a run is recorded elsewhere, where its exit status is known.
     """
 
     def __init__(self, recorder: RunStateRecorder) -> None:

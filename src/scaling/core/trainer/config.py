@@ -22,34 +22,35 @@ class TrainerConfig(BaseConfig):
     on_resume = OnResume.RUNTIME
 
     train_iterations: Annotated[int | None, OnResume.SCHEDULE] = Field(default=None, ge=0)
-    """Optimizer steps at which training ends, counted from the very first. null: 0, nothing is trained."""
+    """Optimizer step at which training ends, counted from the very first. null: 0, nothing is trained."""
     seed: Annotated[int, OnResume.ORDER] = Field(default=42, ge=0)
     """Seed of weights, data order and dropout. The same seed gives the same run in every layout."""
     eval_interval: int | None = Field(default=None, ge=1)
-    """Evaluate after every so many steps. null: never."""
+    """Number of steps between evaluations. null: never."""
     eval_iterations: int | None = Field(default=None, ge=1)
     """Global batches of one evaluation. null: the whole validation set once."""
     log_interval: int = Field(default=1, ge=1)
-    """Write metrics after every so many steps. The device is waited for only then."""
+    """Number of steps between writes of metrics. The host waits for the device only then."""
     save_dir: Path | None = None
     """Folder of this run's checkpoints. A run that finds its own here continues from the newest. null: nothing is
     saved."""
     save_interval: int | None = Field(default=None, ge=1)
-    """Save after every so many steps. null: only at the end and when stopped."""
+    """Number of steps between saves. null: only at the end and when stopped."""
     final_save: bool = True
     """Save after the last step."""
     save_async: bool = False
     """Write checkpoints in the background while training goes on; needs host memory for one copy."""
     keep_last_checkpoints: int | None = Field(default=None, ge=1)
-    """Delete all but the newest so many checkpoints. null: keep all."""
+    """Number of newest checkpoints to keep; older ones are deleted. null: keep all."""
     keep_every_steps: int | None = Field(default=None, ge=1)
     """Never delete checkpoints whose step is a multiple of this. null: none is exempt."""
     delete_past_optimizer_states: bool = False
-    """Delete the optimizer states of all checkpoints but the newest: they can then be used, not resumed from."""
+    """Delete the optimizer states of all checkpoints but the newest: the others can then be used, but not resumed
+    from."""
     load_dir: Path | None = None
     """Checkpoint to start from if save_dir holds none: a folder of checkpoints or one step's folder. null: random
-    weights. The settings that follow say how much of it to take; from its own checkpoints a run goes on with
-    everything. A fine-tuning takes its base from here, also when it goes on and the base is not where it was."""
+    weights. The settings that follow say how much of it to load; a run loads its own checkpoints in full. A fine-tuning
+    takes its base from here, also when it resumes and the base is no longer where it was."""
     assert_checkpoint_loaded: bool = False
     """Fail if no checkpoint was found in save_dir or load_dir, instead of starting from random weights."""
     load_optimizer_states: bool = True
@@ -64,18 +65,19 @@ class TrainerConfig(BaseConfig):
     allowed_unexpected_keys_in_checkpoint: list[str] | None = None
     """Patterns of parameters that may be in the checkpoint and not in the model; they are not read. null: none."""
     ignore_keys_in_checkpoint: list[str] | None = None
-    """Patterns of parameters that are not read although they are in both, nor are their masters and moments; list them
-    as allowed to be missing too. In a fine-tuning they concern what is trained. null: none."""
+    """Patterns of parameters that are not read although the model and the checkpoint have them; neither are their
+    masters and moments. List them as allowed to be missing too. In a fine-tuning they apply to trained parameters only.
+    null: none."""
     map_base: bool = False
     """Map frozen weights of a fine-tuning's base into memory, shared by all processes of a machine, instead of copying
-    them. On the CPU only; the files of the base must stay as they are meanwhile."""
+    them. On the CPU only; the files of the base must not change meanwhile."""
     accept_changes: list[str] = Field(default_factory=list)
-    """Settings, by dotted name, that may differ from the checkpoint's although they change what is trained, for example
-    transformer_architecture.norm_type. The name of a section accepts all that is in it."""
+    """Settings, by dotted name, that may differ from the checkpoint's although they change the training, for example
+    transformer_architecture.norm_type. The name of a section accepts everything in it."""
     max_consecutive_nonfinite_steps: int = Field(default=5, ge=0)
     """A step whose loss or gradient is not finite is skipped; more than this many in a row end the run."""
     gc_interval: int = Field(default=100, ge=0)
-    """Collect Python's garbage every so many steps, on all ranks at once. 0: leave it to Python."""
+    """Number of steps between collections of Python's garbage, on all ranks at once. 0: leave it to Python."""
     dataloader_num_workers: int = Field(default=0, ge=0)
     """Processes that prepare samples for each rank. 0: the training process does."""
     dataloader_pin_memory: bool = True
@@ -108,7 +110,7 @@ class TrainerConfig(BaseConfig):
 
     @property
     def loads_from_elsewhere(self) -> bool:
-        """Return whether `load_dir` is another folder than `save_dir`, where looking first is nothing to speak of."""
+        """Return whether `load_dir` is another folder than `save_dir`; the same folder is worth no message."""
         if self.load_dir is None:
             return False
         return self.save_dir is None or self.load_dir.resolve() != self.save_dir.resolve()
@@ -123,7 +125,7 @@ class TrainerConfig(BaseConfig):
             yield from pattern_problems(name, getattr(self, name) or ())
 
     def notes(self) -> Iterator[Problem]:
-        """Yield what has no effect because something else is not given."""
+        """Yield settings that have no effect because another one is not given."""
         if self.save_interval is not None and self.save_dir is None:
             yield Problem("save_interval", f"is {self.save_interval}, but save_dir is null: nothing is saved")
         if self.dataloader_prefetch_factor is not None and self.dataloader_num_workers == 0:

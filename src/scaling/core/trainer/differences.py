@@ -1,4 +1,4 @@
-"""What a run says about the checkpoint it starts from: parameters excused, settings that differ, names of nothing."""
+"""Messages about the checkpoint that a run starts from: excused parameters, changed settings, names of nothing."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def compare_settings(
     of_base: bool = False,
     log_once: LogOnce,
 ) -> None:
-    """List what is set differently from the checkpoint's configuration; refuse what makes it another run.
+    """List settings that differ from the checkpoint's configuration; refuse those that make it another run.
 
-    Training on a base (`of_base`) is set otherwise than the training of the base, which is no warning.
+    A training on a base (`of_base`) has other settings than the training of the base; this is no reason for a warning.
     """
     if stored is None:
         log_once(logging.WARNING, "the checkpoint holds no configuration that this one could be compared with")
         return
     present = identity.as_dict()
     paths = [*_paths("", stored), *_paths("", present)]
-    # Only what never was a setting: an accepted change does not differ any more from the next checkpoint on.
+    # Only names that never were settings: from the next checkpoint on, an accepted change is no difference any more.
     if unknown := [name for name in accept if not any(covers(name, path) for path in paths)]:
         text = "trainer.accept_changes: there is no such setting, neither now nor in the checkpoint: %s"
         log_once(logging.WARNING, text, ", ".join(unknown))
@@ -55,13 +55,13 @@ def compare_settings(
 
 
 def _is_of_no_run(change: Change, stored: Mapping[str, Any]) -> bool:
-    """Return whether a setting is one of a training, and the checkpoint a model's that no training here has written."""
+    """Return whether a setting belongs to a training, and the checkpoint to a model that no training here wrote."""
     section, _, _ = change.path.partition(".")
     return "trainer" not in stored and change.stored is ABSENT and (section not in stored or section == FINGERPRINTS)
 
 
 def list_parameters(loaded: Loaded, *, log_once: LogOnce) -> None:
-    """Name the parameters that a setting has excused, for a pattern may cover more than was meant."""
+    """Log the parameters that a setting has excused, because a pattern may cover more than was meant."""
     missing, unexpected = set(loaded.missing), set(loaded.unexpected)
     for found, what in (
         (missing - unexpected, "are not in the checkpoint and keep their initial values"),
@@ -73,13 +73,13 @@ def list_parameters(loaded: Loaded, *, log_once: LogOnce) -> None:
 
 
 def list_idle_patterns(origin: Origin, loaded: Loaded, config: TrainerConfig, *, log_once: LogOnce) -> None:
-    """Name the patterns that match nothing, as mistyped ones do.
+    """Log the patterns that match nothing, as mistyped ones do.
 
-    Not for a run's own checkpoint: there they have done their part when it began.
+    Not for a run's own checkpoint: there the patterns took effect when the run began.
     """
     if origin.own:
         return
-    known = {*origin.stored.manifest.tensors, *loaded.missing, *loaded.absent}  # all that the model wants is there
+    known = {*origin.stored.manifest.tensors, *loaded.missing, *loaded.absent}  # everything that the model wants
     for setting in (
         "allowed_missing_keys_in_checkpoint",
         "allowed_unexpected_keys_in_checkpoint",

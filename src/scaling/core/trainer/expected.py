@@ -1,4 +1,4 @@
-"""What a schedule makes one expect of the steps that were measured: the same actions, lasting as long as they did."""
+"""Measured steps as the schedule predicts them: the actions of the schedule, with the measured durations."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from scaling.core.profiler.trace import SIMULATED, Event
 def expected_events(
     measured: Sequence[Event], schedule: Schedule, *, ranks: int, micro_batches: int
 ) -> tuple[Event, ...]:
-    """Return the simulated schedule over `ranks` pipe ranks, once for each measured step, from when that began.
+    """Return the simulated schedule over `ranks` pipe ranks, once for each measured step, from the time when it began.
 
-    A step that was left before its end is left out. Nothing where no step was measured.
+    Incomplete steps are left out. Empty where no step was measured.
     """
     actions = lower_all(schedule, ranks, micro_batches)
     computed = sum(isinstance(action, Compute) for own in actions for action in own)
@@ -43,11 +43,11 @@ def expected_events(
 
 
 def measured_duration(measured: Sequence[Event]) -> Duration:
-    """Return how long actions of training steps lasted, in microseconds.
+    """Return a function that gives the measured durations of actions of training steps, in microseconds.
 
-    A computation: on the average, for each stage and kind, over everything that was measured. A message: the shortest
-    time from the beginning of its sending to the end of its receiving, since others include that its receiver waited
-    for something else. 0 where nothing was measured.
+    For a computation: the mean over everything that was measured, for each stage and kind. For a message: the shortest
+    time from the beginning of the send to the end of the receive, since in longer times the receiver waited for
+    something else. 0 where nothing was measured.
     """
     lasted: dict[tuple[str, int], list[float]] = defaultdict(list)
     for event in measured:

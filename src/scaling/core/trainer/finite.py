@@ -1,4 +1,4 @@
-"""What follows where losses, gradients or weights are not finite; looked at only where the trainer waits anyway."""
+"""The reaction to losses, gradients or weights that are not finite; checked only where the trainer waits anyway."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _REMEDY: Final = "lower the learning rate or look at the data of these steps"
 
 @final
 class FiniteWatch:
-    """Counts steps in a row that were not finite, on the device, and says what follows where the counts are read.
+    """Counts steps in a row that were not finite, on the device, and reacts where the counts are read.
 
-    A gradient that overflows while the loss scale can still be lowered is how loss scaling works, and does not count.
-    All that is raised is raised on all ranks alike.
+    A gradient that overflows while the loss scale can still be lowered is part of how loss scaling works, and does not
+    count. All errors are raised on all ranks.
     """
 
     def __init__(self, learner: Learner, *, patience: int, log_once: LogOnce) -> None:
@@ -43,7 +43,7 @@ class FiniteWatch:
         """Steps in a row whose gradients, and whose loss, were not finite; on the device."""
 
     def note(self, loss: Tensor, report: StepReport) -> None:
-        """Take note of a step. The host waits for nothing."""
+        """Count a step. The host waits for nothing."""
         gradients = report.overflow
         if self._scaler.enabled:
             gradients = gradients * (report.loss_scale <= self._scaler.config.min_scale)
@@ -53,7 +53,7 @@ class FiniteWatch:
     def judge(self, gradients: float, losses: float, *, step: int) -> None:
         """Raise a `DataRefusedError` where the streaks, which have been read, are too long.
 
-        The steps themselves are told of as events, by what their metrics tell.
+        The steps themselves are reported as events, on the basis of their metrics.
         """
         floor = ""
         if self._scaler.enabled:
@@ -72,7 +72,7 @@ class FiniteWatch:
             self._last_step = f"{'the gradients were' if gradients else 'the loss was'} not finite in step {step}"
 
     def judge_evaluation(self, loss: float, *, step: int) -> None:
-        """Say what follows from the loss of an evaluation. Collective where it is not finite."""
+        """React to the loss of an evaluation. Collective where it is not finite: all ranks."""
         self._last_evaluation = None
         if not math.isfinite(loss):
             self.require_weights(step)
@@ -80,7 +80,7 @@ class FiniteWatch:
             self._log_once(logging.WARNING, "%s although the weights are finite", self._last_evaluation)
 
     def require_weights(self, step: int) -> None:
-        """Refuse to go on with, or to save, weights and moments that are not finite. Collective: all ranks."""
+        """Refuse to continue with, or to save, weights and moments that are not finite. Collective: all ranks."""
         then = (
             f"the run ends at step {step}, which is not saved; earlier checkpoints are untouched. Lower the learning "
             "rate, or look at optimizer.eps and at the data"
@@ -88,7 +88,7 @@ class FiniteWatch:
         require_finite(self._learner.global_tensors(), self._learner.topology, then=then)
 
     def require_good_end(self, step: int) -> None:
-        """Do not let a run whose last numbers were not finite end as if it were well. Collective: all ranks."""
+        """Refuse to end a run as a success where its last numbers were not finite. Collective: all ranks."""
         self.require_weights(step)
         for what in (self._last_step, self._last_evaluation):
             if what is not None:
@@ -101,10 +101,11 @@ class FiniteWatch:
 def require_finite(tensors: Iterable[GlobalTensor], topology: Topology, *, then: str) -> None:
     """Raise `DataRefusedError` with the names of tensors that are not finite, and with `then`. Collective: all ranks.
 
-    One number goes around the world; the host waits for it. Names are exchanged only where there is something to tell.
+    One number is all-reduced over the world; the host waits for it. Names are exchanged only where there is something
+    to report.
     """
     held: list[tuple[str, Tensor]] = [
-        (tensor.key, torch.linalg.vector_norm(part, ord=torch.inf).to(torch.float64))  # nan where anything is
+        (tensor.key, torch.linalg.vector_norm(part, ord=torch.inf).to(torch.float64))  # nan where any element is
         for tensor in tensors
         for _, part in tensor.parts
         if part.is_floating_point() and part.numel()

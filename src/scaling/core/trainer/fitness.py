@@ -1,4 +1,4 @@
-"""What keeps a run from going on from a checkpoint, as far as names and its manifest tell: pure, without torch."""
+"""Why a run cannot resume from a checkpoint, judged by names and the manifest: pure, without torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scaling.core.trainer.config import TrainerConfig
 
 
 def is_base(manifest: Manifest, *, own: bool, on_base: bool) -> bool:
-    """Return whether a checkpoint is what a fine-tuning begins on, not one that it goes on from."""
+    """Return whether a checkpoint is the base that a fine-tuning begins on, not one that it resumes from."""
     return on_base and not own and not is_on_base(manifest)
 
 
 def scalars_wanted(
     manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool = False
 ) -> Mapping[str, bool]:
-    """Return which scalars of a checkpoint a run goes on from; `own`: it lies in save_dir."""
+    """Return which scalars of a checkpoint a run resumes from; `own`: the checkpoint is in save_dir."""
     return {
         "trainer": goes_on(manifest, config, own=own, on_base=on_base),
         "optimizer": takes_optimizer(manifest, config, own=own, on_base=on_base),
@@ -27,7 +27,7 @@ def scalars_wanted(
 
 
 def goes_on(manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool) -> bool:
-    """Return whether a run goes on counting steps and samples where a checkpoint stands."""
+    """Return whether a run continues to count steps and samples from those of a checkpoint."""
     return own or (config.load_context and not is_base(manifest, own=own, on_base=on_base))
 
 
@@ -39,7 +39,7 @@ def takes_optimizer(manifest: Manifest, config: TrainerConfig, *, own: bool, on_
 
 
 def contents_problems(manifest: Manifest, *, own: bool, on_base: bool) -> list[str]:
-    """Return why a checkpoint is not of the kind that a run starts from: a whole model, or what is trained on one."""
+    """Return why a checkpoint is not of the kind that a run starts from: a whole model, or weights trained on one."""
     if is_on_base(manifest) and not on_base:
         return [
             "it holds only what was trained on a base, and this run trains a whole model; set the method it was "
@@ -54,7 +54,7 @@ def contents_problems(manifest: Manifest, *, own: bool, on_base: bool) -> list[s
 
 
 def scalars_lacking(manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool = False) -> list[str]:
-    """Return what a checkpoint lacks that a run would go on from, and what to do."""
+    """Return which scalars a checkpoint lacks that a run would resume from, and what to do."""
     wanted = scalars_wanted(manifest, config, own=own, on_base=on_base)
     lacking = [name for name, taken in wanted.items() if taken and name not in manifest.scalars]
     if not lacking:

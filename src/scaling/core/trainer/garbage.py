@@ -22,10 +22,10 @@ class _Collect:
 
 @contextlib.contextmanager
 def garbage_collected(interval: int) -> Iterator[_Collect]:
-    """Take garbage collection into the trainer's hands inside the context: a full scan costs hundreds of milliseconds.
+    """Let the trainer control garbage collection inside the context: a full scan costs hundreds of milliseconds.
 
-    What survives the one scan in the beginning is of the oldest generation, which is not looked at again. `interval` 0
-    leaves it to Python.
+    Objects that survive the one full scan at the beginning are in the oldest generation, which is not scanned again.
+    `interval` 0 leaves garbage collection to Python.
     """
     if interval and gc.isenabled():
         gc.collect()

@@ -1,4 +1,4 @@
-"""What the hardware could do: peak rates of matrix products, for the share of them that training uses."""
+"""The limits of the hardware: peak rates of matrix products, for the share of them that training uses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes this process has had so far: on a GPU allocated by PyTorch, else resident."""
+    """Return the peak memory of this process so far, in bytes: on a GPU allocated by PyTorch, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Hooks: what is run around the steps without touching the loop, and what they may see of it."""
+"""Hooks: code that runs around the steps without touching the loop, and its view of the trainer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class TrainerView(Protocol):
 
     @property
     def learner(self) -> Learner:
-        """Return what is trained: module, optimizer, data and topology."""
+        """Return the learner: module, optimizer, data and topology."""
         ...
 
     @property
     def state(self) -> TrainState:
-        """Return where the run stands."""
+        """Return the run's counts of steps and samples."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class TrainerView(Protocol):
 
 
 class TrainerHook:
-    """What a program adds to the loop. Derive from it and write the points you need; the others do nothing.
+    """A program's addition to the loop. Derive from it and override the methods you need; the others do nothing.
 
     Hooks run in the order of their list, on all ranks. None may make the host wait for the device, except where the
     trainer has just waited: `after_log`, and everything around an evaluation or a save.
@@ -57,10 +57,10 @@ class TrainerHook:
         """Run after an evaluation, with its loss and metrics, the same on all ranks; they are written afterwards."""
 
     def before_save(self, trainer: TrainerView) -> None:
-        """Run before a checkpoint is written; what is changed in the model now is in it."""
+        """Run before a checkpoint is written; changes made to the model now are in it."""
 
     def after_save(self, trainer: TrainerView, checkpoint: Path | None) -> None:
-        """Run after a save: with the step's folder, or None where it failed, or goes on in the background."""
+        """Run after a save: with the step's folder, or None where it failed or continues in the background."""
 
     def after_log(self, trainer: TrainerView, written: Mapping[int, Mapping[str, float]]) -> None:
         """Run after metrics were written, with those of each step since the last time.
@@ -70,4 +70,4 @@ class TrainerHook:
         """
 
     def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        """Run when training ends, by an error or without."""
+        """Run when training ends, with an error or without."""

@@ -1,4 +1,4 @@
-"""What a run starts from: the newest checkpoint of its own, else what load_dir names, else random weights."""
+"""The start of a run: the newest checkpoint of its own, else the one in load_dir, else random weights."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from scaling.core.trainer.state import train_state_problems
 class Origin:
     """A checkpoint to start from, and how much of it is wanted.
 
-    What the settings leave out is left out of a checkpoint in load_dir. A run's own checkpoint is taken as it is: a
-    fine-tuning that was interrupted must not start counting, or replace its optimizer, a second time.
+    The settings say how much of a checkpoint in load_dir is loaded. A run's own checkpoint is loaded in full: an
+    interrupted fine-tuning must not restart its counts, or replace its optimizer, a second time.
     """
 
     stored: StoredCheckpoint
     own: bool
-    """Whether it lies in save_dir, so that this run, or an earlier start of it, wrote it."""
+    """Whether the checkpoint is in save_dir, so that this run, or an earlier start of it, wrote it."""
     config: TrainerConfig
     on_base: bool = False
     """Whether the run trains on a base."""
@@ -51,7 +51,7 @@ class Origin:
 
     @property
     def reference(self) -> BaseReference | None:
-        """Return which base the run trains on, None where it has none."""
+        """Return the reference to the base that the run trains on, None where it has none."""
         return BaseReference.to(self.stored) if self.is_base else BaseReference.of(self.stored.manifest.scalars)
 
     @property
@@ -61,7 +61,7 @@ class Origin:
 
     @property
     def with_context(self) -> bool:
-        """Return whether to go on counting steps and samples."""
+        """Return whether to continue counting steps and samples."""
         return goes_on(self.stored.manifest, self.config, own=self.own, on_base=self.on_base)
 
     @property
@@ -71,10 +71,10 @@ class Origin:
 
 
 def scalar_problems(manifest: Manifest, config: TrainerConfig, *, own: bool, on_base: bool = False) -> list[str]:
-    """Return what is wrong with those scalars of a checkpoint that a run would go on from. Pure.
+    """Return what is wrong with those scalars of a checkpoint that a run would resume from. Pure.
 
-    A digest tells that they are as somebody wrote them, not that a trainer did. What is not taken over may be absent
-    or anything.
+    A digest proves that they are unchanged, not that a trainer wrote them. Scalars that are not used may be absent or
+    anything.
     """
     scalars = manifest.scalars
     if found := contents_problems(manifest, own=own, on_base=on_base):
@@ -96,7 +96,7 @@ def _other_step(counted: int, saved: int) -> list[str]:
 
 
 class LogOnce(Protocol):
-    """Logs on one rank what is the same on all."""
+    """Logs, on one rank, a message that is the same on all."""
 
     def __call__(self, level: int, text: str, /, *values: object) -> None:
         """Log."""
@@ -105,7 +105,7 @@ class LogOnce(Protocol):
 def find_origin(
     config: TrainerConfig, checkpointer: Checkpointer, *, log_once: LogOnce, on_base: bool = False
 ) -> Origin | None:
-    """Return what to start from; None for random weights. Collective: all ranks verify the candidates together."""
+    """Return the start of a run; None for random weights. Collective: all ranks verify the candidates together."""
     for own, directory in ((True, config.save_dir), (False, config.load_dir)):
         if directory is None:
             continue
@@ -174,7 +174,7 @@ def _explain_what_is_not_used(origin: Origin, log_once: LogOnce) -> None:
     ]
     if passed_over:
         log_once(
-            logging.INFO if elsewhere else logging.WARNING,  # they have done their part when this run began
+            logging.INFO if elsewhere else logging.WARNING,  # they took effect when this run began
             "%s: for checkpoints in load_dir only, but %s is this run's own, so it goes on from all of it; to start "
             "anew from its weights, name it as load_dir and another save_dir",
             ", ".join(f"trainer.{name}" for name in passed_over),

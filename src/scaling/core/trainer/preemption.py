@@ -21,11 +21,11 @@ SECOND_REQUEST_SECONDS = 0.5
 
 
 class Preemption:
-    """While entered, turn the first SIGTERM, SIGUSR1 or Ctrl-C into a flag; a second one ends the process at once.
+    """A context that turns the first SIGTERM, SIGUSR1 or Ctrl-C into a flag; a second one ends the process at once.
 
-    Signals do not arrive everywhere at the same time: a `gate` is told, over which the ranks agree. It also says what a
-    signal may break off, by `AskedToLeave`. Keep it entered until the state is saved. Outside the main thread, where
-    Python allows no signal handlers, the flag is never set.
+    Signals do not arrive on all ranks at the same time: they are passed to a `gate`, through which the ranks agree. The
+    gate also says which work a signal may interrupt, by `AskedToLeave`. Stay in the context until the state is saved.
+    Outside the main thread, where Python allows no signal handlers, the flag is never set.
     """
 
     def __init__(

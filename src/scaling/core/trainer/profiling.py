@@ -1,4 +1,4 @@
-"""Record a timeline of a few steps: what every rank did, and what the schedule makes one expect, in one file."""
+"""Record a timeline of a few steps: the actions of every rank, and those expected from the schedule, in one file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _log = logging.getLogger(__name__)
 
 @final
 class ProfilingHook(TrainerHook):
-    """Times what the ranks do from step `profile_start_at_step` on, and writes it as a trace (docs/profiling.md).
+    """Times the actions of the ranks from step `profile_start_at_step` on, and writes a trace (docs/profiling.md).
 
-    The window ends when the step behind it begins, so that an evaluation and a save after its last step are in it, or
-    with the training. All ranks take part: at both ends they measure how far their clocks are apart, and at the last
-    one what they have recorded travels to rank 0. After an error nothing is written.
+    The window ends when the step after it begins, so that an evaluation and a save after its last step are in it, or
+    with the training. All ranks take part: at both ends of the window they measure how far their clocks are apart, and
+    at its end their records are gathered on rank 0. After an error nothing is written.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ProfilingHook(TrainerHook):
         self._recording: Recording | None = None
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Begin to record, or end it."""
+        """Begin or end the recording."""
         self._done += 1
         if self._done == 1:
             self._warn_of_missed_steps(trainer)
@@ -52,29 +52,29 @@ class ProfilingHook(TrainerHook):
             self._recording.profiler.common = {"step": trainer.state.step + 1}
 
     def after_step(self, trainer: TrainerView, report: StepReport) -> None:
-        """Note that what follows is no part of the step."""
+        """Mark spans that follow as not part of the step."""
         if self._recording is not None:
             self._recording.steps += 1
             self._recording.profiler.common = {"after_step": trainer.state.step}
 
     def before_evaluation(self, trainer: TrainerView) -> None:
-        """Begin an evaluation."""
+        """Begin the span of an evaluation."""
         self._open("evaluation")
 
     def after_evaluation(self, trainer: TrainerView, loss: StepLoss) -> None:
-        """End it."""
+        """End the span of an evaluation."""
         self._close()
 
     def before_save(self, trainer: TrainerView) -> None:
-        """Begin a checkpoint."""
+        """Begin the span of a checkpoint."""
         self._open("checkpoint")
 
     def after_save(self, trainer: TrainerView, checkpoint: Path | None) -> None:
-        """End it: what is still written in the background is not in the timeline."""
+        """End the span of a checkpoint: what is still being written in the background is not in the timeline."""
         self._close()
 
     def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        """Write what was recorded until the training ended well, and leave everything as it was."""
+        """Write the recording if the training ended without an error, and restore everything as it was."""
         if self._recording is not None and error is None:
             self._write()
         elif self._recording is not None:
@@ -90,7 +90,7 @@ class ProfilingHook(TrainerHook):
             self._recording.stretch.close()
 
     def _warn_of_missed_steps(self, trainer: TrainerView) -> None:
-        """Say where training ends before the steps to record do."""
+        """Warn where training ends before the last step to be recorded."""
         left = (trainer.config.train_iterations or 0) - trainer.state.step
         recorded = max(0, left + 1 - self._steps.start)
         if recorded < len(self._steps) and self._topology.rank == 0:
@@ -112,7 +112,7 @@ class ProfilingHook(TrainerHook):
         try:
             self._output.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._output, trace, durable=False)
-        except OSError as error:  # a timeline is not worth a run
+        except OSError as error:  # a lost timeline must not end the run
             _log.warning("the timeline was not written to %s: %s", self._output, error)
         else:
             _log.info("the timeline of %d steps is in %s", recording.steps, self._output)

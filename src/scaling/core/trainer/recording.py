@@ -1,4 +1,4 @@
-"""A window in which everything is timed, on all ranks together, and the file that comes of it."""
+"""A window in which everything is timed, on all ranks together, and the resulting file."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from scaling.core.training.learner import Learner
 
 @final
 class Recording:
-    """A window that is open. Making and finishing one is collective: all ranks."""
+    """An open window. Creating and finishing one is collective: all ranks."""
 
     def __init__(self, topology: Topology, learner: Learner, clock: HostClock, *, with_torch: bool) -> None:
         self._topology, self._learner, self._clock = topology, learner, clock
         self.steps = 0
-        """Complete ones so far."""
+        """Complete steps so far."""
         self.stretch = ExitStack()
-        """An evaluation or a save that has begun."""
+        """The span of an evaluation or a save that has begun."""
         self._torch = TorchProfiler(topology.device) if with_torch else None
         if self._torch is not None:
             self._torch.start()  # takes long the first time: before the clocks are compared
@@ -57,7 +57,7 @@ class Recording:
         return self.profiler.record(label(action, engine.stage_map), category(action), **asdict(action))
 
     def stop(self) -> None:
-        """Record no more, and leave everything as it was. With torch.profiler on a GPU this waits for the device."""
+        """Stop recording, and restore everything as it was. With torch.profiler on a GPU this waits for the device."""
         self.stretch.close()
         if self._torch is not None:
             self._torch.stop()
@@ -67,9 +67,9 @@ class Recording:
         self._learner.optimizer_timer = untimed
 
     def finish(self) -> bytes | None:
-        """Return the file, on rank 0, of what all ranks have recorded; None on the others.
+        """Return the file with the records of all ranks on rank 0, None on the others.
 
-        On a GPU this waits for the device. What travels to rank 0: everything recorded, compressed.
+        On a GPU this waits for the device. All records are sent to rank 0, compressed.
         """
         self.stop()
         topology, layout = self._topology, self._topology.layout
@@ -115,18 +115,19 @@ class RankClock:
 
     host: str
     offset: float
-    """What is added to it to have that of rank 0."""
+    """The number that is added to its time to get that of rank 0."""
     uncertainty: float
-    """How far that may be off."""
+    """How far `offset` may be off."""
     device_uncertainty: float
-    """How far times of its GPU may be off against those of its host; 0 on a CPU."""
+    """How far times of its GPU may be off relative to those of its host; 0 on a CPU."""
 
 
 def numbered(spans: Sequence[Span], *, column: int) -> list[Span]:
-    """Return spans of which those that send and receive name their message, alike on both ranks.
+    """Return the spans; those of sends and receives name their message, by the same name on both ranks.
 
-    Messages of one name (of each step, of each batch of an evaluation) come in one order on both ends, and are counted.
-    `column` stands for the ranks along the pipe axis, which have messages of the same names as others.
+    Messages of the same name (in each step, in each batch of an evaluation) come in the same order on both ranks, and
+    are numbered. `column` identifies the ranks along one pipe axis, since messages of other columns have the same
+    names.
     """
     counts: Counter[str] = Counter()
     found = []

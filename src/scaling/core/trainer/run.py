@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunSections(Protocol):
-    """The sections of a configuration that say how a run goes; those of `RunConfig` are among them."""
+    """The sections of a configuration that control a run; `RunConfig` has them."""
 
     @property
     def trainer(self) -> TrainerConfig:
@@ -66,13 +66,13 @@ def run_training(
     once_resumed: Callable[[], None] | None = None,
     next_commands: Sequence[str] = (),
 ) -> ExitStatus:
-    """Train to the end, or until asked to leave, and return what the process should end with. Collective: all ranks.
+    """Train to the end, or until asked to leave, and return the exit status of the process. Collective: all ranks.
 
     Writes metrics, the resolved configuration, versions and the state of the run below `logger.log_dir`, checkpoints
-    below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `sinks` get this rank's metrics beside
-    those that the configuration asks for, and are closed in the end; pass them on rank 0. `once_resumed` is called
-    before the first step, when it is certain that the checkpoints in `save_dir` are this run's own. `next_commands` is
-    what the summary at the end of a finished training tells to try next, the most important first; without any it is
+    below `trainer.save_dir`. Errors pass through, recorded in run_state.json. `sinks` get this rank's metrics in
+    addition to the sinks of the configuration, and are closed at the end; pass them on rank 0. `once_resumed` is called
+    before the first step, when it is certain that the checkpoints in `save_dir` are this run's own. `next_commands` are
+    the commands that the summary of a finished training suggests, the most important first; without any, it suggests
     the report of `logger.log_dir`.
     """
     topology = learner.topology
@@ -85,7 +85,7 @@ def run_training(
             )
         )
     folders = {"trainer.save_dir": config.trainer.save_dir, "logger.log_dir": config.logger.log_dir}
-    with (  # the locks first: a run that is refused must not write over the log of the one that it meets
+    with (  # the locks first: a run that is refused must not write over the log of the one that has them
         alone_in(folders, topology),
         RunStateRecorder(config.logger.log_dir, rank=topology.rank) as recorder,
         EventLog(
@@ -178,7 +178,7 @@ def run_training(
 def _sum_up(
     summary: Summary, trainer: Trainer, saved: Path | None, log_dir: Path | None, next_commands: Sequence[str]
 ) -> None:
-    """Say how the training went, where it got further."""
+    """Log a summary of the training, if it has trained any steps."""
     if not summary.steps:
         return
     outcome = RunPhase.FINISHED
@@ -193,7 +193,7 @@ def _sum_up(
 
 
 def _require_writable(save_dir: Path | None, topology: Topology) -> None:
-    """Refuse a folder that no checkpoint could be written to now, not at the first save. Collective: all ranks."""
+    """Refuse a folder that cannot be written to now, not only at the first save. Collective: all ranks."""
     if save_dir is None:
         return
     problem = None
@@ -247,7 +247,7 @@ def _is_same(a: Path, b: Path) -> bool:
 
 
 def communicator(topology: Topology) -> Communicator:
-    """Return how the ranks of a topology agree on checkpoints. All ranks make as many, alike; each has its own keys."""
+    """Return a communicator for checkpoints, with keys of its own. All ranks must create theirs in the same order."""
     if topology.store is None:
         return Alone()
     prefix = topology.own_prefix("checkpoint")

@@ -1,4 +1,4 @@
-"""Bring what a run starts from into its learner: the base, if it trains on one, and then its own tensors."""
+"""Load the origin of a run into its learner: the base, if it trains on one, and then its own tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scaling.core.training.learner import Learner
 OPTIMIZER_STATES: Final = r"^optimizer\."
 _log = logging.getLogger(__name__)
 _SHOWN: Final = 6
-"""How many parameters that a fine-tuning adds are named."""
+"""How many of the parameters that a fine-tuning adds are named."""
 
 
 @final
@@ -41,7 +41,7 @@ class Start:
     log_once: LogOnce
 
     def load(self, origin: Origin) -> BaseReference | None:
-        """Load everything that is wanted of an origin, and return the base that the run trains on."""
+        """Load everything that is wanted from an origin, and return the base that the run trains on, if any."""
         reference = origin.reference
         self._compare(origin)
         if reference is not None:
@@ -56,7 +56,8 @@ class Start:
         return reference
 
     def _compare(self, origin: Origin) -> None:
-        settings: Mapping[str, Any] | None = origin.stored.manifest.scalars.get("config")  # type: ignore[assignment]  # checked when it was found
+        # Checked when the origin was found.
+        settings: Mapping[str, Any] | None = origin.stored.manifest.scalars.get("config")  # type: ignore[assignment]
         compare_settings(
             settings,
             self.identity,
@@ -76,7 +77,7 @@ class Start:
         return stored
 
     def _load_base(self, stored: StoredCheckpoint, origin: Origin) -> None:
-        """Load the weights of the base, also of what is trained: that starts from them."""
+        """Load the weights of the base, also into trained parameters, which start from them."""
         learner, config = self.learner, self.config
         loaded = self.checkpointer.load(
             stored,
@@ -98,7 +99,7 @@ class Start:
                 self.log_once(logging.INFO, text, len(loaded.absent), names)
 
     def _map(self, stored: StoredCheckpoint) -> None:
-        """Replace frozen weights, which have been loaded, by views of the base's files, where these have them so."""
+        """Replace loaded frozen weights by views of the base's files, where these hold them as they are in memory."""
         learner = self.learner
         if learner.topology.device.type != "cpu":
             text = "trainer.map_base: the weights are copied, for they are used on a GPU; it concerns the CPU only"
@@ -111,7 +112,7 @@ class Start:
         }
         try:
             views = map_tensors(stored, {one: _wanted(one, frozen[one].pieces) for one in frozen})
-        except (CheckpointError, OSError) as error:  # of this rank alone: it has its copies
+        except (CheckpointError, OSError) as error:  # on this rank alone, which keeps its copies
             _log.warning("the base %s could not be mapped and stays copied: %s", stored.path, error)
             return
         for parameter, view in views.items():

@@ -1,4 +1,4 @@
-"""What a run is besides tensors: where it stands, and what must not change when it goes on."""
+"""The state of a run besides tensors: its progress, and what must not change when it resumes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from scaling.core.storage.json_values import is_count
 
 @dataclass
 class TrainState:
-    """Two integers that say where the run stands; everything else of the data's state follows from them."""
+    """The progress of a run as two integers, from which the rest of the data's state follows."""
 
     step: int = 0
     consumed_samples: int = 0
 
     def advance(self, samples: int) -> None:
-        """Take note of one step."""
+        """Count one step."""
         self.step += 1
         self.consumed_samples += samples
 
@@ -40,9 +40,9 @@ class TrainState:
 
 
 def train_state_problems(stored: Any) -> list[str]:
-    """Return what keeps a stored value from being a state of the trainer. Pure.
+    """Return why a stored value is not a valid state of the trainer. Pure.
 
-    The samples do not follow from the steps: batch sizes may have changed in between.
+    The number of samples does not follow from the steps: batch sizes may have changed in between.
     """
     if not isinstance(stored, Mapping):
         return [f"trainer is {stored!r:.100}, not a table"]
@@ -55,16 +55,17 @@ def train_state_problems(stored: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a checkpoint remembers of the run that wrote it, and which of it must be the same to go on."""
+    """The settings that a checkpoint keeps of its run, and which of them must be the same to resume."""
 
     config: BaseConfig
     """The resolved configuration."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
-    """Digests of what the configuration only points at, such as the training data."""
+    """Digests of data that the configuration only points to, such as the training data."""
     rules: ChangeRules = field(default_factory=ChangeRules)
-    """What a change means, beyond or instead of what the fields say; fingerprints are settings below `fingerprints`."""
+    """What changes mean, in addition to or instead of the rules of the fields; fingerprints are settings below
+    `fingerprints`."""
     decided_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """For each fingerprint the settings, as dotted paths, that decide it: what a message about it names."""
+    """For each fingerprint, the settings (as dotted paths) that decide it; a message about it names them."""
     free_on_base: Sequence[str] = ()
     """Settings, as dotted paths, that may differ from those of a base that the run trains on."""
 
@@ -74,7 +75,7 @@ class RunIdentity:
         return self.rules.over(ChangeRules.of(type(self.config)))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what is stored and compared."""
+        """Return the settings and fingerprints that are stored and compared."""
         return {**self.config.as_dict(), FINGERPRINTS: dict(self.fingerprints)}
 
 
@@ -100,7 +101,7 @@ class Metrics(Protocol):
 
 @final
 class NoMetrics:
-    """Stands for the metrics until they are opened: takes everything and keeps nothing."""
+    """A placeholder for the metrics until they are opened: it accepts everything and keeps nothing."""
 
     def add(self, step: int, metrics: Mapping[str, float | torch.Tensor]) -> None:
         """Keep nothing."""
@@ -117,5 +118,5 @@ class NoMetrics:
 
 
 def due(step: int, interval: int | None) -> bool:
-    """Return whether something done every `interval` steps is done after `step`; None = never."""
+    """Return whether something that is due every `interval` steps is due after `step`; None: never."""
     return interval is not None and step % interval == 0

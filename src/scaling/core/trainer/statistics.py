@@ -31,7 +31,7 @@ from scaling.core.training.learner import Learner
 _log = logging.getLogger(__name__)
 
 METRIC: Final = "statistics/"
-"""What the names of the metrics begin with."""
+"""Prefix of the names of the metrics."""
 _SHOWN: Final = 5
 """How many activations a warning names."""
 _OF_MODULES: Final = (ACTIVATIONS, ACTIVATION_GRADIENTS)
@@ -39,11 +39,11 @@ _OF_MODULES: Final = (ACTIVATIONS, ACTIVATION_GRADIENTS)
 
 @final
 class StatisticsHook(TrainerHook):
-    """Records in every step that is a multiple of `interval`; in all others it asks for the step's number.
+    """Records statistics in steps that are multiples of `interval`; in others it only checks the step's number.
 
-    Weights are those that the step starts from, gradients those of the mean loss before they are clipped, all
-    micro-batches and ranks together. In a recorded step layers run uncompiled. Making one is collective: all ranks;
-    `ConfigError` where a pattern fits nothing.
+    Weights are those that the step starts from; gradients are those of the mean loss before clipping, over all
+    micro-batches and ranks. In a recorded step, layers run uncompiled. Creating one is collective: all ranks; a
+    `ConfigError` where a pattern matches nothing.
     """
 
     def __init__(self, config: TensorStatisticsRecorderConfig, learner: Learner) -> None:
@@ -60,7 +60,7 @@ class StatisticsHook(TrainerHook):
         self._step = contextlib.ExitStack()
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Record the weights of a step that is due, and look at what its modules return."""
+        """Record the weights of a step that is due, and watch the outputs of its modules."""
         if not due(trainer.state.step + 1, self._interval):
             return
         for tensor in self._learner.module.global_tensors():
@@ -71,7 +71,7 @@ class StatisticsHook(TrainerHook):
         self._step.callback(self._watch.close)
 
     def after_step(self, trainer: TrainerView, report: StepReport) -> None:
-        """Merge what all ranks recorded, and hand it to the metrics."""
+        """Merge the records of all ranks, and pass them to the metrics."""
         if self._factor is None:
             return
         factor, self._factor = self._factor, None
@@ -82,11 +82,11 @@ class StatisticsHook(TrainerHook):
         trainer.metrics.add_vector(trainer.state.step, [METRIC + name for name in self._recorder.names], values)
 
     def on_exit(self, trainer: TrainerView, error: BaseException | None) -> None:
-        """Leave the model as it was."""
+        """Restore the model as it was."""
         self._step.close()
 
     def _names(self) -> list[str]:
-        """Return the names of what could be recorded of this rank's layers; one rank of those with the same tells."""
+        """Return the names that this rank's layers can record; of ranks with the same layers, only one returns any."""
         topology, module = self._learner.topology, self._learner.module
         if topology.index(*(axis for axis in Axis if axis is not Axis.PIPE)):
             return []
@@ -122,7 +122,7 @@ class StatisticsHook(TrainerHook):
 
     @contextlib.contextmanager
     def _observing(self) -> Iterator[None]:
-        """Look at the gradients of weights within the context, after whoever looked before."""
+        """Observe the gradients of weights within the context, after an earlier observer, if any."""
         optimizer = self._learner.optimizer
         before = optimizer.observer
 
@@ -141,7 +141,7 @@ class StatisticsHook(TrainerHook):
             optimizer.observer = before
 
     def _settle(self) -> None:
-        """Drop what no module returned in the first recorded step, such as gradients where nothing is trained.
+        """Drop names without a value in the first recorded step, such as gradients where nothing is trained.
 
         Collective: all ranks, over the store.
         """
@@ -157,7 +157,7 @@ class StatisticsHook(TrainerHook):
         self._watch = self._watching()
 
     def _warn_of(self, differing: Sequence[str]) -> None:
-        """Say which activations are those of one model rank only."""
+        """Warn of activations whose statistics are those of one model rank only."""
         if differing and self._learner.topology.rank == 0:
             _log.warning(
                 "model ranks return different values, of which statistics are those of the first rank only: %s; if "

@@ -1,4 +1,4 @@
-"""What a run says of itself at its start, and the events of the trainer beside those that follow from metrics."""
+"""The description of a run at its start, and the events of the trainer besides those that follow from metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scaling.core.training.learner import Learner
 
 
 def described(learner: Learner) -> str:
-    """Return how much this rank trains, in which layout and on what device."""
+    """Return a description: this rank's number of parameters, the layout and the device."""
     topology = learner.topology
     count = sum(parameter.numel() for parameter in learner.module.parameters())
     whose = "" if topology.layout.world_size == 1 else " on this rank"
@@ -24,9 +24,9 @@ def described(learner: Learner) -> str:
 
 
 def started(step: int, *, attempt: int, resumed_from: Path | None, total_steps: int, world_size: int) -> Event:
-    """Return the event of a start. What it resumes from, the one that loads it says.
+    """Return the event of a start, without a text: the code that loads a checkpoint logs what the run resumes from.
 
-    `attempt` counts the starts of one command from 1; `step` is the last one that is not trained again.
+    `attempt` counts the starts of one command from 1; `step` is the last step that is not trained again.
     """
     fields: dict[str, Json] = {
         "attempt": attempt,
@@ -44,7 +44,7 @@ def checkpoint_saved(report: SaveReport) -> Event:
 
 
 def save_failed(step: int, error: ScalingError, *, then: str) -> Event:
-    """Return the event of a save that failed while training goes on; `then` says what follows."""
+    """Return the event of a save that failed while training continues; `then` says what follows."""
     return Event(
         kind=EventKind.CHECKPOINT_FAILED,
         step=step,
@@ -55,7 +55,7 @@ def save_failed(step: int, error: ScalingError, *, then: str) -> Event:
 
 
 def leaving(step: int, reason: str, *, saves: bool) -> Event:
-    """Return the event of a run that leaves before its end, for it was asked to."""
+    """Return the event of a run that leaves before its end because it was asked to."""
     what = "saving" if saves else "nothing is saved, trainer.save_dir is null"
     return Event(
         kind=EventKind.LEAVING,

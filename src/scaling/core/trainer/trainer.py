@@ -39,17 +39,17 @@ from scaling.core.waiting import waits
 _log = logging.getLogger(__name__)
 
 MAX_FAILED_SAVES: Final = 5
-"""So many saves that fail in a row end the run: it would go on for nothing."""
+"""This many failed saves in a row end the run: its further work would be lost."""
 
 _TRIED_AGAIN: Final = "the next save tries again"
 
 
 @final
 class Trainer:
-    """Drives a learner to `train_iterations`, and says when to log, evaluate, save and leave.
+    """Drives a learner to `train_iterations`, and decides when to log, evaluate, save and leave.
 
-    Every method is collective: all ranks. `open_metrics` is called with the step the run goes on from, once that is
-    known.
+    Every method is collective: all ranks. `open_metrics` is called with the step that the run continues from, once it
+    is known.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Trainer:
         self.preempted: str | None = None
         """Why training ended early: the signal's name; None when it ran to the end."""
         self.resumed_from: Path | None = None
-        """The checkpoint that the run goes on from, or begins with; None where it begins with initial values."""
+        """The checkpoint that the run resumes from, or begins with; None where it begins with initial values."""
         self._topology = learner.topology
         self._finite = FiniteWatch(learner, patience=config.max_consecutive_nonfinite_steps, log_once=self._log_once)
         self._saved_step: int | None = None
@@ -107,11 +107,11 @@ class Trainer:
             else:
                 self._wait_for_data()
             self._warn_of_few_data()
-            if resumed:  # a new run has been noted, a longer one may be a surprise
+            if resumed:  # a new run has a note already; for a longer one it may be a surprise
                 self._warn_of_rate_zero()
             started = self.state.step
             self.metrics = self._open_metrics(started)
-            self.learner.data.take_waited()  # for the first micro-batch, which is no part of a step
+            self.learner.data.take_waited()  # drops the wait for the first micro-batch, which is no part of a step
             self._clock = time.perf_counter()
             try:
                 gate.pass_through()  # from here on there is something to save
@@ -127,11 +127,11 @@ class Trainer:
             if self.preempted is None and self.state.step > started:
                 self._finite.require_good_end(self.state.step)
             if self.preempted is not None and self._topology.world is not None:
-                # The signal that others had first may come now, and must not end a rank that they still talk to.
+                # The signal may reach this rank after others; it must not end a rank that they still communicate with.
                 self._topology.leaving.enter_context(listening.pop_all())
 
     def _wait_for_data(self) -> None:
-        """Begin together, once all ranks have their first micro-batch; before, there is nothing to save."""
+        """Wait until all ranks have their first micro-batch; before that, there is nothing to save."""
         with self._topology.gate.interruption():
             self.learner.data.wait()
             self._topology.agree("first data", None, len)
@@ -200,7 +200,7 @@ class Trainer:
             scalars[BASE] = None if self._base is None else self._base.as_dict()
         self._finite.require_weights(self.state.step)
         with self._tolerating_failed_save(_TRIED_AGAIN):
-            self._tell_of_save(self.checkpointer.wait())  # the one before, if it is written in the background
+            self._tell_of_save(self.checkpointer.wait())  # the previous one, if it is still being written
         folder = None
         with self._tolerating_failed_save(self._after_a_failed_save()):
             tensors, packed = self.learner.global_tensors(), self.learner.recipe.on_base
@@ -218,12 +218,12 @@ class Trainer:
             hook.after_log(self, written)
 
     def _tell_of_save(self, report: SaveReport | None) -> None:
-        """Tell of a checkpoint that is complete."""
+        """Report a checkpoint that is complete."""
         if report is not None and report.path is not None:
             self._events.tell(checkpoint_saved(report))
 
     def _after_a_failed_save(self) -> str | None:
-        """Say what follows if a save fails now; None where the run is over."""
+        """Return what follows if a save fails now; None where the run is over."""
         if self.state.step >= self.target or self.preempted is not None:
             return None
         interval = self.config.save_interval
@@ -232,7 +232,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _tolerating_failed_save(self, then: str | None) -> Iterator[None]:
-        """Go on without a checkpoint that was not written, unless the run is over or it was tried often enough."""
+        """Continue without a checkpoint that was not written, unless the run is over or too many saves have failed."""
         try:
             yield
         except StorageError as error:
@@ -245,7 +245,7 @@ class Trainer:
             self._events.tell(save_failed(self.state.step, error, then=f"{untouched}; {then}"))
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint of this run, or start from `load_dir`. Return whether there was one."""
+        """Resume from the newest checkpoint of this run, or start from `load_dir`. Return whether either was found."""
         on_base = self.learner.recipe.on_base
         if self.config.map_base and not on_base:
             text = "trainer.map_base has no effect: the run trains no method of fine-tuning, so it has no base"
@@ -272,14 +272,14 @@ class Trainer:
         return True
 
     def _warn_of_nothing_to_train(self, *, resumed: bool) -> None:
-        """Say that no step is trained, and which setting is why."""
+        """Warn that no step is trained, and name the setting that is the reason."""
         what = "nothing is left to train" if resumed else "nothing is trained"
         steps = self.config.train_iterations
         why = "null; set it to the number of steps" if steps is None else f"{steps}; raise it to go on"
         self._log_once(logging.WARNING, "%s: trainer.train_iterations is %s", what, why)
 
     def _warn_of_few_data(self) -> None:
-        """Say where a step sees samples more than once, which nobody means."""
+        """Warn where a step sees samples more than once, which is never intended."""
         samples = self.learner.samples_per_step
         for name, epochs in self.learner.data.epochs(samples).items():
             if epochs > 1:
@@ -287,7 +287,7 @@ class Trainer:
                 self._log_once(logging.WARNING, text, epochs, name, samples, "lower it, or give more data")
 
     def _warn_of_rate_zero(self) -> None:
-        """Say where steps to come change nothing because the decay of the learning rate ends before the training."""
+        """Warn where the last steps change nothing because the learning rate decays to 0 before training ends."""
         for group in self.learner.optimizer.groups:
             if idle := steps_at_zero(group.learning_rate_scheduler, self.target):
                 end = group.learning_rate_scheduler.learning_rate_decay_iters
@@ -298,7 +298,7 @@ class Trainer:
                 self._log_once(logging.WARNING, text, group.name, end, self.target, idle)
 
     def _log_once(self, level: int, text: str, *values: object) -> None:
-        """Log on one rank what is the same on all."""
+        """Log, on one rank, a message that is the same on all."""
         if self._topology.rank == 0:
             _log.log(level, text, *values)
 
@@ -355,14 +355,14 @@ class Trainer:
         self._finite.judge(gradients, losses, step=self.state.step)
 
     def _note_preemption(self, reason: str | None) -> None:
-        """Take note that the ranks leave, and say it."""
+        """Record that the ranks leave, and report it."""
         if self.preempted is None:
             self.preempted = reason or "a signal to another rank"
             saves = self.config.save_dir is not None
             self._events.tell(leaving(self.state.step, self.preempted, saves=saves))
 
     def _finish_saving(self) -> None:
-        """Do not lose the checkpoint that is being written in the background to an error of the training."""
+        """Wait for the save in the background, so that an error of the training does not lose its checkpoint."""
         try:
             self._tell_of_save(self.checkpointer.wait())
         except ScalingError as error:
@@ -375,7 +375,7 @@ class Trainer:
             yield
         except BaseException as caught:
             error = caught
-            if isinstance(caught, ScalingError):  # raised on all ranks alike, so none waits for one that is gone
+            if isinstance(caught, ScalingError):  # raised on all ranks, so none waits for one that is gone
                 self._finish_saving()
             raise
         finally:

@@ -46,7 +46,7 @@ class TrainingData:
             "num_workers": loading.workers,
             "pin_memory": loading.pin_memory and topology.device.type == "cuda",
             "prefetch_factor": loading.prefetch_factor,
-            "losses": WorkerLosses(),  # of all evaluations too, each of which starts workers of its own
+            "losses": WorkerLosses(),  # shared with all evaluations, each of which starts its own workers
             "device": topology.device,
         }
         self._reads = reads
@@ -59,7 +59,7 @@ class TrainingData:
         return iter(()) if self._loader is None else self._loader
 
     def seek(self, consumed_samples: int) -> None:
-        """Go on with the step that follows `consumed_samples` samples."""
+        """Continue with the step that follows `consumed_samples` samples."""
         if self._loader is not None:
             self._loader.seek(consumed_samples)
 
@@ -73,7 +73,7 @@ class TrainingData:
         return 0.0 if self._loader is None else self._loader.take_waited()
 
     def epochs(self, consumed_samples: int) -> dict[str, float]:
-        """Return how often the training data have been gone through, as metrics; a mixture by its sources."""
+        """Return the number of epochs of the training data, as metrics; for a mixture, one for each source."""
         if not isinstance(self._training_set, BlendedDataset):
             return {"training/epochs": consumed_samples / len(self._training_set)}
         counts = self._training_set.epochs(consumed_samples)
@@ -101,7 +101,7 @@ class TrainingData:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return the last parts of paths: as few of them as tell all of the (different) paths apart."""
+    """Return the last parts of the paths: as few of them as distinguish all of the (different) paths."""
     parts = [PurePath(name).parts for name in names]
     for kept in range(1, max(map(len, parts), default=0)):
         short = ["/".join(path[-kept:]) for path in parts]

@@ -26,8 +26,8 @@ from scaling.core.training.recipe import Recipe
 class Learner:
     """One rank's part of what a recipe describes: model, optimizer, loss, data and random streams.
 
-    The trainer drives one to the end of a run; `verify-layout` watches one in each of two layouts. Every method is
-    collective: all ranks.
+    The trainer drives a learner to the end of a run; `verify-layout` watches one in each of two layouts. Every method
+    is collective: all ranks.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Learner:
         self.recipe = recipe
         self.topology = topology
         self.module = ParallelModule(recipe.layers(topology), topology, config, seed=recipe.seed)
-        self.module.follow_base()  # to initial values for now; once more when those of a base are loaded
+        self.module.follow_base()  # with initial values for now; again once those of a base are loaded
         self.optimizer = Optimizer(
             recipe.optimizer,
             assign(self.module.parameters_with_meta(), recipe.groups, topology, allow_missing=recipe.allow_missing),
@@ -57,7 +57,7 @@ class Learner:
             loading=loading or Loading(),
         )
         self.optimizer_timer: Callable[[], AbstractContextManager[None]] = untimed
-        """Around each step of the optimizer, and the sums of gradients that the backward passes left to it."""
+        """Times each step of the optimizer, and the gradient sums that the backward passes have left to it."""
 
     @property
     def samples_per_step(self) -> int:
@@ -65,7 +65,7 @@ class Learner:
         return self.data.geometry.global_batch_size
 
     def seek(self, consumed_samples: int) -> None:
-        """Go on with the global batch that follows `consumed_samples` samples."""
+        """Continue with the global batch that follows `consumed_samples` samples."""
         self.data.seek(consumed_samples)
 
     def step(self, step: int) -> tuple[StepLoss, StepReport]:
@@ -84,7 +84,7 @@ class Learner:
     def training_loss(self, step: int) -> StepLoss:
         """Return the loss that `step` would report for the next global batch, dropout included; nothing is learnt.
 
-        What a loss function adds only where gradients are wanted is not in it.
+        Terms that a loss function adds only where gradients are wanted are not included.
         """
         self._seed_streams(step)
         return self.module.eval_step(self.data.training, self.loss_function, dropout=True)
@@ -104,9 +104,9 @@ class Learner:
         return total
 
     def weights(self) -> Iterator[GlobalTensor]:
-        """Yield this rank's parts of the weights that a checkpoint holds: on a base those that are trained, else all.
+        """Yield this rank's parts of the weights that a checkpoint holds: on a base only the trained ones, else all.
 
-        Persistent buffers, which change in training as weights do, are among them.
+        Persistent buffers, which change in training as weights do, are included.
         """
         return self.module.global_tensors(self.trained if self.recipe.on_base else None)
 
@@ -120,5 +120,5 @@ class Learner:
         self.optimizer.close()
 
     def _seed_streams(self, step: int) -> None:
-        """Let the random streams of a step depend on its number alone, so that there is no state of theirs to save."""
+        """Seed the random streams of a step from its number and the seed alone, so that they have no state to save."""
         self.topology.rng.seed(derive_seed(self.recipe.seed, "step", step))

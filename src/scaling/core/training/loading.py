@@ -1,4 +1,4 @@
-"""Loading: how the data of a training are read. Without torch, so that a configuration can name it."""
+"""Loading: how the data of a training are read. Needs no torch, so that a configuration can use it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How data are read, which changes no number of the training."""
+    """How data are read; this changes no number of the training."""
 
     workers: int = 0
     """Processes that prepare samples for each rank. 0: the training process does."""

@@ -17,10 +17,10 @@ from scaling.core.topology.topology import Topology
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is trained, whatever the layout: training and the proof of its layout start from the same one.
+    """The description of a training, independent of its layout: training and `verify-layout` start from the same one.
 
-    The functions are called in every process. Where those are started by `verify_layout` they are pickled: use
-    functions of a module, `functools.partial` of them, or instances of a dataclass.
+    The functions are called in every process. Where `verify_layout` starts the processes, the functions are pickled:
+    use functions of a module, `functools.partial` of them, or instances of a dataclass.
     """
 
     layers: Callable[[Topology], Sequence[LayerSpec]]
@@ -28,9 +28,9 @@ class Recipe:
     loss: Callable[[Topology], LossFunction]
     """Makes the loss function."""
     training: BaseDataset[Any]
-    """What is trained on."""
+    """The training data set."""
     evaluation: BaseDataset[Any] | None = None
-    """What the loss is evaluated on. None: nothing is."""
+    """The evaluation data set. None: there is no evaluation."""
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     groups: Sequence[GroupPattern] = (
         GroupPattern(
@@ -43,8 +43,8 @@ class Recipe:
     allow_missing: bool = False
     """Freeze parameters that are in no group; otherwise they are an error."""
     on_base: bool = False
-    """Train on a base: what is in no group comes from the checkpoint in `trainer.load_dir`, weights only, and is not
-    saved with what is trained."""
+    """Train on a base: parameters in no group come from the checkpoint in `trainer.load_dir`, weights only, and are not
+    saved with the trained ones."""
     grown: Sequence[str] = ()
     """Patterns of tensors that may have more rows than the base has: the additional ones keep their initial values."""
     seed: int = 42
@@ -52,6 +52,6 @@ class Recipe:
     usual_weight: float = 1.0
     """The usual weight of a global batch in the loss, as `Optimizer` takes it."""
     tokens_per_sample: int | None = None
-    """Turns samples into tokens in the metrics. None: samples are counted."""
+    """Converts samples to tokens in the metrics. None: samples are counted."""
     flops_per_sample: float | None = None
-    """Operations of a step for each sample, for the share of the GPU's peak rate that is used. None: unknown."""
+    """Floating-point operations of a step for each sample, for the used share of the GPU's peak rate. None: unknown."""
