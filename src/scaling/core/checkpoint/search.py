@@ -1,4 +1,4 @@
-"""Find the newest checkpoint that is complete and intact, and say what was rejected and why."""
+"""Find the newest checkpoint that is complete and intact, and report which ones were rejected and why."""
 
 from __future__ import annotations
 

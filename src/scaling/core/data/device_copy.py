@@ -13,7 +13,7 @@ from scaling.core.data.types import MicroBatch
 
 @final
 class DeviceCopy:
-    """Brings micro-batches to `device`. Pinned memory lets a copy to a GPU return before it is done."""
+    """A copier of micro-batches to `device`. Pinned memory lets a copy to a GPU return before it is done."""
 
     def __init__(self, device: torch.device, *, pin_memory: bool) -> None:
         self._device = device

@@ -159,7 +159,7 @@ class TokenDocuments(ABC):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The integer type that a token is stored in."""
+        """Return the integer type in which tokens are stored."""
         return self._tokens.dtype
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 Every sample that a run ever sees has a position: 0 is the first, and the run never ends. Two questions remain, and they
 do not depend on each other.
 
-- Which item stands at a position? An `Order` answers: a pure function of (seed, position).
+- Which item is at a position? An `Order` answers: a pure function of (seed, position).
 - Whose position is it? The global batch of a step is the next `global_batch_size` positions, cut by index, never by
   rank: place i goes to micro-batch m, data-parallel rank d and slot j with
   i = (m * data_parallel_size + d) * micro_batch_size + j.

@@ -21,7 +21,7 @@ _SHARED_MEMORY: Final = ("shared memory", "Bus error", "No space left")
 
 @final
 class WorkerLosses:
-    """Counts the deaths of data workers, those of the training set and of each evaluation together."""
+    """A count of the deaths of data workers, those of the training set and of each evaluation together."""
 
     def __init__(self) -> None:
         self._in_a_row = 0

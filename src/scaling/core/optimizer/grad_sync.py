@@ -20,7 +20,7 @@ from scaling.core.waiting import waits
 
 @final
 class GradientSync:
-    """Starts the reduction of a bucket as soon as its last gradient of the step has arrived.
+    """The reduction of gradients in buckets, each started as soon as its last gradient of the step has arrived.
 
     With `zero`, each rank along the axes that split the batch receives the sum of its own slice (reduce-scatter:
     (d-1)/d of the bytes leave a rank); without it, the sum of everything (all-reduce: twice that). Reductions start in

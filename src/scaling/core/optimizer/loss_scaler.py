@@ -14,7 +14,7 @@ from scaling.core.optimizer.config import LossScalerConfig
 
 @final
 class LossScaler:
-    """Multiplies the loss so that small gradients survive float16 (Micikevicius et al., arXiv:1710.03740, section 3.2).
+    """A scale with which small gradients survive float16 (Micikevicius et al., arXiv:1710.03740, section 3.2).
 
     A step whose gradients are not finite is skipped. After `hysteresis` of them the scale is divided by `factor`; after
     `window` clean steps it is multiplied. The numbers are device tensors: nothing is read back to decide.

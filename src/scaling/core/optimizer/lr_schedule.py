@@ -114,7 +114,7 @@ def steps_at_zero(config: LearningRateSchedulerConfig, target: int) -> int:
 
 @final
 class LearningRateScheduler:
-    """Computes the learning rate of any step; holds no state."""
+    """The learning rate of any step, computed without state."""
 
     def __init__(self, config: LearningRateSchedulerConfig) -> None:
         self.config = config

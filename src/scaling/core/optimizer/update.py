@@ -63,7 +63,7 @@ class _Chunk:
 
 @final
 class ChunkedUpdate:
-    """Scales the gradients of shards of one kind, updates the shards by a rule, and clears the gradients.
+    """The update of shards of one kind: scale their gradients, update the shards by a rule, and clear the gradients.
 
     On a CPU, gradients then travel between memory and caches once instead of four times. Vectors narrower than float32
     are converted chunk by chunk in scratch memory that all chunks share, so nothing is held twice. Chunks change no bit

@@ -34,7 +34,7 @@ def builtin_hooks(
 
 @final
 class RunStateHook(TrainerHook):
-    """Records the progress of the run in run_state.json, for people and so that a failure can name its step.
+    """The record of a run's progress in run_state.json, for people and so that a failure can name its step.
 
     The end of a run is recorded elsewhere, where its exit status is known.
     """

@@ -26,7 +26,7 @@ _REMEDY: Final = "lower the learning rate or look at the data of these steps"
 
 @final
 class FiniteWatch:
-    """Counts steps in a row that were not finite, on the device, and reacts where the counts are read.
+    """A counter, on the device, of steps in a row that were not finite, and the reaction where it is read.
 
     A gradient that overflows while the loss scale can still be lowered is part of how loss scaling works, and does not
     count. All errors are raised on all ranks.

@@ -10,7 +10,7 @@ from typing import final
 
 @final
 class _Collect:
-    """Collects Python's garbage at chosen steps, so that all ranks pause together."""
+    """A collector of Python's garbage at chosen steps, so that all ranks pause together."""
 
     def __init__(self, interval: int) -> None:
         self._interval = interval

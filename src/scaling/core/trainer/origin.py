@@ -96,7 +96,7 @@ def _other_step(counted: int, saved: int) -> list[str]:
 
 
 class LogOnce(Protocol):
-    """Logs, on one rank, a message that is the same on all."""
+    """A function that logs, on one rank, a message that is the same on all."""
 
     def __call__(self, level: int, text: str, /, *values: object) -> None:
         """Log."""

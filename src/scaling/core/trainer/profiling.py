@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @final
 class ProfilingHook(TrainerHook):
-    """Times the actions of the ranks from step `profile_start_at_step` on, and writes a trace (docs/profiling.md).
+    """A timer of the ranks' actions from step `profile_start_at_step` on, which writes a trace (docs/profiling.md).
 
     The window ends when the step after it begins, so that an evaluation and a save after its last step are in it, or
     with the training. All ranks take part: at both ends of the window they measure how far their clocks are apart, and

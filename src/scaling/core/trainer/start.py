@@ -32,7 +32,7 @@ _SHOWN: Final = 6
 @final
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Loads an origin into a learner. Collective: all ranks."""
+    """The loading of an origin into a learner. Collective: all ranks."""
 
     learner: Learner
     checkpointer: Checkpointer

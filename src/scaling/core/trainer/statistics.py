@@ -39,7 +39,7 @@ _OF_MODULES: Final = (ACTIVATIONS, ACTIVATION_GRADIENTS)
 
 @final
 class StatisticsHook(TrainerHook):
-    """Records statistics in steps that are multiples of `interval`; in others it only checks the step's number.
+    """A recorder of statistics in steps that are multiples of `interval`; in others it only checks the number.
 
     Weights are those that the step starts from; gradients are those of the mean loss before clipping, over all
     micro-batches and ranks. In a recorded step, layers run uncompiled. Creating one is collective: all ranks; a

@@ -46,7 +46,7 @@ _TRIED_AGAIN: Final = "the next save tries again"
 
 @final
 class Trainer:
-    """Drives a learner to `train_iterations`, and decides when to log, evaluate, save and leave.
+    """The loop that drives a learner to `train_iterations`, and decides when to log, evaluate, save and leave.
 
     Every method is collective: all ranks. `open_metrics` is called with the step that the run continues from, once it
     is known.
