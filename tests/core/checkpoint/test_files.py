@@ -108,6 +108,9 @@ def test_a_file_that_is_not_the_one_in_the_manifest_is_refused(tmp_path: Path) -
     )
     with pytest.raises(CheckpointError, match=r"bytes, the manifest says|another header"):
         TensorFile(tmp_path, path.name, entry)
+    (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * entry.bytes)
+    with pytest.raises(CheckpointError, match=r"damaged\.safetensors has another header .*: its header claims"):
+        TensorFile(tmp_path, "damaged.safetensors", entry)
     with pytest.raises(CheckpointError, match="is missing"):
         TensorFile(tmp_path, "absent.safetensors", entry)
     (tmp_path / "link.safetensors").symlink_to(path)

@@ -67,6 +67,13 @@ def test_an_origin_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert origin.encode().startswith(b'{\n  "model_type": "llama",\n')  # for people, too
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "llama"}'])
+def test_an_origin_that_no_import_wrote_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "huggingface.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"huggingface\.json"):
+        read_origin(tmp_path)
+
+
 def test_an_empty_folder_has_room_for_anything(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("another")
     require_place(Companions(b"one"), tmp_path, tmp_path)

@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from scaling.core.boxes import Box, whole
 from scaling.core.checkpoint.disk import CHUNK_BYTES, open_regular
-from scaling.core.checkpoint.header import ITEM_BYTES, Slot, encode_header, read_header
+from scaling.core.checkpoint.header import ITEM_BYTES, Header, Slot, encode_header, read_header
 from scaling.core.checkpoint.manifest import FileEntry, Part
 from scaling.core.errors import CheckpointError
 from scaling.core.storage.writing import write_fully
@@ -157,7 +157,7 @@ class TensorFile:
             size = os.fstat(self._file.fileno()).st_size
             if entry is not None and size != entry.bytes:
                 raise CheckpointError(f"{self.path} has {size} bytes, the manifest says {entry.bytes}")
-            header = read_header(self._file, size)
+            header = self._header(size, known=entry is not None)
             self.entry = FileEntry(size, hashlib.sha256(header.raw).hexdigest())
             if entry is not None and self.entry != entry:
                 raise CheckpointError(f"{self.path} has another header than the manifest says")
@@ -263,6 +263,14 @@ class TensorFile:
                 raise CheckpointError(f"{self.path} ends before byte {start + len(view)}")
             start += count
             view = view[count:]
+
+    def _header(self, size: int, *, known: bool) -> Header:
+        try:
+            return read_header(self._file, size)
+        except CheckpointError as error:
+            if not known:
+                raise
+            raise CheckpointError(f"{self.path} has another header than the manifest says: {error}") from error
 
 
 def _takes_bytes(tensor: Tensor, dtype: torch.dtype) -> bool:

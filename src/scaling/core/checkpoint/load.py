@@ -209,7 +209,7 @@ def describe(joined: dict[str, Any], path: Path, manifest: Manifest) -> str | No
                 lines.append(f"    and {len(rows) - _NAMED} more")
     if without_optimizer and any(name.startswith(OPTIMIZER_PREFIX) for name, _ in joined["missing"]):
         why = (
-            "Retention has removed what starts with optimizer."
+            "Retention has removed its optimizer states"
             if OPTIMIZER_PREFIX in manifest.removed
             else "It holds no optimizer states"
         )

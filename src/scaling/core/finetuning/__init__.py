@@ -1,4 +1,4 @@
-"""Edits of layers for fine-tuning: few parameters beside a base that stays as it is, cut as the layers are."""
+"""Edits of layers for fine-tuning: a few trained parameters beside a frozen base, cut the way its layers are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells: log lines, metrics and where they go, its state and its origin."""
+"""The output of a run: log lines, metrics and their destinations, the state of the run and its provenance."""
 
 from __future__ import annotations
 

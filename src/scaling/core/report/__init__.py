@@ -1,4 +1,4 @@
-"""A page about one or several runs, made of what they have written, without torch."""
+"""A page about one or several runs, made from the files that they wrote, without torch."""
 
 from __future__ import annotations
 

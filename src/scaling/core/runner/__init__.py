@@ -1,4 +1,4 @@
-"""Starting the processes of a run, and turning their ends into one message and one exit status."""
+"""The runner: starts the processes of a run, and turns their ends into one message and one exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a process stands: layout, launcher, rendezvous, device, process groups and random streams."""
+"""The place of a process among the others: layout, launcher, rendezvous, device, process groups and random streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training below the trainer: its description, and the object made of it that takes steps."""
+"""Training below the trainer: the description of a training, and the object made from it that takes steps."""
 
 from __future__ import annotations
 

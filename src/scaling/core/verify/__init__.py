@@ -1,4 +1,4 @@
-"""Proof that two layouts are the same training run, or the name of the parameter where they part."""
+"""Proof that two layouts are the same training run, or the name of the first parameter that differs."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from scaling.core import CheckpointError, list_steps, storage_errors, write_atomically
+from scaling.core import CheckpointError, ConfigError, list_steps, storage_errors, write_atomically
 from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
 from scaling.transformer.hf.folder import GENERATION_FILE, read_object, require_within
@@ -152,10 +152,12 @@ def read_origin(folder: Path) -> Origin | None:
     """Return the origin that an import has left beside the step folders of a directory, or None where there is none.
 
     Raises:
-        ConfigError: The file does not hold a JSON object.
-        CheckpointError: The object is not one that an import writes.
+        CheckpointError: The file does not hold what an import writes.
     """
-    found = read_object(folder / ORIGIN_FILE)
+    try:
+        found = read_object(folder / ORIGIN_FILE)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
     match found:
         case {"model_type": str(model_type), "eos_token_id": list(ends), "config": dict(config)}:
             return Origin(model_type, tuple(end for end in ends if type(end) is int), config)
