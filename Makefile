@@ -25,7 +25,7 @@ $(PYTEST) $(2); first=$$?; wait $$second; second=$$?; cat $$output; rm -f $$outp
 test $$first = 0 -a $$second = 0
 endef
 
-WORLDS = contract examples faults
+WORLDS = contract examples faults mutations
 
 test:
 	$(call in_two,--ignore tests/core,tests/core)
