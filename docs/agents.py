@@ -104,7 +104,7 @@ def agents() -> str:
     lines += [f"| `{folder}` | {purpose} |" for folder, purpose in packages()]
     lines += ["", "Pages of documentation are listed in [llms.txt](llms.txt).", ""]
     lines += ["## Decisions", "", section(architecture, "Five decisions"), ""]
-    for heading in ("Rules that a test keeps", "Rules that a reviewer keeps", "Tests", "Commits"):
+    for heading in ("Rules that a test enforces", "Rules for review", "Tests", "Commits"):
         lines += [f"## {heading}", "", section(contributing, heading), ""]
     return "\n".join(lines)
 
