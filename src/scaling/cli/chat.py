@@ -23,12 +23,12 @@ _MAX_TOKENS: Final = 512
 
 def chat(
     checkpoint: CheckpointPath,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the system says first.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message at the start of the chat.")] = None,
     template: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A chat template, or a tokenizer_config.json with one, in place of the one beside the checkpoints.",
+            help="A chat template, or a tokenizer_config.json with one, instead of the one beside the checkpoints.",
         ),
     ] = None,
     max_tokens: Annotated[
@@ -36,7 +36,7 @@ def chat(
         typer.Option(
             min=1,
             metavar="N",
-            help="End an answer after so many tokens; room for them is kept.",
+            help="End an answer after this many tokens; room for them is reserved.",
             show_default=f"the model's, else {_MAX_TOKENS}",
         ),
     ] = None,
@@ -45,12 +45,12 @@ def chat(
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The same number draws the same answers.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed: the same number gives the same answers.")] = None,
     adapter: AdapterPath = None,
     device: Annotated[
         str,
         # The name is given explicitly: one version of typer mistakes a metavar that is the name in capitals for it.
-        typer.Option("--device", metavar="DEVICE", help="cpu, cuda for a GPU, or cuda:N for the one of number N."),
+        typer.Option("--device", metavar="DEVICE", help="cpu, cuda for a GPU, or cuda:N for GPU number N."),
     ] = "cpu",
     precision: PrecisionName = None,
 ) -> None:

@@ -117,7 +117,7 @@ def verify(path: Directory) -> None:
 @app.command()
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another checkpoint.", show_default=False)],
     everything: Annotated[bool, typer.Option("--all", help="List equal tensors too.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with status 1 if a tensor differs.")] = False,
 ) -> None:
@@ -163,8 +163,8 @@ def cast_checkpoint(
 
 @app.command("merge")
 def merge_adapters(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint that was fine-tuned, wherever it is.")],
-    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="What fine-tunings on it have saved.")],
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The base that was fine-tuned, wherever it is now.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapters that were trained on it.")],
     target: Target,
 ) -> None:
     """Merge adapters into the base that they were trained on: a whole model, to train, to export and to generate with.

@@ -51,8 +51,10 @@ Inputs = Annotated[
 Field = Annotated[
     str, typer.Option(metavar="NAME", help="Key of a .jsonl line, or column of a .parquet file, that holds the text.")
 ]
-MaxBad = Annotated[int, typer.Option(min=0, metavar="N", help="Skip at most so many bad records.")]
-MaxDocumentBytes = Annotated[int, typer.Option(min=1, metavar="N", help="A longer document is a bad record.")]
+MaxBad = Annotated[int, typer.Option(min=0, metavar="N", help="Skip up to this many bad records.")]
+MaxDocumentBytes = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Count a document of more bytes as a bad record.")
+]
 
 
 def new_prefix(given: str) -> Path:
@@ -90,7 +92,7 @@ def tokenize(
         Path, typer.Option("--tokenizer", "-t", metavar="FILE", help="Tokenizer.", show_default=False)
     ],
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="one per core")
+        int | None, typer.Option(min=1, metavar="N", help="Number of processes.", show_default="one per core")
     ] = None,
     field: Field = "text",
     eod_token: Annotated[
@@ -108,7 +110,7 @@ def tokenize(
     max_document_bytes: MaxDocumentBytes = MAX_DOCUMENT_BYTES,
     engine: Annotated[
         Engine,
-        typer.Option(help="What encodes. auto: gigatoken where it is installed and gives the tokens of tokenizers."),
+        typer.Option(help="Engine of the tokenizer. auto: gigatoken where it is installed and gives the same tokens."),
     ] = Engine.AUTO,
     format_name: Format = None,
     chat_template: Template = None,
@@ -174,10 +176,11 @@ def train_tokenizer_command(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Tokenizer to write.", show_default=False)
     ],
-    vocab_size: Annotated[int, typer.Option(metavar="N", help="Number of tokens.", show_default=False)],
+    vocab_size: Annotated[int, typer.Option(metavar="N", help="Size of the vocabulary.", show_default=False)],
     field: Field = "text",
     max_bytes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Train on at most so many bytes, taken evenly from all of the text.")
+        int,
+        typer.Option(min=1, metavar="N", help="Train on at most this many bytes, taken evenly from all of the text."),
     ] = 100 << 20,
     max_bad: MaxBad = 0,
     max_document_bytes: MaxDocumentBytes = MAX_DOCUMENT_BYTES,
@@ -224,7 +227,7 @@ def inspect(
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", "-t", metavar="FILE", help="Tokenizer, to show documents as text.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Documents to show.")] = 3,
+    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Number of documents to show.")] = 3,
     verify: Annotated[bool, typer.Option("--verify", help="Check every byte of the data set.")] = False,
 ) -> None:
     """Show counts, lengths and a few documents of a token data set."""
@@ -284,7 +287,7 @@ def show(
         typer.Option(
             min=0,
             metavar="N",
-            help="Samples consumed before the step, if neither metrics, checkpoints nor the batch size tell.",
+            help="Samples consumed before the step, if it does not follow from metrics, checkpoints or batch size.",
         ),
     ] = None,
 ) -> None:

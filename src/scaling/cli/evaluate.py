@@ -41,14 +41,14 @@ def evaluate(
         typer.Option(metavar="NAME|FILE ...", help="Tasks of lm-eval by name or pattern, or YAML files of your own."),
     ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A folder of further tasks.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="A folder with further tasks.", show_default=False)
     ] = None,
     samples: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="At most so many sequences of each data set, spread over it; of each task the first so many.",
+            help="At most this many sequences of each data set, spread evenly over it; of each task, the first ones.",
             show_default="all of them",
         ),
     ] = None,

@@ -39,26 +39,28 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Write a line of JSON for each text.")] = False,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Stop after so many new tokens.", show_default="the model's, else 128"),
+        typer.Option(min=0, metavar="N", help="Stop after this many new tokens.", show_default="the model's, else 128"),
     ] = None,
     min_tokens: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Do not end before so many new tokens.", show_default="the model's"),
+        typer.Option(min=0, metavar="N", help="Do not end before this many new tokens.", show_default="the model's"),
     ] = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The same number draws the same text.")] = None,
-    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Texts for each prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed: the same number gives the same text.")] = None,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Number of texts for each prompt.")] = 1,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text. May be given several times.")
     ] = None,
     log_probabilities: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="K", help="With --json: log p of each new token, and of the k most likely in its place."
+            min=0,
+            metavar="K",
+            help="With --json: the log-probability of each new token, and of the k most likely ones in its place.",
         ),
     ] = None,
     truncate_left: Annotated[
@@ -70,12 +72,12 @@ def generate(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory of each process for keys and values, 2GB or 512MiB say; prompts that find no room wait.",
+            help="Memory of each process for keys and values, such as 2GB or 512MiB; prompts without room wait.",
             show_default="half of what is free",
         ),
     ] = None,
     chunk_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens of prompts that are computed at a time, at most.")
+        int, typer.Option(min=1, metavar="N", help="Maximum number of prompt tokens to compute at a time.")
     ] = options.CHUNK,
     model_parallel_size: ModelParallelSize = 1,
     pipe_parallel_size: PipeParallelSize = 1,

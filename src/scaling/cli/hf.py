@@ -34,7 +34,7 @@ def import_folder(
         Path | None,
         typer.Option(
             metavar="BASE",
-            help="SRC is an adapter of PEFT, for this checkpoint: one step's folder, or a folder of them.",
+            help="SRC is a PEFT adapter for this checkpoint: one step's folder, or a folder of checkpoints.",
             show_default="SRC is a model",
         ),
     ] = None,
@@ -63,7 +63,7 @@ def export_folder(
         typer.Argument(metavar="SRC", help="One step's folder, or a folder of checkpoints: its newest."),
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="DST", help="Folder to make; there is none, or an empty one.", show_default=False)
+        Path, typer.Argument(metavar="DST", help="Folder to write; it must be empty, or not exist.", show_default=False)
     ],
     dtype: Annotated[
         Precision | None,
@@ -72,18 +72,18 @@ def export_folder(
         ),
     ] = None,
     max_shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Largest file, such as 500MB, 5GB or 2GiB.")
+        str, typer.Option(metavar="SIZE", help="Largest size of a file, such as 500MB, 5GB or 2GiB.")
     ] = "5GB",
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare logits afterwards, where transformers is installed.")
     ] = True,
     adapter: Annotated[
-        bool, typer.Option("--adapter", help="Write what was trained on a base, as an adapter of PEFT.")
+        bool, typer.Option("--adapter", help="Write an adapter that was trained on a base as a PEFT adapter.")
     ] = False,
     base: Annotated[
         Path | None,
         typer.Option(
-            metavar="BASE", help="With --adapter: where its base is now.", show_default="where it was in training"
+            metavar="BASE", help="With --adapter: the place of its base.", show_default="where it was in training"
         ),
     ] = None,
 ) -> None:

@@ -24,7 +24,7 @@ AdapterPath = Annotated[
     typer.Option(
         "--adapter",
         metavar="PATH",
-        help="What a fine-tuning on CHECKPOINT has saved: a step's folder, or its newest.",
+        help="An adapter that was trained on CHECKPOINT: one step's folder, or a folder of checkpoints: its newest.",
     ),
 ]
 PrecisionName = Annotated[

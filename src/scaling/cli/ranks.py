@@ -23,13 +23,28 @@ COMMAND = "scaling.cli.main"
 _KINDS = ("cpu", "cuda")
 
 ModelParallelSize = Annotated[
-    int, typer.Option("--model-parallel-size", min=1, metavar="N", help="Processes that share every layer.")
+    int,
+    typer.Option(
+        "--model-parallel-size", min=1, metavar="N", help="Tensor-parallel processes, which share every layer."
+    ),
 ]
 PipeParallelSize = Annotated[
-    int, typer.Option("--pipe-parallel-size", min=1, metavar="N", help="Processes that the layers are dealt out to.")
+    int,
+    typer.Option(
+        "--pipe-parallel-size",
+        min=1,
+        metavar="N",
+        help="Pipeline-parallel processes, among which the layers are divided.",
+    ),
 ]
 DataParallelSize = Annotated[
-    int, typer.Option("--data-parallel-size", min=1, metavar="N", help="Copies of the model, each for its part.")
+    int,
+    typer.Option(
+        "--data-parallel-size",
+        min=1,
+        metavar="N",
+        help="Data-parallel copies of the model, each for a part of the work.",
+    ),
 ]
 DeviceName = Annotated[
     str,
@@ -37,7 +52,7 @@ DeviceName = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="cpu, cuda for a GPU (one for each process), or cuda:N for the one of number N.",
+        help="cpu, cuda for a GPU (one for each process), or cuda:N for GPU number N.",
     ),
 ]
 

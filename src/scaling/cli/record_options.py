@@ -24,8 +24,8 @@ Format = Annotated[
     FormatName | None,
     typer.Option(
         "--format",
-        help="The input, .json or .jsonl, holds records, which stay whole and of which not every token counts; auto "
-        "recognises their format.",
+        help="The input, .json or .jsonl, holds records, which stay whole, and not all of whose tokens count in the "
+        "loss; auto recognises their format.",
         show_default="texts",
     ),
 ]
@@ -34,17 +34,17 @@ Template = Annotated[
     typer.Option(
         "--chat-template",
         metavar="FILE",
-        help="Jinja template by which conversations become text.",
+        help="Jinja template that turns conversations into text.",
         show_default="the one beside the tokenizer",
     ),
 ]
 Learnt = Annotated[
     TrainOn | None,
-    typer.Option("--train-on", help="Which tokens of a record count.", show_default="assistant"),
+    typer.Option("--train-on", help="Tokens of a record that count in the loss.", show_default="assistant"),
 ]
 Long = Annotated[
     TooLong | None,
-    typer.Option("--too-long", help="What becomes of a record above --max-length.", show_default="refuse"),
+    typer.Option("--too-long", help="Treatment of a record that is longer than --max-length.", show_default="refuse"),
 ]
 MaxLength = Annotated[
     int | None,
@@ -52,7 +52,7 @@ MaxLength = Annotated[
         "--max-length",
         min=2,
         metavar="N",
-        help="The most tokens of a record: sequence_length + 1, less those of a soft prompt.",
+        help="Maximum number of tokens of a record: sequence_length + 1, less those of a soft prompt.",
         show_default="any number",
     ),
 ]

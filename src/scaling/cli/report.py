@@ -18,11 +18,11 @@ _LANGUAGE_MODEL: Final = ("transformer_architecture", "scaling.transformer.confi
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders that logger.log_dir has named.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs (logger.log_dir).", show_default=False)
     ],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where the page is written.", show_default=f"{_FILE} in the first RUN"),
+        typer.Option(metavar="FILE", help="File for the page.", show_default=f"{_FILE} in the first RUN"),
     ] = None,
 ) -> None:
     """Write one HTML file about one run, or several to compare, and print its path.

@@ -20,7 +20,7 @@ Temperature = Annotated[
     typer.Option(
         min=0.0,
         metavar="T",
-        help="The higher, the more varied; 0 takes the most likely token each time.",
+        help="Higher values make the text more varied; 0 always takes the most likely token.",
         show_default=f"the model's where it draws, else {TEMPERATURE}",
     ),
 ]
@@ -48,7 +48,7 @@ RepetitionPenalty = Annotated[
     float | None,
     typer.Option(
         metavar="X",
-        help="Divide the logits of tokens of the text so far by it; 1: off.",
+        help="Divide the logits of tokens that are in the text already by this; 1: off.",
         show_default=_AS_THE_MODEL,
     ),
 ]

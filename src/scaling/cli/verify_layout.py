@@ -56,26 +56,27 @@ def verify(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Optimizer steps to compare.")] = 3,
     processes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Shrink the layout to at most so many.")
+        int, typer.Option(min=1, metavar="N", help="Shrink the layout to at most this many processes.")
     ] = PROCESSES,
     full_size: Annotated[
-        bool, typer.Option("--full-size", help="Keep all sizes, and train on the configured data if they are there.")
+        bool, typer.Option("--full-size", help="Keep all sizes, and train on the configured data where they exist.")
     ] = False,
     precision: Annotated[
         Precision,
         typer.Option(
-            metavar="TYPE", help="float64, in which rounding hides nothing, or float32, for layers that have no other."
+            metavar="TYPE",
+            help="float64, in which rounding hides nothing, or float32, for layers that do not support float64.",
         ),
     ] = Precision.FLOAT64,
     layers: Annotated[
         str | None,
         typer.Option(
             metavar="MODULE:FUNCTION",
-            help="Your own layers, from a function called as scaling.transformer.layer_specs is.",
+            help="A function that returns your own layers; it is called like scaling.transformer.layer_specs.",
             show_default=False,
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="The longest that a step may take.")] = 300.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time that a step may take.")] = 300.0,
 ) -> None:
     """Train in two layouts at once, on this machine's CPU, and compare weights, losses and gradients after each step.
 
