@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -209,7 +210,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(start: Start, tmp_path: Path, m
     monkeypatch.setenv("SCALING_FAULT", "step.after_backward@1:4=kill")
     status, shown = end_of(start(FOREVER, TWO), 120)
     assert status == 128 + signal.SIGKILL, shown
-    assert "rank 1: the process was ended by SIGKILL" in shown
+    assert f"rank 1 on {socket.gethostname()}: the process was ended by SIGKILL" in shown
     assert state(tmp_path)["state"] == "failed"
 
 
