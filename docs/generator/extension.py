@@ -13,6 +13,7 @@ from sphinx.environment import BuildEnvironment
 
 from docs.generator import api
 from docs.generator.docstrings import as_restructured_text
+from scaling.core import BaseConfig
 
 _PUBLIC = api.public_names()
 _BY_NAME = {name.rpartition(".")[2]: name for name in _PUBLIC.values()}
@@ -26,8 +27,11 @@ def show_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, 
 def show_signature(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Write the default of a field that a function makes as Python would read it. An enumeration is not called."""
-    if isinstance(thing, EnumMeta):
+    """Write the default of a field that a function makes as Python would read it.
+
+    An enumeration is not called, and a section of the configuration would repeat its fields, which follow.
+    """
+    if isinstance(thing, EnumMeta) or (isinstance(thing, type) and issubclass(thing, BaseConfig)):
         return "", None
     return signature and signature.replace("<factory>", "..."), returns
 

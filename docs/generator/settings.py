@@ -156,7 +156,9 @@ class _Reference:
             yield f"With {_listed(setting.kinds)}: {type_of(field)}; by default {default_of(field) or 'required'}.\n\n"
         elif setting.kinds:
             yield f"Only with {_listed(setting.kinds)}.\n\n"
-        yield as_markdown(field.description or "") + "\n\n"
+        said = field.description or ""
+        if not any((section.__doc__ or "").startswith(said.rstrip(".")) for section in setting.sections):
+            yield as_markdown(said) + "\n\n"
         for section in setting.sections:
             if issubclass(section, ConfigFamily):
                 kinds = [f"`{kind}`" for kind in section.members()]

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from docs.generator.pages import REPOSITORY
 from docs.generator.self_contained import check
+from scaling.core import OnResume, Trainer, TrainerConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,3 +82,15 @@ def test_a_page_that_is_in_no_table_of_contents_is_named(tmp_path: Path) -> None
     built = build(tmp_path, "# Pages\n")
     assert built.returncode == 1
     assert "other.md" in built.stderr
+
+
+def test_sections_and_enumerations_are_shown_without_arguments() -> None:
+    from docs.generator.extension import show_signature
+
+    def shown(thing: type) -> str | None:
+        app: Any = None
+        return show_signature(app, "class", thing.__name__, thing, {}, "(a=<factory>)", None)[0]
+
+    assert shown(Trainer) == "(a=...)"
+    assert shown(TrainerConfig) == ""
+    assert shown(OnResume) == ""

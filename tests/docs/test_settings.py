@@ -98,6 +98,23 @@ def test_settings_of_a_kind_say_so(drawn: dict[str, str]) -> None:
     assert "Only with" not in drawn["drawn.shapes.*.size"]
 
 
+def test_a_section_that_says_more_than_its_setting_is_shown_alone() -> None:
+    class Frame(BaseConfig):
+        """The frame, of wood."""
+
+    class Framed(BaseConfig):
+        """A framed picture."""
+
+        frame: Frame = Field(default_factory=Frame)
+        """The frame."""
+        inner: Frame = Field(default_factory=Frame)
+        """Around the picture."""
+
+    shown = dict(pages(Framed))
+    assert shown["frame.md"].count("The frame") == 1
+    assert "Around the picture.\n\nThe frame, of wood." in shown["inner.md"]
+
+
 def test_what_does_nothing_says_so(drawn: dict[str, str]) -> None:
     assert "**No effect**, accepted for the sake of old files: nobody asks." in drawn["drawn.old"]
     assert "on resume" not in drawn["drawn.old"]

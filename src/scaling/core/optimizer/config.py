@@ -62,7 +62,7 @@ class OptimizerConfig(ConfigFamily):
     """Gradient elements summed over the data-parallel ranks in one message. Smaller buckets start earlier during the
     backward pass, larger ones use the network better."""
     loss_scaler: LossScalerConfig = Field(default_factory=LossScalerConfig)
-    """Dynamic loss scaling for float16."""
+    """Dynamic scaling of the loss, so that small float16 gradients do not vanish."""
     zero: Annotated[bool, OnResume.RUNTIME] = False
     """Shard master weights and moments over the data-parallel ranks (ZeRO stage 1): less memory, the same result."""
     zero_save_static: Annotated[bool, NoEffect("every checkpoint loads in every layout")] = False

@@ -25,17 +25,17 @@ class RunConfig(BaseConfig):
     """The sections every training has; an application adds its own in a subclass."""
 
     runner: RunnerConfig = RunnerConfig()
-    """Where the processes of the run are started, and how."""
+    """Where the processes of a run are started."""
     logger: LoggerConfig = LoggerConfig()
-    """What is logged, and where to."""
+    """Messages, metrics and their destinations."""
     topology: TopologyConfig = TopologyConfig()
-    """Processes on each axis, and how a global batch is cut."""
+    """Processes on each axis, and samples in each step."""
     optimizer: OptimizerConfig = AdamWConfig()
     """The optimizer."""
     trainer: TrainerConfig = TrainerConfig()
-    """Length of the training, evaluation, checkpoints, data loading."""
+    """Length of the training, evaluation, checkpoints and data loading."""
     profiler: ProfilerConfig = ProfilerConfig()
-    """Timeline of a few steps."""
+    """Timeline of what each rank did in a few steps, and of what the schedule predicts."""
 
 
 _DRY_RUN = "--dry-run"

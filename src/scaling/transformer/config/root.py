@@ -42,11 +42,11 @@ class TransformerConfig(BaseConfig):
     version: Annotated[str, OnResume.RUNTIME] = ".unknown."
     """Free text about the model, kept in checkpoints."""
     runner: RunnerConfig = Field(default_factory=RunnerConfig)
-    """Where the processes of the run are started, and how."""
+    """Where the processes of a run are started."""
     logger: LoggerConfig = Field(default_factory=LoggerConfig)
-    """What is logged, and where."""
+    """Messages, metrics and their destinations."""
     topology: TopologyConfig = Field(default_factory=TopologyConfig)
-    """Processes on each axis, and how a global batch is divided."""
+    """Processes on each axis, and samples in each step."""
     optimizer: OptimizerConfig = Field(default_factory=AdamWConfig)
     """The optimizer."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -56,9 +56,9 @@ class TransformerConfig(BaseConfig):
     learning_rate_scheduler: LearningRateSchedulerConfig | None = None
     """Short form for a single group of all parameters, instead of training_groups. null: training_groups."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
-    """Length of the training, evaluation, checkpoints, data loading."""
+    """Length of the training, evaluation, checkpoints and data loading."""
     profiler: ProfilerConfig = Field(default_factory=ProfilerConfig)
-    """Timeline of a few steps."""
+    """Timeline of what each rank did in a few steps, and of what the schedule predicts."""
     transformer_architecture: TransformerArchitectureConfig = Field(default_factory=TransformerArchitectureConfig)
     """The model."""
     data: DataConfig = Field(default_factory=DataConfig)
