@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import EnumMeta
+from enum import Enum
 from typing import Any
 
 from docutils import nodes
@@ -31,7 +31,7 @@ def show_signature(
 
     An enumeration is not called, and a section of the configuration would repeat its fields, which follow.
     """
-    if isinstance(thing, EnumMeta) or (isinstance(thing, type) and issubclass(thing, BaseConfig)):
+    if isinstance(thing, type) and issubclass(thing, (Enum, BaseConfig)):
         return "", None
     return signature and signature.replace("<factory>", "..."), returns
 

@@ -156,15 +156,17 @@ class _Reference:
             yield f"With {_listed(setting.kinds)}: {type_of(field)}; by default {default_of(field) or 'required'}.\n\n"
         elif setting.kinds:
             yield f"Only with {_listed(setting.kinds)}.\n\n"
-        said = field.description or ""
-        if not any((section.__doc__ or "").startswith(said.rstrip(".")) for section in setting.sections):
-            yield as_markdown(said) + "\n\n"
+        said, about = field.description or "", []
         for section in setting.sections:
             if issubclass(section, ConfigFamily):
                 kinds = [f"`{kind}`" for kind in section.members()]
-                yield f"Its kind is chosen by `{section.kind_key}`: {_listed(kinds)}.\n\n"
+                about.append(f"Its kind is chosen by `{section.kind_key}`: {_listed(kinds)}.")
             elif section.__doc__:
-                yield as_markdown(section.__doc__) + "\n\n"
+                about.append(as_markdown(section.__doc__))
+        if not any(text.startswith(as_markdown(said).rstrip(".")) for text in about):
+            yield as_markdown(said) + "\n\n"
+        for text in about:
+            yield f"{text}\n\n"
         if marker(field, SetByLauncher):
             yield "The launcher sets it for each process: it is part of no file.\n\n"
         if marker(field, Derived):

@@ -110,8 +110,12 @@ def test_a_section_that_says_more_than_its_setting_is_shown_alone() -> None:
         inner: Frame = Field(default_factory=Frame)
         """Around the picture."""
 
+        shape: Shape = Field(default_factory=Round)
+        """A shape."""
+
     shown = dict(pages(Framed))
     assert shown["frame.md"].count("The frame") == 1
+    assert "A shape.\n\nIts kind is chosen by" in shown["shape.md"], "what is said of a family is not shown"
     assert "Around the picture.\n\nThe frame, of wood." in shown["inner.md"]
 
 
