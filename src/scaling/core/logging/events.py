@@ -19,7 +19,7 @@ from typing_extensions import Self
 from scaling.core.logging.line import plain_number
 from scaling.core.logging.run_state import RunPhase, describe_error
 from scaling.core.storage.json_values import Json
-from scaling.core.storage.writing import write_fully
+from scaling.core.storage.writing import append_whole
 
 _log = logging.getLogger(__name__)
 
@@ -153,22 +153,12 @@ class EventLog:
                 self._is_open = True
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _cut_unfinished(path)
-            _append_whole(path, json.dumps(event.as_dict()).encode() + b"\n")
+            with path.open("ab", buffering=0) as file:
+                append_whole(file, json.dumps(event.as_dict()).encode() + b"\n")
         except OSError as error:
             if not self._is_broken:
                 self._is_broken = True
                 _log.warning("events are being lost: %s cannot be written (%s)", path, error)
-
-
-def _append_whole(path: Path, line: bytes) -> None:
-    """Append a whole line or nothing: half a line would spoil the next one too."""
-    with path.open("ab", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        try:
-            write_fully(file.fileno(), memoryview(line))
-        except OSError:
-            file.truncate(end)
-            raise
 
 
 def _cut_unfinished(path: Path) -> None:

@@ -9,9 +9,11 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 from scaling.core.errors import ConfigError, StorageError
 from scaling.core.logging.config import LoggerConfig
+from scaling.core.logging.live_line import is_terminal
 from scaling.core.logging.packages import missing_logger_packages
 
 logger = logging.getLogger("scaling")
@@ -169,14 +171,14 @@ class _ConsoleFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if sys.stderr is None or not sys.stderr.isatty():
             return super().format(record)
-        colour = _COLOURS.get(record.levelno) if _may_colour() else None
+        colour = _COLOURS.get(record.levelno) if _may_be_coloured(sys.stderr) else None
         formatter = self._short if record.levelno == logging.INFO else self._long
         text = formatter.format(record)
         return text if colour is None else f"{colour}{text}\x1b[0m"
 
 
-def _may_colour() -> bool:
-    return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")  # https://no-color.org
+def _may_be_coloured(stream: TextIO) -> bool:
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")  # https://no-color.org
 
 
 class _ConsoleHandler(logging.Handler):

@@ -17,6 +17,7 @@ from scaling.core.logging.metrics import MetricSink
 from scaling.core.logging.metrics_files import METRICS_FILE, previous_file, repeated_file
 from scaling.core.logging.packages import is_chosen, missing_package
 from scaling.core.logging.trackers import open_trackio, open_wandb
+from scaling.core.storage.writing import append_whole
 
 
 def open_sinks(
@@ -79,15 +80,7 @@ class JsonLinesSink:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line, whole or not at all."""
-        line = json.dumps({"step": step, **metrics}).encode() + b"\n"
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(f"{self._file.name} is out of space")
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(end)
-            raise
+        append_whole(self._file, json.dumps({"step": step, **metrics}).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""

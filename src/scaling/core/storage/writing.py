@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,18 @@ def write_fully(descriptor: int, data: memoryview) -> None:
     """Write all of `data`: a single `write` may stop early, for example just before the disk is full."""
     while len(data):
         data = data[os.write(descriptor, data) :]
+
+
+def append_whole(file: io.FileIO, data: bytes) -> None:
+    """Append to an unbuffered file all of `data`, or nothing and raise an OSError: half a line spoils the next one."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(data) != len(data):
+            raise OSError(f"{file.name} is out of space")
+    except OSError:
+        with suppress(OSError):
+            file.truncate(end)
+        raise
 
 
 def write_durably(path: Path, data: bytes, *, halfway: Callable[[], None] | None = None) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from scaling.core import CheckpointError, ConfigError, list_steps, storage_errors, write_atomically
+from scaling.core import CheckpointError, list_steps, storage_errors, write_atomically
 from scaling.transformer.data.end_token import ORIGIN_FILE, TOKENIZER_OF_A_MODEL
 from scaling.transformer.data.tokenizer import TOKENIZER_FILE, tokenizer_digest
-from scaling.transformer.hf.folder import GENERATION_FILE, read_object, require_within
+from scaling.transformer.hf.folder import GENERATION_FILE, read_object, read_stored_object, require_within
 
 TEMPLATES: Final = "additional_chat_templates"
 """Folder of named chat templates."""
@@ -154,11 +154,7 @@ def read_origin(folder: Path) -> Origin | None:
     Raises:
         CheckpointError: The file does not hold what an import writes.
     """
-    try:
-        found = read_object(folder / ORIGIN_FILE)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-    match found:
+    match read_stored_object(folder / ORIGIN_FILE):
         case {"model_type": str(model_type), "eos_token_id": list(ends), "config": dict(config)}:
             return Origin(model_type, tuple(end for end in ends if type(end) is int), config)
         case None:

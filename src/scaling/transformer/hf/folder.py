@@ -154,6 +154,18 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return found
 
 
+def read_stored_object(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file that lies with checkpoints, or None where there is no such file.
+
+    Raises:
+        CheckpointError: It is none that `read_object` accepts.
+    """
+    try:
+        return read_object(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not isfinite(value):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from scaling.core import CheckpointError, ConfigError
 from scaling.transformer.hf.companions import read_origin
-from scaling.transformer.hf.folder import GENERATION_FILE, read_object
+from scaling.transformer.hf.folder import GENERATION_FILE, read_stored_object
 from scaling.transformer.inference.generation.sampling import Sampling
 
 TOP_K: Final = 50
@@ -42,10 +42,7 @@ def read_defaults(folder: Path) -> GenerationDefaults:
     """
     path = folder / GENERATION_FILE
     origin = read_origin(folder)
-    try:
-        found = read_object(path)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+    found = read_stored_object(path)
     ends = () if origin is None else origin.end_token_ids
     if found is None:
         return GenerationDefaults(end_token_ids=ends)
